@@ -1,0 +1,47 @@
+"""Typed errors: each says what was wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class SparqleError(Exception):
+    """Base of all errors a user of sparqle_tvm can cause and mend."""
+
+
+class VersionError(SparqleError):
+    """Apache TVM or tvm-ffi is missing, or of a version that is known not to work."""
+
+
+class InvalidArgumentError(SparqleError, ValueError):
+    """An argument has a value, shape or dtype that the function does not take."""
+
+
+class QuantizationError(InvalidArgumentError):
+    """A tensor cannot be quantized or encoded: NaN or Inf, out of range, wrong dtype."""
+
+
+class TargetError(SparqleError, ValueError):
+    """An accelerator target is unknown, or its description is not consistent."""
+
+
+class ModelFileError(SparqleError):
+    """A model file is missing, truncated or not of the format it claims to be."""
+
+
+class UnsupportedModelError(SparqleError):
+    """A model file is intact, but its architecture or a tensor type is not supported."""
+
+
+class TextError(SparqleError, ValueError):
+    """The text given is missing, empty, or shorter than the tokens asked for."""
+
+
+class DownloadError(SparqleError):
+    """The built-in model could not be fetched, or what came has the wrong hash."""
+
+
+class CompileError(SparqleError):
+    """A module cannot be compiled, loaded or run on the target asked for."""
+
+
+class ProgramError(SparqleError):
+    """An accelerator program is malformed, or the verifier refuses it."""
