@@ -1,1 +1,26 @@
-"""."""
+"""The ``R.sparqle`` dialect: Relax ops of the split-precision form.
+
+``register()`` makes them known to TVM (once); the constructors build calls to them.
+"""
+
+from sparqle_tvm.dialect.ops import (
+    attributes,
+    encode,
+    is_op,
+    quantize_encode,
+    register,
+    split_dense,
+    split_dense_scaled,
+    with_attributes,
+)
+
+__all__ = [
+    "attributes",
+    "encode",
+    "is_op",
+    "quantize_encode",
+    "register",
+    "split_dense",
+    "split_dense_scaled",
+    "with_attributes",
+]

@@ -1,0 +1,169 @@
+"""Type inference of the ``R.sparqle`` ops, symbolic shapes included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import relax, sym
+
+from sparqle_tvm.errors import InvalidArgumentError
+
+# Container of a signed 2k-bit integer.
+CONTAINER = {2: "int8", 4: "int8", 8: "int16"}
+
+
+def _fail(call: relax.Call, message: str) -> InvalidArgumentError:
+    label = str(call.attrs.get("label", "")) if call.attrs else ""
+    where = f" ({label})" if label else ""
+    return InvalidArgumentError(f"{str(call.op.name).removeprefix('relax.')}{where}: {message}")
+
+
+def _shape(call: relax.Call, arg: int, what: str) -> list[Any]:
+    """The shape of a tensor argument, whose rank has to be known and at least 1."""
+    ty = call.args[arg].ty
+    if not isinstance(ty, relax.TensorType):
+        raise _fail(call, f"{what} has to be a tensor, not {ty}")
+    if ty.shape is None:
+        raise _fail(call, f"the shape of {what} is not known; add a R.match_cast before it")
+    dims = list(ty.shape.values)
+    if not dims:
+        raise _fail(call, f"{what} is a scalar, a tensor (.., K) is needed")
+    return dims
+
+
+def _dtype(call: relax.Call, arg: int, what: str, wanted: str) -> None:
+    found = str(call.args[arg].ty.dtype)
+    if found != wanted:
+        raise _fail(call, f"{what} is {found}, {wanted} is needed; insert R.astype")
+
+
+def _int_attr(call: relax.Call, name: str, allowed: Callable[[int], bool], rule: str) -> int:
+    value = call.attrs.get(name)
+    if value is None or not allowed(int(value)):
+        raise _fail(call, f"attribute {name}={value} is not {rule}")
+    return int(value)
+
+
+def _common_attrs(call: relax.Call) -> int:
+    window = str(call.attrs.get("window", ""))
+    if window not in ("signed", "unsigned"):
+        raise _fail(call, f'attribute window="{window}" is neither "signed" nor "unsigned"')
+    return _int_attr(call, "k", lambda k: k in CONTAINER, "2, 4 or 8")
+
+
+def _tensor(shape: list[Any], dtype: str) -> relax.TensorType:
+    return relax.TensorType(relax.ShapeExpr(shape), dtype)
+
+
+def _encoding_type(call: relax.Call, *, scaled: bool) -> relax.TupleType:
+    k = _common_attrs(call)
+    dims = _shape(call, 0, "the activation")
+    lead, columns = dims[:-1], dims[-1]
+    _dtype(call, 0, "the activation", "float32" if scaled else CONTAINER[k])
+    if isinstance(columns, int) or hasattr(columns, "value"):
+        if int(columns) == 0:
+            raise _fail(call, "K = 0: the activation has no columns")
+    else:
+        raise _fail(call, f"K = {columns} is symbolic; bind it with BindSymbolicVars")
+    columns = int(columns)
+    analyzer = sym.Analyzer()
+    rows: Any = 1
+    for dim in lead:
+        rows = rows * dim
+    lsb_bytes = -(-columns * k // 8)
+
+    def simplified(value: Any) -> Any:
+        return value if isinstance(value, int) else analyzer.simplify(value)
+
+    fields = [
+        _tensor([*lead, lsb_bytes], "uint8"),
+        _tensor([*lead, -(-columns // 8)], "uint8"),
+        _tensor([simplified(rows * lsb_bytes)], "uint8"),
+        _tensor([simplified(rows + 1)], "int32"),
+    ]
+    if scaled:
+        limit = 2 ** (2 * k - 1) - 1
+        _int_attr(call, "qmax", lambda v: 1 <= v <= limit, f"in 1..{limit}")
+        fields.append(_tensor([*lead, 1], "float32"))
+    group = _int_attr(call, "group_size", lambda v: v >= 0, "0 or a number of columns")
+    if group:
+        if columns % group:
+            raise _fail(call, f"K = {columns} is not a multiple of group_size = {group}")
+        fields.append(_tensor([*lead, columns // group], "int32"))
+    return relax.TupleType(fields)
+
+
+def infer_encode(call: relax.Call, _builder: Any) -> relax.TupleType:
+    """Type of ``encode``: the encoding's tuple."""
+    return _encoding_type(call, scaled=False)
+
+
+def infer_quantize_encode(call: relax.Call, _builder: Any) -> relax.TupleType:
+    """Type of ``quantize_encode``: the encoding's tuple with the scale."""
+    return _encoding_type(call, scaled=True)
+
+
+def _dense_shape(call: relax.Call, weight_arg: int) -> tuple[list[Any], int, int]:
+    """Shape (.., N) of a dense, its K, and its weight's N; checks encoding against weight."""
+    k = _common_attrs(call)
+    _int_attr(call, "weight_bits", lambda v: v in (2, 4, 8), "2, 4 or 8")
+    columns = _int_attr(call, "in_features", lambda v: v > 0, "a positive K")
+    encoding = call.args[0].ty
+    if not isinstance(encoding, relax.TupleType) or len(encoding.fields) < 4:
+        raise _fail(call, f"the first argument has to be an encoding's tuple, not {encoding}")
+    lsb = encoding.fields[0]
+    if lsb.shape is None:
+        raise _fail(call, "the shape of the encoding is not known")
+    dims = list(lsb.shape.values)
+    if int(dims[-1]) != -(-columns * k // 8):
+        raise _fail(call, f"the encoding has {dims[-1]} LSB bytes a row, in_features = {columns}")
+    weight = _shape(call, weight_arg, "the weight")
+    _dtype(call, weight_arg, "the weight", "int8")
+    if len(weight) != 2 or int(weight[1]) != columns:
+        raise _fail(call, f"the weight is {weight}, (N, {columns}) is needed")
+    return [*dims[:-1], weight[0]], columns, int(weight[0])
+
+
+def _expect(call: relax.Call, arg: int, what: str, shape: list[int], dtype: str) -> None:
+    _dtype(call, arg, what, dtype)
+    found = [int(d) for d in _shape(call, arg, what)]
+    if found != shape:
+        raise _fail(call, f"{what} has shape {found}, {shape} is needed")
+
+
+def infer_split_dense(call: relax.Call, _builder: Any) -> relax.TensorType:
+    """Type of ``split_dense``: (.., N) int32."""
+    shape, _, outputs = _dense_shape(call, 1)
+    _expect(call, 2, "the bias", [outputs], "int32")
+    return _tensor(shape, "int32")
+
+
+def infer_split_dense_scaled(call: relax.Call, _builder: Any) -> relax.TensorType:
+    """Type of ``split_dense_scaled``: (.., N) float32."""
+    shape, columns, outputs = _dense_shape(call, 2)
+    _dtype(call, 1, "the activation scale", "float32")
+    group = _int_attr(call, "group_size", lambda v: v >= 0, "0 or a number of columns")
+    if group == 0:
+        _expect(call, 3, "the weight scale", [outputs], "float32")
+        _expect(call, 4, "the offset", [outputs], "int32")
+    else:
+        if columns % group:
+            raise _fail(call, f"K = {columns} is not a multiple of group_size = {group}")
+        _expect(call, 3, "the weight scale", [outputs, columns // group], "float16")
+        _expect(call, 4, "the offset", [outputs], "float64")
+    if len(call.args) not in (5, 7) or (len(call.args) == 7 and group == 0):
+        raise _fail(call, "w_min and group_sums go together, and only with groups")
+    if len(call.args) == 7:
+        _expect(call, 5, "the weight minimum", [outputs, columns // group], "float16")
+        _dtype(call, 6, "the group sums", "int32")
+    return _tensor(shape, "float32")
+
+
+# Name -> (rule, number of inputs; -1 is any).
+RULES: dict[str, tuple[Callable[..., Any], int]] = {
+    "encode": (infer_encode, 1),
+    "quantize_encode": (infer_quantize_encode, 1),
+    "split_dense": (infer_split_dense, 3),
+    "split_dense_scaled": (infer_split_dense_scaled, -1),
+}

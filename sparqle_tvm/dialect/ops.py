@@ -1,0 +1,232 @@
+"""Constructors and registration of the ``relax.sparqle.*`` ops.
+
+All four ops keep what is static in ``ir.DictAttrs``, so that they print and parse as
+``R.sparqle.encode(q, k=4, window="signed", ...)``. An *encoding* is one Relax tuple:
+
+====================  ==================  =======  ==================================================
+field                 shape               dtype    meaning
+====================  ==================  =======  ==================================================
+0 ``lsb``             (.., ceil(K*k/8))   uint8    LSB plane, element 0 in the low bits of a byte
+1 ``pbm``             (.., ceil(K/8))     uint8    precision bitmap, bit i of byte j is column 8j + i
+2 ``msb``             (M*ceil(K*k/8),)    uint8    MSB stream, the first ``row_ptr[M]`` bytes count
+3 ``row_ptr``         (M + 1,)            int32    byte offset of each row's MSBs
+4 ``scale``           (.., 1)             float32  per row; only from ``quantize_encode``
+last ``group_sums``   (.., K/group_size)  int32    sums of q; only if ``group_size`` > 0
+====================  ==================  =======  ==================================================
+
+Source of the format: SPARQLe, arXiv 2606.00365; ``numerics/slicing.py`` defines it.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.ir import _ffi_api as _ir_ffi
+from tvm.ir import make_node
+
+from sparqle_tvm.dialect import infer
+
+PREFIX = "relax.sparqle."
+
+
+def _call(name: str, args: list[Any], attrs: dict[str, Any]) -> relax.Call:
+    node = make_node("ir.DictAttrs", **attrs)
+    return relax.Call(tvm.ir.Op.get(PREFIX + name), args, node)
+
+
+def encode(
+    q: relax.Expr,
+    *,
+    k: int = 4,
+    window: str = "unsigned",
+    group_size: int = 0,
+    label: str = "",
+) -> relax.Call:
+    """Slice an integer tensor into an encoding (fields 0 to 3, and ``group_sums``).
+
+    Parameters
+    ----------
+    q : relax.Expr
+        (.., K), signed 2k-bit integers: int8 for ``k`` 2 and 4, int16 for 8.
+    k : int
+        Bits of a digit: 2, 4 or 8.
+    window : str
+        ``"unsigned"`` (exact for every q) or ``"signed"`` (larger q saturate).
+    group_size : int
+        Columns a group sum runs over; 0 leaves the sums out.
+    label : str
+        Name of the tensor in reports; no pass depends on it.
+    """
+    attrs = {"k": k, "window": window, "group_size": group_size, "label": label}
+    return _call("encode", [q], attrs)
+
+
+def quantize_encode(
+    x: relax.Expr,
+    *,
+    k: int = 4,
+    window: str = "signed",
+    qmax: int = 119,
+    group_size: int = 0,
+    label: str = "",
+) -> relax.Call:
+    """Quantize each row of ``x`` symmetrically to ``[-qmax, qmax]`` and slice it, in one step.
+
+    ``scale = max(amax, 1e-30) / qmax`` and ``q = round_half_even(x / scale)``, in float32; a
+    row that holds NaN or Inf gets the scale NaN. The parameters not named here are those of
+    :func:`encode`.
+
+    Parameters
+    ----------
+    x : relax.Expr
+        (.., K) float32.
+    qmax : int
+        Largest quantized magnitude.
+    """
+    attrs = {"k": k, "window": window, "qmax": qmax, "group_size": group_size, "label": label}
+    return _call("quantize_encode", [x], attrs)
+
+
+def split_dense(
+    encoding: relax.Expr,
+    weight: relax.Expr,
+    bias: relax.Expr,
+    *,
+    k: int,
+    window: str,
+    in_features: int,
+    weight_bits: int,
+    label: str = "",
+) -> relax.Call:
+    """Multiply an encoding with integer weights: (.., N) int32, exact.
+
+    Parameters
+    ----------
+    encoding : relax.Expr
+        Tuple of :func:`encode` or :func:`quantize_encode`.
+    weight : relax.Expr
+        (N, K) int8, values of ``weight_bits`` bits.
+    bias : relax.Expr
+        (N,) int32, added to every row: ``-2^(k-1) * sum_k w`` for the signed window.
+    """
+    attrs = {
+        "k": k,
+        "window": window,
+        "in_features": in_features,
+        "weight_bits": weight_bits,
+        "label": label,
+    }
+    return _call("split_dense", [encoding, weight, bias], attrs)
+
+
+def split_dense_scaled(
+    encoding: relax.Expr,
+    act_scale: relax.Expr,
+    weight: relax.Expr,
+    w_scale: relax.Expr,
+    offset: relax.Expr,
+    w_min: relax.Expr | None = None,
+    group_sums: relax.Expr | None = None,
+    *,
+    k: int,
+    window: str,
+    in_features: int,
+    group_size: int,
+    weight_bits: int,
+    label: str = "",
+) -> relax.Call:
+    """Multiply an encoding with scaled weights: (.., N) float32.
+
+    With ``group_size`` 0: ``(float32(acc + offset) * act_scale) * w_scale``, ``w_scale`` (N,)
+    float32 and ``offset`` (N,) int32. With groups along K:
+    ``float32(sum_g p_g * w_scale_g + w_min_g * group_sums_g + offset) * act_scale``, the sum in
+    float64, ``w_scale`` and ``w_min`` (N, G) float16, ``offset`` (N,) float64. As float16
+    factors make every term a multiple of 2^-24 with at most 28 significant bits, that sum is
+    exact below 2^29, and the order of its terms cannot matter.
+
+    Parameters
+    ----------
+    act_scale : relax.Expr
+        (.., 1) or scalar float32.
+    weight : relax.Expr
+        (N, K) int8, values of ``weight_bits`` bits.
+    w_min, group_sums : relax.Expr, optional
+        Minimum per group of weights, and sums of q per group (.., G) int32; both or none.
+    """
+    attrs = {
+        "k": k,
+        "window": window,
+        "in_features": in_features,
+        "group_size": group_size,
+        "weight_bits": weight_bits,
+        "label": label,
+    }
+    args = [encoding, act_scale, weight, w_scale, offset]
+    if w_min is not None:
+        args += [w_min, group_sums]
+    return _call("split_dense_scaled", args, attrs)
+
+
+CONSTRUCTORS: dict[str, Callable[..., relax.Call]] = {
+    "encode": encode,
+    "quantize_encode": quantize_encode,
+    "split_dense": split_dense,
+    "split_dense_scaled": split_dense_scaled,
+}
+
+
+def is_op(expr: Any, *names: str) -> bool:
+    """Whether ``expr`` is a call to one of the dialect's ops (any of them if none is named)."""
+    if not isinstance(expr, relax.Call) or not isinstance(expr.op, tvm.ir.Op):
+        return False
+    name = str(expr.op.name)
+    return name.startswith(PREFIX) and (not names or name[len(PREFIX) :] in names)
+
+
+def attributes(call: relax.Call) -> dict[str, Any]:
+    """The static attributes of a dialect call, as Python ints and strings."""
+    return {
+        str(key): str(value) if isinstance(value, str) else int(value)
+        for key, value in call.attrs.items()
+    }
+
+
+def with_attributes(call: relax.Call, args: list[Any] | None = None, **changes: Any) -> relax.Call:
+    """The same op with some attributes (and, if given, the arguments) replaced."""
+    name = str(call.op.name)[len(PREFIX) :]
+    return _call(name, list(call.args) if args is None else args, attributes(call) | changes)
+
+
+def _legalize(name: str) -> Callable[[relax.BlockBuilder, relax.Call], relax.Expr]:
+    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        from sparqle_tvm.host import legalize as host  # deferred: only LegalizeOps needs kernels
+
+        lowered: relax.Expr = getattr(host, f"legalize_{name}")(builder, call)
+        return lowered
+
+    return legalize
+
+
+def register() -> None:
+    """Make the dialect known to TVM and to its TVMScript parser. Idempotent."""
+    from tvm.relax.script import parser as relax_parser
+    from tvm.script import relax as relax_script
+
+    known = set(tvm.ir.Op.list_op_names())
+    for name, (infer_type, inputs) in infer.RULES.items():
+        if PREFIX + name in known:
+            continue
+        _ir_ffi.RegisterOp(PREFIX + name, (CONSTRUCTORS[name].__doc__ or "").split("\n")[0])
+        op = tvm.ir.Op.get(PREFIX + name)
+        op.set_num_inputs(inputs)
+        _ir_ffi.OpSetAttr(op, "FInferType", infer_type, 10)
+        _ir_ffi.OpSetAttr(op, "FPurity", True, 10)
+        _ir_ffi.OpSetAttr(op, "FLegalize", _legalize(name), 10)
+    namespace = types.SimpleNamespace(**CONSTRUCTORS)
+    for module in (relax_script, relax_parser):
+        if not hasattr(module, "sparqle"):
+            module.sparqle = namespace
