@@ -1,1 +1,1 @@
-"""."""
+"""The custom target: accelerator descriptions and the model of their cost."""

@@ -1,0 +1,306 @@
+"""The accelerator as data: one frozen description, known to TVM as a target tag.
+
+An accelerator is an array of `rows` x `cols` processing elements (PEs). A PE row works on one
+activation row, a PE column on one output channel; each PE multiplies `lanes` pairs of
+`digit_bits`-bit digits along K per cycle and adds them up in int32. Load, compute and store
+engines run beside each other on finite on-chip buffers; a vector unit does everything that is
+not a dense layer. `sparqle_tvm.target.cost` holds the formulas that use these numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from sparqle_tvm.errors import TargetError
+
+if TYPE_CHECKING:
+    from tvm.target import Target
+
+TARGET_KIND = "ext_dev"
+TARGET_KEY = "sparqle"
+_FEATURE_PREFIX = "feature."
+_DIGIT_BITS = (2, 4, 8)
+_FLOAT_BYTES = (2, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accelerator:
+    """An accelerator with a split-precision MAC array.
+
+    Attributes
+    ----------
+    name : str
+        Name of the configuration, for presets the TVM target tag (``sparqle/edge``).
+    rows : int
+        PE rows; each works on one activation row (token).
+    cols : int
+        PE columns; each works on one output channel.
+    lanes : int
+        Digit multipliers per PE, side by side along K.
+    digit_bits : int
+        Width k of a digit in bits (2, 4 or 8). Activations have 2k bits, a weight slice k bits.
+    clock_ghz : float
+        Clock of array, vector unit and DMA in GHz.
+    dram_bytes_per_cycle : float
+        DRAM bandwidth in bytes per clock cycle, reads and writes together.
+    dma_descriptor_cycles : int
+        Cycles that every DMA descriptor (one strided transfer) costs besides its bytes.
+    activation_buffer_bytes, weight_buffer_bytes, accumulator_buffer_bytes : int
+        On-chip buffers in bytes, *before* double buffering: a tile may use half of each, the
+        other half belongs to the transfer that runs beside the computation.
+    drain_elements_per_cycle : int
+        Outputs per cycle that the drain path takes out of the accumulators and scales.
+    vector_lanes : int
+        Elementwise operations (add, multiply, max, exp, ...) of the vector unit per cycle.
+    vector_macs_per_cycle : int
+        Multiply-accumulates of the vector unit per cycle (attention).
+    float_bytes : int
+        Bytes of one element of a float tensor in DRAM (2 or 4): dense outputs, residual stream.
+        It says what is counted; no value is rounded to that width by this library.
+    msb_across_groups : bool
+        True: a PE has a segmented adder tree with one partial sum per weight group, so the MSB
+        digits of several groups may share a cycle. False: the digits of every weight group
+        begin a new cycle (cheaper PEs, longer MSB passes for group-quantized weights).
+
+    Raises
+    ------
+    TargetError
+        If a field has the wrong type, is not positive, or buffers do not hold one tile.
+
+    Examples
+    --------
+    >>> Accelerator.from_target("sparqle/edge").macs_per_cycle
+    4096
+    """
+
+    name: str
+    rows: int
+    cols: int
+    lanes: int
+    clock_ghz: float
+    dram_bytes_per_cycle: float
+    dma_descriptor_cycles: int
+    activation_buffer_bytes: int
+    weight_buffer_bytes: int
+    accumulator_buffer_bytes: int
+    drain_elements_per_cycle: int
+    vector_lanes: int
+    vector_macs_per_cycle: int
+    digit_bits: int = 4
+    float_bytes: int = 2
+    msb_across_groups: bool = True
+
+    def __post_init__(self) -> None:
+        """Check every field, and that the smallest tile fits the buffers."""
+        for field in fields(self):
+            object.__setattr__(self, field.name, _checked(self, field.name, str(field.type)))
+        _require_one_of(self, "digit_bits", _DIGIT_BITS)
+        _require_one_of(self, "float_bytes", _FLOAT_BYTES)
+        self._require_buffers()
+
+    def _require_buffers(self) -> None:
+        # One tile is rows x cols x lanes with all digits present, 8 bytes per accumulator and
+        # 9/8 of the dense size for planes and bitmap; a tile may use half of a buffer.
+        bits = 2 * self.digit_bits + 1
+        smallest = {
+            "activation_buffer_bytes": self.rows * math.ceil(max(self.lanes, 8) * bits / 8),
+            "weight_buffer_bytes": self.cols * math.ceil(max(self.lanes, 8) * 8 / 8),
+            "accumulator_buffer_bytes": self.rows * self.cols * 8,
+        }
+        for field, tile_bytes in smallest.items():
+            if getattr(self, field) < 2 * tile_bytes:
+                raise TargetError(
+                    f"accelerator {self.name!r}: {field} = {getattr(self, field)} is too small: "
+                    f"two tiles of {tile_bytes} bytes must fit (double buffering); "
+                    f"use at least {2 * tile_bytes}"
+                )
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits of a quantized activation, two digits."""
+        return 2 * self.digit_bits
+
+    @property
+    def macs_per_cycle(self) -> int:
+        """Digit products of the array per cycle."""
+        return self.rows * self.cols * self.lanes
+
+    @property
+    def peak_macs_per_second(self) -> float:
+        """Peak rate of the array in digit products per second."""
+        return self.macs_per_cycle * self.clock_ghz * 1e9
+
+    @property
+    def dram_bytes_per_second(self) -> float:
+        """DRAM bandwidth in bytes per second."""
+        return self.dram_bytes_per_cycle * self.clock_ghz * 1e9
+
+    def seconds(self, cycles: float) -> float:
+        """Time of `cycles` clock cycles in seconds."""
+        return cycles / (self.clock_ghz * 1e9)
+
+    def to_target_config(self) -> dict[str, Any]:
+        """Describe this accelerator as a TVM target configuration (a ``dict`` for ``Target``)."""
+        features = {_FEATURE_PREFIX + key: value for key, value in asdict(self).items()}
+        return {"kind": TARGET_KIND, "keys": [TARGET_KEY], **features}
+
+    @classmethod
+    def from_target(cls, target: str | Target | Accelerator) -> Accelerator:
+        """Read the accelerator that a target describes.
+
+        Parameters
+        ----------
+        target : str, tvm.target.Target or Accelerator
+            A preset's name or a registered target tag, a target with the key ``sparqle``,
+            or an accelerator, which is returned as it is.
+
+        Raises
+        ------
+        TargetError
+            If the name is unknown, the target is of another kind, or a feature is missing,
+            unknown or wrong.
+        """
+        if isinstance(target, Accelerator):
+            return target
+        if isinstance(target, str):
+            return PRESETS[target] if target in PRESETS else cls._from_tag(target)
+        if target.kind.name != TARGET_KIND or TARGET_KEY not in list(target.keys):
+            raise TargetError(
+                f"target {target} is not a sparqle accelerator: it needs the kind {TARGET_KIND} "
+                f"and the key {TARGET_KEY!r}; known presets: {', '.join(PRESETS)}"
+            )
+        return cls._from_features(dict(target.attrs))
+
+    @classmethod
+    def _from_tag(cls, tag: str) -> Accelerator:
+        from tvm.target import Target, list_tags
+
+        if tag not in (list_tags() or {}):
+            raise TargetError(f"unknown target {tag!r}; known: {', '.join(PRESETS)}")
+        return cls.from_target(Target(tag))
+
+    @classmethod
+    def _from_features(cls, attrs: Mapping[str, Any]) -> Accelerator:
+        known = {field.name: field for field in fields(cls)}
+        given = {
+            str(key).removeprefix(_FEATURE_PREFIX): value
+            for key, value in attrs.items()
+            if str(key).startswith(_FEATURE_PREFIX)
+        }
+        unknown = sorted(set(given) - set(known))
+        missing = [n for n, f in known.items() if f.default is MISSING and n not in given]
+        if unknown or missing:
+            what = f"unknown {unknown}" if unknown else f"missing {missing}"
+            raise TargetError(
+                f"target features of accelerator {given.get('name', '?')!r}: {what}; "
+                f"known: {', '.join(known)}"
+            )
+        return cls(**given)
+
+
+def _checked(accelerator: Accelerator, field: str, kind: str) -> Any:
+    """Return the field's value as a plain Python value of its type, or raise TargetError."""
+    value = getattr(accelerator, field)
+    where = f"accelerator {accelerator.name!r}: {field} = {value!r}"
+    if kind == "str":
+        if not value or not isinstance(value, str):
+            raise TargetError(f"{where} must be a non-empty string")
+        return str(value)
+    if kind == "bool":
+        if value not in (True, False):
+            raise TargetError(f"{where} must be true or false")
+        return bool(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TargetError(f"{where} must be a number")
+    if not math.isfinite(value) or value < 0 or (value == 0 and field != "dma_descriptor_cycles"):
+        raise TargetError(f"{where} must be positive and finite")
+    if kind == "int":
+        if value != int(value):
+            raise TargetError(f"{where} must be a whole number")
+        return int(value)
+    return float(value)
+
+
+def _require_one_of(accelerator: Accelerator, field: str, choices: tuple[int, ...]) -> None:
+    value = getattr(accelerator, field)
+    if value not in choices:
+        raise TargetError(
+            f"accelerator {accelerator.name!r}: {field} = {value} must be one of {choices}"
+        )
+
+
+_KIB = 1024
+
+PRESETS: Mapping[str, Accelerator] = MappingProxyType(
+    {
+        accelerator.name: accelerator
+        for accelerator in (
+            # A phone-class NPU: one 16 GB/s LPDDR4 channel.
+            Accelerator(
+                name="sparqle/edge",
+                rows=16,
+                cols=16,
+                lanes=16,
+                clock_ghz=1.0,
+                dram_bytes_per_cycle=16.0,
+                dma_descriptor_cycles=32,
+                activation_buffer_bytes=256 * _KIB,
+                weight_buffer_bytes=256 * _KIB,
+                accumulator_buffer_bytes=256 * _KIB,
+                drain_elements_per_cycle=16,
+                vector_lanes=64,
+                vector_macs_per_cycle=256,
+            ),
+            # A laptop-class NPU: 64 GB/s, LPDDR5 on a wide bus.
+            Accelerator(
+                name="sparqle/mobile",
+                rows=32,
+                cols=32,
+                lanes=16,
+                clock_ghz=1.0,
+                dram_bytes_per_cycle=64.0,
+                dma_descriptor_cycles=32,
+                activation_buffer_bytes=1024 * _KIB,
+                weight_buffer_bytes=1024 * _KIB,
+                accumulator_buffer_bytes=1024 * _KIB,
+                drain_elements_per_cycle=32,
+                vector_lanes=256,
+                vector_macs_per_cycle=1024,
+            ),
+            # A data-centre accelerator: about 1 TB/s, HBM2.
+            Accelerator(
+                name="sparqle/server",
+                rows=64,
+                cols=64,
+                lanes=32,
+                clock_ghz=1.0,
+                dram_bytes_per_cycle=1024.0,
+                dma_descriptor_cycles=32,
+                activation_buffer_bytes=8192 * _KIB,
+                weight_buffer_bytes=8192 * _KIB,
+                accumulator_buffer_bytes=8192 * _KIB,
+                drain_elements_per_cycle=128,
+                vector_lanes=1024,
+                vector_macs_per_cycle=8192,
+            ),
+        )
+    }
+)
+"""The built-in accelerators by the name of their target tag."""
+
+
+def register_tags() -> None:
+    """Make every preset known to TVM, so that ``tvm.target.Target("sparqle/edge")`` works.
+
+    Calling it again changes nothing.
+    """
+    from tvm.target import list_tags, register_tag
+
+    known = list_tags() or {}
+    for name, accelerator in PRESETS.items():
+        if name not in known:
+            register_tag(name, accelerator.to_target_config())

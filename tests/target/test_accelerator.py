@@ -1,0 +1,122 @@
+"""The accelerator's description: checked fields, presets, TVM targets and back."""
+
+import dataclasses
+
+import pytest
+
+from sparqle_tvm.errors import TargetError
+from sparqle_tvm.target.accelerator import PRESETS, Accelerator, register_tags
+
+EDGE = PRESETS["sparqle/edge"]
+
+
+def test_presets_are_named_after_their_tags():
+    assert list(PRESETS) == ["sparqle/edge", "sparqle/mobile", "sparqle/server"]
+    assert all(name == accelerator.name for name, accelerator in PRESETS.items())
+
+
+def test_derived_figures():
+    assert EDGE.macs_per_cycle == 16 * 16 * 16
+    assert EDGE.peak_macs_per_second == 4096e9
+    assert EDGE.dram_bytes_per_second == 16e9
+    assert EDGE.seconds(2_000_000) == pytest.approx(2e-3)
+    assert EDGE.activation_bits == 8
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_target_round_trip(name):
+    from tvm.target import Target
+
+    register_tags()
+    register_tags()
+    assert Accelerator.from_target(Target(name)) == PRESETS[name]
+    assert Accelerator.from_target(name) is PRESETS[name]
+    assert Accelerator.from_target(PRESETS[name]) is PRESETS[name]
+
+
+def test_round_trip_of_an_own_accelerator_and_of_a_bound_function():
+    import tvm
+    from tvm.script import tirx as T
+
+    own = dataclasses.replace(
+        EDGE, name="mine", clock_ghz=1.25, float_bytes=4, msb_across_groups=False
+    )
+    target = tvm.target.Target(own.to_target_config())
+
+    @T.prim_func(s_tir=True)
+    def main(a: T.Buffer((4,), "int32")):
+        for i in range(4):
+            with T.sblock("b"):
+                a[i] = 0
+
+    bound = main.with_attr("target", target)
+    assert Accelerator.from_target(bound.attrs["target"]) == own
+
+
+def test_own_tag_is_found_by_name():
+    from tvm.target import register_tag
+
+    own = dataclasses.replace(EDGE, name="acme/npu", rows=8)
+    register_tag("acme/npu", own.to_target_config(), override=True)
+    assert Accelerator.from_target("acme/npu") == own
+
+
+def test_unknown_name_lists_the_known():
+    with pytest.raises(TargetError, match=r"'sparqle/nope'.*sparqle/edge.*sparqle/server"):
+        Accelerator.from_target("sparqle/nope")
+
+
+def test_other_kind_is_refused():
+    import tvm
+
+    with pytest.raises(TargetError, match="not a sparqle accelerator"):
+        Accelerator.from_target(tvm.target.Target("c"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"feature.rows": None}, r"missing \['rows'\]"),
+        ({"feature.rowz": 3}, r"unknown \['rowz'\]"),
+        ({"feature.rows": 0}, "rows = 0 must be positive"),
+    ],
+)
+def test_wrong_features(change, message):
+    from tvm.target import Target
+
+    config = {**EDGE.to_target_config(), **change}
+    config = {key: value for key, value in config.items() if value is not None}
+    with pytest.raises(TargetError, match=message):
+        Accelerator.from_target(Target(config))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("rows", -1, "rows = -1 must be positive"),
+        ("cols", 2.5, "cols = 2.5 must be a whole number"),
+        ("lanes", "16", "lanes = '16' must be a number"),
+        ("lanes", True, "lanes = True must be a number"),
+        ("clock_ghz", float("nan"), "clock_ghz = nan must be positive and finite"),
+        ("dma_descriptor_cycles", -1, "dma_descriptor_cycles"),
+        ("digit_bits", 3, r"digit_bits = 3 must be one of \(2, 4, 8\)"),
+        ("float_bytes", 8, "float_bytes = 8 must be one of"),
+        ("msb_across_groups", "yes", "must be true or false"),
+        ("name", "", "must be a non-empty string"),
+        ("activation_buffer_bytes", 575, "use at least 576"),
+        ("weight_buffer_bytes", 511, "use at least 512"),
+        ("accumulator_buffer_bytes", 4095, "use at least 4096"),
+    ],
+)
+def test_wrong_field_is_named(field, value, message):
+    with pytest.raises(TargetError, match=message):
+        dataclasses.replace(EDGE, **{field: value})
+
+
+def test_descriptors_may_be_free():
+    assert dataclasses.replace(EDGE, dma_descriptor_cycles=0).dma_descriptor_cycles == 0
+
+
+def test_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        EDGE.rows = 3
