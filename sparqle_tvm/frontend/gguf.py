@@ -1,0 +1,204 @@
+"""Import a llama-family language model from a GGUF file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from sparqle_tvm.errors import InvalidArgumentError, ModelFileError, UnsupportedModelError
+from sparqle_tvm.frontend.gguf_file import GGUFFile
+from sparqle_tvm.frontend.tokenizer import Tokenizer, tokenizer_from_gguf
+from sparqle_tvm.models.llama import LlamaConfig, export_llama
+from sparqle_tvm.models.quantized import Weight
+
+if TYPE_CHECKING:
+    import tvm
+
+Activations = Literal["int8", "float32"]
+
+ARCHITECTURES = ("llama",)
+"""Values of "general.architecture" that can be imported."""
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A language model as an IRModule, and what came with it.
+
+    Attributes
+    ----------
+    mod : the module, with the functions that `sparqle_tvm.models.llama` describes
+    config : its shape
+    name : name of the model in the file, or else the name of the file
+    sha256 : SHA-256 of the file, in hexadecimal digits
+    activations : what the dense layers compute on
+    """
+
+    mod: tvm.IRModule = field(repr=False)
+    config: LlamaConfig
+    name: str
+    sha256: str
+    activations: Activations
+    _file: GGUFFile = field(repr=False)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the file.
+
+        Raises
+        ------
+        ModelFileError
+            If the file has none, or it is damaged.
+        UnsupportedModelError
+            If it is of a kind that is not supported.
+        """
+        return tokenizer_from_gguf(self._file)
+
+
+def from_gguf(
+    path: str | PathLike[str], *, activations: Activations = "int8", progress: bool = True
+) -> ImportedModel:
+    """Import a llama-family decoder.
+
+    Integer weights (Q4_0, Q4_1, Q8_0) stay the integers that they are. F16 and F32 weights become
+    float32 layers.
+
+    Parameters
+    ----------
+    path : GGUF file
+    activations : "int8" quantizes the input of each dense layer with integer weights per token;
+        "float32" turns all weights into float32 and quantizes nothing
+    progress : show a progress bar
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, truncated or not GGUF, or lacks metadata or a tensor.
+    UnsupportedModelError
+        If its architecture, or the type of a tensor, is not supported.
+    InvalidArgumentError
+        If `activations` is neither of the two.
+    """
+    if activations not in get_args(Activations):
+        raise InvalidArgumentError(f"activations={activations!r} is neither 'int8' nor 'float32'")
+    file = GGUFFile(Path(path))
+    config = read_config(file)
+    with tqdm(
+        total=len(file.tensors), desc="import", unit="tensor", disable=not progress, leave=False
+    ) as bar:
+        mod = export_llama(config, _Source(file, activations, bar))
+    return ImportedModel(
+        mod=mod,
+        config=config,
+        name=file.get("general.name", str) or file.path.stem,
+        sha256=file.sha256(),
+        activations=activations,
+        _file=file,
+    )
+
+
+def read_config(file: GGUFFile) -> LlamaConfig:
+    """Read the shape of the model from the metadata.
+
+    Raises
+    ------
+    ModelFileError
+        If metadata is missing, or contradicts itself.
+    UnsupportedModelError
+        If the architecture, or a variant of it, is not supported.
+    """
+    arch = file.require("general.architecture", str)
+    if arch not in ARCHITECTURES:
+        raise UnsupportedModelError(
+            f"{file.path}: architecture {arch!r} is not supported; supported: "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    if file.get(f"{arch}.expert_count", int):
+        raise UnsupportedModelError(f"{file.path}: mixtures of experts are not supported")
+    embed = file.require(f"{arch}.embedding_length", int)
+    heads = file.require(f"{arch}.attention.head_count", int)
+    kv_heads = file.get(f"{arch}.attention.head_count_kv", int) or heads
+    head_dim = file.get(f"{arch}.attention.key_length", int) or embed // max(heads, 1)
+    value_dim = file.get(f"{arch}.attention.value_length", int) or head_dim
+    config = LlamaConfig(
+        layers=file.require(f"{arch}.block_count", int),
+        embed=embed,
+        ffn=file.require(f"{arch}.feed_forward_length", int),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        rope_dim=file.get(f"{arch}.rope.dimension_count", int) or head_dim,
+        rope_base=file.get(f"{arch}.rope.freq_base", float) or 10000.0,
+        norm_eps=file.require(f"{arch}.attention.layer_norm_rms_epsilon", float),
+        vocab=file.get(f"{arch}.vocab_size", int) or _vocab_size(file),
+        context=file.require(f"{arch}.context_length", int),
+        tied_head="output.weight" not in file.tensors,
+        rope_scale=_rope_scale(file, arch),
+    )
+    _check(file, config, value_dim)
+    return config
+
+
+def _vocab_size(file: GGUFFile) -> int:
+    tensor = file.tensors.get("token_embd.weight")
+    if tensor is None:
+        raise ModelFileError(f"{file.path}: tensor 'token_embd.weight' is missing")
+    return int(tensor.shape[-1])
+
+
+def _rope_scale(file: GGUFFile, arch: str) -> float:
+    kind = file.get(f"{arch}.rope.scaling.type", str) or "none"
+    if kind == "none":
+        return 1.0
+    if kind != "linear":
+        raise UnsupportedModelError(
+            f"{file.path}: RoPE scaling {kind!r} is not supported; supported: none, linear"
+        )
+    return file.require(f"{arch}.rope.scaling.factor", float)
+
+
+def _check(file: GGUFFile, config: LlamaConfig, value_dim: int) -> None:
+    """Raise unless the sizes fit together."""
+    sizes = (config.layers, config.embed, config.ffn, config.heads, config.kv_heads, config.vocab)
+    reason = ""
+    if min(*sizes, config.head_dim, config.context) < 1:
+        reason = "a size is not positive"
+    elif config.heads % config.kv_heads:
+        reason = f"{config.heads} heads cannot share {config.kv_heads} key/value heads"
+    elif config.rope_dim % 2 or config.rope_dim > config.head_dim:
+        reason = f"{config.rope_dim} channels of {config.head_dim} cannot be rotated in pairs"
+    elif not (config.rope_base > 0 and config.rope_scale > 0 and config.norm_eps >= 0):
+        reason = "a RoPE base, a RoPE scale or a norm epsilon is out of range"
+    if reason:
+        raise ModelFileError(f"{file.path}: the metadata is not consistent: {reason}")
+    if value_dim != config.head_dim:
+        raise UnsupportedModelError(
+            f"{file.path}: values of {value_dim} channels with keys of {config.head_dim} are not "
+            "supported"
+        )
+
+
+class _Source:
+    """The weights of a file, as `export_llama` asks for them."""
+
+    def __init__(self, file: GGUFFile, activations: Activations, bar: tqdm[None]) -> None:
+        self._file, self._activations, self._bar = file, activations, bar
+
+    def dense(self, name: str, in_features: int, out_features: int) -> Weight:
+        weight = self._file.weight(name, in_features, out_features)
+        self._bar.update()
+        return weight.to_float() if self._activations == "float32" else weight
+
+    def vector(self, name: str, size: int) -> NDArray[np.float32]:
+        vector = self._file.vector(name, size)
+        self._bar.update()
+        return vector
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file.tensors

@@ -1,0 +1,346 @@
+"""Llama-family decoders in ``relax.frontend.nn``: grouped-query attention, RoPE, SwiGLU.
+
+The exported module holds its weights as constants and has the functions
+
+- ``create_cache() -> cache``: an empty key/value cache, one per sequence of tokens;
+- ``prefill(tokens (1, T) int32, cache) -> (logits (1, 1, V) of the last position, cache)``;
+- ``decode(token (1, 1) int32, cache) -> (logits (1, 1, V), cache)``;
+- ``hidden(tokens (1, T) int32) -> (1, T, E)``: final-normed hidden states, without a cache;
+- ``head(hidden (1, R, E)) -> logits (1, R, V)``.
+
+T and R are symbolic. The cache is appended to in place and grows as it must; its length is the
+position of the next token, so ``prefill`` may also follow ``prefill`` or ``decode``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax, tirx
+from tvm.relax import op as R
+from tvm.relax.frontend import nn
+
+from sparqle_tvm.models.quantized import Dense, Weight, bound_parameter
+
+FUNCTIONS = ("prefill", "decode", "hidden", "head")
+"""Names of the functions of an exported module that hold dense layers."""
+
+CACHE_RESERVE_TOKENS = 256
+"""Tokens that a new cache has room for; it doubles when they are used up."""
+
+Position = int | tirx.Expr
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Shape of a llama-family decoder.
+
+    Attributes
+    ----------
+    layers, embed, ffn, vocab : number of blocks, width, width of the MLP, number of tokens
+    heads, kv_heads, head_dim : query heads, key/value heads, channels per head
+    rope_dim, rope_base, rope_scale : rotated channels per head, base of the frequencies, and the
+        factor that positions are divided by
+    norm_eps : epsilon of the RMS norms
+    context : number of tokens that the model was trained for
+    tied_head : whether the embedding is the output layer too
+    """
+
+    layers: int
+    embed: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope_dim: int
+    rope_base: float
+    norm_eps: float
+    vocab: int
+    context: int
+    tied_head: bool
+    rope_scale: float = 1.0
+
+
+class WeightSource(Protocol):
+    """Where the weights come from, by their GGUF names (as "blk.0.attn_q.weight")."""
+
+    def dense(self, name: str, in_features: int, out_features: int) -> Weight:
+        """Return the weights of a dense layer or an embedding."""
+        ...
+
+    def vector(self, name: str, size: int) -> NDArray[np.float32]:
+        """Return a float32 vector, as the weights of a norm."""
+        ...
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """What attention has to know of the positions: T new tokens after `past` old ones.
+
+    Attributes
+    ----------
+    past : number of tokens in the cache
+    cos, sin : float32 of shape (T, 1, rope_dim / 2)
+    mask : bool of shape (1, T, past + T), true where a token may look
+    """
+
+    past: Position
+    cos: relax.Expr
+    sin: relax.Expr
+    mask: relax.Expr
+
+
+def _emit(expr: relax.Expr, name: str) -> relax.Var:
+    return relax.BlockBuilder.current().emit(expr, name)
+
+
+def rope_frequencies(
+    config: LlamaConfig, factors: NDArray[np.float32] | None = None
+) -> NDArray[np.float64]:
+    """Return the angle per position of each pair of channels: float64, (rope_dim / 2,), radian."""
+    exponent = np.arange(0, config.rope_dim, 2, dtype=np.float64) / config.rope_dim
+    frequencies = config.rope_base**-exponent / config.rope_scale
+    return frequencies if factors is None else frequencies / factors.astype(np.float64)
+
+
+def emit_rotary(frequencies: NDArray[np.float64], past: Position, count: Position) -> Rotary:
+    """Emit rotation and causal mask of `count` tokens after `past` ones, once per forward pass."""
+    total = count if isinstance(past, int) and past == 0 else past + count
+    keys = _emit(R.arange(total, dtype="int64"), "key_position")
+    if total is count:
+        queries = keys
+    else:
+        queries = R.strided_slice(keys, [0], [past], [total], assume_inbound=True)
+        queries = _emit(queries, "query_position")
+    # Angles in float64: in float32 they lose precision in step with the position.
+    position = R.reshape(R.astype(queries, "float64"), (count, 1, 1))
+    per_position = relax.const(frequencies.reshape(1, 1, -1), "float64")
+    angle = _emit(R.multiply(position, per_position), "angle")
+    mask = R.less_equal(R.reshape(keys, (1, 1, total)), R.reshape(queries, (1, count, 1)))
+    return Rotary(
+        past=past,
+        cos=_emit(R.astype(R.cos(angle), "float32"), "rope_cos"),
+        sin=_emit(R.astype(R.sin(angle), "float32"), "rope_sin"),
+        mask=_emit(mask, "causal_mask"),
+    )
+
+
+def emit_rope(x: relax.Expr, rotary: Rotary, rope_dim: int) -> relax.Var:
+    """Rotate neighbouring channels (0, 1), (2, 3), ... of x (T, heads, head_dim).
+
+    GGUF stores the query and key weights of this family permuted for that convention.
+    """
+    count, heads, head_dim = x.ty.shape
+    rotated = x if rope_dim == int(head_dim) else R.strided_slice(x, [2], [0], [rope_dim])
+    pairs = _emit(R.reshape(rotated, (count, heads, rope_dim // 2, 2)), "rope_pairs")
+    even = R.squeeze(R.strided_slice(pairs, [3], [0], [1]), [3])
+    odd = R.squeeze(R.strided_slice(pairs, [3], [1], [2]), [3])
+    even, odd = _emit(even, "rope_even"), _emit(odd, "rope_odd")
+    new_even = R.subtract(R.multiply(even, rotary.cos), R.multiply(odd, rotary.sin))
+    new_odd = R.add(R.multiply(even, rotary.sin), R.multiply(odd, rotary.cos))
+    stacked = R.concat([R.expand_dims(new_even, 3), R.expand_dims(new_odd, 3)], axis=3)
+    result = R.reshape(stacked, (count, heads, rope_dim))
+    if rope_dim != int(head_dim):
+        rest = R.strided_slice(x, [2], [rope_dim], [int(head_dim)])
+        result = R.concat([result, rest], axis=2)
+    return _emit(result, "rope")
+
+
+def emit_attention(q: relax.Expr, k: relax.Expr, v: relax.Expr, mask: relax.Expr) -> relax.Var:
+    """Emit causal grouped-query attention in float32, without repeating keys or values.
+
+    Parameters
+    ----------
+    q : (T, heads, head_dim), k, v : (total, kv_heads, head_dim), all float32
+    mask : bool of shape (1, T, total)
+
+    Returns
+    -------
+    (1, T, heads * head_dim) float32
+    """
+    count, heads, head_dim = q.ty.shape[0], int(q.ty.shape[1]), int(q.ty.shape[2])
+    total, kv_heads = k.ty.shape[0], int(k.ty.shape[1])
+    rows = heads // kv_heads * count
+    scaled = R.multiply(q, relax.const(1.0 / math.sqrt(head_dim), "float32"))
+    queries = R.reshape(R.permute_dims(scaled, [1, 0, 2]), (kv_heads, rows, head_dim))
+    scores = _emit(R.matmul(queries, R.permute_dims(k, [1, 2, 0])), "attn_scores")
+    scores = R.reshape(scores, (heads, count, total))
+    hidden = relax.const(np.finfo(np.float32).min, "float32")
+    probs = _emit(R.nn.softmax(R.where(mask, scores, hidden), axis=-1), "attn_probs")
+    probs = R.reshape(probs, (kv_heads, rows, total))
+    mixed = _emit(R.matmul(probs, R.permute_dims(v, [1, 0, 2])), "attn_mixed")
+    mixed = R.permute_dims(R.reshape(mixed, (heads, count, head_dim)), [1, 0, 2])
+    return _emit(R.reshape(mixed, (1, count, heads * head_dim)), "attn_out")
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, in float32."""
+
+    def __init__(self, weight: NDArray[np.float32], eps: float) -> None:
+        self.weight = bound_parameter(weight)
+        self.eps = eps
+
+    def forward(self, x: relax.Expr) -> relax.Var:
+        """Normalise x (1, T, E)."""
+        return _emit(R.nn.rms_norm(x, self.weight._expr, axes=[-1], epsilon=self.eps), "norm")
+
+
+class Attention(nn.Module):
+    """Self-attention of one block, with its two caches."""
+
+    def __init__(self, config: LlamaConfig, layer: int, source: WeightSource) -> None:
+        def dense(name: str, in_features: int, out_features: int) -> Dense:
+            weight = source.dense(f"blk.{layer}.{name}.weight", in_features, out_features)
+            return Dense(weight, f"blk_{layer}_{name}")
+
+        self.config = config
+        q_features = config.heads * config.head_dim
+        kv_shape = [config.kv_heads, config.head_dim]
+        self.q = dense("attn_q", config.embed, q_features)
+        self.k = dense("attn_k", config.embed, config.kv_heads * config.head_dim)
+        self.v = dense("attn_v", config.embed, config.kv_heads * config.head_dim)
+        self.out = dense("attn_output", q_features, config.embed)
+        self.k_cache = nn.KVCache(CACHE_RESERVE_TOKENS, kv_shape, dtype="float32")
+        self.v_cache = nn.KVCache(CACHE_RESERVE_TOKENS, kv_shape, dtype="float32")
+
+    def forward(self, x: relax.Expr, rotary: Rotary, *, cached: bool) -> relax.Var:
+        """Attend: x (1, T, E) to (1, T, E); `cached` appends to the caches and looks into them."""
+        config, count = self.config, x.ty.shape[1]
+        kv_shape = (count, config.kv_heads, config.head_dim)
+        q = R.reshape(self.q(x), (count, config.heads, config.head_dim))
+        q = emit_rope(_emit(q, "q_heads"), rotary, config.rope_dim)
+        k = emit_rope(_emit(R.reshape(self.k(x), kv_shape), "k_heads"), rotary, config.rope_dim)
+        v = _emit(R.reshape(self.v(x), kv_shape), "v_heads")
+        if cached:
+            self.k_cache.append(nn.Tensor(_expr=k))
+            self.v_cache.append(nn.Tensor(_expr=v))
+            total = rotary.past + count
+            k, v = self.k_cache.view(total)._expr, self.v_cache.view(total)._expr
+        return self.out(emit_attention(q, k, v, rotary.mask))
+
+
+class Block(nn.Module):
+    """One block: attention and SwiGLU, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: LlamaConfig, layer: int, source: WeightSource) -> None:
+        def norm(name: str) -> RMSNorm:
+            weight = source.vector(f"blk.{layer}.{name}.weight", config.embed)
+            return RMSNorm(weight, config.norm_eps)
+
+        def dense(name: str, in_features: int, out_features: int) -> Dense:
+            weight = source.dense(f"blk.{layer}.{name}.weight", in_features, out_features)
+            return Dense(weight, f"blk_{layer}_{name}")
+
+        self.attn_norm = norm("attn_norm")
+        self.attn = Attention(config, layer, source)
+        self.ffn_norm = norm("ffn_norm")
+        self.gate = dense("ffn_gate", config.embed, config.ffn)
+        self.up = dense("ffn_up", config.embed, config.ffn)
+        self.down = dense("ffn_down", config.ffn, config.embed)
+
+    def forward(self, x: relax.Expr, rotary: Rotary, *, cached: bool) -> relax.Var:
+        """Apply the block to x (1, T, E)."""
+        x = _emit(R.add(x, self.attn(self.attn_norm(x), rotary, cached=cached)), "residual")
+        normed = self.ffn_norm(x)
+        gated = _emit(R.multiply(R.nn.silu(self.gate(normed)), self.up(normed)), "gated")
+        return _emit(R.add(x, self.down(gated)), "residual")
+
+
+class Llama(nn.Module):
+    """A llama-family decoder, its weights taken from `source` one after another."""
+
+    def __init__(self, config: LlamaConfig, source: WeightSource) -> None:
+        self.config = config
+        embedding = Dense(
+            source.dense("token_embd.weight", config.embed, config.vocab), "token_embd"
+        )
+        self.output = embedding
+        if not config.tied_head:
+            self.embedding = embedding
+            self.output = Dense(source.dense("output.weight", config.embed, config.vocab), "output")
+        self.output.label = "output"
+        self.blocks = nn.ModuleList([Block(config, i, source) for i in range(config.layers)])
+        self.norm = RMSNorm(source.vector("output_norm.weight", config.embed), config.norm_eps)
+        factors = None
+        if "rope_freqs.weight" in source:
+            factors = source.vector("rope_freqs.weight", config.rope_dim // 2)
+        self.frequencies = rope_frequencies(config, factors)
+
+    def _hidden(self, tokens: relax.Expr, past: Position, *, cached: bool) -> relax.Var:
+        embedding = self.output if self.config.tied_head else self.embedding
+        x = embedding.embed(tokens)
+        rotary = emit_rotary(self.frequencies, past, tokens.ty.shape[1])
+        for block in self.blocks:
+            x = block(x, rotary, cached=cached)
+        return self.norm(x)
+
+    def _past(self) -> tirx.Var:
+        """Read the number of cached tokens, as a symbolic variable, from the first cache."""
+        builder, cache = relax.BlockBuilder.current(), self.blocks[0].attn.k_cache
+        unknown = relax.TensorType(dtype="float32", ndim=3)
+        view = builder.emit(
+            R.call_pure_packed("vm.builtin.attention_kv_cache_view", cache.cache, ty_args=unknown),
+            "cached_keys",
+        )
+        past = tirx.Var("past", "int64")
+        builder.match_cast(view, relax.TensorType((past, *cache.unit_shape), "float32"))
+        return past
+
+    def prefill(self, tokens: nn.Tensor) -> nn.Tensor:
+        """Append the tokens to the cache; return the logits of the last one."""
+        x = self._hidden(tokens._expr, self._past(), cached=True)
+        count = x.ty.shape[1]
+        if not isinstance(count, tirx.IntImm):
+            x = R.strided_slice(x, [1], [count - 1], [count], assume_inbound=True)
+        return nn.Tensor(_expr=self.output(_emit(x, "last_hidden")))
+
+    def hidden(self, tokens: nn.Tensor) -> nn.Tensor:
+        """Return the final-normed hidden states of all tokens."""
+        return nn.Tensor(_expr=self._hidden(tokens._expr, 0, cached=False))
+
+    def head(self, hidden: nn.Tensor) -> nn.Tensor:
+        """Return the logits of hidden states."""
+        return nn.Tensor(_expr=self.output(hidden._expr))
+
+
+def export_llama(config: LlamaConfig, source: WeightSource) -> tvm.IRModule:
+    """Build the module described above, with the weights bound as constants.
+
+    All functions share one copy of each constant.
+
+    Raises
+    ------
+    SparqleError
+        Whatever `source` raises for weights it does not have.
+    """
+    model = Llama(config, source)
+    model.decode = model.prefill
+    tokens = nn.spec.Tensor([1, "seq_len"], "int32")
+    states = nn.spec.Tensor([1, "rows", config.embed], "float32")
+    specs = {
+        "prefill": ("packed", {"tokens": tokens}),
+        "decode": ("packed", {"tokens": nn.spec.Tensor([1, 1], "int32")}),
+        "hidden": ("none", {"tokens": tokens}),
+        "head": ("none", {"hidden": states}),
+    }
+    constants: dict[str, relax.Constant] = {}
+    functions: dict[str, relax.Function] = {}
+    for name, (effects, arguments) in specs.items():
+        modes = {"param_mode": "plain", "effect_mode": effects}
+        # One export per function: names are unique per export, and layers keep theirs.
+        mod, parameters = model.export_tvm(spec={name: {**arguments, "$": modes}})
+        if not constants:
+            constants = {key: relax.const(parameter.data) for key, parameter in parameters}
+        functions[name] = relax.transform.BindParams(name, constants)(mod)[name]
+        functions["create_cache"] = mod["_initialize_effect"]
+    create_cache = functions["create_cache"].with_attr("global_symbol", "create_cache")
+    return tvm.IRModule({**functions, "create_cache": create_cache})

@@ -1,0 +1,285 @@
+"""Dense layers in plain Relax ops: int8 activations per token, or float32.
+
+These functions emit into the current ``relax.BlockBuilder``, so they serve ``relax.frontend.nn``
+modules and hand-built functions alike. The form of the int8 layers is a contract: the passes that
+split the precision recognise exactly this chain of ops. Every layer quantizes its own input; a
+later pass shares what is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import relax, runtime
+from tvm.relax import op as R
+from tvm.relax.frontend import nn
+
+from sparqle_tvm.errors import InvalidArgumentError
+
+QMAX = 119
+"""Positive limit of the quantizer: the largest value that the signed 4-bit window holds exactly."""
+
+AMAX_FLOOR = 1e-30
+"""Below this largest magnitude a token counts as all zero; it keeps the scale from being zero."""
+
+GROUP_SIZE = 32
+"""Input channels that share a scale in the quantized weight types of GGUF."""
+
+
+@dataclass(frozen=True)
+class GroupedWeight:
+    """Integer weights with one scale, and perhaps one minimum, per group of 32 input channels.
+
+    The value of a weight is ``scale * values + minimum``. K inputs, N outputs, G = K / 32 groups.
+
+    Attributes
+    ----------
+    values : int8 array of shape (G, 32, N)
+    scale : float16 array of shape (G, 1, N)
+    minimum : float16 array of shape (G, N), or None if the weights have none
+    """
+
+    values: NDArray[np.int8]
+    scale: NDArray[np.float16]
+    minimum: NDArray[np.float16] | None = None
+
+    @property
+    def in_features(self) -> int:
+        """Number K of input channels."""
+        return self.values.shape[0] * self.values.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Number N of output channels."""
+        return self.values.shape[2]
+
+    def to_float(self) -> FloatWeight:
+        """Return the same weights as float32; every product and sum is rounded once."""
+        values = self.values.astype(np.float32)
+        values *= self.scale.astype(np.float32)
+        if self.minimum is not None:
+            values += self.minimum.astype(np.float32)[:, None, :]
+        return FloatWeight(values.reshape(self.in_features, self.out_features))
+
+
+@dataclass(frozen=True)
+class ChannelWeight:
+    """Integer weights with one scale per output channel.
+
+    Attributes
+    ----------
+    values : int8 array of shape (N, K)
+    scale : float32 array of shape (N,)
+    """
+
+    values: NDArray[np.int8]
+    scale: NDArray[np.float32]
+
+    @property
+    def in_features(self) -> int:
+        """Number K of input channels."""
+        return self.values.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Number N of output channels."""
+        return self.values.shape[0]
+
+    def to_float(self) -> FloatWeight:
+        """Return the same weights as float32."""
+        values = self.values.astype(np.float32) * self.scale[:, None]
+        return FloatWeight(np.ascontiguousarray(values.T))
+
+
+@dataclass(frozen=True)
+class FloatWeight:
+    """Weights in float32, laid out for ``matmul(x, values)``.
+
+    Attributes
+    ----------
+    values : float32 array of shape (K, N)
+    """
+
+    values: NDArray[np.float32]
+
+    @property
+    def in_features(self) -> int:
+        """Number K of input channels."""
+        return self.values.shape[0]
+
+    @property
+    def out_features(self) -> int:
+        """Number N of output channels."""
+        return self.values.shape[1]
+
+    def to_float(self) -> FloatWeight:
+        """Return itself."""
+        return self
+
+
+Weight = GroupedWeight | ChannelWeight | FloatWeight
+
+
+def _emit(expr: relax.Expr, name: str) -> relax.Var:
+    return relax.BlockBuilder.current().emit(expr, name)
+
+
+def emit_quantize(x: relax.Expr, label: str = "x") -> tuple[relax.Var, relax.Var]:
+    """Emit the dynamic symmetric quantization of each token.
+
+    Parameters
+    ----------
+    x : float32 expression of shape (1, T, K)
+    label : name of the layer, for the names of the variables
+
+    Returns
+    -------
+    q : int8 of shape (1, T, K), in [-119, 119]
+    scale : float32 of shape (1, T, 1), so that x is about q * scale
+    """
+    amax = _emit(R.max(R.abs(x), axis=[-1], keepdims=True), f"{label}_amax")
+    floor = relax.const(AMAX_FLOOR, "float32")
+    scale = _emit(
+        R.divide(R.maximum(amax, floor), relax.const(float(QMAX), "float32")), f"{label}_scale"
+    )
+    clipped = R.clip(R.round(R.divide(x, scale)), -QMAX, QMAX)
+    return _emit(R.astype(clipped, "int8"), f"{label}_q"), scale
+
+
+def emit_grouped_dense(
+    x: relax.Expr,
+    values: relax.Expr,
+    scale: relax.Expr,
+    minimum: relax.Expr | None,
+    label: str,
+) -> relax.Var:
+    """Emit a dense layer with grouped integer weights on int8 activations.
+
+    The sum over groups is taken in float64, where it is exact: a product of an int32 partial sum
+    and a float16 scale needs at most 28 significant bits. So its order does not matter.
+
+    Parameters
+    ----------
+    x : float32 expression of shape (1, T, K)
+    values, scale, minimum : expressions shaped as in `GroupedWeight`
+    label : name of the layer; the variable of the integer product bears it
+
+    Returns
+    -------
+    y : float32 of shape (1, T, N)
+    """
+    groups, group_size, out_features = (int(n) for n in values.ty.shape)
+    tokens = x.ty.shape[1]
+    q, act_scale = emit_quantize(x, label)
+    q_groups = R.permute_dims(R.reshape(q, (tokens, groups, group_size)), [1, 0, 2])
+    q_groups = _emit(q_groups, f"{label}_q_groups")
+    acc = _emit(R.matmul(q_groups, values, out_dtype="int32"), label)
+    part = R.multiply(R.astype(acc, "float64"), R.astype(scale, "float64"))
+    y64 = _emit(R.sum(part, axis=[0]), f"{label}_y64")
+    if minimum is not None:
+        sums = _emit(R.sum(R.astype(q_groups, "int32"), axis=[2]), f"{label}_sums")
+        offset = R.matmul(R.permute_dims(R.astype(sums, "float64")), R.astype(minimum, "float64"))
+        y64 = _emit(R.add(y64, offset), f"{label}_y64")
+    y32 = R.reshape(R.astype(y64, "float32"), (1, tokens, out_features))
+    return _emit(R.multiply(y32, act_scale), f"{label}_y")
+
+
+def emit_channel_dense(
+    x: relax.Expr, values: relax.Expr, scale: relax.Expr, label: str
+) -> relax.Var:
+    """Emit a dense layer with per-channel integer weights on int8 activations.
+
+    Parameters
+    ----------
+    x : float32 expression of shape (1, T, K)
+    values, scale : expressions shaped as in `ChannelWeight`
+    label : name of the layer; the variable of the integer product bears it
+
+    Returns
+    -------
+    y : float32 of shape (1, T, N)
+    """
+    q, act_scale = emit_quantize(x, label)
+    acc = _emit(R.matmul(q, R.permute_dims(values), out_dtype="int32"), label)
+    y = R.multiply(R.multiply(R.astype(acc, "float32"), act_scale), scale)
+    return _emit(y, f"{label}_y")
+
+
+def emit_float_dense(x: relax.Expr, values: relax.Expr, label: str) -> relax.Var:
+    """Emit a dense layer in float32: x (1, T, K) times values (K, N) gives (1, T, N)."""
+    return _emit(R.matmul(x, values), label)
+
+
+def bound_parameter(values: NDArray[np.generic]) -> nn.Parameter:
+    """Return a parameter that holds a copy of `values`, so that it can become a constant."""
+    parameter = nn.Parameter(values.shape, dtype=str(values.dtype))
+    parameter.data = runtime.tensor(np.ascontiguousarray(values))
+    return parameter
+
+
+class Dense(nn.Module):
+    """A dense layer whose form follows from the type of its weights.
+
+    Parameters
+    ----------
+    weight : GroupedWeight or ChannelWeight (int8 activations), or FloatWeight (float32)
+    label : name of the layer in the module and in reports, as "blk_3_ffn_down"
+    """
+
+    def __init__(self, weight: Weight, label: str) -> None:
+        self.label = label
+        self.out_features = weight.out_features
+        self.values = bound_parameter(weight.values)
+        self.scale: nn.Parameter | None = None
+        self.minimum: nn.Parameter | None = None
+        if not isinstance(weight, FloatWeight):
+            self.scale = bound_parameter(weight.scale)
+        if isinstance(weight, GroupedWeight) and weight.minimum is not None:
+            self.minimum = bound_parameter(weight.minimum)
+
+    def forward(self, x: relax.Expr) -> relax.Var:
+        """Apply the layer: x (1, T, K) float32 gives (1, T, N) float32."""
+        values = self.values._expr
+        if self.scale is None:
+            return emit_float_dense(x, values, self.label)
+        scale = self.scale._expr
+        if values.ty.ndim == 3:
+            minimum = None if self.minimum is None else self.minimum._expr
+            return emit_grouped_dense(x, values, scale, minimum, self.label)
+        return emit_channel_dense(x, values, scale, self.label)
+
+    def embed(self, tokens: relax.Expr) -> relax.Var:
+        """Look up the weights of output channels, so that a tied head serves as the embedding.
+
+        Parameters
+        ----------
+        tokens : int32 expression of shape (1, T)
+
+        Returns
+        -------
+        rows : float32 of shape (1, T, K)
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the weights have one scale per channel, which no embedding of GGUF has.
+        """
+        count = tokens.ty.shape[1]
+        index = _emit(R.reshape(tokens, (count,)), "token_index")
+        values = self.values._expr
+        if self.scale is None:
+            rows = R.permute_dims(R.take(values, index, axis=1, mode="clip"))
+            return _emit(R.expand_dims(rows, 0), "embedding")
+        if values.ty.ndim != 3:
+            raise InvalidArgumentError(f"{self.label}: per-channel weights cannot be an embedding")
+        groups, group_size = int(values.ty.shape[0]), int(values.ty.shape[1])
+        rows = R.astype(R.take(values, index, axis=2, mode="clip"), "float32")
+        scale = R.take(self.scale._expr, index, axis=2, mode="clip")
+        rows = R.multiply(rows, R.astype(scale, "float32"))
+        if self.minimum is not None:
+            minimum = R.take(self.minimum._expr, index, axis=1, mode="clip")
+            rows = R.add(rows, R.expand_dims(R.astype(minimum, "float32"), 1))
+        rows = R.permute_dims(rows, [2, 0, 1])
+        return _emit(R.reshape(rows, (1, count, groups * group_size)), "embedding")
