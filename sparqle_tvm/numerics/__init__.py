@@ -1,1 +1,47 @@
-"""."""
+"""The numbers, in plain NumPy: the definition that every other part is tested against."""
+
+from sparqle_tvm.numerics.dense import dense_reference, grouped_bias_term
+from sparqle_tvm.numerics.integers import int_matmul, pack_digits, plane_bytes, unpack_digits
+from sparqle_tvm.numerics.quantization import (
+    QuantizedWeights,
+    check_weight_range,
+    pack_int4,
+    quantize_per_tensor,
+    quantize_per_token,
+    quantize_weights,
+    require_finite,
+    unpack_int4,
+)
+from sparqle_tvm.numerics.slicing import (
+    SlicedTensor,
+    bias_term,
+    dot,
+    encode,
+    encode_digits,
+    max_exact,
+    window_bias,
+)
+
+__all__ = [
+    "QuantizedWeights",
+    "SlicedTensor",
+    "bias_term",
+    "check_weight_range",
+    "dense_reference",
+    "dot",
+    "encode",
+    "encode_digits",
+    "grouped_bias_term",
+    "int_matmul",
+    "max_exact",
+    "pack_digits",
+    "pack_int4",
+    "plane_bytes",
+    "quantize_per_tensor",
+    "quantize_per_token",
+    "quantize_weights",
+    "require_finite",
+    "unpack_digits",
+    "unpack_int4",
+    "window_bias",
+]

@@ -1,0 +1,120 @@
+"""The exact value of a quantized dense layer; kernels and simulator match it bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
+from sparqle_tvm.numerics.integers import (
+    first_position,
+    int_matmul,
+    max_magnitude,
+    require_matrix,
+)
+from sparqle_tvm.numerics.quantization import QuantizedWeights
+from sparqle_tvm.numerics.slicing import window_bias
+
+# Sums of multiples of 2^-24 (products of integers and float16) stay exact in float64 below this.
+EXACT_SUM_LIMIT = 2.0**29
+
+
+def dense_reference(
+    q: npt.NDArray[np.int8], act_scale: Any, weights: QuantizedWeights
+) -> npt.NDArray[np.float32]:
+    """Value of a quantized dense layer, the definition for every other implementation.
+
+    Per output channel, with the int32 product `acc`:
+    ``y = (float32(acc) * act_scale) * w_scale``. Grouped, with int32 partial sums p of a group and
+    sigma the sum of q over it: ``y = float32(sum_g [p * d + m * sigma]) * act_scale``, in float64.
+    The float64 sum is exact (its terms are multiples of 2^-24), so the order of groups is free.
+
+    Parameters
+    ----------
+    q : int8 (M, K)
+        Quantized activations.
+    act_scale : float32 scalar or (M, 1)
+        Scale of the activations.
+    weights : QuantizedWeights (N, K)
+        Weights.
+
+    Returns
+    -------
+    float32 (M, N)
+
+    Raises
+    ------
+    QuantizationError
+        If shapes or dtypes do not fit, or if scales are so large that the float64 sum over the
+        groups might round.
+    """
+    require_matrix(q, ("int8",), "activation")
+    if q.shape[1] != weights.shape[1]:
+        raise QuantizationError(f"activation {q.shape} and weight {weights.shape} differ in K")
+    act_scale = np.asarray(act_scale, dtype=np.float32)
+    if not weights.group_size:
+        acc = int_matmul(q, weights.values).astype(np.float32)
+        return np.asarray((acc * act_scale) * weights.scale)
+    _require_exact_sum(weights, max_magnitude(q))
+    return np.asarray(_group_sum(q, weights).astype(np.float32) * act_scale)
+
+
+def grouped_bias_term(weights: QuantizedWeights, k: int, window: str) -> npt.NDArray[np.float64]:
+    """Constant that undoes the bias of the stored low digits under group scales.
+
+    ``-b * sum_g d[n, g] * sum_(k in g) w[n, k]``, exact in float64; zero for the unsigned window.
+
+    Parameters
+    ----------
+    weights : QuantizedWeights (N, K)
+        Weights with group scales.
+    k, window
+        As for `sparqle_tvm.numerics.slicing.encode`.
+
+    Returns
+    -------
+    float64 (N,)
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the weights have no group scales.
+    """
+    if not weights.group_size:
+        raise InvalidArgumentError("weights without group scales: use bias_term")
+    rows, groups = weights.scale.shape
+    sums = weights.values.reshape(rows, groups, -1).sum(axis=2, dtype=np.int64)
+    products = sums * weights.scale.astype(np.float64)
+    return np.asarray(-window_bias(k, window) * products.sum(axis=1))
+
+
+def _group_sum(q: npt.NDArray[np.int8], weights: QuantizedWeights) -> npt.NDArray[np.float64]:
+    """Sum ``p * d + m * sigma`` over the groups: float64 (M, N)."""
+    total = np.zeros((q.shape[0], weights.shape[0]), dtype=np.float64)
+    scale = weights.scale.astype(np.float64)
+    for group in range(scale.shape[1]):
+        columns = slice(group * weights.group_size, (group + 1) * weights.group_size)
+        partial = int_matmul(q[:, columns], weights.values[:, columns])
+        total += partial * scale[:, group]
+        if weights.minimum is not None:
+            sigma = q[:, columns].sum(axis=1, dtype=np.int32)
+            total += sigma[:, None] * weights.minimum[:, group].astype(np.float64)
+    return total
+
+
+def _require_exact_sum(weights: QuantizedWeights, largest_q: int) -> None:
+    """Refuse scales with which a partial sum over the groups could round."""
+    rows, groups = weights.scale.shape
+    magnitudes = np.abs(weights.values.astype(np.int32)).reshape(rows, groups, -1).sum(axis=2)
+    terms = magnitudes * np.abs(weights.scale.astype(np.float64))
+    if weights.minimum is not None:
+        terms += weights.group_size * np.abs(weights.minimum.astype(np.float64))
+    bound = largest_q * terms.sum(axis=1)
+    if (bound >= EXACT_SUM_LIMIT).any():
+        row = first_position(bound >= EXACT_SUM_LIMIT)[0]
+        raise QuantizationError(
+            f"weight: the scales of output channel {row} allow sums of {bound[row]:g}, above "
+            f"{EXACT_SUM_LIMIT:g}, where float64 no longer adds exactly; scale the weights down"
+        )

@@ -1,0 +1,390 @@
+"""Quantization of activations (per token, per tensor) and weights (per channel, per group).
+
+Rounding is half to even everywhere (`np.rint`, as Relax's ``R.round``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
+from sparqle_tvm.numerics.integers import (
+    first_position,
+    pack_digits,
+    plane_bytes,
+    require_digit_bits,
+    require_matrix,
+    sign_extend,
+    unpack_digits,
+)
+
+SMALLEST_AMAX = np.float32(1e-30)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeights:
+    """Integer weights (N, K), one row per output channel, with their scales.
+
+    The real weight is ``values * scale`` per output channel, or per group of K / G columns
+    ``values * scale + minimum``. Shapes, dtypes and value range are checked when this is made.
+
+    Attributes
+    ----------
+    values : int8 (N, K)
+        Integers, signed in [-2^(bits-1), 2^(bits-1) - 1] or unsigned in [0, 2^bits - 1].
+    scale : float32 (N,) or float16 (N, G)
+        Per output channel, or per group along K.
+    minimum : float16 (N, G) or None
+        Added to each weight of a group; only with group scales.
+    bits : {2, 4, 8}
+        Width of the values.
+    """
+
+    values: npt.NDArray[np.int8]
+    scale: npt.NDArray[Any]
+    minimum: npt.NDArray[np.float16] | None = None
+    bits: int = 4
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit together; InvalidArgumentError or QuantizationError if not."""
+        check_weight_range(self.values, self.bits)
+        rows, columns = self.values.shape
+        per_channel = self.scale.shape == (rows,) and self.scale.dtype == np.float32
+        per_group = (
+            self.scale.ndim == 2
+            and self.scale.shape[0] == rows
+            and self.scale.dtype == np.float16
+            and self.scale.shape[1] > 0
+            and columns % self.scale.shape[1] == 0
+        )
+        if not (per_channel or per_group):
+            raise InvalidArgumentError(
+                f"weight scale: expected float32 ({rows},) or float16 ({rows}, G) with G a "
+                f"divisor of K = {columns}, got {self.scale.dtype} {self.scale.shape}"
+            )
+        require_finite(self.scale, "weight scale")
+        if self.minimum is None:
+            return
+        if per_channel or self.minimum.shape != self.scale.shape:
+            raise InvalidArgumentError(
+                f"weight minimum: needs group scales of its own shape {self.minimum.shape}, "
+                f"got scale {self.scale.shape}"
+            )
+        if self.minimum.dtype != np.float16:
+            raise InvalidArgumentError(
+                f"weight minimum: expected float16, got {self.minimum.dtype}"
+            )
+        require_finite(self.minimum, "weight minimum")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K): output channels, input channels."""
+        rows, columns = self.values.shape
+        return rows, columns
+
+    @property
+    def group_size(self) -> int:
+        """Columns per scale, or 0 for one scale per output channel."""
+        if self.scale.ndim == 1:
+            return 0
+        groups: int = self.scale.shape[1]
+        return self.shape[1] // groups
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values packed at `bits` per element, the scales and the minima."""
+        rows, columns = self.shape
+        scale_bytes: int = self.scale.nbytes
+        minimum_bytes = 0 if self.minimum is None else self.minimum.nbytes
+        return rows * plane_bytes(columns, self.bits) + scale_bytes + minimum_bytes
+
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        """Return the real weights: float32 (N, K)."""
+        values = self.values.astype(np.float32)
+        if self.scale.ndim == 1:
+            return np.asarray(values * self.scale[:, None])
+        rows, groups = self.scale.shape
+        real = values.reshape(rows, groups, -1) * self.scale[:, :, None].astype(np.float32)
+        if self.minimum is not None:
+            real += self.minimum[:, :, None]
+        return real.reshape(values.shape)
+
+
+def require_finite(x: npt.NDArray[Any], name: str) -> None:
+    """Refuse NaN and infinities.
+
+    Raises
+    ------
+    QuantizationError
+        Naming the tensor and the first bad position in row-major order.
+    """
+    finite = np.isfinite(x)
+    if not finite.all():
+        at = first_position(~finite)
+        raise QuantizationError(
+            f"{name}: {x[at]} at {list(at)} cannot be quantized; check the layer that produced it"
+        )
+
+
+def quantize_per_token(
+    x: npt.NDArray[np.float32], *, qmax: int = 119, name: str = "activation"
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Quantize each row with a scale of its own: dynamic, symmetric.
+
+    ``scale = max(max|x|, 1e-30) / qmax`` in float32, ``q = clip(round(x / scale), -qmax, qmax)``.
+
+    Parameters
+    ----------
+    x : float32 (M, K)
+        Activations, one token per row.
+    qmax : int
+        Largest magnitude, 1 to 127. The default is the largest of the signed window for k = 4.
+    name : str
+        Name of the tensor in error messages.
+
+    Returns
+    -------
+    q : int8 (M, K)
+    scale : float32 (M, 1)
+        ``x`` is about ``q * scale``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `qmax` is out of range.
+    QuantizationError
+        If `x` is no float32 matrix, K = 0, or an element is NaN or infinite.
+    """
+    if not 1 <= qmax <= 127:
+        raise InvalidArgumentError(f"qmax must be 1 to 127, got {qmax}")
+    require_matrix(x, ("float32",), name)
+    require_finite(x, name)
+    amax = np.abs(x).max(axis=1, keepdims=True)
+    scale = np.maximum(amax, SMALLEST_AMAX) / np.float32(qmax)
+    q = np.clip(np.rint(x / scale), -qmax, qmax).astype(np.int8)
+    return q, scale
+
+
+def quantize_per_tensor(
+    x: npt.NDArray[np.float32],
+    scale: float,
+    *,
+    zero_point: int = 0,
+    qmin: int = -128,
+    qmax: int = 119,
+    name: str = "activation",
+) -> npt.NDArray[np.int8]:
+    """Quantize with one given scale: ``clip(round(x / scale) + zero_point, qmin, qmax)``.
+
+    Parameters
+    ----------
+    x : float32 (M, K)
+        Activations.
+    scale : float
+        Step of the grid, used as float32; positive and finite.
+    zero_point : int
+        The integer that stands for 0.0, between `qmin` and `qmax`.
+    qmin, qmax : int
+        Limits within int8. The default upper limit is the largest that the signed window holds.
+    name : str
+        Name of the tensor in error messages.
+
+    Returns
+    -------
+    int8 (M, K)
+
+    Raises
+    ------
+    InvalidArgumentError
+        If scale, zero point or limits are out of range.
+    QuantizationError
+        If `x` is no float32 matrix, K = 0, or an element is NaN or infinite.
+    """
+    step = np.float32(scale)
+    if not (np.isfinite(step) and step > 0):
+        raise InvalidArgumentError(f"{name}: scale must be positive and finite, got {scale}")
+    if not -128 <= qmin <= zero_point <= qmax <= 127:
+        raise InvalidArgumentError(
+            f"{name}: need -128 <= qmin <= zero_point <= qmax <= 127, got qmin {qmin}, "
+            f"zero_point {zero_point}, qmax {qmax}"
+        )
+    require_matrix(x, ("float32",), name)
+    require_finite(x, name)
+    # A quotient that overflows float32 becomes infinite and is clipped like any other large value.
+    with np.errstate(over="ignore"):
+        rounded = np.rint(x / step) + np.float32(zero_point)
+    return np.asarray(np.clip(rounded, qmin, qmax).astype(np.int8))
+
+
+def quantize_weights(
+    w: npt.NDArray[np.float32],
+    *,
+    bits: int = 4,
+    group_size: int | None = None,
+    symmetric: bool = True,
+    name: str = "weight",
+) -> QuantizedWeights:
+    """Quantize weights to nearest, per output channel or per group along K.
+
+    Parameters
+    ----------
+    w : float32 (N, K)
+        Weights, one row per output channel.
+    bits : {2, 4, 8}
+        Width of the integers; symmetric 2 bits are ternary, {-1, 0, 1}.
+    group_size : int or None
+        Columns per float16 scale, a divisor of K (GGUF: 32); None: a float32 scale per channel.
+    symmetric : bool
+        Without or with a minimum per group (a zero point in real units); the latter needs
+        `group_size`.
+    name : str
+        Name of the tensor in error messages.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `bits` is not known, `group_size` does not divide K, or symmetric is false without it.
+    QuantizationError
+        If `w` is no float32 matrix, K = 0, an element is NaN or infinite, or a group scale
+        exceeds float16.
+    """
+    require_digit_bits(bits)
+    require_matrix(w, ("float32",), name)
+    require_finite(w, name)
+    rows, columns = w.shape
+    if group_size is None:
+        if not symmetric:
+            raise InvalidArgumentError(
+                f"{name}: symmetric=False needs a group_size; per-channel weights have no minimum"
+            )
+        largest = 2 ** (bits - 1) - 1
+        amax = np.abs(w).max(axis=1)
+        channel_scale = np.maximum(amax, SMALLEST_AMAX) / np.float32(largest)
+        values = np.clip(np.rint(w / channel_scale[:, None]), -largest, largest).astype(np.int8)
+        return QuantizedWeights(values, channel_scale, None, bits)
+    if group_size < 1 or columns % group_size:
+        raise InvalidArgumentError(f"{name}: K = {columns} is not a multiple of {group_size}")
+    grouped = w.reshape(rows, columns // group_size, group_size)
+    values, scale, minimum = _quantize_groups(grouped, bits, symmetric, name)
+    return QuantizedWeights(values.reshape(w.shape), scale, minimum, bits)
+
+
+def check_weight_range(values: npt.NDArray[np.int8], bits: int, name: str = "weight") -> None:
+    """Hold integer weights to the range of their width, signed or unsigned as a whole.
+
+    Parameters
+    ----------
+    values : int8 (N, K)
+        Integers: all in [-2^(bits-1), 2^(bits-1) - 1], or all in [0, 2^bits - 1].
+    bits : {2, 4, 8}
+        Width of the integers.
+    name : str
+        Name of the tensor in error messages.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `bits` is not known.
+    QuantizationError
+        If `values` is no int8 matrix, or a value is out of range; the first one is named.
+    """
+    require_digit_bits(bits)
+    require_matrix(values, ("int8",), name)
+    if bits == 8 or not values.size:
+        return
+    half = 2 ** (bits - 1)
+    signed = int(values.min()) < 0
+    low, high, kind = (-half, half - 1, "int") if signed else (0, 2 * half - 1, "uint")
+    outside = (values < low) | (values > high)
+    if outside.any():
+        at = first_position(outside)
+        raise QuantizationError(
+            f"{name}: value {int(values[at])} at {list(at)} is out of the {kind}{bits} range "
+            f"[{low}, {high}]; quantize again or declare more bits"
+        )
+
+
+def pack_int4(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """Pack 4-bit integers (N, K) in int8 to uint8 (N, ceil(K / 2)); element 2i is the low half.
+
+    Raises
+    ------
+    QuantizationError
+        If the values are neither all in [-8, 7] nor all in [0, 15].
+    """
+    check_weight_range(values, 4)
+    return pack_digits(values.view(np.uint8) & np.uint8(15), 4)
+
+
+def unpack_int4(
+    packed: npt.NDArray[np.uint8], *, columns: int, signed: bool = True
+) -> npt.NDArray[np.int8]:
+    """Undo `pack_int4`.
+
+    Parameters
+    ----------
+    packed : uint8 (N, ceil(columns / 2))
+        Two integers per byte, element 2i in the low half.
+    columns : int
+        K, the number of integers per row.
+    signed : bool
+        Read two's complement in [-8, 7] if true, else [0, 15].
+
+    Returns
+    -------
+    int8 (N, columns)
+
+    Raises
+    ------
+    QuantizationError
+        If `packed` is no uint8 matrix of that width.
+    """
+    require_matrix(packed, ("uint8",), "packed weight")
+    width_bytes = plane_bytes(columns, 4)
+    if packed.shape[1] != width_bytes:
+        raise QuantizationError(
+            f"packed weight: {columns} columns need {width_bytes} bytes, got {packed.shape[1]}"
+        )
+    digits = unpack_digits(packed, 4, columns)
+    return sign_extend(digits, 4) if signed else digits.astype(np.int8)
+
+
+def _quantize_groups(
+    grouped: npt.NDArray[np.float32], bits: int, symmetric: bool, name: str
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16], npt.NDArray[np.float16] | None]:
+    """Quantize (N, G, group_size): values, float16 scale (N, G), float16 minimum (N, G) or None."""
+    if symmetric:
+        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        step = np.abs(grouped).max(axis=2) / np.float32(high)
+        offset = np.zeros_like(step)
+    else:
+        # Eight unsigned bits do not fit the int8 container, so 8-bit values are signed here too.
+        low = -128 if bits == 8 else 0
+        high = low + 2**bits - 1
+        smallest = grouped.min(axis=2)
+        step = (grouped.max(axis=2) - smallest) / np.float32(high - low)
+        offset = smallest - np.float32(low) * step
+    scale, minimum = _to_float16(step, name), _to_float16(offset, name)
+    real_scale = scale.astype(np.float32)[:, :, None]
+    centred = grouped - minimum.astype(np.float32)[:, :, None]
+    # A group of (nearly) equal weights has scale 0: all its values are 0.
+    ratio = np.divide(centred, real_scale, out=np.zeros_like(centred), where=real_scale != 0)
+    values = np.clip(np.rint(ratio), low, high).astype(np.int8)
+    return values, scale, None if symmetric else minimum
+
+
+def _to_float16(x: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        half = x.astype(np.float16)
+    overflow = ~np.isfinite(half)
+    if overflow.any():
+        at = first_position(overflow)
+        raise QuantizationError(
+            f"{name}: group {at[1]} of output channel {at[0]} needs {x[at]:g}, beyond float16; "
+            "scale the weights down or quantize per output channel"
+        )
+    return half

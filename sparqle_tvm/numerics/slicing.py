@@ -1,0 +1,400 @@
+"""Split precision: 2k-bit integers as a dense LSB plane and a compressed MSB plane.
+
+This module defines the format; passes, kernels and the simulator are tested against it. The idea
+(low digit dense, high digit behind a precision bitmap) is that of SPARQLe, arXiv 2606.00365.
+
+A signed 2k-bit integer is ``q = 2^k * msb + digit`` with a k-bit signed `msb`. The window says
+which range of q has ``msb == 0``, so that only the low digit is stored:
+
+- ``unsigned``: ``lsb = q & (2^k - 1)``, ``msb = q >> k``; zero for q in [0, 2^k - 1]. Always exact.
+- ``signed``, with b = 2^(k-1): ``lsb = (q + b) & (2^k - 1)`` (biased: its digit is lsb - b),
+  ``msb = (q + b) >> k``; zero for q in [-b, b - 1]. Exact up to 2^(2k-1) - 1 - b (119 for k = 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
+from sparqle_tvm.numerics.integers import (
+    INT32_MAX,
+    first_position,
+    int_matmul,
+    pack_digits,
+    plane_bytes,
+    require_digit_bits,
+    require_matrix,
+    sign_extend,
+    to_int32,
+    unpack_digits,
+)
+
+WINDOWS = ("signed", "unsigned")
+
+
+def window_bias(k: int, window: str) -> int:
+    """What is added before the split: b = 2^(k-1) for the signed window, 0 for the unsigned one.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `k` is not 2, 4 or 8, or `window` not "signed" or "unsigned".
+    """
+    require_digit_bits(k)
+    if window not in WINDOWS:
+        raise InvalidArgumentError(f"window must be 'signed' or 'unsigned', got {window!r}")
+    return 1 << (k - 1) if window == "signed" else 0
+
+
+def max_exact(k: int, window: str) -> int:
+    """Largest q that the window represents exactly; for k = 4: 119 signed, 127 unsigned."""
+    return (1 << (2 * k - 1)) - 1 - window_bias(k, window)
+
+
+@dataclass(frozen=True, eq=False)
+class SlicedTensor:
+    """A matrix (M, K) of 2k-bit integers in its transport form. Made by `encode` or `from_planes`.
+
+    Attributes
+    ----------
+    lsb : uint8 (M, ceil(K * k / 8))
+        Low digits, stored (biased) form, packed low bits first: for k = 4 element 2i is the low
+        half of byte i.
+    pbm : uint8 (M, ceil(K / 8))
+        Precision bitmap: bit i of byte j is column 8j + i; 1 means that an MSB digit is stored.
+    msb : uint8 (row_ptr[M],)
+        The nonzero MSB digits, two's complement in k bits, per row in column order, packed low
+        bits first; each row is padded to a byte.
+    row_ptr : int32 (M + 1,)
+        Byte offset of each row in `msb`.
+    shape : tuple of int
+        (M, K).
+    k : {2, 4, 8}
+        Bits per digit.
+    window : {"signed", "unsigned"}
+    saturated_count : int
+        Elements that were clipped to the largest exact value when this was encoded.
+    """
+
+    lsb: npt.NDArray[np.uint8]
+    pbm: npt.NDArray[np.uint8]
+    msb: npt.NDArray[np.uint8]
+    row_ptr: npt.NDArray[np.int32]
+    shape: tuple[int, int]
+    k: int
+    window: str
+    saturated_count: int = 0
+
+    @classmethod
+    def from_planes(
+        cls,
+        lsb: npt.NDArray[np.uint8],
+        pbm: npt.NDArray[np.uint8],
+        msb: npt.NDArray[np.uint8],
+        row_ptr: npt.NDArray[np.int32],
+        *,
+        shape: tuple[int, int],
+        k: int = 4,
+        window: str = "signed",
+        saturated_count: int = 0,
+    ) -> SlicedTensor:
+        """Take planes that a kernel or a simulator wrote, after checking that they fit together.
+
+        `msb` may be longer than needed (a buffer of worst-case size): it is cut at ``row_ptr[M]``.
+        The canonical form is demanded: padding bits are zero and no stored digit is zero, so that
+        equal matrices have equal planes.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `k`, `window`, `shape`, a dtype or a plane's shape is wrong.
+        QuantizationError
+            If the planes contradict each other: pointers that fall or do not match the bitmap, set
+            padding bits, stored zeros, a value outside of 2k bits.
+        """
+        window_bias(k, window)
+        rows, columns = shape
+        if rows < 0 or columns < 1:
+            raise InvalidArgumentError(f"shape must be (M >= 0, K >= 1), got {shape}")
+        expected: tuple[tuple[str, Any, type, tuple[int, ...]], ...] = (
+            ("lsb", lsb, np.uint8, (rows, plane_bytes(columns, k))),
+            ("pbm", pbm, np.uint8, (rows, plane_bytes(columns, 1))),
+            ("msb", msb, np.uint8, (np.size(msb),)),
+            ("row_ptr", row_ptr, np.int32, (rows + 1,)),
+        )
+        for name, plane, dtype, plane_shape in expected:
+            if not isinstance(plane, np.ndarray) or plane.dtype != dtype:
+                raise InvalidArgumentError(f"{name}: expected a NumPy array of {np.dtype(dtype)}")
+            if plane.shape != plane_shape:
+                raise InvalidArgumentError(
+                    f"{name}: expected shape {plane_shape} for {shape}, k = {k}, got {plane.shape}"
+                )
+        _check_row_ptr(row_ptr, msb.size)
+        sliced = cls(
+            lsb, pbm, msb[: row_ptr[-1]], row_ptr, (rows, columns), k, window, saturated_count
+        )
+        _check_planes(sliced)
+        return sliced
+
+    def decode(self) -> npt.NDArray[Any]:
+        """Return the integers (M, K): int8 for k = 2 and 4, int16 for k = 8."""
+        q = self.msb_digits().astype(np.int16) << self.k
+        q += self.lsb_digits()
+        q -= window_bias(self.k, self.window)
+        return q if self.k == 8 else q.astype(np.int8)
+
+    def lsb_digits(self) -> npt.NDArray[np.uint8]:
+        """Return the dense plane of stored (biased) low digits: uint8 (M, K)."""
+        return unpack_digits(self.lsb, self.k, self.shape[1])
+
+    def msb_digits(self) -> npt.NDArray[np.int8]:
+        """Return the dense plane of high digits, zeros included: int8 (M, K)."""
+        dense = np.zeros(self.shape, dtype=np.int8)
+        stream = unpack_digits(self.msb, self.k, self.msb.size * 8 // self.k)
+        positions = _stream_positions(self.row_nnz(), self.row_ptr, self.k)
+        dense[self.mask()] = sign_extend(stream[positions], self.k)
+        return dense
+
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Return the precision bitmap unpacked: bool (M, K), true where an MSB digit is stored."""
+        bits = np.unpackbits(self.pbm, axis=1, count=self.shape[1], bitorder="little")
+        return bits.view(np.bool_)
+
+    def row_nnz(self) -> npt.NDArray[np.int32]:
+        """Return the number of stored MSB digits per row: int32 (M,)."""
+        return np.asarray(np.count_nonzero(self.mask(), axis=1), dtype=np.int32)
+
+    def group_sums(self, group_size: int) -> npt.NDArray[np.int32]:
+        """Sum the integers over groups of `group_size` columns: int32 (M, K / group_size).
+
+        Raises
+        ------
+        InvalidArgumentError
+            If K is not a multiple of `group_size`.
+        """
+        rows, columns = self.shape
+        if group_size < 1 or columns % group_size:
+            raise InvalidArgumentError(
+                f"K = {columns} is not a multiple of group_size {group_size}"
+            )
+        grouped = self.decode().reshape(rows, columns // group_size, group_size)
+        return np.asarray(grouped.sum(axis=2, dtype=np.int32))
+
+    @property
+    def msb_sparsity(self) -> float:
+        """Share of elements whose MSB digit is zero, 0 to 1; 1 for a matrix without rows."""
+        mask = self.mask()
+        return 1.0 - int(np.count_nonzero(mask)) / mask.size if mask.size else 1.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that lies in memory: both planes, the bitmap and the row pointers."""
+        return self.lsb.nbytes + self.pbm.nbytes + self.msb.nbytes + self.row_ptr.nbytes
+
+
+def encode(
+    q: npt.NDArray[Any],
+    *,
+    k: int = 4,
+    window: str = "signed",
+    saturate: bool = False,
+    name: str = "activation",
+) -> SlicedTensor:
+    """Split signed 2k-bit integers into planes.
+
+    Parameters
+    ----------
+    q : int8 (M, K) for k = 2 (values in [-8, 7]) and k = 4; int16 (M, K) for k = 8
+        The integers, K innermost. M = 0 is legal.
+    k : {2, 4, 8}
+        Bits per digit.
+    window : {"signed", "unsigned"}
+    saturate : bool
+        Clip values above `max_exact` and count them, instead of refusing them.
+    name : str
+        For error messages.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `k` or `window` is not known.
+    QuantizationError
+        If dtype, rank or value range do not fit, if K = 0, or if a value is above the exact range
+        of the signed window and `saturate` is false.
+    """
+    lsb_digit, msb_digit, saturated_count = _split(q, k, window, saturate, name)
+    rows, columns = q.shape
+    mask = msb_digit != 0
+    row_nnz = np.count_nonzero(mask, axis=1)
+    offsets = np.concatenate(([0], np.cumsum(_row_bytes(row_nnz, k))))
+    if offsets[-1] > INT32_MAX:
+        raise QuantizationError(
+            f"{name}: the MSB stream of {offsets[-1]} bytes exceeds int32 offsets"
+        )
+    row_ptr = offsets.astype(np.int32)
+    stream = np.zeros(int(offsets[-1]) * 8 // k, dtype=np.uint8)
+    digits = msb_digit[mask].view(np.uint8) & np.uint8(2**k - 1)
+    stream[_stream_positions(row_nnz, row_ptr, k)] = digits
+    return SlicedTensor(
+        lsb=pack_digits(lsb_digit, k),
+        pbm=np.packbits(mask, axis=1, bitorder="little"),
+        msb=pack_digits(stream, k),
+        row_ptr=row_ptr,
+        shape=(rows, columns),
+        k=k,
+        window=window,
+        saturated_count=saturated_count,
+    )
+
+
+def encode_digits(
+    q: npt.NDArray[Any], k: int = 4, window: str = "signed", *, saturate: bool = False
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int8]]:
+    """Split into dense digit planes, nothing packed or compressed.
+
+    Parameters and errors are those of `encode`.
+
+    Returns
+    -------
+    lsb_digit : uint8 (M, K)
+        Stored (biased) low digits.
+    msb_digit : int8 (M, K)
+        High digits; ``q = 2^k * msb_digit + lsb_digit - window_bias(k, window)``.
+    """
+    lsb_digit, msb_digit, _ = _split(q, k, window, saturate, "activation")
+    return lsb_digit, msb_digit
+
+
+def bias_term(w: npt.NDArray[np.int8], k: int, window: str) -> npt.NDArray[np.int32]:
+    """Constant that undoes the bias of the stored low digits: ``-b * sum_k w[n, k]``.
+
+    Parameters
+    ----------
+    w : int8 (N, K)
+        Weights.
+    k, window
+        As for `encode`; the constant, int32 (N,), is zero for the unsigned window.
+
+    Raises
+    ------
+    QuantizationError
+        If `w` is no int8 matrix, or if the constant does not fit int32.
+    """
+    require_matrix(w, ("int8",), "weight")
+    return to_int32(-window_bias(k, window) * w.sum(axis=1, dtype=np.int64))
+
+
+def dot(sliced: SlicedTensor, w: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
+    """Multiply by weights, from the planes: ``2^k * (msb . w) + lsb . w - b * sum w``.
+
+    Parameters
+    ----------
+    sliced : SlicedTensor (M, K)
+        Activations.
+    w : int8 (N, K)
+        Weights, one row per output channel.
+
+    Returns
+    -------
+    int32 (M, N)
+        Equal to the product of the decoded integers.
+
+    Raises
+    ------
+    QuantizationError
+        If `w` does not fit, or if an element of the result exceeds int32.
+    """
+    lsb_pass = int_matmul(sliced.lsb_digits(), w).astype(np.int64)
+    msb_pass = int_matmul(sliced.msb_digits(), w).astype(np.int64)
+    return to_int32(lsb_pass + (msb_pass << sliced.k) + bias_term(w, sliced.k, sliced.window))
+
+
+def _split(
+    q: npt.NDArray[Any], k: int, window: str, saturate: bool, name: str
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int8], int]:
+    """Check, saturate and split: dense stored low digits, dense high digits, saturated count."""
+    bias = window_bias(k, window)
+    require_matrix(q, ("int16" if k == 8 else "int8",), name)
+    if k == 2:
+        outside = (q < -8) | (q > 7)
+        if outside.any():
+            at = first_position(outside)
+            raise QuantizationError(
+                f"{name}: value {int(q[at])} at {list(at)} is out of [-8, 7], the range of k = 2"
+            )
+    limit = max_exact(k, window)
+    saturated_count = 0
+    if bias and q.size and int(q.max()) > limit:
+        above = q > limit
+        if not saturate:
+            at = first_position(above)
+            raise QuantizationError(
+                f"{name}: value {int(q[at])} at {list(at)} is above {limit}, the largest that the "
+                f"signed window holds for k = {k}; quantize to at most {limit}, use "
+                "window='unsigned', or pass saturate=True"
+            )
+        saturated_count = int(np.count_nonzero(above))
+        q = np.minimum(q, q.dtype.type(limit))
+    biased = q + q.dtype.type(bias)
+    lsb_digit = (biased & q.dtype.type(2**k - 1)).astype(np.uint8)
+    return lsb_digit, (biased >> q.dtype.type(k)).astype(np.int8), saturated_count
+
+
+def _row_bytes(row_nnz: npt.NDArray[Any], k: int) -> npt.NDArray[np.int64]:
+    """Bytes of each row of the MSB stream, from its number of stored digits: int64 (M,)."""
+    return -(-row_nnz.astype(np.int64) * k // 8)
+
+
+def _stream_positions(
+    row_nnz: npt.NDArray[Any], row_ptr: npt.NDArray[np.int32], k: int
+) -> npt.NDArray[np.int64]:
+    """Digit index in the padded MSB stream of each stored digit, in row-major order."""
+    counts = row_nnz.astype(np.int64)
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if ends.size else 0
+    row_shift = row_ptr[:-1].astype(np.int64) * (8 // k) - (ends - counts)
+    return np.asarray(np.arange(total, dtype=np.int64) + np.repeat(row_shift, counts))
+
+
+def _check_row_ptr(row_ptr: npt.NDArray[np.int32], capacity_bytes: int) -> None:
+    falling = np.diff(row_ptr) < 0
+    if row_ptr[0] != 0 or falling.any():
+        raise QuantizationError("row_ptr must start at 0 and never fall")
+    if int(row_ptr[-1]) > capacity_bytes:
+        raise QuantizationError(
+            f"row_ptr ends at byte {int(row_ptr[-1])}, the MSB stream has only {capacity_bytes}"
+        )
+
+
+def _check_planes(sliced: SlicedTensor) -> None:
+    """Hold planes of right shapes to the canonical form."""
+    k, columns = sliced.k, sliced.shape[1]
+    for name, plane, bits in (("lsb", sliced.lsb, k), ("pbm", sliced.pbm, 1)):
+        used_bits = columns * bits % 8
+        if used_bits and (plane[:, -1] >> used_bits).any():
+            raise QuantizationError(f"{name}: bits are set behind column {columns - 1}")
+    row_nnz = sliced.row_nnz()
+    wrong = np.diff(sliced.row_ptr) != _row_bytes(row_nnz, k)
+    if wrong.any():
+        row = first_position(wrong)[0]
+        raise QuantizationError(
+            f"row {row}: row_ptr gives {int(np.diff(sliced.row_ptr)[row])} bytes of MSB digits, "
+            f"the bitmap has {int(row_nnz[row])} digits of {k} bits"
+        )
+    stream = unpack_digits(sliced.msb, k, sliced.msb.size * 8 // k)
+    stored = np.zeros(stream.size, dtype=np.bool_)
+    stored[_stream_positions(row_nnz, sliced.row_ptr, k)] = True
+    if (stream[~stored] != 0).any():
+        raise QuantizationError("msb: bits are set in the padding of a row")
+    if (stream[stored] == 0).any():
+        raise QuantizationError("msb: a stored digit is zero, its bitmap bit should be clear")
+    # The most negative high digit needs the upper half of the low digits: q >= -2^(2k-1).
+    bias = window_bias(k, sliced.window)
+    below = (sliced.msb_digits() == -(2 ** (k - 1))) & (sliced.lsb_digits() < bias)
+    if below.any():
+        row, column = first_position(below)
+        raise QuantizationError(f"the value at [{row}, {column}] does not fit {2 * k} bits")
