@@ -1,1 +1,26 @@
-"""."""
+"""Relax passes that bring quantized dense ops into split-precision form."""
+
+from sparqle_tvm.passes._report import PassReport, Skipped
+from sparqle_tvm.passes.choose_window import ChooseWindow
+from sparqle_tvm.passes.collect_encodings import CollectEncodings, DenseInfo, EncodingInfo
+from sparqle_tvm.passes.fold_scales import FoldScales
+from sparqle_tvm.passes.fuse_quantize import FuseQuantize
+from sparqle_tvm.passes.lower_qdq import LowerQDQ
+from sparqle_tvm.passes.share_encodings import ShareEncodings
+from sparqle_tvm.passes.split_grouped_dense import SplitGroupedDense
+from sparqle_tvm.passes.split_precision import SplitPrecision
+
+__all__ = [
+    "ChooseWindow",
+    "CollectEncodings",
+    "DenseInfo",
+    "EncodingInfo",
+    "FoldScales",
+    "FuseQuantize",
+    "LowerQDQ",
+    "PassReport",
+    "ShareEncodings",
+    "Skipped",
+    "SplitGroupedDense",
+    "SplitPrecision",
+]

@@ -1,0 +1,190 @@
+"""Shared ground of the rewriting passes: matching by op and rebuilding functions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import PyExprMutator, PyExprVisitor, visitor
+
+from sparqle_tvm.passes._report import PassReport
+
+Constant = tvm.ir.GenericConst
+
+
+def op_name(expr: Any) -> str:
+    """Name of the op that ``expr`` calls, ``""`` if it is no call of an op."""
+    if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
+        return str(expr.op.name)
+    return ""
+
+
+def const_value(expr: Any) -> np.ndarray | None:
+    """The value of a Relax constant, ``None`` for anything else."""
+    return expr.value.numpy() if isinstance(expr, Constant) else None
+
+
+def const_scalar(expr: Any) -> float | None:
+    """The value of a constant with one element, or of a scalar literal; else ``None``."""
+    value = const_value(expr)
+    if value is not None:
+        return float(value.reshape(-1)[0]) if value.size == 1 else None
+    literal = getattr(expr, "value", None)
+    return float(literal) if isinstance(literal, int | float) else None
+
+
+def static_shape(expr: Any) -> list[int] | None:
+    """The shape of a tensor expression if it is known and free of symbols, else ``None``."""
+    ty = expr.ty
+    if not isinstance(ty, relax.TensorType) or ty.shape is None:
+        return None
+    dims = list(ty.shape.values)
+    if not all(hasattr(d, "value") for d in dims):
+        return None
+    return [int(d) for d in dims]
+
+
+def dims_of(expr: Any) -> list[Any] | None:
+    """The (maybe symbolic) shape of a tensor expression, ``None`` if it is not known."""
+    ty = expr.ty
+    if not isinstance(ty, relax.TensorType) or ty.shape is None:
+        return None
+    return list(ty.shape.values)
+
+
+def dtype_of(expr: Any) -> str:
+    """Dtype of a tensor expression, ``""`` for anything else."""
+    return str(expr.ty.dtype) if isinstance(expr.ty, relax.TensorType) else ""
+
+
+def same_dims(a: list[Any], b: list[Any]) -> bool:
+    """Whether two (maybe symbolic) shapes are provably equal."""
+    if len(a) != len(b):
+        return False
+    analyzer = tvm.sym.Analyzer()
+    return all(analyzer.can_prove_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@visitor
+class _UseCounter(PyExprVisitor):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.uses: Counter[Any] = Counter()
+
+    def visit_var_(self, op: Any) -> None:
+        self.uses[op] += 1
+
+    def visit_dataflow_var_(self, op: Any) -> None:
+        self.uses[op] += 1
+
+
+def count_uses(func: relax.Function) -> Counter[Any]:
+    """How often each variable is read in ``func``."""
+    counter = _UseCounter()
+    counter.visit_expr(func.body)
+    return counter.uses
+
+
+class Rewriter(PyExprMutator):  # type: ignore[misc]
+    """Visits every call after its arguments; ``rewrite`` may replace it.
+
+    A pass derives from it, decorates the derived class with ``mutator``, and
+    matches upwards from the call through :meth:`value`. What a match makes unused is removed by
+    :func:`apply_rewriter`.
+    """
+
+    def __init__(self, mod: tvm.IRModule, report: PassReport) -> None:
+        super().__init__(mod)
+        self.report = report
+        self.label = ""
+        self.replacements: dict[Any, Any] = {}
+        self.uses: Counter[Any] = Counter()
+
+    def value(self, expr: Any) -> Any:
+        """What ``expr`` is bound to, followed through variables; itself if nothing is known."""
+        while isinstance(expr, relax.Var):
+            bound = self.lookup_binding(expr)
+            if bound is None:
+                return expr
+            expr = bound
+        return expr
+
+    def match(self, expr: Any, name: str) -> relax.Call | None:
+        """The call of Relax op ``name`` that ``expr`` is bound to, else ``None``."""
+        value = self.value(expr)
+        return value if op_name(value) == f"relax.{name}" else None
+
+    def chain(self, expr: Any, *names: str) -> list[relax.Call] | None:
+        """The calls of ``names``, each the first argument of the one before, or ``None``."""
+        calls = []
+        for name in names:
+            call = self.match(expr, name)
+            if call is None:
+                return None
+            calls.append(call)
+            expr = call.args[0]
+        return calls
+
+    def used_once(self, *variables: Any) -> bool:
+        """Whether each of the variables is read exactly once in the function."""
+        return all(isinstance(v, relax.Var) and self.uses[v] == 1 for v in variables)
+
+    def emit(self, expr: relax.Expr, hint: str = "") -> relax.Var:
+        """Bind ``expr`` in the block under construction."""
+        return self.builder_.emit(expr, hint)
+
+    def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
+        """The replacement of ``call`` (arguments already visited), or ``None`` to keep it."""
+        raise AssertionError(f"{type(self).__name__} does not say what it rewrites")
+
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        """Remember the name of the variable as the label for reports."""
+        self.label = str(binding.var.name)
+        super().visit_var_binding_(binding)
+
+    def visit_var_(self, op: relax.Var) -> relax.Expr:
+        """Read a variable, or what a pass put in its place."""
+        seen = self.replacements.get(op)
+        return super().visit_var_(op) if seen is None else seen
+
+    def visit_dataflow_var_(self, op: relax.DataflowVar) -> relax.Expr:
+        """Read a dataflow variable, or what a pass put in its place."""
+        seen = self.replacements.get(op)
+        return super().visit_dataflow_var_(op) if seen is None else seen
+
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        """Visit the arguments, then offer the call to :meth:`rewrite`."""
+        label = self.label
+        visited = self.visit_expr_post_order(call)
+        if not isinstance(visited, relax.Call):
+            return visited
+        self.label = label
+        replaced = self.rewrite(visited, call)
+        return visited if replaced is None else replaced
+
+
+def relax_functions(mod: tvm.IRModule) -> list[tuple[relax.GlobalVar, relax.Function]]:
+    """The Relax functions of a module, in the order of their names."""
+    return [(gv, f) for gv, f in mod.functions_items() if isinstance(f, relax.Function)]
+
+
+def apply_rewriter(
+    mod: tvm.IRModule, report: PassReport, make: Callable[[tvm.IRModule], Rewriter]
+) -> tvm.IRModule:
+    """Run a rewriter over a copy of ``mod``; dead code goes only if something was rewritten."""
+    before = report.rewritten.total()
+    rewriter = make(mod.clone())
+    for gv, func in relax_functions(mod):
+        rewriter.uses = count_uses(func)
+        rewriter.replacements = {}
+        rewriter.builder_.update_func(gv, rewriter.visit_expr(func))
+    if report.rewritten.total() == before:
+        return mod
+    clean = tvm.transform.Sequential(
+        [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()]
+    )
+    return clean(rewriter.builder_.get())

@@ -1,0 +1,117 @@
+"""Bounds on the values of integer tensors, read off the ops that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from sparqle_tvm.passes._rewrite import const_scalar, const_value, dtype_of, op_name
+
+Range = tuple[float, float]
+_UNBOUNDED: Range = (-np.inf, np.inf)
+
+# Ops that move values about and make no new ones.
+LAYOUT_OPS = frozenset(
+    f"relax.{name}"
+    for name in (
+        "reshape",
+        "permute_dims",
+        "expand_dims",
+        "squeeze",
+        "strided_slice",
+        "broadcast_to",
+        "flatten",
+        "take",
+        "concat",
+        "stack",
+        "repeat",
+        "tile",
+    )
+)
+
+
+def dtype_range(dtype: str) -> Range:
+    """Smallest and largest value of a dtype; all reals for floats."""
+    if dtype.startswith(("int", "uint")):
+        info = np.iinfo(dtype)
+        return float(info.min), float(info.max)
+    return _UNBOUNDED
+
+
+def _meet(a: Range, b: Range) -> Range:
+    low, high = max(a[0], b[0]), min(a[1], b[1])
+    return (low, high) if low <= high else b
+
+
+def _shift(bounds: Range, amount: float | None, sign: int) -> Range:
+    return _UNBOUNDED if amount is None else (bounds[0] + sign * amount, bounds[1] + sign * amount)
+
+
+def _call_range(call: relax.Call, recurse: Callable[[Any], Range]) -> Range:
+    name = op_name(call).removeprefix("relax.")
+    if f"relax.{name}" in LAYOUT_OPS:
+        parts = call.args[0]
+        fields = list(parts.fields) if isinstance(parts, relax.Tuple) else [parts]
+        bounds = [recurse(part) for part in fields]
+        return min(b[0] for b in bounds), max(b[1] for b in bounds)
+    if name in ("astype", "round", "abs", "max", "min"):
+        low, high = recurse(call.args[0])
+        if name == "abs":
+            return max(0.0, low, -high), max(abs(low), abs(high))
+        return low, high
+    if name == "clip":
+        low, high = const_scalar(call.args[1]), const_scalar(call.args[2])
+        if low is None or high is None:
+            return _UNBOUNDED
+        return _meet(recurse(call.args[0]), (low, high))
+    if name not in ("bitwise_and", "right_shift", "add", "subtract", "maximum", "minimum"):
+        return _UNBOUNDED
+    bounds, amount = recurse(call.args[0]), const_scalar(call.args[1])
+    if amount is None:
+        return _UNBOUNDED
+    if name == "bitwise_and":
+        return (0.0, amount) if amount >= 0 else _UNBOUNDED
+    if name == "right_shift":
+        scale = 2.0 ** int(amount)
+        return float(np.floor(bounds[0] / scale)), float(np.floor(bounds[1] / scale))
+    if name == "maximum":
+        return max(bounds[0], amount), max(bounds[1], amount)
+    if name == "minimum":
+        return min(bounds[0], amount), min(bounds[1], amount)
+    return _shift(bounds, amount, 1 if name == "add" else -1)
+
+
+def value_range(expr: Any, resolve: Callable[[Any], Any]) -> Range:
+    """Bounds that every element of ``expr`` keeps, at worst those of its dtype.
+
+    Parameters
+    ----------
+    expr : relax.Expr
+        A tensor expression, or a variable bound to one.
+    resolve : callable
+        Maps a variable to the expression it is bound to (``Rewriter.value``).
+    """
+    value = resolve(expr)
+    constant = const_value(value)
+    if constant is not None and constant.size:
+        return float(constant.min()), float(constant.max())
+    limits = dtype_range(dtype_of(value))
+    if not isinstance(value, relax.Call):
+        return limits
+    found = _call_range(value, lambda arg: value_range(arg, resolve))
+    # A wrapping cast or sum can land anywhere in the dtype.
+    inside = limits[0] <= found[0] and found[1] <= limits[1]
+    return found if inside else limits
+
+
+def bits_needed(bounds: Range) -> int | None:
+    """Weight width (2, 4 or 8 bits, signed or unsigned) that holds ``bounds``; else ``None``."""
+    for bits in (2, 4, 8):
+        signed = -(2 ** (bits - 1)) <= bounds[0] and bounds[1] < 2 ** (bits - 1)
+        unsigned = bits < 8 and bounds[0] >= 0 and bounds[1] < 2**bits
+        if signed or unsigned:
+            return bits
+    return None

@@ -1,0 +1,131 @@
+"""Quantize and encode in one step, where the activation is produced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import mutator
+
+from sparqle_tvm import dialect
+from sparqle_tvm.passes._report import PassReport
+from sparqle_tvm.passes._rewrite import Rewriter, apply_rewriter, const_scalar, dtype_of
+
+# The smallest absolute maximum of a row that quantization divides by (numerics/quantization.py).
+MIN_AMAX = float(np.float32(1e-30))
+SCALE_FIELD = 4
+
+
+@mutator
+class _Fuse(Rewriter):
+    def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
+        if not dialect.is_op(call, "encode"):
+            return None
+        attrs = dialect.attributes(call)
+        found = self._match_quantize(call.args[0])
+        if isinstance(found, str):
+            self.report.skip("FuseQuantize", "encode", attrs["label"], found)
+            return None
+        x, scale, qmax = found
+        encoding = self.emit(
+            dialect.quantize_encode(
+                x,
+                k=attrs["k"],
+                window=attrs["window"],
+                qmax=qmax,
+                group_size=attrs["group_size"],
+                label=attrs["label"],
+            ),
+            "encoding",
+        )
+        if isinstance(scale, relax.Var):
+            fused = self.emit(relax.TupleGetItem(encoding, SCALE_FIELD), "act_scale")
+            self.replacements[scale] = fused
+        if attrs["group_size"]:
+            # The scale takes field 4, so readers of the group sums have to read field 5.
+            self.sums = self.emit(relax.TupleGetItem(encoding, SCALE_FIELD + 1), "group_sums")
+        self.report.rewrite("FuseQuantize")
+        return encoding
+
+    def __init__(self, mod: tvm.IRModule, report: PassReport) -> None:
+        super().__init__(mod, report)
+        self.sums: relax.Var | None = None
+        self.sums_of: dict[Any, relax.Var] = {}
+
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        self.sums = None
+        super().visit_var_binding_(binding)
+        if self.sums is not None:
+            self.sums_of[binding.var] = self.sums
+
+    def visit_tuple_getitem_(self, op: relax.TupleGetItem) -> relax.Expr:
+        sums = self.sums_of.get(op.tuple_value)
+        if sums is not None and op.index == SCALE_FIELD:
+            return sums
+        return super().visit_tuple_getitem_(op)
+
+    def _match_quantize(self, q: Any) -> tuple[Any, Any, int] | str:
+        """``(x, scale, qmax)`` of ``astype(clip(round(x / scale)))``, or why it is not that."""
+        calls = self.chain(q, "astype", "clip", "round", "divide")
+        if calls is None:
+            return "the activation is not quantized by divide, round, clip and astype"
+        cast, clip, _, divided = calls
+        low, high = const_scalar(clip.args[1]), const_scalar(clip.args[2])
+        x, scale = divided.args
+        if dtype_of(x) != "float32" or dtype_of(cast) != "int8":
+            return f"quantizes {dtype_of(x)} to {dtype_of(cast)}, float32 to int8 is needed"
+        if low is None or high is None or low != -high or high != int(high):
+            return f"clips to [{low}, {high}], symmetric integer limits are needed"
+        reason = self._match_scale(scale, x, high)
+        return reason if reason else (x, scale, int(high))
+
+    def _match_scale(self, scale: Any, x: Any, qmax: float) -> str:
+        """``""`` if ``scale`` is ``max(amax(|x|), 1e-30) / qmax`` over the last axis."""
+        calls = self.chain(scale, "divide", "maximum", "max", "abs")
+        if calls is None:
+            return "the scale is not max(amax, 1e-30) / qmax"
+        divided, floor, amax, magnitude = calls
+        if const_scalar(divided.args[1]) != qmax:
+            return f"the absolute maximum is not divided by the limit {qmax:g}"
+        if not magnitude.args[0].same_as(x):
+            return "the scale does not come from the absolute maximum of the same tensor"
+        axes = [int(a) for a in amax.attrs.axis] if amax.attrs.axis is not None else []
+        if not amax.attrs.keepdims or axes not in ([-1], [x.ty.ndim - 1]):
+            return "the scale is not per row"
+        if const_scalar(floor.args[1]) != MIN_AMAX:
+            return f"the absolute maximum is not bounded below by {MIN_AMAX:g}"
+        return ""
+
+
+@tvm.transform.module_pass(opt_level=0, name="FuseQuantize")
+class FuseQuantize:
+    """Merge the dynamic per-row quantization of a tensor with its encoding.
+
+    Precondition: symmetric limits, scale ``max(amax, 1e-30) / qmax`` over the last axis. Later
+    readers of the scale read it from the encoding, bit for bit the same.
+
+    Before::
+
+        scale = R.divide(R.maximum(R.max(R.abs(x), axis=[-1], keepdims=True), 1e-30), 119)
+        q = R.astype(R.clip(R.round(R.divide(x, scale)), -119, 119), "int8")
+        enc = R.sparqle.encode(q, k=4, window="signed")
+
+    After::
+
+        enc = R.sparqle.quantize_encode(x, k=4, window="signed", qmax=119)
+        scale = enc[4]
+
+    Parameters
+    ----------
+    report : PassReport, optional
+        Takes the number of rewrites and what was skipped.
+    """
+
+    def __init__(self, *, report: PassReport | None = None) -> None:
+        self.report = report if report is not None else PassReport()
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Apply the pass to every Relax function of a copy of ``mod``."""
+        return apply_rewriter(mod, self.report, lambda m: _Fuse(m, self.report))

@@ -1,0 +1,150 @@
+"""Turn dequantize-matmul into an integer matmul and a rescale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import mutator
+
+from sparqle_tvm.passes._report import PassReport
+from sparqle_tvm.passes._rewrite import (
+    Rewriter,
+    apply_rewriter,
+    const_value,
+    dtype_of,
+    op_name,
+    static_shape,
+)
+
+
+@dataclass(frozen=True)
+class _Dequantized:
+    """``scale * (values - zero_point)``; ``scale`` has one element or one per column N."""
+
+    values: Any
+    scale: np.ndarray | None
+    zero_point: np.ndarray | None
+    transposed: bool
+    axis: int
+    scale_expr: Any
+
+
+@mutator
+class _Lower(Rewriter):
+    def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
+        if op_name(call) != "relax.matmul" or dtype_of(call) != "float32":
+            return None
+        activation, weight = (self._dequantized(arg) for arg in call.args)
+        if activation is None or weight is None:
+            return None
+        reason = self._obstacle(activation, weight)
+        if reason:
+            self.report.skip("LowerQDQ", "matmul", self.label, reason)
+            return None
+        self.report.rewrite("LowerQDQ")
+        return self._build(activation, weight)
+
+    def _dequantized(self, expr: Any) -> _Dequantized | None:
+        moved = self.match(expr, "permute_dims")
+        inner = self.match(moved.args[0] if moved is not None else expr, "dequantize")
+        if inner is None:
+            return None
+        values, scale, zero_point = inner.args
+        ndim = values.ty.ndim
+        return _Dequantized(
+            values,
+            const_value(self.value(scale)),
+            const_value(self.value(zero_point)),
+            moved is not None,
+            int(inner.attrs.axis) % ndim,
+            scale,
+        )
+
+    def _obstacle(self, activation: _Dequantized, weight: _Dequantized) -> str:
+        """Why the product of the two cannot be an integer matmul, ``""`` if it can."""
+        shape = static_shape(weight.values)
+        if activation.transposed:
+            return "the activation is transposed after it is dequantized"
+        if dtype_of(activation.values) != "int8" or dtype_of(weight.values) != "int8":
+            found = f"{dtype_of(activation.values)} x {dtype_of(weight.values)}"
+            return f"quantized as {found}, int8 x int8 is needed"
+        if activation.zero_point is None or weight.zero_point is None:
+            return "a zero point is not constant"
+        if weight.scale is None or activation.scale is None:
+            return "a scale is not constant"
+        if activation.scale.size != 1 or activation.zero_point.size != 1:
+            return "the activation has a scale or zero point per column of K"
+        if shape is None or len(shape) != 2:
+            return "the weight is not a matrix of known shape"
+        columns_axis = 0 if weight.transposed else 1
+        if weight.scale.size > 1 and weight.axis != columns_axis:
+            return "the weight has a scale per row of K"
+        shifted = self._shifted(weight)
+        if shifted is None:
+            return "the weight has a zero point and is not constant, or leaves int8 without it"
+        if activation.zero_point.any() and not isinstance(shifted, np.ndarray):
+            return "the activation has a zero point and the weight is not constant"
+        return ""
+
+    def _shifted(self, weight: _Dequantized) -> Any | None:
+        """The weight with its zero point taken off, if that is possible within int8."""
+        values = const_value(self.value(weight.values))
+        if values is None:
+            return None if weight.zero_point.any() else weight.values
+        zero = weight.zero_point.astype(np.int64)
+        if zero.size > 1:
+            zero = np.expand_dims(zero.reshape(-1), 1 - weight.axis)
+        wide = values.astype(np.int64) - zero
+        inside = wide.size == 0 or (wide.min() >= -128 and wide.max() <= 127)
+        return wide.astype(np.int8) if inside else None
+
+    def _build(self, activation: _Dequantized, weight: _Dequantized) -> relax.Expr:
+        op, shifted = relax.op, self._shifted(weight)
+        columns_axis = 0 if weight.transposed else 1
+        second = relax.const(shifted) if isinstance(shifted, np.ndarray) else shifted
+        if weight.transposed:
+            second = self.emit(op.permute_dims(second))
+        acc = self.emit(op.matmul(activation.values, second, out_dtype="int32"), self.label)
+        zero = int(activation.zero_point.reshape(-1)[0])
+        if zero:
+            sums = shifted.sum(axis=1 - columns_axis, dtype=np.int64)
+            acc = self.emit(op.add(acc, relax.const((-zero * sums).astype(np.int32))), "acc")
+        scale = relax.const(activation.scale.reshape(()).astype(np.float32))
+        scaled = self.emit(op.multiply(self.emit(op.astype(acc, "float32")), scale))
+        w_scale = weight.scale.reshape(-1) if weight.scale.size > 1 else weight.scale.reshape(())
+        return op.multiply(scaled, relax.const(w_scale.astype(np.float32)))
+
+
+@tvm.transform.module_pass(opt_level=0, name="LowerQDQ")
+class LowerQDQ:
+    """Compute ``matmul(dequantize(q), dequantize(w))`` in integers.
+
+    Precondition: int8 both, constant scales and zero points, one scale for the activation, one
+    or one per output column for the weight. The integer sum is exact; the result differs from
+    the float matmul it replaces by that one's rounding.
+
+    Before::
+
+        y = R.matmul(R.dequantize(q, s, z), R.dequantize(w, sw, zw, axis=1))
+
+    After::
+
+        acc = R.matmul(q, w - zw, out_dtype="int32") - z * sum(w - zw)
+        y = R.astype(acc, "float32") * s * sw
+
+    Parameters
+    ----------
+    report : PassReport, optional
+        Takes the number of rewrites and what was skipped.
+    """
+
+    def __init__(self, *, report: PassReport | None = None) -> None:
+        self.report = report if report is not None else PassReport()
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Apply the pass to every Relax function of a copy of ``mod``."""
+        return apply_rewriter(mod, self.report, lambda m: _Lower(m, self.report))
