@@ -1,1 +1,1 @@
-"""."""
+"""Cycles and bytes of models on an accelerator, by closed formulas."""

@@ -1,0 +1,390 @@
+"""Cycles and bytes of dense ops and encodings, from the real bitmaps, in closed form.
+
+Per tile of rows x columns x K chunk and per weight slice, the array spends
+
+- LSB pass: ``ceil(m / rows) * ceil(n / cols) * ceil(kt / lanes)`` cycles,
+- MSB pass: ``ceil(n / cols) * sum over row groups of the max over their rows of
+  ceil(nnz_row / lanes)`` cycles: a PE row walks only its stored digits, and the rows of a group
+  wait for the slowest,
+- ``dense``: twice the LSB pass.
+
+With groups of weights along K, the scale unit of a PE adds ``partial sum * scale + group sum *
+minimum`` beside the next group's MACs and costs no cycles in either scheme. Loads, array, drain
+and stores overlap (`tiling.pipeline_cycles`); loads and stores share the DRAM bandwidth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost import storage
+from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
+from sparqle_tvm.target.cost.tiling import (
+    ACTIVATION_DESCRIPTORS,
+    OUTPUT_DESCRIPTORS,
+    WEIGHT_DESCRIPTORS,
+    Tiling,
+    choose_tilings,
+    pipeline_cycles,
+)
+
+Bound = Literal["compute", "memory"]
+
+# Vector-unit operations per element: the running maximum, then scale-round-clip. Splitting,
+# bitmap and compaction take a third pass of the same width.
+QUANTIZE_OPS = 2
+ENCODE_OPS = 1
+
+
+@dataclass(frozen=True)
+class OpCost:
+    """Cost of one dense op.
+
+    Attributes
+    ----------
+    label : str
+        The op.
+    scheme : {"sparqle", "dense"}
+        How the activations are stored and computed.
+    macs : int
+        Multiply-accumulates at full precision.
+    tiling : Tiling
+        Tiles and loop order behind the figures.
+    lsb_cycles, msb_cycles : int
+        Cycles of the array in the first and in the second pass, all weight slices.
+    drain_cycles : int
+        Cycles of the drain path, beside the array.
+    activation_bytes : int
+        Digits read: LSB and MSB planes, or 2k-bit values, all reloads included.
+    metadata_bytes : int
+        Bitmap, tile pointers, activation scales and group sums read, all reloads included.
+    weight_bytes : int
+        Weights, scales, minima and offsets read, all reloads included.
+    output_bytes : int
+        Outputs written.
+    dma_cycles : int
+        Cycles of all transfers: bytes / bandwidth + descriptors * fixed cycles.
+    total_cycles : int
+        Time of the op, see `tiling.pipeline_cycles`.
+    """
+
+    label: str
+    scheme: Scheme
+    macs: int
+    tiling: Tiling
+    lsb_cycles: int
+    msb_cycles: int
+    drain_cycles: int
+    activation_bytes: int
+    metadata_bytes: int
+    weight_bytes: int
+    output_bytes: int
+    dma_cycles: int
+    total_cycles: int
+
+    @property
+    def mma_cycles(self) -> int:
+        """Cycles of the array, both passes."""
+        return self.lsb_cycles + self.msb_cycles
+
+    @property
+    def compute_cycles(self) -> int:
+        """Cycles of the slower of array and drain, which work beside each other."""
+        return max(self.mma_cycles, self.drain_cycles)
+
+    @property
+    def dram_bytes(self) -> int:
+        """All bytes read and written."""
+        return self.activation_bytes + self.metadata_bytes + self.weight_bytes + self.output_bytes
+
+    @property
+    def exposed_cycles(self) -> int:
+        """Part of the time that no overlap hides: first load, last drain and store."""
+        return self.total_cycles - max(self.compute_cycles, self.dma_cycles)
+
+    @property
+    def bound(self) -> Bound:
+        """What limits the op."""
+        return "compute" if self.compute_cycles >= self.dma_cycles else "memory"
+
+
+@dataclass(frozen=True)
+class EncodeCost:
+    """Cost of quantizing a tensor and writing what the dense ops read.
+
+    The vector unit does it where the tensor is produced, so nothing is read from DRAM.
+
+    Attributes
+    ----------
+    label : str
+        The encoding.
+    scheme : {"sparqle", "dense"}
+        What is written: planes, bitmap and pointers, or 2k-bit values.
+    vector_cycles : int
+        Cycles of the vector unit.
+    activation_bytes, metadata_bytes : int
+        Bytes written, as in `OpCost`, once.
+    dma_cycles : int
+        Cycles of the transfers.
+    """
+
+    label: str
+    scheme: Scheme
+    vector_cycles: int
+    activation_bytes: int
+    metadata_bytes: int
+    dma_cycles: int
+
+    @property
+    def dram_bytes(self) -> int:
+        """All bytes written."""
+        return self.activation_bytes + self.metadata_bytes
+
+    @property
+    def total_cycles(self) -> int:
+        """Time: vector unit and stores beside each other."""
+        return max(self.vector_cycles, self.dma_cycles)
+
+    @property
+    def bound(self) -> Bound:
+        """What limits it."""
+        return "compute" if self.vector_cycles >= self.dma_cycles else "memory"
+
+
+def chunk_steps(k: int, chunk: int, span: int, lanes: int) -> int:
+    """Cycles that one row of `k` dense digits takes in a PE.
+
+    Parameters
+    ----------
+    k, chunk : int
+        Columns, and columns of a K chunk.
+    span : int
+        Columns after which a new cycle begins within a chunk; `chunk` if never.
+    lanes : int
+        Digits per cycle.
+    """
+    steps = 0
+    for start in range(0, k, chunk):
+        extent = min(chunk, k - start)
+        steps += extent // span * math.ceil(span / lanes) + math.ceil(extent % span / lanes)
+    return steps
+
+
+def msb_row_steps(nnz: RowNnz, chunk: int, span: int, lanes: int) -> NDArray[np.int64]:
+    """Cycles that every row needs for its stored digits, per K chunk.
+
+    Returns
+    -------
+    ndarray of int64, shape (m, ceil(k / chunk))
+        With `span` < `chunk`, digits of different spans do not share a cycle.
+    """
+    if span >= chunk:
+        return -(-nnz.per_chunk(chunk) // lanes)
+    steps = -(-nnz.per_chunk(span) // lanes)
+    starts = np.arange(0, steps.shape[1], chunk // span)
+    return np.asarray(np.add.reduceat(steps, starts, axis=1))
+
+
+def slowest_row_steps(steps: NDArray[np.int64], rows: int) -> int:
+    """Sum, over K chunks and groups of `rows` rows, of the steps of the slowest row."""
+    starts = np.arange(0, steps.shape[0], rows)
+    return int(np.maximum.reduceat(steps, starts, axis=0).sum())
+
+
+def lsb_pass_cycles(shape: DenseShape, chunk: int, accelerator: Accelerator) -> int:
+    """Cycles of one dense pass over the whole op, all weight slices."""
+    groups = math.ceil(shape.m / accelerator.rows)
+    steps = chunk_steps(shape.k, chunk, _span(shape, chunk, accelerator), accelerator.lanes)
+    return groups * steps * _passes(shape, accelerator)
+
+
+def msb_pass_cycles(shape: DenseShape, nnz: RowNnz, chunk: int, accelerator: Accelerator) -> int:
+    """Cycles of the sparse pass over the whole op, all weight slices."""
+    span = _span(shape, chunk, accelerator)
+    steps = msb_row_steps(nnz, chunk, span, accelerator.lanes)
+    return slowest_row_steps(steps, accelerator.rows) * _passes(shape, accelerator)
+
+
+def _span(shape: DenseShape, chunk: int, accelerator: Accelerator) -> int:
+    return chunk if accelerator.msb_across_groups or not shape.group_size else shape.group_size
+
+
+def _passes(shape: DenseShape, accelerator: Accelerator) -> int:
+    """Column blocks times weight slices: how often a row group is walked."""
+    return math.ceil(shape.n / accelerator.cols) * shape.weight_slices(accelerator.digit_bits)
+
+
+def dense_op_cost(
+    shape: DenseShape,
+    nnz: RowNnz,
+    tiling: Tiling,
+    accelerator: Accelerator,
+    scheme: Scheme,
+    window: str = "signed",
+) -> OpCost:
+    """Cost of one dense op.
+
+    Parameters
+    ----------
+    shape : DenseShape
+        The op.
+    nnz : RowNnz
+        Stored MSB digits of its activations (``dense`` takes only the shape from it).
+    tiling : Tiling
+        From `choose_tilings` for the same scheme.
+    accelerator : Accelerator
+        The array and its memory.
+    scheme : {"sparqle", "dense"}
+        See `OpCost`.
+    window : {"signed", "unsigned"}
+        Window of the encoding; the signed one needs an offset per output channel.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `nnz` is not that of (m, k) activations.
+    """
+    _check_nnz(shape, nnz)
+    lsb = lsb_pass_cycles(shape, tiling.k, accelerator)
+    msb = lsb if scheme == "dense" else msb_pass_cycles(shape, nnz, tiling.k, accelerator)
+    digits, metadata = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
+    metadata += storage.row_metadata_bytes(
+        shape.m, shape.k, shape.group_size if shape.has_min else 0
+    )
+    offset = storage.has_offset(scheme, window)
+    weights = tiling.weight_loads * shape.n * storage.channel_bytes(shape, shape.k, offset)
+    digits, metadata = digits * tiling.activation_loads, metadata * tiling.activation_loads
+    outputs = shape.m * shape.n * accelerator.float_bytes
+    dma, total = _times(
+        shape, tiling, accelerator, scheme, (digits + metadata, weights, outputs), lsb + msb
+    )
+    return OpCost(
+        label=shape.label,
+        scheme=scheme,
+        macs=shape.macs,
+        tiling=tiling,
+        lsb_cycles=lsb,
+        msb_cycles=msb,
+        drain_cycles=math.ceil(shape.m * shape.n / accelerator.drain_elements_per_cycle),
+        activation_bytes=digits,
+        metadata_bytes=metadata,
+        weight_bytes=weights,
+        output_bytes=outputs,
+        dma_cycles=dma,
+        total_cycles=total,
+    )
+
+
+def _times(
+    shape: DenseShape,
+    tiling: Tiling,
+    accelerator: Accelerator,
+    scheme: Scheme,
+    transfers: tuple[int, int, int],
+    mma: int,
+) -> tuple[int, int]:
+    """DMA and total cycles from the bytes of activations, weights and outputs."""
+    counts = (tiling.activation_tile_loads, tiling.weight_tile_loads, tiling.output_tiles)
+    descriptors = (ACTIVATION_DESCRIPTORS[scheme], WEIGHT_DESCRIPTORS, OUTPUT_DESCRIPTORS)
+    activations, weights, outputs = (
+        nbytes / accelerator.dram_bytes_per_cycle
+        + count * per_tile * accelerator.dma_descriptor_cycles
+        for nbytes, count, per_tile in zip(transfers, counts, descriptors, strict=True)
+    )
+    dma = activations + weights + outputs
+    total = pipeline_cycles(
+        first_load=activations / counts[0] + weights / counts[1],
+        mma=mma,
+        dma=dma,
+        drain=shape.m * shape.n / accelerator.drain_elements_per_cycle,
+        last_store=outputs / counts[2],
+        tiles=tiling.output_tiles * tiling.k_tiles,
+        outputs=tiling.output_tiles,
+    )
+    return math.ceil(dma), math.ceil(total)
+
+
+def encode_cost(
+    label: str,
+    nnz: RowNnz,
+    chunk: int,
+    sum_group_size: int,
+    accelerator: Accelerator,
+    scheme: Scheme,
+) -> EncodeCost:
+    """Cost of quantizing and writing one tensor.
+
+    Parameters
+    ----------
+    label : str
+        The encoding.
+    nnz : RowNnz
+        Its stored MSB digits.
+    chunk : int
+        K chunk of the dense ops that read it (their `Tiling.k`): digits lie in tile order.
+    sum_group_size : int
+        Weights per group if its readers need group sums, else 0.
+    accelerator, scheme
+        As in `dense_op_cost`.
+    """
+    rows, k = nnz.rows, nnz.in_features
+    digits, metadata = storage.plane_bytes(nnz, chunk, accelerator, scheme)
+    metadata += storage.row_metadata_bytes(rows, k, sum_group_size)
+    ops = QUANTIZE_OPS + (ENCODE_OPS if scheme == "sparqle" else 0)
+    tiles = math.ceil(rows / accelerator.rows) * math.ceil(k / chunk)
+    fixed = tiles * ACTIVATION_DESCRIPTORS[scheme] * accelerator.dma_descriptor_cycles
+    return EncodeCost(
+        label=label,
+        scheme=scheme,
+        vector_cycles=math.ceil(rows * k * ops / accelerator.vector_lanes),
+        activation_bytes=digits,
+        metadata_bytes=metadata,
+        dma_cycles=math.ceil((digits + metadata) / accelerator.dram_bytes_per_cycle + fixed),
+    )
+
+
+def encoding_costs(
+    label: str,
+    nnz: RowNnz,
+    consumers: Sequence[DenseShape],
+    accelerator: Accelerator,
+    scheme: Scheme,
+    window: str = "signed",
+) -> tuple[EncodeCost, tuple[OpCost, ...]]:
+    """Cost of one encoding and of all dense ops that read it, with tiles chosen together.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is no consumer, or a shape does not fit the bitmap.
+    TargetError
+        If no tile fits the buffers.
+    """
+    if not consumers:
+        raise InvalidArgumentError(f"encoding {label!r} has no dense op that reads it")
+    for shape in consumers:
+        _check_nnz(shape, nnz)
+    tilings = choose_tilings(consumers, accelerator, scheme, storage.has_offset(scheme, window))
+    sum_groups = [shape.group_size for shape in consumers if shape.has_min]
+    encode = encode_cost(label, nnz, tilings[0].k, min(sum_groups, default=0), accelerator, scheme)
+    ops = tuple(
+        dense_op_cost(shape, nnz, tiling, accelerator, scheme, window)
+        for shape, tiling in zip(consumers, tilings, strict=True)
+    )
+    return encode, ops
+
+
+def _check_nnz(shape: DenseShape, nnz: RowNnz) -> None:
+    if (shape.m, shape.k) != (nnz.rows, nnz.in_features):
+        raise InvalidArgumentError(
+            f"dense op {shape.label!r} takes ({shape.m}, {shape.k}) activations, "
+            f"the bitmap is of ({nnz.rows}, {nnz.in_features})"
+        )

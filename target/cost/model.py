@@ -1,0 +1,158 @@
+"""A whole model on an accelerator: dense layers, their encodings, and the vector unit's work.
+
+Ops run one after another (only the loads, computation and stores *within* one overlap), so cycles
+add up. ``dense_layers`` are the dense ops with the encoding of their inputs; ``whole_model`` adds
+the vector unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost, encoding_costs
+from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
+from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedActivation:
+    """A quantized tensor with its bitmap, and the dense ops that read it.
+
+    Attributes
+    ----------
+    label : str
+        Name of the tensor.
+    nnz : RowNnz
+        Stored MSB digits of each token.
+    window : {"signed", "unsigned"}
+        Window of the encoding.
+    consumers : tuple of DenseShape
+        The dense ops; their `m` and `k` are those of `nnz`.
+    """
+
+    label: str
+    nnz: RowNnz
+    window: str
+    consumers: tuple[DenseShape, ...]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all dense ops that read it."""
+        return sum(shape.macs for shape in self.consumers)
+
+    def last_token(self) -> EncodedActivation:
+        """The same encoding with its last token only."""
+        consumers = tuple(replace(shape, m=1) for shape in self.consumers)
+        return replace(self, nnz=self.nnz.last_row(), consumers=consumers)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over a part of a model.
+
+    Attributes
+    ----------
+    cycles : int
+        Time in clock cycles.
+    dram_bytes : int
+        Bytes read and written.
+    compute_bound_share : float
+        Share of the cycles in ops that are limited by computation, 0 to 1; the rest is limited
+        by memory.
+    """
+
+    cycles: int
+    dram_bytes: int
+    compute_bound_share: float
+
+    @property
+    def memory_bound_share(self) -> float:
+        """Share of the cycles in ops that are limited by memory traffic."""
+        return 1.0 - self.compute_bound_share
+
+    @classmethod
+    def of(cls, costs: Iterable[OpCost | EncodeCost | VectorCost]) -> Totals:
+        """Add up; an empty sum counts as bound by memory."""
+        costs = tuple(costs)
+        cycles = sum(cost.total_cycles for cost in costs)
+        compute = sum(cost.total_cycles for cost in costs if cost.bound == "compute")
+        return cls(
+            cycles=cycles,
+            dram_bytes=sum(cost.dram_bytes for cost in costs),
+            compute_bound_share=compute / cycles if cycles else 0.0,
+        )
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """Cost of one pass (prefill, or one decode step) under one scheme.
+
+    Attributes
+    ----------
+    scheme : {"sparqle", "dense"}
+        How the dense layers work.
+    ops : tuple of OpCost
+        The dense layers in order.
+    encodes : tuple of EncodeCost
+        The quantization (and encoding) of their inputs.
+    vector : tuple of VectorCost
+        The rest of the model.
+    """
+
+    scheme: Scheme
+    ops: tuple[OpCost, ...]
+    encodes: tuple[EncodeCost, ...]
+    vector: tuple[VectorCost, ...]
+
+    @property
+    def dense_layers(self) -> Totals:
+        """Dense layers with the encoding of their inputs."""
+        return Totals.of((*self.ops, *self.encodes))
+
+    @property
+    def whole_model(self) -> Totals:
+        """Dense layers, encodings and vector unit."""
+        return Totals.of((*self.ops, *self.encodes, *self.vector))
+
+    @property
+    def mma_cycles(self) -> int:
+        """Cycles that the array computes, memory left out."""
+        return sum(op.mma_cycles for op in self.ops)
+
+
+def pass_cost(
+    encodings: Sequence[EncodedActivation],
+    transformer: TransformerShape,
+    *,
+    tokens: int,
+    past: int,
+    accelerator: Accelerator,
+    scheme: Scheme,
+) -> PassCost:
+    """Cost of one pass of a model.
+
+    Parameters
+    ----------
+    encodings : sequence of EncodedActivation
+        All encodings of the pass in order, that of the output layer (one token) included.
+    transformer : TransformerShape
+        Sizes of the rest of the model.
+    tokens, past : int
+        Tokens of the pass, and tokens in the cache before.
+    accelerator : Accelerator
+        Where it runs.
+    scheme : {"sparqle", "dense"}
+        How the dense layers work.
+    """
+    parts = [
+        encoding_costs(e.label, e.nnz, e.consumers, accelerator, scheme, e.window)
+        for e in encodings
+    ]
+    return PassCost(
+        scheme=scheme,
+        ops=tuple(op for _, ops in parts for op in ops),
+        encodes=tuple(encode for encode, _ in parts),
+        vector=vector_costs(transformer, tokens, past, accelerator),
+    )

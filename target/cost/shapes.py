@@ -1,0 +1,148 @@
+"""What the cost formulas take: the shape of a dense op and the digits in its activations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparqle_tvm.errors import InvalidArgumentError
+
+Scheme = Literal["sparqle", "dense"]
+"""``sparqle``: LSB plane, bitmap and compressed MSB plane. ``dense``: two dense passes."""
+
+SCHEMES: tuple[Scheme, ...] = ("sparqle", "dense")
+
+_POPCOUNT = np.array([value.bit_count() for value in range(256)], dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class DenseShape:
+    """One dense op: (m, k) quantized activations times (n, k) integer weights.
+
+    Attributes
+    ----------
+    m, n, k : int
+        Tokens, output channels, input features. All positive.
+    weight_bits : int
+        Bits of a stored weight: 2, 4 or 8.
+    group_size : int
+        Weights along K that share a scale; 0 = one scale per output channel.
+    has_min : bool
+        The groups have a minimum besides the scale (GGUF ``Q4_1``); needs group sums.
+    label : str
+        Name for reports.
+    """
+
+    m: int
+    n: int
+    k: int
+    weight_bits: int = 4
+    group_size: int = 0
+    has_min: bool = False
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be counted."""
+        if min(self.m, self.n, self.k) < 1 or self.weight_bits not in (2, 4, 8):
+            raise InvalidArgumentError(
+                f"dense op {self.label!r}: m, n, k = {self.m}, {self.n}, {self.k} must be positive "
+                f"and weight_bits = {self.weight_bits} one of 2, 4, 8"
+            )
+        if self.group_size < 0 or (self.has_min and not self.group_size):
+            raise InvalidArgumentError(
+                f"dense op {self.label!r}: group_size = {self.group_size} must not be negative, "
+                "and minima need groups"
+            )
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates at full precision."""
+        return self.m * self.n * self.k
+
+    def weight_slices(self, digit_bits: int) -> int:
+        """Slices of `digit_bits` bits that a weight needs; each is one more pass."""
+        return math.ceil(self.weight_bits / digit_bits)
+
+
+@dataclass(frozen=True, eq=False)
+class RowNnz:
+    """How many MSB digits each row stores, along K.
+
+    Attributes
+    ----------
+    counts : ndarray of integers, shape (m, ceil(in_features / unit))
+        Stored MSB digits of each row in consecutive spans of `unit` columns.
+    unit : int
+        Columns of a span (the last span may be shorter). 8 when made from a bitmap.
+    in_features : int
+        Columns in all (K).
+    """
+
+    counts: NDArray[np.integer]
+    unit: int
+    in_features: int
+
+    def __post_init__(self) -> None:
+        """Check that spans and columns agree."""
+        if self.counts.ndim != 2 or self.counts.shape[1] != math.ceil(self.in_features / self.unit):
+            raise InvalidArgumentError(
+                f"counts of shape {self.counts.shape} do not cover {self.in_features} columns "
+                f"in spans of {self.unit}"
+            )
+
+    @classmethod
+    def from_pbm(cls, pbm: NDArray[np.uint8], in_features: int) -> RowNnz:
+        """Count the bits of a precision bitmap.
+
+        Parameters
+        ----------
+        pbm : ndarray of uint8, shape (m, ceil(in_features / 8))
+            Bit i of byte j is column 8j + i; 1 = an MSB digit is stored.
+        in_features : int
+            Columns in all (K).
+        """
+        return cls(_POPCOUNT[np.asarray(pbm, dtype=np.uint8)], 8, in_features)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows (tokens)."""
+        return int(self.counts.shape[0])
+
+    @property
+    def total(self) -> int:
+        """All stored MSB digits."""
+        return int(self.counts.sum(dtype=np.int64))
+
+    @property
+    def msb_sparsity(self) -> float:
+        """Share of MSB digits that are zero (not stored), 0 to 1."""
+        return 1.0 - self.total / (self.rows * self.in_features)
+
+    def last_row(self) -> RowNnz:
+        """Only the last row: the token that is decoded."""
+        return RowNnz(self.counts[-1:], self.unit, self.in_features)
+
+    def per_chunk(self, chunk: int) -> NDArray[np.int64]:
+        """Sum the counts over consecutive chunks of columns.
+
+        Parameters
+        ----------
+        chunk : int
+            Columns of a chunk: a multiple of `unit`, or at least `in_features`.
+
+        Returns
+        -------
+        ndarray of int64, shape (m, ceil(in_features / chunk))
+        """
+        if chunk >= self.in_features:
+            return np.asarray(self.counts.sum(axis=1, keepdims=True, dtype=np.int64))
+        if chunk % self.unit:
+            raise InvalidArgumentError(
+                f"a chunk of {chunk} columns is not a multiple of the {self.unit} counted together"
+            )
+        starts = np.arange(0, self.counts.shape[1], chunk // self.unit)
+        return np.asarray(np.add.reduceat(self.counts, starts, axis=1, dtype=np.int64))

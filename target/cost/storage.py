@@ -1,0 +1,96 @@
+"""Bytes of what lies in DRAM: encoded activations, weights and their metadata.
+
+Layout of encoded activations on the accelerator (``sparqle``): LSB plane and bitmap row by row;
+MSB digits in tile order, that is row group by row group (`rows` rows of the array) and K chunk by
+K chunk, each row of a tile padded to a byte, with one pointer per tile. Rows within a tile are
+found by counting the bits of the bitmap, which is loaded anyway. ``dense`` stores 2k bits per
+activation. Both carry a scale per row and, where weights have minima, a sum per group: int16, for
+a sum of g int8 values fits while g < 256, else int32.
+"""
+
+from __future__ import annotations
+
+import math
+
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
+
+POINTER_BYTES = 4
+ACTIVATION_SCALE_BYTES = 4
+GROUP_SCALE_BYTES = 2
+CHANNEL_SCALE_BYTES = 4
+GROUP_OFFSET_BYTES = 8
+CHANNEL_OFFSET_BYTES = 4
+
+
+def lsb_bytes(rows: int, k: int, digit_bits: int) -> int:
+    """Bytes of the LSB plane of (rows, k) activations."""
+    return rows * math.ceil(k * digit_bits / 8)
+
+
+def pbm_bytes(rows: int, k: int) -> int:
+    """Bytes of the precision bitmap of (rows, k) activations."""
+    return rows * math.ceil(k / 8)
+
+
+def msb_bytes(nnz: RowNnz, chunk: int, digit_bits: int) -> int:
+    """Bytes of the MSB digits: each row of each K chunk is padded to a byte."""
+    return int(-(-nnz.per_chunk(chunk) * digit_bits // 8).sum())
+
+
+def pointer_bytes(rows: int, k: int, chunk: int, array_rows: int) -> int:
+    """Bytes of the tile pointers: one per row group and K chunk, and one for the end."""
+    return POINTER_BYTES * (math.ceil(rows / array_rows) * math.ceil(k / chunk) + 1)
+
+
+def row_metadata_bytes(rows: int, k: int, sum_group_size: int) -> int:
+    """Bytes of the activation scales and, if `sum_group_size` > 0, of the group sums."""
+    if not sum_group_size:
+        return rows * ACTIVATION_SCALE_BYTES
+    sum_bytes = 2 if sum_group_size < 256 else 4
+    return rows * (ACTIVATION_SCALE_BYTES + math.ceil(k / sum_group_size) * sum_bytes)
+
+
+def plane_bytes(
+    nnz: RowNnz, chunk: int, accelerator: Accelerator, scheme: Scheme
+) -> tuple[int, int]:
+    """Bytes of one copy of the activations: (digits, metadata).
+
+    Digits are the LSB and MSB planes (or the 2k-bit values of ``dense``), metadata the bitmap and
+    the tile pointers. Scales and group sums come on top (`row_metadata_bytes`).
+    """
+    rows, k, bits = nnz.rows, nnz.in_features, accelerator.digit_bits
+    if scheme == "dense":
+        return rows * math.ceil(k * 2 * bits / 8), 0
+    digits = lsb_bytes(rows, k, bits) + msb_bytes(nnz, chunk, bits)
+    return digits, pbm_bytes(rows, k) + pointer_bytes(rows, k, chunk, accelerator.rows)
+
+
+def channel_bytes(shape: DenseShape, k: int, offset: bool) -> int:
+    """Bytes of one output channel's weights over `k` columns, with scales, minima and offset.
+
+    `offset` is the constant of the signed window (int32 per channel, float64 with groups).
+    """
+    weights = math.ceil(k * shape.weight_bits / 8)
+    if not shape.group_size:
+        return weights + CHANNEL_SCALE_BYTES + offset * CHANNEL_OFFSET_BYTES
+    groups = math.ceil(k / shape.group_size)
+    scales = groups * GROUP_SCALE_BYTES * (2 if shape.has_min else 1)
+    return weights + scales + offset * GROUP_OFFSET_BYTES
+
+
+def has_offset(scheme: Scheme, window: str) -> bool:
+    """Whether a dense op loads an offset: only the biased LSB digits of the signed window do."""
+    return scheme == "sparqle" and window == "signed"
+
+
+def accumulator_bytes(shape: DenseShape) -> int:
+    """Bytes of an accumulator: int32, or 64 bits where scaled group sums are added exactly."""
+    return 8 if shape.group_size else 4
+
+
+def worst_row_bytes(shape: DenseShape, k: int, accelerator: Accelerator, scheme: Scheme) -> int:
+    """Bytes of a row of `k` activations with every MSB present: what a buffer must hold."""
+    bits = accelerator.activation_bits
+    digits = math.ceil(k * bits / 8) + (math.ceil(k / 8) if scheme == "sparqle" else 0)
+    return digits + row_metadata_bytes(1, k, shape.group_size if shape.has_min else 0)

@@ -1,0 +1,184 @@
+"""Everything of a transformer that is not a dense layer, by a simple formula.
+
+The vector unit spends ``macs / vector_macs_per_cycle + operations / vector_lanes`` cycles; beside
+it, its tensors pass the DRAM once: float tensors at `Accelerator.float_bytes` per element, keys and
+values at `TransformerShape.kv_bits`. The slower of the two is the time. The keys and values of a
+head stay on chip while all its queries pass, scores never leave the chip, and what is quantized
+for a dense layer is written by the encode step (`analytical.EncodeCost`), not here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.analytical import Bound
+
+# Vector operations per element. Softmax: scale, maximum, subtract, exp, add, divide. RMS norm:
+# square, add, scale, weight. RoPE: two products and a sum. SwiGLU: exp, add, divide, two products.
+SOFTMAX_OPS = 6
+NORM_OPS = 4
+ROPE_OPS = 3
+SWIGLU_OPS = 5
+RESIDUAL_OPS = 1
+
+
+@dataclass(frozen=True)
+class TransformerShape:
+    """Sizes of a llama-family decoder.
+
+    Attributes
+    ----------
+    layers, embed, ffn : int
+        Blocks, width of the residual stream, inner width of the MLP.
+    heads, kv_heads, head_dim : int
+        Query heads, key/value heads, channels per head.
+    vocab : int
+        Number of tokens.
+    kv_bits : int
+        Bits of a key or value element in the cache.
+    """
+
+    layers: int
+    embed: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    kv_bits: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be."""
+        for name, value in vars(self).items():
+            if value < 1:
+                raise InvalidArgumentError(f"transformer shape: {name} = {value} must be positive")
+
+
+@dataclass(frozen=True)
+class VectorCost:
+    """Cost of one kind of vector-unit work, over all layers.
+
+    Attributes
+    ----------
+    label : str
+        What is done.
+    macs, operations : int
+        Multiply-accumulates and elementwise operations.
+    read_bytes, write_bytes : int
+        DRAM traffic.
+    vector_cycles, dma_cycles : int
+        Cycles of the vector unit and of its transfers, beside each other.
+    """
+
+    label: str
+    macs: int
+    operations: int
+    read_bytes: int
+    write_bytes: int
+    vector_cycles: int
+    dma_cycles: int
+
+    @property
+    def dram_bytes(self) -> int:
+        """All bytes read and written."""
+        return self.read_bytes + self.write_bytes
+
+    @property
+    def total_cycles(self) -> int:
+        """Time: the slower of vector unit and transfers."""
+        return max(self.vector_cycles, self.dma_cycles)
+
+    @property
+    def bound(self) -> Bound:
+        """What limits it."""
+        return "compute" if self.vector_cycles >= self.dma_cycles else "memory"
+
+
+def attended_pairs(tokens: int, past: int) -> int:
+    """Pairs of a query and a key that it may look at: `tokens` new ones after `past` old ones."""
+    return tokens * past + tokens * (tokens + 1) // 2
+
+
+def vector_costs(
+    shape: TransformerShape, tokens: int, past: int, accelerator: Accelerator
+) -> tuple[VectorCost, ...]:
+    """Cost of all vector-unit work of one pass; only the last token goes to the output layer.
+
+    Parameters
+    ----------
+    shape : TransformerShape
+        The model.
+    tokens : int
+        Tokens of the pass: all of the text in prefill, 1 in decode.
+    past : int
+        Tokens in the cache before.
+    accelerator : Accelerator
+        The vector unit and the memory.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is no token.
+    """
+    if tokens < 1 or past < 0:
+        raise InvalidArgumentError(f"a pass of {tokens} tokens after {past} cannot be counted")
+    layers, f = shape.layers, accelerator.float_bytes
+    stream = tokens * shape.embed
+    queries = tokens * shape.heads * shape.head_dim
+    keys = tokens * shape.kv_heads * shape.head_dim
+    cached_elements = (past + tokens) * shape.kv_heads * shape.head_dim
+    scores = attended_pairs(tokens, past) * shape.heads
+
+    def cache_bytes(elements: int) -> int:
+        return math.ceil(elements * shape.kv_bits / 8)
+
+    def cost(
+        label: str, times: int, *, macs: int = 0, ops: int = 0, reads: int = 0, writes: int = 0
+    ) -> VectorCost:
+        cycles = macs / accelerator.vector_macs_per_cycle + ops / accelerator.vector_lanes
+        dma = (reads + writes) / accelerator.dram_bytes_per_cycle
+        return VectorCost(
+            label=label,
+            macs=times * macs,
+            operations=times * ops,
+            read_bytes=times * reads,
+            write_bytes=times * writes,
+            vector_cycles=times * math.ceil(cycles),
+            dma_cycles=times * math.ceil(dma),
+        )
+
+    return (
+        cost("embedding", 1, reads=stream * f, writes=stream * f),
+        cost("norms", 2 * layers, ops=stream * NORM_OPS, reads=stream * f),
+        cost(
+            "rope and cache",
+            layers,
+            ops=(queries + keys) * ROPE_OPS,
+            reads=(queries + 2 * keys) * f,
+            writes=queries * f + 2 * cache_bytes(keys),
+        ),
+        cost(
+            "attention",
+            layers,
+            macs=2 * scores * shape.head_dim,
+            ops=scores * SOFTMAX_OPS,
+            reads=queries * f + 2 * cache_bytes(cached_elements),
+        ),
+        cost(
+            "swiglu",
+            layers,
+            ops=tokens * shape.ffn * SWIGLU_OPS,
+            reads=2 * tokens * shape.ffn * f,
+        ),
+        cost(
+            "residuals",
+            2 * layers,
+            ops=stream * RESIDUAL_OPS,
+            reads=2 * stream * f,
+            writes=stream * f,
+        ),
+        cost("final norm", 1, ops=shape.embed * NORM_OPS, reads=shape.embed * f),
+    )

@@ -1,0 +1,230 @@
+"""Cycles and bytes: counted by hand, conserved, monotone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.cost.analytical import (
+    chunk_steps,
+    dense_op_cost,
+    encode_cost,
+    encoding_costs,
+    lsb_pass_cycles,
+    msb_pass_cycles,
+)
+from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
+from sparqle_tvm.target.cost.tiling import Tiling
+
+EDGE = PRESETS["sparqle/edge"]
+
+
+def rows_with(nnz: list[list[int]], span: int = 8) -> RowNnz:
+    """Rows that store that many digits in each span of columns, the leading ones."""
+    mask = np.array([[i < count for count in row for i in range(span)] for row in nnz])
+    return RowNnz.from_pbm(np.packbits(mask, axis=1, bitorder="little"), mask.shape[1])
+
+
+def random_nnz(m: int, k: int, density: float, seed: int = 0) -> RowNnz:
+    mask = np.random.default_rng(seed).random((m, k)) < density
+    return RowNnz.from_pbm(np.packbits(mask, axis=1, bitorder="little"), k)
+
+
+ONE_TILE = Tiling(4, 4, 8, 1, 1, 1, True)
+
+
+def test_one_tile_by_hand(tiny):
+    nnz = rows_with([[5], [0], [3]])
+    cost = dense_op_cost(DenseShape(3, 3, 8), nnz, ONE_TILE, tiny, "sparqle")
+    # 2 row groups * 2 column blocks * 8 columns / 4 lanes
+    assert cost.lsb_cycles == 2 * 2 * 2
+    # Group (5, 0): ceil(5/4) = 2, group (3): 1; for each of 2 column blocks
+    assert cost.msb_cycles == 2 * (2 + 1)
+    # LSB 3 rows * 4 bytes; MSB of 5, 0, 3 digits: 3 + 0 + 2 bytes
+    assert cost.activation_bytes == 12 + 5
+    # Bitmap 3 * 1; pointers of 2 tiles and the end, 4 bytes each; scales 3 * 4
+    assert cost.metadata_bytes == 3 + 12 + 12
+    # 3 channels of 4 bytes of weights, scale and offset of 4 bytes each
+    assert cost.weight_bytes == 3 * (4 + 4 + 4)
+    assert cost.output_bytes == 3 * 3 * 2
+    assert cost.drain_cycles == 5
+    # Loads 44/4 + 4*10 and 36/4 + 2*10, store 18/4 + 10: 51 + 29 + 14.5
+    assert cost.dma_cycles == 95
+    # One tile, nothing overlaps: 80 + 14 + 4.5 + 14.5
+    assert cost.total_cycles == 113
+    assert cost.exposed_cycles == 113 - 95
+    assert cost.bound == "memory"
+
+
+def test_dense_one_tile_by_hand(tiny):
+    nnz = rows_with([[5], [0], [3]])
+    cost = dense_op_cost(DenseShape(3, 3, 8), nnz, ONE_TILE, tiny, "dense")
+    assert (cost.lsb_cycles, cost.msb_cycles) == (8, 8)
+    assert (cost.activation_bytes, cost.metadata_bytes) == (3 * 8, 3 * 4)
+    assert cost.weight_bytes == 3 * (4 + 4)
+    # Loads 36/4 + 2*10 and 24/4 + 2*10, store 18/4 + 10: 29 + 26 + 14.5
+    assert cost.dma_cycles == 70
+    # 55 + 16 + 4.5 + 14.5
+    assert cost.total_cycles == 90
+
+
+def test_two_column_tiles_overlap(tiny):
+    nnz = rows_with([[5], [0], [3]])
+    tiling = Tiling(4, 2, 8, 1, 2, 1, True)
+    cost = dense_op_cost(DenseShape(3, 3, 8), nnz, tiling, tiny, "sparqle")
+    # The activations stay; weights in two tiles 9 + 2*20, outputs in two 4.5 + 2*10
+    assert cost.dma_cycles == 125  # 51 + 49 + 24.5
+    # Memory-bound: 124.5 + 14/2 for the last tile + 4.5/2 for its drain
+    assert cost.total_cycles == 134
+
+
+def test_row_tiles_reload_weights_and_columns_reload_activations(tiny):
+    shape, nnz = DenseShape(4, 4, 16), rows_with([[1, 2], [3, 4], [5, 6], [7, 8]])
+    once = dense_op_cost(shape, nnz, Tiling(4, 4, 16, 1, 1, 1, True), tiny, "sparqle")
+    rows = dense_op_cost(shape, nnz, Tiling(2, 2, 16, 2, 2, 1, True), tiny, "sparqle")
+    cols = dense_op_cost(shape, nnz, Tiling(2, 2, 16, 2, 2, 1, False), tiny, "sparqle")
+    assert rows.weight_bytes == 2 * once.weight_bytes
+    assert cols.weight_bytes == once.weight_bytes
+    assert rows.activation_bytes == once.activation_bytes
+    assert cols.activation_bytes == 2 * once.activation_bytes
+    assert cols.metadata_bytes == 2 * once.metadata_bytes
+
+
+def test_chunks_make_rows_wait_more_often(tiny):
+    shape, nnz = DenseShape(2, 2, 16), rows_with([[1, 7], [7, 1]])
+    # Whole K: both rows have 8 digits, 2 steps. Chunks of 8: 2 + 2 steps.
+    assert msb_pass_cycles(shape, nnz, 16, tiny) == 2
+    assert msb_pass_cycles(shape, nnz, 8, tiny) == 4
+
+
+def test_one_slow_row_and_an_empty_plane(tiny):
+    shape = DenseShape(4, 2, 16)
+    # Group (16, 0) takes 4 steps although one of its rows is idle; group (0, 0) none.
+    assert msb_pass_cycles(shape, rows_with([[8, 8], [0, 0], [0, 0], [0, 0]]), 16, tiny) == 4
+    assert msb_pass_cycles(shape, rows_with([[0, 0]] * 4), 16, tiny) == 0
+
+
+@pytest.mark.parametrize(("bits", "slices"), [(2, 1), (4, 1), (8, 2)])
+def test_weight_slices_multiply_both_passes(tiny, bits, slices):
+    shape, nnz = DenseShape(2, 2, 8, bits), rows_with([[5], [0]])
+    cost = dense_op_cost(shape, nnz, ONE_TILE, tiny, "sparqle")
+    assert (cost.lsb_cycles, cost.msb_cycles) == (2 * slices, 2 * slices)
+    assert cost.weight_bytes == 2 * (bits + 8)
+
+
+def test_groups_minima_and_windows_by_hand(tiny):
+    shape, nnz = DenseShape(2, 2, 16, 4, 8, True), rows_with([[1, 1], [1, 1]])
+    tiling = Tiling(2, 2, 16, 1, 1, 1, True)
+    signed = dense_op_cost(shape, nnz, tiling, tiny, "sparqle", "signed")
+    # Per channel: 8 bytes of weights, 2 scales and 2 minima of 2 bytes, offset of 8 bytes
+    assert signed.weight_bytes == 2 * (8 + 8 + 8)
+    # Bitmap 2 * 2, pointers 2 * 4, scales 2 * 4, 2 group sums of 2 bytes for each of 2 rows
+    assert signed.metadata_bytes == 4 + 8 + 8 + 8
+    unsigned = dense_op_cost(shape, nnz, tiling, tiny, "sparqle", "unsigned")
+    assert unsigned.weight_bytes == 2 * (8 + 8)
+
+
+def test_digits_of_groups_share_cycles_only_with_segmented_adders(tiny):
+    shape, nnz = DenseShape(2, 2, 16, 4, 8), rows_with([[1, 1], [2, 2]])
+    assert msb_pass_cycles(shape, nnz, 16, tiny) == 1
+    simple = dataclasses.replace(tiny, msb_across_groups=False)
+    assert msb_pass_cycles(shape, nnz, 16, simple) == 2
+    assert lsb_pass_cycles(shape, 16, simple) == lsb_pass_cycles(shape, 16, tiny) == 4
+    per_channel = DenseShape(2, 2, 16)
+    assert msb_pass_cycles(per_channel, nnz, 16, simple) == 1
+
+
+def test_chunk_steps_by_hand():
+    assert chunk_steps(k=30, chunk=32, span=32, lanes=16) == 2
+    assert chunk_steps(k=40, chunk=32, span=32, lanes=16) == 2 + 1
+    # Spans of 6 in lanes of 4: 2 steps each; the last chunk of 6 columns again 2
+    assert chunk_steps(k=18, chunk=12, span=6, lanes=4) == 6
+
+
+def test_encode_by_hand(tiny):
+    nnz = rows_with([[5], [0], [3]])
+    cost = encode_cost("x", nnz, 8, 0, tiny, "sparqle")
+    # 24 elements * 3 passes / 4 lanes
+    assert cost.vector_cycles == 18
+    assert (cost.activation_bytes, cost.metadata_bytes) == (17, 27)
+    # 44/4 bytes, 2 row groups * 4 descriptors * 10
+    assert cost.dma_cycles == 91
+    assert (cost.total_cycles, cost.bound) == (91, "memory")
+    dense = encode_cost("x", nnz, 8, 0, tiny, "dense")
+    assert (dense.vector_cycles, dense.dram_bytes) == (12, 24 + 12)
+
+
+def test_what_is_written_is_what_one_load_reads():
+    nnz = random_nnz(50, 576, 0.3)
+    shapes = [DenseShape(50, n, 576, 4, 32, True) for n in (64, 128)]
+    for scheme in ("sparqle", "dense"):
+        encode, ops = encoding_costs("x", nnz, shapes, EDGE, scheme)
+        for op in ops:
+            assert op.activation_bytes == encode.activation_bytes * op.tiling.activation_loads
+            assert op.metadata_bytes == encode.metadata_bytes * op.tiling.activation_loads
+
+
+def test_bits_per_element_are_those_of_the_idea():
+    # k + 1 + k * (1 - s) bits, up to padding, against 2k: even at s = 1/k
+    nnz = random_nnz(64, 4096, 0.75)
+    sparqle = encode_cost("x", nnz, 4096, 0, EDGE, "sparqle")
+    dense = encode_cost("x", nnz, 4096, 0, EDGE, "dense")
+    assert sparqle.dram_bytes == pytest.approx(dense.dram_bytes, rel=0.01)
+
+
+shapes_strategy = st.builds(
+    DenseShape,
+    m=st.integers(1, 70),
+    n=st.integers(1, 80),
+    k=st.sampled_from([32, 64, 96, 576]),
+    weight_bits=st.sampled_from([2, 4, 8]),
+    group_size=st.sampled_from([0, 32]),
+)
+
+
+@given(shape=shapes_strategy, seed=st.integers(0, 99), more=st.floats(0, 1))
+def test_more_digits_never_cost_less(shape, seed, more):
+    rng = np.random.default_rng(seed)
+    draw = rng.random((shape.m, shape.k))
+    few, many = draw < 0.3, draw < 0.3 + 0.7 * more
+    costs = []
+    for mask in (few, many):
+        nnz = RowNnz.from_pbm(np.packbits(mask, axis=1, bitorder="little"), shape.k)
+        encode, (op,) = encoding_costs("x", nnz, [shape], EDGE, "sparqle")
+        costs.append((op.mma_cycles, op.dram_bytes, op.total_cycles, encode.total_cycles))
+    assert all(a <= b for a, b in zip(*costs, strict=True))
+
+
+@given(shape=shapes_strategy, seed=st.integers(0, 99), density=st.floats(0, 1))
+def test_bounds_against_dense(shape, seed, density):
+    nnz = random_nnz(shape.m, shape.k, density, seed)
+    _, (sparqle,) = encoding_costs("x", nnz, [shape], EDGE, "sparqle")
+    _, (dense,) = encoding_costs("x", nnz, [shape], EDGE, "dense")
+    assert sparqle.lsb_cycles == dense.lsb_cycles
+    assert sparqle.msb_cycles <= dense.msb_cycles
+    # The array can do no more than rows * cols * lanes products per cycle.
+    products = (shape.macs + nnz.total * shape.n) * shape.weight_slices(4)
+    assert sparqle.mma_cycles * EDGE.macs_per_cycle >= products
+    for cost in (sparqle, dense):
+        assert cost.total_cycles >= max(cost.compute_cycles, cost.dma_cycles)
+        assert cost.exposed_cycles >= 0
+
+
+@given(shape=shapes_strategy)
+def test_without_digits_half_of_the_array_time_remains(shape):
+    nnz = RowNnz.from_pbm(np.zeros((shape.m, shape.k // 8), np.uint8), shape.k)
+    _, (sparqle,) = encoding_costs("x", nnz, [shape], EDGE, "sparqle")
+    _, (dense,) = encoding_costs("x", nnz, [shape], EDGE, "dense")
+    assert 2 * sparqle.mma_cycles == dense.mma_cycles
+    assert sparqle.activation_bytes < dense.activation_bytes
+
+
+def test_bitmap_of_another_shape():
+    with pytest.raises(InvalidArgumentError, match=r"takes \(3, 16\).*of \(2, 16\)"):
+        encoding_costs("x", random_nnz(2, 16, 0.5), [DenseShape(3, 1, 16)], EDGE, "dense")
+    with pytest.raises(InvalidArgumentError, match="no dense op"):
+        encoding_costs("x", random_nnz(2, 16, 0.5), [], EDGE, "dense")
