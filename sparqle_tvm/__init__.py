@@ -1,4 +1,57 @@
 """Split-precision (sub-precision sparsity) for quantized language models, on Apache TVM.
 
+``pipeline`` is a TVM pass for ``relax.build``, ``compile`` and ``load`` give an executable, and
+``host_pipeline`` is the same lowering without the split. ``frontend`` imports models, ``numerics``
+defines the format in NumPy, ``passes`` and ``target`` hold the parts, ``errors`` what is raised.
+
 The public names are loaded on first use, because importing TVM takes seconds.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparqle_tvm import errors, frontend, numerics, passes, target
+    from sparqle_tvm.compiler import compile, host_pipeline, load, pipeline
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "__version__",
+    "compile",
+    "errors",
+    "frontend",
+    "host_pipeline",
+    "load",
+    "numerics",
+    "passes",
+    "pipeline",
+    "target",
+]
+
+_FROM_COMPILER = ("compile", "host_pipeline", "load", "pipeline")
+_WITHOUT_TVM = ("errors", "numerics", "target")
+_WITH_TVM = ("frontend", "passes")
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name (PEP 562); VersionError if it needs TVM and that is of a wrong version."""
+    if name not in _FROM_COMPILER + _WITHOUT_TVM + _WITH_TVM:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _WITHOUT_TVM:
+        from sparqle_tvm._versions import check_versions
+
+        check_versions()
+    if name in _FROM_COMPILER:
+        value = getattr(importlib.import_module(f"{__name__}.compiler"), name)
+    else:
+        value = importlib.import_module(f"{__name__}.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """All public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,48 @@
+# make run   the main job: a real language model through the passes, exact, its gain counted
+# make test  all tests (the real-model ones fetch 93 MB once)
+# make bench figures; make lint: style and types; make clean: remove what was built
+#
+# Needs Python 3.11, pip and make. The virtual environment is set up once per extra (stamp files).
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+ifeq ($(origin PYTHON), undefined)
+is_311 = import sys; sys.exit(sys.version_info[:2] != (3, 11))
+PYTHON := $(shell for p in python3.11 python3 python; do \
+  $$p -c '$(is_311)' 2>/dev/null && echo $$p && break; done)
+endif
+
+.PHONY: run test bench lint clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.installed
+	$(BIN)/sparqle run --tokens 512 --json out.json
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed-test
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	PYTHON=$(abspath $(BIN))/python .ci/mypy
+
+$(BIN)/python:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 is needed (found: $(or $(PYTHON),none)):" \
+	    "install it, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv "$(VENV)"
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis out.json

@@ -1,0 +1,48 @@
+"""What TVM calls at the end of ``import tvm``, through the entry-point group ``tvm.backends``.
+
+A module of this package may be half imported at that moment, because it is the one that imports
+TVM. So this stays a leaf: nothing is imported before `register` runs, and the compiler only when
+somebody asks for the pipeline.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PIPELINE_NAME = "sparqle"
+
+
+def register() -> None:
+    """Make target tags, dialect and named pipeline known to TVM. Calling it again changes nothing.
+
+    Raises
+    ------
+    VersionError
+        If the installed TVM is not the one this package works with. TVM turns it into a warning;
+        the public names of `sparqle_tvm` raise it again.
+    """
+    from sparqle_tvm._versions import check_versions
+
+    check_versions()
+    from sparqle_tvm.target.accelerator import register_tags
+
+    register_tags()
+    _register_pipeline()
+    from sparqle_tvm.dialect.ops import register as register_dialect
+
+    register_dialect()
+
+
+def _register_pipeline() -> None:
+    """Name the pipeline for ``relax.get_pipeline("sparqle", target=..., ...)``."""
+    from tvm.relax.pipeline import PIPELINE_MAP, register_pipeline
+
+    if PIPELINE_NAME not in PIPELINE_MAP:
+        register_pipeline(PIPELINE_NAME)(_pipeline)
+
+
+def _pipeline(**options: Any) -> Any:
+    """Build `sparqle_tvm.pipeline` with these options."""
+    from sparqle_tvm.compiler import pipeline
+
+    return pipeline(**options)
