@@ -93,6 +93,10 @@ def from_gguf(
         total=len(file.tensors), desc="import", unit="tensor", disable=not progress, leave=False
     ) as bar:
         mod = export_llama(config, _Source(file, activations, bar))
+    if file.unused():
+        raise UnsupportedModelError(
+            f"{file.path}: tensors that a plain llama does not have: {', '.join(file.unused()[:5])}"
+        )
     return ImportedModel(
         mod=mod,
         config=config,

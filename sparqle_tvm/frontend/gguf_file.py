@@ -53,7 +53,7 @@ class _Reader(gguf.GGUFReader):
         return end - orig_offs, [kind, count, *strings], indices, [GGUFValueType.ARRAY, item]
 
     def _strings(self, offset: int, count: int) -> tuple[list[memoryview], int]:
-        data, strings = memoryview(self.data), []
+        data, strings = self.data.data, []
         for _ in range(count):
             start = offset + 8
             offset = start + int.from_bytes(data[offset:start], "little")
@@ -61,10 +61,6 @@ class _Reader(gguf.GGUFReader):
                 raise EOFError(f"byte {offset} is needed, the file has {len(data)}")
             strings.append(data[start:offset])
         return strings, offset
-
-
-def _float_weight(data: NDArray[Any]) -> FloatWeight:
-    return FloatWeight(np.ascontiguousarray(data.T, dtype=np.float32))
 
 
 def _half(blocks: Blocks, first_byte: int) -> NDArray[np.float16]:
@@ -125,6 +121,7 @@ class GGUFFile:
     """
 
     def __init__(self, path: Path) -> None:
+        """Map the file and read all but the weights."""
         self.path = path
         self.used: set[str] = set()
         try:
@@ -144,7 +141,7 @@ class GGUFFile:
     def sha256(self) -> str:
         """Return the SHA-256 of the whole file, in hexadecimal digits."""
         digest = hashlib.sha256()
-        data = memoryview(self._reader.data)
+        data = self._reader.data.data
         for start in range(0, len(data), _HASH_CHUNK_BYTES):
             digest.update(data[start : start + _HASH_CHUNK_BYTES])
         return digest.hexdigest()
@@ -191,21 +188,27 @@ class GGUFFile:
         Raises
         ------
         ModelFileError
-            If it is missing, or of another shape.
+            If it is missing, of another shape, or holds NaN or Inf.
         UnsupportedModelError
             If it is of an unsupported type.
         """
         tensor = self._tensor(name, (out_features, in_features))
         kind = tensor.tensor_type
-        if kind in _FLOATS:
-            return _float_weight(tensor.data)
-        if kind not in _UNPACK:
+        if kind not in _UNPACK and kind not in _FLOATS:
             raise UnsupportedModelError(
                 f"{self.path}: tensor {name!r} is of type {kind.name}; supported are "
                 f"{', '.join(SUPPORTED_KINDS)}"
             )
+        if kind in _FLOATS:
+            values = np.ascontiguousarray(tensor.data.T, dtype=np.float32)
+            self._check_finite(name, values)
+            return FloatWeight(values)
         groups = in_features // GROUP_SIZE
-        return _UNPACK[kind](tensor.data.reshape(out_features, groups, _GROUP_BYTES[kind]))
+        weight = _UNPACK[kind](tensor.data.reshape(out_features, groups, _GROUP_BYTES[kind]))
+        self._check_finite(name, weight.scale)
+        if weight.minimum is not None:
+            self._check_finite(name, weight.minimum)
+        return weight
 
     def vector(self, name: str, size: int) -> NDArray[np.float32]:
         """Return a vector as float32.
@@ -213,7 +216,7 @@ class GGUFFile:
         Raises
         ------
         ModelFileError
-            If it is missing, or of another shape.
+            If it is missing, of another shape, or holds NaN or Inf.
         UnsupportedModelError
             If it is not F32 or F16.
         """
@@ -223,7 +226,9 @@ class GGUFFile:
                 f"{self.path}: tensor {name!r} is of type {tensor.tensor_type.name}; "
                 "supported for vectors are F16, F32"
             )
-        return tensor.data.astype(np.float32)
+        values: NDArray[np.float32] = tensor.data.astype(np.float32)
+        self._check_finite(name, values)
+        return values
 
     def unused(self) -> list[str]:
         """Return the names of the tensors that nobody has read."""
@@ -240,3 +245,7 @@ class GGUFFile:
             )
         self.used.add(name)
         return tensor
+
+    def _check_finite(self, name: str, values: NDArray[np.floating[Any]]) -> None:
+        if not np.isfinite(values).all():
+            raise ModelFileError(f"{self.path}: tensor {name!r} holds NaN or Inf")

@@ -95,7 +95,8 @@ def tokenizer_from_gguf(file: GGUFFile) -> Tokenizer:
             f"{', '.join(_PRE_TOKENIZERS)}"
         )
     tokens = _strings(file, "tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ", 1)) for merge in _strings(file, "tokenizer.ggml.merges")]
+    pairs = (merge.partition(" ") for merge in _strings(file, "tokenizer.ggml.merges"))
+    merges = [(left, right) for left, _, right in pairs]
     types = file.get("tokenizer.ggml.token_type", list) or [1] * len(tokens)
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(types) != len(tokens):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import tvm
@@ -33,7 +33,8 @@ FUNCTIONS = ("prefill", "decode", "hidden", "head")
 CACHE_RESERVE_TOKENS = 256
 """Tokens that a new cache has room for; it doubles when they are used up."""
 
-Position = int | tirx.Expr
+Position: TypeAlias = Any
+"""An int, or an integer expression of ``tvm.tirx``: a number of tokens."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,7 @@ class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis, in float32."""
 
     def __init__(self, weight: NDArray[np.float32], eps: float) -> None:
+        """Hold the weights (E,)."""
         self.weight = bound_parameter(weight)
         self.eps = eps
 
@@ -198,6 +200,8 @@ class Attention(nn.Module):
     """Self-attention of one block, with its two caches."""
 
     def __init__(self, config: LlamaConfig, layer: int, source: WeightSource) -> None:
+        """Take the weights of a layer from `source`."""
+
         def dense(name: str, in_features: int, out_features: int) -> Dense:
             weight = source.dense(f"blk.{layer}.{name}.weight", in_features, out_features)
             return Dense(weight, f"blk_{layer}_{name}")
@@ -232,6 +236,8 @@ class Block(nn.Module):
     """One block: attention and SwiGLU, each behind a norm and added to the residual stream."""
 
     def __init__(self, config: LlamaConfig, layer: int, source: WeightSource) -> None:
+        """Take the weights of a layer from `source`."""
+
         def norm(name: str) -> RMSNorm:
             weight = source.vector(f"blk.{layer}.{name}.weight", config.embed)
             return RMSNorm(weight, config.norm_eps)
@@ -259,6 +265,7 @@ class Llama(nn.Module):
     """A llama-family decoder, its weights taken from `source` one after another."""
 
     def __init__(self, config: LlamaConfig, source: WeightSource) -> None:
+        """Take all weights from `source`."""
         self.config = config
         embedding = Dense(
             source.dense("token_embd.weight", config.embed, config.vocab), "token_embd"
@@ -303,6 +310,10 @@ class Llama(nn.Module):
             x = R.strided_slice(x, [1], [count - 1], [count], assume_inbound=True)
         return nn.Tensor(_expr=self.output(_emit(x, "last_hidden")))
 
+    def decode(self, tokens: nn.Tensor) -> nn.Tensor:
+        """Append one token to the cache; return its logits."""
+        return self.prefill(tokens)
+
     def hidden(self, tokens: nn.Tensor) -> nn.Tensor:
         """Return the final-normed hidden states of all tokens."""
         return nn.Tensor(_expr=self._hidden(tokens._expr, 0, cached=False))
@@ -323,7 +334,6 @@ def export_llama(config: LlamaConfig, source: WeightSource) -> tvm.IRModule:
         Whatever `source` raises for weights it does not have.
     """
     model = Llama(config, source)
-    model.decode = model.prefill
     tokens = nn.spec.Tensor([1, "seq_len"], "int32")
     states = nn.spec.Tensor([1, "rows", config.embed], "float32")
     specs = {

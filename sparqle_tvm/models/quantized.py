@@ -48,12 +48,12 @@ class GroupedWeight:
     @property
     def in_features(self) -> int:
         """Number K of input channels."""
-        return self.values.shape[0] * self.values.shape[1]
+        return int(self.values.shape[0] * self.values.shape[1])
 
     @property
     def out_features(self) -> int:
         """Number N of output channels."""
-        return self.values.shape[2]
+        return int(self.values.shape[2])
 
     def to_float(self) -> FloatWeight:
         """Return the same weights as float32; every product and sum is rounded once."""
@@ -80,12 +80,12 @@ class ChannelWeight:
     @property
     def in_features(self) -> int:
         """Number K of input channels."""
-        return self.values.shape[1]
+        return int(self.values.shape[1])
 
     @property
     def out_features(self) -> int:
         """Number N of output channels."""
-        return self.values.shape[0]
+        return int(self.values.shape[0])
 
     def to_float(self) -> FloatWeight:
         """Return the same weights as float32."""
@@ -107,12 +107,12 @@ class FloatWeight:
     @property
     def in_features(self) -> int:
         """Number K of input channels."""
-        return self.values.shape[0]
+        return int(self.values.shape[0])
 
     @property
     def out_features(self) -> int:
         """Number N of output channels."""
-        return self.values.shape[1]
+        return int(self.values.shape[1])
 
     def to_float(self) -> FloatWeight:
         """Return itself."""
@@ -229,6 +229,7 @@ class Dense(nn.Module):
     """
 
     def __init__(self, weight: Weight, label: str) -> None:
+        """Hold the weights as parameters that will be constants."""
         self.label = label
         self.out_features = weight.out_features
         self.values = bound_parameter(weight.values)

@@ -1,0 +1,78 @@
+"""Text to run a language model on: the built-in prose, or a file of the user's."""
+
+from __future__ import annotations
+
+import re
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparqle_tvm.errors import InvalidArgumentError, TextError
+
+if TYPE_CHECKING:
+    from sparqle_tvm.frontend.tokenizer import Tokenizer
+
+MIN_WORDS = 12
+"""A paragraph with fewer words is a heading or an entry of a list rather than prose."""
+
+
+def _prose(topic: str) -> list[str]:
+    """Return the paragraphs of a topic that are sentences, each as one line."""
+    paragraphs = []
+    for block in topic.split("\n\n"):
+        lines = block.strip("\n").splitlines()
+        words = block.split()
+        plain = all(line and not line[0].isspace() for line in lines)
+        if plain and len(words) >= MIN_WORDS and words[-1].endswith((".", ":")):
+            unwrapped = re.sub(r"(?<=\w)-\n(?=\w)", "-", block)
+            paragraphs.append(" ".join(unwrapped.split()))
+    return [paragraph for paragraph in paragraphs if "::=" not in paragraph]
+
+
+def builtin_text() -> str:
+    """Return English prose that every Python has: the paragraphs of its language reference.
+
+    The topics of ``pydoc_data`` without code, grammar and headings; those with most prose first.
+    """
+    from pydoc_data import topics
+
+    prose = {name: _prose(text) for name, text in topics.topics.items()}
+    order = sorted(prose, key=lambda name: (-sum(map(len, prose[name])), name))
+    # Some paragraphs stand in several topics; a dict keeps the first of each, in order.
+    return "\n\n".join(dict.fromkeys(paragraph for name in order for paragraph in prose[name]))
+
+
+def read_text(path: str | PathLike[str]) -> str:
+    """Read a text file.
+
+    Raises
+    ------
+    TextError
+        If there is no such file, or it is not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TextError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise TextError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def load_tokens(tokenizer: Tokenizer, text: str, count: int) -> list[int]:
+    """Return the first `count` tokens of a text.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `count` is less than 1.
+    TextError
+        If the text is empty, or has fewer tokens.
+    """
+    if count < 1:
+        raise InvalidArgumentError(f"the number of tokens is {count}, it must be at least 1")
+    if not text.strip():
+        raise TextError("the text is empty")
+    tokens = tokenizer.encode(text)
+    if len(tokens) < count:
+        raise TextError(f"the text has {len(tokens)} tokens, {count} were asked for")
+    return tokens[:count]

@@ -1,0 +1,25 @@
+"""Build imported modules for the host, and run them on NumPy arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+
+def build(mod: tvm.IRModule) -> relax.VirtualMachine:
+    """Build for the host, with its fast schedules."""
+    try:
+        from sparqle_tvm.compiler import host_pipeline
+
+        host_pipeline()
+    except ImportError:
+        return relax.VirtualMachine(relax.build(mod, "llvm"), tvm.cpu())
+    return relax.VirtualMachine(relax.build(mod, "llvm", relax_pipeline=host_pipeline()), tvm.cpu())
+
+
+def tensor(values: Any) -> tvm.runtime.Tensor:
+    """Copy token ids to an int32 tensor of shape (1, T)."""
+    return tvm.runtime.tensor(np.asarray(values, dtype=np.int32).reshape(1, -1))
