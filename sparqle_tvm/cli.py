@@ -1,0 +1,130 @@
+"""The command ``sparqle``. What is heavy is imported after the arguments are read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import sparqle_tvm
+from sparqle_tvm.errors import InvalidArgumentError, SparqleError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code: 0, or 2 after an error of the user."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO if arguments.verbose else logging.WARNING,
+        format="%(name)s: %(message)s",
+    )
+    try:
+        arguments.command(arguments)
+    except SparqleError as error:
+        if arguments.verbose:
+            raise
+        print(f"sparqle: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("sparqle: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sparqle",
+        description="Split precision (sub-precision sparsity) for quantized language models.",
+    )
+    parser.add_argument("--version", action="version", version=f"sparqle {sparqle_tvm.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_run(commands)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="run a model on a text, and count what split precision saves",
+        description="Run a language model on a text with float, int8 and split int8 activations. "
+        "Prints perplexity, whether the split form is exact, MSB sparsity, cycles and DRAM bytes.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    run.add_argument(
+        "--model", default="smollm2", help="smollm2 (fetched on first use) or a GGUF file"
+    )
+    run.add_argument(
+        "--text", metavar="FILE", help="UTF-8 text; prose of Python's documentation if not given"
+    )
+    run.add_argument("--tokens", type=int, default=512, help="how many tokens of the text")
+    run.add_argument("--target", default="sparqle/edge", help="accelerator to count for")
+    run.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write the result as JSON; - writes only it to standard output",
+    )
+    run.add_argument("--verbose", action="store_true", help="show what passes skip, and tracebacks")
+    run.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    _check_writable(arguments.json)
+    from sparqle_tvm.report.tables import print_run
+    from sparqle_tvm.run import run_model
+
+    result = run_model(arguments.model, arguments.text, arguments.tokens, arguments.target)
+    if arguments.json == "-":
+        print(_dumps(result.to_json()))
+        return
+    print_run(result)
+    if arguments.json:
+        write_json(arguments.json, result.to_json())
+
+
+def _dumps(data: Any) -> str:
+    return json.dumps(data, indent=2, allow_nan=False)
+
+
+def _check_writable(path: str | None) -> None:
+    """Refuse a file that cannot be written before minutes are spent on its content."""
+    if path is None or path == "-":
+        return
+    folder = Path(path).absolute().parent
+    if not os.access(folder, os.W_OK) or Path(path).is_dir():
+        raise InvalidArgumentError(f"{path} cannot be written: no such folder, or no permission")
+
+
+def write_json(path: str | os.PathLike[str], data: Any) -> None:
+    """Write JSON under a temporary name and rename it, so that the file is whole or absent.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it cannot be written.
+    """
+    target = Path(path).absolute()
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=target.parent, prefix=f".{target.name}.", delete=False, encoding="utf-8"
+        ) as file:
+            temporary = Path(file.name)
+            try:
+                file.write(_dumps(data) + "\n")
+                file.close()
+                os.replace(temporary, target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"{path} cannot be written: {error.strerror or error}"
+        ) from error

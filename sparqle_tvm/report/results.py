@@ -1,0 +1,237 @@
+"""What `sparqle run` measures and counts, as plain data with a JSON form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.model import PassCost, Totals
+
+JSON_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """One encoded tensor of a model and the dense layers that read it.
+
+    Attributes
+    ----------
+    label : str
+        Name of the encoding.
+    kind : str
+        Layer type, the same for all blocks: ``attn_q attn_k attn_v``.
+    consumers : tuple of str
+        Names of the dense layers that read it.
+    window : {"signed", "unsigned"}
+        Which values have no MSB digit.
+    msb_sparsity : float
+        Share of zero MSB digits, 0 to 1.
+    macs : int
+        Multiply-accumulates of the consumers.
+    saturated : int
+        Elements that the window clipped; 0 if exact.
+    """
+
+    label: str
+    kind: str
+    consumers: tuple[str, ...]
+    window: str
+    msb_sparsity: float
+    macs: int
+    saturated: int = 0
+
+
+@dataclass(frozen=True)
+class KindSparsity:
+    """MSB sparsity over all layers of one type; the mean is weighted by MACs."""
+
+    kind: str
+    windows: tuple[str, ...]
+    layers: int
+    mean: float
+    lowest: float
+    highest: float
+    macs_share: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same part of a model under both schemes."""
+
+    dense: Totals
+    sparqle: Totals
+
+    @property
+    def cycles_reduction(self) -> float:
+        """Share of the cycles of ``dense`` that ``sparqle`` saves; negative if it needs more."""
+        return reduction(self.dense.cycles, self.sparqle.cycles)
+
+    @property
+    def dram_bytes_reduction(self) -> float:
+        """Share of the DRAM bytes of ``dense`` that ``sparqle`` saves."""
+        return reduction(self.dense.dram_bytes, self.sparqle.dram_bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form: both schemes and the reductions."""
+        schemes = {"dense": self.dense, "sparqle": self.sparqle}
+        return {
+            **{
+                name: {**asdict(totals), "memory_bound_share": totals.memory_bound_share}
+                for name, totals in schemes.items()
+            },
+            "reduction": {
+                "cycles": self.cycles_reduction,
+                "dram_bytes": self.dram_bytes_reduction,
+            },
+        }
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """Prefill, or the decoding of one token.
+
+    Attributes
+    ----------
+    tokens, past : int
+        Tokens of the pass, and tokens in the cache before it.
+    msb_sparsity : float
+        Weighted by MACs, over the tokens of this phase.
+    dense, sparqle : PassCost
+        Every op under both schemes.
+    """
+
+    tokens: int
+    past: int
+    msb_sparsity: float
+    dense: PassCost
+    sparqle: PassCost
+
+    @property
+    def dense_layers(self) -> Comparison:
+        """Dense layers with the encoding of their inputs."""
+        return Comparison(self.dense.dense_layers, self.sparqle.dense_layers)
+
+    @property
+    def whole_model(self) -> Comparison:
+        """Dense layers, encodings and the vector unit's work."""
+        return Comparison(self.dense.whole_model, self.sparqle.whole_model)
+
+    @property
+    def mma_reduction(self) -> float:
+        """Share of the array's cycles that is saved, memory left out."""
+        return reduction(self.dense.mma_cycles, self.sparqle.mma_cycles)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "tokens": self.tokens,
+            "past": self.past,
+            "msb_sparsity": self.msb_sparsity,
+            "mma_cycles": {
+                "dense": self.dense.mma_cycles,
+                "sparqle": self.sparqle.mma_cycles,
+                "reduction": self.mma_reduction,
+            },
+            "dense_layers": self.dense_layers.to_json(),
+            "whole_model": self.whole_model.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """All that `sparqle run` found out about a model and a text.
+
+    Attributes
+    ----------
+    model_name, model_sha256 : str
+        Name of the model and SHA-256 of its file.
+    text_name : str
+        Where the text came from.
+    tokens : int
+        Tokens that were run.
+    accelerator : Accelerator
+        What was counted for.
+    exact : bool
+        Whether the logits of all tokens are those of the int8 model, bit for bit.
+    perplexity : dict
+        Keys ``float``, ``int8``, ``sparqle``.
+    layers : tuple of LayerSparsity
+        Every encoding in program order.
+    prefill, decode : PhaseResult
+        All tokens at once; the last token after the others.
+    uncounted : tuple of str
+        Dense layers without quantized activations (float weights): in no count.
+    seconds : dict
+        Wall time of the steps of this run on the host.
+    """
+
+    model_name: str
+    model_sha256: str
+    text_name: str
+    tokens: int
+    accelerator: Accelerator
+    exact: bool
+    perplexity: dict[str, float]
+    layers: tuple[LayerSparsity, ...]
+    prefill: PhaseResult
+    decode: PhaseResult
+    uncounted: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> tuple[KindSparsity, ...]:
+        """Layer types in program order."""
+        return by_kind(self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form: numbers, strings, lists and dictionaries only."""
+        return {
+            "version": JSON_VERSION,
+            "model": {"name": self.model_name, "sha256": self.model_sha256},
+            "text": {"name": self.text_name, "tokens": self.tokens},
+            "accelerator": asdict(self.accelerator),
+            "exact": self.exact,
+            "perplexity": dict(self.perplexity),
+            "msb_sparsity": {
+                "mean": self.prefill.msb_sparsity,
+                "kinds": [asdict(kind) for kind in self.kinds],
+                "layers": [asdict(layer) for layer in self.layers],
+            },
+            "prefill": self.prefill.to_json(),
+            "decode": self.decode.to_json(),
+            "uncounted": list(self.uncounted),
+            "seconds": dict(self.seconds),
+        }
+
+
+def reduction(before: float, after: float) -> float:
+    """Share of `before` that is saved; 0 if there was nothing."""
+    return 1.0 - after / before if before else 0.0
+
+
+def mean_sparsity(layers: Sequence[LayerSparsity]) -> float:
+    """MSB sparsity weighted by MACs."""
+    return sum(x.msb_sparsity * x.macs for x in layers) / sum(x.macs for x in layers)
+
+
+def by_kind(layers: Sequence[LayerSparsity]) -> tuple[KindSparsity, ...]:
+    """Group layers by type, in the order of the first of each."""
+    all_macs = sum(layer.macs for layer in layers)
+    kinds = []
+    for kind in dict.fromkeys(layer.kind for layer in layers):
+        members = [layer for layer in layers if layer.kind == kind]
+        values = [layer.msb_sparsity for layer in members]
+        kinds.append(
+            KindSparsity(
+                kind=kind,
+                windows=tuple(sorted({layer.window for layer in members})),
+                layers=len(members),
+                mean=mean_sparsity(members),
+                lowest=min(values),
+                highest=max(values),
+                macs_share=sum(layer.macs for layer in members) / all_macs,
+            )
+        )
+    return tuple(kinds)

@@ -1,0 +1,372 @@
+"""The driver behind ``sparqle run``: a model on a text, measured and counted.
+
+The model is compiled three times, one after the other: with float activations, with int8
+activations, and with int8 activations in split precision. Perplexity and exactness come from the
+logits of all tokens; cycles and bytes from the bitmaps of the same pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from sparqle_tvm.errors import InvalidArgumentError, TargetError, UnsupportedModelError
+from sparqle_tvm.report.results import LayerSparsity, PhaseResult, RunResult
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
+from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
+from sparqle_tvm.target.cost.vector import TransformerShape
+
+if TYPE_CHECKING:
+    import tvm
+
+    from sparqle_tvm.compiler import EncodingRecord, Executable
+    from sparqle_tvm.frontend import ImportedModel
+    from sparqle_tvm.models.llama import LlamaConfig
+
+BUILTIN_MODEL = "smollm2"
+BUILTIN_TEXT = "built-in prose (Python's language reference)"
+_BLOCK = re.compile(r"^blk_\d+_")
+_DENSE_OF_A_BLOCK = (
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_output",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One compiled form of the model on the text.
+
+    Attributes
+    ----------
+    perplexity : float
+        Exponential of the mean negative log-likelihood of the tokens after the first.
+    digest : str
+        SHA-256 of all logits: equal digests, equal bits.
+    hidden, head : list of EncodingRecord
+        Encodings of the decoder over all tokens, and of the output layer over the last ones.
+    """
+
+    perplexity: float
+    digest: str
+    hidden: list[EncodingRecord]
+    head: list[EncodingRecord]
+
+
+def run_model(
+    model: str | PathLike[str] = BUILTIN_MODEL,
+    text: str | PathLike[str] | None = None,
+    tokens: int = 512,
+    accelerator: str | Accelerator | tvm.target.Target = "sparqle/edge",
+    *,
+    progress: bool = True,
+) -> RunResult:
+    """Run a language model on a text in three forms, and count what the split one saves.
+
+    Parameters
+    ----------
+    model : str or path
+        ``"smollm2"`` (fetched on first use) or a GGUF file.
+    text : path, optional
+        A UTF-8 text file; prose of the standard library's documentation by default.
+    tokens : int
+        Tokens of the text to run, at least 2.
+    accelerator : str, Accelerator or tvm.target.Target
+        What cycles and bytes are counted for.
+    progress : bool
+        Show progress on standard error.
+
+    Raises
+    ------
+    SparqleError
+        One of its classes: a bad target, text or model file, a download that failed, NaN or Inf
+        in activations, an unsuitable TVM.
+    """
+    chosen = _check_arguments(tokens, accelerator)
+    import sparqle_tvm
+    from sparqle_tvm.models.text import load_tokens
+
+    steps = _Steps(progress)
+    name, content = _read_text(text)
+    path = model_path(model, progress=progress)
+    with steps("import (int8)"):
+        imported = sparqle_tvm.frontend.from_gguf(path, activations="int8", progress=progress)
+    ids = load_tokens(imported.tokenizer, content, tokens)
+    # The split form first: what cannot be split is refused before minutes are spent on the rest.
+    split = _evaluate(steps, "sparqle", imported, ids, chosen, split=True)
+    records = [*split.hidden, *split.head]
+    with steps("count"):
+        encodings = encoded_activations(records)
+        prefill, decode = count_phases(encodings, transformer_shape(imported.config), chosen)
+    plain = _evaluate(steps, "int8", imported, ids, chosen, split=False)
+    del imported  # one model in memory at a time
+    with steps("import (float)"):
+        imported = sparqle_tvm.frontend.from_gguf(path, activations="float32", progress=progress)
+    floating = _evaluate(steps, "float", imported, ids, chosen, split=False)
+    return RunResult(
+        model_name=imported.name,
+        model_sha256=imported.sha256,
+        text_name=name,
+        tokens=tokens,
+        accelerator=chosen,
+        exact=split.digest == plain.digest,
+        perplexity={
+            "float": floating.perplexity,
+            "int8": plain.perplexity,
+            "sparqle": split.perplexity,
+        },
+        layers=layer_sparsities(records, encodings),
+        prefill=prefill,
+        decode=decode,
+        uncounted=_uncounted(imported.config, records),
+        seconds=steps.seconds,
+    )
+
+
+def _check_arguments(
+    tokens: int, accelerator: str | Accelerator | tvm.target.Target
+) -> Accelerator:
+    if tokens < 2:
+        raise InvalidArgumentError(f"perplexity needs at least 2 tokens, {tokens} were asked for")
+    chosen = Accelerator.from_target(accelerator)
+    if chosen.digit_bits != 4:
+        raise TargetError(
+            f"accelerator {chosen.name!r} has digits of {chosen.digit_bits} bits; int8 activations "
+            "are split into digits of 4"
+        )
+    return chosen
+
+
+def model_path(model: str | PathLike[str], *, progress: bool = True) -> Path:
+    """Return the GGUF file of a model, fetching the built-in one on first use."""
+    if str(model) != BUILTIN_MODEL:
+        return Path(model)
+    from sparqle_tvm.models.builtin import fetch_builtin
+
+    return fetch_builtin(BUILTIN_MODEL, progress=progress)
+
+
+def _read_text(text: str | PathLike[str] | None) -> tuple[str, str]:
+    from sparqle_tvm.models.text import builtin_text, read_text
+
+    return (BUILTIN_TEXT, builtin_text()) if text is None else (str(text), read_text(text))
+
+
+def _evaluate(
+    steps: _Steps,
+    name: str,
+    imported: ImportedModel,
+    ids: Sequence[int],
+    accelerator: Accelerator,
+    *,
+    split: bool,
+) -> Evaluation:
+    import sparqle_tvm
+
+    with steps(f"compile ({name})"):
+        executable = sparqle_tvm.compile(
+            imported.mod, accelerator, split=split, collect_encodings=split
+        )
+    with steps(f"run ({name})"):
+        return evaluate(executable, ids)
+
+
+def evaluate(executable: Executable, tokens: Sequence[int]) -> Evaluation:
+    """Run all tokens at once; take perplexity, digest of the logits, and the encodings.
+
+    Parameters
+    ----------
+    executable : Executable
+        Has the functions ``hidden`` and ``head``.
+    tokens : sequence of int
+        At least two token ids.
+    """
+    from sparqle_tvm.models.logits import log_likelihoods, logits_chunks
+
+    recorder = _Recorder(executable)
+    digest, total, position = hashlib.sha256(), 0.0, 1
+    for logits in logits_chunks(recorder, tokens):
+        digest.update(logits.tobytes())
+        following = tokens[position : position + len(logits)]
+        total += float(log_likelihoods(logits[: len(following)], following).sum())
+        position += len(logits)
+    perplexity = math.exp(-total / (len(tokens) - 1))
+    encodings = recorder.encodings
+    return Evaluation(perplexity, digest.hexdigest(), encodings["hidden"], encodings["head"])
+
+
+class _Recorder:
+    """Functions of an executable, which keeps the encodings of the last call of each."""
+
+    def __init__(self, executable: Executable) -> None:
+        self._executable = executable
+        self.encodings: dict[str, list[EncodingRecord]] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        function = self._executable[name]
+
+        def call(*arguments: Any) -> Any:
+            self._executable.encodings = []
+            result = function(*arguments)
+            self.encodings[name] = list(self._executable.encodings)
+            return result
+
+        return call
+
+
+def transformer_shape(config: LlamaConfig) -> TransformerShape:
+    """Sizes of a model, as the cost model wants them."""
+    return TransformerShape(
+        layers=config.layers,
+        embed=config.embed,
+        ffn=config.ffn,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        vocab=config.vocab,
+    )
+
+
+def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActivation]:
+    """Turn the bitmaps of a pass into what the cost model takes.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If nothing was encoded: the model has no quantized dense layer.
+    """
+    if not records:
+        raise UnsupportedModelError(
+            "the model has no dense layer with integer weights, so there is nothing to split; "
+            "use a file with Q4_0, Q4_1 or Q8_0 weights"
+        )
+    encodings = []
+    for record in records:
+        nnz = RowNnz.from_pbm(record.pbm, record.info.columns)
+        shapes = tuple(
+            DenseShape(nnz.rows, c.n, c.k, c.weight_bits, c.group_size, c.has_min, c.label)
+            for c in record.consumers
+        )
+        encodings.append(EncodedActivation(record.label, nnz, record.window, shapes))
+    return encodings
+
+
+def layer_sparsities(
+    records: Sequence[EncodingRecord], encodings: Sequence[EncodedActivation]
+) -> tuple[LayerSparsity, ...]:
+    """MSB sparsity of each encoding; its type is that of its readers without the block number."""
+    layers = []
+    for record, encoding in zip(records, encodings, strict=True):
+        consumers = tuple(shape.label for shape in encoding.consumers)
+        layers.append(
+            LayerSparsity(
+                label=encoding.label,
+                kind=" ".join(_BLOCK.sub("", label) for label in consumers),
+                consumers=consumers,
+                window=encoding.window,
+                msb_sparsity=encoding.nnz.msb_sparsity,
+                macs=encoding.macs,
+                saturated=record.saturated,
+            )
+        )
+    return tuple(layers)
+
+
+def count_phases(
+    encodings: Sequence[EncodedActivation], transformer: TransformerShape, accelerator: Accelerator
+) -> tuple[PhaseResult, PhaseResult]:
+    """Count prefill (all tokens) and decode (the last token after the others).
+
+    Parameters
+    ----------
+    encodings : sequence of EncodedActivation
+        Of one pass over all tokens. An encoding of fewer rows (the output layer's) counts with
+        its last one: only the last token's logits are needed.
+    transformer : TransformerShape
+        Sizes of the model.
+    accelerator : Accelerator
+        What is counted for.
+    """
+    tokens = max(encoding.nnz.rows for encoding in encodings)
+    last = [encoding.last_token() for encoding in encodings]
+    prefill = [
+        whole if whole.nnz.rows == tokens and "output" not in _labels(whole) else single
+        for whole, single in zip(encodings, last, strict=True)
+    ]
+    return (
+        _count_phase(prefill, transformer, tokens, 0, accelerator),
+        _count_phase(last, transformer, 1, tokens - 1, accelerator),
+    )
+
+
+def _labels(encoding: EncodedActivation) -> set[str]:
+    return {shape.label for shape in encoding.consumers}
+
+
+def _count_phase(
+    encodings: Sequence[EncodedActivation],
+    transformer: TransformerShape,
+    tokens: int,
+    past: int,
+    accelerator: Accelerator,
+) -> PhaseResult:
+    def cost(scheme: Scheme) -> PassCost:
+        return pass_cost(
+            encodings,
+            transformer,
+            tokens=tokens,
+            past=past,
+            accelerator=accelerator,
+            scheme=scheme,
+        )
+
+    macs = sum(encoding.macs for encoding in encodings)
+    sparsity = sum(encoding.nnz.msb_sparsity * encoding.macs for encoding in encodings) / macs
+    return PhaseResult(tokens, past, sparsity, cost("dense"), cost("sparqle"))
+
+
+def _uncounted(config: LlamaConfig, records: Sequence[EncodingRecord]) -> tuple[str, ...]:
+    """Dense layers of the model that read no encoding, because their weights are floats."""
+    expected = [f"blk_{i}_{name}" for i in range(config.layers) for name in _DENSE_OF_A_BLOCK]
+    counted = {consumer.label for record in records for consumer in record.consumers}
+    return tuple(label for label in [*expected, "output"] if label not in counted)
+
+
+class _Steps:
+    """Names the step that runs on a progress bar, and keeps the time of each."""
+
+    COUNT = 9
+    """Imports, compilations and runs of three forms (two imports), and the count."""
+
+    def __init__(self, progress: bool) -> None:
+        self.seconds: dict[str, float] = {}
+        self._bar: Any = tqdm(
+            total=self.COUNT, unit="step", desc="start", disable=not progress, leave=False
+        )
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self._bar.set_description(name)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.perf_counter() - start, 3)
+            self._bar.update()
+            if len(self.seconds) == self.COUNT:
+                self._bar.close()

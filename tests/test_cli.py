@@ -1,0 +1,105 @@
+"""The command line: what it prints, writes and refuses."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tiny_files import write_prose, write_tiny_model
+
+import sparqle_tvm
+from sparqle_tvm.cli import main, write_json
+from sparqle_tvm.errors import InvalidArgumentError, TargetError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli")
+    write_tiny_model(path)
+    write_prose(path)
+    return path
+
+
+def arguments(folder, *more: str) -> list[str]:
+    files = ["--model", str(folder / "tiny.gguf"), "--text", str(folder / "prose.txt")]
+    return ["run", *files, "--tokens", "24", *more]
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"sparqle {sparqle_tvm.__version__}\n"
+
+
+@pytest.mark.parametrize("command", [["--help"], ["run", "--help"]])
+def test_help_does_not_import_tvm(command):
+    code = f"import sys\nfrom sparqle_tvm.cli import main\ntry:\n    main({command})\n"
+    code += "except SystemExit:\n    print('tvm' in sys.modules)"
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert output.startswith("usage: sparqle")
+    assert output.endswith("False\n")
+
+
+def test_run_prints_tables_and_writes_json(folder, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    assert main(arguments(folder, "--json", str(out))) == 0
+    data = json.loads(out.read_text())
+    assert data["exact"] is True
+    assert data["text"]["tokens"] == 24
+    assert data["accelerator"]["name"] == "sparqle/edge"
+    printed = capsys.readouterr().out
+    for title in ("Perplexity", "MSB sparsity", "dense baseline", "What limits the time"):
+        assert title in printed
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_json_to_standard_output_is_nothing_but_json(folder, capsys):
+    assert main(arguments(folder, "--json", "-", "--target", "sparqle/server")) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["accelerator"]["name"] == "sparqle/server"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--target", "sparqle/nope"], "unknown target 'sparqle/nope'"),
+        (["--tokens", "1"], "at least 2 tokens"),
+        (["--tokens", "9999"], "9999 were asked for"),
+        (["--text", "missing.txt"], "missing.txt: cannot be read"),
+        (["--model", "missing.gguf"], "missing.gguf"),
+        (["--model", __file__], "GGUF"),
+        (["--json", "no/such/folder/out.json"], "cannot be written"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(folder, capsys, change, message):
+    assert main(arguments(folder, *change)) == 2
+    captured = capsys.readouterr()
+    (line,) = [x for x in captured.err.splitlines() if "sparqle: error: " in x]
+    assert message in line
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_verbose_shows_the_traceback(folder):
+    with pytest.raises(TargetError):
+        main(arguments(folder, "--target", "sparqle/nope", "--verbose"))
+
+
+@pytest.mark.parametrize("command", [[], ["walk"], ["run", "--tokens", "many"]])
+def test_bad_usage(command):
+    with pytest.raises(SystemExit) as exit_info:
+        main(command)
+    assert exit_info.value.code == 2
+
+
+def test_json_file_is_whole_or_absent(tmp_path):
+    target = tmp_path / "out.json"
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(target, {"x": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+    write_json(target, {"x": 1})
+    assert json.loads(target.read_text()) == {"x": 1}
+    with pytest.raises(InvalidArgumentError, match="cannot be written"):
+        write_json(tmp_path / "none" / "out.json", {})
