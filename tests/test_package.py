@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import importlib.metadata
+import re
 import subprocess
 import sys
 import tomllib
@@ -145,6 +146,13 @@ def test_version_and_pins_agree_with_pyproject():
     assert importlib.metadata.version("sparqle-tvm") == sparqle_tvm.__version__
     pins = {f"{name}=={version}" for name, version in REQUIRED.items()}
     assert pins <= set(PYPROJECT["project"]["dependencies"])
+
+
+def test_readme_python_runs_in_order():
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert blocks
+    done = run_python("\n".join(blocks))
+    assert done.returncode == 0, done.stderr
 
 
 def test_make_says_which_python_it_needs(tmp_path):
