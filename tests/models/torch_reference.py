@@ -15,7 +15,10 @@ from torch.nn import functional as F
 
 
 class TorchLlama:
-    """Logits of all positions of a sequence; `qmax` quantizes the input of dense layers."""
+    """Logits of all positions of a sequence.
+
+    `qmax` quantizes the input of dense layers with integer weights to [-qmax, qmax] per token.
+    """
 
     def __init__(self, path: Path, qmax: int | None = None) -> None:
         self.qmax = qmax
@@ -26,6 +29,8 @@ class TorchLlama:
             )
             for tensor in reader.tensors
         }
+        kinds = gguf.GGMLQuantizationType
+        self.floats = {t.name for t in reader.tensors if t.tensor_type in (kinds.F16, kinds.F32)}
 
         def value(key: str):
             return reader.fields[f"llama.{key}"].contents()
@@ -62,7 +67,7 @@ class TorchLlama:
         return x.view(x.shape[0], heads, self.head_dim).transpose(0, 1)
 
     def _dense(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        if self.qmax is not None:
+        if self.qmax is not None and f"{name}.weight" not in self.floats:
             scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-30) / self.qmax
             x = torch.round(x / scale) * scale
         return x @ self.weights[f"{name}.weight"].T
