@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -34,7 +34,7 @@ class DenseShape:
     has_min : bool
         The groups have a minimum besides the scale (GGUF ``Q4_1``); needs group sums.
     label : str
-        Name for reports.
+        Name for reports; ops that differ in nothing else are equal.
     """
 
     m: int
@@ -43,7 +43,7 @@ class DenseShape:
     weight_bits: int = 4
     group_size: int = 0
     has_min: bool = False
-    label: str = ""
+    label: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be counted."""

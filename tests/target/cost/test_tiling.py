@@ -78,6 +78,13 @@ def test_small_operands_are_loaded_once():
     assert (t.activation_loads, t.weight_loads) == (1, 1)
 
 
+def test_equal_ops_are_searched_once():
+    shapes = [DenseShape(333, 96, 96, label=label) for label in ("blk_0", "blk_1")]
+    assert shapes[0] == shapes[1]
+    tilings = [choose_tilings([s], PRESETS["sparqle/edge"], "dense", False) for s in shapes]
+    assert tilings[0] is tilings[1]
+
+
 def test_no_tile_fits(tiny):
     shape = DenseShape(2, 2, 4096, 4, 4096, False, label="wide")
     with pytest.raises(TargetError, match=r"'tiny': no tile of 'wide' .* at least 4096 columns"):
