@@ -1,0 +1,242 @@
+"""Reading GGUF files: what is stored comes out as it is, and what is wrong is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Kind
+from tiny_llama import TinyLlama
+
+import sparqle_tvm.frontend
+from sparqle_tvm.errors import InvalidArgumentError, ModelFileError, UnsupportedModelError
+from sparqle_tvm.frontend.gguf import from_gguf, read_config
+from sparqle_tvm.frontend.gguf_file import GGUFFile
+from sparqle_tvm.models.quantized import FloatWeight, GroupedWeight
+
+SMALL = TinyLlama(layers=1)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.gguf"
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high"), [(Kind.Q4_0, -8, 7), (Kind.Q4_1, 0, 15), (Kind.Q8_0, -127, 127)]
+)
+def test_integer_weights_stay_as_stored(path: Path, kind: Kind, low: int, high: int) -> None:
+    file = GGUFFile(replace(SMALL, dense_kind=kind).write(path))
+    name = "blk.0.ffn_up.weight"
+    weight = file.weight(name, 64, 96)
+    assert isinstance(weight, GroupedWeight)
+    assert (weight.in_features, weight.out_features) == (64, 96)
+    assert weight.values.dtype == np.int8
+    assert weight.values.min() == low
+    assert weight.values.max() == high
+    assert weight.scale.dtype == np.float16
+    assert (weight.minimum is not None) == (kind == Kind.Q4_1)
+    tensor = file.tensors[name]
+    expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    np.testing.assert_array_equal(weight.to_float().values, expected.T)
+
+
+@pytest.mark.parametrize("kind", [Kind.F16, Kind.F32])
+def test_float_weights(path: Path, kind: Kind) -> None:
+    file = GGUFFile(replace(SMALL, dense_kind=kind).write(path))
+    weight = file.weight("blk.0.attn_k.weight", 64, 32)
+    assert isinstance(weight, FloatWeight)
+    assert weight.values.dtype == np.float32
+    np.testing.assert_array_equal(weight.values, file.tensors["blk.0.attn_k.weight"].data.T)
+
+
+def test_config(path: Path) -> None:
+    tiny = replace(SMALL, output_kind=Kind.Q8_0, overrides={"llama.vocab_size": None})
+    config = read_config(GGUFFile(tiny.write(path)))
+    assert (config.layers, config.embed, config.ffn, config.vocab) == (1, 64, 96, 80)
+    assert (config.heads, config.kv_heads, config.head_dim) == (4, 2, 16)
+    assert (config.rope_dim, config.rope_base, config.rope_scale) == (16, 10000.0, 1.0)
+    assert config.norm_eps == pytest.approx(1e-5)
+    assert config.context == 128
+    assert not config.tied_head
+
+
+def test_defaults_of_the_metadata(path: Path) -> None:
+    left_out = ("attention.head_count_kv", "rope.freq_base", "rope.dimension_count")
+    tiny = replace(SMALL, kv_heads=4, overrides={f"llama.{key}": None for key in left_out})
+    config = read_config(GGUFFile(tiny.write(path)))
+    assert (config.kv_heads, config.rope_dim, config.rope_base) == (4, 16, 10000.0)
+    assert config.tied_head
+
+
+def test_imported_model(path: Path) -> None:
+    model = from_gguf(
+        replace(SMALL, overrides={"general.name": "Tiny"}).write(path), progress=False
+    )
+    assert isinstance(model, sparqle_tvm.frontend.ImportedModel)
+    assert model.name == "Tiny"
+    assert model.activations == "int8"
+    assert len(model.sha256) == 64
+    assert {var.name_hint for var in model.mod.get_global_vars()} == {
+        *("prefill", "decode", "hidden", "head", "create_cache")
+    }
+    with pytest.raises(ModelFileError, match=r"tokenizer\.ggml\.model"):
+        _ = model.tokenizer
+
+
+def test_name_of_the_file_if_the_model_has_none(path: Path) -> None:
+    model = sparqle_tvm.frontend.from_gguf(str(SMALL.write(path)), progress=False)
+    assert model.name == "model"
+
+
+def test_no_such_frontend() -> None:
+    with pytest.raises(AttributeError, match="from_nowhere"):
+        _ = sparqle_tvm.frontend.from_nowhere  # type: ignore[attr-defined]
+
+
+def test_unknown_activations(path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="int4"):
+        from_gguf(path, activations="int4")  # type: ignore[arg-type]
+
+
+def test_missing_file(path: Path) -> None:
+    with pytest.raises(ModelFileError, match="cannot be read"):
+        from_gguf(path)
+
+
+def test_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="cannot be read"):
+        from_gguf(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04 a wheel", b"\0" * 100])
+def test_not_a_gguf_file(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match="not a GGUF file"):
+        from_gguf(path)
+
+
+def test_unknown_version(path: Path) -> None:
+    path.write_bytes(b"GGUF" + (9).to_bytes(4, "little") + bytes(16))
+    with pytest.raises(ModelFileError, match="version 9"):
+        from_gguf(path)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.05, 0.1, 0.5, 0.9, 0.999])
+def test_truncated_file(path: Path, share: float) -> None:
+    """Cut in the header, in the metadata, in a list of strings, and in the weights."""
+    words = {"tokenizer.ggml.tokens": [f"word{i}" for i in range(80)]}
+    content = replace(SMALL, tokenizer=words).write(path).read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ModelFileError, match=r"truncated|not a GGUF file"):
+        from_gguf(path)
+
+
+def test_damaged_metadata(path: Path) -> None:
+    content = SMALL.write(path).read_bytes()
+    path.write_bytes(content.replace(b"llama.block_count\x04", b"llama.block_count\x63"))
+    with pytest.raises(ModelFileError, match="damaged"):
+        from_gguf(path)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.layer_norm_rms_epsilon",
+    ],
+)
+def test_missing_metadata(path: Path, key: str) -> None:
+    tiny = replace(SMALL, overrides={f"llama.{key}": None})
+    with pytest.raises(ModelFileError, match=f"'llama.{key}' is missing"):
+        from_gguf(tiny.write(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("block_count", "many", "is str, not int"),
+        ("block_count", True, "is bool, not int"),
+        ("block_count", 0, "not positive"),
+        ("attention.head_count", 0, "not positive"),
+        ("attention.head_count_kv", [2, 2], "is list, not int"),
+        ("attention.head_count_kv", 3, "cannot share 3"),
+        ("rope.dimension_count", 15, "rotated in pairs"),
+        ("rope.dimension_count", 18, "rotated in pairs"),
+        ("rope.freq_base", -1.0, "out of range"),
+        ("embedding_length", 128, "has shape"),
+        ("vocab_size", 81, r"'token_embd.weight' has shape \(80, 64\).*\(81, 64\)"),
+    ],
+)
+def test_metadata_that_does_not_fit(path: Path, key: str, value: Any, message: str) -> None:
+    tiny = replace(SMALL, overrides={f"llama.{key}": value})
+    with pytest.raises(ModelFileError, match=message):
+        from_gguf(tiny.write(path), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"llama.expert_count": 8}, "experts"),
+        ({"llama.rope.scaling.type": "yarn"}, "'yarn'"),
+        ({"llama.attention.value_length": 8}, "values of 8"),
+    ],
+)
+def test_unsupported_variant(path: Path, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        from_gguf(replace(SMALL, overrides=overrides).write(path))
+
+
+def test_unsupported_architecture(path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="'gemma3' is not supported; supported: llama"):
+        from_gguf(replace(SMALL, arch="gemma3").write(path))
+
+
+@pytest.mark.parametrize("name", ["token_embd", "output_norm", "blk.0.attn_norm", "blk.0.ffn_gate"])
+def test_missing_tensor(path: Path, name: str) -> None:
+    tiny = replace(SMALL, skip=(f"{name}.weight",))
+    with pytest.raises(ModelFileError, match=f"'{name}.weight' is missing"):
+        from_gguf(tiny.write(path), progress=False)
+
+
+def test_missing_embedding_without_a_vocabulary_size(path: Path) -> None:
+    tiny = replace(SMALL, skip=("token_embd.weight",), overrides={"llama.vocab_size": None})
+    with pytest.raises(ModelFileError, match=r"'token_embd\.weight' is missing"):
+        from_gguf(tiny.write(path), progress=False)
+
+
+def test_unsupported_tensor_type(path: Path) -> None:
+    tiny = replace(SMALL, kinds={"blk.0.attn_v.weight": Kind.Q5_0})
+    with pytest.raises(UnsupportedModelError, match=r"'blk.0.attn_v.weight' is of type Q5_0"):
+        from_gguf(tiny.write(path), progress=False)
+
+
+def test_unsupported_type_of_a_norm(path: Path) -> None:
+    tiny = replace(SMALL, kinds={"output_norm.weight": Kind.Q8_0})
+    with pytest.raises(UnsupportedModelError, match=r"'output_norm.weight' is of type Q8_0"):
+        from_gguf(tiny.write(path), progress=False)
+
+
+def test_tensors_that_a_plain_llama_does_not_have(path: Path) -> None:
+    tiny = replace(SMALL, extra={"blk.0.attn_q.bias": np.zeros(64, np.float32)})
+    with pytest.raises(UnsupportedModelError, match=r"blk\.0\.attn_q\.bias"):
+        from_gguf(tiny.write(path), progress=False)
+
+
+@pytest.mark.parametrize("kind", [Kind.F32, Kind.Q8_0])
+def test_weights_that_are_not_finite(path: Path, kind: Kind) -> None:
+    content = bytearray(replace(SMALL, dense_kind=kind).write(path).read_bytes())
+    tensor = GGUFFile(path).tensors["blk.0.ffn_up.weight"]
+    # The first four bytes hold a float32, or a float16 scale and two integers.
+    content[tensor.data_offset : tensor.data_offset + 4] = b"\x00\x7e\xc0\x7f"
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match=r"'blk\.0\.ffn_up\.weight' holds NaN or Inf"):
+        from_gguf(path, progress=False)
