@@ -3,6 +3,7 @@
 from sparqle_tvm.passes._report import PassReport, Skipped
 from sparqle_tvm.passes.choose_window import ChooseWindow
 from sparqle_tvm.passes.collect_encodings import CollectEncodings, DenseInfo, EncodingInfo
+from sparqle_tvm.passes.fold_constants import FoldConstants
 from sparqle_tvm.passes.fold_scales import FoldScales
 from sparqle_tvm.passes.fuse_quantize import FuseQuantize
 from sparqle_tvm.passes.lower_qdq import LowerQDQ
@@ -15,6 +16,7 @@ __all__ = [
     "CollectEncodings",
     "DenseInfo",
     "EncodingInfo",
+    "FoldConstants",
     "FoldScales",
     "FuseQuantize",
     "LowerQDQ",

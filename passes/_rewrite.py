@@ -11,9 +11,8 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, PyExprVisitor, visitor
 
+from sparqle_tvm.passes._constants import Constant, ConstantEvaluator
 from sparqle_tvm.passes._report import PassReport
-
-Constant = tvm.ir.GenericConst
 
 
 def op_name(expr: Any) -> str:
@@ -48,12 +47,17 @@ def static_shape(expr: Any) -> list[int] | None:
     return [int(d) for d in dims]
 
 
-def dims_of(expr: Any) -> list[Any] | None:
-    """The (maybe symbolic) shape of a tensor expression, ``None`` if it is not known."""
+def dims_of(expr: Any) -> list[Any]:
+    """The (maybe symbolic) shape of a tensor expression, empty if it is not known."""
     ty = expr.ty
     if not isinstance(ty, relax.TensorType) or ty.shape is None:
-        return None
+        return []
     return list(ty.shape.values)
+
+
+def int_shape(expr: Any) -> list[int]:
+    """The shape of a tensor expression that is known to be static."""
+    return [int(d) for d in expr.ty.shape.values]
 
 
 def dtype_of(expr: Any) -> str:
@@ -70,7 +74,7 @@ def same_dims(a: list[Any], b: list[Any]) -> bool:
 
 
 @visitor
-class _UseCounter(PyExprVisitor):  # type: ignore[misc]
+class _UseCounter(PyExprVisitor):
     def __init__(self) -> None:
         super().__init__()
         self.uses: Counter[Any] = Counter()
@@ -89,7 +93,7 @@ def count_uses(func: relax.Function) -> Counter[Any]:
     return counter.uses
 
 
-class Rewriter(PyExprMutator):  # type: ignore[misc]
+class Rewriter(PyExprMutator):
     """Visits every call after its arguments; ``rewrite`` may replace it.
 
     A pass derives from it, decorates the derived class with ``mutator``, and
@@ -103,6 +107,7 @@ class Rewriter(PyExprMutator):  # type: ignore[misc]
         self.label = ""
         self.replacements: dict[Any, Any] = {}
         self.uses: Counter[Any] = Counter()
+        self.constants = ConstantEvaluator(self.value)
 
     def value(self, expr: Any) -> Any:
         """What ``expr`` is bound to, followed through variables; itself if nothing is known."""
@@ -167,6 +172,31 @@ class Rewriter(PyExprMutator):  # type: ignore[misc]
         return visited if replaced is None else replaced
 
 
+def remove_unused(func: relax.Function) -> relax.Function:
+    """``func`` without the dataflow bindings that nothing reads, directly or through others.
+
+    One sweep from the end: DeadCodeElimination goes over the function once for every link of a
+    chain of dead bindings, which takes seconds on a model's.
+    """
+    uses = count_uses(func)
+    blocks = []
+    for block in reversed(func.body.blocks):
+        if not isinstance(block, relax.DataflowBlock):
+            blocks.append(block)
+            continue
+        kept = []
+        for binding in reversed(block.bindings):
+            if isinstance(binding.var, relax.DataflowVar) and not uses[binding.var]:
+                counter = _UseCounter()
+                counter.visit_expr(binding.value)
+                uses.subtract(counter.uses)
+            else:
+                kept.append(binding)
+        blocks.append(relax.DataflowBlock(kept[::-1]))
+    body = relax.SeqExpr(blocks[::-1], func.body.body)
+    return relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs)
+
+
 def relax_functions(mod: tvm.IRModule) -> list[tuple[relax.GlobalVar, relax.Function]]:
     """The Relax functions of a module, in the order of their names."""
     return [(gv, f) for gv, f in mod.functions_items() if isinstance(f, relax.Function)]
@@ -177,14 +207,13 @@ def apply_rewriter(
 ) -> tvm.IRModule:
     """Run a rewriter over a copy of ``mod``; dead code goes only if something was rewritten."""
     before = report.rewritten.total()
-    rewriter = make(mod.clone())
+    rewriter = make(mod)
+    # Not through the builder: its table of functions hashes every constant of each.
+    rewritten = mod.clone()
     for gv, func in relax_functions(mod):
         rewriter.uses = count_uses(func)
         rewriter.replacements = {}
-        rewriter.builder_.update_func(gv, rewriter.visit_expr(func))
+        rewritten.update_func(gv, remove_unused(rewriter.visit_expr(func)))
     if report.rewritten.total() == before:
         return mod
-    clean = tvm.transform.Sequential(
-        [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()]
-    )
-    return clean(rewriter.builder_.get())
+    return relax.transform.CanonicalizeBindings()(rewritten)

@@ -55,18 +55,18 @@ def _call_range(call: relax.Call, recurse: Callable[[Any], Range]) -> Range:
     if f"relax.{name}" in LAYOUT_OPS:
         parts = call.args[0]
         fields = list(parts.fields) if isinstance(parts, relax.Tuple) else [parts]
-        bounds = [recurse(part) for part in fields]
-        return min(b[0] for b in bounds), max(b[1] for b in bounds)
+        ranges = [recurse(part) for part in fields]
+        return min(r[0] for r in ranges), max(r[1] for r in ranges)
     if name in ("astype", "round", "abs", "max", "min"):
         low, high = recurse(call.args[0])
         if name == "abs":
             return max(0.0, low, -high), max(abs(low), abs(high))
         return low, high
     if name == "clip":
-        low, high = const_scalar(call.args[1]), const_scalar(call.args[2])
-        if low is None or high is None:
+        floor, ceiling = const_scalar(call.args[1]), const_scalar(call.args[2])
+        if floor is None or ceiling is None:
             return _UNBOUNDED
-        return _meet(recurse(call.args[0]), (low, high))
+        return _meet(recurse(call.args[0]), (floor, ceiling))
     if name not in ("bitwise_and", "right_shift", "add", "subtract", "maximum", "minimum"):
         return _UNBOUNDED
     bounds, amount = recurse(call.args[0]), const_scalar(call.args[1])
@@ -107,11 +107,10 @@ def value_range(expr: Any, resolve: Callable[[Any], Any]) -> Range:
     return found if inside else limits
 
 
-def bits_needed(bounds: Range) -> int | None:
-    """Weight width (2, 4 or 8 bits, signed or unsigned) that holds ``bounds``; else ``None``."""
-    for bits in (2, 4, 8):
+def weight_bits(bounds: Range) -> int:
+    """Narrowest weight width (2, 4 or 8 bits) that holds ``bounds``, signed or unsigned."""
+    for bits in (2, 4):
         signed = -(2 ** (bits - 1)) <= bounds[0] and bounds[1] < 2 ** (bits - 1)
-        unsigned = bits < 8 and bounds[0] >= 0 and bounds[1] < 2**bits
-        if signed or unsigned:
+        if signed or (bounds[0] >= 0 and bounds[1] < 2**bits):
             return bits
-    return None
+    return 8

@@ -12,6 +12,7 @@ from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.passes._constants import make_const
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import Rewriter, apply_rewriter, const_value
 from sparqle_tvm.passes._value_range import value_range
@@ -82,7 +83,7 @@ class _Choose(Rewriter):
     def _add(self, base: Any, term: Any, sign: int) -> relax.Expr:
         old, delta = const_value(base), const_value(term)
         if old is not None and delta is not None:
-            return relax.const(np.asarray(old + sign * delta, dtype=old.dtype))
+            return make_const(np.asarray(old + sign * delta, dtype=old.dtype))
         combine = relax.op.add if sign > 0 else relax.op.subtract
         return self.emit(combine(base, term), "bias")
 

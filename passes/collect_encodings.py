@@ -61,7 +61,7 @@ class EncodingInfo:
 
 
 @visitor
-class _Describe(PyExprVisitor):  # type: ignore[misc]
+class _Describe(PyExprVisitor):
     def __init__(self) -> None:
         super().__init__()
         self.encodings: dict[Any, EncodingInfo] = {}

@@ -10,6 +10,7 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
+from sparqle_tvm.passes._constants import make_const
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import (
     Rewriter,
@@ -17,6 +18,7 @@ from sparqle_tvm.passes._rewrite import (
     const_value,
     dims_of,
     dtype_of,
+    int_shape,
     op_name,
     same_dims,
     static_shape,
@@ -26,18 +28,16 @@ from sparqle_tvm.passes._rewrite import (
 def _factor_kind(factor: Any, dims: list[Any]) -> str:
     """``"row"`` for (.., 1) or a scalar, ``"column"`` for (N,) beside (.., N), else ``""``."""
     found = dims_of(factor)
-    if found is None:
+    if not found:
         return ""
     shape = static_shape(factor)
     if shape is not None and int(np.prod(shape)) == 1 and len(shape) <= len(dims):
         return "row"
     if same_dims(found, [*dims[:-1], tvm.tirx.IntImm("int64", 1)]):
         return "row"
-    outputs = static_shape(factor)
-    ones_then_n = outputs is not None and all(d == 1 for d in outputs[:-1])
-    if ones_then_n and len(outputs) <= len(dims) and same_dims([found[-1]], [dims[-1]]):
-        return "column"
-    return ""
+    if shape is None or any(d != 1 for d in shape[:-1]) or len(shape) > len(dims):
+        return ""
+    return "column" if same_dims(found[-1:], dims[-1:]) else ""
 
 
 @mutator
@@ -65,7 +65,7 @@ class _Fold(Rewriter):
         total = relax.op.add(producer.args[2], self._flat(bias))
         old, new = const_value(producer.args[2]), const_value(bias)
         if old is not None and new is not None:
-            total = relax.const((old + new.reshape(-1)).astype(np.int32))
+            total = make_const((old + new.reshape(-1)).astype(np.int32))
         else:
             total = self.emit(total, "bias")
         self.report.rewrite("FoldScales")
@@ -75,15 +75,15 @@ class _Fold(Rewriter):
         """A (1, .., N) vector as (N,)."""
         value = const_value(vector)
         if value is not None:
-            return relax.const(value.reshape(-1))
+            return make_const(value.reshape(-1))
         if vector.ty.ndim == 1:
             return vector
-        return self.emit(relax.op.reshape(vector, (static_shape(vector)[-1],)))
+        return self.emit(relax.op.reshape(vector, (int_shape(vector)[-1],)))
 
     def _row(self, factor: Any) -> relax.Expr:
         """A factor of one element as a scalar, any other as it is."""
         value = const_value(factor)
-        return relax.const(value.reshape(())) if value is not None and value.size == 1 else factor
+        return make_const(value.reshape(())) if value is not None and value.size == 1 else factor
 
     def _fold_factor(self, call: relax.Call, dense: Any, factor: Any) -> relax.Expr | None:
         producer, variables = self._producer(dense)
@@ -111,13 +111,15 @@ class _Fold(Rewriter):
                 return None, variables
             variables.append(value.args[0])
             value = self.value(value.args[0])
-        return (value if dialect.is_op(value, "split_dense", "split_dense_scaled") else None), variables
+        return (
+            value if dialect.is_op(value, "split_dense", "split_dense_scaled") else None
+        ), variables
 
     def _first_factor(self, dense: relax.Call, factor: Any, kind: str) -> relax.Expr:
         """``float32(acc) * factor``."""
-        outputs = static_shape(dense.args[1])[0]
+        outputs = int_shape(dense.args[1])[0]
         attrs = dialect.attributes(dense)
-        ones = relax.const(np.ones(outputs, np.float32))
+        ones = make_const(np.ones(outputs, np.float32))
         row = kind == "row"
         return dialect.split_dense_scaled(
             dense.args[0],

@@ -20,6 +20,11 @@ SCALE_FIELD = 4
 
 @mutator
 class _Fuse(Rewriter):
+    def __init__(self, mod: tvm.IRModule, report: PassReport) -> None:
+        super().__init__(mod, report)
+        self.sums: relax.Var | None = None
+        self.sums_of: dict[Any, relax.Var] = {}
+
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         if not dialect.is_op(call, "encode"):
             return None
@@ -48,11 +53,6 @@ class _Fuse(Rewriter):
             self.sums = self.emit(relax.TupleGetItem(encoding, SCALE_FIELD + 1), "group_sums")
         self.report.rewrite("FuseQuantize")
         return encoding
-
-    def __init__(self, mod: tvm.IRModule, report: PassReport) -> None:
-        super().__init__(mod, report)
-        self.sums: relax.Var | None = None
-        self.sums_of: dict[Any, relax.Var] = {}
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         self.sums = None

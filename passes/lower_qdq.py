@@ -10,11 +10,11 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import mutator
 
+from sparqle_tvm.passes._constants import make_const
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import (
     Rewriter,
     apply_rewriter,
-    const_value,
     dtype_of,
     op_name,
     static_shape,
@@ -23,14 +23,13 @@ from sparqle_tvm.passes._rewrite import (
 
 @dataclass(frozen=True)
 class _Dequantized:
-    """``scale * (values - zero_point)``; ``scale`` has one element or one per column N."""
+    """``scale * (values - zero_point)``; empty arrays stand for what is not constant."""
 
     values: Any
-    scale: np.ndarray | None
-    zero_point: np.ndarray | None
+    scale: np.ndarray
+    zero_point: np.ndarray
     transposed: bool
     axis: int
-    scale_expr: Any
 
 
 @mutator
@@ -57,12 +56,15 @@ class _Lower(Rewriter):
         ndim = values.ty.ndim
         return _Dequantized(
             values,
-            const_value(self.value(scale)),
-            const_value(self.value(zero_point)),
+            self._constant(scale),
+            self._constant(zero_point),
             moved is not None,
             int(inner.attrs.axis) % ndim,
-            scale,
         )
+
+    def _constant(self, expr: Any) -> np.ndarray:
+        value = self.constants.value(expr)
+        return value if value is not None else np.empty(0)
 
     def _obstacle(self, activation: _Dequantized, weight: _Dequantized) -> str:
         """Why the product of the two cannot be an integer matmul, ``""`` if it can."""
@@ -72,9 +74,9 @@ class _Lower(Rewriter):
         if dtype_of(activation.values) != "int8" or dtype_of(weight.values) != "int8":
             found = f"{dtype_of(activation.values)} x {dtype_of(weight.values)}"
             return f"quantized as {found}, int8 x int8 is needed"
-        if activation.zero_point is None or weight.zero_point is None:
+        if activation.zero_point.size == 0 or weight.zero_point.size == 0:
             return "a zero point is not constant"
-        if weight.scale is None or activation.scale is None:
+        if weight.scale.size == 0 or activation.scale.size == 0:
             return "a scale is not constant"
         if activation.scale.size != 1 or activation.zero_point.size != 1:
             return "the activation has a scale or zero point per column of K"
@@ -92,7 +94,7 @@ class _Lower(Rewriter):
 
     def _shifted(self, weight: _Dequantized) -> Any | None:
         """The weight with its zero point taken off, if that is possible within int8."""
-        values = const_value(self.value(weight.values))
+        values = self.constants.value(weight.values)
         if values is None:
             return None if weight.zero_point.any() else weight.values
         zero = weight.zero_point.astype(np.int64)
@@ -105,18 +107,18 @@ class _Lower(Rewriter):
     def _build(self, activation: _Dequantized, weight: _Dequantized) -> relax.Expr:
         op, shifted = relax.op, self._shifted(weight)
         columns_axis = 0 if weight.transposed else 1
-        second = relax.const(shifted) if isinstance(shifted, np.ndarray) else shifted
+        second = make_const(shifted) if isinstance(shifted, np.ndarray) else shifted
         if weight.transposed:
             second = self.emit(op.permute_dims(second))
         acc = self.emit(op.matmul(activation.values, second, out_dtype="int32"), self.label)
         zero = int(activation.zero_point.reshape(-1)[0])
-        if zero:
+        if zero and isinstance(shifted, np.ndarray):
             sums = shifted.sum(axis=1 - columns_axis, dtype=np.int64)
-            acc = self.emit(op.add(acc, relax.const((-zero * sums).astype(np.int32))), "acc")
-        scale = relax.const(activation.scale.reshape(()).astype(np.float32))
+            acc = self.emit(op.add(acc, make_const((-zero * sums).astype(np.int32))), "acc")
+        scale = make_const(activation.scale.reshape(()).astype(np.float32))
         scaled = self.emit(op.multiply(self.emit(op.astype(acc, "float32")), scale))
         w_scale = weight.scale.reshape(-1) if weight.scale.size > 1 else weight.scale.reshape(())
-        return op.multiply(scaled, relax.const(w_scale.astype(np.float32)))
+        return op.multiply(scaled, make_const(w_scale.astype(np.float32)))
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerQDQ")

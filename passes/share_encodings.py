@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import tvm
@@ -21,7 +22,7 @@ def _key(call: relax.Call) -> tuple[Any, ...]:
 
 
 @visitor
-class _Collector(PyExprVisitor):  # type: ignore[misc]
+class _Collector(PyExprVisitor):
     """Which group sizes each tensor is encoded with."""
 
     def __init__(self) -> None:
@@ -47,10 +48,16 @@ class _Share(Rewriter):
         self.group_sizes = collector.group_sizes
         return super().visit_function_(func)
 
-    def visit_binding_block(self, block: relax.BindingBlock) -> relax.BindingBlock:
+    def visit_binding_block_(self, block: relax.BindingBlock) -> relax.BindingBlock:
+        return self._alone(block, super().visit_binding_block_)
+
+    def visit_dataflow_block_(self, block: relax.DataflowBlock) -> relax.BindingBlock:
+        return self._alone(block, super().visit_dataflow_block_)
+
+    def _alone(self, block: relax.BindingBlock, visit: Callable[..., Any]) -> relax.BindingBlock:
         # What one branch made is not there for the other.
         outer, self.made = self.made, {}
-        rebuilt = super().visit_binding_block(block)
+        rebuilt = visit(block)
         self.made = outer
         return rebuilt
 

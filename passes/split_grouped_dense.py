@@ -11,17 +11,18 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
+from sparqle_tvm.passes._constants import Constant
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import (
     Rewriter,
     apply_rewriter,
-    const_value,
     dims_of,
     dtype_of,
+    int_shape,
     op_name,
     static_shape,
 )
-from sparqle_tvm.passes._value_range import bits_needed, value_range
+from sparqle_tvm.passes._value_range import value_range, weight_bits
 from sparqle_tvm.passes._weights import window_offset
 from sparqle_tvm.passes.split_precision import DIGIT_BITS, exact_window, is_weight
 
@@ -40,10 +41,11 @@ class _Groups:
 def _as_float16(rewriter: Rewriter, expr: Any) -> Any | None:
     """The float16 tensor that ``expr`` widens to float64, ``None`` if it is no such cast."""
     value = rewriter.value(expr)
-    constant = const_value(value)
-    if constant is not None and constant.dtype == np.float64:
-        narrow = constant.astype(np.float16)
-        return relax.const(narrow) if np.array_equal(narrow.astype(np.float64), constant) else None
+    if isinstance(value, Constant) and dtype_of(value) == "float64":
+        wide = value.value.numpy()
+        narrow = wide.astype(np.float16)
+        exact = np.array_equal(narrow.astype(np.float64), wide)
+        return rewriter.constants.once((value, "float16"), lambda: narrow) if exact else None
     if op_name(value) == "relax.astype" and dtype_of(value.args[0]) == "float16":
         return value.args[0]
     return None
@@ -55,9 +57,11 @@ def _axes(axes: Any) -> list[int]:
 
 def _arrange(rewriter: Rewriter, expr: Any, axes: list[int], shape: tuple[int, ...]) -> relax.Expr:
     """Permute and reshape a weight tensor, at once where it is a constant."""
-    constant = const_value(rewriter.value(expr))
+    constants = rewriter.constants
+    constant = constants.value(expr)
     if constant is not None:
-        return relax.const(np.ascontiguousarray(constant.transpose(axes)).reshape(shape))
+        key = (constants.source(expr), tuple(axes), shape)
+        return constants.once(key, lambda: constant.transpose(axes).reshape(shape))
     moved = rewriter.emit(relax.op.permute_dims(expr, axes))
     return rewriter.emit(relax.op.reshape(moved, shape))
 
@@ -131,7 +135,7 @@ class _SplitGrouped(Rewriter):
         if not is_weight(groups.weight, self):
             return "the second operand is computed at run time, it is no weight"
         columns = w_shape[0] * w_shape[1] if w_shape else 0
-        if dims is None or not hasattr(dims[-1], "value") or int(dims[-1]) != columns:
+        if not dims or not hasattr(dims[-1], "value") or int(dims[-1]) != columns:
             return f"K of the activations is not G * group size = {columns}"
         return "K = 0" if columns == 0 else ""
 
@@ -140,7 +144,7 @@ class _SplitGrouped(Rewriter):
         if reason:
             self._skip(groups, reason)
             return None
-        count, size, outputs = static_shape(groups.weight)
+        count, size, outputs = int_shape(groups.weight)
         columns, k = count * size, DIGIT_BITS[dtype_of(groups.q)]
         window = exact_window(value_range(groups.q, self.value), k)
         weight = _arrange(self, groups.weight, [2, 0, 1], (outputs, columns))
@@ -171,7 +175,7 @@ class _SplitGrouped(Rewriter):
             window=window,
             in_features=columns,
             group_size=size,
-            weight_bits=bits_needed(value_range(groups.weight, self.value)),
+            weight_bits=weight_bits(value_range(groups.weight, self.value)),
             label=groups.label,
         )
         self.report.rewrite("SplitGroupedDense")

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
+from sparqle_tvm.passes._constants import Constant
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import (
-    Constant,
     Rewriter,
     apply_rewriter,
-    const_value,
     dims_of,
     dtype_of,
     op_name,
     static_shape,
 )
-from sparqle_tvm.passes._value_range import LAYOUT_OPS, bits_needed, value_range
+from sparqle_tvm.passes._value_range import LAYOUT_OPS, value_range, weight_bits
 from sparqle_tvm.passes._weights import digit_bias, window_bias
 
 # Digit width for each activation container.
@@ -47,26 +45,30 @@ def is_weight(expr: Any, rewriter: Rewriter) -> bool:
         return all(is_weight(field, rewriter) for field in value.fields)
     if op_name(value) not in UNPACK_OPS:
         return False
-    tensors = [a for a in value.args if isinstance(a, Constant | relax.Var | relax.Call | relax.Tuple)]
+    tensors = [
+        a for a in value.args if isinstance(a, Constant | relax.Var | relax.Call | relax.Tuple)
+    ]
     return all(is_weight(arg, rewriter) for arg in tensors)
 
 
 def weight_outputs_first(rewriter: Rewriter, weight: Any) -> relax.Expr:
     """The weight of ``matmul(x, weight)`` as (N, K), without a transpose where that is free."""
-    value = rewriter.value(weight)
-    constant = const_value(value)
+    constants = rewriter.constants
+    constant = constants.value(weight)
     if constant is not None:
-        return relax.const(np.ascontiguousarray(constant.T))
+        return constants.once((constants.source(weight), "transposed"), lambda: constant.T)
+    value = rewriter.value(weight)
     if op_name(value) == "relax.permute_dims":
-        inner = rewriter.value(value.args[0])
-        return inner if isinstance(inner, Constant) else value.args[0]
+        return value.args[0]
     return rewriter.emit(relax.op.permute_dims(weight), "weight")
 
 
 @mutator
 class _Split(Rewriter):
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
-        if op_name(call) != "relax.matmul" or not dtype_of(call.args[0]).startswith(("int", "uint")):
+        if op_name(call) != "relax.matmul" or not dtype_of(call.args[0]).startswith(
+            ("int", "uint")
+        ):
             return None
         reason = self._obstacle(call)
         if reason:
@@ -75,7 +77,7 @@ class _Split(Rewriter):
         activation, weight = call.args
         k = DIGIT_BITS[dtype_of(activation)]
         rows = weight_outputs_first(self, weight)
-        bits = bits_needed(value_range(weight, self.value))
+        bits = weight_bits(value_range(weight, self.value))
         window = exact_window(value_range(activation, self.value), k)
         label = self.label
         encoding = self.emit(
@@ -110,7 +112,7 @@ class _Split(Rewriter):
         if len(shape) != 2:
             return f"weights have {len(shape)} dimensions, 2 are needed"
         dims = dims_of(activation)
-        if dims is None:
+        if not dims:
             return "the shape of the activations is not known"
         if shape[0] == 0:
             return "K = 0"

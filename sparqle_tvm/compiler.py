@@ -38,7 +38,6 @@ def split_passes(
     """
     found = [
         relax.transform.CanonicalizeBindings(),
-        relax.transform.FoldConstant(),
         passes.LowerQDQ(report=report),
         passes.SplitGroupedDense(report=report),
         passes.SplitPrecision(report=report),
@@ -63,8 +62,8 @@ def lowering_passes() -> list[tvm.transform.Pass]:
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
         relax.transform.LegalizeOps(HOST_LEGALIZE_MAP),
+        passes.FoldConstants(),
         relax.transform.AnnotateTIROpPattern(),
-        relax.transform.FoldConstant(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
@@ -131,18 +130,9 @@ def host_pipeline() -> tvm.transform.Pass:
     dialect.register()
     shared = [
         relax.transform.CanonicalizeBindings(),
-        relax.transform.FoldConstant(),
         relax.transform.EliminateCommonSubexpr(),
     ]
     return tvm.transform.Sequential(shared + lowering_passes(), name="sparqle_host")
-
-
-def register_pipeline() -> None:
-    """Make ``relax.get_pipeline("sparqle")`` known to TVM. Idempotent."""
-    from tvm.relax.pipeline import PIPELINE_MAP
-
-    if PIPELINE_NAME not in PIPELINE_MAP:
-        relax.register_pipeline(PIPELINE_NAME)(pipeline)
 
 
 def host_target() -> tvm.target.Target:

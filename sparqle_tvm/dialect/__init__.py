@@ -3,6 +3,9 @@
 ``register()`` makes them known to TVM (once); the constructors build calls to them.
 """
 
+# TVM first: at the end of its import it calls register(), which must not find `ops` half imported.
+import tvm  # noqa: F401
+
 from sparqle_tvm.dialect.ops import (
     attributes,
     encode,

@@ -32,8 +32,16 @@ def _shape(call: relax.Call, arg: int, what: str) -> list[Any]:
     return dims
 
 
+def _static(call: relax.Call, dim: Any, what: str) -> int:
+    """A dimension that has to be a number at compile time."""
+    if isinstance(dim, int) or hasattr(dim, "value"):
+        return int(dim)
+    raise _fail(call, f"{what} = {dim} is symbolic; bind it with BindSymbolicVars")
+
+
 def _dtype(call: relax.Call, arg: int, what: str, wanted: str) -> None:
-    found = str(call.args[arg].ty.dtype)
+    ty = call.args[arg].ty
+    found = str(ty.dtype) if isinstance(ty, relax.TensorType) else f"no tensor but {ty}"
     if found != wanted:
         raise _fail(call, f"{what} is {found}, {wanted} is needed; insert R.astype")
 
@@ -61,12 +69,9 @@ def _encoding_type(call: relax.Call, *, scaled: bool) -> relax.TupleType:
     dims = _shape(call, 0, "the activation")
     lead, columns = dims[:-1], dims[-1]
     _dtype(call, 0, "the activation", "float32" if scaled else CONTAINER[k])
-    if isinstance(columns, int) or hasattr(columns, "value"):
-        if int(columns) == 0:
-            raise _fail(call, "K = 0: the activation has no columns")
-    else:
-        raise _fail(call, f"K = {columns} is symbolic; bind it with BindSymbolicVars")
-    columns = int(columns)
+    columns = _static(call, columns, "K")
+    if columns == 0:
+        raise _fail(call, "K = 0: the activation has no columns")
     analyzer = sym.Analyzer()
     rows: Any = 1
     for dim in lead:
@@ -113,22 +118,26 @@ def _dense_shape(call: relax.Call, weight_arg: int) -> tuple[list[Any], int, int
     if not isinstance(encoding, relax.TupleType) or len(encoding.fields) < 4:
         raise _fail(call, f"the first argument has to be an encoding's tuple, not {encoding}")
     lsb = encoding.fields[0]
-    if lsb.shape is None:
+    if not isinstance(lsb, relax.TensorType) or lsb.shape is None:
         raise _fail(call, "the shape of the encoding is not known")
     dims = list(lsb.shape.values)
-    if int(dims[-1]) != -(-columns * k // 8):
+    if _static(call, dims[-1], "LSB bytes a row") != -(-columns * k // 8):
         raise _fail(call, f"the encoding has {dims[-1]} LSB bytes a row, in_features = {columns}")
-    weight = _shape(call, weight_arg, "the weight")
+    weight = [_static(call, d, "N or K") for d in _shape(call, weight_arg, "the weight")]
     _dtype(call, weight_arg, "the weight", "int8")
-    if len(weight) != 2 or int(weight[1]) != columns:
-        raise _fail(call, f"the weight is {weight}, (N, {columns}) is needed")
-    return [*dims[:-1], weight[0]], columns, int(weight[0])
+    if len(weight) != 2 or weight[1] != columns:
+        raise _fail(call, f"the weight is {weight}, [N, {columns}] is needed")
+    return [*dims[:-1], weight[0]], columns, weight[0]
 
 
-def _expect(call: relax.Call, arg: int, what: str, shape: list[int], dtype: str) -> None:
+def _expect(call: relax.Call, arg: int, what: str, shape: list[Any], dtype: str) -> None:
+    """Hold a tensor argument to a dtype and a (maybe symbolic) shape."""
     _dtype(call, arg, what, dtype)
-    found = [int(d) for d in _shape(call, arg, what)]
-    if found != shape:
+    found = _shape(call, arg, what)
+    analyzer = sym.Analyzer()
+    if len(found) != len(shape) or not all(
+        analyzer.can_prove_equal(a, b) for a, b in zip(found, shape, strict=True)
+    ):
         raise _fail(call, f"{what} has shape {found}, {shape} is needed")
 
 
@@ -141,9 +150,13 @@ def infer_split_dense(call: relax.Call, _builder: Any) -> relax.TensorType:
 
 def infer_split_dense_scaled(call: relax.Call, _builder: Any) -> relax.TensorType:
     """Type of ``split_dense_scaled``: (.., N) float32."""
+    group = _int_attr(call, "group_size", lambda v: v >= 0, "0 or a number of columns")
+    if len(call.args) not in (5, 7) or (len(call.args) == 7 and group == 0):
+        raise _fail(call, "w_min and group_sums go together, and only with groups")
     shape, columns, outputs = _dense_shape(call, 2)
     _dtype(call, 1, "the activation scale", "float32")
-    group = _int_attr(call, "group_size", lambda v: v >= 0, "0 or a number of columns")
+    if call.args[1].ty.ndim != 0:
+        _expect(call, 1, "the activation scale", [*shape[:-1], 1], "float32")
     if group == 0:
         _expect(call, 3, "the weight scale", [outputs], "float32")
         _expect(call, 4, "the offset", [outputs], "int32")
@@ -152,11 +165,9 @@ def infer_split_dense_scaled(call: relax.Call, _builder: Any) -> relax.TensorTyp
             raise _fail(call, f"K = {columns} is not a multiple of group_size = {group}")
         _expect(call, 3, "the weight scale", [outputs, columns // group], "float16")
         _expect(call, 4, "the offset", [outputs], "float64")
-    if len(call.args) not in (5, 7) or (len(call.args) == 7 and group == 0):
-        raise _fail(call, "w_min and group_sums go together, and only with groups")
     if len(call.args) == 7:
         _expect(call, 5, "the weight minimum", [outputs, columns // group], "float16")
-        _dtype(call, 6, "the group sums", "int32")
+        _expect(call, 6, "the group sums", [*shape[:-1], columns // group], "int32")
     return _tensor(shape, "float32")
 
 

@@ -3,16 +3,16 @@
 All four ops keep what is static in ``ir.DictAttrs``, so that they print and parse as
 ``R.sparqle.encode(q, k=4, window="signed", ...)``. An *encoding* is one Relax tuple:
 
-====================  ==================  =======  ==================================================
+====================  ==================  =======  =================================================
 field                 shape               dtype    meaning
-====================  ==================  =======  ==================================================
+====================  ==================  =======  =================================================
 0 ``lsb``             (.., ceil(K*k/8))   uint8    LSB plane, element 0 in the low bits of a byte
-1 ``pbm``             (.., ceil(K/8))     uint8    precision bitmap, bit i of byte j is column 8j + i
+1 ``pbm``             (.., ceil(K/8))     uint8    bitmap, bit i of byte j is column 8j + i
 2 ``msb``             (M*ceil(K*k/8),)    uint8    MSB stream, the first ``row_ptr[M]`` bytes count
 3 ``row_ptr``         (M + 1,)            int32    byte offset of each row's MSBs
 4 ``scale``           (.., 1)             float32  per row; only from ``quantize_encode``
 last ``group_sums``   (.., K/group_size)  int32    sums of q; only if ``group_size`` > 0
-====================  ==================  =======  ==================================================
+====================  ==================  =======  =================================================
 
 Source of the format: SPARQLe, arXiv 2606.00365; ``numerics/slicing.py`` defines it.
 """
@@ -24,10 +24,12 @@ from collections.abc import Callable
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import relax
 from tvm.ir import _ffi_api as _ir_ffi
 from tvm.ir import make_node
 
+from sparqle_tvm import errors
 from sparqle_tvm.dialect import infer
 
 PREFIX = "relax.sparqle."
@@ -216,6 +218,10 @@ def register() -> None:
     from tvm.relax.script import parser as relax_parser
     from tvm.script import relax as relax_script
 
+    # Type inference runs inside C++: without this its errors would come out as RuntimeError.
+    for error in vars(errors).values():
+        if isinstance(error, type) and issubclass(error, errors.SparqleError):
+            tvm_ffi.register_error(f"sparqle_tvm.{error.__name__}", error)
     known = set(tvm.ir.Op.list_op_names())
     for name, (infer_type, inputs) in infer.RULES.items():
         if PREFIX + name in known:

@@ -1,0 +1,119 @@
+"""Evaluate at compile time what is made of constants only, and share the results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import PyExprVisitor, mutator, visitor
+
+from sparqle_tvm.passes._constants import Constant
+from sparqle_tvm.passes._report import PassReport
+from sparqle_tvm.passes._rewrite import (
+    Rewriter,
+    apply_rewriter,
+    int_shape,
+    op_name,
+    relax_functions,
+    static_shape,
+)
+
+
+def _constant_args(call: Any) -> tuple[Any, list[Any]] | None:
+    """The PrimFunc's GlobalVar and the arguments of a ``call_tir`` of constants alone."""
+    if op_name(call) != "relax.call_tir" or static_shape(call) is None:
+        return None
+    callee, arguments = call.args[0], call.args[1]
+    fields = list(arguments.fields) if isinstance(arguments, relax.Tuple) else [arguments]
+    if not fields or len(call.args) > 2:
+        return None
+    return callee, fields
+
+
+@visitor
+class _Callees(PyExprVisitor):
+    """PrimFuncs that may be evaluated: some call has no variable among its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[Any] = set()
+        self.constants: set[Any] = set()
+
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        candidate = _constant_args(binding.value)
+        if candidate is None:
+            return
+        callee, fields = candidate
+        if all(isinstance(f, Constant) or f in self.constants for f in fields):
+            self.found.add(callee)
+            self.constants.add(binding.var)
+
+
+@mutator
+class _Fold(Rewriter):
+    def __init__(self, mod: tvm.IRModule, report: PassReport, library: Any) -> None:
+        super().__init__(mod, report)
+        self.library = library
+        self.made: dict[Any, relax.Expr] = {}
+
+    def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
+        candidate = _constant_args(call)
+        if candidate is None:
+            return None
+        callee, fields = candidate
+        fields = [self.value(field) for field in fields]
+        if not all(isinstance(field, Constant) for field in fields):
+            return None
+        key = (callee, *fields)
+        if key not in self.made:
+            shape, dtype = int_shape(call), str(call.ty.dtype)
+            out = tvm.runtime.tensor(np.empty(shape, dtype))
+            self.library[str(callee.name_hint)](*[field.value for field in fields], out)
+            self.made[key] = Constant(out, call.ty)
+        self.report.rewrite("FoldConstants")
+        return self.made[key]
+
+
+@tvm.transform.module_pass(opt_level=0, name="FoldConstants")
+class FoldConstants:
+    """Replace ``call_tir`` of constants by its result, once for the whole module.
+
+    Relax's own FoldConstant compiles every function anew for each caller and keeps a result per
+    call, so that ``prefill`` and ``decode`` would each hold their own copy of the weights. Here
+    all the PrimFuncs concerned are compiled together and equal calls share one constant.
+
+    Precondition: ops are legalized; the shape of the result is static.
+
+    Before::
+
+        w = R.call_tir(cls.arrange_weight, (R.const(...),), out_ty=R.Tensor((96, 576, 16)))
+
+    After::
+
+        w = metadata["ir.GenericConst"][0]
+
+    Parameters
+    ----------
+    report : PassReport, optional
+        Takes the number of calls evaluated.
+    """
+
+    def __init__(self, *, report: PassReport | None = None) -> None:
+        self.report = report if report is not None else PassReport()
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Apply the pass to every Relax function of a copy of ``mod``."""
+        callees = _Callees()
+        for _, func in relax_functions(mod):
+            callees.visit_expr(func.body)
+        if not callees.found:
+            return mod
+        named = {
+            str(gv.name_hint): mod[gv].with_attr("global_symbol", str(gv.name_hint))
+            for gv in callees.found
+        }
+        target = tvm.target.Target.current(allow_none=True) or tvm.target.Target("llvm")
+        library = tvm.tirx.build(tvm.IRModule(named), target=target)
+        return apply_rewriter(mod, self.report, lambda m: _Fold(m, self.report, library))
