@@ -32,6 +32,12 @@ def _shape(call: relax.Call, arg: int, what: str) -> list[Any]:
     return dims
 
 
+def _text(dims: list[Any]) -> str:
+    """A shape as people write it: ``[2, n]``."""
+    shown = [str(int(d)) if isinstance(d, int) or hasattr(d, "value") else str(d) for d in dims]
+    return f"[{', '.join(shown)}]"
+
+
 def _static(call: relax.Call, dim: Any, what: str) -> int:
     """A dimension that has to be a number at compile time."""
     if isinstance(dim, int) or hasattr(dim, "value"):
@@ -122,7 +128,8 @@ def _dense_shape(call: relax.Call, weight_arg: int) -> tuple[list[Any], int, int
         raise _fail(call, "the shape of the encoding is not known")
     dims = list(lsb.shape.values)
     if _static(call, dims[-1], "LSB bytes a row") != -(-columns * k // 8):
-        raise _fail(call, f"the encoding has {dims[-1]} LSB bytes a row, in_features = {columns}")
+        row_bytes = int(dims[-1])
+        raise _fail(call, f"the encoding has {row_bytes} LSB bytes a row, in_features = {columns}")
     weight = [_static(call, d, "N or K") for d in _shape(call, weight_arg, "the weight")]
     _dtype(call, weight_arg, "the weight", "int8")
     if len(weight) != 2 or weight[1] != columns:
@@ -138,7 +145,7 @@ def _expect(call: relax.Call, arg: int, what: str, shape: list[Any], dtype: str)
     if len(found) != len(shape) or not all(
         analyzer.can_prove_equal(a, b) for a, b in zip(found, shape, strict=True)
     ):
-        raise _fail(call, f"{what} has shape {found}, {shape} is needed")
+        raise _fail(call, f"{what} has shape {_text(found)}, {_text(shape)} is needed")
 
 
 def infer_split_dense(call: relax.Call, _builder: Any) -> relax.TensorType:

@@ -1,0 +1,197 @@
+"""Types that the dialect infers, and every error it raises."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import tvm
+from tvm import relax
+
+from sparqle_tvm import dialect
+from sparqle_tvm.errors import InvalidArgumentError
+
+dialect.register()
+
+N = tvm.tirx.Var("n", "int64")
+
+
+def tensor(shape: Any, dtype: str, name: str = "x") -> relax.Var:
+    return relax.Var(name, relax.TensorType(shape, dtype))
+
+
+def infer(call: relax.Call) -> Any:
+    return relax.BlockBuilder().normalize(call).ty
+
+
+def dims(ty: relax.TensorType) -> list[Any]:
+    """Its shape, as numbers or the text of symbolic expressions."""
+    values = [int(d) if hasattr(d, "value") else str(d) for d in ty.shape.values]
+    return [v.replace("T.int64(", "").replace(")", "") if isinstance(v, str) else v for v in values]
+
+
+def described(call: relax.Call) -> list[tuple[list[Any], str]]:
+    """Shape and dtype of each field of an encoding."""
+    return [(dims(field), str(field.dtype)) for field in infer(call).fields]
+
+
+def test_encode_of_a_matrix_with_odd_k() -> None:
+    assert described(dialect.encode(tensor((3, 33), "int8"), k=4)) == [
+        ([3, 17], "uint8"),
+        ([3, 5], "uint8"),
+        ([51], "uint8"),
+        ([4], "int32"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("k", "dtype", "lsb_bytes"), [(2, "int8", 9), (4, "int8", 17), (8, "int16", 33)]
+)
+def test_encode_in_each_digit_width(k: int, dtype: str, lsb_bytes: int) -> None:
+    found = described(dialect.encode(tensor((2, 33), dtype), k=k))
+    assert [shape for shape, _ in found] == [[2, lsb_bytes], [2, 5], [2 * lsb_bytes], [3]]
+
+
+def test_encode_of_a_vector_is_one_row() -> None:
+    found = described(dialect.encode(tensor((16,), "int8"), group_size=8))
+    assert [shape for shape, _ in found] == [[8], [2], [8], [2], [2]]
+
+
+def test_encode_of_no_rows() -> None:
+    found = described(dialect.encode(tensor((0, 16), "int8")))
+    assert [shape for shape, _ in found] == [[0, 8], [0, 2], [0], [1]]
+
+
+def test_quantize_encode_with_batch_and_symbolic_rows() -> None:
+    call = dialect.quantize_encode(tensor((2, N, 64), "float32"), group_size=32)
+    assert described(call) == [
+        ([2, "n", 32], "uint8"),
+        ([2, "n", 8], "uint8"),
+        (["n * 64"], "uint8"),
+        (["n * 2 + 1"], "int32"),
+        ([2, "n", 1], "float32"),
+        ([2, "n", 2], "int32"),
+    ]
+
+
+def encoding(shape: Any = (3, 64), **attrs: Any) -> relax.Var:
+    ty = infer(dialect.quantize_encode(tensor(shape, "float32"), **attrs))
+    return relax.Var("enc", ty)
+
+
+DENSE: dict[str, Any] = {"k": 4, "window": "signed", "in_features": 64, "weight_bits": 4}
+
+
+def integer_dense(enc: Any = None, w: Any = None, bias: Any = None, **changes: Any) -> relax.Call:
+    return dialect.split_dense(
+        enc if enc is not None else encoding(),
+        w if w is not None else tensor((5, 64), "int8"),
+        bias if bias is not None else tensor((5,), "int32"),
+        **(DENSE | changes),
+    )
+
+
+def scaled_dense(group_size: int = 0, **changes: Any) -> relax.Call:
+    """A per-channel or grouped dense with minimum, with some operands or attributes replaced."""
+    per_channel = {
+        "w_scale": tensor((5,), "float32"),
+        "offset": tensor((5,), "int32"),
+        "w_min": None,
+        "group_sums": None,
+    }
+    grouped = {
+        "w_scale": tensor((5, 2), "float16"),
+        "offset": tensor((5,), "float64"),
+        "w_min": tensor((5, 2), "float16"),
+        "group_sums": tensor((3, 2), "int32"),
+    }
+    operands = {
+        "encoding": encoding(),
+        "act_scale": tensor((3, 1), "float32"),
+        "weight": tensor((5, 64), "int8"),
+        **(grouped if group_size else per_channel),
+    }
+    return dialect.split_dense_scaled(**(operands | DENSE | {"group_size": group_size} | changes))
+
+
+def test_types_of_the_dense_ops() -> None:
+    dense = infer(integer_dense(encoding((2, N, 64))))
+    assert str(dense.dtype) == "int32"
+    assert dims(dense) == [2, "n", 5]
+    for call in (scaled_dense(), scaled_dense(32), scaled_dense(32, w_min=None)):
+        ty = infer(call)
+        assert (str(ty.dtype), dims(ty)) == ("float32", [3, 5])
+    scalar = scaled_dense(act_scale=relax.const(1.0, "float32"))
+    assert dims(infer(scalar)) == [3, 5]
+
+
+ENCODE_ERRORS = {
+    "is uint8, int8 is needed": lambda: dialect.encode(tensor((3, 8), "uint8")),
+    "is int8, int16 is needed": lambda: dialect.encode(tensor((3, 8), "int8"), k=8),
+    "is int8, float32 is needed": lambda: dialect.quantize_encode(tensor((3, 8), "int8")),
+    "has to be a tensor": lambda: dialect.encode(encoding()),
+    "is a scalar": lambda: dialect.encode(tensor((), "int8")),
+    "shape of the activation is not known": lambda: dialect.encode(
+        relax.Var("x", relax.TensorType(dtype="int8", ndim=2))
+    ),
+    "K = 0": lambda: dialect.encode(tensor((3, 0), "int8")),
+    "K = n is symbolic": lambda: dialect.encode(tensor((3, N), "int8")),
+    "k=3 is not 2, 4 or 8": lambda: dialect.encode(tensor((3, 8), "int8"), k=3),
+    'window="odd" is neither': lambda: dialect.encode(tensor((3, 8), "int8"), window="odd"),
+    "qmax=128 is not in 1..127": lambda: dialect.quantize_encode(
+        tensor((3, 8), "float32"), qmax=128
+    ),
+    "qmax=0 is not in 1..127": lambda: dialect.quantize_encode(tensor((3, 8), "float32"), qmax=0),
+    "group_size=-1 is not 0 or": lambda: dialect.encode(tensor((3, 8), "int8"), group_size=-1),
+    "K = 8 is not a multiple of group_size = 3": lambda: dialect.encode(
+        tensor((3, 8), "int8"), group_size=3
+    ),
+}
+
+DENSE_ERRORS = {
+    "has to be an encoding's tuple": lambda: integer_dense(tensor((3, 32), "uint8")),
+    "shape of the encoding is not known": lambda: integer_dense(
+        relax.Var("enc", relax.TupleType([relax.TensorType(dtype="uint8", ndim=2)] * 4))
+    ),
+    "has 32 LSB bytes a row": lambda: integer_dense(in_features=32),
+    "in_features=0 is not a positive K": lambda: integer_dense(in_features=0),
+    "weight_bits=3 is not 2, 4 or 8": lambda: integer_dense(weight_bits=3),
+    "the weight is uint8": lambda: integer_dense(w=tensor((5, 64), "uint8")),
+    "the weight is [64, 5], [N, 64]": lambda: integer_dense(w=tensor((64, 5), "int8")),
+    "N or K = n is symbolic": lambda: integer_dense(w=tensor((N, 64), "int8")),
+    "the bias has shape [4], [5]": lambda: integer_dense(bias=tensor((4,), "int32")),
+    "the bias is float32": lambda: integer_dense(bias=tensor((5,), "float32")),
+    "the activation scale is float16": lambda: scaled_dense(act_scale=tensor((3, 1), "float16")),
+    "the activation scale has shape [1, 1]": lambda: scaled_dense(
+        act_scale=tensor((1, 1), "float32")
+    ),
+    "the weight scale is float16": lambda: scaled_dense(w_scale=tensor((5,), "float16")),
+    "the weight scale has shape [5, 1]": lambda: scaled_dense(w_scale=tensor((5, 1), "float32")),
+    "the offset is float64": lambda: scaled_dense(offset=tensor((5,), "float64")),
+    "the weight scale is float32": lambda: scaled_dense(32, w_scale=tensor((5, 2), "float32")),
+    "the offset is int32": lambda: scaled_dense(32, offset=tensor((5,), "int32")),
+    "the weight minimum has shape [5, 1]": lambda: scaled_dense(
+        32, w_min=tensor((5, 1), "float16")
+    ),
+    "the group sums is no tensor": lambda: scaled_dense(32, group_sums=encoding()),
+    "the group sums has shape [3, 1]": lambda: scaled_dense(32, group_sums=tensor((3, 1), "int32")),
+    "64 is not a multiple of group_size = 48": lambda: scaled_dense(48),
+    "w_min and group_sums go together": lambda: scaled_dense(
+        0, w_min=tensor((5, 2), "float16"), group_sums=tensor((3, 2), "int32")
+    ),
+}
+
+
+@pytest.mark.parametrize("message", [*ENCODE_ERRORS, *DENSE_ERRORS])
+def test_errors(message: str) -> None:
+    call = (ENCODE_ERRORS | DENSE_ERRORS)[message]()
+    with pytest.raises(InvalidArgumentError, match=re.escape(message)) as caught:
+        infer(call)
+    assert str(caught.value).startswith("sparqle.")
+
+
+def test_an_error_names_the_tensor() -> None:
+    call = dialect.encode(tensor((3, 0), "int8"), label="blk_0_up")
+    with pytest.raises(InvalidArgumentError, match=r"^sparqle\.encode \(blk_0_up\): K = 0"):
+        infer(call)
