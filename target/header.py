@@ -1,0 +1,200 @@
+"""What a program assumes: the accelerator, the op, the DRAM layouts, buffers and tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Literal
+
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.operands import Address, Affine, Buffer
+
+Output = Literal["int32", "float32"]
+Window = Literal["signed", "unsigned"]
+Scheme = Literal["sparqle", "dense"]
+
+
+class Engine(IntEnum):
+    """Engines. Each executes its instructions in program order, one after the other."""
+
+    LOAD = 0
+    MMA = 1
+    STORE = 2
+
+
+class Queue(IntEnum):
+    """Token queues. Each has one engine that signals and one that waits.
+
+    A READY token says that data lies in a slot, a FREE token that a slot may be written again.
+    ACT: activation planes and group sums. WGT: weights and their group parameters.
+    ACC: accumulators. ROW: activation scales. CHN: channel parameters (both read by DRAIN).
+    """
+
+    ACT_FREE = 0
+    ACT_READY = 1
+    WGT_FREE = 2
+    WGT_READY = 3
+    ACC_FREE = 4
+    ACC_READY = 5
+    ROW_FREE = 6
+    ROW_READY = 7
+    CHN_FREE = 8
+    CHN_READY = 9
+
+    @property
+    def producer(self) -> Engine:
+        """The engine that signals."""
+        return _QUEUE_ENGINES[self][0]
+
+    @property
+    def consumer(self) -> Engine:
+        """The engine that waits."""
+        return _QUEUE_ENGINES[self][1]
+
+
+_QUEUE_ENGINES = {
+    Queue.ACT_FREE: (Engine.MMA, Engine.LOAD),
+    Queue.ACT_READY: (Engine.LOAD, Engine.MMA),
+    Queue.WGT_FREE: (Engine.MMA, Engine.LOAD),
+    Queue.WGT_READY: (Engine.LOAD, Engine.MMA),
+    Queue.ACC_FREE: (Engine.STORE, Engine.MMA),
+    Queue.ACC_READY: (Engine.MMA, Engine.STORE),
+    Queue.ROW_FREE: (Engine.STORE, Engine.LOAD),
+    Queue.ROW_READY: (Engine.LOAD, Engine.STORE),
+    Queue.CHN_FREE: (Engine.STORE, Engine.LOAD),
+    Queue.CHN_READY: (Engine.LOAD, Engine.STORE),
+}
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A part of a buffer: `slots` slots of `slot_bytes` bytes, from byte `base` on.
+
+    Attributes
+    ----------
+    name : str
+        What lies there, for the listing.
+    buffer : Buffer
+        The buffer.
+    base, slots, slot_bytes : int
+        Where.
+    """
+
+    name: str
+    buffer: Buffer
+    base: int
+    slots: int
+    slot_bytes: int
+
+    @property
+    def end(self) -> int:
+        """First byte behind it."""
+        return self.base + self.slots * self.slot_bytes
+
+    def at(self, rotate: tuple[int, ...] = (), offset: int | Affine = 0) -> Address:
+        """Address in the slot of the current visit of the loops `rotate` (see `Address`)."""
+        rotate = rotate if self.slots > 1 else ()
+        slots, slot_bytes = (self.slots, self.slot_bytes) if rotate else (1, 0)
+        return Address(self.buffer, self.base, rotate, slots, slot_bytes, Affine.of(offset))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a program assumes of its accelerator and its operands.
+
+    Attributes
+    ----------
+    accelerator : Accelerator
+        The machine; its `digit_bits` is the width k of a digit.
+    label : str
+        The op, for listings and reports.
+    scheme : {"sparqle", "dense"}
+        Planes and bitmap, or 2k-bit activations. ``dense`` has the window ``unsigned``.
+    window : {"signed", "unsigned"}
+        Whether LSB digits are biased; ``signed`` needs `has_offset`.
+    in_features, out_features : int
+        K and N.
+    m_max : int
+        Largest M that the program can be bound to.
+    k_chunk : int
+        Columns of a K chunk: every load and MMA works on one whole chunk, the last may be
+        shorter. A multiple of 8, of `lanes` and of `group_size`, or at least K.
+    weight_bits : int
+        2, 4 or 8 bits of a stored weight.
+    weight_signed : bool
+        Whether they are two's complement.
+    group_size : int
+        Weights along K that share a scale; 0: one scale per channel, int32 accumulators.
+    has_min : bool
+        The groups have a minimum besides the scale.
+    has_offset : bool
+        There is a constant per channel: int32, or float64 with groups.
+    output : {"int32", "float32"}
+        What DRAIN makes. ``int32`` has no scales and needs group_size 0.
+    allocations : tuple of Allocation
+        Parts of the buffers. Every access stays within one slot of one of them.
+    tokens : tuple of int
+        Tokens in each `Queue` at the beginning, and again at the end.
+    """
+
+    accelerator: Accelerator
+    label: str = ""
+    scheme: Scheme = "sparqle"
+    window: Window = "signed"
+    in_features: int
+    out_features: int
+    m_max: int
+    k_chunk: int
+    weight_bits: int = 4
+    weight_signed: bool = True
+    group_size: int = 0
+    has_min: bool = False
+    has_offset: bool = True
+    output: Output = "float32"
+    allocations: tuple[Allocation, ...] = ()
+    tokens: tuple[int, ...] = field(default=(0,) * len(Queue))
+
+    @property
+    def digit_bits(self) -> int:
+        """Width k of a digit."""
+        return self.accelerator.digit_bits
+
+    @property
+    def chunks(self) -> int:
+        """K chunks."""
+        return -(-self.in_features // self.k_chunk)
+
+    @property
+    def weight_slices(self) -> int:
+        """Passes of k-bit digits that a weight takes."""
+        return -(-self.weight_bits // self.digit_bits)
+
+    @property
+    def accumulator_bytes(self) -> int:
+        """Bytes of an accumulator: int32, or exact 64 bits with groups."""
+        return 8 if self.group_size else 4
+
+    @property
+    def sum_bytes(self) -> int:
+        """Bytes of a group sum."""
+        return 2 if self.group_size < 256 else 4
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of an output in DRAM."""
+        return 4 if self.output == "int32" else self.accelerator.float_bytes
+
+    @property
+    def channel_bytes(self) -> int:
+        """Bytes of the parameters that DRAIN needs per channel; 0: it needs none."""
+        if self.group_size:
+            return 8 * self.has_offset
+        return 4 * (self.output == "float32") + 4 * self.has_offset
+
+    def buffer_bytes(self, buffer: Buffer) -> int:
+        """Size of a buffer."""
+        return {
+            Buffer.ACT: self.accelerator.activation_buffer_bytes,
+            Buffer.WGT: self.accelerator.weight_buffer_bytes,
+            Buffer.ACC: self.accelerator.accumulator_buffer_bytes,
+        }[buffer]
