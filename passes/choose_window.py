@@ -16,7 +16,7 @@ from sparqle_tvm.passes._constants import make_const
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import Rewriter, apply_rewriter, const_value
 from sparqle_tvm.passes._value_range import value_range
-from sparqle_tvm.passes._weights import window_bias, window_offset
+from sparqle_tvm.passes._weights import bias_constant, offset_constant
 from sparqle_tvm.passes.split_precision import exact_window
 
 WINDOWS = ("signed", "unsigned")
@@ -74,9 +74,9 @@ class _Choose(Rewriter):
         place = 4 if scaled else 2
         grouped = scaled and attrs["group_size"] > 0
         if grouped:
-            term = window_offset(self, args[2], args[3], attrs["k"], "signed")
+            term = offset_constant(self, args[2], args[3], attrs["k"], "signed")
         else:
-            term = window_bias(self, args[2 if scaled else 1], attrs["k"], "signed")
+            term = bias_constant(self, args[2 if scaled else 1], attrs["k"], "signed")
         args[place] = self._add(args[place], term, 1 if window == "signed" else -1)
         return dialect.with_attributes(call, args, window=window)
 

@@ -10,9 +10,9 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprVisitor, visitor
 
 from sparqle_tvm import dialect
+from sparqle_tvm.numerics import max_exact
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import relax_functions
-from sparqle_tvm.passes._weights import digit_bias
 
 PBM_FIELD, SCALE_FIELD = 1, 4
 
@@ -121,7 +121,7 @@ def _observed(var: relax.Var, call: relax.Call, info: EncodingInfo) -> list[rela
     if info.quantizes:
         fields.append(relax.TupleGetItem(var, SCALE_FIELD))
     if info.may_saturate:
-        limit = (1 << (2 * info.digit_bits - 1)) - 1 - digit_bias(info.digit_bits, "signed")
+        limit = max_exact(info.digit_bits, "signed")
         over = relax.op.greater(call.args[0], relax.const(limit, call.args[0].ty.dtype.dtype))
         fields.append(relax.op.sum(relax.op.astype(over, "int32")))
     return fields

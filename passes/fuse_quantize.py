@@ -22,7 +22,7 @@ SCALE_FIELD = 4
 class _Fuse(Rewriter):
     def __init__(self, mod: tvm.IRModule, report: PassReport) -> None:
         super().__init__(mod, report)
-        self.sums: relax.Var | None = None
+        self.sums: Any = None
         self.sums_of: dict[Any, relax.Var] = {}
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:

@@ -23,7 +23,7 @@ from sparqle_tvm.passes._rewrite import (
     static_shape,
 )
 from sparqle_tvm.passes._value_range import value_range, weight_bits
-from sparqle_tvm.passes._weights import window_offset
+from sparqle_tvm.passes._weights import offset_constant
 from sparqle_tvm.passes.split_precision import DIGIT_BITS, exact_window, is_weight
 
 
@@ -168,7 +168,7 @@ class _SplitGrouped(Rewriter):
             relax.const(1.0, "float32"),
             weight,
             w_scale,
-            window_offset(self, weight, w_scale, k, window),
+            offset_constant(self, weight, w_scale, k, window),
             w_min,
             sums,
             k=k,

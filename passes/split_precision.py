@@ -9,6 +9,7 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
+from sparqle_tvm.numerics import max_exact
 from sparqle_tvm.passes._constants import Constant
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import (
@@ -20,7 +21,7 @@ from sparqle_tvm.passes._rewrite import (
     static_shape,
 )
 from sparqle_tvm.passes._value_range import LAYOUT_OPS, value_range, weight_bits
-from sparqle_tvm.passes._weights import digit_bias, window_bias
+from sparqle_tvm.passes._weights import bias_constant
 
 # Digit width for each activation container.
 DIGIT_BITS = {"int8": 4, "int16": 8}
@@ -32,8 +33,7 @@ UNPACK_OPS = LAYOUT_OPS | {
 
 def exact_window(bounds: tuple[float, float], k: int) -> str:
     """``"signed"`` if values within ``bounds`` slice exactly with it, else ``"unsigned"``."""
-    limit = (1 << (2 * k - 1)) - 1 - digit_bias(k, "signed")
-    return "signed" if bounds[1] <= limit else "unsigned"
+    return "signed" if bounds[1] <= max_exact(k, "signed") else "unsigned"
 
 
 def is_weight(expr: Any, rewriter: Rewriter) -> bool:
@@ -87,7 +87,7 @@ class _Split(Rewriter):
         return dialect.split_dense(
             encoding,
             rows,
-            window_bias(self, rows, k, window),
+            bias_constant(self, rows, k, window),
             k=k,
             window=window,
             in_features=int(dims_of(activation)[-1]),
