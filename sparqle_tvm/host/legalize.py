@@ -1,0 +1,154 @@
+"""Legalizations for a host CPU: each op becomes ``call_tir`` to a kernel of this package.
+
+The kernels depend on shapes and attributes only, never on names, and their leading dimensions are
+symbolic; so equal layers, prefill and decode share one PrimFunc. Weights and constants pass
+through ``call_tir`` s that arrange them in panels: run ``relax.transform.FoldConstant`` afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax, sym, tirx
+
+from sparqle_tvm.errors import CompileError
+from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
+from sparqle_tvm.host.layout import panel_matrix, panel_vector
+from sparqle_tvm.host.split_dense import DenseSpec, split_dense_kernel
+from sparqle_tvm.host.tiling import host_tile, static_int
+
+
+def legalize_encode(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Lower ``R.sparqle.encode``."""
+    return _legalize_encoding(bb, call, qmax=0)
+
+
+def legalize_quantize_encode(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Lower ``R.sparqle.quantize_encode``; a row with NaN or Inf gets the scale NaN."""
+    return _legalize_encoding(bb, call, qmax=int(call.attrs["qmax"]))
+
+
+def legalize_split_dense(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Lower ``R.sparqle.split_dense``; the weight's shape has to be static."""
+    encoding, weight, bias = call.args
+    spec = _dense_spec(call, weight, form="int32")
+    cols = spec.tile.cols
+    args = [
+        *_encoding_fields(bb, encoding),
+        _arrange_matrix(bb, weight, "int8", cols),
+        _arrange_vector(bb, bias, cols),
+    ]
+    return _call(bb, split_dense_kernel(spec), "split_dense", args, call.ty)
+
+
+def legalize_split_dense_scaled(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Lower ``R.sparqle.split_dense_scaled``; the weight's shape has to be static."""
+    encoding, act_scale, weight, w_scale, offset, *group = call.args
+    grouped = int(call.attrs["group_size"]) > 0
+    spec = _dense_spec(
+        call,
+        weight,
+        form="grouped" if grouped else "channel",
+        minimum=bool(group),
+        scale_shape=_scale_shape(call, act_scale),
+    )
+    cols = spec.tile.cols
+    scale = (
+        _arrange_matrix(bb, w_scale, "float32", cols)
+        if grouped
+        else _arrange_vector(bb, w_scale, cols)
+    )
+    args = [
+        *_encoding_fields(bb, encoding),
+        act_scale,
+        _arrange_matrix(bb, weight, "int8", cols),
+        scale,
+        _arrange_vector(bb, offset, cols),
+    ]
+    if group:
+        args += [_arrange_matrix(bb, group[0], "float32", cols), group[1]]
+    return _call(bb, split_dense_kernel(spec), "split_dense_scaled", args, call.ty)
+
+
+def _legalize_encoding(bb: relax.BlockBuilder, call: relax.Call, qmax: int) -> relax.Expr:
+    dims = call.args[0].ty.shape.values
+    spec = EncodeSpec(
+        lead=len(dims) - 1,
+        columns=static_int(dims[-1], f"K of {call.op.name}"),
+        k=int(call.attrs["k"]),
+        signed=str(call.attrs["window"]) == "signed",
+        group_size=int(call.attrs["group_size"]),
+        qmax=qmax,
+    )
+    name = "quantize_encode" if qmax else "encode"
+    return _call(bb, encode_kernel(spec), name, [call.args[0]], call.ty)
+
+
+def _dense_spec(
+    call: relax.Call,
+    weight: relax.Expr,
+    *,
+    form: str,
+    minimum: bool = False,
+    scale_shape: tuple[int, ...] | None = None,
+) -> DenseSpec:
+    return DenseSpec(
+        lead=len(call.ty.shape.values) - 1,
+        columns=int(call.attrs["in_features"]),
+        channels=static_int(weight.ty.shape.values[0], f"N of {call.op.name}"),
+        k=int(call.attrs["k"]),
+        weight_bits=int(call.attrs["weight_bits"]),
+        form=form,
+        group_size=int(call.attrs["group_size"]) if form == "grouped" else 0,
+        minimum=minimum,
+        scale_shape=scale_shape,
+        tile=host_tile(),
+    )
+
+
+def _scale_shape(call: relax.Call, act_scale: relax.Expr) -> tuple[int, ...] | None:
+    """None for a scale per row, else the shape of the one scale."""
+    shape = list(act_scale.ty.shape.values)
+    per_row = [*list(call.ty.shape.values)[:-1], tirx.IntImm("int64", 1)]
+    equal = sym.Analyzer().can_prove_equal
+    if len(shape) == len(per_row) and all(map(equal, shape, per_row)):
+        return None
+    if all(isinstance(d, tirx.IntImm) and int(d) == 1 for d in shape):
+        return (1,) * len(shape)
+    raise CompileError(
+        f"{call.op.name}: the activation scale has shape {shape}, neither one per row {per_row} "
+        "nor a single one; reshape it"
+    )
+
+
+def _encoding_fields(bb: relax.BlockBuilder, encoding: relax.Expr) -> list[relax.Expr]:
+    """``lsb``, ``pbm``, ``msb`` and ``row_ptr`` of an encoding's tuple."""
+    if isinstance(encoding, relax.Tuple):
+        return list(encoding.fields[:4])
+    return [bb.emit(relax.TupleGetItem(encoding, i)) for i in range(4)]
+
+
+def _arrange_matrix(
+    bb: relax.BlockBuilder, source: relax.Expr, dtype: str, cols: int
+) -> relax.Expr:
+    channels, inner = (static_int(d, "a weight's shape") for d in source.ty.shape.values)
+    kernel = panel_matrix(channels, inner, str(source.ty.dtype), dtype, cols)
+    panels = relax.TensorType((-(-channels // cols), inner, cols), dtype)
+    return bb.emit(_call(bb, kernel, "panel_matrix", [source], panels))
+
+
+def _arrange_vector(bb: relax.BlockBuilder, source: relax.Expr, cols: int) -> relax.Expr:
+    channels, dtype = static_int(source.ty.shape.values[0], "N of a constant"), source.ty.dtype
+    kernel = panel_vector(channels, str(dtype), cols)
+    panels = relax.TensorType((-(-channels // cols), cols), dtype)
+    return bb.emit(_call(bb, kernel, "panel_vector", [source], panels))
+
+
+def _call(
+    bb: relax.BlockBuilder, kernel: tirx.PrimFunc, name: str, args: list[Any], ty: Any
+) -> relax.Expr:
+    out = list(ty.fields) if isinstance(ty, relax.TupleType) else ty
+    return relax.call_tir(bb.add_func(kernel, name), relax.Tuple(args), out)
+
+
+HOST_LEGALIZE_MAP: dict[str, Any] = {}

@@ -1,0 +1,366 @@
+"""Kernels of the split-precision dense ops: both planes times int8 weights, exact.
+
+Rows are worked on in blocks that stay in cache. Phase 1 expands a block's planes to float32, in
+parallel over rows. Phase 2 runs in parallel over panels of output channels: it widens the panel's
+weights to float32 once, then multiplies tile after tile. A tile has an LSB and an MSB accumulator
+row for every activation row; after a chunk of K, within which float32 is exact, they are added up
+in int32 (one scale per channel) or, times the group's scale, in float64. A single row takes the
+weights straight from int8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from sparqle_tvm.host.planes import Encoding, decode_row
+from sparqle_tvm.host.script import (
+    Array,
+    build,
+    cast,
+    either,
+    for_rows,
+    int64,
+    lead_dims,
+    loop,
+    parallel,
+    scratch,
+    vector,
+    when,
+)
+from sparqle_tvm.host.tiling import (
+    SERIAL_ROWS,
+    HostTile,
+    block_rows,
+    largest_divisor,
+    plane_chunk,
+)
+
+
+@dataclass(frozen=True)
+class DenseSpec:
+    """What distinguishes one split-precision dense kernel from another.
+
+    Attributes
+    ----------
+    lead : int
+        Number of leading dimensions of the activation; they are symbolic in the kernel.
+    columns, channels : int
+        K and N.
+    k : int
+        Bits of a digit: 2, 4 or 8.
+    weight_bits : int
+        2, 4 or 8.
+    form : str
+        ``"int32"``, ``"channel"`` (a scale per channel) or ``"grouped"`` (a scale per group).
+    group_size : int
+        Columns of a group; 0 if not grouped.
+    minimum : bool
+        Whether groups have a minimum.
+    scale_shape : tuple of int, or None
+        None: activation scale (.., 1), one per row. A tuple: one scale in all, of that shape.
+    tile : HostTile
+        Register tile; its `cols` is the width of the weights' panels.
+    """
+
+    lead: int
+    columns: int
+    channels: int
+    k: int
+    weight_bits: int
+    form: str
+    group_size: int
+    minimum: bool
+    scale_shape: tuple[int, ...] | None
+    tile: HostTile
+
+    @property
+    def total_dtype(self) -> str:
+        """What the chunks are added up in."""
+        return "float64" if self.form == "grouped" else "int32"
+
+    @property
+    def out_dtype(self) -> str:
+        """Type of the result."""
+        return "int32" if self.form == "int32" else "float32"
+
+    @property
+    def groups(self) -> int:
+        """G, the number of groups along K."""
+        return self.columns // self.group_size if self.form == "grouped" else 1
+
+    @property
+    def panels(self) -> int:
+        """P, the number of panels of output channels."""
+        return -(-self.channels // self.tile.cols)
+
+    @property
+    def chunk(self) -> int:
+        """Columns per float32 accumulation; divides the group size, if there are groups."""
+        exact, _ = plane_chunk(self.k, self.weight_bits)
+        if self.form == "grouped":
+            return largest_divisor(self.group_size, exact)
+        return min(self.columns, exact)
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """Parameters of the kernel besides the encoding; None where the form does not have them."""
+
+    act_scale: Array | None
+    weight: Array
+    w_scale: Array | None
+    offset: Array
+    w_min: Array | None
+    sums: Array | None
+    out: Array
+
+
+@cache
+def split_dense_kernel(spec: DenseSpec) -> tirx.PrimFunc:
+    """Build the kernel of ``split_dense`` or ``split_dense_scaled``.
+
+    Parameters of the PrimFunc, in order; those that the form does not have are left out. P is the
+    number of panels of ``spec.tile.cols`` channels, G of groups.
+
+    lsb, pbm, msb, row_ptr
+        The encoding.
+    act_scale : float32 (.., 1) or ``spec.scale_shape``
+        Forms channel and grouped.
+    weight : int8 (P, K, cols)
+    w_scale : float32 (P, cols), or (P, G, cols)
+        Forms channel and grouped.
+    offset : int32 (P, cols), or float64 for the form grouped
+    w_min : float32 (P, G, cols)
+        Only with a minimum.
+    group_sums : int32 (.., G)
+        Only with a minimum.
+    out : int32 or float32 (.., N)
+
+    Parameters
+    ----------
+    spec : DenseSpec
+    """
+    dims, rows = lead_dims(spec.lead)
+    tile_rows = spec.tile.rows // 2
+    block = block_rows(8 * spec.columns, tile_rows)
+
+    def body(**arrays: Any) -> None:
+        encoding, operands = _flatten(spec, rows, arrays)
+        planes = scratch("float32", block * 2, spec.columns)
+        block_sums = scratch("float64", block, spec.groups) if spec.minimum else None
+
+        def prepare(first: Any, row: Any) -> None:
+            decode_row(encoding, first + row, planes, row * 2)
+            if block_sums and operands.sums:
+                with loop(spec.groups) as group:
+                    block_sums[row, group] = cast("float64", operands.sums[first + row, group])
+
+        def one_row() -> None:
+            prepare(int64(0), int64(0))
+            with parallel(spec.panels) as panel:
+                tile = _Tile(spec, 1, operands, planes, block_sums, panel)
+                tile.multiply(0, tile.narrow_weight)
+                tile.store(int64(0), int64(1))
+
+        def blocks_of_rows() -> None:
+            with loop((rows + (block - 1)) // block) as b:
+                first = b * block
+                count = T.min(int64(block), rows - first)
+                for_rows(count, SERIAL_ROWS, lambda row: prepare(first, row))
+                with parallel(spec.panels) as panel:
+                    tile = _Tile(spec, tile_rows, operands, planes, block_sums, panel)
+                    wide = tile.widen()
+                    with loop((count + (tile_rows - 1)) // tile_rows) as t:
+                        tile.multiply(t * tile_rows, lambda i, at: wide[i, at])
+                        tile.store(first + t * tile_rows, first + count)
+
+        either(rows == 1, one_row, blocks_of_rows)
+
+    name = "split_dense" if spec.form == "int32" else "split_dense_scaled"
+    return build(name, _parameters(spec, dims, rows), body)
+
+
+def _parameters(spec: DenseSpec, dims: list[Any], rows: Any) -> dict[str, tuple[Any, ...] | None]:
+    cols, panels, groups = spec.tile.cols, spec.panels, spec.groups
+    scaled, grouped = spec.form != "int32", spec.form == "grouped"
+    scale_shape = (*dims, 1) if spec.scale_shape is None else spec.scale_shape
+    w_scale_shape = (panels, groups, cols) if grouped else (panels, cols)
+    return {
+        "lsb": ("uint8", *dims, -(-spec.columns * spec.k // 8)),
+        "pbm": ("uint8", *dims, -(-spec.columns // 8)),
+        "msb": ("uint8", tirx.Var("capacity", "int64")),
+        "row_ptr": ("int32", rows + 1),
+        "act_scale": ("float32", *scale_shape) if scaled else None,
+        "weight": ("int8", panels, spec.columns, cols),
+        "w_scale": ("float32", *w_scale_shape) if scaled else None,
+        "offset": (spec.total_dtype, panels, cols),
+        "w_min": ("float32", panels, groups, cols) if spec.minimum else None,
+        "group_sums": ("int32", *dims, groups) if spec.minimum else None,
+        "out": (spec.out_dtype, *dims, spec.channels),
+    }
+
+
+def _flatten(spec: DenseSpec, rows: Any, arrays: dict[str, Any]) -> tuple[Encoding, _Operands]:
+    """Views of the parameters with the leading dimensions flattened to M."""
+    act_scale, sums = arrays["act_scale"], arrays["group_sums"]
+    encoding = Encoding(
+        lsb=arrays["lsb"].view(rows, -(-spec.columns * spec.k // 8)),
+        pbm=arrays["pbm"].view(rows, -(-spec.columns // 8)),
+        msb=arrays["msb"],
+        row_ptr=arrays["row_ptr"],
+        columns=spec.columns,
+        k=spec.k,
+    )
+    operands = _Operands(
+        act_scale=act_scale.view(rows if spec.scale_shape is None else 1) if act_scale else None,
+        weight=arrays["weight"],
+        w_scale=arrays["w_scale"],
+        offset=arrays["offset"],
+        w_min=arrays["w_min"],
+        sums=sums.view(rows, spec.groups) if sums else None,
+        out=arrays["out"].view(rows, spec.channels),
+    )
+    return encoding, operands
+
+
+class _Tile:
+    """A tile of `rows` activation rows by one panel of output channels, in registers."""
+
+    def __init__(
+        self,
+        spec: DenseSpec,
+        rows: int,
+        operands: _Operands,
+        planes: Array,
+        block_sums: Array | None,
+        panel: Any,
+    ) -> None:
+        self.spec, self.rows, self.operands = spec, rows, operands
+        self.planes, self.block_sums, self.panel = planes, block_sums, panel
+        self.lanes = spec.tile.lanes
+        self.starts = range(0, spec.tile.cols, self.lanes)
+        self.merge = plane_chunk(spec.k, spec.weight_bits)[1]
+        self.acc = scratch("float32", rows * 2, spec.tile.cols)
+        self.total = scratch(spec.total_dtype, rows, spec.tile.cols)
+
+    def narrow_weight(self, column: Any, at: Any) -> Any:
+        """A vector of weights, converted from int8."""
+        return cast("float32", self.operands.weight[self.panel, column, at], self.lanes)
+
+    def widen(self) -> Array:
+        """The panel's weights as float32."""
+        wide = scratch("float32", self.spec.columns, self.spec.tile.cols)
+        with loop(self.spec.columns) as column:
+            for start in self.starts:
+                at = vector(start, self.lanes)
+                wide[column, at] = self.narrow_weight(column, at)
+        return wide
+
+    def multiply(self, row: Any, weight: Callable[[Any, Any], Any]) -> None:
+        """Fill `total` for the rows of `planes` from `row` on."""
+        spec, chunk = self.spec, self.spec.chunk
+        self._each(lambda r, at: self._set_total(r, at, self.operands.offset[self.panel, at]))
+        if spec.form == "grouped":
+            parts = spec.group_size // chunk
+            with loop(spec.groups) as group:
+                with loop(parts) as part:
+                    self._accumulate(row, weight, (group * parts + part) * chunk, chunk)
+                    self._each(lambda r, at: self._add_group(group, r, at))
+                self._each(lambda r, at: self._add_minimum(row, group, r, at))
+            return
+        whole = spec.columns // chunk
+        with loop(whole) as part:
+            self._accumulate(row, weight, part * chunk, chunk)
+            self._each(self._add_chunk)
+        if spec.columns % chunk:
+            self._accumulate(row, weight, int64(whole * chunk), spec.columns % chunk)
+            self._each(self._add_chunk)
+
+    def store(self, first: Any, limit: Any) -> None:
+        """Write the result's rows from `first` on, those below `limit`."""
+        spec, cols = self.spec, self.spec.tile.cols
+        tail = spec.channels % cols
+
+        def store_row(r: int) -> None:
+            def full() -> None:
+                for start in self.starts:
+                    at = vector(start, self.lanes)
+                    column = vector(self.panel * cols + start, self.lanes)
+                    self.operands.out[first + r, column] = self._result(first, r, at, self.lanes)
+
+            def partial() -> None:
+                for n in range(tail):
+                    value = self._result(first, r, int64(n), 1)
+                    self.operands.out[first + r, self.panel * cols + n] = value
+
+            if tail:
+                either(self.panel < spec.panels - 1, full, partial)
+            else:
+                full()
+
+        for r in range(self.rows):
+            with when(first + r < limit):
+                store_row(r)
+
+    def _each(self, work: Callable[[int, Any], None]) -> None:
+        """Call ``work(row, vector index)`` for every vector of the tile."""
+        for r in range(self.rows):
+            for start in self.starts:
+                work(r, vector(start, self.lanes))
+
+    def _accumulate(
+        self, row: Any, weight: Callable[[Any, Any], Any], start: Any, count: int
+    ) -> None:
+        """Set the accumulators to the products of `count` columns: LSB and MSB rows alternate."""
+        zero = T.broadcast(T.float32(0), self.lanes)
+        for r in range(self.rows * 2):
+            for n in self.starts:
+                self.acc[r, vector(n, self.lanes)] = zero
+        with loop(count) as i:
+            for r in range(self.rows * 2):
+                digit = T.broadcast(self.planes[row * 2 + r, start + i], self.lanes)
+                for n in self.starts:
+                    at = vector(n, self.lanes)
+                    self.acc[r, at] = self.acc[r, at] + digit * weight(start + i, at)
+
+    def _partial_sum(self, r: int, at: Any) -> Any:
+        dtype = self.spec.total_dtype
+        lsb, msb = self.acc[r * 2, at], self.acc[r * 2 + 1, at]
+        if self.merge:
+            return cast(dtype, lsb + msb, self.lanes)
+        return cast(dtype, lsb, self.lanes) + cast(dtype, msb, self.lanes)
+
+    def _set_total(self, r: int, at: Any, value: Any) -> None:
+        self.total[r, at] = value
+
+    def _add_chunk(self, r: int, at: Any) -> None:
+        self.total[r, at] = self.total[r, at] + self._partial_sum(r, at)
+
+    def _add_group(self, group: Any, r: int, at: Any) -> None:
+        assert self.operands.w_scale is not None
+        scale = cast("float64", self.operands.w_scale[self.panel, group, at], self.lanes)
+        self.total[r, at] = self.total[r, at] + self._partial_sum(r, at) * scale
+
+    def _add_minimum(self, row: Any, group: Any, r: int, at: Any) -> None:
+        if self.operands.w_min is None or self.block_sums is None:
+            return
+        minimum = cast("float64", self.operands.w_min[self.panel, group, at], self.lanes)
+        sigma = T.broadcast(self.block_sums[row + r, group], self.lanes)
+        self.total[r, at] = self.total[r, at] + minimum * sigma
+
+    def _result(self, first: Any, r: int, at: Any, lanes: int) -> Any:
+        """The op's result; the order of the products is part of its definition."""
+        total = self.total[r, at]
+        if self.operands.act_scale is None:
+            return total
+        step = self.operands.act_scale[first + r if self.spec.scale_shape is None else 0]
+        scaled = cast("float32", total, lanes) * (T.broadcast(step, lanes) if lanes > 1 else step)
+        if self.spec.form == "grouped" or self.operands.w_scale is None:
+            return scaled
+        return scaled * self.operands.w_scale[self.panel, at]
