@@ -1,0 +1,281 @@
+"""The instructions of the array and of the STORE engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from sparqle_tvm.target.header import Engine, Header
+from sparqle_tvm.target.isa_base import Instruction, ceil_div
+from sparqle_tvm.target.operands import NEVER, Address, Affine, Condition, Extent
+
+
+def split_steps(header: Header, k: Any, row_split: Any) -> Any:
+    """Steps of `lanes` columns in the longest of `row_split` segments of `k` columns.
+
+    Segment s has the columns ``[s * w, min(k, (s + 1) * w))`` with ``w = lanes *
+    ceil(ceil(k / lanes) / row_split)``.
+    """
+    return ceil_div(ceil_div(k, header.accelerator.lanes), row_split)
+
+
+def reduction_cycles(header: Header, n: int, row_split: int) -> int:
+    """Cycles to add the `row_split` partial sums of every column block."""
+    return int(ceil_div(n, header.accelerator.cols)) * (row_split - 1).bit_length()
+
+
+def dense_span_steps(header: Header, k: int, row_split: int) -> int:
+    """Steps of a PE row for `k` dense columns, longest segment.
+
+    If not `accelerator.msb_across_groups`, a group begins a new step (segments are then whole
+    groups where a group is not a divisor of the segment; see `split_steps` for their width).
+    """
+    lanes, group = header.accelerator.lanes, header.group_size
+    if header.accelerator.msb_across_groups or not group:
+        return int(split_steps(header, k, row_split))
+    width = lanes * int(split_steps(header, k, row_split))
+    longest = 0
+    for begin in range(0, k, width):
+        end, steps, at = min(k, begin + width), 0, begin
+        while at < end:
+            after = min(end, (at // group + 1) * group)
+            steps += int(ceil_div(after - at, lanes))
+            at = after
+        longest = max(longest, steps)
+    return longest
+
+
+@dataclass(frozen=True)
+class MmaLsb(Instruction):
+    """Multiply the LSB plane with the weights: ``acc[i, j] (+)= sum_c lsb[i, c] * wgt[j, c]``.
+
+    m x n x k digits; LSB digits as stored (biased ones are mended by the offset in DRAIN), all
+    weight slices. Without groups acc is int32. With groups, the int32 sum of each group times
+    its float16 scale is added to the 64-bit accumulator. Accumulators lie row by row, (m, n),
+    `Header.accumulator_bytes` each. If `zero`, they are cleared first.
+
+    Cycles: ``ceil(m / rows) * ceil(n / cols) * ceil(k / lanes)`` per weight slice. With
+    `row_split` r > 1 (needs m * r <= rows) the columns are dealt in r segments to r PE rows
+    each: ``ceil(n / cols) * split_steps`` per slice, plus `reduction_cycles` once.
+
+    Attributes
+    ----------
+    acc, lsb, wgt : Address
+        Tiles in ACC, ACT, WGT. `lsb` holds rows of the tile that was loaded, all its columns.
+    grp : Address or None
+        Group parameters in WGT, with groups only.
+    m, n, k : Extent
+        Rows, channels, columns.
+    zero : Condition
+        When the accumulators begin at zero.
+    row_split : int
+        PE rows per activation row, >= 1.
+    """
+
+    OPCODE: ClassVar[int] = 13
+    MNEMONIC: ClassVar[str] = "MMA.LSB"
+    ENGINE: ClassVar[Engine] = Engine.MMA
+    TRACE: ClassVar[tuple[str, ...]] = (
+        "acc",
+        "lsb",
+        "wgt",
+        "grp",
+        "m",
+        "n",
+        "k",
+        "zero",
+        "row_split",
+    )
+
+    acc: Address
+    lsb: Address
+    wgt: Address
+    grp: Address | None
+    m: Extent
+    n: Extent
+    k: Extent
+    zero: Condition = NEVER
+    row_split: int = 1
+
+    @classmethod
+    def cycles(cls, header: Header, m: int, n: int, k: int, row_split: int) -> int:
+        """Cycles, see the class."""
+        accelerator = header.accelerator
+        groups = int(ceil_div(m, accelerator.rows))
+        blocks = int(ceil_div(n, accelerator.cols)) * header.weight_slices
+        steps = dense_span_steps(header, k, row_split)
+        return groups * blocks * steps + reduction_cycles(header, n, row_split)
+
+
+@dataclass(frozen=True)
+class MmaMsb(Instruction):
+    """Multiply the stored MSB digits with the weights and add ``2^k`` times that to acc.
+
+    Operands, accumulators and groups as in `MmaLsb`. Digits are two's complement.
+
+    Cycles: ``ceil(n / cols) * sum over groups of `accelerator.rows` rows of the max over their
+    rows of ceil(nnz / lanes)`` per weight slice, nnz the set bits of the row in the bitmap tile;
+    if not `accelerator.msb_across_groups`, ceil per weight group and summed up. With `row_split`
+    r > 1: the max runs over rows and segments (`split_steps`), plus `reduction_cycles` once.
+
+    Attributes
+    ----------
+    acc, pbm, msb, wgt : Address
+        Tiles in ACC, ACT, ACT, WGT. `msb` is a whole tile as it was loaded, `pbm` its bits.
+    grp, m, n, k, zero, row_split
+        As in `MmaLsb`.
+    """
+
+    OPCODE: ClassVar[int] = 14
+    MNEMONIC: ClassVar[str] = "MMA.MSB"
+    ENGINE: ClassVar[Engine] = Engine.MMA
+    TRACE: ClassVar[tuple[str, ...]] = (
+        *("acc", "pbm", "msb", "wgt", "grp", "m", "n", "k", "zero", "row_split"),
+    )
+
+    acc: Address
+    pbm: Address
+    msb: Address
+    wgt: Address
+    grp: Address | None
+    m: Extent
+    n: Extent
+    k: Extent
+    zero: Condition = NEVER
+    row_split: int = 1
+
+
+@dataclass(frozen=True)
+class MmaDns(Instruction):
+    """Multiply a dense MSB plane (scheme ``dense``) and add ``2^k`` times that to acc.
+
+    As `MmaLsb`, in cycles too; digits are two's complement. `msb` is the plane of LD.ACT.
+    """
+
+    OPCODE: ClassVar[int] = 15
+    MNEMONIC: ClassVar[str] = "MMA.DNS"
+    ENGINE: ClassVar[Engine] = Engine.MMA
+    TRACE: ClassVar[tuple[str, ...]] = (
+        *("acc", "msb", "wgt", "grp", "m", "n", "k", "zero", "row_split"),
+    )
+
+    acc: Address
+    msb: Address
+    wgt: Address
+    grp: Address | None
+    m: Extent
+    n: Extent
+    k: Extent
+    zero: Condition = NEVER
+    row_split: int = 1
+
+    @classmethod
+    def cycles(cls, header: Header, m: int, n: int, k: int, row_split: int) -> int:
+        """Cycles, as of `MmaLsb`."""
+        return MmaLsb.cycles(header, m, n, k, row_split)
+
+
+@dataclass(frozen=True)
+class MmaMin(Instruction):
+    """Add ``sum over groups of sum[i, group] * min[j, group]`` to acc (with minima only).
+
+    0 cycles: the scale unit of a PE does it beside the MACs.
+
+    Attributes
+    ----------
+    acc, sum, grp : Address
+        Accumulators in ACC, group sums in ACT, group parameters in WGT.
+    m, n, k : Extent
+        Rows, channels, columns (``ceil(k / g)`` groups).
+    zero : Condition
+        When the accumulators begin at zero.
+    """
+
+    OPCODE: ClassVar[int] = 16
+    MNEMONIC: ClassVar[str] = "MMA.MIN"
+    ENGINE: ClassVar[Engine] = Engine.MMA
+    TRACE: ClassVar[tuple[str, ...]] = ("acc", "sum", "grp", "m", "n", "k", "zero")
+
+    acc: Address
+    sum: Address
+    grp: Address
+    m: Extent
+    n: Extent
+    k: Extent
+    zero: Condition = NEVER
+
+
+@dataclass(frozen=True)
+class Drain(Instruction):
+    """Turn accumulators into outputs, in place: an output takes its accumulator's cell.
+
+    The cell keeps its size (`Header.accumulator_bytes`); the output is its first 4 bytes.
+    int32: ``acc + offset``. float32 without groups: ``(float32(acc + offset) * row) * w_scale``;
+    with groups ``float32(acc + offset) * row``; offset 0 if not `has_offset`.
+
+    Cycles: ``ceil(m * n / drain_elements_per_cycle)`` on the STORE engine.
+
+    Attributes
+    ----------
+    acc : Address
+        Accumulators (m, n), as the MMAs made them.
+    row : Address or None
+        Activation scales in ACT of these rows; None for int32.
+    chn : Address or None
+        Channel parameters in WGT as LD.CHN loaded them; None if `Header.channel_bytes` is 0.
+    m, n : Extent
+        Rows, channels.
+    """
+
+    OPCODE: ClassVar[int] = 17
+    MNEMONIC: ClassVar[str] = "DRAIN"
+    ENGINE: ClassVar[Engine] = Engine.STORE
+    TRACE: ClassVar[tuple[str, ...]] = ("acc", "row", "chn", "m", "n")
+
+    acc: Address
+    row: Address | None
+    chn: Address | None
+    m: Extent
+    n: Extent
+
+    @classmethod
+    def cycles(cls, header: Header, m: int, n: int) -> int:
+        """Cycles, see the class."""
+        return int(ceil_div(m * n, header.accelerator.drain_elements_per_cycle))
+
+
+@dataclass(frozen=True)
+class StOut(Instruction):
+    """Store drained outputs (rows, cols) to OUT at (row, col): one DMA transfer.
+
+    Moves ``rows * cols * Header.output_bytes`` bytes. Columns are output channels here.
+
+    Attributes
+    ----------
+    acc : Address
+        Where DRAIN left them.
+    row, col : Affine
+        First row and channel.
+    rows, cols : Extent
+        Rows and channels.
+    """
+
+    OPCODE: ClassVar[int] = 18
+    MNEMONIC: ClassVar[str] = "ST.OUT"
+    ENGINE: ClassVar[Engine] = Engine.STORE
+    TRACE: ClassVar[tuple[str, ...]] = ("acc", "row", "rows", "col", "cols")
+
+    acc: Address
+    row: Affine
+    rows: Extent
+    col: Affine
+    cols: Extent
+
+    @classmethod
+    def dram_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
+        """Bytes moved to DRAM."""
+        return rows * cols * header.output_bytes
+
+    def operands(self) -> str:
+        """``OUT[row +rows, col +cols] <- acc``."""
+        return f"OUT[{self.row} : +{self.rows}, {self.col} : +{self.cols}] <- {self.acc}"
