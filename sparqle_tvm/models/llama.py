@@ -323,6 +323,27 @@ class Llama(nn.Module):
         return nn.Tensor(_expr=self.output(hidden._expr))
 
 
+def cache_function(config: LlamaConfig) -> relax.Function:
+    """Return ``create_cache``: the key and value caches of each block, in the model's order.
+
+    ``nn.KVCache`` calls its creation pure, which would let common-subexpression elimination
+    make one cache of them all. It is not: each call makes an object that is written to.
+    """
+    builder = relax.BlockBuilder()
+    shape = relax.ShapeExpr([CACHE_RESERVE_TOKENS, config.kv_heads, config.head_dim])
+    create = relax.ExternFunc("vm.builtin.attention_kv_cache_create")
+    with builder.function("create_cache", [], pure=False):
+        zeros = builder.emit(R.zeros(shape, "float32"), "zeros")
+        arguments = [zeros, shape, relax.prim_value(0)]
+        caches = [
+            builder.emit(relax.Call(create, arguments, ty_args=[relax.AnyType()]), f"{part}_cache")
+            for _ in range(config.layers)
+            for part in ("k", "v")
+        ]
+        builder.emit_func_output(relax.Tuple(caches))
+    return builder.finalize()["create_cache"]
+
+
 def export_llama(config: LlamaConfig, source: WeightSource) -> tvm.IRModule:
     """Build the module described above, with the weights bound as constants.
 
@@ -351,6 +372,4 @@ def export_llama(config: LlamaConfig, source: WeightSource) -> tvm.IRModule:
         if not constants:
             constants = {key: relax.const(parameter.data) for key, parameter in parameters}
         functions[name] = relax.transform.BindParams(name, constants)(mod)[name]
-        functions["create_cache"] = mod["_initialize_effect"]
-    create_cache = functions["create_cache"].with_attr("global_symbol", "create_cache")
-    return tvm.IRModule({**functions, "create_cache": create_cache})
+    return tvm.IRModule({**functions, "create_cache": cache_function(config)})

@@ -147,6 +147,10 @@ def calls(function: relax.Function) -> dict[str, relax.Call]:
     }
 
 
+def op_name(call: relax.Call) -> str:
+    return call.op.name if isinstance(call.op, tvm.ir.Op) else ""
+
+
 def test_every_layer_has_its_name_in_every_function(tied_int8: ImportedModel) -> None:
     block = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
     labels = {f"blk_{layer}_{name}" for layer in range(2) for name in block}
@@ -161,7 +165,7 @@ def test_every_layer_has_its_name_in_every_function(tied_int8: ImportedModel) ->
         products = {
             label
             for label, call in calls(tied_int8.mod[name]).items()
-            if call.op.name == "relax.matmul" and call.args[0].ty.dtype == "int8"
+            if op_name(call) == "relax.matmul" and call.args[0].ty.dtype == "int8"
         }
         assert products == names
 
@@ -171,10 +175,23 @@ def test_functions_share_the_constants_and_take_no_weights(tied_int8: ImportedMo
     weights = [calls(mod[name])["output"].args[1] for name in ("prefill", "decode", "head")]
     assert all(weight.same_as(weights[0]) for weight in weights)
     lookups = [
-        call.args[0] for call in calls(mod["hidden"]).values() if call.op.name == "relax.take"
+        call.args[0] for call in calls(mod["hidden"]).values() if op_name(call) == "relax.take"
     ]
     assert lookups[0].same_as(weights[0])
     assert [len(mod[name].params) for name in FUNCTIONS] == [2, 2, 1, 1]
+
+
+def test_caches_stay_apart_when_common_subexpressions_are_merged(
+    tied_int8: ImportedModel,
+) -> None:
+    mod = relax.transform.EliminateCommonSubexpr()(tied_int8.mod)
+    created = [
+        call
+        for call in calls(mod["create_cache"]).values()
+        if isinstance(call.op, relax.ExternFunc)
+    ]
+    assert len(created) == 2 * tied_int8.config.layers
+    assert not mod["create_cache"].is_pure
 
 
 def test_types_of_the_functions(tied_int8: ImportedModel) -> None:
