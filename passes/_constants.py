@@ -32,6 +32,27 @@ def _reshape(call: relax.Call, x: np.ndarray) -> np.ndarray | None:
     return x.reshape([int(d) for d in dims]) if static else None
 
 
+def _numbers(expr: Any) -> list[int]:
+    return [int(field) for field in expr.fields]
+
+
+def _slice(call: relax.Call, x: np.ndarray) -> np.ndarray | None:
+    bounds = call.args[1:]
+    if not all(isinstance(b, relax.Tuple) and all(map(_is_number, b.fields)) for b in bounds):
+        return None
+    axes, begins, ends, *strides = map(_numbers, bounds)
+    slices = [slice(None)] * x.ndim
+    for i, axis in enumerate(axes):
+        slices[axis] = slice(begins[i], ends[i], strides[0][i] if strides else 1)
+    found = x[tuple(slices)]
+    # Relax clamps bounds in its own way: a value counts only if the shape agrees.
+    return found if list(found.shape) == [int(d) for d in call.ty.shape.values] else None
+
+
+def _is_number(expr: Any) -> bool:
+    return isinstance(getattr(expr, "value", None), int)
+
+
 # Ops of one tensor that move or reinterpret it.
 _MOVES: dict[str, Callable[[relax.Call, np.ndarray], np.ndarray | None]] = {
     "relax.permute_dims": _permute,
@@ -40,6 +61,7 @@ _MOVES: dict[str, Callable[[relax.Call, np.ndarray], np.ndarray | None]] = {
     "relax.expand_dims": _reshape,
     "relax.squeeze": _reshape,
     "relax.flatten": _reshape,
+    "relax.strided_slice": _slice,
 }
 
 # Elementwise ops of two tensors, in the dtype of the result.

@@ -107,6 +107,7 @@ class Rewriter(PyExprMutator):
         self.label = ""
         self.replacements: dict[Any, Any] = {}
         self.uses: Counter[Any] = Counter()
+        self.parameters: frozenset[Any] = frozenset()
         self.constants = ConstantEvaluator(self.value)
 
     def value(self, expr: Any) -> Any:
@@ -186,7 +187,9 @@ def remove_unused(func: relax.Function) -> relax.Function:
             continue
         kept = []
         for binding in reversed(block.bindings):
-            if isinstance(binding.var, relax.DataflowVar) and not uses[binding.var]:
+            # A MatchCast may define the symbols of shapes elsewhere.
+            removable = isinstance(binding, relax.VarBinding)
+            if removable and isinstance(binding.var, relax.DataflowVar) and not uses[binding.var]:
                 counter = _UseCounter()
                 counter.visit_expr(binding.value)
                 uses.subtract(counter.uses)
@@ -212,6 +215,7 @@ def apply_rewriter(
     rewritten = mod.clone()
     for gv, func in relax_functions(mod):
         rewriter.uses = count_uses(func)
+        rewriter.parameters = frozenset(func.params)
         rewriter.replacements = {}
         rewritten.update_func(gv, remove_unused(rewriter.visit_expr(func)))
     if report.rewritten.total() == before:

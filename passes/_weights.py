@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from tvm import relax
 
 from sparqle_tvm.numerics import QuantizedWeights, bias_term, grouped_bias_term, window_bias
 from sparqle_tvm.passes._rewrite import Rewriter
+
+
+def _zeros(rewriter: Rewriter, weight: Any, dtype: type) -> relax.Expr:
+    """(N,) zeros for a weight (N, K)."""
+    outputs = int(weight.ty.shape.values[0])
+    return rewriter.constants.once(("zeros", outputs, dtype), lambda: np.zeros(outputs, dtype))
 
 
 def bias_constant(rewriter: Rewriter, weight: Any, k: int, window: str) -> relax.Expr:
@@ -17,6 +24,8 @@ def bias_constant(rewriter: Rewriter, weight: Any, k: int, window: str) -> relax
     if values is not None:
         key = (constants.source(weight), "bias", k, window)
         return constants.once(key, lambda: bias_term(values, k, window))
+    if not window_bias(k, window):
+        return _zeros(rewriter, weight, np.int32)
     total = relax.op.sum(relax.op.astype(weight, "int32"), axis=[1])
     factor = relax.const(-window_bias(k, window), "int32")
     return rewriter.emit(relax.op.multiply(total, factor), "window_bias")
@@ -35,6 +44,8 @@ def offset_constant(
         key = (constants.source(weight), constants.source(w_scale), "offset", k, window)
         weights = QuantizedWeights(values, scales, None, 8)
         return constants.once(key, lambda: grouped_bias_term(weights, k, window))
+    if not window_bias(k, window):
+        return _zeros(rewriter, weight, np.float64)
     outputs, groups = (int(d) for d in w_scale.ty.shape.values)
     columns = int(weight.ty.shape.values[1])
     op = relax.op

@@ -26,9 +26,19 @@ from sparqle_tvm.passes._weights import bias_constant
 # Digit width for each activation container.
 DIGIT_BITS = {"int8": 4, "int16": 8}
 # Ops a weight may pass through and still be a weight: they unpack or move, and use no activation.
-UNPACK_OPS = LAYOUT_OPS | {
-    f"relax.{name}" for name in ("astype", "bitwise_and", "right_shift", "subtract", "add")
+TWO_TENSORS = {
+    f"relax.{name}"
+    for name in (
+        "bitwise_and",
+        "bitwise_or",
+        "right_shift",
+        "left_shift",
+        "subtract",
+        "add",
+        "take",
+    )
 }
+UNPACK_OPS = LAYOUT_OPS | TWO_TENSORS | {"relax.astype"}
 
 
 def exact_window(bounds: tuple[float, float], k: int) -> str:
@@ -39,15 +49,16 @@ def exact_window(bounds: tuple[float, float], k: int) -> str:
 def is_weight(expr: Any, rewriter: Rewriter) -> bool:
     """Whether ``expr`` is a constant or a parameter, or only unpacked and moved from those."""
     value = rewriter.value(expr)
-    if isinstance(value, Constant | relax.Var):
+    if isinstance(value, Constant):
         return True
+    if isinstance(value, relax.Var):
+        return value in rewriter.parameters
     if isinstance(value, relax.Tuple):
         return all(is_weight(field, rewriter) for field in value.fields)
     if op_name(value) not in UNPACK_OPS:
         return False
-    tensors = [
-        a for a in value.args if isinstance(a, Constant | relax.Var | relax.Call | relax.Tuple)
-    ]
+    # The other arguments are shapes and tuples of numbers.
+    tensors = value.args[:2] if op_name(value) in TWO_TENSORS else value.args[:1]
     return all(is_weight(arg, rewriter) for arg in tensors)
 
 
@@ -100,8 +111,8 @@ class _Split(Rewriter):
         activation, weight = call.args
         if dtype_of(activation) not in DIGIT_BITS:
             return f"activations are {dtype_of(activation)}, int8 or int16 is needed"
-        if str(call.attrs.out_dtype) != "int32":
-            return f"accumulates in {call.attrs.out_dtype}, int32 is needed"
+        if dtype_of(call) != "int32":
+            return f"accumulates in {dtype_of(call)}, int32 is needed"
         if not is_weight(weight, self):
             return "the second operand is computed at run time, it is no weight"
         if dtype_of(weight) != "int8":

@@ -1,0 +1,260 @@
+"""Integer matmuls with weights become split-precision dense ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pass_helpers import Runnable, apply, assert_changed, assert_equal_bits, assert_unchanged
+from tvm import relax
+from tvm.script import ir as I
+from tvm.script import relax as R
+
+from sparqle_tvm import dialect
+from sparqle_tvm.compiler import pipeline
+from sparqle_tvm.numerics.quantization import pack_int4
+from sparqle_tvm.passes import SplitPrecision
+
+WEIGHT = np.arange(-12, 3, dtype=np.int8).reshape(3, 5)
+ZEROS = np.zeros(3, np.int32)
+
+
+@I.ir_module
+class Constants:
+    """A transposed constant, and one as ``matmul`` takes it behind a quantizer that clips."""
+
+    @R.function
+    def transposed(q: R.Tensor(("n", 5), "int8")):
+        with R.dataflow():
+            acc = R.matmul(q, R.permute_dims(R.const(WEIGHT)), out_dtype="int32")
+            R.output(acc)
+        return acc
+
+    @R.function
+    def clipped(x: R.Tensor((2, "n", 5), "float32")):
+        with R.dataflow():
+            q = R.astype(R.clip(R.round(x), -119, 119), "int8")
+            acc = R.matmul(q, R.const(np.ascontiguousarray(WEIGHT.T)), out_dtype="int32")
+            R.output(acc)
+        return acc
+
+
+@I.ir_module
+class ConstantsExpected:
+    @R.function
+    def transposed(q: R.Tensor(("n", 5), "int8")):
+        with R.dataflow():
+            enc = R.sparqle.encode(q, k=4, window="unsigned", label="acc")
+            acc = R.sparqle.split_dense(
+                enc, R.const(WEIGHT), R.const(ZEROS),
+                k=4, window="unsigned", in_features=5, weight_bits=8, label="acc",
+            )  # fmt: skip
+            R.output(acc)
+        return acc
+
+    @R.function
+    def clipped(x: R.Tensor((2, "n", 5), "float32")):
+        with R.dataflow():
+            q = R.astype(R.clip(R.round(x), -119, 119), "int8")
+            enc = R.sparqle.encode(q, k=4, window="signed", label="acc")
+            acc = R.sparqle.split_dense(
+                enc, R.const(WEIGHT), R.const(-8 * WEIGHT.sum(axis=1, dtype=np.int32)),
+                k=4, window="signed", in_features=5, weight_bits=8, label="acc",
+            )  # fmt: skip
+            R.output(acc)
+        return acc
+
+
+@I.ir_module
+class Parameters:
+    @R.function
+    def transposed(q: R.Tensor((5,), "int8"), w: R.Tensor((3, 5), "int8")):
+        with R.dataflow():
+            acc = R.matmul(q, R.permute_dims(w), out_dtype="int32")
+            R.output(acc)
+        return acc
+
+    @R.function
+    def plain(q: R.Tensor(("n", 5), "int16"), w: R.Tensor((5, 3), "int8")):
+        with R.dataflow():
+            small = R.minimum(q, R.const(1000, "int16"))
+            acc = R.matmul(small, w, out_dtype="int32")
+            R.output(acc)
+        return acc
+
+
+@I.ir_module
+class ParametersExpected:
+    @R.function
+    def transposed(q: R.Tensor((5,), "int8"), w: R.Tensor((3, 5), "int8")):
+        with R.dataflow():
+            enc = R.sparqle.encode(q, k=4, window="unsigned", label="acc")
+            acc = R.sparqle.split_dense(
+                enc, w, R.const(ZEROS),
+                k=4, window="unsigned", in_features=5, weight_bits=8, label="acc",
+            )  # fmt: skip
+            R.output(acc)
+        return acc
+
+    @R.function
+    def plain(q: R.Tensor(("n", 5), "int16"), w: R.Tensor((5, 3), "int8")):
+        with R.dataflow():
+            small = R.minimum(q, R.const(1000, "int16"))
+            rows = R.permute_dims(w)
+            enc = R.sparqle.encode(small, k=8, window="signed", label="acc")
+            sums = R.sum(R.astype(rows, "int32"), axis=[1])
+            bias = R.multiply(sums, R.const(-128, "int32"))
+            acc = R.sparqle.split_dense(
+                enc, rows, bias,
+                k=8, window="signed", in_features=5, weight_bits=8, label="acc",
+            )  # fmt: skip
+            R.output(acc)
+        return acc
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [(Constants, ConstantsExpected), (Parameters, ParametersExpected)],
+    ids=["constants", "parameters"],
+)
+def test_expected_module(before: tvm.IRModule, expected: tvm.IRModule) -> None:
+    report = assert_changed(SplitPrecision, before, expected)
+    assert report.rewritten["SplitPrecision"] == 2
+    assert report.skipped == []
+
+
+def matmul(q: Any, w: Any, out_dtype: str | None = "int32", moved: bool = False) -> tvm.IRModule:
+    """``matmul`` of two parameters of these (shape, dtype), the second maybe computed."""
+    builder = relax.BlockBuilder()
+    params = [relax.Var(n, relax.TensorType(*t)) for n, t in (("q", q), ("w", w))]
+    with builder.function("main", params):
+        with builder.dataflow():
+            second = builder.emit(relax.op.abs(params[1])) if moved else params[1]
+            acc = builder.emit(relax.op.matmul(params[0], second, out_dtype), "acc")
+            acc = builder.emit_output(acc)
+        builder.emit_func_output(acc)
+    return builder.finalize()
+
+
+K = tvm.tirx.Var("k", "int64")
+Q, W = ((4, 8), "int8"), ((8, 3), "int8")
+
+
+@pytest.mark.parametrize(
+    ("mod", "reason"),
+    [
+        (matmul(((4, 8), "uint8"), W), "activations are uint8"),
+        (matmul(((4, 8), "int32"), ((8, 3), "int32")), "activations are int32"),
+        (matmul(Q, ((8, 3), "uint8")), "weights are uint8"),
+        (matmul(Q, W, None), "accumulates in int8, int32 is needed"),
+        (matmul(Q, W, "int8"), "accumulates in int8, int32 is needed"),
+        (matmul(Q, W, moved=True), "computed at run time"),
+        (matmul(Q, ((2, 8, 3), "int8")), "weights have 3 dimensions"),
+        (matmul(Q, ((8,), "int8")), "weights have 1 dimensions"),
+        (matmul(((4, K), "int8"), ((K, 3), "int8")), "the shape of the weights is symbolic"),
+        (matmul(((4, K), "int8"), W), "K = k of the activations is symbolic"),
+        (matmul(((4, 0), "int8"), ((0, 3), "int8")), "K = 0"),
+    ],
+)
+def test_what_is_left_alone_and_why(mod: tvm.IRModule, reason: str) -> None:
+    (found,) = assert_unchanged(SplitPrecision, mod)
+    assert reason in found
+
+
+def test_float_matmuls_are_nobodys_business() -> None:
+    mod = matmul(((4, 8), "float32"), ((8, 3), "float32"), None)
+    assert assert_unchanged(SplitPrecision, mod) == []
+
+
+@I.ir_module
+class Cast:
+    """A second operand that ``match_cast`` hides, and that is computed."""
+
+    @R.function
+    def main(q: R.Tensor((4, 8), "int8"), k: R.Tensor("int8", ndim=2)):
+        with R.dataflow():
+            w = R.match_cast(R.abs(k), R.Tensor((8, 3), "int8"))
+            acc = R.matmul(q, w, out_dtype="int32")
+            R.output(acc)
+        return acc
+
+
+def test_a_cast_hides_no_computed_operand() -> None:
+    (found,) = assert_unchanged(SplitPrecision, Cast)
+    assert "computed at run time" in found
+
+
+def unpacked(form: str, columns: int, packed: Any) -> relax.Expr:
+    """int4 weights (N, columns), two per byte of ``packed`` (N, ceil(columns / 2)), minus 8."""
+    emit, op = relax.BlockBuilder.current().emit, relax.op
+    rows, row_bytes = (int(d) for d in packed.ty.shape.values)
+    low = emit(op.bitwise_and(packed, relax.const(15, "uint8")))
+    high = emit(op.right_shift(packed, relax.const(4, "uint8")))
+    if form == "stack":
+        both = emit(op.reshape(op.stack([low, high], axis=2), (rows, 2 * row_bytes)))
+    else:
+        both = emit(op.concat([low, high], axis=1))
+    w = emit(op.subtract(op.astype(both, "int8"), relax.const(8, "int8")))
+    if columns < 2 * row_bytes:
+        w = emit(op.strided_slice(w, [1], [0], [columns]))
+    return emit(op.permute_dims(w))
+
+
+def packed_module(form: str, columns: int, packed: np.ndarray, constant: bool) -> tvm.IRModule:
+    """A dense with packed weights, its activations (2, n, columns)."""
+    builder = relax.BlockBuilder()
+    q = relax.Var("q", relax.TensorType((2, tvm.tirx.Var("n", "int64"), columns), "int8"))
+    param = relax.Var("packed", relax.TensorType(packed.shape, "uint8"))
+    with builder.function("main", [q] if constant else [q, param]):
+        with builder.dataflow():
+            w = unpacked(form, columns, relax.const(packed) if constant else param)
+            acc = builder.emit_output(relax.op.matmul(q, w, "int32"))
+        builder.emit_func_output(acc)
+    return builder.finalize()
+
+
+@pytest.mark.parametrize("constant", [True, False], ids=["constant", "parameter"])
+@pytest.mark.parametrize(("form", "columns"), [("stack", 8), ("stack", 7), ("concat", 8)])
+def test_packed_int4_weights(form: str, columns: int, constant: bool) -> None:
+    rng = np.random.default_rng(columns)
+    values = rng.integers(-8, 8, (3, columns)).astype(np.int8)
+    stored = np.pad(values + 8, ((0, 0), (0, columns % 2)))
+    if form == "concat":
+        stored = stored.reshape(3, 2, -1).transpose(0, 2, 1).reshape(3, -1)
+    packed = pack_int4(np.ascontiguousarray(stored))
+    mod = packed_module(form, columns, packed, constant)
+    after, _ = apply(SplitPrecision, mod)
+    dense = [b.value for b in after["main"].body.blocks[0].bindings if dialect.is_op(b.value)][1]
+    assert dialect.attributes(dense)["weight_bits"] == 4
+    assert isinstance(dense.args[1], tvm.ir.GenericConst) == constant
+    q = rng.integers(-128, 128, (2, 3, columns)).astype(np.int8)
+    found = Runnable(mod, SplitPrecision())(*([q] if constant else [q, packed]))
+    assert_equal_bits(found, q.astype(np.int32) @ values.T.astype(np.int32))
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 20), st.booleans(), st.integers(0, 2**32 - 1))
+def test_same_numbers_as_the_plain_build(k: int, n: int, batched: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    weight = rng.integers(-128, 128, (n, k)).astype(np.int8)
+    rows = tvm.tirx.Var("rows", "int64")
+    q = relax.Var("q", relax.TensorType((2, rows, k) if batched else (rows, k), "int8"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [q]):
+        with builder.dataflow():
+            w = builder.emit(relax.op.permute_dims(relax.const(weight)))
+            acc = builder.emit_output(relax.op.matmul(q, w, "int32"))
+        builder.emit_func_output(acc)
+    mod = builder.finalize()
+    plain = relax.VirtualMachine(relax.build(mod, "llvm"), tvm.cpu())
+    built = relax.build(mod, "llvm", relax_pipeline=pipeline("sparqle/edge"))
+    split = relax.VirtualMachine(built, tvm.cpu())
+    for m in (1, 2, 5, 17):
+        shape = (2, m, k) if batched else (m, k)
+        values = rng.integers(-128, 128, shape) // rng.choice([1, 16, 128], (m, 1))
+        arg = tvm.runtime.tensor(values.astype(np.int8))
+        assert_equal_bits(split["main"](arg).numpy(), plain["main"](arg).numpy())
