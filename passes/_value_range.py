@@ -61,6 +61,8 @@ def _call_range(call: relax.Call, recurse: Callable[[Any], Range]) -> Range:
         low, high = recurse(call.args[0])
         if name == "abs":
             return max(0.0, low, -high), max(abs(low), abs(high))
+        if name == "round":
+            return float(np.round(low)), float(np.round(high))
         return low, high
     if name == "clip":
         floor, ceiling = const_scalar(call.args[1]), const_scalar(call.args[2])
