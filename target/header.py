@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal, get_args
 
+from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.operands import Address, Affine, Buffer
 
 Output = Literal["int32", "float32"]
 Window = Literal["signed", "unsigned"]
 Scheme = Literal["sparqle", "dense"]
+
+_SIZE_LIMIT = 2**31
+_TOKEN_LIMIT = 2**16
 
 
 class Engine(IntEnum):
@@ -135,6 +141,11 @@ class Header:
         Parts of the buffers. Every access stays within one slot of one of them.
     tokens : tuple of int
         Tokens in each `Queue` at the beginning, and again at the end.
+
+    Raises
+    ------
+    ProgramError
+        If a field has the wrong type or value, or fields do not agree.
     """
 
     accelerator: Accelerator
@@ -153,6 +164,12 @@ class Header:
     output: Output = "float32"
     allocations: tuple[Allocation, ...] = ()
     tokens: tuple[int, ...] = field(default=(0,) * len(Queue))
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        problem = _header_problem(self)
+        if problem:
+            raise ProgramError(f"header of program {self.label!r}: {problem}")
 
     @property
     def digit_bits(self) -> int:
@@ -198,3 +215,85 @@ class Header:
             Buffer.WGT: self.accelerator.weight_buffer_bytes,
             Buffer.ACC: self.accelerator.accumulator_buffer_bytes,
         }[buffer]
+
+
+def _header_problem(header: Header) -> str | None:
+    """What is wrong with a header, if anything."""
+    return (
+        _type_problem(header)
+        or _op_problem(header)
+        or _machine_problem(header.accelerator)
+        or _allocation_problem(header)
+    )
+
+
+def _type_problem(header: Header) -> str | None:
+    choices = {"scheme": Scheme, "window": Window, "output": Output}
+    for name, literal in choices.items():
+        if getattr(header, name) not in get_args(literal):
+            return f"{name} = {getattr(header, name)!r} must be one of {get_args(literal)}"
+    for name in ("weight_signed", "has_min", "has_offset"):
+        if not isinstance(getattr(header, name), bool):
+            return f"{name} must be true or false"
+    for name in ("in_features", "out_features", "m_max", "k_chunk", "weight_bits"):
+        if not _is_whole(getattr(header, name), 1, _SIZE_LIMIT):
+            return f"{name} = {getattr(header, name)!r} must be a positive whole number"
+    if not _is_whole(header.group_size, 0, _SIZE_LIMIT):
+        return f"group_size = {header.group_size!r} must be a whole number"
+    if not isinstance(header.label, str) or not isinstance(header.accelerator, Accelerator):
+        return "label must be a text and accelerator an Accelerator"
+    if len(header.tokens) != len(Queue) or not all(
+        _is_whole(count, 0, _TOKEN_LIMIT) for count in header.tokens
+    ):
+        return f"tokens must be {len(Queue)} whole numbers, one per queue"
+    return None
+
+
+def _op_problem(header: Header) -> str | None:
+    unit = math.lcm(8, header.accelerator.lanes, max(header.group_size, 1))
+    if header.k_chunk % unit and header.k_chunk < header.in_features:
+        return f"k_chunk = {header.k_chunk} must be a multiple of {unit}, or at least K"
+    if header.weight_bits not in (2, 4, 8):
+        return f"weight_bits = {header.weight_bits} must be 2, 4 or 8"
+    if header.has_min and not header.group_size:
+        return "minima need a group_size"
+    if header.output == "int32" and header.group_size:
+        return "int32 outputs cannot have groups"
+    if header.window == "signed" and (header.scheme == "dense" or not header.has_offset):
+        return "window signed needs scheme sparqle and an offset"
+    return None
+
+
+def _machine_problem(accelerator: Accelerator) -> str | None:
+    sizes = {
+        name: getattr(accelerator, name)
+        for name in (
+            *("rows", "cols", "lanes", "drain_elements_per_cycle", "dma_descriptor_cycles"),
+            *("activation_buffer_bytes", "weight_buffer_bytes", "accumulator_buffer_bytes"),
+        )
+    }
+    too_large = [name for name, size in sizes.items() if size >= _SIZE_LIMIT]
+    return f"accelerator: {too_large[0]} is too large" if too_large else None
+
+
+def _allocation_problem(header: Header) -> str | None:
+    for allocation in header.allocations:
+        numbers = (allocation.base, allocation.slots, allocation.slot_bytes)
+        if not all(_is_whole(number, 0, _SIZE_LIMIT) for number in numbers):
+            return f"allocation {allocation.name!r}: {numbers} must be whole numbers"
+        if not isinstance(allocation.name, str) or not isinstance(allocation.buffer, Buffer):
+            return f"allocation {allocation.name!r} must have a name and a buffer"
+        if allocation.end > header.buffer_bytes(allocation.buffer):
+            return (
+                f"allocation {allocation.name!r} ends at byte {allocation.end} of "
+                f"{allocation.buffer.name}, which has {header.buffer_bytes(allocation.buffer)}"
+            )
+    ordered = sorted(header.allocations, key=lambda a: (a.buffer, a.base))
+    for first, second in itertools.pairwise(ordered):
+        if first.buffer == second.buffer and second.base < first.end:
+            return f"allocations {first.name!r} and {second.name!r} overlap"
+    return None
+
+
+def _is_whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value < high

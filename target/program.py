@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sparqle_tvm.errors import ProgramError
+from sparqle_tvm.target.binary import pack, unpack
+from sparqle_tvm.target.expand import expand
 from sparqle_tvm.target.header import Allocation, Header, Queue
 from sparqle_tvm.target.isa import End, Instruction, Loop, Signal, Wait
+from sparqle_tvm.target.listing import disassemble
 from sparqle_tvm.target.operands import Buffer, Limit
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from sparqle_tvm.target.structure import check_structure
 
 
 @dataclass(frozen=True)
@@ -29,22 +31,27 @@ class Program:
         Accelerator, op, buffers and tokens.
     instructions : tuple of Instruction
         With LOOP and END; the engines share the list, each executes its own.
+
+    Raises
+    ------
+    ProgramError
+        If the structure is broken, see `sparqle_tvm.target.structure`.
     """
 
     header: Header
     instructions: tuple[Instruction, ...]
 
+    def __post_init__(self) -> None:
+        """Check the structure."""
+        check_structure(self.header, self.instructions)
+
     def disassemble(self) -> str:
         """Listing: what is assumed, then one instruction per line, loops indented."""
-        from sparqle_tvm.target.listing import disassemble
-
-        return disassemble(self)
+        return disassemble(self.header, self.instructions)
 
     def to_bytes(self) -> bytes:
-        """Binary form: versioned, with length and checksum."""
-        from sparqle_tvm.target.binary import to_bytes
-
-        return to_bytes(self)
+        """Binary form, see `sparqle_tvm.target.binary`: versioned, with length and checksum."""
+        return pack(self.header, self.instructions)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Program:
@@ -55,9 +62,7 @@ class Program:
         ProgramError
             If it is damaged, truncated, of an unknown version, or not a program.
         """
-        from sparqle_tvm.target.binary import from_bytes
-
-        return from_bytes(data)
+        return cls(*unpack(data))
 
     def bind(self, rows: int) -> NDArray[np.int64]:
         """Expand to the steps for M = `rows`.
@@ -73,9 +78,7 @@ class Program:
         ProgramError
             If `rows` is not in 1 ... `header.m_max`, or there are too many steps.
         """
-        from sparqle_tvm.target.expand import expand
-
-        return expand(self, rows)
+        return expand(self.header, self.instructions, rows)
 
     def verify(self, rows: int | None = None) -> None:
         """Check that the program computes its op, see `sparqle_tvm.target.verify`.
