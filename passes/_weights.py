@@ -8,6 +8,7 @@ import numpy as np
 from tvm import relax
 
 from sparqle_tvm.numerics import QuantizedWeights, bias_term, grouped_bias_term, window_bias
+from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT
 from sparqle_tvm.passes._rewrite import Rewriter
 
 
@@ -54,3 +55,28 @@ def offset_constant(
     total = op.sum(op.multiply(sums64, op.astype(w_scale, "float64")), axis=[1])
     factor = relax.const(-float(window_bias(k, window)), "float64")
     return rewriter.emit(op.multiply(total, factor), "window_offset")
+
+
+def adds_exactly(
+    rewriter: Rewriter, w_scale: Any, w_min: Any | None, bounds: tuple[float, float], sum_q: int
+) -> bool:
+    """Whether float64 adds the groups of a dense without rounding, as far as can be known.
+
+    Scales and minima that are no constants are taken to be small enough.
+
+    Parameters
+    ----------
+    w_scale, w_min : relax.Expr
+        (G, 1, N) and (G, N) float16; the minima may be ``None``.
+    bounds : tuple of float
+        Smallest and largest weight.
+    sum_q : int
+        Bound on the sum of the magnitudes of q over a group.
+    """
+    bound = np.float64(0.0)
+    for factors, largest in ((w_scale, max(map(abs, bounds))), (w_min, 1.0)):
+        values = rewriter.constants.value(factors) if factors is not None else None
+        if values is not None:
+            by_group = np.abs(values.astype(np.float64)).reshape(len(values), -1)
+            bound = bound + sum_q * largest * by_group.sum(axis=0)
+    return bool(np.all(bound < EXACT_SUM_LIMIT))

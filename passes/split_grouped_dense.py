@@ -11,6 +11,8 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
+from sparqle_tvm.numerics import max_exact
+from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT
 from sparqle_tvm.passes._constants import Constant
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import (
@@ -20,10 +22,11 @@ from sparqle_tvm.passes._rewrite import (
     dtype_of,
     int_shape,
     op_name,
+    same_dims,
     static_shape,
 )
 from sparqle_tvm.passes._value_range import value_range, weight_bits
-from sparqle_tvm.passes._weights import offset_constant
+from sparqle_tvm.passes._weights import adds_exactly, offset_constant
 from sparqle_tvm.passes.split_precision import DIGIT_BITS, exact_window, is_weight
 
 
@@ -71,6 +74,8 @@ class _SplitGrouped(Rewriter):
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         if op_name(call) != "relax.astype" or dtype_of(call.args[0]) != "float64":
             return None
+        if dtype_of(call) != "float32":
+            return None
         total = self.value(call.args[0])
         scaled, minimum = total, None
         if op_name(total) == "relax.add":
@@ -93,10 +98,18 @@ class _SplitGrouped(Rewriter):
 
     def _match_groups(self, expr: Any) -> _Groups | None:
         """``sum(astype(matmul(by_group(q), w), f64) * astype(d, f64), axis=0)``."""
-        calls = self.chain(expr, "sum", "multiply", "astype", "matmul")
-        if calls is None:
+        outer = self.chain(expr, "sum", "multiply")
+        if outer is None:
             return None
-        total, product, cast, matmul = calls
+        total, product = outer
+        acc, d = product.args
+        inner = self.chain(acc, "astype", "matmul")
+        if inner is None:
+            acc, d = d, acc
+            inner = self.chain(acc, "astype", "matmul")
+        if inner is None:
+            return None
+        cast, matmul = inner
         if _axes(total.attrs.axis) != [0] or total.attrs.keepdims or dtype_of(cast) != "float64":
             return None
         label = str(getattr(cast.args[0], "name", "")) or self.label
@@ -106,10 +119,11 @@ class _SplitGrouped(Rewriter):
         if by_group is None or w_shape is None or len(w_shape) != 3:
             return None
         reshaped = self.match(by_group.args[0], "reshape")
-        if reshaped is None or _axes(by_group.attrs.axes) != [1, 0, 2]:
+        cut = reshaped is not None and same_dims(dims_of(reshaped)[1:], w_shape[:2])
+        if not cut or _axes(by_group.attrs.axes) != [1, 0, 2]:
             self._skip(found, "activations are not cut into groups along K")
             return None
-        w_scale = _as_float16(self, product.args[1])
+        w_scale = _as_float16(self, d)
         if w_scale is None or static_shape(w_scale) != [w_shape[0], 1, w_shape[2]]:
             self._skip(found, "group scales are not float16 of shape (G, 1, N)")
             return None
@@ -120,13 +134,17 @@ class _SplitGrouped(Rewriter):
         calls = self.chain(expr, "matmul", "permute_dims", "astype", "sum", "astype")
         if calls is None:
             return None
-        matmul, _, _, sums, widened = calls
+        matmul, moved, _, sums, widened = calls
         if _axes(sums.attrs.axis) != [2] or dtype_of(widened) != "int32":
             return None
-        same = widened.args[0].same_as(groups.by_group)
-        return _as_float16(self, matmul.args[1]) if same else None
+        if _axes(moved.attrs.axes) not in ([], [1, 0]):
+            return None
+        count, _, outputs = int_shape(groups.weight)
+        w_min = _as_float16(self, matmul.args[1])
+        fits = w_min is not None and static_shape(w_min) == [count, outputs]
+        return w_min if fits and widened.args[0].same_as(groups.by_group) else None
 
-    def _obstacle(self, groups: _Groups) -> str:
+    def _obstacle(self, groups: _Groups, w_min: Any | None) -> str:
         dims, w_shape = dims_of(groups.q), static_shape(groups.weight)
         if dtype_of(groups.q) not in DIGIT_BITS:
             return f"activations are {dtype_of(groups.q)}, int8 or int16 is needed"
@@ -137,10 +155,17 @@ class _SplitGrouped(Rewriter):
         columns = w_shape[0] * w_shape[1] if w_shape else 0
         if not dims or not hasattr(dims[-1], "value") or int(dims[-1]) != columns:
             return f"K of the activations is not G * group size = {columns}"
-        return "K = 0" if columns == 0 else ""
+        if columns == 0:
+            return "K = 0"
+        # Twice the largest q: until the window's offset is added, sums of biased digits are larger.
+        largest = 2 * max_exact(DIGIT_BITS[dtype_of(groups.q)], "unsigned")
+        bounds = value_range(groups.weight, self.value)
+        if not adds_exactly(self, groups.w_scale, w_min, bounds, w_shape[1] * largest):
+            return f"the group scales allow sums of {EXACT_SUM_LIMIT:g}, where float64 rounds"
+        return ""
 
     def _build(self, call: relax.Call, groups: _Groups, w_min: Any | None) -> relax.Expr | None:
-        reason = self._obstacle(groups)
+        reason = self._obstacle(groups, w_min)
         if reason:
             self._skip(groups, reason)
             return None

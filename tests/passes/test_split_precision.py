@@ -236,7 +236,7 @@ def test_packed_int4_weights(form: str, columns: int, constant: bool) -> None:
     assert_equal_bits(found, q.astype(np.int32) @ values.T.astype(np.int32))
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 20), st.booleans(), st.integers(0, 2**32 - 1))
 def test_same_numbers_as_the_plain_build(k: int, n: int, batched: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
