@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,7 +57,7 @@ class _Reader(gguf.GGUFReader):
         data, strings = self.data.data, []
         for _ in range(count):
             start = offset + 8
-            offset = start + int.from_bytes(data[offset:start], "little")
+            offset = start + int.from_bytes(data[offset:start], sys.byteorder)
             if offset > len(data):
                 raise EOFError(f"byte {offset} is needed, the file has {len(data)}")
             strings.append(data[start:offset])
@@ -118,6 +119,8 @@ class GGUFFile:
     ------
     ModelFileError
         If there is no such file, or it is truncated, damaged, or not GGUF.
+    UnsupportedModelError
+        If it was written for machines of the other byte order.
     """
 
     def __init__(self, path: Path) -> None:
@@ -136,6 +139,8 @@ class GGUFFile:
             raise ModelFileError(f"{path}: the file is truncated: {error}") from error
         except (ValueError, KeyError, IndexError, OverflowError, MemoryError) as error:
             raise ModelFileError(f"{path}: damaged, or not a GGUF file: {error}") from error
+        if self._reader.byte_order != "I":
+            raise UnsupportedModelError(f"{path}: the file is of the other byte order")
         self.tensors = {tensor.name: tensor for tensor in self._reader.tensors}
 
     def sha256(self) -> str:

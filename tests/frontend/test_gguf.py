@@ -195,6 +195,11 @@ def test_unsupported_variant(path: Path, overrides: dict[str, Any], message: str
         from_gguf(replace(SMALL, overrides=overrides).write(path))
 
 
+def test_other_byte_order(path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="byte order"):
+        from_gguf(replace(SMALL, byte_order=gguf.GGUFEndian.BIG).write(path))
+
+
 def test_unsupported_architecture(path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="'gemma3' is not supported; supported: llama"):
         from_gguf(replace(SMALL, arch="gemma3").write(path))

@@ -9,18 +9,15 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from sparqle_tvm.compiler import host_pipeline
+
 
 def build(mod: tvm.IRModule, functions: Iterable[str] | None = None) -> relax.VirtualMachine:
-    """Build the module, or some of its functions, for the host."""
+    """Build the module, or some of its functions, for the host, without split precision."""
     if functions is not None:
         mod = tvm.IRModule({name: mod[name] for name in functions})
-    try:
-        from sparqle_tvm.compiler import host_pipeline
-
-        pipeline = host_pipeline()
-    except ImportError:
-        return relax.VirtualMachine(relax.build(mod, "llvm"), tvm.cpu())
-    return relax.VirtualMachine(relax.build(mod, "llvm", relax_pipeline=pipeline), tvm.cpu())
+    executable = relax.build(mod, "llvm", relax_pipeline=host_pipeline())
+    return relax.VirtualMachine(executable, tvm.cpu())
 
 
 def tensor(values: Any) -> tvm.runtime.Tensor:

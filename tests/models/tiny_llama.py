@@ -31,6 +31,7 @@ class TinyLlama:
     skip: tuple[str, ...] = ()
     extra: dict[str, np.ndarray] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
+    byte_order: gguf.GGUFEndian = gguf.GGUFEndian.LITTLE
 
     def metadata(self) -> dict[str, Any]:
         prefix = self.arch
@@ -79,7 +80,7 @@ class TinyLlama:
 
     def write(self, path: Path) -> Path:
         rng = np.random.default_rng(self.seed)
-        writer = gguf.GGUFWriter(path, self.arch)
+        writer = gguf.GGUFWriter(path, self.arch, endianess=self.byte_order)
         for key, value in self.metadata().items():
             _add(writer, key, value)
         for name, (shape, kind) in self.shapes().items():
