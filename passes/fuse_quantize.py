@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.relax.expr_functor import mutator
+from tvm.relax.expr_functor import PyExprVisitor, mutator, visitor
 
 from sparqle_tvm import dialect
 from sparqle_tvm.passes._report import PassReport
@@ -18,18 +20,56 @@ MIN_AMAX = float(np.float32(1e-30))
 SCALE_FIELD = 4
 
 
+@visitor
+class _FieldReaders(PyExprVisitor):
+    """How often each variable is read as an encoding: by a dense, or for one of its fields."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[Any] = Counter()
+
+    def visit_call_(self, op: relax.Call) -> None:
+        if dialect.is_op(op, "split_dense", "split_dense_scaled"):
+            self.count[op.args[0]] += 1
+
+    def visit_tuple_getitem_(self, op: relax.TupleGetItem) -> None:
+        self.count[op.tuple_value] += 1
+
+
 @mutator
 class _Fuse(Rewriter):
     def __init__(self, mod: tvm.IRModule, report: PassReport) -> None:
         super().__init__(mod, report)
-        self.sums: Any = None
-        self.sums_of: dict[Any, relax.Var] = {}
+        self.field_readers: Counter[Any] = Counter()
+        self.bound: Any = None
+        self.with_sums: set[Any] = set()
+
+    def visit_function_(self, func: relax.Function) -> relax.Expr:
+        readers = _FieldReaders()
+        readers.visit_expr(func.body)
+        self.field_readers = readers.count
+        return super().visit_function_(func)
+
+    def visit_binding_block_(self, block: relax.BindingBlock) -> relax.BindingBlock:
+        return self._alone(block, super().visit_binding_block_)
+
+    def visit_dataflow_block_(self, block: relax.DataflowBlock) -> relax.BindingBlock:
+        return self._alone(block, super().visit_dataflow_block_)
+
+    def _alone(self, block: relax.BindingBlock, visit: Callable[..., Any]) -> relax.BindingBlock:
+        # The scale of an encoding cannot be read outside of the block that makes it.
+        outer = dict(self.replacements)
+        rebuilt = visit(block)
+        self.replacements = outer
+        return rebuilt
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         if not dialect.is_op(call, "encode"):
             return None
         attrs = dialect.attributes(call)
-        found = self._match_quantize(call.args[0])
+        found = self._match_quantize(call.args[0], 2 ** (2 * attrs["k"] - 1) - 1)
+        if not isinstance(found, str) and self.uses[self.bound] != self.field_readers[self.bound]:
+            found = "the encoding as a whole is returned or passed on"
         if isinstance(found, str):
             self.report.skip("FuseQuantize", "encode", attrs["label"], found)
             return None
@@ -49,35 +89,34 @@ class _Fuse(Rewriter):
             fused = self.emit(relax.TupleGetItem(encoding, SCALE_FIELD), "act_scale")
             self.replacements[scale] = fused
         if attrs["group_size"]:
-            # The scale takes field 4, so readers of the group sums have to read field 5.
-            self.sums = self.emit(relax.TupleGetItem(encoding, SCALE_FIELD + 1), "group_sums")
+            self.with_sums.add(self.bound)
         self.report.rewrite("FuseQuantize")
         return encoding
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        self.sums = None
+        self.bound = binding.var
         super().visit_var_binding_(binding)
-        if self.sums is not None:
-            self.sums_of[binding.var] = self.sums
 
     def visit_tuple_getitem_(self, op: relax.TupleGetItem) -> relax.Expr:
-        sums = self.sums_of.get(op.tuple_value)
-        if sums is not None and op.index == SCALE_FIELD:
-            return sums
+        # The scale takes field 4, so readers of the group sums have to read field 5.
+        if op.tuple_value in self.with_sums and op.index == SCALE_FIELD:
+            return relax.TupleGetItem(self.visit_expr(op.tuple_value), SCALE_FIELD + 1)
         return super().visit_tuple_getitem_(op)
 
-    def _match_quantize(self, q: Any) -> tuple[Any, Any, int] | str:
+    def _match_quantize(self, q: Any, limit: int) -> tuple[Any, Any, int] | str:
         """``(x, scale, qmax)`` of ``astype(clip(round(x / scale)))``, or why it is not that."""
         calls = self.chain(q, "astype", "clip", "round", "divide")
         if calls is None:
             return "the activation is not quantized by divide, round, clip and astype"
-        cast, clip, _, divided = calls
+        _, clip, _, divided = calls
         low, high = const_scalar(clip.args[1]), const_scalar(clip.args[2])
         x, scale = divided.args
-        if dtype_of(x) != "float32" or dtype_of(cast) != "int8":
-            return f"quantizes {dtype_of(x)} to {dtype_of(cast)}, float32 to int8 is needed"
-        if low is None or high is None or low != -high or high != int(high):
+        if dtype_of(x) != "float32":
+            return f"quantizes {dtype_of(x)}, float32 is needed"
+        if low is None or high is None or low != -high or not high.is_integer():
             return f"clips to [{low}, {high}], symmetric integer limits are needed"
+        if not 1 <= high <= limit:
+            return f"clips to {high:g}, a limit from 1 to {limit} is needed"
         reason = self._match_scale(scale, x, high)
         return reason if reason else (x, scale, int(high))
 
