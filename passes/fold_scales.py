@@ -25,19 +25,28 @@ from sparqle_tvm.passes._rewrite import (
 )
 
 
-def _factor_kind(factor: Any, dims: list[Any]) -> str:
-    """``"row"`` for (.., 1) or a scalar, ``"column"`` for (N,) beside (.., N), else ``""``."""
-    found = dims_of(factor)
-    if not found:
-        return ""
+def _is_single(expr: Any) -> bool:
+    """Whether a tensor has exactly one element."""
+    shape = static_shape(expr)
+    return shape is not None and all(d == 1 for d in shape)
+
+
+def _is_row(factor: Any, dims: list[Any]) -> bool:
+    """Whether a factor of a result (.., N) is one number or one per row: (.., 1)."""
+    per_row = [*dims[:-1], tvm.tirx.IntImm("int64", 1)]
+    return (_is_single(factor) and factor.ty.ndim <= len(dims)) or same_dims(
+        dims_of(factor), per_row
+    )
+
+
+def _is_column(factor: Any, dims: list[Any]) -> bool:
+    """Whether a factor of a result (.., N) is one number or one per column: (N,), (1, .., N)."""
     shape = static_shape(factor)
-    if shape is not None and int(np.prod(shape)) == 1 and len(shape) <= len(dims):
-        return "row"
-    if same_dims(found, [*dims[:-1], tvm.tirx.IntImm("int64", 1)]):
-        return "row"
-    if shape is None or any(d != 1 for d in shape[:-1]) or len(shape) > len(dims):
-        return ""
-    return "column" if same_dims(found[-1:], dims[-1:]) else ""
+    if shape is None or len(shape) > len(dims):
+        return False
+    return _is_single(factor) or (
+        all(d == 1 for d in shape[:-1]) and same_dims(dims_of(factor)[-1:], dims[-1:])
+    )
 
 
 @mutator
@@ -56,50 +65,61 @@ class _Fold(Rewriter):
         return folded if folded is not None else fold(call, second, first)
 
     def _fold_bias(self, call: relax.Call, dense: Any, bias: Any) -> relax.Expr | None:
-        """``split_dense(.., b) + c`` with c (N,) or (1, .., N)."""
+        """``split_dense(.., b) + c`` with c (N,), (1, .., N) or one number."""
         producer = self.value(dense)
-        if not dialect.is_op(producer, "split_dense") or not self.used_once(dense):
+        if not dialect.is_op(producer, "split_dense") or not _is_column(bias, dims_of(producer)):
             return None
-        if _factor_kind(bias, dims_of(producer)) != "column":
+        if not self.used_once(dense):
+            self._skip(producer, "the result without bias has another reader")
             return None
-        total = relax.op.add(producer.args[2], self._flat(bias))
-        old, new = const_value(producer.args[2]), const_value(bias)
+        flat = self._column(bias, int_shape(producer.args[1])[0])
+        old, new = const_value(producer.args[2]), const_value(flat)
         if old is not None and new is not None:
-            total = make_const((old + new.reshape(-1)).astype(np.int32))
+            total = make_const(old + new)
         else:
-            total = self.emit(total, "bias")
+            total = self.emit(relax.op.add(producer.args[2], flat), "bias")
         self.report.rewrite("FoldScales")
         return dialect.with_attributes(producer, [*producer.args[:2], total])
 
-    def _flat(self, vector: Any) -> relax.Expr:
-        """A (1, .., N) vector as (N,)."""
+    def _skip(self, dense: relax.Call, reason: str) -> None:
+        label = dialect.attributes(dense)["label"]
+        self.report.skip("FoldScales", str(dense.op.name).split(".")[-1], label, reason)
+
+    def _column(self, vector: Any, outputs: int) -> relax.Expr:
+        """A (1, .., N) vector, or one number for all, as (N,)."""
         value = const_value(vector)
         if value is not None:
-            return make_const(value.reshape(-1))
-        if vector.ty.ndim == 1:
+            return make_const(np.broadcast_to(value.reshape(-1), (outputs,)))
+        if vector.ty.ndim != 1:
+            vector = self.emit(relax.op.reshape(vector, (1,) if _is_single(vector) else (outputs,)))
+        if not _is_single(vector) or outputs == 1:
             return vector
-        return self.emit(relax.op.reshape(vector, (int_shape(vector)[-1],)))
+        return self.emit(relax.op.broadcast_to(vector, (outputs,)))
 
     def _row(self, factor: Any) -> relax.Expr:
-        """A factor of one element as a scalar, any other as it is."""
+        """A constant of one element as a scalar, any other factor as it is."""
         value = const_value(factor)
         return make_const(value.reshape(())) if value is not None and value.size == 1 else factor
 
     def _fold_factor(self, call: relax.Call, dense: Any, factor: Any) -> relax.Expr | None:
         producer, variables = self._producer(dense)
-        if producer is None or not self.used_once(*variables):
+        if producer is None:
             return None
         dims = dims_of(producer)
-        kind = _factor_kind(factor, dims)
-        if not kind or not same_dims(dims_of(call), dims):
+        row, column = _is_row(factor, dims), _is_column(factor, dims)
+        if not (row or column) or not same_dims(dims_of(call), dims):
             return None
-        folded = (
-            self._first_factor(producer, factor, kind)
-            if dialect.is_op(producer, "split_dense")
-            else self._next_factor(producer, factor, kind)
-        )
-        if folded is not None:
-            self.report.rewrite("FoldScales")
+        if not self.used_once(*variables):
+            self._skip(producer, "the result before the scale has another reader")
+            return None
+        if dialect.is_op(producer, "split_dense"):
+            folded = self._first_factor(producer, factor, row)
+        else:
+            folded = self._next_factor(producer, factor, row, column)
+        if folded is None:
+            self._skip(producer, "the scales come in an order that rounds differently")
+            return None
+        self.report.rewrite("FoldScales")
         return folded
 
     def _producer(self, expr: Any) -> tuple[relax.Call | None, list[Any]]:
@@ -115,31 +135,31 @@ class _Fold(Rewriter):
             value if dialect.is_op(value, "split_dense", "split_dense_scaled") else None
         ), variables
 
-    def _first_factor(self, dense: relax.Call, factor: Any, kind: str) -> relax.Expr:
+    def _first_factor(self, dense: relax.Call, factor: Any, row: bool) -> relax.Expr:
         """``float32(acc) * factor``."""
         outputs = int_shape(dense.args[1])[0]
-        attrs = dialect.attributes(dense)
         ones = make_const(np.ones(outputs, np.float32))
-        row = kind == "row"
         return dialect.split_dense_scaled(
             dense.args[0],
             self._row(factor) if row else relax.const(1.0, "float32"),
             dense.args[1],
-            ones if row else self._flat(factor),
+            ones if row else self._column(factor, outputs),
             dense.args[2],
             group_size=0,
-            **attrs,
+            **dialect.attributes(dense),
         )
 
-    def _next_factor(self, dense: relax.Call, factor: Any, kind: str) -> relax.Expr | None:
+    def _next_factor(
+        self, dense: relax.Call, factor: Any, row: bool, column: bool
+    ) -> relax.Expr | None:
         """``dense * factor`` where the place of that factor is still 1, so no bit changes."""
         args = list(dense.args)
         grouped = dialect.attributes(dense)["group_size"] > 0
         act_scale, w_scale = const_value(args[1]), const_value(args[3])
-        if kind == "row" and grouped and act_scale is not None and np.all(act_scale == 1):
+        if grouped and row and act_scale is not None and np.all(act_scale == 1):
             args[1] = self._row(factor)
-        elif kind == "column" and not grouped and w_scale is not None and np.all(w_scale == 1):
-            args[3] = self._flat(factor)
+        elif not grouped and column and w_scale is not None and np.all(w_scale == 1):
+            args[3] = self._column(factor, int_shape(dense.args[2])[0])
         else:
             return None
         return dialect.with_attributes(dense, args)

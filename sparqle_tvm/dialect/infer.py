@@ -162,7 +162,8 @@ def infer_split_dense_scaled(call: relax.Call, _builder: Any) -> relax.TensorTyp
         raise _fail(call, "w_min and group_sums go together, and only with groups")
     shape, columns, outputs = _dense_shape(call, 2)
     _dtype(call, 1, "the activation scale", "float32")
-    if call.args[1].ty.ndim != 0:
+    scale = call.args[1].ty.shape
+    if scale is None or any(not hasattr(d, "value") or int(d) != 1 for d in scale.values):
         _expect(call, 1, "the activation scale", [*shape[:-1], 1], "float32")
     if group == 0:
         _expect(call, 3, "the weight scale", [outputs], "float32")

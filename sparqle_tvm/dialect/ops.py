@@ -153,7 +153,7 @@ def split_dense_scaled(
     Parameters
     ----------
     act_scale : relax.Expr
-        (.., 1) or scalar float32.
+        (.., 1) or one number, float32.
     weight : relax.Expr
         (N, K) int8, values of ``weight_bits`` bits.
     w_min, group_sums : relax.Expr, optional

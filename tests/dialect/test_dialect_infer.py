@@ -122,8 +122,8 @@ def test_types_of_the_dense_ops() -> None:
     for call in (scaled_dense(), scaled_dense(32), scaled_dense(32, w_min=None)):
         ty = infer(call)
         assert (str(ty.dtype), dims(ty)) == ("float32", [3, 5])
-    scalar = scaled_dense(act_scale=relax.const(1.0, "float32"))
-    assert dims(infer(scalar)) == [3, 5]
+    for one in (relax.const(1.0, "float32"), tensor((1,), "float32"), tensor((1, 1), "float32")):
+        assert dims(infer(scaled_dense(act_scale=one))) == [3, 5]
 
 
 ENCODE_ERRORS = {
@@ -163,8 +163,8 @@ DENSE_ERRORS = {
     "the bias has shape [4], [5]": lambda: integer_dense(bias=tensor((4,), "int32")),
     "the bias is float32": lambda: integer_dense(bias=tensor((5,), "float32")),
     "the activation scale is float16": lambda: scaled_dense(act_scale=tensor((3, 1), "float16")),
-    "the activation scale has shape [1, 1]": lambda: scaled_dense(
-        act_scale=tensor((1, 1), "float32")
+    "the activation scale has shape [2, 1]": lambda: scaled_dense(
+        act_scale=tensor((2, 1), "float32")
     ),
     "the weight scale is float16": lambda: scaled_dense(w_scale=tensor((5,), "float16")),
     "the weight scale has shape [5, 1]": lambda: scaled_dense(w_scale=tensor((5, 1), "float32")),
