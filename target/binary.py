@@ -41,6 +41,19 @@ def pack(header: Header, instructions: tuple[Instruction, ...]) -> bytes:
     return data + hashlib.sha256(data).digest()
 
 
+def program_bytes(data: bytes) -> int:
+    """Length of the program that ``data`` begins with, as its prefix says.
+
+    Raises
+    ------
+    ProgramError
+        If there is no prefix of a program.
+    """
+    if not data.startswith(MAGIC) or len(data) < _PREFIX.size:
+        raise ProgramError("not an accelerator program: it does not begin with SPQP")
+    return int(_PREFIX.size + _PREFIX.unpack_from(data)[2] + _DIGEST_BYTES)
+
+
 def unpack(data: bytes) -> tuple[Header, tuple[Instruction, ...]]:
     """Read the binary form.
 
