@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, PyExprVisitor, visitor
 
+from sparqle_tvm import dialect
 from sparqle_tvm.passes._constants import Constant, ConstantEvaluator
 from sparqle_tvm.passes._report import PassReport
 
@@ -91,6 +92,30 @@ def count_uses(func: relax.Function) -> Counter[Any]:
     counter = _UseCounter()
     counter.visit_expr(func.body)
     return counter.uses
+
+
+@visitor
+class _FieldReaders(PyExprVisitor):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[Any] = Counter()
+
+    def visit_call_(self, op: relax.Call) -> None:
+        if dialect.is_op(op, "split_dense", "split_dense_scaled"):
+            self.count[op.args[0]] += 1
+
+    def visit_tuple_getitem_(self, op: relax.TupleGetItem) -> None:
+        self.count[op.tuple_value] += 1
+
+
+def count_field_readers(func: relax.Function) -> Counter[Any]:
+    """How often each variable is read as an encoding: by a dense, or for one of its fields.
+
+    An encoding with other readers (it is returned, or passed on) has to keep its fields.
+    """
+    counter = _FieldReaders()
+    counter.visit_expr(func.body)
+    return counter.count
 
 
 class Rewriter(PyExprMutator):

@@ -9,31 +9,21 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.relax.expr_functor import PyExprVisitor, mutator, visitor
+from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import Rewriter, apply_rewriter, const_scalar, dtype_of
+from sparqle_tvm.passes._rewrite import (
+    Rewriter,
+    apply_rewriter,
+    const_scalar,
+    count_field_readers,
+    dtype_of,
+)
 
 # The smallest absolute maximum of a row that quantization divides by (numerics/quantization.py).
 MIN_AMAX = float(np.float32(1e-30))
 SCALE_FIELD = 4
-
-
-@visitor
-class _FieldReaders(PyExprVisitor):
-    """How often each variable is read as an encoding: by a dense, or for one of its fields."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count: Counter[Any] = Counter()
-
-    def visit_call_(self, op: relax.Call) -> None:
-        if dialect.is_op(op, "split_dense", "split_dense_scaled"):
-            self.count[op.args[0]] += 1
-
-    def visit_tuple_getitem_(self, op: relax.TupleGetItem) -> None:
-        self.count[op.tuple_value] += 1
 
 
 @mutator
@@ -45,9 +35,7 @@ class _Fuse(Rewriter):
         self.with_sums: set[Any] = set()
 
     def visit_function_(self, func: relax.Function) -> relax.Expr:
-        readers = _FieldReaders()
-        readers.visit_expr(func.body)
-        self.field_readers = readers.count
+        self.field_readers = count_field_readers(func)
         return super().visit_function_(func)
 
     def visit_binding_block_(self, block: relax.BindingBlock) -> relax.BindingBlock:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import tvm
 from tvm import relax
-from tvm.relax.expr_functor import PyExprVisitor, mutator, visitor
+from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import Rewriter, apply_rewriter
+from sparqle_tvm.passes._rewrite import Rewriter, apply_rewriter, count_field_readers
+
+ENCODERS = ("encode", "quantize_encode")
 
 
 def _key(call: relax.Call) -> tuple[Any, ...]:
@@ -21,60 +23,57 @@ def _key(call: relax.Call) -> tuple[Any, ...]:
     return (call.args[0], str(call.op.name), attrs["k"], attrs["window"], attrs.get("qmax"))
 
 
-@visitor
-class _Collector(PyExprVisitor):
-    """Which group sizes each tensor is encoded with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.group_sizes: dict[Any, set[int]] = defaultdict(set)
-
-    def visit_call_(self, op: relax.Call) -> None:
-        if dialect.is_op(op, "encode", "quantize_encode"):
-            size = dialect.attributes(op)["group_size"]
-            self.group_sizes[_key(op)].add(size)
-
-
 @mutator
 class _Share(Rewriter):
     def __init__(self, mod: tvm.IRModule, report: PassReport) -> None:
         super().__init__(mod, report)
-        self.made: dict[Any, relax.Var] = {}
-        self.group_sizes: dict[Any, set[int]] = {}
+        self.made: dict[tuple[Any, ...], dict[int, relax.Var]] = {}
+        self.group_sizes: dict[tuple[Any, ...], set[int]] = {}
+        self.field_readers: Counter[Any] = Counter()
+        self.bound: Any = None
 
     def visit_function_(self, func: relax.Function) -> relax.Expr:
-        collector = _Collector()
-        collector.visit_expr(func.body)
-        self.group_sizes = collector.group_sizes
+        self.field_readers = count_field_readers(func)
         return super().visit_function_(func)
 
     def visit_binding_block_(self, block: relax.BindingBlock) -> relax.BindingBlock:
-        return self._alone(block, super().visit_binding_block_)
+        return self._scoped(block, super().visit_binding_block_)
 
     def visit_dataflow_block_(self, block: relax.DataflowBlock) -> relax.BindingBlock:
-        return self._alone(block, super().visit_dataflow_block_)
+        return self._scoped(block, super().visit_dataflow_block_)
 
-    def _alone(self, block: relax.BindingBlock, visit: Callable[..., Any]) -> relax.BindingBlock:
-        # What one branch made is not there for the other.
-        outer, self.made = self.made, {}
+    def _scoped(self, block: relax.BindingBlock, visit: Callable[..., Any]) -> relax.BindingBlock:
+        # A block reads what the blocks around it made, but not what the other branch made.
+        outer = self.made, self.group_sizes
+        self.made = {key: dict(made) for key, made in self.made.items()}
+        self.group_sizes = defaultdict(set)
+        for binding in block.bindings:
+            if dialect.is_op(binding.value, *ENCODERS):
+                size = dialect.attributes(binding.value)["group_size"]
+                self.group_sizes[_key(binding.value)].add(size)
         rebuilt = visit(block)
-        self.made = outer
+        self.made, self.group_sizes = outer
         return rebuilt
 
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        self.bound = binding.var
+        super().visit_var_binding_(binding)
+
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
-        if not dialect.is_op(call, "encode", "quantize_encode"):
+        if not dialect.is_op(call, *ENCODERS):
             return None
-        key, group_size = _key(call), dialect.attributes(call)["group_size"]
-        sizes = self.group_sizes.get(_key(original), set()) - {0}
-        if group_size == 0 and len(sizes) == 1:
-            (group_size,) = sizes
-        seen = self.made.get((key, group_size))
-        if seen is not None:
+        made = self.made.setdefault(_key(call), {})
+        group_size = dialect.attributes(call)["group_size"]
+        if group_size == 0 and self.uses[self.bound] == self.field_readers[self.bound]:
+            # Nobody minds group sums behind the fields that are read.
+            wanted = self.group_sizes[_key(original)] | set(made)
+            group_size = min(wanted - {0}, default=0)
+        if group_size in made:
             self.report.rewrite("ShareEncodings")
-            return seen
-        made = self.emit(dialect.with_attributes(call, group_size=group_size), "encoding")
-        self.made[(key, group_size)] = made
-        return made
+        else:
+            widened = dialect.with_attributes(call, group_size=group_size)
+            made[group_size] = self.emit(widened, "encoding")
+        return made[group_size]
 
 
 @tvm.transform.module_pass(opt_level=0, name="ShareEncodings")

@@ -205,13 +205,14 @@ class Scopes:
             q = R.astype(R.clip(R.round(R.divide(x, scale)), -119, 119), "int8")
             enc = R.sparqle.encode(q, k=4, window="signed", group_size=4, label="up")
             R.output(enc, scale)
+        between = R.abs(scale)
         with R.dataflow():
             sums = enc[4]
             acc = R.sparqle.split_dense(
                 enc, R.const(W), R.const(BIAS),
                 k=4, window="signed", in_features=8, weight_bits=8, label="up",
             )  # fmt: skip
-            y = R.multiply(R.astype(acc, "float32"), scale)
+            y = R.multiply(R.astype(acc, "float32"), between)
             R.output(y, sums)
         return (y, sums)
 
