@@ -273,8 +273,8 @@ class _Scheduler:
         self.drain = sch.get_sblock("drain")
         groups = decisions.k // spec.group_size if spec.group_size else 0
         self.chunk = {"mma_lsb": decisions.k, "mma_msb": decisions.k, "mma_min": groups}
-        # What becomes an intrinsic: (innermost loops to replace, name, annotations).
-        self.found: list[tuple[Any, str, dict[str, int]]] = []
+        # What becomes an intrinsic: (block, loops around it to replace, name, annotations).
+        self.found: list[tuple[Any, int, str, dict[str, int]]] = []
 
     def run(self, tensorize: bool) -> s_tir.Schedule:
         """Do all steps."""
@@ -288,8 +288,8 @@ class _Scheduler:
         self._load_operands(rows_at, cols_at)
         self._load_drain_parameters(row_loop, col_loop)
         if tensorize:
-            for loop, name, annotations in self.found:
-                self._tensorize(loop, name, annotations)
+            for found in self.found:
+                self._tensorize(*found)
         return self.sch
 
     def _tile_outputs(self) -> tuple[Any, Any]:
@@ -368,11 +368,13 @@ class _Scheduler:
         self, block: Any, depth: int, name: str, annotations: dict[str, int] | None = None
     ) -> None:
         """Note that the innermost `depth` loops around a block are an intrinsic."""
-        self.found.append((self.sch.get_loops(block)[-depth], name, annotations or {}))
+        self.found.append((block, depth, name, annotations or {}))
 
-    def _tensorize(self, loop: Any, name: str, annotations: dict[str, int]) -> None:
+    def _tensorize(self, block: Any, depth: int, name: str, annotations: dict[str, int]) -> None:
         sch = self.sch
-        block = sch.blockize(loop, preserve_unit_iters=False)
-        sch.tensorize(block, get_intrinsic(name, self.spec, self.decisions.tile))
+        intrinsic = get_intrinsic(name, self.spec, self.decisions.tile)
+        # Tensorizing puts a block around the loops, named after the one inside.
+        outside = str(sch.get(block).name_hint) + "_o"
+        sch.tensorize(sch.get_loops(block)[-depth], intrinsic, preserve_unit_iters=False)
         for key, value in annotations.items():
-            sch.annotate(block, key, value)
+            sch.annotate(sch.get_sblock(outside), key, value)

@@ -1,0 +1,159 @@
+"""Split dense ops for tests: random operands, their exact value, small accelerators."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sparqle_tvm.numerics import bias_term, encode_digits, grouped_bias_term, max_exact
+from sparqle_tvm.numerics.quantization import QuantizedWeights
+from sparqle_tvm.target.accelerator import PRESETS, Accelerator
+from sparqle_tvm.target.tir import DenseSpec
+
+EDGE = PRESETS["sparqle/edge"]
+
+TINY = replace(
+    EDGE,
+    name="tiny",
+    rows=4,
+    cols=4,
+    lanes=8,
+    activation_buffer_bytes=4096,
+    weight_buffer_bytes=4096,
+    accumulator_buffer_bytes=4096,
+)
+
+SPECS = {
+    "int32": DenseSpec(m=5, n=9, k=40, output="int32"),
+    "unsigned": DenseSpec(m=6, n=7, k=24, window="unsigned", output="int32"),
+    "offset": DenseSpec(m=3, n=8, k=32, window="unsigned", offset=True),
+    "channel": DenseSpec(m=9, n=5, k=48, weight_bits=8),
+    "ternary": DenseSpec(m=4, n=4, k=16, weight_bits=2),
+    "unsigned weights": DenseSpec(m=3, n=6, k=32, weight_signed=False, group_size=16),
+    "grouped": DenseSpec(m=7, n=10, k=64, group_size=32),
+    "minima": DenseSpec(m=6, n=9, k=96, group_size=32, has_min=True),
+    "digits of 2": DenseSpec(m=5, n=6, k=32, digit_bits=2, group_size=16, has_min=True),
+    "digits of 8": DenseSpec(m=5, n=6, k=16, digit_bits=8, weight_bits=8),
+    "dense": DenseSpec(m=6, n=5, k=40, scheme="dense", window="unsigned"),
+    "dense grouped": DenseSpec(
+        m=6, n=5, k=64, scheme="dense", window="unsigned", group_size=32, has_min=True
+    ),
+    "one row": DenseSpec(m=1, n=11, k=128, group_size=32, has_min=True),
+}
+
+
+def accelerator_for(spec: DenseSpec, accelerator: Accelerator = TINY) -> Accelerator:
+    """The accelerator with the digits of a spec."""
+    return replace(accelerator, digit_bits=spec.digit_bits)
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Random operands of an op; `offset` is what undoes the window's bias, plus a constant.
+
+    q (M, K) integers, weights, act_scale (M,) float32, offset (N,) or None, constant (N,).
+    """
+
+    q: Any
+    weights: QuantizedWeights
+    act_scale: Any
+    offset: Any
+    constant: Any
+
+
+def random_operands(spec: DenseSpec, seed: int) -> Operands:
+    """Operands with about half of the MSB digits zero."""
+    rng = np.random.default_rng(seed)
+    limit = 1 << (2 * spec.digit_bits - 1)
+    top = limit - 1 if spec.scheme == "dense" else max_exact(spec.digit_bits, spec.window)
+    q = np.rint(rng.standard_normal((spec.m, spec.k)) * (1 << spec.digit_bits) * 0.6)
+    q = np.clip(q, -limit, top).astype(np.int16 if spec.digit_bits == 8 else np.int8)
+    low = -(1 << (spec.weight_bits - 1)) if spec.weight_signed else 0
+    w = rng.integers(low, low + (1 << spec.weight_bits), (spec.n, spec.k)).astype(np.int8)
+    minimum = None
+    if spec.group_size:
+        scale = (rng.random((spec.n, spec.groups)) * 0.1 + 0.01).astype(np.float16)
+        if spec.has_min:
+            minimum = (-rng.random((spec.n, spec.groups))).astype(np.float16)
+    else:
+        scale = (rng.random(spec.n) * 0.1 + 0.01).astype(np.float32)
+    weights = QuantizedWeights(w, scale, minimum, spec.weight_bits)
+    constant = rng.integers(-50, 50, spec.n) if spec.offset else np.zeros(spec.n, dtype=np.int64)
+    offset = None
+    if spec.has_offset:
+        make = grouped_bias_term if spec.group_size else bias_term
+        bias = make(weights if spec.group_size else w, spec.digit_bits, spec.window)
+        offset = bias + constant.astype(bias.dtype)
+    act_scale = (rng.random(spec.m) * 0.2 + 0.01).astype(np.float32)
+    return Operands(q, weights, act_scale, offset, constant)
+
+
+def expected(spec: DenseSpec, operands: Operands) -> Any:
+    """The exact value of the op, computed without digits: (M, N) int32 or float32."""
+    q, weights = operands.q.astype(np.int64), operands.weights
+    w = weights.values.astype(np.int64)
+    if not spec.group_size:
+        acc = (q @ w.T + operands.constant).astype(np.int32)
+        if spec.output == "int32":
+            return acc
+        return (acc.astype(np.float32) * operands.act_scale[:, None]) * weights.scale
+    total = np.zeros((spec.m, spec.n)) + operands.constant
+    for group in range(spec.groups):
+        columns = slice(group * spec.group_size, (group + 1) * spec.group_size)
+        part = q[:, columns] @ w[:, columns].T
+        total += part * weights.scale[:, group].astype(np.float64)
+        if weights.minimum is not None:
+            sums = q[:, columns].sum(axis=1)[:, None]
+            total += sums * weights.minimum[:, group].astype(np.float64)
+    return total.astype(np.float32) * operands.act_scale[:, None]
+
+
+def primfunc_inputs(
+    spec: DenseSpec, operands: Operands, multiple: tuple[int, int, int] = (1, 1, 1)
+) -> tuple[list[Any], tuple[int, int]]:
+    """Arguments of `split_dense_primfunc` without the output, padded; the output's shape."""
+    m, n, k = (
+        math.ceil(e / t) * t for e, t in zip((spec.m, spec.n, spec.k), multiple, strict=True)
+    )
+    weights, q = operands.weights, operands.q
+    groups = k // spec.group_size if spec.group_size else 0
+    arrays = []
+    if spec.scheme == "dense":
+        arrays.append((q, (m, k)))
+    else:
+        lsb, msb = encode_digits(q, spec.digit_bits, spec.window)
+        arrays += [(lsb, (m, k)), (msb, (m, k))]
+    if spec.has_min:
+        sums = q.astype(np.int32).reshape(spec.m, spec.groups, -1).sum(axis=2, dtype=np.int32)
+        arrays.append((sums, (m, groups)))
+    if spec.output == "float32":
+        arrays.append((operands.act_scale, (m,)))
+    arrays.append((weights.values, (n, k)))
+    if spec.output == "float32":
+        arrays.append((weights.scale, (n, groups) if spec.group_size else (n,)))
+    if spec.has_min:
+        arrays.append((weights.minimum, (n, groups)))
+    if spec.has_offset:
+        arrays.append((operands.offset, (n,)))
+    return [_padded(array, shape) for array, shape in arrays], (m, n)
+
+
+def _padded(array: Any, shape: tuple[int, ...]) -> Any:
+    room = [(0, size - have) for size, have in zip(shape, array.shape, strict=True)]
+    return np.ascontiguousarray(np.pad(array, room))
+
+
+def run_primfunc(
+    function: Any, spec: DenseSpec, operands: Operands, multiple: tuple[int, int, int] = (1, 1, 1)
+) -> Any:
+    """Compile a PrimFunc (or module) of the op for the host, run it, cut the padding off."""
+    import tvm
+
+    inputs, shape = primfunc_inputs(spec, operands, multiple)
+    out = tvm.runtime.tensor(np.zeros(shape, dtype=spec.output))
+    compiled = tvm.compile(function, target="llvm")
+    compiled(*[tvm.runtime.tensor(array) for array in inputs], out)
+    return out.numpy()[: spec.m, : spec.n]
