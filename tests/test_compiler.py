@@ -1,0 +1,178 @@
+"""The pipeline as its users call it: compile, call, export, load, and what it says on bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+from tvm.script import ir as I
+from tvm.script import relax as R
+from tvm.script import tirx as T
+
+import sparqle_tvm
+from sparqle_tvm import numerics
+from sparqle_tvm.errors import CompileError, InvalidArgumentError, QuantizationError, TargetError
+
+
+@I.ir_module
+class IntegerModel:
+    @R.function
+    def main(q: R.Tensor(("n", 33), "int8"), w: R.Tensor((7, 33), "int8")):
+        with R.dataflow():
+            acc = R.matmul(q, R.permute_dims(w), out_dtype="int32")
+            R.output(acc)
+        return acc
+
+
+@I.ir_module
+class DynamicModel:
+    @R.function
+    def main(
+        x: R.Tensor((1, "n", 64), "float32"),
+        w: R.Tensor((12, 64), "int8"),
+        w_scale: R.Tensor((12,), "float32"),
+    ):
+        with R.dataflow():
+            amax = R.max(R.abs(x), axis=[-1], keepdims=True)
+            floor = R.maximum(amax, R.const(1e-30, "float32"))
+            scale = R.divide(floor, R.const(119.0, "float32"))
+            q = R.astype(R.clip(R.round(R.divide(x, scale)), -119, 119), "int8")
+            up = R.matmul(q, R.permute_dims(w), out_dtype="int32")
+            y = R.multiply(R.multiply(R.astype(up, "float32"), scale), w_scale)
+            R.output(y)
+        return y
+
+
+@I.ir_module
+class BatchModel:
+    @R.function
+    def main(q: R.Tensor((2, "n", 3, 16), "int8"), w: R.Tensor((16, 5), "int8")):
+        n = T.int64()
+        with R.dataflow():
+            acc = R.matmul(q, w, out_dtype="int32")
+            flat = R.reshape(acc, (2 * n * 3, 5))
+            R.output(flat)
+        return flat
+
+
+def random_int8(rng, *shape):
+    return rng.integers(-128, 128, shape).astype(np.int8)
+
+
+def test_compiled_integer_matmul_is_exact_for_any_row_count():
+    rng = np.random.default_rng(0)
+    executable = sparqle_tvm.compile(IntegerModel)
+    w = random_int8(rng, 7, 33)
+    for rows in (1, 2, 19):
+        q = random_int8(rng, rows, 33)
+        found = executable["main"](q, w).numpy()
+        np.testing.assert_array_equal(found, numerics.int_matmul(q, w))
+
+
+def test_batch_dimensions():
+    rng = np.random.default_rng(1)
+    executable = sparqle_tvm.compile(BatchModel)
+    q, w = random_int8(rng, 2, 4, 3, 16), random_int8(rng, 16, 5)
+    expected = numerics.int_matmul(q.reshape(-1, 16), np.ascontiguousarray(w.T))
+    np.testing.assert_array_equal(executable["main"](q, w).numpy(), expected)
+
+
+def test_split_and_plain_form_give_the_same_bits_and_the_encodings():
+    rng = np.random.default_rng(2)
+    x = rng.laplace(size=(1, 9, 64)).astype(np.float32)
+    w, w_scale = random_int8(rng, 12, 64), rng.random(12, np.float32)
+    plain = sparqle_tvm.compile(DynamicModel, split=False)
+    split = sparqle_tvm.compile(DynamicModel, collect_encodings=True)
+    found = split["main"](x, w, w_scale).numpy()
+    assert found.tobytes() == plain["main"](x, w, w_scale).numpy().tobytes()
+    (record,) = split.encodings
+    q, scale = numerics.quantize_per_token(x[0])
+    np.testing.assert_array_equal(record.pbm, numerics.encode(q).pbm)
+    np.testing.assert_array_equal(record.scale, scale)
+    assert (record.label, record.window, record.saturated) == ("up", "signed", 0)
+    assert [(dense.n, dense.k) for dense in record.consumers] == [(12, 64)]
+    assert split.report.rewritten["FoldScales"] == 2
+
+
+def test_plain_relax_build_with_the_registered_pipeline():
+    rng = np.random.default_rng(3)
+    q, w = random_int8(rng, 5, 33), random_int8(rng, 7, 33)
+    built = relax.build(IntegerModel, "llvm", relax_pipeline=relax.get_pipeline("sparqle"))
+    found = relax.VirtualMachine(built, tvm.cpu())["main"](
+        tvm.runtime.tensor(q), tvm.runtime.tensor(w)
+    )
+    np.testing.assert_array_equal(found.numpy(), numerics.int_matmul(q, w))
+
+
+def test_module_is_not_changed():
+    before = IntegerModel.script()
+    sparqle_tvm.compile(IntegerModel)
+    assert IntegerModel.script() == before
+
+
+def test_saturation_only_where_allowed_and_counted():
+    q = np.full((2, 33), 125, np.int8)
+    w = np.ones((7, 33), np.int8)
+    exact = sparqle_tvm.compile(IntegerModel, default_window="signed", collect_encodings=True)
+    np.testing.assert_array_equal(exact["main"](q, w).numpy(), np.full((2, 7), 125 * 33))
+    assert exact.encodings[0].window == "unsigned"
+    assert "saturate" in exact.report.skipped[-1].reason
+    lossy = sparqle_tvm.compile(
+        IntegerModel, default_window="signed", allow_saturation=True, collect_encodings=True
+    )
+    np.testing.assert_array_equal(lossy["main"](q, w).numpy(), np.full((2, 7), 119 * 33))
+    assert lossy.encodings[0].saturated == 2 * 33
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_activation_is_named(bad):
+    rng = np.random.default_rng(4)
+    x = rng.random((1, 3, 64), np.float32)
+    x[0, 1, 7] = bad
+    executable = sparqle_tvm.compile(DynamicModel, collect_encodings=True)
+    with pytest.raises(QuantizationError, match=r"activation of up holds NaN or Inf in row 1"):
+        executable["main"](x, random_int8(rng, 12, 64), np.ones(12, np.float32))
+
+
+def test_export_and_load_in_a_fresh_process(tmp_path):
+    rng = np.random.default_rng(5)
+    q, w = random_int8(rng, 6, 33), random_int8(rng, 7, 33)
+    np.savez(tmp_path / "in.npz", q=q, w=w)
+    library = tmp_path / "model.so"
+    sparqle_tvm.compile(IntegerModel).export(library)
+    code = (
+        "import sys, numpy as np, sparqle_tvm\n"
+        "data = np.load(sys.argv[1])\n"
+        "out = sparqle_tvm.load(sys.argv[2])['main'](data['q'], data['w']).numpy()\n"
+        "np.save(sys.argv[3], out)\n"
+    )
+    arguments = [str(tmp_path / name) for name in ("in.npz", "model.so", "out.npy")]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), numerics.int_matmul(q, w))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npz", "model.so", "out.npy"]
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(TargetError, match="unknown target 'sparqle/none'"):
+        sparqle_tvm.compile(IntegerModel, "sparqle/none")
+    with pytest.raises(TargetError, match="not a sparqle accelerator"):
+        sparqle_tvm.compile(IntegerModel, tvm.target.Target("llvm"))
+    with pytest.raises(InvalidArgumentError, match='window "up" of'):
+        sparqle_tvm.compile(IntegerModel, windows={"acc": "up"})
+    executable = sparqle_tvm.compile(IntegerModel)
+    with pytest.raises(InvalidArgumentError, match="no function prefill"):
+        executable["prefill"]
+    with pytest.raises(InvalidArgumentError, match=r"end in \.so"):
+        executable.export(tmp_path / "model.zip")
+    with pytest.raises(CompileError, match="cannot be written"):
+        executable.export(tmp_path / "none" / "model.so")
+    with pytest.raises(CompileError, match="no such file"):
+        sparqle_tvm.load(tmp_path / "model.so")
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"not a library")
+    with pytest.raises(CompileError, match="no exported executable"):
+        sparqle_tvm.load(broken)
