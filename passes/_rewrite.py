@@ -96,8 +96,9 @@ def count_uses(func: relax.Function) -> Counter[Any]:
 
 @visitor
 class _FieldReaders(PyExprVisitor):
-    def __init__(self) -> None:
+    def __init__(self, first_field: int) -> None:
         super().__init__()
+        self.first_field = first_field
         self.count: Counter[Any] = Counter()
 
     def visit_call_(self, op: relax.Call) -> None:
@@ -105,15 +106,16 @@ class _FieldReaders(PyExprVisitor):
             self.count[op.args[0]] += 1
 
     def visit_tuple_getitem_(self, op: relax.TupleGetItem) -> None:
-        self.count[op.tuple_value] += 1
+        if op.index >= self.first_field:
+            self.count[op.tuple_value] += 1
 
 
-def count_field_readers(func: relax.Function) -> Counter[Any]:
-    """How often each variable is read as an encoding: by a dense, or for one of its fields.
+def count_field_readers(func: relax.Function, first_field: int = 0) -> Counter[Any]:
+    """How often each variable is read as an encoding: by a dense, or for a field from this one on.
 
     An encoding with other readers (it is returned, or passed on) has to keep its fields.
     """
-    counter = _FieldReaders()
+    counter = _FieldReaders(first_field)
     counter.visit_expr(func.body)
     return counter.count
 

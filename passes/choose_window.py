@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,12 @@ from sparqle_tvm import dialect
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.passes._constants import make_const
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import Rewriter, apply_rewriter, const_value
+from sparqle_tvm.passes._rewrite import (
+    Rewriter,
+    apply_rewriter,
+    const_value,
+    count_field_readers,
+)
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import bias_constant, offset_constant
 from sparqle_tvm.passes.split_precision import exact_window
@@ -33,9 +39,21 @@ class _Choose(Rewriter):
         allow_saturation: bool,
     ) -> None:
         super().__init__(mod, report)
+        self.followers: Counter[Any] = Counter()
+        self.bound: Any = None
+        self.seen: set[str] = set()
         self.windows = windows
         self.default = default
         self.allow_saturation = allow_saturation
+
+    def visit_function_(self, func: relax.Function) -> relax.Expr:
+        # Scale and group sums are the same in both windows.
+        self.followers = count_field_readers(func, dialect.SCALE_FIELD)
+        return super().visit_function_(func)
+
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        self.bound = binding.var
+        super().visit_var_binding_(binding)
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         if dialect.is_op(call, "encode", "quantize_encode"):
@@ -46,6 +64,7 @@ class _Choose(Rewriter):
 
     def _choose(self, call: relax.Call) -> relax.Expr | None:
         attrs = dialect.attributes(call)
+        self.seen.add(attrs["label"])
         wanted = self.windows.get(attrs["label"], self.default)
         if wanted is None or wanted == attrs["window"]:
             return None
@@ -56,10 +75,21 @@ class _Choose(Rewriter):
         exact = wanted == "unsigned" or exact_window(bounds, attrs["k"]) == "signed"
         if not exact and not self.allow_saturation:
             reason = f"values up to {bounds[1]:g} would saturate in the signed window"
-            self.report.skip("ChooseWindow", "encode", attrs["label"], reason)
+            self._skip(attrs["label"], reason)
+            return None
+        if self.uses[self.bound] != self.followers[self.bound]:
+            self._skip(attrs["label"], "its planes are returned or passed on")
             return None
         self.report.rewrite("ChooseWindow")
         return dialect.with_attributes(call, window=wanted)
+
+    def _skip(self, label: str, reason: str) -> None:
+        self.report.skip("ChooseWindow", "encode", label, reason)
+
+    def report_unknown_labels(self) -> None:
+        """Note the labels that were given a window and that no encoding bears."""
+        for label in sorted(set(self.windows) - self.seen):
+            self._skip(label, "no encoding has this label")
 
     def _follow(self, call: relax.Call) -> relax.Expr | None:
         """Give a dense the window of its encoding, and the bias that goes with it."""
@@ -142,8 +172,7 @@ class ChooseWindow:
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""
-        return apply_rewriter(
-            mod,
-            self.report,
-            lambda m: _Choose(m, self.report, self.windows, self.default, self.allow_saturation),
-        )
+        chooser = _Choose(mod, self.report, self.windows, self.default, self.allow_saturation)
+        after = apply_rewriter(mod, self.report, lambda _: chooser)
+        chooser.report_unknown_labels()
+        return after

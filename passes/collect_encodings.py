@@ -14,7 +14,8 @@ from sparqle_tvm.numerics import max_exact
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import relax_functions
 
-PBM_FIELD, SCALE_FIELD = 1, 4
+# Attribute of a function that returns its encodings already.
+COLLECTED = "sparqle_collected"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class _Describe(PyExprVisitor):
     def __init__(self) -> None:
         super().__init__()
         self.encodings: dict[Any, EncodingInfo] = {}
+        self.hidden: list[str] = []
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         value = binding.value
@@ -76,17 +78,22 @@ class _Describe(PyExprVisitor):
                 read.consumers.append(_describe_dense(value))
         elif isinstance(value, relax.Var) and value in self.encodings:
             self.encodings[binding.var] = self.encodings[value]
+        elif isinstance(value, relax.If):
+            inside = _Describe()
+            inside.visit_expr(value)
+            self.hidden += [info.label for info in inside.encodings.values()] + inside.hidden
 
 
 def _describe_encoding(call: relax.Call) -> EncodingInfo:
     attrs = dialect.attributes(call)
+    limit = max_exact(attrs["k"], attrs["window"])
     return EncodingInfo(
         label=attrs["label"],
         digit_bits=attrs["k"],
         window=attrs["window"],
         columns=int(call.args[0].ty.shape.values[-1]),
         quantizes="qmax" in attrs,
-        may_saturate="qmax" not in attrs and attrs["window"] == "signed",
+        may_saturate=attrs["window"] == "signed" and attrs.get("qmax", limit + 1) > limit,
     )
 
 
@@ -104,76 +111,85 @@ def _describe_dense(call: relax.Call) -> DenseInfo:
     )
 
 
-def describe_encodings(func: relax.Function) -> list[EncodingInfo]:
-    """The encodings of a function in program order, with the dense ops that read each."""
+def _describe(func: relax.Function) -> tuple[list[EncodingInfo], list[str]]:
+    """The encodings of the outermost blocks in program order, and the labels of all others."""
     describe = _Describe()
     describe.visit_expr(func.body)
     unique: list[EncodingInfo] = []
     for info in describe.encodings.values():
         if not any(info is seen for seen in unique):
             unique.append(info)
-    return unique
+    return unique, describe.hidden
 
 
-def _observed(var: relax.Var, call: relax.Call, info: EncodingInfo) -> list[relax.Expr]:
-    """What is returned for one encoding: its PBM, its scales, its count of saturated elements."""
-    fields = [relax.TupleGetItem(var, PBM_FIELD)]
-    if info.quantizes:
-        fields.append(relax.TupleGetItem(var, SCALE_FIELD))
-    if info.may_saturate:
-        limit = max_exact(info.digit_bits, "signed")
-        over = relax.op.greater(call.args[0], relax.const(limit, call.args[0].ty.dtype.dtype))
-        fields.append(relax.op.sum(relax.op.astype(over, "int32")))
-    return fields
+class _Observer:
+    """A block under construction, with what is to be returned of its encodings."""
+
+    def __init__(self, block: relax.BindingBlock) -> None:
+        self.block = block
+        self.bindings = list(block.bindings)
+        self.outputs: list[relax.Var] = []
+        self.builder = relax.BlockBuilder()
+
+    def bind(self, expr: relax.Expr, *, output: bool = False) -> relax.Var:
+        inner = isinstance(self.block, relax.DataflowBlock) and not output
+        value = self.builder.normalize(expr)
+        var = (relax.DataflowVar if inner else relax.Var)("observed", value.ty)
+        self.bindings.append(relax.VarBinding(var, value))
+        if output:
+            self.outputs.append(var)
+        return var
+
+    def observe(self, encoding: relax.Var, call: relax.Call, info: EncodingInfo) -> None:
+        """Return PBM, scales, and the number of elements that did not fit the window."""
+        self.bind(relax.TupleGetItem(encoding, dialect.PBM_FIELD), output=True)
+        if info.quantizes:
+            self.bind(relax.TupleGetItem(encoding, dialect.SCALE_FIELD), output=True)
+        if info.may_saturate:
+            q, dtype = call.args[0], str(call.args[0].ty.dtype)
+            if info.quantizes:
+                q = self.bind(relax.op.round(self.bind(relax.op.divide(q, self.outputs[-1]))))
+            limit = relax.const(max_exact(info.digit_bits, info.window), dtype)
+            above = self.bind(relax.op.astype(self.bind(relax.op.greater(q, limit)), "int32"))
+            self.bind(relax.op.sum(above), output=True)
 
 
 def _with_observations(func: relax.Function, infos: list[EncodingInfo]) -> relax.Function:
     """``func`` returning ``(result, (pbm, [scale], [saturated], pbm, ..))``."""
     remaining = iter(infos)
     outputs: list[relax.Var] = []
-    builder = relax.BlockBuilder()
     blocks = []
     for block in func.body.blocks:
-        bindings = list(block.bindings)
-        found: list[relax.Expr] = []
-        for binding in bindings:
+        observer = _Observer(block)
+        for binding in block.bindings:
             if dialect.is_op(binding.value, "encode", "quantize_encode"):
-                found += _observed(binding.var, binding.value, next(remaining))
-        for expr in found:
-            # Nested operands of the count get variables of their own by Normalize, below.
-            value = builder.normalize(expr) if isinstance(expr, relax.TupleGetItem) else expr
-            if not isinstance(expr, relax.TupleGetItem):
-                value, extra = _flatten(builder, expr)
-                bindings += extra
-            var = relax.Var(f"observed_{len(outputs)}", value.ty)
-            bindings.append(relax.VarBinding(var, value))
-            outputs.append(var)
-        blocks.append(type(block)(bindings))
+                observer.observe(binding.var, binding.value, next(remaining))
+        outputs += observer.outputs
+        blocks.append(type(block)(observer.bindings))
     body = relax.Tuple([func.body.body, relax.Tuple(outputs)])
-    seq = builder.normalize(relax.SeqExpr(blocks, body))
-    return relax.Function(func.params, seq, None, func.is_pure, func.attrs)
+    seq = relax.BlockBuilder().normalize(relax.SeqExpr(blocks, body))
+    changed = relax.Function(func.params, seq, None, func.is_pure, func.attrs)
+    return changed.with_attr(COLLECTED, True)
 
 
-def _flatten(builder: relax.BlockBuilder, expr: relax.Call) -> tuple[relax.Expr, list[Any]]:
-    """A call whose nested call operands are bound to dataflow variables first."""
-    extra: list[Any] = []
-    args = []
-    for arg in expr.args:
-        if isinstance(arg, relax.Call):
-            value, inner = _flatten(builder, arg)
-            var = relax.DataflowVar("count", value.ty)
-            extra += [*inner, relax.VarBinding(var, value)]
-            args.append(var)
-        else:
-            args.append(arg)
-    return builder.normalize(relax.Call(expr.op, args, expr.attrs, expr.ty_args)), extra
+@visitor
+class _Called(PyExprVisitor):
+    """The functions that other functions call: what they return cannot be changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def visit_global_var_(self, op: relax.GlobalVar) -> None:
+        self.names.add(str(op.name_hint))
 
 
 @tvm.transform.module_pass(opt_level=0, name="CollectEncodings")
 class CollectEncodings:
     """Make functions return the precision bitmaps (and scales) of their encodings as well.
 
-    Precondition: the encodings stand in the outermost blocks of a function.
+    Precondition: the encodings stand in the outermost blocks of a function that no other function
+    calls. Where the window may saturate, the number of elements above it is returned, too.
 
     Before::
 
@@ -204,12 +220,25 @@ class CollectEncodings:
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""
-        changed = mod.clone()
+        changed, called = mod.clone(), _Called()
+        for _, func in relax_functions(mod):
+            called.visit_expr(func)
         for gv, func in relax_functions(mod):
-            infos = describe_encodings(func)
+            name = str(gv.name_hint)
+            infos, hidden = _describe(func)
+            for label in hidden:
+                self._skip(label, "stands in a branch")
             if not infos:
                 continue
-            self.collected[str(gv.name_hint)] = infos
-            changed.update_func(gv, _with_observations(func, infos))
-            self.report.rewrite("CollectEncodings")
+            if name in called.names:
+                for info in infos:
+                    self._skip(info.label, f"its function {name} is called by another one")
+                continue
+            self.collected[name] = infos
+            if func.attrs is None or COLLECTED not in func.attrs:
+                changed.update_func(gv, _with_observations(func, infos))
+                self.report.rewrite("CollectEncodings")
         return changed
+
+    def _skip(self, label: str, reason: str) -> None:
+        self.report.skip("CollectEncodings", "encode", label, reason)

@@ -23,7 +23,6 @@ from sparqle_tvm.passes._rewrite import (
 
 # The smallest absolute maximum of a row that quantization divides by (numerics/quantization.py).
 MIN_AMAX = float(np.float32(1e-30))
-SCALE_FIELD = 4
 
 
 @mutator
@@ -74,7 +73,7 @@ class _Fuse(Rewriter):
             "encoding",
         )
         if isinstance(scale, relax.Var):
-            fused = self.emit(relax.TupleGetItem(encoding, SCALE_FIELD), "act_scale")
+            fused = self.emit(relax.TupleGetItem(encoding, dialect.SCALE_FIELD), "act_scale")
             self.replacements[scale] = fused
         if attrs["group_size"]:
             self.with_sums.add(self.bound)
@@ -87,8 +86,8 @@ class _Fuse(Rewriter):
 
     def visit_tuple_getitem_(self, op: relax.TupleGetItem) -> relax.Expr:
         # The scale takes field 4, so readers of the group sums have to read field 5.
-        if op.tuple_value in self.with_sums and op.index == SCALE_FIELD:
-            return relax.TupleGetItem(self.visit_expr(op.tuple_value), SCALE_FIELD + 1)
+        if op.tuple_value in self.with_sums and op.index == dialect.SCALE_FIELD:
+            return relax.TupleGetItem(self.visit_expr(op.tuple_value), dialect.SCALE_FIELD + 1)
         return super().visit_tuple_getitem_(op)
 
     def _match_quantize(self, q: Any, limit: int) -> tuple[Any, Any, int] | str:

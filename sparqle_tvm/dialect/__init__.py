@@ -7,6 +7,8 @@
 import tvm  # noqa: F401
 
 from sparqle_tvm.dialect.ops import (
+    PBM_FIELD,
+    SCALE_FIELD,
     attributes,
     encode,
     is_op,
@@ -18,6 +20,8 @@ from sparqle_tvm.dialect.ops import (
 )
 
 __all__ = [
+    "PBM_FIELD",
+    "SCALE_FIELD",
     "attributes",
     "encode",
     "is_op",

@@ -33,6 +33,8 @@ from sparqle_tvm import errors
 from sparqle_tvm.dialect import infer
 
 PREFIX = "relax.sparqle."
+# Places in an encoding's tuple; without a scale, group sums stand in its place.
+PBM_FIELD, SCALE_FIELD = 1, 4
 
 
 def _call(name: str, args: list[Any], attrs: dict[str, Any]) -> relax.Call:

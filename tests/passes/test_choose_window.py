@@ -1,0 +1,183 @@
+"""Windows of encodings are changed, and the bias of the dense ops with them."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pass_helpers import Runnable, apply, assert_changed, assert_equal_bits, assert_unchanged
+from tvm import relax
+from tvm.relax import op
+from tvm.script import ir as I
+from tvm.script import relax as R
+
+from sparqle_tvm import dialect
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.passes import ChooseWindow
+
+W = np.arange(-12, 12, dtype=np.int8).reshape(3, 8)
+CHANNEL = np.array([5, -6, 7], np.int32)
+BIAS = -8 * W.sum(axis=1, dtype=np.int32)
+SCALE = np.array([0.1, 0.2, 0.3], np.float32)
+D, M = np.full((3, 2), 0.25, np.float16), np.full((3, 2), -1, np.float16)
+OFFSET = np.array([1.5, -2.25, 0])
+
+
+@I.ir_module
+class Unsigned:
+    """Two readers of one encoding; a grouped dense; a weight that is a parameter."""
+
+    @R.function
+    def main(x: R.Tensor(("n", 8), "float32"), w: R.Tensor((3, 8), "int8")):
+        with R.dataflow():
+            enc = R.sparqle.quantize_encode(x, window="unsigned", group_size=4, label="up")
+            scale = enc[4]
+            sums = enc[5]
+            a = R.sparqle.split_dense_scaled(
+                enc, scale, R.const(W), R.const(SCALE), R.const(CHANNEL),
+                k=4, window="unsigned", in_features=8, group_size=0, weight_bits=8, label="up",
+            )  # fmt: skip
+            b = R.sparqle.split_dense_scaled(
+                enc, scale, R.const(W), R.const(D), R.const(OFFSET, "float64"), R.const(M), sums,
+                k=4, window="unsigned", in_features=8, group_size=4, weight_bits=8, label="gate",
+            )  # fmt: skip
+            c = R.sparqle.split_dense(
+                enc, w, R.const(CHANNEL),
+                k=4, window="unsigned", in_features=8, weight_bits=8, label="parameter",
+            )  # fmt: skip
+            R.output(a, b, c)
+        return (a, b, c)
+
+
+@I.ir_module
+class Signed:
+    @R.function
+    def main(x: R.Tensor(("n", 8), "float32"), w: R.Tensor((3, 8), "int8")):
+        with R.dataflow():
+            enc = R.sparqle.quantize_encode(x, window="signed", group_size=4, label="up")
+            scale = enc[4]
+            sums = enc[5]
+            a = R.sparqle.split_dense_scaled(
+                enc, scale, R.const(W), R.const(SCALE), R.const(CHANNEL + BIAS),
+                k=4, window="signed", in_features=8, group_size=0, weight_bits=8, label="up",
+            )  # fmt: skip
+            b = R.sparqle.split_dense_scaled(
+                enc, scale, R.const(W), R.const(D), R.const(OFFSET + 0.25 * BIAS, "float64"),
+                R.const(M), sums,
+                k=4, window="signed", in_features=8, group_size=4, weight_bits=8, label="gate",
+            )  # fmt: skip
+            added = R.multiply(R.sum(R.astype(w, "int32"), axis=[1]), R.const(-8, "int32"))
+            bias = R.add(R.const(CHANNEL), added)
+            c = R.sparqle.split_dense(
+                enc, w, bias,
+                k=4, window="signed", in_features=8, weight_bits=8, label="parameter",
+            )  # fmt: skip
+            R.output(a, b, c)
+        return (a, b, c)
+
+
+@pytest.mark.parametrize("options", [{"windows": {"up": "signed"}}, {"default": "signed"}])
+def test_expected_module(options: dict[str, Any]) -> None:
+    report = assert_changed(ChooseWindow, Unsigned, Signed, **options)
+    assert report.rewritten["ChooseWindow"] == 1
+    assert report.skipped == []
+
+
+def without_parameter(mod: tvm.IRModule) -> tvm.IRModule:
+    """The outputs a and b alone: their biases are constants."""
+    func = mod["main"]
+    body = relax.SeqExpr(func.body.blocks, relax.Tuple(list(func.body.body.fields)[:2]))
+    body = relax.BlockBuilder().normalize(body)
+    kept = tvm.IRModule({"main": relax.Function(func.params, body, None, True, func.attrs)})
+    return relax.transform.DeadCodeElimination()(kept)
+
+
+def test_there_and_back() -> None:
+    mod = without_parameter(Unsigned)
+    there, _ = apply(ChooseWindow, mod, default="signed")
+    assert_changed(ChooseWindow, there, mod, windows={"up": "unsigned"}, default="signed")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"default": "unsigned"}, {"windows": {"up": "unsigned"}, "default": "signed"}]
+)
+def test_nothing_to_change(options: dict[str, Any]) -> None:
+    assert assert_unchanged(ChooseWindow, Unsigned, **options) == []
+
+
+def test_labels_that_nothing_bears_are_reported() -> None:
+    reasons = assert_unchanged(ChooseWindow, Unsigned, windows={"upp": "signed"})
+    assert reasons == ["no encoding has this label"]
+
+
+@pytest.mark.parametrize("options", [{"windows": {"up": "odd"}}, {"default": "odd"}])
+def test_unknown_windows_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match=r'window "odd" of .* is neither'):
+        ChooseWindow(**options)
+
+
+def integer_dense(
+    quantizer: Any, encoder: Any, whole: bool = False, dtype: str = "int8"
+) -> tvm.IRModule:
+    """Encode what ``quantizer`` makes of a parameter, and multiply it; unsigned."""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((4, 8), dtype))
+    attrs = {"k": 4, "window": "unsigned", "in_features": 8, "weight_bits": 8}
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            q = builder.emit(quantizer(x))
+            enc = builder.emit(encoder(q, window="unsigned", label="up"))
+            dense = dialect.split_dense(enc, relax.const(W), relax.const(CHANNEL), **attrs)
+            outputs = [builder.emit_output(dense)]
+            if whole:
+                outputs.append(builder.emit_output(relax.TupleGetItem(enc, 1)))
+        builder.emit_func_output(relax.Tuple(outputs))
+    return builder.finalize()
+
+
+@pytest.mark.parametrize("limit", [120, 127])
+def test_saturation_only_if_it_is_allowed(limit: int) -> None:
+    mod = integer_dense(lambda x: op.minimum(x, relax.const(limit, "int8")), dialect.encode)
+    reasons = assert_unchanged(ChooseWindow, mod, default="signed")
+    assert reasons == [f"values up to {limit} would saturate in the signed window"]
+    _, report = apply(ChooseWindow, mod, default="signed", allow_saturation=True)
+    assert report.rewritten["ChooseWindow"] == 1
+
+
+def test_a_quantizer_with_a_large_limit_saturates_too() -> None:
+    encoder = functools.partial(dialect.quantize_encode, qmax=120)
+    mod = integer_dense(lambda x: x, encoder, dtype="float32")
+    reasons = assert_unchanged(ChooseWindow, mod, default="signed")
+    assert reasons == ["values up to 120 would saturate in the signed window"]
+
+
+def test_values_that_provably_fit() -> None:
+    mod = integer_dense(lambda x: op.minimum(x, relax.const(119, "int8")), dialect.encode)
+    _, report = apply(ChooseWindow, mod, default="signed")
+    assert (report.rewritten["ChooseWindow"], report.skipped) == (1, [])
+
+
+def test_planes_that_are_returned_keep_their_window() -> None:
+    mod = integer_dense(lambda x: op.abs(op.clip(x, -9, 9)), dialect.encode, whole=True)
+    reasons = assert_unchanged(ChooseWindow, mod, default="signed")
+    assert reasons == ["its planes are returned or passed on"]
+
+
+@functools.cache
+def unsigned_and_signed() -> tuple[Runnable, Runnable]:
+    return Runnable(Unsigned), Runnable(Unsigned, ChooseWindow(default="signed"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_same_numbers_in_both_windows(rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, 8), dtype=np.float32) ** 3
+    args = [x, rng.integers(-128, 128, (3, 8)).astype(np.int8)]
+    unsigned, signed = unsigned_and_signed()
+    assert_equal_bits(signed(*args), unsigned(*args))

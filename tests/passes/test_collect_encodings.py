@@ -1,0 +1,202 @@
+"""Functions return the bitmaps, scales and saturation counts of their encodings."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pass_helpers import Runnable, assert_changed, assert_equal_bits, assert_unchanged
+from tvm.script import ir as I
+from tvm.script import relax as R
+
+from sparqle_tvm.numerics import encode, quantize_per_token
+from sparqle_tvm.passes import CollectEncodings, DenseInfo, EncodingInfo, PassReport
+
+W = np.arange(-12, 12, dtype=np.int8).reshape(3, 8)
+BIAS = -8 * W.sum(axis=1, dtype=np.int32)
+ZEROS = np.zeros(3, np.int32)
+D, M, OFFSET = np.ones((3, 2), np.float16), np.zeros((3, 2), np.float16), np.zeros(3)
+
+
+@I.ir_module
+class Before:
+    @R.function
+    def main(x: R.Tensor(("n", 8), "float32"), q: R.Tensor(("n", 8), "int8")):
+        with R.dataflow():
+            up = R.sparqle.quantize_encode(x, qmax=119, group_size=4, label="up")
+            scale = up[4]
+            sums = up[5]
+            a = R.sparqle.split_dense_scaled(
+                up, scale, R.const(W), R.const(D), R.const(OFFSET, "float64"), R.const(M), sums,
+                k=4, window="signed", in_features=8, group_size=4, weight_bits=4, label="up",
+            )  # fmt: skip
+            gate = R.sparqle.split_dense(
+                up, R.const(W), R.const(BIAS),
+                k=4, window="signed", in_features=8, weight_bits=8, label="gate",
+            )  # fmt: skip
+            wide = R.sparqle.quantize_encode(x, qmax=127, label="wide")
+            b = wide[4]
+            given = R.sparqle.encode(q, k=4, window="signed", label="given")
+            c = R.sparqle.split_dense(
+                given, R.const(W), R.const(BIAS),
+                k=4, window="signed", in_features=8, weight_bits=8, label="given",
+            )  # fmt: skip
+            exact = R.sparqle.encode(q, k=4, window="unsigned", label="exact")
+            d = exact[0]
+            R.output(a, gate, b, c, d)
+        return (a, gate, b, c, d)
+
+
+@I.ir_module
+class Small:
+    """Outside of dataflow blocks."""
+
+    @R.function
+    def main(x: R.Tensor(("n", 8), "float32"), q: R.Tensor(("n", 8), "int8")):
+        enc_x = R.sparqle.quantize_encode(x, qmax=119, label="up")
+        enc_q = R.sparqle.encode(q, k=4, window="signed", label="down")
+        y = enc_x[0]
+        z = enc_q[0]
+        return (y, z)
+
+    @R.function
+    def plain(x: R.Tensor(("n", 8), "float32")):
+        y = R.abs(x)
+        return y
+
+
+@I.ir_module
+class SmallExpected:
+    @R.function
+    def main(x: R.Tensor(("n", 8), "float32"), q: R.Tensor(("n", 8), "int8")):
+        R.func_attr({"sparqle_collected": True})
+        enc_x = R.sparqle.quantize_encode(x, qmax=119, label="up")
+        enc_q = R.sparqle.encode(q, k=4, window="signed", label="down")
+        y = enc_x[0]
+        z = enc_q[0]
+        pbm_x = enc_x[1]
+        scale_x = enc_x[4]
+        pbm_q = enc_q[1]
+        saturated = R.sum(R.astype(R.greater(q, R.const(119, "int8")), "int32"))
+        return ((y, z), (pbm_x, scale_x, pbm_q, saturated))
+
+    @R.function
+    def plain(x: R.Tensor(("n", 8), "float32")):
+        y = R.abs(x)
+        return y
+
+
+def test_expected_module() -> None:
+    assert_changed(CollectEncodings, Small, SmallExpected)
+
+
+def test_infos() -> None:
+    collect = CollectEncodings()
+    collect(Before)
+    assert collect.collected == {
+        "main": [
+            EncodingInfo(
+                label="up",
+                digit_bits=4,
+                window="signed",
+                columns=8,
+                quantizes=True,
+                may_saturate=False,
+                consumers=[
+                    DenseInfo("up", n=3, k=8, weight_bits=4, group_size=4, has_min=True),
+                    DenseInfo("gate", n=3, k=8, weight_bits=8, group_size=0, has_min=False),
+                ],
+            ),
+            EncodingInfo("wide", 4, "signed", 8, quantizes=True, may_saturate=True),
+            EncodingInfo(
+                label="given",
+                digit_bits=4,
+                window="signed",
+                columns=8,
+                quantizes=False,
+                may_saturate=True,
+                consumers=[DenseInfo("given", 3, 8, 8, 0, False)],
+            ),
+            EncodingInfo("exact", 4, "unsigned", 8, quantizes=False, may_saturate=False),
+        ]
+    }
+
+
+def test_infos_come_again_from_what_is_collected_already() -> None:
+    first, second = CollectEncodings(), CollectEncodings()
+    second(first(Before))
+    assert first.collected == second.collected
+
+
+def test_nothing_to_collect() -> None:
+    mod = tvm.IRModule({"plain": Small["plain"]})
+    assert assert_unchanged(CollectEncodings, mod) == []
+    collect = CollectEncodings()
+    collect(mod)
+    assert collect.collected == {}
+
+
+@I.ir_module
+class Hidden:
+    """An encoding in a branch, and one in a function that another one calls."""
+
+    @R.function
+    def branch(q: R.Tensor((4, 8), "int8"), flag: R.Tensor((), "bool")):
+        if flag:
+            enc = R.sparqle.encode(q, label="then")
+            y = enc[0]
+        else:
+            y = R.zeros((4, 4), "uint8")
+        return y
+
+    @R.function
+    def callee(q: R.Tensor((4, 8), "int8")) -> R.Tensor((4, 4), "uint8"):
+        enc = R.sparqle.encode(q, label="callee")
+        y = enc[0]
+        return y
+
+    @R.function
+    def caller(q: R.Tensor((4, 8), "int8")) -> R.Tensor((4, 4), "uint8"):
+        cls = Hidden
+        y = cls.callee(q)
+        return y
+
+
+def test_what_cannot_be_returned_is_reported() -> None:
+    report = PassReport()
+    CollectEncodings(report=report)(Hidden)
+    assert {entry.label: entry.reason for entry in report.skipped} == {
+        "then": "stands in a branch",
+        "callee": "its function callee is called by another one",
+    }
+    assert_unchanged(CollectEncodings, Hidden)
+
+
+@functools.cache
+def plain_and_collecting() -> tuple[Runnable, Runnable]:
+    return Runnable(Before), Runnable(Before, CollectEncodings())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_observations_equal_the_reference(rows: int, seed: int) -> None:
+    plain, collecting = plain_and_collecting()
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, 8), dtype=np.float32)
+    q = rng.integers(-128, 128, (rows, 8)).astype(np.int8)
+    result, observed = collecting(x, q)
+    assert_equal_bits(result, plain(x, q))
+    small, scale = quantize_per_token(x)
+    large, wide_scale = quantize_per_token(x, qmax=127)
+    above = [np.array(np.count_nonzero(v > 119), np.int32) for v in (large, q)]
+    planes = [
+        encode(v, window=window, saturate=True).pbm
+        for v, window in ((small, "signed"), (large, "signed"), (q, "signed"), (q, "unsigned"))
+    ]
+    assert_equal_bits(
+        observed,
+        [planes[0], scale, planes[1], wide_scale, above[0], planes[2], above[1], planes[3]],
+    )
