@@ -24,6 +24,7 @@ from sparqle_tvm.target.isa import (
     LdPbm,
     LdRow,
     LdSum,
+    LdWgt,
     Loop,
     MmaDns,
     MmaLsb,
@@ -46,7 +47,6 @@ MAX_SLOTS = 2**16
 MAX_INSTRUCTIONS = 2**16
 
 _WGT_OPERANDS = ("wgt", "grp", "chn")
-_WGT_LOADS = ("LD.WGT", "LD.GRP", "LD.CHN")
 
 
 def instruction_error(index: int, instruction: Instruction, problem: str) -> ProgramError:
@@ -54,12 +54,12 @@ def instruction_error(index: int, instruction: Instruction, problem: str) -> Pro
     return ProgramError(f"instruction {index} `{instruction}`: {problem}")
 
 
-def buffer_of(instruction: Instruction, operand: str) -> Buffer:
-    """Buffer that an address operand lies in."""
+def buffer_of(cls: type[Instruction], operand: str) -> Buffer:
+    """Buffer that an address operand of an instruction class lies in."""
     if operand == "acc":
         return Buffer.ACC
     if operand == "dst":
-        return Buffer.WGT if instruction.MNEMONIC in _WGT_LOADS else Buffer.ACT
+        return Buffer.WGT if cls in (LdWgt, LdGrp, LdChn) else Buffer.ACT
     return Buffer.WGT if operand in _WGT_OPERANDS else Buffer.ACT
 
 
@@ -127,8 +127,9 @@ def _operand_problem(instruction: Instruction, name: str, open_loops: list[int])
         return "must be at least 1"
     if not isinstance(value, Address):
         return None
-    if value.buffer != buffer_of(instruction, name):
-        return f"must lie in {buffer_of(instruction, name).name}"
+    buffer = buffer_of(type(instruction), name)
+    if value.buffer != buffer:
+        return f"must lie in {buffer.name}"
     if not 1 <= value.slots <= MAX_SLOTS:
         return f"{value.slots} slots; there must be 1 to {MAX_SLOTS}"
     if len(set(value.rotate)) != len(value.rotate):

@@ -1,0 +1,280 @@
+"""A machine that executes programs step by step on bytes, in any timing that tokens leave open.
+
+It is slow and knows nothing of tiles: what it reads is what lies at the address. So it shows what a
+program computes, however wrong the program is, and whether that depends on timing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparqle_tvm.numerics.integers import pack_digits, sign_extend, unpack_digits
+from sparqle_tvm.target.header import Engine, Header, Queue
+from sparqle_tvm.target.isa import (
+    INSTRUCTIONS,
+    TRACE_ENGINE,
+    TRACE_OPCODE,
+    TRACE_OPERANDS,
+    Drain,
+    LdAct,
+    LdChn,
+    LdGrp,
+    LdLsb,
+    LdMsb,
+    LdPbm,
+    LdRow,
+    LdSum,
+    LdWgt,
+    MmaDns,
+    MmaLsb,
+    MmaMin,
+    MmaMsb,
+    Signal,
+    StOut,
+    Wait,
+)
+from sparqle_tvm.target.operands import Buffer
+from sparqle_tvm.target.program import Program
+
+
+@dataclass
+class Tensors:
+    """Random operands of an op: digits, weights and parameters are independent of each other."""
+
+    lsb: Any
+    msb: Any
+    sums: Any
+    row: Any
+    weights: Any
+    scales: Any
+    minima: Any
+    offset: Any
+
+    @classmethod
+    def random(cls, header: Header, rows: int, rng: np.random.Generator) -> Tensors:
+        k, n, columns = header.digit_bits, header.out_features, header.in_features
+        groups = -(-columns // header.group_size) if header.group_size else 1
+        msb = rng.integers(-(2 ** (k - 1)), 2 ** (k - 1), (rows, columns))
+        bits = header.weight_bits
+        low = -(2 ** (bits - 1)) if header.weight_signed else 0
+        return cls(
+            lsb=rng.integers(0, 2**k, (rows, columns)).astype(np.uint8),
+            msb=np.where(rng.random((rows, columns)) < 0.7, 0, msb),
+            sums=rng.integers(-99, 99, (rows, groups)).astype(f"i{header.sum_bytes}"),
+            row=rng.integers(1, 99, rows).astype(np.float32),
+            weights=rng.integers(low, low + 2**bits, (n, columns)),
+            scales=rng.integers(1, 99, (n, groups)).astype(
+                np.float16 if header.group_size else np.float32
+            ),
+            minima=rng.integers(1, 99, (n, groups)).astype(np.float16),
+            offset=rng.integers(-999, 999, n).astype(np.float64 if header.group_size else np.int32),
+        )
+
+    def outputs(self, header: Header) -> Any:
+        """What the op is: (rows, out_features) int32 or float32."""
+        digits = self.lsb.astype(np.int64) + 2**header.digit_bits * self.msb
+        offset = self.offset.astype(np.float64) * header.has_offset
+        if not header.group_size:
+            acc = digits @ self.weights.T + offset.astype(np.int64)
+            if header.output == "int32":
+                return acc.astype(np.int32)
+            return acc.astype(np.float32) * self.row[:, None] * self.scales[:, 0]
+        acc = np.zeros((len(self.lsb), header.out_features)) + offset
+        for group in range(self.scales.shape[1]):
+            part = slice(group * header.group_size, (group + 1) * header.group_size)
+            sums = (digits[:, part] @ self.weights[:, part].T).astype(np.float64)
+            acc += sums * self.scales[:, group].astype(np.float64)
+            if header.has_min:
+                minima = self.minima[:, group].astype(np.float64)
+                acc += np.outer(self.sums[:, group].astype(np.float64), minima)
+        return acc.astype(np.float32) * self.row[:, None]
+
+
+def as_bytes(array: Any) -> Any:
+    return np.frombuffer(np.ascontiguousarray(array).tobytes(), dtype=np.uint8)
+
+
+class Machine:
+    """Buffers, queues, operands and outputs of one run."""
+
+    def __init__(self, program: Program, rows: int, tensors: Tensors, seed: int) -> None:
+        self.header = program.header
+        self.tensors = tensors
+        rng = np.random.default_rng(seed)
+        # Garbage, so that nothing works by accident.
+        self.memory = {
+            b: rng.integers(0, 256, self.header.buffer_bytes(b)).astype(np.uint8) for b in Buffer
+        }
+        dtype = np.int32 if self.header.output == "int32" else np.float32
+        self.out = np.full((rows, self.header.out_features), 7, dtype=dtype)
+        self.tokens = list(self.header.tokens)
+        self.trace = program.bind(rows)
+        self.rng = rng
+
+    def run(self, favourite: Engine | None) -> Any:
+        """Execute; `favourite` goes on as long as it can, None: a random engine at every step."""
+        lists = [list(np.flatnonzero(self.trace[:, TRACE_ENGINE] == e)[::-1]) for e in Engine]
+        while any(lists):
+            ready = [e for e in Engine if lists[e] and self._can(lists[e][-1])]
+            assert ready, "deadlock"
+            engine = favourite if favourite in ready else ready[self.rng.integers(len(ready))]
+            self._step(lists[engine].pop())
+        return self.out
+
+    def _operands(self, step: int) -> tuple[type, dict[str, int]]:
+        cls = INSTRUCTIONS[int(self.trace[step, TRACE_OPCODE])]
+        values = self.trace[step, TRACE_OPERANDS : TRACE_OPERANDS + len(cls.TRACE)]
+        return cls, dict(zip(cls.TRACE, map(int, values), strict=True))
+
+    def _can(self, step: int) -> bool:
+        cls, operands = self._operands(step)
+        return cls is not Wait or self.tokens[Queue(operands["queue"])] > 0
+
+    def _step(self, step: int) -> None:
+        cls, o = self._operands(step)
+        if cls in (Wait, Signal):
+            self.tokens[o["queue"]] += 1 if cls is Signal else -1
+        elif cls is LdAct:
+            self._put(Buffer.ACT, o["lsb"], self._tile(LdLsb, o))
+            digits = self._cut(self.tensors.msb, o) & (2**self.header.digit_bits - 1)
+            packed = pack_digits(digits.astype(np.uint8), self.header.digit_bits)
+            self._put(Buffer.ACT, o["msb"], packed)
+        elif "dst" in o:
+            buffer = Buffer.WGT if cls in (LdWgt, LdGrp, LdChn) else Buffer.ACT
+            self._put(buffer, o["dst"], self._tile(cls, o))
+        elif cls is Drain:
+            self._drain(o)
+        elif cls is StOut:
+            cells = self._cells(o["acc"], o["rows"], o["cols"])
+            values = np.ascontiguousarray(cells[:, :, :4]).view(self.out.dtype)[:, :, 0]
+            rows, cols = slice(o["row"], o["row"] + o["rows"]), slice(o["col"], o["col"] + o["cols"])
+            self.out[rows, cols] = values
+        else:
+            self._mma(cls, o)
+
+    def _put(self, buffer: Buffer, address: int, data: Any) -> None:
+        data = as_bytes(data)
+        self.memory[buffer][address : address + len(data)] = data
+
+    def _get(self, buffer: Buffer, address: int, nbytes: int) -> Any:
+        return self.memory[buffer][address : address + nbytes]
+
+    @staticmethod
+    def _cut(array: Any, o: dict[str, int]) -> Any:
+        return array[o["row"] : o["row"] + o["rows"], o["col"] : o["col"] + o["cols"]]
+
+    def _tile(self, cls: type, o: dict[str, int]) -> Any:
+        t, h, k = self.tensors, self.header, self.header.digit_bits
+        rows = slice(o["row"], o["row"] + o["rows"])
+        if cls is LdLsb:
+            return pack_digits(self._cut(t.lsb, o), k)
+        if cls is LdPbm:
+            return np.packbits(self._cut(t.msb, o) != 0, axis=1, bitorder="little")
+        if cls is LdMsb:
+            tile = self._cut(t.msb, o)
+            digits = [(row[row != 0] & (2**k - 1)).astype(np.uint8) for row in tile]
+            stream = [as_bytes(pack_digits(row[None], k)) for row in digits if len(row)]
+            return np.concatenate(stream) if stream else np.zeros(0, dtype=np.uint8)
+        if cls is LdWgt:
+            weights = self._cut(t.weights, o) & (2**h.weight_bits - 1)
+            return pack_digits(weights.astype(np.uint8), h.weight_bits)
+        if cls is LdRow:
+            return t.row[rows]
+        if cls is LdChn:
+            if h.group_size:
+                return t.offset[rows]
+            parts = [t.scales[rows, 0]] if h.output == "float32" else []
+            parts += [t.offset[rows]] if h.has_offset else []
+            return np.concatenate([as_bytes(part) for part in parts])
+        groups = slice(o["col"] // h.group_size, -(-(o["col"] + o["cols"]) // h.group_size))
+        if cls is LdSum:
+            return t.sums[rows, groups]
+        assert cls is LdGrp
+        minima = as_bytes(t.minima[rows, groups]) if h.has_min else np.zeros(0, dtype=np.uint8)
+        return np.concatenate([as_bytes(t.scales[rows, groups]), minima])
+
+    def _cells(self, address: int, m: int, n: int) -> Any:
+        size = self.header.accumulator_bytes
+        return self._get(Buffer.ACC, address, m * n * size).reshape(m, n, size)
+
+    def _digits(self, cls: type, o: dict[str, int]) -> Any:
+        k, m, columns = self.header.digit_bits, o["m"], o["k"]
+        pitch = -(-columns * k // 8)
+        if cls is MmaLsb:
+            packed = self._get(Buffer.ACT, o["lsb"], m * pitch).reshape(m, pitch)
+            return unpack_digits(packed, k, columns).astype(np.int64)
+        if cls is MmaDns:
+            packed = self._get(Buffer.ACT, o["msb"], m * pitch).reshape(m, pitch)
+            return 2**k * sign_extend(unpack_digits(packed, k, columns), k).astype(np.int64)
+        bitmap_pitch = -(-columns // 8)
+        bitmap = self._get(Buffer.ACT, o["pbm"], m * bitmap_pitch).reshape(m, bitmap_pitch)
+        bits = np.unpackbits(bitmap, axis=1, bitorder="little")[:, :columns] != 0
+        digits, at = np.zeros((m, columns), dtype=np.int64), o["msb"]
+        for row in range(m):
+            count = int(bits[row].sum())
+            nbytes = -(-count * k // 8)
+            packed = self._get(Buffer.ACT, at, nbytes)[None]
+            if count:
+                stored = sign_extend(unpack_digits(packed, k, count), k)[0]
+                digits[row, bits[row]] = 2**k * stored.astype(np.int64)
+            at += nbytes
+        return digits
+
+    def _mma(self, cls: type, o: dict[str, int]) -> None:
+        h, (m, n, columns) = self.header, (o["m"], o["n"], o["k"])
+        kind = np.float64 if h.group_size else np.int32
+        acc = self._cells(o["acc"], m, n).view(kind)[:, :, 0]
+        if o["zero"]:
+            acc[...] = 0
+        groups = -(-columns // h.group_size) if h.group_size else 1
+        parameters = self._get(Buffer.WGT, o["grp"], n * groups * 4).copy().view(np.float16)
+        if cls is MmaMin:
+            sums = self._get(Buffer.ACT, o["sum"], m * groups * h.sum_bytes).copy()
+            sums = sums.view(f"i{h.sum_bytes}").reshape(m, groups).astype(np.float64)
+            acc += sums @ parameters[n * groups :].reshape(n, groups).astype(np.float64).T
+            return
+        pitch = -(-columns * h.weight_bits // 8)
+        packed = self._get(Buffer.WGT, o["wgt"], n * pitch).reshape(n, pitch)
+        weights = unpack_digits(packed, h.weight_bits, columns)
+        if h.weight_signed:
+            weights = sign_extend(weights, h.weight_bits)
+        weights = weights.astype(np.int64)
+        digits = self._digits(cls, o)
+        if not h.group_size:
+            acc += (digits @ weights.T).astype(np.int32)
+            return
+        scales = parameters[: n * groups].reshape(n, groups).astype(np.float64)
+        for group in range(groups):
+            part = slice(group * h.group_size, (group + 1) * h.group_size)
+            acc += (digits[:, part] @ weights[:, part].T) * scales[:, group]
+
+    def _drain(self, o: dict[str, int]) -> None:
+        h, m, n = self.header, o["m"], o["n"]
+        cells = self._cells(o["acc"], m, n)
+        acc = cells.view(np.float64 if h.group_size else np.int32)[:, :, 0].copy()
+        row = self._get(Buffer.ACT, max(o["row"], 0), 4 * m).copy().view(np.float32)[:, None]
+        nbytes = n * h.channel_bytes
+        channels = self._get(Buffer.WGT, max(o["chn"], 0), nbytes).copy()
+        if h.group_size:
+            offset = channels.view(np.float64) if h.has_offset else 0.0
+            out = (acc + offset).astype(np.float32) * row
+        elif h.output == "int32":
+            out = acc + (channels.view(np.int32) if h.has_offset else 0)
+        else:
+            offset = channels[4 * n :].view(np.int32) if h.has_offset else 0
+            out = (acc + offset).astype(np.float32) * row * channels[: 4 * n].view(np.float32)
+        cells[:, :, :4] = np.ascontiguousarray(out)[:, :, None].view(np.uint8)
+
+
+def run_everywhere(program: Program, rows: int, seed: int = 0) -> bool:
+    """Whether the program computes its op in every timing that is tried."""
+    tensors = Tensors.random(program.header, rows, np.random.default_rng(seed))
+    expected = tensors.outputs(program.header)
+    timings = [*Engine, None, None]
+    return all(
+        np.array_equal(Machine(program, rows, tensors, seed + i).run(engine), expected)
+        for i, engine in enumerate(timings)
+    )
