@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sparqle_tvm.target.header import Engine, Header
 from sparqle_tvm.target.isa_base import Instruction, ceil_div
@@ -24,25 +29,25 @@ def reduction_cycles(header: Header, n: int, row_split: int) -> int:
     return int(ceil_div(n, header.accelerator.cols)) * (row_split - 1).bit_length()
 
 
-def dense_span_steps(header: Header, k: int, row_split: int) -> int:
-    """Steps of a PE row for `k` dense columns, longest segment.
+def step_spans(header: Header, k: int, row_split: int) -> list[tuple[int, int, int]]:
+    """Spans of columns that share no step of a PE: (segment, begin, end), in order.
 
-    If not `accelerator.msb_across_groups`, a group begins a new step (segments are then whole
-    groups where a group is not a divisor of the segment; see `split_steps` for their width).
+    A span is a segment (see `split_steps`); if not `accelerator.msb_across_groups`, each weight
+    group begins a new span within its segment.
     """
-    lanes, group = header.accelerator.lanes, header.group_size
-    if header.accelerator.msb_across_groups or not group:
-        return int(split_steps(header, k, row_split))
-    width = lanes * int(split_steps(header, k, row_split))
-    longest = 0
-    for begin in range(0, k, width):
-        end, steps, at = min(k, begin + width), 0, begin
-        while at < end:
-            after = min(end, (at // group + 1) * group)
-            steps += int(ceil_div(after - at, lanes))
-            at = after
-        longest = max(longest, steps)
-    return longest
+    width = header.accelerator.lanes * int(split_steps(header, k, row_split))
+    alone = header.group_size and not header.accelerator.msb_across_groups
+    group = header.group_size if alone else k
+    cuts = sorted({*range(0, k, width), *range(0, k, group), k})
+    return [(begin // width, begin, end) for begin, end in itertools.pairwise(cuts)]
+
+
+def dense_span_steps(header: Header, k: int, row_split: int) -> int:
+    """Steps of the longest segment if all `k` columns are dense."""
+    steps: Counter[int] = Counter()
+    for segment, begin, end in step_spans(header, k, row_split):
+        steps[segment] += int(ceil_div(end - begin, header.accelerator.lanes))
+    return max(steps.values())
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,10 @@ class MmaLsb(Instruction):
     its float16 scale is added to the 64-bit accumulator. Accumulators lie row by row, (m, n),
     `Header.accumulator_bytes` each. If `zero`, they are cleared first.
 
-    Cycles: ``ceil(m / rows) * ceil(n / cols) * ceil(k / lanes)`` per weight slice. With
-    `row_split` r > 1 (needs m * r <= rows) the columns are dealt in r segments to r PE rows
-    each: ``ceil(n / cols) * split_steps`` per slice, plus `reduction_cycles` once.
+    Cycles: ``ceil(m / rows) * ceil(n / cols) * ceil(k / lanes)`` per weight slice; if not
+    `accelerator.msb_across_groups`, ceil per weight group and summed up. With `row_split` r > 1
+    (needs m * r <= rows) the columns are dealt in r segments to r PE rows each:
+    ``ceil(n / cols) * split_steps`` per slice, plus `reduction_cycles` once.
 
     Attributes
     ----------
@@ -143,6 +149,18 @@ class MmaMsb(Instruction):
     k: Extent
     zero: Condition = NEVER
     row_split: int = 1
+
+    @classmethod
+    def cycles(cls, header: Header, bits: NDArray[np.bool_], n: int, row_split: int) -> int:
+        """Cycles, see the class; `bits` is the bitmap tile, bool (m, k). The simulator's rule."""
+        lanes, rows = header.accelerator.lanes, header.accelerator.rows
+        m, k = bits.shape
+        segments = np.zeros((m, row_split), dtype=np.int64)
+        for segment, begin, end in step_spans(header, k, row_split):
+            segments[:, segment] += ceil_div(np.count_nonzero(bits[:, begin:end], axis=1), lanes)
+        slowest = np.maximum.reduceat(segments.max(axis=1), np.arange(0, m, rows))
+        blocks = int(ceil_div(n, header.accelerator.cols)) * header.weight_slices
+        return blocks * int(slowest.sum()) + reduction_cycles(header, n, row_split)
 
 
 @dataclass(frozen=True)
