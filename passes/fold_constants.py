@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprVisitor, mutator, visitor
@@ -69,7 +68,7 @@ class _Fold(Rewriter):
         key = (callee, *fields)
         if key not in self.made:
             shape, dtype = int_shape(call), str(call.ty.dtype)
-            out = tvm.runtime.tensor(np.empty(shape, dtype))
+            out = tvm.runtime.empty(shape, dtype)
             self.library[str(callee.name_hint)](*[field.value for field in fields], out)
             self.made[key] = Constant(out, call.ty)
         self.report.rewrite("FoldConstants")

@@ -40,7 +40,10 @@ class _Lower(Rewriter):
         activation, weight = (self._dequantized(arg) for arg in call.args)
         if activation is None or weight is None:
             return None
+        wide = [dtype_of(arg) for arg in call.args]
         reason = self._obstacle(activation, weight)
+        if wide != ["float32", "float32"]:
+            reason = f"dequantized to {' x '.join(wide)}, float32 is needed"
         if reason:
             self.report.skip("LowerQDQ", "matmul", self.label, reason)
             return None
@@ -52,6 +55,10 @@ class _Lower(Rewriter):
         inner = self.match(moved.args[0] if moved is not None else expr, "dequantize")
         if inner is None:
             return None
+        if moved is not None and moved.attrs.axes is not None:
+            axes = [int(a) for a in moved.attrs.axes]
+            if axes != list(range(len(axes)))[::-1]:
+                return None
         values, scale, zero_point = inner.args
         ndim = values.ty.ndim
         return _Dequantized(

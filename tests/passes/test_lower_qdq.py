@@ -1,0 +1,196 @@
+"""Quantized operands are multiplied as integers, and rescaled afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pass_helpers import Runnable, apply, assert_changed, assert_equal_bits, assert_unchanged
+from tvm import relax
+from tvm.relax import op
+from tvm.script import ir as I
+from tvm.script import relax as R
+
+from sparqle_tvm import dialect
+from sparqle_tvm.compiler import split_passes
+from sparqle_tvm.passes import LowerQDQ
+
+W = np.arange(-12, 12, dtype=np.int8).reshape(8, 3)
+W_SCALE = np.array([0.1, 0.2, 0.3], np.float32)
+W_ZERO = np.array([1, -2, 3], np.int8)
+SHIFTED = W - W_ZERO
+CORRECTION = -5 * SHIFTED.sum(axis=0, dtype=np.int32)
+
+
+@I.ir_module
+class Before:
+    @R.function
+    def channels(x: R.Tensor(("n", 8), "float32")):
+        with R.dataflow():
+            q = R.quantize(x, R.const(0.5, "float32"), R.const(5, "int8"), axis=-1)
+            x8 = R.dequantize(q, R.const(0.5, "float32"), R.const(5, "int8"), axis=-1)
+            w8 = R.dequantize(R.const(W), R.const(W_SCALE), R.const(W_ZERO), axis=1)
+            y = R.matmul(x8, w8)
+            R.output(y)
+        return y
+
+    @R.function
+    def transposed(q: R.Tensor((2, "n", 8), "int8"), w: R.Tensor((3, 8), "int8")):
+        with R.dataflow():
+            x8 = R.dequantize(q, R.const(0.5, "float32"), R.const(0, "int8"))
+            w8 = R.dequantize(w, R.const(0.25, "float32"), R.const(0, "int8"))
+            y = R.matmul(x8, R.permute_dims(w8))
+            R.output(y)
+        return y
+
+
+@I.ir_module
+class Expected:
+    @R.function
+    def channels(x: R.Tensor(("n", 8), "float32")):
+        with R.dataflow():
+            q = R.quantize(x, R.const(0.5, "float32"), R.const(5, "int8"), axis=-1)
+            acc = R.matmul(q, R.const(SHIFTED), out_dtype="int32")
+            total = R.add(acc, R.const(CORRECTION))
+            scaled = R.multiply(R.astype(total, "float32"), R.const(0.5, "float32"))
+            y = R.multiply(scaled, R.const(W_SCALE))
+            R.output(y)
+        return y
+
+    @R.function
+    def transposed(q: R.Tensor((2, "n", 8), "int8"), w: R.Tensor((3, 8), "int8")):
+        with R.dataflow():
+            acc = R.matmul(q, R.permute_dims(w), out_dtype="int32")
+            scaled = R.multiply(R.astype(acc, "float32"), R.const(0.5, "float32"))
+            y = R.multiply(scaled, R.const(0.25, "float32"))
+            R.output(y)
+        return y
+
+
+def test_expected_module() -> None:
+    report = assert_changed(LowerQDQ, Before, Expected)
+    assert report.rewritten["LowerQDQ"] == 2
+    assert report.skipped == []
+
+
+def product(**changes: Any) -> tvm.IRModule:
+    """``matmul(dequantize(q), dequantize(w))`` with one of its parts changed."""
+    form: dict[str, Any] = {
+        "q": ((4, 8), "int8"),
+        "q_scale": np.float32(0.5),
+        "q_zero": np.int8(0),
+        "w": W,
+        "w_scale": W_SCALE,
+        "w_zero": W_ZERO,
+        "axis": 1,
+        "wide": "float32",
+        "moved": lambda x, w: (x, w),
+        **changes,
+    }
+    builder = relax.BlockBuilder()
+    q = relax.Var("q", relax.TensorType(*form["q"]))
+    scale = relax.Var("scale", relax.TensorType((), "float32"))
+    zero = relax.Var("zero", relax.TensorType((), "int8"))
+    w = relax.Var("w", relax.TensorType(W.shape, "int8"))
+
+    def value(name: str, otherwise: relax.Var) -> relax.Expr:
+        return otherwise if form[name] is None else relax.const(form[name])
+
+    with builder.function("main", [q, scale, zero, w]):
+        with builder.dataflow():
+            q_scale, q_zero = value("q_scale", scale), value("q_zero", zero)
+            x = builder.emit(op.dequantize(q, q_scale, q_zero, -1, form["wide"]))
+            w_scale, w_zero = value("w_scale", scale), value("w_zero", zero)
+            weight = op.dequantize(value("w", w), w_scale, w_zero, form["axis"], form["wide"])
+            x, weight = form["moved"](x, builder.emit(weight))
+            y = builder.emit_output(op.matmul(x, weight, "float32"))
+        builder.emit_func_output(y)
+    return builder.finalize()
+
+
+def test_the_form_by_hand_is_lowered() -> None:
+    for mod in (product(), product(q_zero=np.int8(3)), product(w=None, w_zero=np.int8(0))):
+        _, report = apply(LowerQDQ, mod)
+        assert report.rewritten["LowerQDQ"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"q": ((4, 8), "uint8"), "q_zero": np.uint8(0)}, "quantized as uint8 x int8"),
+        ({"w": W.view(np.uint8), "w_zero": W_ZERO.view(np.uint8)}, "as int8 x uint8"),
+        ({"q_scale": None}, "a scale is not constant"),
+        ({"w_scale": None, "w_zero": np.int8(0)}, "a scale is not constant"),
+        ({"q_zero": None}, "a zero point is not constant"),
+        ({"w_zero": None, "w_scale": np.float32(1)}, "a zero point is not constant"),
+        ({"q_scale": np.ones(8, np.float32), "q_zero": np.zeros(8, np.int8)}, "per column of K"),
+        (
+            {"w_scale": np.ones(8, np.float32), "w_zero": np.zeros(8, np.int8), "axis": 0},
+            "the weight has a scale per row of K",
+        ),
+        ({"w": None}, "the weight has a zero point and is not constant"),
+        ({"w": np.full((8, 3), -127, np.int8)}, "or leaves int8 without it"),
+        (
+            {"w": None, "w_zero": np.zeros(3, np.int8), "q_zero": np.int8(3)},
+            "the activation has a zero point and the weight is not constant",
+        ),
+        ({"wide": "float16"}, "dequantized to float16 x float16"),
+        (
+            {"q": ((8, 4), "int8"), "moved": lambda x, w: (op.permute_dims(x), w)},
+            "the activation is transposed after it is dequantized",
+        ),
+        ({"w": W.reshape(1, 8, 3), "axis": 2}, "the weight is not a matrix of known shape"),
+    ],
+)
+def test_what_is_left_alone_and_why(changes: dict[str, Any], reason: str) -> None:
+    (found,) = assert_unchanged(LowerQDQ, product(**changes))
+    assert reason in found
+
+
+def test_other_products_are_not_looked_at() -> None:
+    """A float operand; a permutation that is no transposition."""
+    plain = product(moved=lambda x, w: (x, relax.const(np.ones((8, 3), np.float32))))
+    assert assert_unchanged(LowerQDQ, plain) == []
+    batch = {"w": W.reshape(1, 8, 3), "axis": 2}
+    moved = product(**batch, moved=lambda x, w: (x, op.permute_dims(w, [0, 1, 2])))
+    assert assert_unchanged(LowerQDQ, moved) == []
+
+
+@settings(max_examples=2, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 9), st.booleans(), st.integers(0, 2**32 - 1))
+def test_numbers_of_the_whole_pipeline(k: int, n: int, transposed: bool, seed: int) -> None:
+    """Bit by bit the documented formula; close to the float product it stands for."""
+    rng = np.random.default_rng(seed)
+    w = rng.integers(-64, 64, (n, k)).astype(np.int8)
+    w_zero = rng.integers(-64, 64, n).astype(np.int8)
+    w_scale = rng.uniform(0.01, 1, n).astype(np.float32)
+    scale, zero = np.float32(rng.uniform(0.01, 1)), np.int8(rng.integers(-128, 128))
+    arranged = w if transposed else np.ascontiguousarray(w.T)
+    mod = product(
+        q=((tvm.tirx.Var("rows", "int64"), k), "int8"),
+        q_scale=scale,
+        q_zero=zero,
+        w=arranged,
+        w_scale=w_scale,
+        w_zero=w_zero,
+        axis=0 if transposed else 1,
+        moved=lambda x, w: (x, op.permute_dims(w) if transposed else w),
+    )
+    steps = tvm.transform.Sequential(split_passes())
+    func = steps(mod)["main"]
+    calls = [b.value for b in func.body.blocks[0].bindings if dialect.is_op(b.value)]
+    assert [dialect.is_op(call, "encode", "split_dense_scaled") for call in calls] == [True, True]
+    assert "multiply" not in func.script()
+    plain, split = Runnable(mod), Runnable(mod, steps)
+    unused = [np.float32(0), np.int8(0), W]
+    for rows in (1, 4, 17):
+        q = rng.integers(-128, 128, (rows, k)).astype(np.int8)
+        found = split(q, *map(np.asarray, unused))
+        exact = (q.astype(np.int64) - zero) @ (w.astype(np.int64) - w_zero[:, None]).T
+        assert_equal_bits(found, exact.astype(np.float32) * scale * w_scale)
+        expected = plain(q, *map(np.asarray, unused))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3 * np.abs(expected).max())
