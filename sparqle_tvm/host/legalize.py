@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import tvm
 from tvm import relax, sym, tirx
 
 from sparqle_tvm.errors import CompileError
 from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.host.layout import panel_matrix, panel_vector
+from sparqle_tvm.host.matmul import matmul_kernel
+from sparqle_tvm.host.matmul_tile import INTEGER_LIMITS, MatmulSpec
 from sparqle_tvm.host.split_dense import DenseSpec, split_dense_kernel
 from sparqle_tvm.host.tiling import host_tile, static_int
 
@@ -68,6 +71,48 @@ def legalize_split_dense_scaled(bb: relax.BlockBuilder, call: relax.Call) -> rel
     if group:
         args += [_arrange_matrix(bb, group[0], "float32", cols), group[1]]
     return _call(bb, split_dense_kernel(spec), "split_dense_scaled", args, call.ty)
+
+
+def legalize_matmul(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Lower ``R.matmul``; what :mod:`sparqle_tvm.host.matmul` does not know, TVM's own way."""
+    spec = _matmul_spec(call)
+    if spec is None:
+        return tvm.ir.Op.get("relax.matmul").get_attr("FLegalize")(bb, call)
+    return _call(bb, matmul_kernel(spec), "matmul", list(call.args), call.ty)
+
+
+def _matmul_spec(call: relax.Call) -> MatmulSpec | None:
+    """The kernel's parameters, None if there is no kernel for these types and shapes."""
+    types = [call.args[0].ty, call.args[1].ty, call.ty]
+    if any(ty.shape is None or not isinstance(ty.shape, relax.ShapeExpr) for ty in types):
+        return None
+    a_dtype, b_dtype, out_dtype = (str(ty.dtype) for ty in types)
+    integer = a_dtype in INTEGER_LIMITS and b_dtype in INTEGER_LIMITS and out_dtype == "int32"
+    floating = a_dtype == b_dtype == out_dtype and out_dtype in ("float32", "float64")
+    a, b, _ = (list(ty.shape.values) for ty in types)
+    if not (integer or floating) or min(len(a), len(b)) < 2:
+        return None
+    flags = _batch_flags(a[:-2], b[:-2])
+    if flags is None or not sym.Analyzer().can_prove_equal(a[-1], b[-2]):
+        return None
+    columns, channels = (int(d) if isinstance(d, tirx.IntImm) else None for d in (a[-1], b[-1]))
+    return MatmulSpec(*flags, columns, channels, a_dtype, b_dtype, out_dtype, host_tile())
+
+
+def _batch_flags(a: list[Any], b: list[Any]) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """How each operand takes part in the batch dimensions; None if that is not known."""
+    equal, count = sym.Analyzer().can_prove_equal, max(len(a), len(b))
+    pairs: list[tuple[str, str]] = []
+    for x, y in zip([None] * (count - len(a)) + a, [None] * (count - len(b)) + b, strict=True):
+        if x is None or y is None:
+            pairs.append(("" if x is None else "d", "" if y is None else "d"))
+        elif equal(x, y):
+            pairs.append(("d", "d"))
+        elif equal(x, 1) or equal(y, 1):
+            pairs.append(("1", "d") if equal(x, 1) else ("d", "1"))
+        else:
+            return None
+    return tuple(x for x, _ in pairs), tuple(y for _, y in pairs)
 
 
 def _legalize_encoding(bb: relax.BlockBuilder, call: relax.Call, qmax: int) -> relax.Expr:
@@ -151,4 +196,5 @@ def _call(
     return relax.call_tir(bb.add_func(kernel, name), relax.Tuple(args), out)
 
 
-HOST_LEGALIZE_MAP: dict[str, Any] = {}
+HOST_LEGALIZE_MAP: dict[str, Any] = {"relax.matmul": legalize_matmul}
+"""For ``relax.transform.LegalizeOps(customize_legalize_map=...)``; our own ops need no entry."""

@@ -121,6 +121,15 @@ def int64(value: Any) -> Any:
     return tirx.IntImm("int64", value) if isinstance(value, int) else value
 
 
+def fixed(value: Any) -> Any:
+    """An index computed once, here.
+
+    Besides saving repeated work, it keeps divisions and conditions out of the expressions that
+    TVM's lowering passes analyse at every access, which takes them seconds.
+    """
+    return Scalar("int64", int64(value)).value
+
+
 def loop(count: Any) -> Any:
     """Context manager of a serial loop; gives the loop variable."""
     return T.serial(int64(count))
