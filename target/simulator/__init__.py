@@ -1,1 +1,31 @@
-"""."""
+"""Running programs on a model of the accelerator: exact values, cycles, bytes and MACs."""
+
+from sparqle_tvm.target.simulator.counts import Counts, EngineTime, PlaneCounts
+from sparqle_tvm.target.simulator.digits import draw_bitmap, draw_nnz, nnz_from_bitmap
+from sparqle_tvm.target.simulator.layout import (
+    activation_tensors,
+    pack_activations,
+    pack_weights,
+    tensor_formats,
+    tile_order,
+    weight_tensors,
+)
+from sparqle_tvm.target.simulator.simulate import SimResult, simulate, simulate_timing
+
+__all__ = [
+    "Counts",
+    "EngineTime",
+    "PlaneCounts",
+    "SimResult",
+    "activation_tensors",
+    "draw_bitmap",
+    "draw_nnz",
+    "nnz_from_bitmap",
+    "pack_activations",
+    "pack_weights",
+    "simulate",
+    "simulate_timing",
+    "tensor_formats",
+    "tile_order",
+    "weight_tensors",
+]

@@ -1,0 +1,302 @@
+"""The action table of a run: every step that moves or computes, with addresses and pointers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparqle_tvm.target.isa import (
+    Drain,
+    LdAct,
+    LdChn,
+    LdGrp,
+    LdLsb,
+    LdMsb,
+    LdPbm,
+    LdRow,
+    LdSum,
+    LdWgt,
+    MmaDns,
+    MmaLsb,
+    MmaMin,
+    MmaMsb,
+    StOut,
+    Tensor,
+    TileLoad,
+    ceil_div,
+)
+from sparqle_tvm.target.simulator import executor as x
+from sparqle_tvm.target.simulator.native import aligned
+from sparqle_tvm.target.simulator.pools import Pool, Pools, make_pools
+from sparqle_tvm.target.simulator.spec import ValueSpec
+from sparqle_tvm.target.simulator.steps import (
+    ACT_OPERAND,
+    GRP_OPERAND,
+    WGT_OPERAND,
+    InstructionClass,
+    Int64s,
+    Steps,
+)
+from sparqle_tvm.target.simulator.timing import Schedule
+
+
+def action_table(
+    steps: Steps, schedule: Schedule, tensors: dict[Tensor, NDArray[Any]], spec: ValueSpec
+) -> tuple[Int64s, list[NDArray[Any]]]:
+    """Make the executor's table and the memory for what it decodes.
+
+    Parameters
+    ----------
+    steps, schedule : Steps, Schedule
+        The bound program and its order.
+    tensors : dict
+        All tensors in DRAM, OUT too; they must live as long as the table is used.
+    spec : ValueSpec
+        Formats.
+
+    Returns
+    -------
+    table : int64 (actions, COLUMNS)
+    memory : list of ndarray
+        The executor's arguments behind the buffers.
+    """
+    b = _Builder(steps, tensors, [])
+    for cls, tensor in _PLAIN_LOADS.items():
+        _add_tile_load(b, cls, tensor)
+    _add_stream_loads(b)
+    _add_parameter_loads(b)
+    _add_dense_loads(b)
+    pools = _find_tiles(steps, schedule, spec)
+    for multiply in (MmaLsb, MmaMsb, MmaDns):
+        _add_multiplies(b, multiply, pools)
+    _add_minima(b, pools)
+    _add_stores(b)
+    m, n = (np.concatenate([steps.get(c, o) for c in (MmaLsb, Drain)]).max(initial=1) for o in "mn")
+    groups = spec.groups(steps.header.in_features) if spec.grouped else 0
+    row_bytes = LdAct.dram_bytes(steps.header, 1, steps.header.in_features)
+    room = int(max(2 * n + m, m * groups, row_bytes // 8 + 2))
+    offsets, scratch = aligned(steps.rows + 1, np.int64), aligned(room, np.float64)
+    return b.ordered(schedule.order), [*pools.memory, offsets, scratch]
+
+
+@dataclass(frozen=True, eq=False)
+class _Builder:
+    """Makes the table: rows of one action, and the steps they belong to."""
+
+    steps: Steps
+    tensors: dict[Tensor, NDArray[Any]]
+    parts: list[tuple[Int64s, Int64s]]
+
+    def add(self, cls: InstructionClass, action: int, columns: dict[int, Any]) -> None:
+        """Add an action for every step of a class."""
+        at = self.steps.of(cls)
+        if not len(at):
+            return
+        table = np.zeros((len(at), x.COLUMNS), dtype=np.int64)
+        table[:, 0] = action
+        for column, values in columns.items():
+            table[:, column] = values
+        self.parts.append((at, table))
+
+    def get(self, cls: InstructionClass, operand: str) -> Int64s:
+        """Operand of all steps of a class."""
+        return self.steps.get(cls, operand)
+
+    def pointer(self, tensor: Tensor) -> int:
+        """Address of a tensor in memory."""
+        return self.tensors[tensor].ctypes.data
+
+    def pitch(self, tensor: Tensor) -> int:
+        """Bytes from one row of a tensor to the next."""
+        return self.tensors[tensor].strides[0]
+
+    def copy(
+        self,
+        cls: InstructionClass,
+        tensor: Tensor,
+        *,
+        dst: Any,
+        offset: Any,
+        nbytes: Any,
+        rows: Any,
+    ) -> None:
+        """Add a copy of `rows` rows of `nbytes` each, from a byte offset of a tensor on."""
+        if not len(self.steps.of(cls)):
+            return
+        weights = cls in (LdWgt, LdGrp, LdChn)
+        columns = {
+            x.COPY_BUFFER: int(weights),
+            x.COPY_DST: dst,
+            x.COPY_SRC: self.pointer(tensor) + offset,
+            x.COPY_PITCH: self.pitch(tensor),
+            x.COPY_BYTES: nbytes,
+            x.COPY_ROWS: rows,
+        }
+        self.add(cls, x.COPY, columns)
+
+    def ordered(self, order: Int64s) -> Int64s:
+        """The table in the order of execution, actions of one step in the order they were added."""
+        rank = np.empty(len(self.steps), dtype=np.int64)
+        rank[order] = np.arange(len(order))
+        step = np.concatenate([at for at, _ in self.parts])
+        table = np.concatenate([part for _, part in self.parts])
+        by_rank = np.argsort(rank[step], kind="stable")
+        result = aligned(table.shape, np.int64)
+        np.take(table, by_rank, axis=0, out=result)
+        return result
+
+
+_PLAIN_LOADS: dict[type[TileLoad], Tensor] = {
+    LdLsb: Tensor.LSB,
+    LdPbm: Tensor.PBM,
+    LdSum: Tensor.GROUP_SUMS,
+    LdWgt: Tensor.WGT,
+}
+
+
+def _add_tile_load(b: _Builder, cls: type[TileLoad], tensor: Tensor) -> None:
+    """Rows of a tensor that is packed like the tile: columns begin at whole bytes."""
+    if not len(b.steps.of(cls)):
+        return
+    header = b.steps.header
+    nbytes = cls.row_bytes(header, b.get(cls, "cols"))
+    offset = b.get(cls, "row") * b.pitch(tensor) + cls.row_bytes(header, b.get(cls, "col"))
+    b.copy(
+        cls, tensor, dst=b.get(cls, "dst"), offset=offset, nbytes=nbytes, rows=b.get(cls, "rows")
+    )
+
+
+def _add_stream_loads(b: _Builder) -> None:
+    """Bytes of the MSB stream from one tile pointer to another."""
+    if not len(b.steps.of(LdMsb)):
+        return
+    header, array_rows = b.steps.header, b.steps.header.accelerator.rows
+    pointers = b.tensors[Tensor.MSB_PTR].astype(np.int64)
+    row, rows = b.get(LdMsb, "row"), b.get(LdMsb, "rows")
+    chunk = b.get(LdMsb, "col") // header.k_chunk * ceil_div(b.steps.rows, array_rows)
+    begin = pointers[chunk + row // array_rows]
+    nbytes = pointers[chunk + ceil_div(row + rows, array_rows)] - begin
+    b.copy(LdMsb, Tensor.MSB, dst=b.get(LdMsb, "dst"), offset=begin, nbytes=nbytes, rows=1)
+
+
+def _add_parameter_loads(b: _Builder) -> None:
+    """Loads that gather parts of two tensors, one behind the other, and row scales."""
+    header = b.steps.header
+    if header.output == "float32" and len(b.steps.of(LdRow)):
+        row, rows = b.get(LdRow, "row"), b.get(LdRow, "rows")
+        b.copy(
+            *(LdRow, Tensor.ACT_SCALE),
+            dst=b.get(LdRow, "dst"),
+            offset=4 * row,
+            nbytes=4 * rows,
+            rows=1,
+        )
+    if header.group_size and len(b.steps.of(LdGrp)):
+        row, rows, dst = (b.get(LdGrp, operand) for operand in ("row", "rows", "dst"))
+        nbytes = 2 * ceil_div(b.get(LdGrp, "cols"), header.group_size)
+        begin = 2 * (b.get(LdGrp, "col") // header.group_size)
+        for i, tensor in enumerate((Tensor.W_SCALE, Tensor.W_MIN)[: 1 + header.has_min]):
+            b.copy(
+                *(LdGrp, tensor),
+                dst=dst + i * rows * nbytes,
+                offset=row * b.pitch(tensor) + begin,
+                nbytes=nbytes,
+                rows=rows,
+            )
+    if len(b.steps.of(LdChn)):
+        row, rows, dst = (b.get(LdChn, operand) for operand in ("row", "rows", "dst"))
+        parts = [Tensor.W_SCALE] if header.output == "float32" and not header.group_size else []
+        parts += [Tensor.OFFSET] if header.has_offset else []
+        for tensor in parts:
+            size = b.tensors[tensor].itemsize
+            b.copy(LdChn, tensor, dst=dst, offset=size * row, nbytes=size * rows, rows=1)
+            dst = dst + size * rows
+
+
+def _add_dense_loads(b: _Builder) -> None:
+    if not len(b.steps.of(LdAct)):
+        return
+    begin = LdAct.dram_bytes(b.steps.header, 1, b.get(LdAct, "col"))
+    row = b.get(LdAct, "row") * b.pitch(Tensor.ACT)
+    columns = {
+        x.SPLIT_LSB: b.get(LdAct, "lsb"),
+        x.SPLIT_MSB: b.get(LdAct, "msb"),
+        x.SPLIT_SRC: b.pointer(Tensor.ACT) + row + begin,
+        x.SPLIT_PITCH: b.pitch(Tensor.ACT),
+        x.SPLIT_COLS: b.get(LdAct, "cols"),
+        x.SPLIT_ROWS: b.get(LdAct, "rows"),
+    }
+    b.add(LdAct, x.SPLIT, columns)
+
+
+def _find_tiles(steps: Steps, schedule: Schedule, spec: ValueSpec) -> Pools:
+    activations, weights, parameters = (Pool(steps, schedule) for _ in range(3))
+    dense = steps.header.scheme == "dense"
+    activations.add(MmaLsb, ACT_OPERAND, LdAct if dense else LdLsb, "m")
+    activations.add(MmaMsb, ACT_OPERAND, LdPbm, "m")
+    activations.add(MmaDns, ACT_OPERAND, LdAct, "m", write=1)
+    for cls in (MmaLsb, MmaMsb, MmaDns):
+        weights.add(cls, WGT_OPERAND, LdWgt, "n")
+        parameters.add(cls, GRP_OPERAND, LdGrp, "n")
+    parameters.add(MmaMin, GRP_OPERAND, LdGrp, "n")
+    return make_pools(steps, spec, activations, weights, parameters)
+
+
+def _accumulators(b: _Builder, cls: InstructionClass, m: str, n: str) -> dict[int, Any]:
+    cells = b.get(cls, "acc") // b.steps.header.accumulator_bytes
+    return {x.CELL: cells, x.M: b.get(cls, m), x.N: b.get(cls, n)}
+
+
+def _add_multiplies(b: _Builder, cls: InstructionClass, pools: Pools) -> None:
+    plane = {MmaLsb: x.LSB_PLANE, MmaMsb: x.SPARSE_PLANE, MmaDns: x.MSB_PLANE}[cls]
+    operand = {MmaLsb: "lsb", MmaMsb: "pbm", MmaDns: "msb"}[cls]
+    columns = {
+        **_accumulators(b, cls, "m", "n"),
+        x.K: b.get(cls, "k"),
+        x.ZERO: b.get(cls, "zero"),
+        x.PLANE: plane,
+        x.ACT: b.get(cls, operand),
+        x.STREAM: b.get(cls, "msb") if cls is MmaMsb else 0,
+        x.WGT: b.get(cls, "wgt"),
+        x.GRP: b.get(cls, "grp"),
+    }
+    columns[x.ACT_ENTRY], columns[x.ACT_KEY] = pools.activations[cls]
+    columns[x.WGT_ENTRY], columns[x.WGT_KEY] = pools.weights[cls]
+    columns[x.GRP_ENTRY], columns[x.GRP_KEY] = pools.parameters[cls]
+    b.add(cls, x.MULTIPLY, columns)
+
+
+def _add_minima(b: _Builder, pools: Pools) -> None:
+    entry, key = pools.parameters[MmaMin]
+    columns = {
+        **_accumulators(b, MmaMin, "m", "n"),
+        x.K: b.get(MmaMin, "k"),
+        x.ZERO: b.get(MmaMin, "zero"),
+        x.ACT: b.get(MmaMin, "sum"),
+        x.GRP: b.get(MmaMin, "grp"),
+        x.GRP_ENTRY: entry,
+        x.GRP_KEY: key,
+    }
+    b.add(MmaMin, x.MINIMA, columns)
+
+
+def _add_stores(b: _Builder) -> None:
+    header = b.steps.header
+    drains = {
+        **_accumulators(b, Drain, "m", "n"),
+        x.DRAIN_ROW: np.maximum(b.get(Drain, "row"), 0),
+        x.DRAIN_CHANNEL: np.maximum(b.get(Drain, "chn"), 0),
+        x.DRAIN_OFFSET: int(header.has_offset),
+        x.DRAIN_FLOAT: int(header.output == "float32"),
+    }
+    b.add(Drain, x.DRAIN, drains)
+    pitch = b.pitch(Tensor.OUT)
+    stores = {
+        **_accumulators(b, StOut, "rows", "cols"),
+        x.STORE_DST: b.pointer(Tensor.OUT) + b.get(StOut, "row") * pitch + 4 * b.get(StOut, "col"),
+        x.STORE_PITCH: pitch,
+    }
+    b.add(StOut, x.STORE, stores)

@@ -1,0 +1,244 @@
+"""Decoding what lies packed in the buffers into operands of the dot products.
+
+Each function emits the code for one tile; `spec` describes the layouts. Nothing here is trusted
+to be well-formed: whatever the bytes are, reads stay within the tile's range and the slack behind
+the buffer, and writes within the tile's entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.tirx.script import builder as T
+
+from sparqle_tvm.target.simulator.script import (
+    Array,
+    Scalar,
+    cast,
+    ceil_div,
+    loop,
+    parallel,
+)
+from sparqle_tvm.target.simulator.spec import ValueSpec
+
+BUFFER_SLACK_BYTES = 512
+"""Bytes behind ACT and WGT that a decoder may read (and ignore)."""
+
+
+@dataclass(frozen=True)
+class ActivationTile:
+    """A tile of activation digits in ACT, and where its decoded form goes.
+
+    Attributes
+    ----------
+    act : Array
+        The buffer ACT, uint8.
+    address, stream : expression
+        Byte address of the plane (or bitmap), and of the MSB stream.
+    rows, k : expression
+        Sizes of the tile.
+    pool, entry : Array, expression
+        Decoded elements, and where the tile's begin.
+    sums, sums_entry : Array, expression
+        Sums of the spans of every row, int32, and where they begin.
+    offsets : Array
+        Scratch of at least rows + 1 int64.
+    """
+
+    act: Array
+    address: Any
+    stream: Any
+    rows: Any
+    k: Any
+    pool: Array
+    entry: Any
+    sums: Array
+    sums_entry: Any
+    offsets: Array
+
+
+def decode_plane(spec: ValueSpec, tile: ActivationTile, signed: Any) -> None:
+    """Decode a dense plane of digits; `signed` is 1 if they are two's complement, else 0."""
+    sign = Scalar("int32", cast("int32", signed) * 2 ** (spec.k - 1)).value
+    row_bytes = ceil_div(tile.k * spec.k, 8)
+
+    def decode_row(row: Any) -> None:
+        source = tile.address + row * row_bytes
+        target = tile.entry + row * (spec.spans(tile.k) * spec.pitch)
+        if spec.contiguous:
+            per_byte = 8 // spec.k
+            with loop(row_bytes) as byte:
+                for i in range(per_byte):
+                    packed = cast("int32", tile.act[source + byte])
+                    digit = _digit(packed, i * spec.k, spec.k, sign)
+                    tile.pool[target + byte * per_byte + i] = cast(spec.dot.activation, digit)
+        else:
+
+            def put(column: Any, position: Any) -> None:
+                bit = column * spec.k
+                packed = cast("int32", tile.act[source + T.shift_right(bit, T.int64(3))])
+                shift = cast("int32", T.bitwise_and(bit, T.int64(7)))
+                digit = _digit(packed, shift, spec.k, sign)
+                tile.pool[target + position] = cast(spec.dot.activation, digit)
+
+            _for_columns(spec, tile.k, put)
+        _clear_padding(spec, tile, target)
+        _sum_spans(spec, tile, row, target)
+
+    with loop(tile.rows) as row:
+        decode_row(row)
+
+
+def decode_sparse(spec: ValueSpec, tile: ActivationTile) -> None:
+    """Decode a bitmap and its stream of digits; rows begin where the bits counted so far say."""
+    row_bytes = ceil_div(tile.k, 8)
+    # Bits behind the last column do not count.
+    last_mask = T.shift_left(T.int64(1), (tile.k - 1) - (row_bytes - 1) * 8 + 1) - 1
+    tile.offsets[0] = 0
+    with loop(tile.rows) as row:
+        found = Scalar("int64", T.int64(0))
+        source = tile.address + row * row_bytes
+        with loop(row_bytes - 1) as byte:
+            found.add(cast("int64", T.popcount(tile.act[source + byte])))
+        last = T.bitwise_and(cast("int64", tile.act[source + row_bytes - 1]), last_mask)
+        found.add(T.popcount(last))
+        tile.offsets[row + 1] = tile.offsets[row] + ceil_div(found.value * spec.k, 8)
+
+    def decode_row(row: Any) -> None:
+        bitmap = tile.address + row * row_bytes
+        stream = tile.stream + tile.offsets[row]
+        target = tile.entry + row * (spec.spans(tile.k) * spec.pitch)
+        digits = Scalar("int64", T.int64(0))
+        sign = 2 ** (spec.k - 1)
+
+        def put(column: Any, position: Any) -> None:
+            bits = cast("int32", tile.act[bitmap + T.shift_right(column, T.int64(3))])
+            shift = cast("int32", T.bitwise_and(column, T.int64(7)))
+            stored = T.bitwise_and(T.shift_right(bits, shift), 1)
+            at = digits.value * spec.k
+            packed = cast("int32", tile.act[stream + T.shift_right(at, T.int64(3))])
+            digit = _digit(packed, cast("int32", T.bitwise_and(at, T.int64(7))), spec.k, sign)
+            # A branch on a random bit would be mispredicted; the digit is read always.
+            tile.pool[target + position] = cast(spec.dot.activation, digit * stored)
+            digits.add(cast("int64", stored))
+
+        _for_columns(spec, tile.k, put)
+        _clear_padding(spec, tile, target)
+        _sum_spans(spec, tile, row, target)
+
+    with parallel(tile.rows) as row:
+        decode_row(row)
+
+
+def decode_weights(
+    spec: ValueSpec, wgt: Array, address: Any, n: Any, k: Any, pool: Array, entry: Any
+) -> None:
+    """Decode all slices of a weight tile in WGT into panels."""
+    dot = spec.dot
+    row_bytes = ceil_div(k * spec.weight_bits, 8)
+    steps = spec.pitch // dot.depth
+    spans, panels = spec.spans(k), spec.panels(n)
+
+    def decode_panel(panel: Any) -> None:
+        first = panel * dot.channels
+        with loop(T.min(T.int64(dot.channels), n - first)) as channel, loop(spans) as span:
+            source = address + (first + channel) * row_bytes
+            begin = spec.span_begin(span)
+            with loop(ceil_div(spec.span_columns(span, k), dot.depth)) as step:
+                values = _weight_values(spec, wgt, source, begin + step * dot.depth)
+                for index in range(spec.slices):
+                    where = ((index * panels + panel) * spans + span) * steps + step
+                    cell = entry + (where * dot.channels + channel) * dot.depth
+                    _put_weights(spec, pool, cell, values, index)
+
+    with parallel(panels) as panel:
+        decode_panel(panel)
+
+
+def decode_parameters(
+    spec: ValueSpec, wgt: Array, address: Any, n: Any, k: Any, pool: Array, entry: Any
+) -> None:
+    """Decode group scales (and minima behind them) of `n` channels to float64 panels."""
+    channels = spec.dot.channels
+    groups, panels = spec.groups(k), spec.panels(n)
+    for kind in range(2 if spec.has_min else 1):
+        with loop(panels) as panel:
+            first = panel * channels
+            with loop(T.min(T.int64(channels), n - first)) as channel, loop(groups) as group:
+                source = address + ((kind * n + first + channel) * groups + group) * 2
+                low, high = cast("int64", wgt[source]), cast("int64", wgt[source + 1])
+                where = ((kind * panels + panel) * groups + group) * channels + channel
+                pool[entry + where] = _half_to_double(low + T.shift_left(high, T.int64(8)))
+
+
+def _digit(packed: Any, shift: Any, bits: int, sign: Any) -> Any:
+    """Extract a digit from an int32; `sign` is the value of its sign bit, 0 if it has none."""
+    digit = T.bitwise_and(T.shift_right(packed, shift), 2**bits - 1)
+    return T.bitwise_xor(digit, sign) - sign
+
+
+def _for_columns(spec: ValueSpec, k: Any, put: Callable[[Any, Any], None]) -> None:
+    """Call ``put(column, position)`` for all columns in order."""
+    if spec.contiguous:
+        with loop(k) as column:
+            put(column, column)
+        return
+    with loop(spec.spans(k)) as span, loop(spec.span_columns(span, k)) as i:
+        put(spec.span_begin(span) + i, span * spec.pitch + i)
+
+
+def _clear_padding(spec: ValueSpec, tile: ActivationTile, target: Any) -> None:
+    with loop(spec.spans(tile.k)) as span:
+        columns = Scalar("int64", spec.span_columns(span, tile.k))
+        with loop(spec.pitch - columns.value) as i:
+            tile.pool[target + span * spec.pitch + columns.value + i] = 0
+
+
+def _sum_spans(spec: ValueSpec, tile: ActivationTile, row: Any, target: Any) -> None:
+    if not (spec.dot.biased and spec.weight_signed):
+        return
+    with loop(spec.spans(tile.k)) as span:
+        total = Scalar("int32", T.int32(0))
+        with loop(spec.pitch) as i:
+            total.add(cast("int32", tile.pool[target + span * spec.pitch + i]))
+        tile.sums[tile.sums_entry + row * spec.spans(tile.k) + span] = total.value
+
+
+def _weight_values(spec: ValueSpec, wgt: Array, source: Any, column: Any) -> list[Any]:
+    """Stored weights of `Dot.depth` consecutive columns: int32 each, higher bits arbitrary."""
+    bits, depth = spec.weight_bits, spec.dot.depth
+    if spec.pitch == spec.width and depth == 4:
+        word = Scalar("int32", T.int32(0))
+        byte = source + T.truncdiv(column * bits, T.int64(8))
+        for i in range(depth * bits // 8):
+            word.set(
+                T.bitwise_or(word.value, T.shift_left(cast("int32", wgt[byte + i]), T.int32(8 * i)))
+            )
+        return [T.shift_right(word.value, T.int32(i * bits)) for i in range(depth)]
+    values = []
+    for i in range(depth):
+        bit = (column + i) * bits
+        packed = cast("int32", wgt[source + T.shift_right(bit, T.int64(3))])
+        values.append(T.shift_right(packed, cast("int32", T.bitwise_and(bit, T.int64(7)))))
+    return values
+
+
+def _put_weights(spec: ValueSpec, pool: Array, cell: Any, values: list[Any], index: int) -> None:
+    bits, signed = spec.slice_bits, spec.slice_is_signed(index)
+    for i, value in enumerate(values):
+        sign = 2 ** (bits - 1) if signed else 0
+        digit = _digit(value, T.int32(index * spec.k), bits, 0 if spec.dot.biased else sign)
+        if spec.dot.biased:
+            digit = T.bitwise_xor(digit, sign)
+        pool[cell + i] = cast(spec.dot.weight, digit)
+
+
+def _half_to_double(half: Any) -> Any:
+    """Value of a finite float16 given as int64 bits, by integer arithmetic: no rounding mode."""
+    exponent = T.bitwise_and(T.shift_right(half, T.int64(10)), T.int64(31))
+    mantissa = T.bitwise_and(half, T.int64(1023)) + 1024 * cast("int64", exponent > 0)
+    power = T.shift_left(T.max(exponent, T.int64(1)) - 25 + 1023, T.int64(52))
+    magnitude = cast("float64", mantissa) * T.reinterpret("float64", power)
+    return T.if_then_else(half >= 32768, T.float64(0) - magnitude, magnitude)

@@ -1,0 +1,183 @@
+"""Stored MSB digits as the array sees them: steps, waits and bytes of every tile.
+
+`RowNnz` says how many digits each row stores; from that follow, for every K chunk and every group
+of `accelerator.rows` rows, the steps of the slowest row, the steps of all rows, digits and bytes.
+They are kept as running sums over the row groups, so that a tile of any height is a difference.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.target.cost.shapes import RowNnz
+from sparqle_tvm.target.header import Header
+from sparqle_tvm.target.isa import ceil_div, split_steps
+
+
+@dataclass(frozen=True, eq=False)
+class DigitTables:
+    """Running sums over the row groups of each K chunk, all int64 (chunks, groups + 1).
+
+    Attributes
+    ----------
+    digits, nbytes : ndarray
+        Stored digits, and bytes of the tile-ordered stream (rows padded to a byte).
+    slowest : tuple of ndarray
+        Steps of the slowest row (and segment) of each group, for each `row_split` asked for.
+    waited : tuple of ndarray
+        Steps that the other rows (and segments) of the group stand idle meanwhile.
+    """
+
+    digits: NDArray[np.int64]
+    nbytes: NDArray[np.int64]
+    slowest: tuple[NDArray[np.int64], ...]
+    waited: tuple[NDArray[np.int64], ...]
+
+
+def nnz_from_bitmap(pbm: NDArray[np.uint8], header: Header, splits: tuple[int, ...]) -> RowNnz:
+    """Count a bitmap as finely as the steps of `header` need it.
+
+    Parameters
+    ----------
+    pbm : uint8 (M, ceil(K / 8))
+        Precision bitmap, transport form.
+    header : Header
+        Chunks, groups and lanes.
+    splits : tuple of int
+        The values of `row_split` in the program.
+    """
+    starts = {
+        s for split in splits for k in _chunk_sizes(header) for s in _pieces(header, k, split)
+    }
+    if all(start % 8 == 0 for start in starts):
+        return RowNnz.from_pbm(pbm, header.in_features)
+    bits = np.unpackbits(pbm, axis=1, count=header.in_features, bitorder="little")
+    return RowNnz(bits, 1, header.in_features)
+
+
+def digit_tables(nnz: RowNnz, header: Header, splits: tuple[int, ...]) -> DigitTables:
+    """Make the tables.
+
+    Parameters
+    ----------
+    nnz : RowNnz
+        Stored digits of (M, K) activations.
+    header : Header
+        Chunks, groups, lanes and rows of the array.
+    splits : tuple of int
+        The values of `row_split` in the program.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `nnz` is of another K, or counts more columns together than a PE row works on.
+    """
+    if nnz.in_features != header.in_features:
+        raise InvalidArgumentError(
+            f"{header.label!r} has K = {header.in_features}, the digits are of {nnz.in_features}"
+        )
+    counts = nnz.per_chunk(header.k_chunk).T
+    steps = [_row_steps(nnz, header, split) for split in splits]
+    return DigitTables(
+        digits=_running(counts, header, "sum"),
+        nbytes=_running(ceil_div(counts * header.digit_bits, 8), header, "sum"),
+        slowest=tuple(_running(s.max(axis=2), header, "max") for s in steps),
+        waited=tuple(_waited(s, header) for s in steps),
+    )
+
+
+def draw_nnz(
+    rng: np.random.Generator, density: ArrayLike, rows: int, in_features: int, unit: int
+) -> RowNnz:
+    """Draw how many digits each row stores, without drawing a bitmap.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Source of randomness.
+    density : array-like of float
+        Measured shares of stored digits of rows, 0 to 1 each; every row draws one of them, then
+        every span of columns its count (binomial).
+    rows, in_features : int
+        M and K.
+    unit : int
+        Columns counted together: a divisor of the K chunk (or K).
+    """
+    spans = math.ceil(in_features / unit)
+    widths = np.minimum(unit, in_features - unit * np.arange(spans))
+    share = rng.choice(np.atleast_1d(np.asarray(density, dtype=np.float64)), size=rows)
+    return RowNnz(rng.binomial(widths, share[:, None]).astype(np.int32), unit, in_features)
+
+
+def draw_bitmap(
+    rng: np.random.Generator, density: ArrayLike, rows: int, in_features: int
+) -> NDArray[np.uint8]:
+    """Draw a precision bitmap: uint8 (rows, ceil(in_features / 8)); arguments as `draw_nnz`."""
+    share = rng.choice(np.atleast_1d(np.asarray(density, dtype=np.float64)), size=rows)
+    bits = rng.random((rows, in_features)) < share[:, None]
+    return np.packbits(bits, axis=1, bitorder="little")
+
+
+def _chunk_sizes(header: Header) -> set[int]:
+    last = header.in_features - (header.chunks - 1) * header.k_chunk
+    return {min(header.k_chunk, header.in_features), last}
+
+
+def _pieces(header: Header, k: int, split: int) -> list[int]:
+    """Columns of a chunk of `k` at which a PE row begins a new step."""
+    width = header.accelerator.lanes * int(split_steps(header, k, split))
+    starts = set(range(0, k, width))
+    if header.group_size and not header.accelerator.msb_across_groups:
+        starts |= set(range(0, k, header.group_size))
+    return sorted(starts)
+
+
+def _row_steps(nnz: RowNnz, header: Header, split: int) -> NDArray[np.int64]:
+    """Steps of every row and segment: int64 (chunks, M, split)."""
+    lanes, unit = header.accelerator.lanes, nnz.unit
+    result = np.zeros((header.chunks, nnz.rows, split), dtype=np.int64)
+    if split == 1 and (header.accelerator.msb_across_groups or not header.group_size):
+        result[:, :, 0] = ceil_div(nnz.per_chunk(header.k_chunk), lanes).T
+        return result
+    for chunk in range(header.chunks):
+        begin = chunk * header.k_chunk
+        k = min(header.k_chunk, header.in_features - begin)
+        starts = np.array(_pieces(header, k, split))
+        if (begin % unit) or (starts % unit).any():
+            raise InvalidArgumentError(
+                f"{header.label!r}: PE rows begin steps at columns {starts[:4].tolist()}..., but "
+                f"the digits are counted {unit} columns at a time"
+            )
+        counts = nnz.counts[:, begin // unit : math.ceil((begin + k) / unit)]
+        steps = ceil_div(np.add.reduceat(counts, starts // unit, axis=1, dtype=np.int64), lanes)
+        segments = starts // (lanes * int(split_steps(header, k, split)))
+        firsts = np.flatnonzero(np.diff(segments, prepend=-1))
+        result[chunk, :, : len(firsts)] = np.add.reduceat(steps, firsts, axis=1)
+    return result
+
+
+def _running(per_row: NDArray[np.int64], header: Header, kind: str) -> NDArray[np.int64]:
+    """Reduce (chunks, M) over row groups, then sum up: (chunks, groups + 1)."""
+    starts = np.arange(0, per_row.shape[1], header.accelerator.rows)
+    reduce = np.maximum if kind == "max" else np.add
+    groups = reduce.reduceat(per_row, starts, axis=1)
+    running = np.zeros((groups.shape[0], groups.shape[1] + 1), dtype=np.int64)
+    np.cumsum(groups, axis=1, out=running[:, 1:])
+    return running
+
+
+def _waited(steps: NDArray[np.int64], header: Header) -> NDArray[np.int64]:
+    starts = np.arange(0, steps.shape[1], header.accelerator.rows)
+    heights = np.diff(starts, append=steps.shape[1])
+    slowest = np.maximum.reduceat(steps.max(axis=2), starts, axis=1)
+    slots = _running_groups(slowest * heights * steps.shape[2])
+    return slots - _running(steps.sum(axis=2), header, "sum")
+
+
+def _running_groups(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros_like(groups[:, :1]), np.cumsum(groups, axis=1)], axis=1)

@@ -1,0 +1,75 @@
+"""Compiling the simulator's kernels with TVM, and the memory they work on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+ALIGNMENT = 64
+
+
+def aligned(
+    shape: int | tuple[int, ...], dtype: DTypeLike, fill: int | None = None
+) -> NDArray[Any]:
+    """Make an array that begins at a multiple of 64 bytes, as compiled kernels expect.
+
+    Parameters
+    ----------
+    shape, dtype
+        As for ``numpy.empty``.
+    fill : int, optional
+        Value of every byte; without it the contents are arbitrary.
+    """
+    count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.empty(count + ALIGNMENT, dtype=np.uint8)
+    begin = -memory.ctypes.data % ALIGNMENT
+    memory = memory[begin : begin + count]
+    if fill is not None:
+        memory.fill(fill)
+    return memory.view(dtype).reshape(shape)
+
+
+def aligned_copy(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+    """Copy an array to a multiple of 64 bytes."""
+    copy = aligned(array.shape, dtype)
+    copy[...] = array
+    return copy
+
+
+@lru_cache(maxsize=1)
+def host_target() -> Any:
+    """The processor that the simulator runs on, as an ``llvm`` target."""
+    import tvm
+    from tvm.target import codegen
+
+    return tvm.target.Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()})
+
+
+@lru_cache(maxsize=1)
+def host_features() -> frozenset[str]:
+    """Which of the instruction sets that the kernels know the processor has."""
+    from tvm.target import codegen
+
+    known = ("sse2", "avx2", "avx512f", "avx512bw", "avx512vnni")
+    return frozenset(f for f in known if codegen.target_has_features(f, host_target()))
+
+
+def compile_kernel(function: Any, name: str) -> Callable[..., None]:
+    """Compile a PrimFunc for this processor.
+
+    Parameters
+    ----------
+    function : tvm.tirx.PrimFunc
+        From `script.function`.
+    name : str
+        Its name.
+    """
+    import tvm
+
+    module = tvm.compile(tvm.IRModule({name: function}), target=host_target())
+    compiled: Callable[..., None] = module[name]
+    return compiled

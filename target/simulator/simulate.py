@@ -1,0 +1,121 @@
+"""Simulating a program: values, cycles and counts of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.target.cost.shapes import RowNnz
+from sparqle_tvm.target.header import Engine
+from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.program import Program
+from sparqle_tvm.target.simulator.counts import Counts, EngineTime, count, engine_times
+from sparqle_tvm.target.simulator.digits import digit_tables, nnz_from_bitmap
+from sparqle_tvm.target.simulator.layout import DramTensors, check_tensors
+from sparqle_tvm.target.simulator.steps import Steps, bind_steps
+from sparqle_tvm.target.simulator.timing import Schedule, schedule
+
+
+@dataclass(frozen=True, eq=False)
+class SimResult:
+    """What a run of a program gave.
+
+    Attributes
+    ----------
+    output : int32 or float32 (M, N), or None
+        The output tensor; None if only the time was asked for.
+    total_cycles : int
+        Cycles until the last engine has ended.
+    engines : mapping of Engine to EngineTime
+        Busy and stalled cycles.
+    counts : Counts
+        Bytes, MACs, lane-cycles.
+    steps, schedule : Steps, Schedule
+        Every step and when it ran, for `timeline`.
+    """
+
+    output: NDArray[Any] | None
+    total_cycles: int
+    engines: Mapping[Engine, EngineTime]
+    counts: Counts
+    steps: Steps
+    schedule: Schedule
+
+
+def simulate(program: Program, tensors: DramTensors) -> SimResult:
+    """Run a program: values bit for bit, cycles and counts.
+
+    Parameters
+    ----------
+    program : Program
+        The program. It need not be verified: what would leave a buffer or a tensor is refused.
+    tensors : mapping of Tensor to ndarray
+        What `layout.tensor_formats` names, laid out as `isa.Tensor` says (see `layout`). OUT may be
+        given to be written in place. M is the number of rows of the activations.
+
+    Raises
+    ------
+    ProgramError
+        If the program cannot be bound to M rows, leaves a buffer or tensor, deadlocks, lets two
+        engines touch the same bytes at the same time, or multiplies a bitmap that it has not
+        loaded. Names the instruction.
+    InvalidArgumentError
+        If a tensor is missing or has the wrong format, or if tile pointers do not fit the bitmap.
+    """
+    from sparqle_tvm.target.simulator.values import check_pointers, run_values
+
+    header = program.header
+    activations = Tensor.ACT if header.scheme == "dense" else Tensor.PBM
+    if activations not in tensors:
+        raise InvalidArgumentError(f"{header.label!r} needs the tensor {activations.name}")
+    rows = len(tensors[activations])
+    checked = check_tensors(header, rows, tensors)
+    steps = bind_steps(program, rows)
+    digits = None
+    if header.scheme == "sparqle":
+        nnz = nnz_from_bitmap(checked[Tensor.PBM], header, steps.splits)
+        digits = digit_tables(nnz, header, steps.splits)
+        check_pointers(header, digits, checked)
+    when = schedule(steps, digits)
+    output = run_values(steps, when, checked)
+    counts = count(steps, when, digits)
+    return SimResult(output, when.total_cycles, engine_times(steps, when), counts, steps, when)
+
+
+def simulate_timing(program: Program, rows: int, nnz: RowNnz | None = None) -> SimResult:
+    """Run a program without values: the same cycles and counts as `simulate`.
+
+    Parameters
+    ----------
+    program : Program
+        The program.
+    rows : int
+        M.
+    nnz : RowNnz, optional
+        Stored MSB digits of the (M, K) activations, from a bitmap
+        (`digits.nnz_from_bitmap`) or drawn (`digits.draw_nnz`). Scheme ``dense`` needs none.
+
+    Raises
+    ------
+    ProgramError
+        As `simulate`.
+    InvalidArgumentError
+        If `nnz` is missing or is not that of (rows, K) activations.
+    """
+    header = program.header
+    steps = bind_steps(program, rows)
+    digits = None
+    if header.scheme == "sparqle":
+        if nnz is None or nnz.rows != rows:
+            given = "none" if nnz is None else f"those of {nnz.rows} rows"
+            raise InvalidArgumentError(
+                f"{header.label!r} needs the stored digits of {rows} rows, got {given}"
+            )
+        digits = digit_tables(nnz, header, steps.splits)
+    when = schedule(steps, digits)
+    counts = count(steps, when, digits)
+    return SimResult(None, when.total_cycles, engine_times(steps, when), counts, steps, when)

@@ -1,0 +1,144 @@
+"""What distinguishes one compiled executor from another, and how decoded operands lie in memory.
+
+Decoded columns are cut into spans: groups of weights, or parts of them of at most `dot.SPAN`
+columns. A span occupies `pitch` columns, a multiple of 4; what its tile does not have is zero in
+the activations.
+
+- Activations: row by row, each `spans(k) * pitch` elements.
+- Weights: slice by slice, panel by panel (`Dot.channels` output channels), span by span, step by
+  step (`Dot.depth` columns): the channels of the panel, `depth` elements each.
+- Group parameters: panel by panel, group by group, a float64 per channel; minima behind scales.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.tirx.script import builder as T
+
+from sparqle_tvm.target.header import Header
+from sparqle_tvm.target.simulator.dot import SPAN, Dot, choose_dot
+from sparqle_tvm.target.simulator.native import host_features
+from sparqle_tvm.target.simulator.script import ceil_div
+
+
+@dataclass(frozen=True)
+class ValueSpec:
+    """Formats of an op, and the processor's way to multiply.
+
+    Attributes
+    ----------
+    k : int
+        Bits of a digit.
+    weight_bits : int
+        Bits of a stored weight.
+    weight_signed : bool
+        Whether it is two's complement.
+    group_size : int
+        Weights along K that share a scale, 0: none.
+    has_min : bool
+        Whether groups have a minimum.
+    sum_bytes : int
+        Bytes of a group sum.
+    dot : Dot
+        The dot product.
+    """
+
+    k: int
+    weight_bits: int
+    weight_signed: bool
+    group_size: int
+    has_min: bool
+    sum_bytes: int
+    dot: Dot
+
+    @classmethod
+    def of(cls, header: Header) -> ValueSpec:
+        """The spec of a program on this processor."""
+        return cls(
+            k=header.digit_bits,
+            weight_bits=header.weight_bits,
+            weight_signed=header.weight_signed,
+            group_size=header.group_size,
+            has_min=header.has_min,
+            sum_bytes=header.sum_bytes if header.has_min else 0,
+            dot=choose_dot(host_features(), header.digit_bits),
+        )
+
+    @property
+    def slices(self) -> int:
+        """Weight slices."""
+        return math.ceil(self.weight_bits / self.k)
+
+    @property
+    def slice_bits(self) -> int:
+        """Bits of a weight slice."""
+        return min(self.k, self.weight_bits)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether weights have group scales."""
+        return self.group_size > 0
+
+    @property
+    def accumulator(self) -> str:
+        """Type of an accumulator."""
+        return "float64" if self.grouped else "int32"
+
+    @property
+    def parts(self) -> int:
+        """Spans of a group."""
+        return math.ceil(self.group_size / SPAN) if self.grouped else 1
+
+    @property
+    def width(self) -> int:
+        """Columns of a span; the last of a group or tile may have fewer."""
+        return math.ceil(self.group_size / self.parts) if self.grouped else SPAN
+
+    @property
+    def pitch(self) -> int:
+        """Columns that a span occupies."""
+        return math.ceil(self.width / 4) * 4
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether a decoded column lies at its own number."""
+        return self.pitch == self.width and self.parts * self.width in (self.group_size, SPAN)
+
+    def slice_is_signed(self, index: int) -> bool:
+        """Whether the digits of a weight slice are two's complement."""
+        return self.weight_signed and index == self.slices - 1
+
+    def groups(self, k: Any) -> Any:
+        """Groups of a tile of `k` columns (a number or an expression)."""
+        return _ceil(k, self.group_size)
+
+    def spans(self, k: Any) -> Any:
+        """Spans of a tile of `k` columns."""
+        return self.groups(k) * self.parts if self.grouped else _ceil(k, SPAN)
+
+    def panels(self, n: Any) -> Any:
+        """Panels of `n` channels."""
+        return _ceil(n, self.dot.channels)
+
+    def span_begin(self, span: Any) -> Any:
+        """First column of a span (expression)."""
+        if not self.grouped or self.parts == 1:
+            return span * self.width
+        group = T.truncdiv(span, T.int64(self.parts))
+        return group * self.group_size + T.truncmod(span, T.int64(self.parts)) * self.width
+
+    def span_columns(self, span: Any, k: Any) -> Any:
+        """Columns of a span within a tile of `k` columns (expression), at least 0."""
+        begin = self.span_begin(span)
+        columns = T.min(T.int64(self.width), k - begin)
+        if self.parts > 1:
+            group = T.truncdiv(span, T.int64(self.parts))
+            columns = T.min(columns, (group + 1) * self.group_size - begin)
+        return T.max(columns, T.int64(0))
+
+
+def _ceil(a: Any, b: int) -> Any:
+    return math.ceil(a / b) if isinstance(a, int) else ceil_div(a, b)

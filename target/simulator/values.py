@@ -1,0 +1,90 @@
+"""Running the values of a program on the compiled executor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.target.header import Header
+from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.operands import Buffer
+from sparqle_tvm.target.simulator.actions import action_table
+from sparqle_tvm.target.simulator.decode import BUFFER_SLACK_BYTES
+from sparqle_tvm.target.simulator.digits import DigitTables
+from sparqle_tvm.target.simulator.executor import executor
+from sparqle_tvm.target.simulator.native import aligned
+from sparqle_tvm.target.simulator.spec import ValueSpec
+from sparqle_tvm.target.simulator.steps import Steps, buffer_base
+from sparqle_tvm.target.simulator.timing import Schedule
+
+_UNWRITTEN = 0xA5
+"""Every byte on chip before it is written: results from unwritten bytes are wrong."""
+
+
+def run_values(
+    steps: Steps, schedule: Schedule, tensors: dict[Tensor, NDArray[Any]]
+) -> NDArray[Any]:
+    """Execute the steps in the order of their start.
+
+    Parameters
+    ----------
+    steps : Steps
+        The bound program.
+    schedule : Schedule
+        Its order, and which loads operands come from.
+    tensors : dict
+        From `layout.check_tensors`; OUT, if given, is written in place.
+
+    Returns
+    -------
+    int32 or float32 (M, N)
+        The output tensor.
+    """
+    header = steps.header
+    output = tensors.get(Tensor.OUT)
+    if output is None:
+        output = aligned((steps.rows, header.out_features), header.output)
+    # What a program does not store shows: NaN, or the smallest integer.
+    output[...] = np.nan if header.output == "float32" else np.iinfo(np.int32).min
+    tensors = {**tensors, Tensor.OUT: output}
+    spec = ValueSpec.of(header)
+    table, memory = action_table(steps, schedule, tensors, spec)
+    used = np.maximum(steps.reads.max(axis=(0, 1)), steps.writes.max(axis=(0, 1)))[1]
+    act, wgt = (
+        aligned(_used_bytes(header, buffer, used) + BUFFER_SLACK_BYTES, np.uint8, _UNWRITTEN)
+        for buffer in (Buffer.ACT, Buffer.WGT)
+    )
+    cells = _used_bytes(header, Buffer.ACC, used) // header.accumulator_bytes
+    acc = aligned(cells, spec.accumulator, _UNWRITTEN)
+    executor(spec)(table, act, wgt, acc, *memory)
+    return output
+
+
+def check_pointers(header: Header, digits: DigitTables, tensors: dict[Tensor, Any]) -> None:
+    """Check that the tile pointers fit the bitmap and the stream.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If they do not.
+    """
+    pointers = tensors[Tensor.MSB_PTR].astype(np.int64)
+    expected = np.diff(digits.nbytes, axis=1).reshape(-1)
+    if pointers[0] != 0 or (np.diff(pointers) != expected).any():
+        raise InvalidArgumentError(
+            f"{header.label!r}: MSB_PTR does not fit the bitmap, chunk of {header.k_chunk} columns "
+            f"by chunk, {header.accelerator.rows} rows by {header.accelerator.rows} rows"
+        )
+    if pointers[-1] > tensors[Tensor.MSB].size:
+        raise InvalidArgumentError(
+            f"{header.label!r}: MSB has {tensors[Tensor.MSB].size} bytes, MSB_PTR ends at "
+            f"{pointers[-1]}"
+        )
+
+
+def _used_bytes(header: Header, buffer: Buffer, used: int) -> int:
+    """Bytes of a buffer up to the last that any step touches."""
+    return int(min(max(used - buffer_base(header, buffer), 0), header.buffer_bytes(buffer)))

@@ -1,0 +1,197 @@
+"""Programs and operands for the simulator's tests: every form of dense op, double-buffered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sparqle_tvm.target.accelerator import PRESETS, Accelerator
+from sparqle_tvm.target.header import Allocation, Header, Queue
+from sparqle_tvm.target.isa import (
+    Drain,
+    LdAct,
+    LdChn,
+    LdGrp,
+    LdLsb,
+    LdMsb,
+    LdPbm,
+    LdRow,
+    LdSum,
+    LdWgt,
+    MmaDns,
+    MmaLsb,
+    MmaMin,
+    MmaMsb,
+    StOut,
+)
+from sparqle_tvm.target.operands import Affine, Buffer, Condition, Extent
+from sparqle_tvm.target.program import Program, ProgramBuilder
+
+TINY = replace(
+    PRESETS["sparqle/edge"],
+    name="tiny",
+    rows=4,
+    cols=4,
+    lanes=8,
+    dram_bytes_per_cycle=8.0,
+    dma_descriptor_cycles=5,
+    activation_buffer_bytes=16384,
+    weight_buffer_bytes=16384,
+    accumulator_buffer_bytes=16384,
+    drain_elements_per_cycle=4,
+)
+"""An accelerator small enough to count by hand: 4 x 4 PEs, 8 lanes, 8 bytes per cycle."""
+
+
+@dataclass
+class Tile:
+    """Affine begin and clamped extent of a loop's tile."""
+
+    begin: Affine
+    extent: Extent
+
+
+def tile(loop: int, size: int, limit: int | str) -> Tile:
+    return Tile(Affine.loop(loop, size), Extent(size, limit, Affine.loop(loop, size)))
+
+
+@dataclass
+class Slots:
+    """Where the operands of a double-buffered program lie."""
+
+    lsb: Allocation
+    pbm: Allocation | None
+    msb: Allocation
+    wgt: Allocation
+    acc: Allocation
+    row: Allocation | None = None
+    chn: Allocation | None = None
+    sum: Allocation | None = None
+    grp: Allocation | None = None
+
+
+def allocate(builder: ProgramBuilder, rows: int, cols: int, chunk: int, slots: int) -> Slots:
+    header = builder.header
+
+    def act(name: str, nbytes: int) -> Allocation:
+        return builder.allocate(name, Buffer.ACT, nbytes, slots)
+
+    def wgt(name: str, nbytes: int) -> Allocation:
+        return builder.allocate(name, Buffer.WGT, nbytes, slots)
+
+    sparqle = header.scheme == "sparqle"
+    return Slots(
+        lsb=act("lsb", LdLsb.onchip_bytes(header, rows, chunk)),
+        pbm=act("pbm", LdPbm.onchip_bytes(header, rows, chunk)) if sparqle else None,
+        msb=act("msb", LdMsb.onchip_bytes(header, rows, chunk)),
+        wgt=wgt("wgt", LdWgt.onchip_bytes(header, cols, chunk)),
+        acc=builder.allocate("acc", Buffer.ACC, rows * cols * header.accumulator_bytes, slots),
+        row=act("row", rows * 4) if header.output == "float32" else None,
+        chn=wgt("chn", cols * header.channel_bytes) if header.channel_bytes else None,
+        sum=act("sum", LdSum.onchip_bytes(header, rows, chunk)) if header.has_min else None,
+        grp=wgt("grp", LdGrp.onchip_bytes(header, cols, chunk)) if header.group_size else None,
+    )
+
+
+def dense_program(
+    header: Header, rows: int, cols: int, *, slots: int = 2, row_split: int = 1
+) -> Program:
+    """Program of tiles of `rows` x `cols` x `header.k_chunk`: row tiles, column tiles, chunks."""
+    b = ProgramBuilder(header)
+    chunk = min(header.k_chunk, header.in_features)
+    s = allocate(b, rows, cols, chunk, slots)
+    for queue in (Queue.ACT_FREE, Queue.WGT_FREE, Queue.ACC_FREE):
+        b.tokens(queue, slots)
+    if s.row:
+        b.tokens(Queue.ROW_FREE, slots)
+    if s.chn:
+        b.tokens(Queue.CHN_FREE, slots)
+    with b.loop("M", rows) as i:
+        m = tile(i, rows, "M")
+        if s.row:
+            b.wait(Queue.ROW_FREE)
+            b.emit(LdRow(s.row.at((i,)), m.begin, m.extent))
+            b.signal(Queue.ROW_READY)
+            b.wait(Queue.ROW_READY)
+        with b.loop(header.out_features, cols) as j:
+            n = tile(j, cols, header.out_features)
+            if s.chn:
+                b.wait(Queue.CHN_FREE)
+                b.emit(LdChn(s.chn.at((i, j)), n.begin, n.extent))
+                b.signal(Queue.CHN_READY)
+            b.wait(Queue.ACC_FREE)
+            with b.loop(header.in_features, chunk) as c:
+                k = tile(c, chunk, header.in_features)
+                _load_chunk(b, s, (i, j, c), m, n, k)
+                _multiply_chunk(b, s, (i, j, c), m, n, k, row_split)
+            b.signal(Queue.ACC_READY)
+            _store_tile(b, s, (i, j), m, n)
+        if s.row:
+            b.signal(Queue.ROW_FREE)
+    return b.build()
+
+
+def _load_chunk(
+    b: ProgramBuilder, s: Slots, at: tuple[int, int, int], m: Tile, n: Tile, k: Tile
+) -> None:
+    planes = (m.begin, m.extent, k.begin, k.extent)
+    weights = (n.begin, n.extent, k.begin, k.extent)
+    b.wait(Queue.ACT_FREE)
+    if s.pbm:
+        b.emit(
+            LdLsb(s.lsb.at(at), *planes),
+            LdPbm(s.pbm.at(at), *planes),
+            LdMsb(s.msb.at(at), *planes),
+        )
+    else:
+        b.emit(LdAct(s.lsb.at(at), s.msb.at(at), *planes))
+    if s.sum:
+        b.emit(LdSum(s.sum.at(at), *planes))
+    b.signal(Queue.ACT_READY)
+    b.wait(Queue.WGT_FREE)
+    b.emit(LdWgt(s.wgt.at(at), *weights))
+    if s.grp:
+        b.emit(LdGrp(s.grp.at(at), *weights))
+    b.signal(Queue.WGT_READY)
+
+
+def _multiply_chunk(
+    b: ProgramBuilder, s: Slots, at: tuple[int, int, int], m: Tile, n: Tile, k: Tile, split: int
+) -> None:
+    sizes = (m.extent, n.extent, k.extent)
+    acc, wgt = s.acc.at(at[:2]), s.wgt.at(at)
+    grp = s.grp.at(at) if s.grp else None
+    b.wait(Queue.ACT_READY, Queue.WGT_READY)
+    b.emit(MmaLsb(acc, s.lsb.at(at), wgt, grp, *sizes, Condition.first(at[2]), split))
+    if s.pbm:
+        b.emit(MmaMsb(acc, s.pbm.at(at), s.msb.at(at), wgt, grp, *sizes, row_split=split))
+    else:
+        b.emit(MmaDns(acc, s.msb.at(at), wgt, grp, *sizes, row_split=split))
+    if s.sum and grp:
+        b.emit(MmaMin(acc, s.sum.at(at), grp, *sizes))
+    b.signal(Queue.ACT_FREE, Queue.WGT_FREE)
+
+
+def _store_tile(b: ProgramBuilder, s: Slots, at: tuple[int, int], m: Tile, n: Tile) -> None:
+    acc = s.acc.at(at)
+    b.wait(Queue.ACC_READY)
+    if s.chn:
+        b.wait(Queue.CHN_READY)
+    row, chn = s.row.at(at[:1]) if s.row else None, s.chn.at(at) if s.chn else None
+    b.emit(Drain(acc, row, chn, m.extent, n.extent))
+    b.emit(StOut(acc, m.begin, m.extent, n.begin, n.extent))
+    b.signal(Queue.ACC_FREE)
+    if s.chn:
+        b.signal(Queue.CHN_FREE)
+
+
+def header_for(
+    accelerator: Accelerator, m: int, n: int, k: int, chunk: int, **options: object
+) -> Header:
+    return Header(
+        accelerator=accelerator,
+        in_features=k,
+        out_features=n,
+        m_max=m,
+        k_chunk=chunk,
+        **options,  # type: ignore[arg-type]
+    )
