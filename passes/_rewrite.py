@@ -132,6 +132,7 @@ class Rewriter(PyExprMutator):
         super().__init__(mod)
         self.report = report
         self.label = ""
+        self.bound: Any = None
         self.replacements: dict[Any, Any] = {}
         self.uses: Counter[Any] = Counter()
         self.parameters: frozenset[Any] = frozenset()
@@ -175,8 +176,8 @@ class Rewriter(PyExprMutator):
         raise AssertionError(f"{type(self).__name__} does not say what it rewrites")
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        """Remember the name of the variable as the label for reports."""
-        self.label = str(binding.var.name)
+        """Remember the variable, and its name as the label for reports."""
+        self.label, self.bound = str(binding.var.name), binding.var
         super().visit_var_binding_(binding)
 
     def visit_var_(self, op: relax.Var) -> relax.Expr:

@@ -40,7 +40,6 @@ class _Choose(Rewriter):
     ) -> None:
         super().__init__(mod, report)
         self.followers: Counter[Any] = Counter()
-        self.bound: Any = None
         self.seen: set[str] = set()
         self.windows = windows
         self.default = default
@@ -50,10 +49,6 @@ class _Choose(Rewriter):
         # Scale and group sums are the same in both windows.
         self.followers = count_field_readers(func, dialect.SCALE_FIELD)
         return super().visit_function_(func)
-
-    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        self.bound = binding.var
-        super().visit_var_binding_(binding)
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         if dialect.is_op(call, "encode", "quantize_encode"):

@@ -71,6 +71,8 @@ class _Fold(Rewriter):
             out = tvm.runtime.empty(shape, dtype)
             self.library[str(callee.name_hint)](*[field.value for field in fields], out)
             self.made[key] = Constant(out, call.ty)
+        # Readers take the constant itself, so that nothing reads this binding any more.
+        self.replacements[self.bound] = self.made[key]
         self.report.rewrite("FoldConstants")
         return self.made[key]
 

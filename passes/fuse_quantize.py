@@ -30,7 +30,6 @@ class _Fuse(Rewriter):
     def __init__(self, mod: tvm.IRModule, report: PassReport) -> None:
         super().__init__(mod, report)
         self.field_readers: Counter[Any] = Counter()
-        self.bound: Any = None
         self.with_sums: set[Any] = set()
 
     def visit_function_(self, func: relax.Function) -> relax.Expr:
@@ -79,10 +78,6 @@ class _Fuse(Rewriter):
             self.with_sums.add(self.bound)
         self.report.rewrite("FuseQuantize")
         return encoding
-
-    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        self.bound = binding.var
-        super().visit_var_binding_(binding)
 
     def visit_tuple_getitem_(self, op: relax.TupleGetItem) -> relax.Expr:
         # The scale takes field 4, so readers of the group sums have to read field 5.

@@ -30,7 +30,6 @@ class _Share(Rewriter):
         self.made: dict[tuple[Any, ...], dict[int, relax.Var]] = {}
         self.group_sizes: dict[tuple[Any, ...], set[int]] = {}
         self.field_readers: Counter[Any] = Counter()
-        self.bound: Any = None
 
     def visit_function_(self, func: relax.Function) -> relax.Expr:
         self.field_readers = count_field_readers(func)
@@ -54,10 +53,6 @@ class _Share(Rewriter):
         rebuilt = visit(block)
         self.made, self.group_sizes = outer
         return rebuilt
-
-    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        self.bound = binding.var
-        super().visit_var_binding_(binding)
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         if not dialect.is_op(call, *ENCODERS):
