@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from run_result_helper import run_result
 from tiny_files import write_prose, write_tiny_model
 
 import sparqle_tvm
@@ -42,23 +43,40 @@ def test_help_does_not_import_tvm(command):
     assert output.endswith("False\n")
 
 
-def test_run_prints_tables_and_writes_json(folder, tmp_path, capsys):
+@pytest.fixture
+def finished(monkeypatch):
+    """Let `run_model` return a result at once, and keep what it was called with."""
+    calls = []
+
+    def run(*given, **_):
+        calls.append(given)
+        return run_result()
+
+    monkeypatch.setattr("sparqle_tvm.run.run_model", run)
+    return calls
+
+
+def test_run_prints_tables_and_writes_json(folder, tmp_path, capsys, finished):
     out = tmp_path / "out.json"
     assert main(arguments(folder, "--json", str(out))) == 0
-    data = json.loads(out.read_text())
-    assert data["exact"] is True
-    assert data["text"]["tokens"] == 24
-    assert data["accelerator"]["name"] == "sparqle/edge"
+    assert json.loads(out.read_text()) == json.loads(json.dumps(run_result().to_json()))
     printed = capsys.readouterr().out
     for title in ("Perplexity", "MSB sparsity", "dense baseline", "What limits the time"):
         assert title in printed
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_json_to_standard_output_is_nothing_but_json(folder, capsys):
+def test_json_to_standard_output_is_nothing_but_json(folder, capsys, finished):
     assert main(arguments(folder, "--json", "-", "--target", "sparqle/server")) == 0
-    data = json.loads(capsys.readouterr().out)
-    assert data["accelerator"]["name"] == "sparqle/server"
+    assert json.loads(capsys.readouterr().out)["exact"] is True
+    files = (str(folder / "tiny.gguf"), str(folder / "prose.txt"))
+    assert finished == [(*files, 24, "sparqle/server")]
+
+
+def test_defaults(finished, capsys):
+    assert main(["run"]) == 0
+    assert finished == [("smollm2", None, 512, "sparqle/edge")]
+    assert "bit for bit" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
