@@ -201,29 +201,34 @@ class Rewriter(PyExprMutator):
         return visited if replaced is None else replaced
 
 
-def remove_unused(func: relax.Function) -> relax.Function:
-    """``func`` without the dataflow bindings that nothing reads, directly or through others.
+def _is_removable(binding: relax.Binding) -> bool:
+    """Whether a binding that nothing reads may go: a MatchCast may define symbols of shapes."""
+    if not isinstance(binding, relax.VarBinding):
+        return False
+    if isinstance(binding.var, relax.DataflowVar):
+        return True
+    is_branch = isinstance(binding.value, relax.If)
+    return not is_branch and not relax.analysis.contains_impure_call(binding.value)
 
-    One sweep from the end: DeadCodeElimination goes over the function once for every link of a
-    chain of dead bindings, which takes seconds on a model's.
+
+def remove_unused(func: relax.Function) -> relax.Function:
+    """``func`` without the bindings that nothing reads, directly or through others.
+
+    Branches keep theirs. One sweep from the end: DeadCodeElimination goes over the function once
+    for every link of a chain of dead bindings, which takes seconds on a model's.
     """
     uses = count_uses(func)
     blocks = []
     for block in reversed(func.body.blocks):
-        if not isinstance(block, relax.DataflowBlock):
-            blocks.append(block)
-            continue
         kept = []
         for binding in reversed(block.bindings):
-            # A MatchCast may define the symbols of shapes elsewhere.
-            removable = isinstance(binding, relax.VarBinding)
-            if removable and isinstance(binding.var, relax.DataflowVar) and not uses[binding.var]:
+            if not uses[binding.var] and _is_removable(binding):
                 counter = _UseCounter()
                 counter.visit_expr(binding.value)
                 uses.subtract(counter.uses)
             else:
                 kept.append(binding)
-        blocks.append(relax.DataflowBlock(kept[::-1]))
+        blocks.append(type(block)(kept[::-1]))
     body = relax.SeqExpr(blocks[::-1], func.body.body)
     return relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs)
 
