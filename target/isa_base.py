@@ -154,7 +154,7 @@ class Wait(Instruction):
 
     def operands(self) -> str:
         """``LOAD, ACT_FREE``."""
-        return f"{self.engine.name}, {Queue(self.queue).name}"
+        return _queue_text(self)
 
 
 @dataclass(frozen=True)
@@ -174,4 +174,10 @@ class Signal(Instruction):
 
     def operands(self) -> str:
         """``LOAD, ACT_READY``."""
-        return f"{self.engine.name}, {Queue(self.queue).name}"
+        return _queue_text(self)
+
+
+def _queue_text(instruction: Wait | Signal) -> str:
+    if instruction.queue not in tuple(Queue):
+        return str(instruction.queue)
+    return f"{instruction.engine.name}, {Queue(instruction.queue).name}"

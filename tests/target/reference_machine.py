@@ -31,7 +31,6 @@ from sparqle_tvm.target.isa import (
     MmaDns,
     MmaLsb,
     MmaMin,
-    MmaMsb,
     Signal,
     StOut,
     Wait,
@@ -150,7 +149,10 @@ class Machine:
         elif cls is StOut:
             cells = self._cells(o["acc"], o["rows"], o["cols"])
             values = np.ascontiguousarray(cells[:, :, :4]).view(self.out.dtype)[:, :, 0]
-            rows, cols = slice(o["row"], o["row"] + o["rows"]), slice(o["col"], o["col"] + o["cols"])
+            rows, cols = (
+                slice(o["row"], o["row"] + o["rows"]),
+                slice(o["col"], o["col"] + o["cols"]),
+            )
             self.out[rows, cols] = values
         else:
             self._mma(cls, o)
