@@ -6,6 +6,7 @@ from sparqle_tvm.passes.collect_encodings import CollectEncodings, DenseInfo, En
 from sparqle_tvm.passes.fold_constants import FoldConstants
 from sparqle_tvm.passes.fold_scales import FoldScales
 from sparqle_tvm.passes.fuse_quantize import FuseQuantize
+from sparqle_tvm.passes.legalize_host import LegalizeHost
 from sparqle_tvm.passes.lower_qdq import LowerQDQ
 from sparqle_tvm.passes.share_encodings import ShareEncodings
 from sparqle_tvm.passes.split_grouped_dense import SplitGroupedDense
@@ -19,6 +20,7 @@ __all__ = [
     "FoldConstants",
     "FoldScales",
     "FuseQuantize",
+    "LegalizeHost",
     "LowerQDQ",
     "PassReport",
     "ShareEncodings",

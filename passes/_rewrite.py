@@ -175,6 +175,10 @@ class Rewriter(PyExprMutator):
         """The replacement of ``call`` (arguments already visited), or ``None`` to keep it."""
         raise AssertionError(f"{type(self).__name__} does not say what it rewrites")
 
+    def added_functions(self) -> list[tuple[relax.GlobalVar, tvm.ir.BaseFunc]]:
+        """Functions that the rewritten module needs besides those it has."""
+        return []
+
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         """Remember the variable, and its name as the label for reports."""
         self.label, self.bound = str(binding.var.name), binding.var
@@ -253,4 +257,6 @@ def apply_rewriter(
         rewritten.update_func(gv, remove_unused(rewriter.visit_expr(func)))
     if report.rewritten.total() == before:
         return mod
+    for gv, added in rewriter.added_functions():
+        rewritten.update_func(gv, added)
     return relax.transform.CanonicalizeBindings()(rewritten)

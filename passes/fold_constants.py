@@ -52,9 +52,9 @@ class _Callees(PyExprVisitor):
 
 @mutator
 class _Fold(Rewriter):
-    def __init__(self, mod: tvm.IRModule, report: PassReport, library: Any) -> None:
+    def __init__(self, mod: tvm.IRModule, report: PassReport, functions: dict[Any, Any]) -> None:
         super().__init__(mod, report)
-        self.library = library
+        self.functions = functions
         self.made: dict[Any, relax.Expr] = {}
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
@@ -69,7 +69,7 @@ class _Fold(Rewriter):
         if key not in self.made:
             shape, dtype = int_shape(call), str(call.ty.dtype)
             out = tvm.runtime.empty(shape, dtype)
-            self.library[str(callee.name_hint)](*[field.value for field in fields], out)
+            self.functions[callee](*[field.value for field in fields], out)
             self.made[key] = Constant(out, call.ty)
         # Readers take the constant itself, so that nothing reads this binding any more.
         self.replacements[self.bound] = self.made[key]
@@ -115,6 +115,8 @@ class FoldConstants:
             str(gv.name_hint): mod[gv].with_attr("global_symbol", str(gv.name_hint))
             for gv in callees.found
         }
-        target = tvm.target.Target.current(allow_none=True) or tvm.target.Target("llvm")
+        # These run once: optimising their strided copies takes LLVM seconds and saves milliseconds.
+        target = tvm.target.Target({"kind": "llvm", "opt-level": 1})
         library = tvm.tirx.build(tvm.IRModule(named), target=target)
-        return apply_rewriter(mod, self.report, lambda m: _Fold(m, self.report, library))
+        functions = {gv: library[str(gv.name_hint)] for gv in callees.found}
+        return apply_rewriter(mod, self.report, lambda m: _Fold(m, self.report, functions))

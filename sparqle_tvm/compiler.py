@@ -56,12 +56,11 @@ def split_passes(
 
 def lowering_passes() -> list[tvm.transform.Pass]:
     """From Relax ops (ours included) to what the VM's code generator takes, for a host CPU."""
-    from sparqle_tvm.host.legalize import HOST_LEGALIZE_MAP
-
     return [
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
-        relax.transform.LegalizeOps(HOST_LEGALIZE_MAP),
+        passes.LegalizeHost(),
+        relax.transform.LegalizeOps(),
         passes.FoldConstants(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),

@@ -81,6 +81,11 @@ def legalize_matmul(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return _call(bb, matmul_kernel(spec), "matmul", list(call.args), call.ty)
 
 
+def has_matmul_kernel(call: relax.Call) -> bool:
+    """Whether there is a kernel for the types and shapes of this ``R.matmul``."""
+    return _matmul_spec(call) is not None
+
+
 def _matmul_spec(call: relax.Call) -> MatmulSpec | None:
     """The kernel's parameters, None if there is no kernel for these types and shapes."""
     types = [call.args[0].ty, call.args[1].ty, call.ty]

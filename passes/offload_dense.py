@@ -1,0 +1,153 @@
+"""Hand the split dense ops to the accelerator: generate programs, and call them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import mutator
+
+from sparqle_tvm import dialect
+from sparqle_tvm.errors import CompileError, TargetError
+from sparqle_tvm.passes._report import PassReport
+from sparqle_tvm.passes._rewrite import Rewriter, apply_rewriter, dims_of, int_shape
+from sparqle_tvm.passes._value_range import value_range
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.bundle import pack_bundle
+from sparqle_tvm.target.codegen import generate
+from sparqle_tvm.target.program import Program
+from sparqle_tvm.target.schedule import default_schedule
+from sparqle_tvm.target.tir import DenseSpec
+
+LAUNCH = "sparqle.launch"
+# Row counts that a symbolic one gets programs for; the smallest that fits is run.
+ROW_BUCKETS = (1, 32, 512, 4096)
+
+
+@mutator
+class _Offload(Rewriter):
+    def __init__(self, mod: tvm.IRModule, report: PassReport, owner: OffloadDense) -> None:
+        super().__init__(mod, report)
+        self.owner = owner
+
+    def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
+        if not dialect.is_op(call, "split_dense", "split_dense_scaled"):
+            return None
+        attrs = dialect.attributes(call)
+        scaled = dialect.is_op(call, "split_dense_scaled")
+        weight = call.args[2 if scaled else 1]
+        try:
+            bundle = self.owner.bundle(self._specs(call, attrs, scaled, weight), attrs["label"])
+        except (CompileError, TargetError) as error:
+            self.report.skip("OffloadDense", str(call.op.name), attrs["label"], str(error))
+            return None
+        self.report.rewrite("OffloadDense")
+        arguments = self._arguments(call, attrs, scaled, weight)
+        return relax.op.call_dps_packed(
+            LAUNCH,
+            relax.Tuple([tvm.ir.StringImm(attrs["label"]), bundle, *arguments]),
+            out_ty=call.ty,
+        )
+
+    def _specs(
+        self, call: relax.Call, attrs: dict[str, Any], scaled: bool, weight: Any
+    ) -> list[DenseSpec]:
+        outputs, columns = int_shape(weight)
+        bounds = value_range(weight, self.value)
+        half = 1 << (attrs["weight_bits"] - 1)
+        return [
+            DenseSpec(
+                m=rows,
+                n=outputs,
+                k=columns,
+                digit_bits=attrs["k"],
+                window=attrs["window"],
+                weight_bits=attrs["weight_bits"],
+                weight_signed=not (bounds[0] >= 0 and bounds[1] >= half),
+                group_size=attrs.get("group_size", 0),
+                has_min=len(call.args) == 7,
+                offset=True,
+                output="float32" if scaled else "int32",
+            )
+            for rows in _row_counts(call)
+        ]
+
+    def _arguments(
+        self, call: relax.Call, attrs: dict[str, Any], scaled: bool, weight: Any
+    ) -> list[relax.Expr]:
+        """Planes, weight, offset, then scales, minima and group sums as far as there are any."""
+        encoding = call.args[0]
+        planes = [self.emit(relax.TupleGetItem(encoding, i)) for i in range(4)]
+        if not scaled:
+            return [*planes, weight, call.args[2]]
+        _, act_scale, _, w_scale, offset, *minimum = call.args
+        return [*planes, weight, offset, act_scale, w_scale, *minimum]
+
+
+def _row_counts(call: relax.Call) -> Sequence[int]:
+    """The number of rows if it is static, else the buckets."""
+    lead = dims_of(call)[:-1]
+    if all(hasattr(d, "value") for d in lead):
+        return [int(np.prod([int(d) for d in lead]))]
+    return ROW_BUCKETS
+
+
+@tvm.transform.module_pass(opt_level=0, name="OffloadDense")
+class OffloadDense:
+    """Replace split dense ops by calls of accelerator programs.
+
+    Every op is scheduled and compiled to a program for its row count (for some row counts, if
+    that is symbolic); equal ops share them. What the code generator does not take stays on the
+    host, correct, and is reported.
+
+    Precondition: the module is in split-precision form.
+
+    Before::
+
+        y = R.sparqle.split_dense_scaled(enc, s, w, d, offset, k=4, label="up", ...)
+
+    After::
+
+        y = R.call_dps_packed("sparqle.launch", (R.str("up"), programs, enc[0], enc[1], enc[2],
+                              enc[3], w, offset, s, d), out_ty=R.Tensor((1, n, N), "float32"))
+
+    Parameters
+    ----------
+    accelerator : Accelerator
+        The machine.
+    report : PassReport, optional
+        Takes the number of ops offloaded and what was left on the host.
+
+    Attributes
+    ----------
+    programs : dict of DenseSpec to Program
+        After the pass: every program that was generated.
+    """
+
+    def __init__(self, accelerator: Accelerator, *, report: PassReport | None = None) -> None:
+        self.accelerator = accelerator
+        self.report = report if report is not None else PassReport()
+        self.programs: dict[DenseSpec, Program] = {}
+        self._bundles: dict[tuple[DenseSpec, ...], relax.Expr] = {}
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Apply the pass to every Relax function of a copy of ``mod``."""
+        return apply_rewriter(mod, self.report, lambda m: _Offload(m, self.report, self))
+
+    def bundle(self, specs: list[DenseSpec], label: str) -> relax.Expr:
+        """The programs of ``specs`` as a (bytes,) uint8 constant, made once."""
+        key = tuple(specs)
+        if key not in self._bundles:
+            data = pack_bundle([self.program(spec, label) for spec in specs])
+            self._bundles[key] = relax.const(np.frombuffer(data, np.uint8), "uint8")
+        return self._bundles[key]
+
+    def program(self, spec: DenseSpec, label: str) -> Program:
+        """The program of one op; ``label`` names the first op that needs it."""
+        if spec not in self.programs:
+            schedule = default_schedule(spec, self.accelerator)
+            self.programs[spec] = generate(schedule, spec, self.accelerator, label)
+        return self.programs[spec]
