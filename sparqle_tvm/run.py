@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 BUILTIN_MODEL = "smollm2"
 BUILTIN_TEXT = "built-in prose (Python's language reference)"
+OUTPUT_LABEL = "output"
+"""Name of the layer that makes logits."""
+
 _BLOCK = re.compile(r"^blk_\d+_")
 _DENSE_OF_A_BLOCK = (
     "attn_q",
@@ -112,7 +115,8 @@ def run_model(
     records = [*split.hidden, *split.head]
     with steps("count"):
         encodings = encoded_activations(records)
-        prefill, decode = count_phases(encodings, transformer_shape(imported.config), chosen)
+        shape = transformer_shape(imported.config)
+        prefill, decode = count_phases(encodings, shape, chosen)
     plain = _evaluate(steps, "int8", imported, ids, chosen, split=False)
     del imported  # one model in memory at a time
     with steps("import (float)"):
@@ -130,7 +134,7 @@ def run_model(
             "int8": plain.perplexity,
             "sparqle": split.perplexity,
         },
-        layers=layer_sparsities(records, encodings),
+        layers=layer_sparsities(records, prefill_encodings(encodings)),
         prefill=prefill,
         decode=decode,
         uncounted=_uncounted(imported.config, records),
@@ -304,18 +308,23 @@ def count_phases(
     """
     tokens = max(encoding.nnz.rows for encoding in encodings)
     last = [encoding.last_token() for encoding in encodings]
-    prefill = [
-        whole if whole.nnz.rows == tokens and "output" not in _labels(whole) else single
-        for whole, single in zip(encodings, last, strict=True)
-    ]
     return (
-        _count_phase(prefill, transformer, tokens, 0, accelerator),
+        _count_phase(prefill_encodings(encodings), transformer, tokens, 0, accelerator),
         _count_phase(last, transformer, 1, tokens - 1, accelerator),
     )
 
 
-def _labels(encoding: EncodedActivation) -> set[str]:
-    return {shape.label for shape in encoding.consumers}
+def prefill_encodings(encodings: Sequence[EncodedActivation]) -> list[EncodedActivation]:
+    """Keep all tokens, but only the last one for the output layer."""
+    tokens = max(encoding.nnz.rows for encoding in encodings)
+    return [
+        encoding.last_token() if encoding.nnz.rows < tokens or _is_output(encoding) else encoding
+        for encoding in encodings
+    ]
+
+
+def _is_output(encoding: EncodedActivation) -> bool:
+    return any(shape.label == OUTPUT_LABEL for shape in encoding.consumers)
 
 
 def _count_phase(
@@ -344,7 +353,7 @@ def _uncounted(config: LlamaConfig, records: Sequence[EncodingRecord]) -> tuple[
     """Dense layers of the model that read no encoding, because their weights are floats."""
     expected = [f"blk_{i}_{name}" for i in range(config.layers) for name in _DENSE_OF_A_BLOCK]
     counted = {consumer.label for record in records for consumer in record.consumers}
-    return tuple(label for label in [*expected, "output"] if label not in counted)
+    return tuple(label for label in [*expected, OUTPUT_LABEL] if label not in counted)
 
 
 class _Steps:

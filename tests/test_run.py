@@ -21,11 +21,13 @@ from sparqle_tvm.errors import (
 )
 from sparqle_tvm.numerics import encode
 from sparqle_tvm.passes import DenseInfo, EncodingInfo
+from sparqle_tvm.report.results import mean_sparsity
 from sparqle_tvm.run import (
     count_phases,
     encoded_activations,
     evaluate,
     layer_sparsities,
+    prefill_encodings,
     run_model,
 )
 from sparqle_tvm.target.accelerator import PRESETS
@@ -58,7 +60,8 @@ def test_counting_takes_all_tokens_but_one_for_the_output():
     last = encodings[2].nnz.last_row().msb_sparsity
     expected = np.average([*sparsities, last], weights=[macs[0] + macs[1], *macs[2:]])
     assert prefill.msb_sparsity == pytest.approx(expected)
-    layers = layer_sparsities(records, encodings)
+    layers = layer_sparsities(records, prefill_encodings(encodings))
+    assert mean_sparsity(layers) == pytest.approx(prefill.msb_sparsity)
     assert [layer.kind for layer in layers] == ["attn_q attn_k", "ffn_down", "output"]
     assert layers[0].consumers == ("blk_0_attn_q", "blk_0_attn_k")
 

@@ -80,7 +80,7 @@ def _perplexity(result: RunResult) -> Table:
 
 def _sparsity(result: RunResult) -> Table:
     table = _table("MSB sparsity: share of activations whose high digit is zero")
-    table.add_column("layer type")
+    table.add_column("layer type", no_wrap=True)
     table.add_column("window")
     for name in ("layers", "MACs", "mean", "lowest", "highest"):
         table.add_column(name, justify="right")
@@ -93,17 +93,17 @@ def _sparsity(result: RunResult) -> Table:
             *(f"{value:.1%}" for value in (kind.mean, kind.lowest, kind.highest)),
         )
     table.add_section()
-    for what, layer in _extremes(result):
-        table.add_row(f"{what}: {layer.label}", layer.window, "", "", f"{layer.msb_sparsity:.1%}")
+    worst, best = _extremes(result)
+    table.add_row(f"worst {worst.label}", worst.window, "", "", "", f"{worst.msb_sparsity:.1%}")
+    table.add_row(f"best {best.label}", best.window, *[""] * 4, f"{best.msb_sparsity:.1%}")
     mean = f"{result.prefill.msb_sparsity:.1%}"
     table.add_row("mean, weighted by MACs", "", "", "", mean, style="bold")
     return table
 
 
-def _extremes(result: RunResult) -> Iterator[tuple[str, LayerSparsity]]:
+def _extremes(result: RunResult) -> tuple[LayerSparsity, LayerSparsity]:
     ordered = sorted(result.layers, key=lambda layer: layer.msb_sparsity)
-    yield "worst", ordered[0]
-    yield "best", ordered[-1]
+    return ordered[0], ordered[-1]
 
 
 def _phases(result: RunResult) -> Iterator[tuple[str, PhaseResult]]:

@@ -315,7 +315,7 @@ def _times(
 def encode_cost(
     label: str,
     nnz: RowNnz,
-    chunk: int,
+    tiling: Tiling,
     sum_group_size: int,
     accelerator: Accelerator,
     scheme: Scheme,
@@ -328,18 +328,18 @@ def encode_cost(
         The encoding.
     nnz : RowNnz
         Its stored MSB digits.
-    chunk : int
-        K chunk of the dense ops that read it (their `Tiling.k`): digits lie in tile order.
+    tiling : Tiling
+        That of the first dense op that reads it: it is written in tiles of those rows and columns.
     sum_group_size : int
         Weights per group if its readers need group sums, else 0.
     accelerator, scheme
         As in `dense_op_cost`.
     """
     rows, k = nnz.rows, nnz.in_features
-    digits, metadata = storage.plane_bytes(nnz, chunk, accelerator, scheme)
+    digits, metadata = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
     metadata += storage.row_metadata_bytes(rows, k, sum_group_size)
     ops = QUANTIZE_OPS + (ENCODE_OPS if scheme == "sparqle" else 0)
-    tiles = math.ceil(rows / accelerator.rows) * math.ceil(k / chunk)
+    tiles = tiling.m_tiles * tiling.k_tiles
     fixed = tiles * ACTIVATION_DESCRIPTORS[scheme] * accelerator.dma_descriptor_cycles
     return EncodeCost(
         label=label,
@@ -374,7 +374,7 @@ def encoding_costs(
         _check_nnz(shape, nnz)
     tilings = choose_tilings(consumers, accelerator, scheme, storage.has_offset(scheme, window))
     sum_groups = [shape.group_size for shape in consumers if shape.has_min]
-    encode = encode_cost(label, nnz, tilings[0].k, min(sum_groups, default=0), accelerator, scheme)
+    encode = encode_cost(label, nnz, tilings[0], min(sum_groups, default=0), accelerator, scheme)
     ops = tuple(
         dense_op_cost(shape, nnz, tiling, accelerator, scheme, window)
         for shape, tiling in zip(consumers, tilings, strict=True)

@@ -147,14 +147,14 @@ def test_chunk_steps_by_hand():
 
 def test_encode_by_hand(tiny):
     nnz = rows_with([[5], [0], [3]])
-    cost = encode_cost("x", nnz, 8, 0, tiny, "sparqle")
+    cost = encode_cost("x", nnz, ONE_TILE, 0, tiny, "sparqle")
     # 24 elements * 3 passes / 4 lanes
     assert cost.vector_cycles == 18
     assert (cost.activation_bytes, cost.metadata_bytes) == (17, 27)
-    # 44/4 bytes, 2 row groups * 4 descriptors * 10
-    assert cost.dma_cycles == 91
-    assert (cost.total_cycles, cost.bound) == (91, "memory")
-    dense = encode_cost("x", nnz, 8, 0, tiny, "dense")
+    # 44/4 bytes, one tile of 4 descriptors * 10
+    assert cost.dma_cycles == 51
+    assert (cost.total_cycles, cost.bound) == (51, "memory")
+    dense = encode_cost("x", nnz, ONE_TILE, 0, tiny, "dense")
     assert (dense.vector_cycles, dense.dram_bytes) == (12, 24 + 12)
 
 
@@ -170,9 +170,9 @@ def test_what_is_written_is_what_one_load_reads():
 
 def test_bits_per_element_are_those_of_the_idea():
     # k + 1 + k * (1 - s) bits, up to padding, against 2k: even at s = 1/k
-    nnz = random_nnz(64, 4096, 0.75)
-    sparqle = encode_cost("x", nnz, 4096, 0, EDGE, "sparqle")
-    dense = encode_cost("x", nnz, 4096, 0, EDGE, "dense")
+    nnz, tiling = random_nnz(64, 4096, 0.75), Tiling(64, 64, 4096, 1, 1, 1, True)
+    sparqle = encode_cost("x", nnz, tiling, 0, EDGE, "sparqle")
+    dense = encode_cost("x", nnz, tiling, 0, EDGE, "dense")
     assert sparqle.dram_bytes == pytest.approx(dense.dram_bytes, rel=0.01)
 
 
