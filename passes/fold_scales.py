@@ -23,6 +23,7 @@ from sparqle_tvm.passes._rewrite import (
     same_dims,
     static_shape,
 )
+from sparqle_tvm.passes.split_precision import is_weight
 
 
 def _is_single(expr: Any) -> bool:
@@ -106,7 +107,8 @@ class _Fold(Rewriter):
         if producer is None:
             return None
         dims = dims_of(producer)
-        row, column = _is_row(factor, dims), _is_column(factor, dims)
+        # For one token, a gate computed at run time has the shape of a weight scale, too.
+        row, column = _is_row(factor, dims), _is_column(factor, dims) and is_weight(factor, self)
         if not (row or column) or not same_dims(dims_of(call), dims):
             return None
         if not self.used_once(*variables):

@@ -211,6 +211,23 @@ def test_what_is_no_scale(step: Any) -> None:
     assert assert_unchanged(FoldScales, after_dense(step)) == []
 
 
+def test_a_gate_of_one_token_is_no_weight_scale() -> None:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1, 8), "float32"))
+    gate = relax.Var("gate", relax.TensorType((1, 3), "float32"))
+    attrs = {"k": 4, "window": "signed", "in_features": 8, "weight_bits": 8, "group_size": 0}
+    with builder.function("main", [x, gate]):
+        with builder.dataflow():
+            enc = builder.emit(dialect.quantize_encode(x))
+            weight, ones, bias = relax.const(W), relax.const(ONES), relax.const(BIAS)
+            one = relax.const(1.0, "float32")
+            dense = dialect.split_dense_scaled(enc, one, weight, ones, bias, **attrs)
+            sigmoid = builder.emit(op.sigmoid(gate))
+            y = builder.emit_output(op.multiply(builder.emit(dense), sigmoid))
+        builder.emit_func_output(y)
+    assert assert_unchanged(FoldScales, builder.finalize()) == []
+
+
 @functools.cache
 def runnable(order: str) -> tuple[Runnable, Runnable]:
     if order == "before":

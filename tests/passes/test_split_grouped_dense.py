@@ -232,7 +232,7 @@ def test_functions_share_their_constants(minimum: bool) -> None:
     assert dialect.attributes(dense[0])["weight_bits"] == 4
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 20), st.booleans(), st.integers(0, 2**32 - 1))
 def test_same_numbers_as_the_plain_build(groups: int, n: int, minimum: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
