@@ -8,6 +8,7 @@ from sparqle_tvm.passes.fold_scales import FoldScales
 from sparqle_tvm.passes.fuse_quantize import FuseQuantize
 from sparqle_tvm.passes.legalize_host import LegalizeHost
 from sparqle_tvm.passes.lower_qdq import LowerQDQ
+from sparqle_tvm.passes.offload_dense import OffloadDense
 from sparqle_tvm.passes.share_encodings import ShareEncodings
 from sparqle_tvm.passes.split_grouped_dense import SplitGroupedDense
 from sparqle_tvm.passes.split_precision import SplitPrecision
@@ -22,6 +23,7 @@ __all__ = [
     "FuseQuantize",
     "LegalizeHost",
     "LowerQDQ",
+    "OffloadDense",
     "PassReport",
     "ShareEncodings",
     "Skipped",

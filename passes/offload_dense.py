@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,12 @@ from sparqle_tvm.target.bundle import pack_bundle
 from sparqle_tvm.target.codegen import generate
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.schedule import default_schedule
-from sparqle_tvm.target.tir import DenseSpec
+from sparqle_tvm.target.simulator.layout import pack_weights
+from sparqle_tvm.target.tir import DenseSpec, bucket
 
 LAUNCH = "sparqle.launch"
-# Row counts that a symbolic one gets programs for; the smallest that fits is run.
-ROW_BUCKETS = (1, 32, 512, 4096)
+# A symbolic number of rows gets a program for each bucket up to this one.
+MAX_ROWS = 4096
 
 
 @mutator
@@ -72,8 +72,25 @@ class _Offload(Rewriter):
                 offset=True,
                 output="float32" if scaled else "int32",
             )
-            for rows in _row_counts(call)
+            for rows in self._row_counts(call)
         ]
+
+    def _row_counts(self, call: relax.Call) -> list[int]:
+        """The number of rows if it is static, else every bucket: the smallest that fits runs."""
+        lead = dims_of(call)[:-1]
+        if all(hasattr(d, "value") for d in lead):
+            return [max(1, int(np.prod([int(d) for d in lead])))]
+        array_rows = self.owner.accelerator.rows
+        powers = [1 << i for i in range(MAX_ROWS.bit_length())]
+        return sorted({bucket(rows, array_rows) for rows in powers})
+
+    def _packed(self, weight: Any, bits: int) -> relax.Expr:
+        """A constant weight as it lies in DRAM; any other is packed when the op is launched."""
+        values = self.constants.value(weight)
+        if values is None:
+            return weight
+        key = (self.constants.source(weight), "packed", bits)
+        return self.constants.once(key, lambda: pack_weights(values, bits))
 
     def _arguments(
         self, call: relax.Call, attrs: dict[str, Any], scaled: bool, weight: Any
@@ -81,18 +98,11 @@ class _Offload(Rewriter):
         """Planes, weight, offset, then scales, minima and group sums as far as there are any."""
         encoding = call.args[0]
         planes = [self.emit(relax.TupleGetItem(encoding, i)) for i in range(4)]
+        weight = self._packed(weight, attrs["weight_bits"])
         if not scaled:
             return [*planes, weight, call.args[2]]
         _, act_scale, _, w_scale, offset, *minimum = call.args
         return [*planes, weight, offset, act_scale, w_scale, *minimum]
-
-
-def _row_counts(call: relax.Call) -> Sequence[int]:
-    """The number of rows if it is static, else the buckets."""
-    lead = dims_of(call)[:-1]
-    if all(hasattr(d, "value") for d in lead):
-        return [int(np.prod([int(d) for d in lead]))]
-    return ROW_BUCKETS
 
 
 @tvm.transform.module_pass(opt_level=0, name="OffloadDense")

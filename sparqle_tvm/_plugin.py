@@ -31,6 +31,21 @@ def register() -> None:
     from sparqle_tvm.dialect.ops import register as register_dialect
 
     register_dialect()
+    _register_launch()
+
+
+def _register_launch() -> None:
+    """Let compiled modules call the accelerator; what that needs is loaded at the first call."""
+    import tvm_ffi
+
+    if tvm_ffi.get_global_func("sparqle.launch", allow_missing=True) is None:
+        tvm_ffi.register_global_func("sparqle.launch", _launch)
+
+
+def _launch(*operands: Any) -> None:
+    from sparqle_tvm.launch import launch
+
+    launch(*operands)
 
 
 def _register_pipeline() -> None:

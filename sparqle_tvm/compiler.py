@@ -8,21 +8,33 @@ split-precision passes, for the models that ours is compared with.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
-import numpy as np
 import tvm
 from tvm import relax
 
 from sparqle_tvm import dialect, passes
-from sparqle_tvm.errors import CompileError, InvalidArgumentError, QuantizationError
+from sparqle_tvm.errors import CompileError, InvalidArgumentError
+from sparqle_tvm.executable import EncodingRecord, Executable
 from sparqle_tvm.target.accelerator import Accelerator
 
+__all__ = [
+    "EncodingRecord",
+    "Engine",
+    "Executable",
+    "compile",
+    "host_pipeline",
+    "host_target",
+    "load",
+    "lowering_passes",
+    "pipeline",
+    "split_passes",
+]
+
 PIPELINE_NAME = "sparqle"
+Engine = Literal["host", "simulator"]
 
 
 def split_passes(
@@ -86,7 +98,9 @@ def pipeline(
     windows: Mapping[str, str] | None = None,
     default_window: str | None = None,
     allow_saturation: bool = False,
+    engine: Engine = "host",
     collect: passes.CollectEncodings | None = None,
+    offload: passes.OffloadDense | None = None,
     report: passes.PassReport | None = None,
 ) -> tvm.transform.Pass:
     """The whole compilation for ``relax.build(mod, "llvm", relax_pipeline=pipeline(...))``.
@@ -101,8 +115,12 @@ def pipeline(
         The window of all others; by default ``signed`` where that is exact.
     allow_saturation : bool
         Whether a window may be set that saturates values (lossy).
+    engine : {"host", "simulator"}
+        What runs the dense ops: kernels for this CPU, or accelerator programs on the simulator.
     collect : passes.CollectEncodings, optional
         Makes functions return their bitmaps as well.
+    offload : passes.OffloadDense, optional
+        The pass to offload with, to read the programs from it afterwards.
     report : passes.PassReport, optional
         Takes what was rewritten and what was skipped.
 
@@ -110,8 +128,12 @@ def pipeline(
     ------
     TargetError
         If the target is not a sparqle accelerator.
+    InvalidArgumentError
+        If the engine is unknown.
     """
-    Accelerator.from_target(target)
+    accelerator = Accelerator.from_target(target)
+    if engine not in get_args(Engine):
+        raise InvalidArgumentError(f'engine "{engine}" is neither "host" nor "simulator"')
     dialect.register()
     steps = split_passes(
         windows=windows,
@@ -121,6 +143,8 @@ def pipeline(
     )
     if collect is not None:
         steps.append(collect)
+    if engine == "simulator":
+        steps.append(offload or passes.OffloadDense(accelerator, report=report))
     return tvm.transform.Sequential(steps + lowering_passes(), name=PIPELINE_NAME)
 
 
@@ -139,140 +163,13 @@ def host_target() -> tvm.target.Target:
     return tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
 
 
-@dataclass(frozen=True)
-class EncodingRecord:
-    """What one encoding held in the last call.
-
-    Attributes
-    ----------
-    info : passes.EncodingInfo
-        Label, window, and the dense ops that read it.
-    pbm : np.ndarray
-        (M, ceil(K/8)) uint8, the precision bitmap.
-    scale : np.ndarray or None
-        (M, 1) float32.
-    saturated : int
-        Elements that did not fit the window.
-    """
-
-    info: passes.EncodingInfo
-    pbm: np.ndarray
-    scale: np.ndarray | None
-    saturated: int
-
-    @property
-    def label(self) -> str:
-        """Name of the encoded tensor."""
-        return self.info.label
-
-    @property
-    def window(self) -> str:
-        """``"signed"`` or ``"unsigned"``."""
-        return self.info.window
-
-    @property
-    def consumers(self) -> list[passes.DenseInfo]:
-        """The dense ops that read the encoding."""
-        return self.info.consumers
-
-
-def _records(infos: list[passes.EncodingInfo], observed: Any) -> list[EncodingRecord]:
-    """The observations of one call, in the order ``CollectEncodings`` returns them."""
-    values = iter([value.numpy() for value in observed])
-    records = []
-    for info in infos:
-        pbm = next(values)
-        scale = next(values).reshape(-1, 1) if info.quantizes else None
-        saturated = int(next(values)) if info.may_saturate else 0
-        records.append(EncodingRecord(info, pbm.reshape(-1, pbm.shape[-1]), scale, saturated))
-    return records
-
-
-def _raise_if_non_finite(function: str, records: list[EncodingRecord]) -> None:
-    for record in records:
-        if record.scale is None or np.isfinite(record.scale).all():
-            continue
-        row = int(np.flatnonzero(~np.isfinite(record.scale))[0])
-        raise QuantizationError(
-            f"{function}: the activation of {record.label} holds NaN or Inf in row {row}; "
-            "check the input and the weights before that layer"
-        )
-
-
-class Executable:
-    """A compiled module: its functions are called by name, with NumPy arrays or TVM tensors.
-
-    Parameters
-    ----------
-    executable : relax.VMExecutable or tvm.runtime.Module
-        What ``relax.build`` made, or what was loaded.
-    collected : mapping of function name to encodings
-        What functions return beside their result.
-
-    Attributes
-    ----------
-    encodings : list of EncodingRecord
-        The encodings of the last call of a function that returns them.
-    report : passes.PassReport
-        What the passes did and skipped.
-    """
-
-    def __init__(
-        self,
-        executable: Any,
-        *,
-        collected: Mapping[str, list[passes.EncodingInfo]] | None = None,
-        report: passes.PassReport | None = None,
-    ) -> None:
-        self._executable = executable
-        self._collected = dict(collected or {})
-        self._vm = relax.VirtualMachine(executable, tvm.cpu())
-        self.encodings: list[EncodingRecord] = []
-        self.report = report if report is not None else passes.PassReport()
-
-    def __getitem__(self, name: str) -> Any:
-        """The compiled function ``name``, as a callable."""
-        try:
-            function = self._vm[name]
-        except (AttributeError, ValueError, RuntimeError) as error:
-            raise InvalidArgumentError(f"the executable has no function {name}") from error
-        infos = self._collected.get(name)
-
-        def call(*args: Any) -> Any:
-            result = function(*[_to_tensor(arg) for arg in args])
-            if infos is None:
-                return result
-            value, observed = result
-            self.encodings = _records(infos, observed)
-            _raise_if_non_finite(name, self.encodings)
-            return value
-
-        return call
-
-    def export(self, path: str | os.PathLike[str]) -> None:
-        """Write a shared library that :func:`load` reads; ``path`` ends in ``.so``."""
-        target = Path(path)
-        if target.suffix != ".so":
-            raise InvalidArgumentError(f"{target}: an exported library has to end in .so")
-        try:
-            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-                temporary = Path(folder) / target.name
-                self._executable.export_library(str(temporary))
-                os.replace(temporary, target)
-        except OSError as error:
-            raise CompileError(f"{target} cannot be written: {error}") from error
-
-
-def _to_tensor(value: Any) -> Any:
-    return tvm.runtime.tensor(value) if isinstance(value, np.ndarray) else value
-
-
 def compile(
     mod: tvm.IRModule,
     target: str | tvm.target.Target | Accelerator = "sparqle/edge",
     *,
     host: str | tvm.target.Target | None = None,
     split: bool = True,
+    engine: Engine = "host",
     collect_encodings: bool = False,
     windows: Mapping[str, str] | None = None,
     default_window: str | None = None,
@@ -290,6 +187,8 @@ def compile(
         CPU that runs everything else; by default this one.
     split : bool
         False leaves the split-precision passes out (the plain int8 or float model).
+    engine : {"host", "simulator"}
+        As in :func:`pipeline`; with ``simulator``, ``Executable.profile`` tells cycles and bytes.
     collect_encodings : bool
         Whether ``Executable.encodings`` holds the bitmaps after each call.
 
@@ -300,6 +199,7 @@ def compile(
     """
     report = passes.PassReport()
     collect = passes.CollectEncodings(report=report) if collect_encodings else None
+    offload = passes.OffloadDense(Accelerator.from_target(target), report=report)
     chosen = tvm.target.Target(host) if host is not None else host_target()
     if split:
         steps = pipeline(
@@ -307,7 +207,9 @@ def compile(
             windows=windows,
             default_window=default_window,
             allow_saturation=allow_saturation,
+            engine=engine,
             collect=collect,
+            offload=offload,
             report=report,
         )
     else:
@@ -315,7 +217,10 @@ def compile(
         steps = host_pipeline()
     executable = relax.build(mod, chosen, relax_pipeline=steps)
     return Executable(
-        executable, collected=collect.collected if collect is not None else None, report=report
+        executable,
+        collected=collect.collected if collect is not None else None,
+        programs=offload.programs,
+        report=report,
     )
 
 

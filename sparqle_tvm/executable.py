@@ -1,0 +1,163 @@
+"""Compiled modules: callable functions, the encodings and the profile of a run, export."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from sparqle_tvm import passes
+from sparqle_tvm.errors import CompileError, InvalidArgumentError, QuantizationError
+from sparqle_tvm.launch import recording
+from sparqle_tvm.profile import Profile
+from sparqle_tvm.target.program import Program
+
+
+@dataclass(frozen=True)
+class EncodingRecord:
+    """What one encoding held in the last call.
+
+    Attributes
+    ----------
+    info : passes.EncodingInfo
+        Label, window, and the dense ops that read it.
+    pbm : np.ndarray
+        (M, ceil(K/8)) uint8, the precision bitmap.
+    scale : np.ndarray or None
+        (M, 1) float32.
+    saturated : int
+        Elements that did not fit the window.
+    """
+
+    info: passes.EncodingInfo
+    pbm: np.ndarray
+    scale: np.ndarray | None
+    saturated: int
+
+    @property
+    def label(self) -> str:
+        """Name of the encoded tensor."""
+        return self.info.label
+
+    @property
+    def window(self) -> str:
+        """``"signed"`` or ``"unsigned"``."""
+        return self.info.window
+
+    @property
+    def consumers(self) -> list[passes.DenseInfo]:
+        """The dense ops that read the encoding."""
+        return self.info.consumers
+
+
+def _records(infos: list[passes.EncodingInfo], observed: Any) -> list[EncodingRecord]:
+    """The observations of one call, in the order ``CollectEncodings`` returns them."""
+    values = iter([value.numpy() for value in observed])
+    records = []
+    for info in infos:
+        pbm = next(values)
+        scale = next(values).reshape(-1, 1) if info.quantizes else None
+        saturated = int(next(values)) if info.may_saturate else 0
+        records.append(EncodingRecord(info, pbm.reshape(-1, pbm.shape[-1]), scale, saturated))
+    return records
+
+
+def _raise_if_non_finite(function: str, records: list[EncodingRecord]) -> None:
+    for record in records:
+        if record.scale is None or np.isfinite(record.scale).all():
+            continue
+        row = int(np.flatnonzero(~np.isfinite(record.scale))[0])
+        raise QuantizationError(
+            f"{function}: the activation of {record.label} holds NaN or Inf in row {row}; "
+            "check the input and the weights before that layer"
+        )
+
+
+class Executable:
+    """A compiled module: its functions are called by name, with NumPy arrays or TVM tensors.
+
+    Parameters
+    ----------
+    executable : relax.VMExecutable or tvm.runtime.Module
+        What ``relax.build`` made, or what was loaded.
+    collected : mapping of function name to encodings
+        What functions return beside their result.
+
+    Attributes
+    ----------
+    encodings : list of EncodingRecord
+        The encodings of the last call of a function that returns them.
+    programs : list of Program
+        The accelerator programs, with the engine ``simulator``.
+    report : passes.PassReport
+        What the passes did and skipped.
+    """
+
+    def __init__(
+        self,
+        executable: Any,
+        *,
+        collected: Mapping[str, list[passes.EncodingInfo]] | None = None,
+        programs: Mapping[Any, Program] | None = None,
+        report: passes.PassReport | None = None,
+    ) -> None:
+        self._executable = executable
+        self._collected = dict(collected or {})
+        self._vm = relax.VirtualMachine(executable, tvm.cpu())
+        self._profile = Profile([])
+        self.encodings: list[EncodingRecord] = []
+        self.programs = list((programs or {}).values())
+        self.report = report if report is not None else passes.PassReport()
+
+    def __getitem__(self, name: str) -> Any:
+        """The compiled function ``name``, as a callable."""
+        try:
+            function = self._vm[name]
+        except (AttributeError, ValueError, RuntimeError) as error:
+            raise InvalidArgumentError(f"the executable has no function {name}") from error
+        infos = self._collected.get(name)
+
+        def call(*args: Any) -> Any:
+            with recording() as records:
+                result = function(*[_to_tensor(arg) for arg in args])
+            self._profile = Profile(records)
+            if infos is None:
+                return result
+            value, observed = result
+            self.encodings = _records(infos, observed)
+            _raise_if_non_finite(name, self.encodings)
+            return value
+
+        return call
+
+    def profile(self) -> Profile:
+        """What the accelerator did in the last call; empty if no op is offloaded."""
+        return self._profile
+
+    def inspect_source(self) -> str:
+        """The assembly of every program."""
+        return "\n".join(program.disassemble() for program in self.programs)
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write a shared library that :func:`load` reads; ``path`` ends in ``.so``."""
+        target = Path(path)
+        if target.suffix != ".so":
+            raise InvalidArgumentError(f"{target}: an exported library has to end in .so")
+        try:
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                temporary = Path(folder) / target.name
+                self._executable.export_library(str(temporary))
+                os.replace(temporary, target)
+        except OSError as error:
+            raise CompileError(f"{target} cannot be written: {error}") from error
+
+
+def _to_tensor(value: Any) -> Any:
+    return tvm.runtime.tensor(value) if isinstance(value, np.ndarray) else value
