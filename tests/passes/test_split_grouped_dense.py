@@ -128,6 +128,7 @@ def by_hand(**changes: Any) -> tvm.IRModule:
         "m": M,
         "low": lambda sums, m: op.matmul(op.permute_dims(sums), op.astype(m, "float64")),
         "out": "float32",
+        "acc": "int32",
         **changes,
     }
     builder = relax.BlockBuilder()
@@ -140,7 +141,7 @@ def by_hand(**changes: Any) -> tvm.IRModule:
         with builder.dataflow():
             weight = emit(op.abs(w)) if form["w"] is None else relax.const(form["w"])
             qg = emit(op.permute_dims(op.reshape(params[0], form["cut"]), form["axes"]))
-            up = emit(op.matmul(qg, weight, "int32"), "up")
+            up = emit(op.matmul(qg, weight, form["acc"]), "up")
             d = op.astype(relax.const(form["d"]), "float64")
             y = emit(op.sum(op.multiply(op.astype(up, "float64"), d), axis=form["sum_axis"]))
             if form["m"] is not None:
@@ -168,6 +169,7 @@ def swapped(sums: Any, m: Any) -> relax.Expr:
         ({"q": ((5, 8), "uint8")}, "activations are uint8"),
         ({"w": W.astype(np.uint8)}, "weights are uint8"),
         ({"w": None}, "computed at run time"),
+        ({"acc": None}, "accumulates in int8, int32 is needed"),
         ({"d": D.astype(np.float32)}, "group scales are not float16"),
         ({"d": D[:1]}, "group scales are not float16 of shape (G, 1, N)"),
         ({"q": ((8, 5), "int8"), "cut": (5, 2, 4)}, "K of the activations is not G * group"),
