@@ -156,11 +156,12 @@ class _Generator:
         used = dict.fromkeys(Buffer, 0)
         for name, slots in self.plan.slots.items():
             used[STORAGES[name].buffer] += self._slot_bytes(name) * slots
+        tile = " x ".join(str(self.plan.tile[axis]) for axis in "mnk")
         for buffer, nbytes in used.items():
             capacity = header.buffer_bytes(buffer)
             if nbytes > capacity:
                 raise TargetError(
-                    f"{self.label}: tiles of {self.plan.tile} take {nbytes} bytes of the "
+                    f"{self.label}: tiles of {tile} take {nbytes} bytes of the "
                     f"{buffer.name} buffer, accelerator {header.accelerator.name!r} has "
                     f"{capacity}; choose smaller tiles or fewer slots"
                 )

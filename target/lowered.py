@@ -154,10 +154,11 @@ def _passes() -> tvm.ir.transform.Sequential:
 
 
 class _Context:
-    """What is known while walking: the open body, loop variables and array numbers."""
+    """What is known while walking: open body and block, loop variables, array numbers."""
 
     def __init__(self) -> None:
         self.body = Body()
+        self.block = "root"
         self.loops = 0
         self.variables: dict[Any, Affine] = {}
         self.buffers: dict[Any, int] = {}
@@ -170,8 +171,8 @@ class _Context:
 @singledispatch
 def _statement(stmt: Any, context: _Context) -> None:
     raise CompileError(
-        f"a statement {type(stmt).__name__} stands outside of any intrinsic; the schedule has to "
-        "tensorize every block"
+        f"block {context.block!r} is not an intrinsic of the accelerator, it has a "
+        f"{type(stmt).__name__}; tensorize it with one of sparqle_tvm.target.intrinsics"
     )
 
 
@@ -208,14 +209,10 @@ def _(stmt: s_tir.SBlockRealize, context: _Context) -> None:
         raise CompileError(
             f"block {block.name_hint!r} has a condition; pad the function to whole tiles"
         )
+    context.block = str(block.name_hint)
     context.body.allocations.extend(context.number(buffer) for buffer in block.alloc_buffers)
     if isinstance(block.body, tirx.Evaluate):
         context.body.children.append(_call(block, context))
-    elif isinstance(block.body, tirx.BufferStore) or block.match_buffers:
-        raise CompileError(
-            f"block {block.name_hint!r} is not an intrinsic of the accelerator; tensorize it "
-            "with one of sparqle_tvm.target.intrinsics"
-        )
     else:
         _statement(block.body, context)
 

@@ -45,7 +45,7 @@ class DenseSpec:
     weight_bits : {2, 4, 8}
         Bits of a stored weight.
     weight_signed : bool
-        Whether weights are stored in two's complement.
+        Whether weights are stored in two's complement; weights of 8 bits always are.
     group_size : int
         Weights along K that share a float16 scale, a divisor of K; 0: one scale per channel.
     has_min : bool
@@ -89,6 +89,10 @@ class DenseSpec:
             return (
                 f"digit_bits = {self.digit_bits} and weight_bits = {self.weight_bits} must be "
                 "2, 4 or 8"
+            )
+        if self.weight_bits == 8 and not self.weight_signed:
+            return (
+                "unsigned weights of 8 bits do not fit int8; subtract 128 and fold it into minima"
             )
         if self.window not in WINDOWS or self.output not in ("int32", "float32"):
             return f"window {self.window!r} or output {self.output!r} is not known"

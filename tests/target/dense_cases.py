@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sparqle_tvm.numerics import bias_term, encode_digits, grouped_bias_term, max_exact
+from sparqle_tvm.numerics import bias_term, encode, encode_digits, grouped_bias_term, max_exact
 from sparqle_tvm.numerics.quantization import QuantizedWeights
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.tir import DenseSpec
@@ -157,3 +157,17 @@ def run_primfunc(
     compiled = tvm.compile(function, target="llvm")
     compiled(*[tvm.runtime.tensor(array) for array in inputs], out)
     return out.numpy()[: spec.m, : spec.n]
+
+
+def simulated(program: Any, operands: Operands, rows: int) -> Any:
+    """Output of a program on the simulator for the first `rows` rows of the operands."""
+    from sparqle_tvm.target.isa import Tensor
+    from sparqle_tvm.target.simulator import activation_tensors, simulate, weight_tensors
+
+    header = program.header
+    sliced = encode(operands.q[:rows], k=header.digit_bits, window=header.window)
+    tensors = activation_tensors(header, sliced, operands.act_scale[:rows])
+    tensors |= weight_tensors(header, operands.weights)
+    if operands.offset is not None:
+        tensors[Tensor.OFFSET] = operands.offset
+    return simulate(program, tensors).output

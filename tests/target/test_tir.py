@@ -53,6 +53,7 @@ def test_every_pass_is_a_block(name: str, blocks: list[str]) -> None:
         ({"m": 0}, "must be positive"),
         ({"digit_bits": 3}, "digit_bits = 3"),
         ({"weight_bits": 5}, "weight_bits = 5"),
+        ({"weight_bits": 8, "weight_signed": False}, "do not fit int8"),
         ({"window": "round"}, "window 'round'"),
         ({"output": "float16"}, "output 'float16'"),
         ({"scheme": "dense"}, "dense has no biased digits"),
