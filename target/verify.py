@@ -190,9 +190,9 @@ def _fault_text(
 _FAULT_TEXTS = {
     Fault.NOT_WRITTEN: "nothing was written there before",
     Fault.WRONG_TILE: "that is not what lies there: see {other}",
-    Fault.EARLY_READ: "may be read before it is written by {other}",
-    Fault.EARLY_WRITE: "may be overwritten while it is still read by {other}",
-    Fault.UNORDERED_WRITE: "may be written before {other} writes it",
+    Fault.EARLY_READ: "no token orders this access with {other}, which writes there",
+    Fault.EARLY_WRITE: "no token orders this write with {other}, which reads there",
+    Fault.UNORDERED_WRITE: "no token orders this write with {other}, which writes there",
     Fault.LOST: "overwrites accumulators that were not stored, of {other}",
     Fault.ROWS_DIFFER: "other rows than those of its other operands, see {other}",
     Fault.CHANNELS_DIFFER: "other channels than those of its other operands, see {other}",

@@ -263,17 +263,16 @@ class _Checker:
         near = Scalar("int64", -1)
 
         def look() -> None:
-            near.set(self.table[self.entry.value + _W_STEP])
+            near.set(self.entry.value)
             with when(self._holds(self.entry.value)):
                 self.found.set(self.entry.value)
 
         self._each_overlap(look)
         with when(self.found.value < 0):
-            either(
-                near.value < 0,
-                lambda: self._fail(Fault.NOT_WRITTEN),
-                lambda: self._fail(Fault.WRONG_TILE, near.value),
-            )
+            self._fail(Fault.NOT_WRITTEN)
+            with when(near.value >= 0):
+                self._fail(Fault.WRONG_TILE, self.table[near.value + _W_STEP])
+                self._check_writer(near.value, Fault.EARLY_READ)
 
     def _holds(self, e: Any) -> Any:
         """Whether the touch is the entry's tile, or for some tags whole rows of it."""
