@@ -220,8 +220,6 @@ class _Generator:
         place, numbers = self.places[name], {o.planned.loop: o.loop for o in self.open}
         index = Affine()
         for start, extent, size in zip(tile.starts, tile.extents, tile.shape, strict=True):
-            if start.const % extent or any(c % extent for _, c in start.terms):
-                raise CompileError(f"{self.label}: {tile.name} is used at {start}, within a tile")
             terms = tuple((numbers[loop], c // extent) for loop, c in start.terms)
             index = index * (size // extent) + Affine(start.const // extent, terms)
         return place.allocation.at(place.rotate, index * place.tile_bytes)

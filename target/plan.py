@@ -233,8 +233,13 @@ class _Planner:
         return PlannedLoop(node.loop, axis, step, self._body(node.body, (*path, node)))
 
     def _check_starts(self, call: CallNode, path: tuple[LoopNode, ...]) -> None:
-        """Arrays in DRAM have to be read and written where the loops around stand."""
+        """Arrays in DRAM have to be used where the loops around stand, others in whole tiles."""
         for tile, axes in self._axes(call):
+            for start, extent in zip(tile.starts, tile.extents, strict=True):
+                if start.const % extent or any(c % extent for _, c in start.terms):
+                    raise CompileError(
+                        f"{call.name!r} takes {tile.name} from {start}, within a tile of {extent}"
+                    )
             for start, axis in zip(tile.starts, axes, strict=True):
                 axis = "k" if axis == "g" else axis
                 around = {node.loop for node in path if self.loops[node.loop][0] == axis}
