@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost, encoding_costs
 from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
+
+if TYPE_CHECKING:
+    from sparqle_tvm.target.cost.simulated import SimulatedOp
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +77,7 @@ class Totals:
         return 1.0 - self.compute_bound_share
 
     @classmethod
-    def of(cls, costs: Iterable[OpCost | EncodeCost | VectorCost]) -> Totals:
+    def of(cls, costs: Iterable[OpCost | SimulatedOp | EncodeCost | VectorCost]) -> Totals:
         """Add up; an empty sum counts as bound by memory."""
         costs = tuple(costs)
         cycles = sum(cost.total_cycles for cost in costs)
@@ -93,8 +97,8 @@ class PassCost:
     ----------
     scheme : {"sparqle", "dense"}
         How the dense layers work.
-    ops : tuple of OpCost
-        The dense layers in order.
+    ops : tuple of OpCost or SimulatedOp
+        The dense layers in order, counted (`analytical`) or simulated (`simulated`).
     encodes : tuple of EncodeCost
         The quantization (and encoding) of their inputs.
     vector : tuple of VectorCost
@@ -102,7 +106,7 @@ class PassCost:
     """
 
     scheme: Scheme
-    ops: tuple[OpCost, ...]
+    ops: tuple[OpCost | SimulatedOp, ...]
     encodes: tuple[EncodeCost, ...]
     vector: tuple[VectorCost, ...]
 

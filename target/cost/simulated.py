@@ -1,0 +1,158 @@
+"""Cost of a pass with its dense layers simulated: programs instead of formulas.
+
+Encodings and the vector unit are counted as in `target.cost.model`; every dense op runs as the
+program that the code generator makes for it, timing only, with its real bitmap. Equal ops share
+one program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.analytical import Bound
+from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
+from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
+from sparqle_tvm.target.cost.vector import TransformerShape
+from sparqle_tvm.target.header import Engine
+from sparqle_tvm.target.program import Program
+
+
+@dataclass(frozen=True)
+class SimulatedOp:
+    """One dense op as the simulator ran it.
+
+    Attributes
+    ----------
+    label : str
+        The op.
+    scheme : {"sparqle", "dense"}
+        How the activations are stored and computed.
+    macs : int
+        Multiply-accumulates at full precision.
+    mma_cycles : int
+        Cycles that the array was busy.
+    dma_cycles : int
+        Cycles that the DRAM channel was busy.
+    dram_bytes : int
+        Bytes read and written.
+    total_cycles : int
+        Cycles until the last engine had ended.
+    stalled_cycles : int
+        Cycles that the array waited.
+    """
+
+    label: str
+    scheme: Scheme
+    macs: int
+    mma_cycles: int
+    dma_cycles: int
+    dram_bytes: int
+    total_cycles: int
+    stalled_cycles: int
+
+    @property
+    def bound(self) -> Bound:
+        """What limits the op."""
+        return "compute" if self.mma_cycles >= self.dma_cycles else "memory"
+
+
+@dataclass
+class ProgramCache:
+    """Programs of dense ops for one accelerator, each generated and verified once."""
+
+    accelerator: Accelerator
+    programs: dict[object, Program] = field(default_factory=dict)
+
+    def get(self, shape: DenseShape, scheme: Scheme, window: str) -> Program:
+        """The program of an op; row counts share those of their bucket."""
+        from sparqle_tvm.target.codegen import generate
+        from sparqle_tvm.target.schedule import default_schedule
+        from sparqle_tvm.target.tir import DenseSpec, bucket
+
+        spec = DenseSpec(
+            m=bucket(shape.m, self.accelerator.rows),
+            n=shape.n,
+            k=shape.k,
+            digit_bits=self.accelerator.digit_bits,
+            window="signed" if scheme == "sparqle" and window == "signed" else "unsigned",
+            weight_bits=shape.weight_bits,
+            group_size=shape.group_size,
+            has_min=shape.has_min,
+            scheme=scheme,
+        )
+        if spec not in self.programs:
+            scheduled = default_schedule(spec, self.accelerator)
+            self.programs[spec] = generate(scheduled, spec, self.accelerator, shape.label)
+        return self.programs[spec]
+
+
+def simulate_op(
+    shape: DenseShape, nnz: RowNnz, scheme: Scheme, window: str, programs: ProgramCache
+) -> SimulatedOp:
+    """Run one dense op without values.
+
+    Parameters
+    ----------
+    shape : DenseShape
+        The op.
+    nnz : RowNnz
+        Stored MSB digits of its activations.
+    scheme, window
+        As in `target.cost.analytical.dense_op_cost`.
+    programs : ProgramCache
+        Takes and keeps the program.
+    """
+    from sparqle_tvm.target.simulator import simulate_timing
+
+    program = programs.get(shape, scheme, window)
+    result = simulate_timing(program, shape.m, nnz if scheme == "sparqle" else None)
+    array, store = result.engines[Engine.MMA], result.engines[Engine.STORE]
+    return SimulatedOp(
+        label=shape.label,
+        scheme=scheme,
+        macs=shape.macs,
+        mma_cycles=array.busy,
+        dma_cycles=result.engines[Engine.LOAD].busy + store.busy_cycles.get("ST.OUT", 0),
+        dram_bytes=result.counts.dram_bytes,
+        total_cycles=result.total_cycles,
+        stalled_cycles=array.stalled,
+    )
+
+
+def simulated_pass_cost(
+    encodings: Sequence[EncodedActivation],
+    transformer: TransformerShape,
+    *,
+    tokens: int,
+    past: int,
+    programs: ProgramCache,
+    scheme: Scheme,
+    progress: Callable[[], None] = lambda: None,
+) -> PassCost:
+    """Cost of one pass of a model, its dense layers simulated.
+
+    Parameters
+    ----------
+    encodings, transformer, tokens, past, scheme
+        As in `target.cost.model.pass_cost`.
+    programs : ProgramCache
+        Programs of the accelerator.
+    progress : callable
+        Called after every op.
+    """
+    counted = pass_cost(
+        encodings,
+        transformer,
+        tokens=tokens,
+        past=past,
+        accelerator=programs.accelerator,
+        scheme=scheme,
+    )
+    ops = []
+    for encoding in encodings:
+        for shape in encoding.consumers:
+            ops.append(simulate_op(shape, encoding.nnz, scheme, encoding.window, programs))
+            progress()
+    return PassCost(scheme, tuple(ops), counted.encodes, counted.vector)
