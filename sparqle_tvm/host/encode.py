@@ -70,6 +70,11 @@ class EncodeSpec:
         return 2 ** (self.k - 1) if self.signed else 0
 
     @property
+    def largest(self) -> int:
+        """Largest q that the window holds; larger ones saturate."""
+        return 2 ** (2 * self.k - 1) - 1 - self.bias
+
+    @property
     def integer(self) -> str:
         """Container of q, and of q + bias."""
         return "int16" if self.k == 8 else "int8"
@@ -149,7 +154,7 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
 
 
 def _quantize_row(spec: EncodeSpec, row: Any, x: Array, biased: Array, scale: Array) -> None:
-    """Write ``q + bias`` and the scale of one row; NaN or Inf: the scale is NaN and q is 0."""
+    """Write ``q + bias`` and the scale of one row; saturated; NaN or Inf: scale NaN, q 0."""
     # As integers, the magnitudes of floats keep their order, and NaN and Inf come out on top;
     # float comparisons are compiled under the assumption that there are no NaNs.
     largest = Scalar("int32", 0)
@@ -165,16 +170,16 @@ def _quantize_row(spec: EncodeSpec, row: Any, x: Array, biased: Array, scale: Ar
         bits = T.bitwise_and(T.reinterpret("int32", x[row, i]), finite.value)
         rounded = T.reinterpret("float32", bits) / step.value + T.float32(_ROUND)
         q = T.reinterpret("int32", rounded) - _ROUND_BITS
-        q = T.max(T.min(q, T.int32(spec.qmax)), T.int32(-spec.qmax))
+        q = T.max(T.min(q, T.int32(min(spec.qmax, spec.largest))), T.int32(-spec.qmax))
         biased[i] = cast(spec.integer, q + spec.bias)
 
 
 def _saturate_row(spec: EncodeSpec, row: Any, q: Array, biased: Array) -> None:
     """Write ``q + bias``, q clipped to what 2k bits and the window hold."""
-    limit = 2 ** (2 * spec.k - 1)
+    smallest = T.int32(-(2 ** (2 * spec.k - 1)))
     with loop(spec.columns) as i:
-        value = T.min(cast("int32", q[row, i]), T.int32(limit - 1 - spec.bias))
-        biased[i] = cast(spec.integer, T.max(value, T.int32(-limit)) + spec.bias)
+        value = T.min(cast("int32", q[row, i]), T.int32(spec.largest))
+        biased[i] = cast(spec.integer, T.max(value, smallest) + spec.bias)
 
 
 def _pack_lsb(spec: EncodeSpec, row: Any, biased: Array, lsb: Array) -> None:

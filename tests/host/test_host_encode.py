@@ -1,0 +1,142 @@
+"""The encoding kernels against the definition in sparqle_tvm.numerics, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_runner import GENERIC, NATIVE, run_kernel, with_threads
+
+from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
+from sparqle_tvm.numerics import slicing
+from sparqle_tvm.numerics.quantization import quantize_per_token
+
+WINDOWS = {True: "signed", False: "unsigned"}
+
+
+def encode_outputs(spec: EncodeSpec, lead: tuple[int, ...]) -> list[tuple[tuple[int, ...], str]]:
+    rows = int(np.prod(lead))
+    shapes: list[tuple[tuple[int, ...], str]] = [
+        ((*lead, spec.lsb_bytes), "uint8"),
+        ((*lead, -(-spec.columns // 8)), "uint8"),
+        ((rows * spec.lsb_bytes,), "uint8"),
+        ((rows + 1,), "int32"),
+    ]
+    if spec.qmax:
+        shapes.append(((*lead, 1), "float32"))
+    if spec.groups:
+        shapes.append(((*lead, spec.groups), "int32"))
+    return shapes
+
+
+def run(spec: EncodeSpec, source: np.ndarray, target: Any = NATIVE) -> list[np.ndarray]:
+    outputs = encode_outputs(spec, source.shape[:-1])
+    return run_kernel(encode_kernel(spec), [source], outputs, target)
+
+
+def check_planes(spec: EncodeSpec, q: np.ndarray, found: list[np.ndarray]) -> None:
+    """The kernel's planes are those of the integers q (.., K)."""
+    matrix = q.reshape(-1, spec.columns)
+    expected = slicing.encode(matrix, k=spec.k, window=WINDOWS[spec.signed], saturate=True)
+    np.testing.assert_array_equal(found[0].reshape(expected.lsb.shape), expected.lsb)
+    np.testing.assert_array_equal(found[1].reshape(expected.pbm.shape), expected.pbm)
+    np.testing.assert_array_equal(found[3], expected.row_ptr)
+    np.testing.assert_array_equal(found[2][: expected.row_ptr[-1]], expected.msb)
+    # Nothing is written behind the stream.
+    assert (found[2][expected.row_ptr[-1] :] == 0xAA).all()
+    if spec.groups:
+        sums = expected.group_sums(spec.group_size)
+        np.testing.assert_array_equal(found[-1].reshape(sums.shape), sums)
+
+
+def integers(rng: np.random.Generator, k: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Mostly small 2k-bit integers, the extremes among them."""
+    limit = 2 ** (2 * k - 1)
+    q = np.rint(rng.standard_normal(shape) * limit / rng.choice([2, 8, 40]))
+    q[rng.random(shape) < 0.05] = -limit
+    q[rng.random(shape) < 0.05] = limit - 1
+    return np.clip(q, -limit, limit - 1).astype("int16" if k == 8 else "int8")
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("k", [2, 4, 8])
+@pytest.mark.parametrize(("columns", "group_size"), [(1, 0), (37, 0), (48, 16)])
+def test_encode_equals_numerics(k: int, signed: bool, columns: int, group_size: int) -> None:
+    rng = np.random.default_rng(columns + k)
+    spec = EncodeSpec(1, columns, k, signed, group_size)
+    for rows in (0, 1, 3, 40):
+        q = integers(rng, k, (rows, columns))
+        check_planes(spec, q, run(spec, q))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize(("k", "qmax"), [(2, 5), (4, 119), (4, 127), (8, 32639)])
+def test_quantize_encode_equals_numerics(k: int, qmax: int, signed: bool) -> None:
+    rng = np.random.default_rng(qmax)
+    spec = EncodeSpec(1, 50, k, signed, 10, qmax)
+    for rows in (0, 1, 2, 33):
+        x = (rng.standard_normal((rows, 50)) * np.exp(rng.normal(size=(rows, 1)))).astype("f4")
+        found = run(spec, x)
+        amax = np.abs(x).max(axis=1, keepdims=True, initial=0)
+        scale = np.maximum(amax, np.float32(1e-30)) / np.float32(qmax)
+        q = np.clip(np.rint(x / scale), -qmax, qmax).astype("int16" if k == 8 else "int8")
+        np.testing.assert_array_equal(found[4], scale)
+        check_planes(spec, q, found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), rows=st.integers(0, 5))
+def test_quantize_encode_of_any_floats(data: st.DataObject, rows: int) -> None:
+    finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+    values = data.draw(st.lists(finite, min_size=rows * 6, max_size=rows * 6))
+    x = np.array(values, dtype=np.float32).reshape(rows, 6)
+    spec = EncodeSpec(1, 6, 4, True, 3, 119)
+    found = run(spec, x)
+    q, scale = quantize_per_token(x)
+    np.testing.assert_array_equal(found[4], scale)
+    check_planes(spec, q, found)
+
+
+def test_halves_round_to_even() -> None:
+    x = np.array([[119, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 118.5]], dtype=np.float32)
+    spec = EncodeSpec(1, 8, 4, False, 1, 119)
+    assert run(spec, x)[5].tolist() == [[119, 0, 2, 2, 0, -2, -2, 118]]
+
+
+def test_generic_target_gives_the_same_bits() -> None:
+    x = np.random.default_rng(3).standard_normal((21, 100)).astype(np.float32)
+    spec = EncodeSpec(1, 100, 4, True, 20, 119)
+    for native, generic in zip(run(spec, x), run(spec, x, GENERIC), strict=True):
+        np.testing.assert_array_equal(native, generic)
+
+
+def test_threads_do_not_change_the_result() -> None:
+    x = np.random.default_rng(4).standard_normal((100, 70)).astype(np.float32)
+    spec = EncodeSpec(1, 70, 4, True, 0, 119)
+    results = [with_threads(count, lambda: run(spec, x)) for count in (1, 2)]
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("lead", [(), (5,), (1, 7), (2, 3, 4)])
+def test_any_number_of_leading_dimensions(lead: tuple[int, ...]) -> None:
+    q = integers(np.random.default_rng(5), 4, (*lead, 24))
+    spec = EncodeSpec(len(lead), 24, 4, True, 8)
+    check_planes(spec, q, run(spec, q))
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_not_finite_rows_get_the_scale_nan_and_the_value_zero(bad: float) -> None:
+    x = np.random.default_rng(6).standard_normal((20, 33)).astype(np.float32)
+    clean = x.copy()
+    x[3, 17] = x[19, 0] = bad
+    clean[[3, 19]] = 0
+    spec = EncodeSpec(1, 33, 4, True, 0, 119)
+    found, expected = run(spec, x), run(spec, clean)
+    assert np.flatnonzero(np.isnan(found[4][:, 0])).tolist() == [3, 19]
+    check_planes(spec, quantize_per_token(clean)[0], found)
+    others = [i for i in range(20) if i not in (3, 19)]
+    np.testing.assert_array_equal(found[4][others], expected[4][others])
