@@ -209,7 +209,7 @@ def _sum_spans(spec: ValueSpec, tile: ActivationTile, row: Any, target: Any) -> 
 def _weight_values(spec: ValueSpec, wgt: Array, source: Any, column: Any) -> list[Any]:
     """Stored weights of `Dot.depth` consecutive columns: int32 each, higher bits arbitrary."""
     bits, depth = spec.weight_bits, spec.dot.depth
-    if spec.pitch == spec.width and depth == 4:
+    if spec.contiguous and depth == 4:
         word = Scalar("int32", T.int32(0))
         byte = source + T.truncdiv(column * bits, T.int64(8))
         for i in range(depth * bits // 8):

@@ -16,7 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.target.cost.shapes import RowNnz
 from sparqle_tvm.target.header import Header
-from sparqle_tvm.target.isa import ceil_div, split_steps
+from sparqle_tvm.target.isa import MmaMsb, ceil_div
+from sparqle_tvm.target.isa_compute import step_spans
+from sparqle_tvm.target.program import Program
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,20 +41,30 @@ class DigitTables:
     waited: tuple[NDArray[np.int64], ...]
 
 
-def nnz_from_bitmap(pbm: NDArray[np.uint8], header: Header, splits: tuple[int, ...]) -> RowNnz:
-    """Count a bitmap as finely as the steps of `header` need it.
+def row_splits(program: Program) -> tuple[int, ...]:
+    """Values of `row_split` of the MMA.MSB instructions of a program, sorted; (1,) without any."""
+    return tuple(
+        sorted({i.row_split for i in program.instructions if isinstance(i, MmaMsb)}) or (1,)
+    )
+
+
+def nnz_from_bitmap(pbm: NDArray[np.uint8], program: Program) -> RowNnz:
+    """Count a bitmap as finely as the steps of a program need it.
 
     Parameters
     ----------
     pbm : uint8 (M, ceil(K / 8))
         Precision bitmap, transport form.
-    header : Header
-        Chunks, groups and lanes.
-    splits : tuple of int
-        The values of `row_split` in the program.
+    program : Program
+        What multiplies it.
     """
+    header = program.header
+    last = header.in_features - (header.chunks - 1) * header.k_chunk
     starts = {
-        s for split in splits for k in _chunk_sizes(header) for s in _pieces(header, k, split)
+        start
+        for split in row_splits(program)
+        for k in (min(header.k_chunk, header.in_features), last)
+        for _, start, _ in step_spans(header, k, split)
     }
     if all(start % 8 == 0 for start in starts):
         return RowNnz.from_pbm(pbm, header.in_features)
@@ -123,20 +135,6 @@ def draw_bitmap(
     return np.packbits(bits, axis=1, bitorder="little")
 
 
-def _chunk_sizes(header: Header) -> set[int]:
-    last = header.in_features - (header.chunks - 1) * header.k_chunk
-    return {min(header.k_chunk, header.in_features), last}
-
-
-def _pieces(header: Header, k: int, split: int) -> list[int]:
-    """Columns of a chunk of `k` at which a PE row begins a new step."""
-    width = header.accelerator.lanes * int(split_steps(header, k, split))
-    starts = set(range(0, k, width))
-    if header.group_size and not header.accelerator.msb_across_groups:
-        starts |= set(range(0, k, header.group_size))
-    return sorted(starts)
-
-
 def _row_steps(nnz: RowNnz, header: Header, split: int) -> NDArray[np.int64]:
     """Steps of every row and segment: int64 (chunks, M, split)."""
     lanes, unit = header.accelerator.lanes, nnz.unit
@@ -147,7 +145,7 @@ def _row_steps(nnz: RowNnz, header: Header, split: int) -> NDArray[np.int64]:
     for chunk in range(header.chunks):
         begin = chunk * header.k_chunk
         k = min(header.k_chunk, header.in_features - begin)
-        starts = np.array(_pieces(header, k, split))
+        segments, starts, _ = np.array(step_spans(header, k, split)).T
         if (begin % unit) or (starts % unit).any():
             raise InvalidArgumentError(
                 f"{header.label!r}: PE rows begin steps at columns {starts[:4].tolist()}..., but "
@@ -155,7 +153,6 @@ def _row_steps(nnz: RowNnz, header: Header, split: int) -> NDArray[np.int64]:
             )
         counts = nnz.counts[:, begin // unit : math.ceil((begin + k) / unit)]
         steps = ceil_div(np.add.reduceat(counts, starts // unit, axis=1, dtype=np.int64), lanes)
-        segments = starts // (lanes * int(split_steps(header, k, split)))
         firsts = np.flatnonzero(np.diff(segments, prepend=-1))
         result[chunk, :, : len(firsts)] = np.add.reduceat(steps, firsts, axis=1)
     return result

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.target.isa import TRACE_OPCODE, LdAct, MmaMin
+from sparqle_tvm.target.isa import INSTRUCTIONS, TRACE_OPCODE, LdAct, MmaMin
 from sparqle_tvm.target.simulator.native import aligned
 from sparqle_tvm.target.simulator.spec import ValueSpec
 from sparqle_tvm.target.simulator.steps import (
@@ -113,10 +113,7 @@ class Pools:
 def make_pools(steps: Steps, spec: ValueSpec, activations: Pool, weights: Pool, grp: Pool) -> Pools:
     """Allocate the memory for the tiles of the pools."""
     dot = spec.dot
-    m, n, k = (
-        np.concatenate([steps.get(cls, o) for cls in (*MULTIPLIES, MmaMin)] or [np.zeros(1)])
-        for o in "mnk"
-    )
+    m, n, k = (np.concatenate([steps.get(c, o) for c in (*MULTIPLIES, MmaMin)]) for o in "mnk")
     spans = _each(spec.spans, k)
     rows, panels = -(-m // dot.rows) * dot.rows, _each(spec.panels, n)
     groups = _each(spec.groups, k) if spec.grouped else 0 * k
@@ -165,12 +162,13 @@ def _entries(pool: Pool, nbytes: int) -> int:
 def _places(steps: Steps) -> Int64s:
     """Number of the place in DRAM that each tile load reads, the same for equal tiles."""
     places = np.zeros(len(steps), dtype=np.int64)
-    for cls in (*TILE_LOADS, LdAct):
+    loads: tuple[InstructionClass, ...] = (*TILE_LOADS, LdAct)
+    for cls in loads:
         at = steps.of(cls)
         for operand in _TILE:
             _, which = np.unique(steps.get(cls, operand), return_inverse=True)
             places[at] = places[at] * (which.max(initial=0) + 1) + which
             _, places[at] = np.unique(places[at], return_inverse=True)
         # No two classes have a number in common.
-        places[at] = places[at] * (max(c.OPCODE for c in (*TILE_LOADS, LdAct)) + 1) + cls.OPCODE
+        places[at] = places[at] * (max(INSTRUCTIONS) + 1) + cls.OPCODE
     return places

@@ -66,7 +66,7 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
     InvalidArgumentError
         If a tensor is missing or has the wrong format, or if tile pointers do not fit the bitmap.
     """
-    from sparqle_tvm.target.simulator.values import check_pointers, run_values
+    from sparqle_tvm.target.simulator.values import check_planes, run_values
 
     header = program.header
     activations = Tensor.ACT if header.scheme == "dense" else Tensor.PBM
@@ -77,9 +77,9 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
     steps = bind_steps(program, rows)
     digits = None
     if header.scheme == "sparqle":
-        nnz = nnz_from_bitmap(checked[Tensor.PBM], header, steps.splits)
+        nnz = nnz_from_bitmap(checked[Tensor.PBM], program)
         digits = digit_tables(nnz, header, steps.splits)
-        check_pointers(header, digits, checked)
+        check_planes(header, digits, checked)
     when = schedule(steps, digits)
     output = run_values(steps, when, checked)
     counts = count(steps, when, digits)

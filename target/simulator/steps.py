@@ -41,6 +41,7 @@ from sparqle_tvm.target.isa import (
 )
 from sparqle_tvm.target.operands import Buffer
 from sparqle_tvm.target.program import Program
+from sparqle_tvm.target.simulator.digits import row_splits
 from sparqle_tvm.target.structure import instruction_error
 
 TILE_LOADS: tuple[type[TileLoad], ...] = (LdLsb, LdPbm, LdMsb, LdSum, LdWgt, LdGrp)
@@ -122,8 +123,8 @@ class Steps:
 
     @cached_property
     def splits(self) -> tuple[int, ...]:
-        """Values of `row_split` of the MMA.MSB steps, sorted."""
-        return tuple(np.unique(self.get(MmaMsb, "row_split")).tolist()) or (1,)
+        """Values of `row_split` of the MMA.MSB instructions, sorted."""
+        return row_splits(self.program)
 
 
 def buffer_base(header: Header, buffer: Buffer) -> int:
@@ -149,13 +150,14 @@ def bind_steps(program: Program, rows: int) -> Steps:
         np.zeros((*shape, 4, 2), dtype=np.int64),
         np.zeros((*shape, 2, 2), dtype=np.int64),
     )
-    for cls in (Wait, Signal):
-        steps.require(cls, steps.get(cls, "queue") < len(Queue), "the queue does not exist")
-    for cls in TILE_LOADS:
-        _place_tile_load(steps, cls)
+    for control in (Wait, Signal):
+        known = steps.get(control, "queue") < len(Queue)
+        steps.require(control, known, "the queue does not exist")
+    for load in TILE_LOADS:
+        _place_tile_load(steps, load)
     _place_other_loads(steps)
-    for cls in MULTIPLIES:
-        _place_multiply(steps, cls)
+    for multiply in MULTIPLIES:
+        _place_multiply(steps, multiply)
     _place_minima(steps)
     _place_store(steps)
     return steps

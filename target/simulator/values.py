@@ -63,14 +63,16 @@ def run_values(
     return output
 
 
-def check_pointers(header: Header, digits: DigitTables, tensors: dict[Tensor, Any]) -> None:
-    """Check that the tile pointers fit the bitmap and the stream.
+def check_planes(header: Header, digits: DigitTables, tensors: dict[Tensor, Any]) -> None:
+    """Check that the bitmap is canonical, and that pointers fit it and the stream.
 
     Raises
     ------
     InvalidArgumentError
         If they do not.
     """
+    if header.in_features % 8 and (tensors[Tensor.PBM][:, -1] >> header.in_features % 8).any():
+        raise InvalidArgumentError(f"{header.label!r}: PBM has bits set behind the last column")
     pointers = tensors[Tensor.MSB_PTR].astype(np.int64)
     expected = np.diff(digits.nbytes, axis=1).reshape(-1)
     if pointers[0] != 0 or (np.diff(pointers) != expected).any():

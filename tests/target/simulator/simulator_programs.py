@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sparqle_tvm.numerics import QuantizedWeights, dense_reference, encode, max_exact
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.header import Allocation, Header, Queue
 from sparqle_tvm.target.isa import (
@@ -22,9 +27,11 @@ from sparqle_tvm.target.isa import (
     MmaMin,
     MmaMsb,
     StOut,
+    Tensor,
 )
 from sparqle_tvm.target.operands import Affine, Buffer, Condition, Extent
 from sparqle_tvm.target.program import Program, ProgramBuilder
+from sparqle_tvm.target.simulator import activation_tensors, weight_tensors
 
 TINY = replace(
     PRESETS["sparqle/edge"],
@@ -195,3 +202,81 @@ def header_for(
         k_chunk=chunk,
         **options,  # type: ignore[arg-type]
     )
+
+
+def integer_header(m: int, n: int, k: int, chunk: int, **options: object) -> Header:
+    """Header with the least to load: int32 outputs, no offset; TINY unless said otherwise."""
+    accelerator = options.pop("accelerator", TINY)
+    assert isinstance(accelerator, Accelerator)
+    plain = {"window": "unsigned", "has_offset": False, "output": "int32", "label": "tiny"}
+    return header_for(accelerator, m, n, k, chunk, **{**plain, **options})
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Random operands of an op and the exact result."""
+
+    tensors: dict[Tensor, NDArray[Any]]
+    q: NDArray[Any]
+    weights: QuantizedWeights
+    expected: NDArray[Any]
+
+
+def random_operands(
+    rng: np.random.Generator, header: Header, rows: int, density: float = 0.3
+) -> Operands:
+    """Draw activations with about `density` stored MSBs, weights and scales for a header."""
+    k, window, n = header.digit_bits, header.window, header.out_features
+    shape = (rows, header.in_features)
+    low, high = -(2 ** (2 * k - 1)), max_exact(k, window)
+    narrow = (-(2 ** (k - 1)), 2 ** (k - 1)) if window == "signed" else (0, 2**k)
+    wide = rng.random(shape) < density
+    q = np.where(wide, rng.integers(low, high + 1, shape), rng.integers(*narrow, shape))
+    q = q.astype(np.int16 if k == 8 else np.int8)
+    weights = _random_weights(rng, header)
+    scale = rng.uniform(0.01, 1.0, (rows, 1)).astype(np.float32)
+    tensors = {
+        **activation_tensors(header, encode(q, k=k, window=window), scale),
+        **weight_tensors(header, weights),
+    }
+    return Operands(tensors, q, weights, _expected(header, q, weights, scale, n))
+
+
+def _random_weights(rng: np.random.Generator, header: Header) -> QuantizedWeights:
+    bits, shape = header.weight_bits, (header.out_features, header.in_features)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if header.weight_signed else (0, 2**bits)
+    values = rng.integers(low, min(high, 128), shape).astype(np.int8)
+    if not header.group_size:
+        scale = rng.uniform(0.001, 0.1, shape[0]).astype(np.float32)
+        return QuantizedWeights(values, scale, bits=bits)
+    groups = (shape[0], shape[1] // header.group_size)
+    minimum = rng.uniform(-1, 1, groups).astype(np.float16) if header.has_min else None
+    return QuantizedWeights(
+        values, rng.uniform(-0.1, 0.1, groups).astype(np.float16), minimum, bits=bits
+    )
+
+
+def _expected(
+    header: Header,
+    q: NDArray[Any],
+    weights: QuantizedWeights,
+    scale: NDArray[np.float32],
+    channels: int,
+) -> NDArray[Any]:
+    if q.dtype == np.int8 and header.output == "float32":
+        return dense_reference(q, scale, weights)
+    product = q.astype(np.int64) @ weights.values.astype(np.int64).T
+    if header.output == "int32":
+        return product.astype(np.int32)
+    if not header.group_size:
+        return (product.astype(np.float32) * scale) * weights.scale
+    # k = 8: `dense_reference` takes int8 only; every term is a multiple of 2^-24, sums are exact.
+    total = np.zeros((len(q), channels))
+    for group, begin in enumerate(range(0, q.shape[1], header.group_size)):
+        columns = slice(begin, begin + header.group_size)
+        part = q[:, columns].astype(np.int64)
+        products = part @ weights.values[:, columns].astype(np.int64).T
+        total += products * weights.scale[:, group].astype(np.float64)
+        if weights.minimum is not None:
+            total += part.sum(axis=1)[:, None] * weights.minimum[:, group].astype(np.float64)
+    return total.astype(np.float32) * scale

@@ -1,0 +1,125 @@
+"""Timelines for chrome://tracing and Perfetto: one track per engine, busy and stalled times."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparqle_tvm.target.header import Engine, Queue
+from sparqle_tvm.target.isa import (
+    INSTRUCTIONS,
+    TRACE_ENGINE,
+    TRACE_INSTRUCTION,
+    TRACE_OPCODE,
+    TRACE_OPERANDS,
+    Wait,
+)
+from sparqle_tvm.target.simulator.counts import DRAM_STALL, END_STALL
+from sparqle_tvm.target.simulator.simulate import SimResult
+
+MAX_EVENTS = 100_000
+
+Event = dict[str, Any]
+
+
+def timeline(runs: Sequence[SimResult], *, max_events: int = MAX_EVENTS) -> dict[str, Any]:
+    """Make a trace of runs, one after the other, in the Trace Event Format.
+
+    Parameters
+    ----------
+    runs : sequence of SimResult
+        Runs on accelerators with the same clock.
+    max_events : int
+        Events to write at most; later ones are left out, and `otherData` says how many cycles of
+        the runs are shown.
+
+    Returns
+    -------
+    dict
+        For ``json.dump``. Times are microseconds; cycles, instruction and bytes are in ``args``.
+    """
+    events: list[Event] = [
+        {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "accelerator"}}
+    ]
+    for engine in Engine:
+        args = {"name": engine.name}
+        events.append(
+            {"ph": "M", "name": "thread_name", "pid": 0, "tid": int(engine), "args": args}
+        )
+    begin = shown = 0
+    for run in runs:
+        for event in _run_events(run, begin):
+            if len(events) >= max_events:
+                return _trace(events, runs, shown)
+            events.append(event)
+            shown = max(shown, event["args"]["end_cycle"])
+        begin += run.total_cycles
+    return _trace(events, runs, begin)
+
+
+def write_timeline(
+    path: str | Path, runs: Sequence[SimResult], *, max_events: int = MAX_EVENTS
+) -> None:
+    """Write `timeline` as JSON, to be opened in chrome://tracing or ui.perfetto.dev."""
+    trace = timeline(runs, max_events=max_events)
+    Path(path).write_text(json.dumps(trace), encoding="utf-8")
+
+
+def _trace(events: list[Event], runs: Sequence[SimResult], shown: int) -> dict[str, Any]:
+    total = sum(run.total_cycles for run in runs)
+    other = {"total_cycles": total, "shown_cycles": shown}
+    return {"traceEvents": events, "displayTimeUnit": "ns", "otherData": other}
+
+
+def _run_events(run: SimResult, begin: int) -> Iterator[Event]:
+    """Events of a run that begins at cycle `begin`, in order of time."""
+    steps, when = run.steps, run.schedule
+    busy = when.end > when.start
+    stalled = when.start > when.ready
+    for step in when.order[(busy | stalled)[when.order]].tolist():
+        opcode = int(steps.trace[step, TRACE_OPCODE])
+        times = (int(when.ready[step]), int(when.start[step]), int(when.end[step]))
+        if stalled[step]:
+            reason = DRAM_STALL
+            if opcode == Wait.OPCODE:
+                reason = Queue(int(steps.trace[step, TRACE_OPERANDS])).name
+            yield _event(run, step, f"stall: {reason}", "stall", begin, times[0], times[1])
+        if busy[step]:
+            name = INSTRUCTIONS[opcode].MNEMONIC
+            event = _event(run, step, name, "busy", begin, times[1], times[2])
+            if when.dram_bytes[step]:
+                event["args"]["dram_bytes"] = int(when.dram_bytes[step])
+            yield event
+    for engine in Engine:
+        mine = np.flatnonzero(steps.trace[:, TRACE_ENGINE] == engine)
+        last = int(when.end[mine].max(initial=0))
+        if len(mine) and last < run.total_cycles:
+            name = f"stall: {END_STALL}"
+            yield _event(run, int(mine[-1]), name, "stall", begin, last, run.total_cycles)
+
+
+def _event(
+    run: SimResult, step: int, name: str, category: str, begin: int, start: int, end: int
+) -> Event:
+    trace = run.steps.trace[step]
+    instruction = int(trace[TRACE_INSTRUCTION])
+    cycles_per_us = run.steps.header.accelerator.clock_ghz * 1e3
+    return {
+        "ph": "X",
+        "name": name,
+        "cat": category,
+        "pid": 0,
+        "tid": int(trace[TRACE_ENGINE]),
+        "ts": (begin + start) / cycles_per_us,
+        "dur": (end - start) / cycles_per_us,
+        "args": {
+            "op": run.steps.header.label,
+            "instruction": f"{instruction}: {run.steps.program.instructions[instruction]}",
+            "cycles": end - start,
+            "end_cycle": begin + end,
+        },
+    }
