@@ -11,6 +11,7 @@ from sparqle_tvm.target.simulator.layout import (
     weight_tensors,
 )
 from sparqle_tvm.target.simulator.simulate import SimResult, simulate, simulate_timing
+from sparqle_tvm.target.simulator.timeline import timeline, write_timeline
 
 __all__ = [
     "Counts",
@@ -27,5 +28,7 @@ __all__ = [
     "simulate_timing",
     "tensor_formats",
     "tile_order",
+    "timeline",
     "weight_tensors",
+    "write_timeline",
 ]

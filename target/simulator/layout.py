@@ -91,9 +91,10 @@ def tile_order(
     """
     k, rows = header.digit_bits, len(pbm)
     counts = RowNnz.from_pbm(pbm, header.in_features).per_chunk(header.k_chunk)
-    ends = np.cumsum(ceil_div(counts.T * k, 8))
+    nbytes = ceil_div(counts.T * k, 8)
+    ends = np.cumsum(nbytes)
     targets = aligned((rows, header.chunks), np.int64)
-    targets[...] = (np.concatenate([[0], ends[:-1]])).reshape(header.chunks, rows).T
+    targets[...] = (ends.reshape(nbytes.shape) - nbytes).T
     sources = aligned((rows, header.chunks), np.int64)
     sources[...] = np.cumsum(counts, axis=1) - counts + row_ptr[:-1, None].astype(np.int64) * 8 // k
     digits = aligned((rows, header.chunks), np.int64)

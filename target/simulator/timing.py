@@ -255,8 +255,12 @@ def _raise_for(steps: Steps, status: Int64s, times: Int64s) -> None:
     if code == events.NO_BITMAP:
         raise steps.error(step, "pbm is no bitmap tile that one LD.PBM has loaded")
     if code == events.RACE:
-        running = steps.error(other, f"running since cycle {int(times[other, events.START])}")
-        raise steps.error(step, f"a token is missing: touches bytes of another step: {running}")
+        running = steps.error(other, f"runs since cycle {int(times[other, events.START])}")
+        raise steps.error(
+            step,
+            f"a token is missing, or an address is wrong: it touches bytes of a step that still "
+            f"runs: {running}",
+        )
     surplus = np.bincount(steps.get(Signal, "queue"), minlength=len(Queue))
     surplus = surplus - np.bincount(steps.get(Wait, "queue"), minlength=len(Queue))
     if surplus.any():

@@ -98,8 +98,8 @@ def test_bound_by_loads():
 
 def test_bound_by_stores():
     # Memory as fast as can be, but 1 output per cycle: every transfer takes 1 cycle (at most 64
-    # bytes), a tile 4 loads; 8 columns are 1 step, without MSBs. Loads of the first tile 0..4, array
-    # 4..5, and from there on the STORE engine is busy: 4 tiles x (16 + 1).
+    # bytes), a tile 4 loads; 8 columns are 1 step, without MSBs. Loads of the first tile 0..4,
+    # array 4..5, and from there on the STORE engine is busy: 4 tiles x (16 + 1).
     machine = replace(
         TINY, dram_bytes_per_cycle=64.0, dma_descriptor_cycles=0, drain_elements_per_cycle=1
     )
