@@ -35,9 +35,13 @@ class _Kernels:
 
     def add_func(self, kernel: tvm.tirx.PrimFunc, name: str) -> relax.GlobalVar:
         if kernel not in self._added:
-            while name in self._taken:
-                name += "_host"
-            self._added[kernel] = self._builder.add_func(kernel, name)
+            # Not left to the builder: it knows nothing of the functions that the module has.
+            unique, count = name, 0
+            while unique in self._taken:
+                count += 1
+                unique = f"{name}{count}"
+            self._taken.add(unique)
+            self._added[kernel] = self._builder.add_func(kernel, unique)
         return self._added[kernel]
 
     def functions(self) -> list[tuple[relax.GlobalVar, tvm.ir.BaseFunc]]:
