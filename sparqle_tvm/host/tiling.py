@@ -9,6 +9,7 @@ into chunks where the bound would be passed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import tvm
 from tvm.target import codegen
@@ -54,6 +55,11 @@ def host_tile(target: tvm.target.Target | None = None) -> HostTile:
     target = target or tvm.target.Target.current(allow_none=True)
     if target is None or target.kind.name != "llvm":
         return HostTile()
+    return _tile_of(target)
+
+
+@cache
+def _tile_of(target: tvm.target.Target) -> HostTile:
     if codegen.target_has_features("avx512f", target):
         return HostTile(lanes=16, rows=12)
     if codegen.target_has_features("avx", target):
