@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tqdm import tqdm
 
@@ -25,6 +25,7 @@ from sparqle_tvm.report.results import LayerSparsity, PhaseResult, RunResult
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
 from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
+from sparqle_tvm.target.cost.simulated import ProgramCache, simulated_pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ BUILTIN_TEXT = "built-in prose (Python's language reference)"
 OUTPUT_LABEL = "output"
 """Name of the layer that makes logits."""
 
+CountEngine = Literal["simulator", "analytical"]
 _BLOCK = re.compile(r"^blk_\d+_")
 _DENSE_OF_A_BLOCK = (
     "attn_q",
@@ -77,6 +79,7 @@ def run_model(
     tokens: int = 512,
     accelerator: str | Accelerator | tvm.target.Target = "sparqle/edge",
     *,
+    engine: CountEngine = "simulator",
     progress: bool = True,
 ) -> RunResult:
     """Run a language model on a text in three forms, and count what the split one saves.
@@ -91,6 +94,9 @@ def run_model(
         Tokens of the text to run, at least 2.
     accelerator : str, Accelerator or tvm.target.Target
         What cycles and bytes are counted for.
+    engine : {"simulator", "analytical"}
+        ``simulator``: the split model computes its logits on simulated accelerator programs, and
+        cycles are theirs. ``analytical``: logits from kernels for this CPU, cycles by formula.
     progress : bool
         Show progress on standard error.
 
@@ -100,7 +106,7 @@ def run_model(
         One of its classes: a bad target, text or model file, a download that failed, NaN or Inf
         in activations, an unsuitable TVM.
     """
-    chosen = _check_arguments(tokens, accelerator)
+    chosen = _check_arguments(tokens, accelerator, engine)
     import sparqle_tvm
     from sparqle_tvm.models.text import load_tokens
 
@@ -111,12 +117,12 @@ def run_model(
         imported = sparqle_tvm.frontend.from_gguf(path, activations="int8", progress=progress)
     ids = load_tokens(imported.tokenizer, content, tokens)
     # The split form first: what cannot be split is refused before minutes are spent on the rest.
-    split = _evaluate(steps, "sparqle", imported, ids, chosen, split=True)
+    split = _evaluate(steps, "sparqle", imported, ids, chosen, split=True, engine=engine)
     records = [*split.hidden, *split.head]
     with steps("count"):
         encodings = encoded_activations(records)
         shape = transformer_shape(imported.config)
-        prefill, decode = count_phases(encodings, shape, chosen)
+        prefill, decode = count_phases(encodings, shape, chosen, engine)
     plain = _evaluate(steps, "int8", imported, ids, chosen, split=False)
     del imported  # one model in memory at a time
     with steps("import (float)"):
@@ -128,6 +134,7 @@ def run_model(
         text_name=name,
         tokens=tokens,
         accelerator=chosen,
+        engine=engine,
         exact=split.digest == plain.digest,
         perplexity={
             "float": floating.perplexity,
@@ -143,8 +150,12 @@ def run_model(
 
 
 def _check_arguments(
-    tokens: int, accelerator: str | Accelerator | tvm.target.Target
+    tokens: int, accelerator: str | Accelerator | tvm.target.Target, engine: str
 ) -> Accelerator:
+    if engine not in get_args(CountEngine):
+        raise InvalidArgumentError(
+            f"engine {engine!r} is unknown; known: {', '.join(get_args(CountEngine))}"
+        )
     if tokens < 2:
         raise InvalidArgumentError(f"perplexity needs at least 2 tokens, {tokens} were asked for")
     chosen = Accelerator.from_target(accelerator)
@@ -179,15 +190,27 @@ def _evaluate(
     accelerator: Accelerator,
     *,
     split: bool,
+    engine: CountEngine = "analytical",
 ) -> Evaluation:
     import sparqle_tvm
 
     with steps(f"compile ({name})"):
         executable = sparqle_tvm.compile(
-            imported.mod, accelerator, split=split, collect_encodings=split
+            _used_functions(imported.mod),
+            accelerator,
+            split=split,
+            engine="simulator" if engine == "simulator" else "host",
+            collect_encodings=split,
         )
     with steps(f"run ({name})"):
         return evaluate(executable, ids)
+
+
+def _used_functions(mod: tvm.IRModule) -> tvm.IRModule:
+    """Only what a run calls: the functions with a cache would double the time of compilation."""
+    import tvm
+
+    return tvm.IRModule({name: mod[name] for name in ("hidden", "head")})
 
 
 def evaluate(executable: Executable, tokens: Sequence[int]) -> Evaluation:
@@ -292,7 +315,10 @@ def layer_sparsities(
 
 
 def count_phases(
-    encodings: Sequence[EncodedActivation], transformer: TransformerShape, accelerator: Accelerator
+    encodings: Sequence[EncodedActivation],
+    transformer: TransformerShape,
+    accelerator: Accelerator,
+    engine: CountEngine = "analytical",
 ) -> tuple[PhaseResult, PhaseResult]:
     """Count prefill (all tokens) and decode (the last token after the others).
 
@@ -305,13 +331,17 @@ def count_phases(
         Sizes of the model.
     accelerator : Accelerator
         What is counted for.
+    engine : {"simulator", "analytical"}
+        Whether the dense ops run on the simulator or by formula.
     """
+    programs = ProgramCache(accelerator) if engine == "simulator" else None
     tokens = max(encoding.nnz.rows for encoding in encodings)
     last = [encoding.last_token() for encoding in encodings]
-    return (
-        _count_phase(prefill_encodings(encodings), transformer, tokens, 0, accelerator),
-        _count_phase(last, transformer, 1, tokens - 1, accelerator),
-    )
+
+    def count(encodings: Sequence[EncodedActivation], tokens: int, past: int) -> PhaseResult:
+        return _count_phase(encodings, transformer, tokens, past, accelerator, programs)
+
+    return count(prefill_encodings(encodings), tokens, 0), count(last, 1, tokens - 1)
 
 
 def prefill_encodings(encodings: Sequence[EncodedActivation]) -> list[EncodedActivation]:
@@ -333,8 +363,13 @@ def _count_phase(
     tokens: int,
     past: int,
     accelerator: Accelerator,
+    programs: ProgramCache | None,
 ) -> PhaseResult:
     def cost(scheme: Scheme) -> PassCost:
+        if programs is not None:
+            return simulated_pass_cost(
+                encodings, transformer, tokens=tokens, past=past, programs=programs, scheme=scheme
+            )
         return pass_cost(
             encodings,
             transformer,

@@ -153,6 +153,8 @@ class RunResult:
         Tokens that were run.
     accelerator : Accelerator
         What was counted for.
+    engine : {"simulator", "analytical"}
+        Whether the dense layers were simulated or counted by formula.
     exact : bool
         Whether the logits of all tokens are those of the int8 model, bit for bit.
     perplexity : dict
@@ -172,6 +174,7 @@ class RunResult:
     text_name: str
     tokens: int
     accelerator: Accelerator
+    engine: str
     exact: bool
     perplexity: dict[str, float]
     layers: tuple[LayerSparsity, ...]
@@ -192,6 +195,7 @@ class RunResult:
             "model": {"name": self.model_name, "sha256": self.model_sha256},
             "text": {"name": self.text_name, "tokens": self.tokens},
             "accelerator": asdict(self.accelerator),
+            "engine": self.engine,
             "exact": self.exact,
             "perplexity": dict(self.perplexity),
             "msb_sparsity": {

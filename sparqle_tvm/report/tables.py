@@ -82,7 +82,7 @@ def _sparsity(result: RunResult) -> Table:
     table = _table("MSB sparsity: share of activations whose high digit is zero")
     table.add_column("layer type", no_wrap=True)
     table.add_column("window")
-    for name in ("layers", "MACs", "mean", "lowest", "highest"):
+    for name in ("layers", "MACs", "mean", "low", "high"):
         table.add_column(name, justify="right")
     for kind in result.kinds:
         table.add_row(
@@ -168,10 +168,17 @@ def _bounds(result: RunResult) -> Table:
     return table
 
 
+_HOW = {
+    "simulator": "Dense layers ran as programs on the simulator, which gave these logits and "
+    "cycles.",
+    "analytical": "Dense layers are counted in closed form from the real bitmaps.",
+}
+
+
 def _notes(result: RunResult) -> Iterator[Text]:
     yield Text(
-        "Counted in closed form from the real bitmaps. Dense layers include the quantization and "
-        "encoding of their inputs; the whole model adds attention, norms, RoPE, SwiGLU, residuals "
+        f"{_HOW[result.engine]} Their figures include the quantization and encoding of their "
+        "inputs; the whole model adds attention, norms, RoPE, SwiGLU, residuals "
         f"and the 8-bit KV cache on the vector unit. Float tensors travel at "
         f"{8 * result.accelerator.float_bytes} bits.",
         style="dim",

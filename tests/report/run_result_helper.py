@@ -55,6 +55,7 @@ def run_result(**change: object) -> RunResult:
         "text_name": "prose.txt",
         "tokens": 24,
         "accelerator": EDGE,
+        "engine": "analytical",
         "exact": True,
         "perplexity": {"float": 20.0, "int8": 20.5, "sparqle": 20.5},
         "layers": layers,
