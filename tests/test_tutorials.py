@@ -11,7 +11,10 @@ CELL_TIMEOUT_SECONDS = 900
 
 
 def test_there_are_tutorials():
-    assert [path.name for path in TUTORIALS] == ["01_split_precision.ipynb"]
+    assert [path.name for path in TUTORIALS] == [
+        "01_split_precision.ipynb",
+        "02_passes_and_target.ipynb",
+    ]
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)

@@ -20,8 +20,8 @@ from sparqle_tvm.target.isa import (
     TRACE_OPERANDS,
     Wait,
 )
+from sparqle_tvm.target.simulator import SimResult
 from sparqle_tvm.target.simulator.counts import DRAM_STALL, END_STALL
-from sparqle_tvm.target.simulator.simulate import SimResult
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 _COLORS = {
