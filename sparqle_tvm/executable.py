@@ -15,6 +15,7 @@ from tvm import relax
 
 from sparqle_tvm import passes
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, QuantizationError
+from sparqle_tvm.host.threads import use_threads
 from sparqle_tvm.launch import recording
 from sparqle_tvm.profile import Profile
 from sparqle_tvm.target.program import Program
@@ -110,6 +111,7 @@ class Executable:
     ) -> None:
         self._executable = executable
         self._collected = dict(collected or {})
+        use_threads()
         self._vm = relax.VirtualMachine(executable, tvm.cpu())
         self._profile = Profile([])
         self.encodings: list[EncodingRecord] = []

@@ -194,7 +194,7 @@ class Header:
     @property
     def sum_bytes(self) -> int:
         """Bytes of a group sum."""
-        return 2 if self.group_size < 256 else 4
+        return 2 if self.group_size < 256 and self.digit_bits < 8 else 4
 
     @property
     def output_bytes(self) -> int:
