@@ -10,8 +10,8 @@ from sparqle_tvm.target.simulator.layout import (
     tile_order,
     weight_tensors,
 )
-from sparqle_tvm.target.simulator.simulate import SimResult, simulate, simulate_timing
-from sparqle_tvm.target.simulator.timeline import timeline, write_timeline
+from sparqle_tvm.target.simulator.machine import SimResult, simulate, simulate_timing
+from sparqle_tvm.target.simulator.timeline import write_timeline
 
 __all__ = [
     "Counts",
@@ -28,7 +28,6 @@ __all__ = [
     "simulate_timing",
     "tensor_formats",
     "tile_order",
-    "timeline",
     "weight_tensors",
     "write_timeline",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.target.isa import (
+    TRACE_OPCODE,
     Drain,
     LdAct,
     LdChn,
@@ -29,6 +31,7 @@ from sparqle_tvm.target.isa import (
     ceil_div,
 )
 from sparqle_tvm.target.simulator import executor as x
+from sparqle_tvm.target.simulator.layout import tensor_formats
 from sparqle_tvm.target.simulator.native import aligned
 from sparqle_tvm.target.simulator.pools import Pool, Pools, make_pools
 from sparqle_tvm.target.simulator.spec import ValueSpec
@@ -41,6 +44,37 @@ from sparqle_tvm.target.simulator.steps import (
     Steps,
 )
 from sparqle_tvm.target.simulator.timing import Schedule
+
+
+@dataclass(frozen=True, eq=False)
+class ActionPlan:
+    """What of the action table is the same for every input, as long as `sources` are.
+
+    Attributes
+    ----------
+    sources : int64 (steps, 4)
+        The `Schedule.sources` that it was made for.
+    spec : ValueSpec
+        The formats that it was made for.
+    step : int64 (actions,)
+        Which step each action belongs to.
+    table : int64 (actions, COLUMNS)
+        The table in no order; addresses in DRAM count from the begin of their tensor.
+    tensor : int64 (actions,)
+        That tensor; -1: none.
+    pools : Pools
+        Where decoded tiles are kept.
+    scratch : int
+        float64 elements of scratch.
+    """
+
+    sources: Int64s
+    spec: ValueSpec
+    step: Int64s
+    table: Int64s
+    tensor: Int64s
+    pools: Pools
+    scratch: int
 
 
 def action_table(
@@ -63,10 +97,35 @@ def action_table(
     memory : list of ndarray
         The executor's arguments behind the buffers.
     """
-    b = _Builder(steps, tensors, [])
+    plan = _plan(steps, schedule, spec)
+    rank = np.empty(len(steps), dtype=np.int64)
+    rank[schedule.order] = np.arange(len(steps))
+    # Stable: actions of one step stay in the order in which they were added.
+    order = np.argsort(rank[plan.step], kind="stable")
+    table = aligned(plan.table.shape, np.int64)
+    np.take(plan.table, order, axis=0, out=table)
+    _fill_streams(steps, tensors, table, plan.step[order])
+    begins = np.zeros(len(Tensor) + 1, dtype=np.int64)
+    for tensor, array in tensors.items():
+        begins[tensor] = array.ctypes.data
+    table[:, x.DRAM] += begins[plan.tensor[order]]
+    offsets, scratch = aligned(steps.rows + 1, np.int64), aligned(plan.scratch, np.float64)
+    return table, [*plan.pools.memory(), offsets, scratch]
+
+
+def _plan(steps: Steps, schedule: Schedule, spec: ValueSpec) -> ActionPlan:
+    """Make the plan, or take that of the last run if it fits."""
+    plan = steps.memo.get("actions")
+    if (
+        isinstance(plan, ActionPlan)
+        and plan.spec == spec
+        and np.array_equal(plan.sources, schedule.sources)
+    ):
+        return plan
+    b = _Builder(steps, [])
     for cls, tensor in _PLAIN_LOADS.items():
         _add_tile_load(b, cls, tensor)
-    _add_stream_loads(b)
+    b.copy(LdMsb, Tensor.MSB, dst=b.get(LdMsb, "dst"), offset=0, nbytes=0, rows=1)
     _add_parameter_loads(b)
     _add_dense_loads(b)
     pools = _find_tiles(steps, schedule, spec)
@@ -77,41 +136,49 @@ def action_table(
     m, n = (np.concatenate([steps.get(c, o) for c in (MmaLsb, Drain)]).max(initial=1) for o in "mn")
     groups = spec.groups(steps.header.in_features) if spec.grouped else 0
     row_bytes = LdAct.dram_bytes(steps.header, 1, steps.header.in_features)
-    room = int(max(2 * n + m, m * groups, row_bytes // 8 + 2))
-    offsets, scratch = aligned(steps.rows + 1, np.int64), aligned(room, np.float64)
-    return b.ordered(schedule.order), [*pools.memory, offsets, scratch]
+    steps.memo["actions"] = plan = ActionPlan(
+        sources=schedule.sources,
+        spec=spec,
+        step=np.concatenate([step for step, _, _ in b.parts]),
+        table=np.concatenate([table for _, table, _ in b.parts]),
+        tensor=np.concatenate([tensor for _, _, tensor in b.parts]),
+        pools=pools,
+        scratch=int(max(2 * n + m, m * groups, row_bytes // 8 + 2)),
+    )
+    return plan
 
 
 @dataclass(frozen=True, eq=False)
 class _Builder:
-    """Makes the table: rows of one action, and the steps they belong to."""
+    """Makes the table: steps, their actions, and the tensors those address."""
 
     steps: Steps
-    tensors: dict[Tensor, NDArray[Any]]
-    parts: list[tuple[Int64s, Int64s]]
+    parts: list[tuple[Int64s, Int64s, Int64s]]
 
-    def add(self, cls: InstructionClass, action: int, columns: dict[int, Any]) -> None:
+    def __post_init__(self) -> None:
+        """Begin with nothing: a program may have no instructions."""
+        none = np.empty(0, dtype=np.int64)
+        self.parts.append((none, none.reshape(0, x.COLUMNS), none))
+
+    def add(
+        self, cls: InstructionClass, action: int, columns: dict[int, Any], tensor: int = -1
+    ) -> None:
         """Add an action for every step of a class."""
         at = self.steps.of(cls)
-        if not len(at):
-            return
         table = np.zeros((len(at), x.COLUMNS), dtype=np.int64)
         table[:, 0] = action
         for column, values in columns.items():
             table[:, column] = values
-        self.parts.append((at, table))
+        self.parts.append((at, table, np.full(len(at), tensor)))
 
     def get(self, cls: InstructionClass, operand: str) -> Int64s:
         """Operand of all steps of a class."""
         return self.steps.get(cls, operand)
 
-    def pointer(self, tensor: Tensor) -> int:
-        """Address of a tensor in memory."""
-        return self.tensors[tensor].ctypes.data
-
     def pitch(self, tensor: Tensor) -> int:
         """Bytes from one row of a tensor to the next."""
-        return self.tensors[tensor].strides[0]
+        shape, dtype = tensor_formats(self.steps.header, self.steps.rows)[tensor]
+        return math.prod(shape[1:]) * np.dtype(dtype).itemsize
 
     def copy(
         self,
@@ -126,27 +193,15 @@ class _Builder:
         """Add a copy of `rows` rows of `nbytes` each, from a byte offset of a tensor on."""
         if not len(self.steps.of(cls)):
             return
-        weights = cls in (LdWgt, LdGrp, LdChn)
         columns = {
-            x.COPY_BUFFER: int(weights),
+            x.COPY_BUFFER: int(cls in (LdWgt, LdGrp, LdChn)),
             x.COPY_DST: dst,
-            x.COPY_SRC: self.pointer(tensor) + offset,
+            x.DRAM: offset,
             x.COPY_PITCH: self.pitch(tensor),
             x.COPY_BYTES: nbytes,
             x.COPY_ROWS: rows,
         }
-        self.add(cls, x.COPY, columns)
-
-    def ordered(self, order: Int64s) -> Int64s:
-        """The table in the order of execution, actions of one step in the order they were added."""
-        rank = np.empty(len(self.steps), dtype=np.int64)
-        rank[order] = np.arange(len(order))
-        step = np.concatenate([at for at, _ in self.parts])
-        table = np.concatenate([part for _, part in self.parts])
-        by_rank = np.argsort(rank[step], kind="stable")
-        result = aligned(table.shape, np.int64)
-        np.take(table, by_rank, axis=0, out=result)
-        return result
+        self.add(cls, x.COPY, columns, tensor)
 
 
 _PLAIN_LOADS: dict[type[TileLoad], Tensor] = {
@@ -169,17 +224,22 @@ def _add_tile_load(b: _Builder, cls: type[TileLoad], tensor: Tensor) -> None:
     )
 
 
-def _add_stream_loads(b: _Builder) -> None:
-    """Bytes of the MSB stream from one tile pointer to another."""
-    if not len(b.steps.of(LdMsb)):
+def _fill_streams(
+    steps: Steps, tensors: dict[Tensor, NDArray[Any]], table: Int64s, step: Int64s
+) -> None:
+    """Fill in the bytes of the MSB stream from one tile pointer to another."""
+    if not len(steps.of(LdMsb)):
         return
-    header, array_rows = b.steps.header, b.steps.header.accelerator.rows
-    pointers = b.tensors[Tensor.MSB_PTR].astype(np.int64)
-    row, rows = b.get(LdMsb, "row"), b.get(LdMsb, "rows")
-    chunk = b.get(LdMsb, "col") // header.k_chunk * ceil_div(b.steps.rows, array_rows)
+    header, array_rows = steps.header, steps.header.accelerator.rows
+    pointers = tensors[Tensor.MSB_PTR].astype(np.int64)
+    at = np.flatnonzero(steps.trace[step, TRACE_OPCODE] == LdMsb.OPCODE)
+    row, rows, col = (
+        steps.trace[step[at], LdMsb.column(operand)] for operand in ("row", "rows", "col")
+    )
+    chunk = col // header.k_chunk * ceil_div(steps.rows, array_rows)
     begin = pointers[chunk + row // array_rows]
-    nbytes = pointers[chunk + ceil_div(row + rows, array_rows)] - begin
-    b.copy(LdMsb, Tensor.MSB, dst=b.get(LdMsb, "dst"), offset=begin, nbytes=nbytes, rows=1)
+    table[at, x.DRAM] = begin
+    table[at, x.COPY_BYTES] = pointers[chunk + ceil_div(row + rows, array_rows)] - begin
 
 
 def _add_parameter_loads(b: _Builder) -> None:
@@ -211,7 +271,7 @@ def _add_parameter_loads(b: _Builder) -> None:
         parts = [Tensor.W_SCALE] if header.output == "float32" and not header.group_size else []
         parts += [Tensor.OFFSET] if header.has_offset else []
         for tensor in parts:
-            size = b.tensors[tensor].itemsize
+            size = b.pitch(tensor)
             b.copy(LdChn, tensor, dst=dst, offset=size * row, nbytes=size * rows, rows=1)
             dst = dst + size * rows
 
@@ -220,16 +280,16 @@ def _add_dense_loads(b: _Builder) -> None:
     if not len(b.steps.of(LdAct)):
         return
     begin = LdAct.dram_bytes(b.steps.header, 1, b.get(LdAct, "col"))
-    row = b.get(LdAct, "row") * b.pitch(Tensor.ACT)
+    pitch = b.pitch(Tensor.ACT)
     columns = {
         x.SPLIT_LSB: b.get(LdAct, "lsb"),
         x.SPLIT_MSB: b.get(LdAct, "msb"),
-        x.SPLIT_SRC: b.pointer(Tensor.ACT) + row + begin,
-        x.SPLIT_PITCH: b.pitch(Tensor.ACT),
+        x.DRAM: b.get(LdAct, "row") * pitch + begin,
+        x.SPLIT_PITCH: pitch,
         x.SPLIT_COLS: b.get(LdAct, "cols"),
         x.SPLIT_ROWS: b.get(LdAct, "rows"),
     }
-    b.add(LdAct, x.SPLIT, columns)
+    b.add(LdAct, x.SPLIT, columns, Tensor.ACT)
 
 
 def _find_tiles(steps: Steps, schedule: Schedule, spec: ValueSpec) -> Pools:
@@ -296,7 +356,7 @@ def _add_stores(b: _Builder) -> None:
     pitch = b.pitch(Tensor.OUT)
     stores = {
         **_accumulators(b, StOut, "rows", "cols"),
-        x.STORE_DST: b.pointer(Tensor.OUT) + b.get(StOut, "row") * pitch + 4 * b.get(StOut, "col"),
+        x.DRAM: b.get(StOut, "row") * pitch + 4 * b.get(StOut, "col"),
         x.STORE_PITCH: pitch,
     }
-    b.add(StOut, x.STORE, stores)
+    b.add(StOut, x.STORE, stores, Tensor.OUT)

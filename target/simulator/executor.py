@@ -40,15 +40,16 @@ from sparqle_tvm.target.simulator.spec import ValueSpec
 # Actions; column 0 of the table.
 COPY, SPLIT, MULTIPLY, MINIMA, DRAIN, STORE = range(6)
 
-# Columns of the operands, by action.
-COPY_BUFFER, COPY_DST, COPY_SRC, COPY_PITCH, COPY_BYTES, COPY_ROWS = range(1, 7)
-SPLIT_LSB, SPLIT_MSB, SPLIT_SRC, SPLIT_PITCH, SPLIT_COLS, SPLIT_ROWS = range(1, 7)
-CELL, M, N, K, ZERO = range(1, 6)
-PLANE, ACT, STREAM, WGT, GRP = range(6, 11)
-ACT_ENTRY, ACT_KEY, WGT_ENTRY, WGT_KEY, GRP_ENTRY, GRP_KEY = range(11, 17)
-DRAIN_ROW, DRAIN_CHANNEL, DRAIN_OFFSET, DRAIN_FLOAT = range(4, 8)
-STORE_DST, STORE_PITCH = 4, 5
-COLUMNS = 17
+# Columns of the operands, by action. DRAM is the address in memory where there is one.
+DRAM = 1
+COPY_BUFFER, COPY_DST, COPY_PITCH, COPY_BYTES, COPY_ROWS = range(2, 7)
+SPLIT_LSB, SPLIT_MSB, SPLIT_PITCH, SPLIT_COLS, SPLIT_ROWS = range(2, 7)
+CELL, M, N, K, ZERO = range(2, 7)
+PLANE, ACT, STREAM, WGT, GRP = range(7, 12)
+ACT_ENTRY, ACT_KEY, WGT_ENTRY, WGT_KEY, GRP_ENTRY, GRP_KEY = range(12, 18)
+DRAIN_ROW, DRAIN_CHANNEL, DRAIN_OFFSET, DRAIN_FLOAT = range(5, 9)
+STORE_PITCH = 5
+COLUMNS = 18
 
 # Values of PLANE: LSB digits, a dense plane of MSB digits, MSB digits behind a bitmap.
 LSB_PLANE, MSB_PLANE, SPARSE_PLANE = range(3)
@@ -111,7 +112,7 @@ def _copy(spec: ValueSpec, memory: _Memory, action: Any) -> None:
     table, nbytes = memory.table, memory.table[action, COPY_BYTES]
     for number, buffer in enumerate((memory.act, memory.wgt)):
         with when(table[action, COPY_BUFFER] == number), loop(table[action, COPY_ROWS]) as row:
-            source = table[action, COPY_SRC] + row * table[action, COPY_PITCH]
+            source = table[action, DRAM] + row * table[action, COPY_PITCH]
             target = buffer.at(table[action, COPY_DST] + row * nbytes)
             copy_bytes(target, T.reinterpret("handle", source), nbytes)
 
@@ -123,7 +124,7 @@ def _split(spec: ValueSpec, memory: _Memory, action: Any) -> None:
     plane_bytes, row_bytes = ceil_div(cols * k, 8), ceil_div(cols * 2 * k, 8)
     staged = memory.scratch.view("uint8", memory.scratch.buffer.shape[0] * 8)
     with loop(table[action, SPLIT_ROWS]) as row:
-        source = table[action, SPLIT_SRC] + row * table[action, SPLIT_PITCH]
+        source = table[action, DRAM] + row * table[action, SPLIT_PITCH]
         # Bits behind the last column read as zero.
         staged[row_bytes] = 0
         copy_bytes(staged.at(0), T.reinterpret("handle", source), row_bytes)
@@ -253,6 +254,6 @@ def _store(spec: ValueSpec, memory: _Memory, action: Any) -> None:
         cell=table[action, CELL],
         rows=table[action, M],
         cols=table[action, N],
-        target=table[action, STORE_DST],
+        target=table[action, DRAM],
         pitch=table[action, STORE_PITCH],
     )

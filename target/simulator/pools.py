@@ -8,13 +8,13 @@ the same key are decoded once. Any other tile has the key -1 and is decoded when
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.target.isa import INSTRUCTIONS, TRACE_OPCODE, LdAct, MmaMin
+from sparqle_tvm.target.simulator.dot import Dot
 from sparqle_tvm.target.simulator.native import aligned
 from sparqle_tvm.target.simulator.spec import ValueSpec
 from sparqle_tvm.target.simulator.steps import (
@@ -93,58 +93,65 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class Pools:
-    """Memory of decoded tiles, and where each step finds its own.
+    """Where each step finds its decoded tiles.
 
     Attributes
     ----------
-    memory : list of ndarray
-        The executor's arguments: decoded activations, sums, weights, parameters; what the entries
-        of activations, weights and parameters hold; entry sizes.
+    dot : Dot
+        What the tiles are decoded for.
+    sizes : tuple of int
+        Elements of an entry: decoded activations, sums, weights, parameters.
+    entries : tuple of int
+        Entries for activations (and sums), weights, parameters.
     activations, weights, parameters : dict
         Entry and key of every step, by instruction class.
     """
 
-    memory: list[NDArray[Any]]
+    dot: Dot
+    sizes: tuple[int, int, int, int]
+    entries: tuple[int, int, int]
     activations: dict[InstructionClass, tuple[Int64s, Int64s]]
     weights: dict[InstructionClass, tuple[Int64s, Int64s]]
     parameters: dict[InstructionClass, tuple[Int64s, Int64s]]
 
+    def memory(self) -> list[NDArray[Any]]:
+        """Make the executor's arguments: the four pools, what entries hold (-1), entry sizes."""
+        act, wgt, grp = self.entries
+        sizes = aligned(4, np.int64)
+        sizes[...] = self.sizes
+        return [
+            aligned(act * self.sizes[0], self.dot.activation),
+            aligned(act * self.sizes[1], np.int32),
+            aligned(wgt * self.sizes[2], self.dot.weight),
+            aligned(grp * self.sizes[3], np.float64),
+            *(aligned(entries, np.int64, fill=255) for entries in self.entries),
+            sizes,
+        ]
+
 
 def make_pools(steps: Steps, spec: ValueSpec, activations: Pool, weights: Pool, grp: Pool) -> Pools:
-    """Allocate the memory for the tiles of the pools."""
+    """Give every tile an entry."""
     dot = spec.dot
     m, n, k = (np.concatenate([steps.get(c, o) for c in (*MULTIPLIES, MmaMin)]) for o in "mnk")
     spans = _each(spec.spans, k)
     rows, panels = -(-m // dot.rows) * dot.rows, _each(spec.panels, n)
     groups = _each(spec.groups, k) if spec.grouped else 0 * k
-    sizes = (
-        rows * spans * spec.pitch,
-        rows * spans,
-        spec.slices * panels * spans * spec.pitch * dot.channels,
-        (2 if spec.has_min else 1) * panels * groups * dot.channels,
-    )
-    largest = [-(-int(size.max(initial=1)) // 64) * 64 for size in sizes]
-    counts = [
-        _entries(pool, nbytes)
-        for pool, nbytes in (
-            (activations, largest[0] * np.dtype(dot.activation).itemsize + largest[1] * 4),
-            (weights, largest[2] * np.dtype(dot.weight).itemsize),
-            (grp, largest[3] * 8),
+    act, sums, wgt, parameters = (
+        -(-int(size.max(initial=1)) // 64) * 64
+        for size in (
+            rows * spans * spec.pitch,
+            rows * spans,
+            spec.slices * panels * spans * spec.pitch * dot.channels,
+            (2 if spec.has_min else 1) * panels * groups * dot.channels,
         )
-    ]
-    # Channels behind the last of a tile are computed and dropped: they must not trap, so zeros.
-    memory = [
-        aligned(counts[0] * largest[0], dot.activation),
-        aligned(counts[0] * largest[1], np.int32),
-        aligned(counts[1] * largest[2], dot.weight),
-        aligned(counts[2] * largest[3], np.float64, fill=0),
-        *(aligned(entries, np.int64, fill=255) for entries in counts),
-        aligned(4, np.int64),
-    ]
-    memory[-1][...] = largest
-    return Pools(
-        memory, activations.place(counts[0]), weights.place(counts[1]), grp.place(counts[2])
     )
+    entries = (
+        _entries(activations, act * np.dtype(dot.activation).itemsize + 4 * sums),
+        _entries(weights, wgt * np.dtype(dot.weight).itemsize),
+        _entries(grp, 8 * parameters),
+    )
+    places = (p.place(e) for p, e in zip((activations, weights, grp), entries, strict=True))
+    return Pools(dot, (act, sums, wgt, parameters), entries, *places)
 
 
 def _each(function: Any, sizes: Int64s) -> Int64s:
@@ -158,9 +165,15 @@ def _entries(pool: Pool, nbytes: int) -> int:
     return max(min(len(pool.distinct()), _POOL_BYTES // nbytes), 1)
 
 
-@lru_cache(maxsize=64)
 def _places(steps: Steps) -> Int64s:
     """Number of the place in DRAM that each tile load reads, the same for equal tiles."""
+    if "places" not in steps.memo:
+        steps.memo["places"] = _number_places(steps)
+    places: Int64s = steps.memo["places"]
+    return places
+
+
+def _number_places(steps: Steps) -> Int64s:
     places = np.zeros(len(steps), dtype=np.int64)
     loads: tuple[InstructionClass, ...] = (*TILE_LOADS, LdAct)
     for cls in loads:

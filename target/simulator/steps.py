@@ -7,8 +7,9 @@ simulator does later can leave them, whatever the program says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,8 @@ class Steps:
     writes : ndarray of int64, shape (steps, 2, 2)
         Ranges that it writes; accumulators of an MMA or DRAIN are read, too. ACT, WGT and ACC lie
         behind each other in one address space.
+    memo : dict
+        What other modules derive from the steps and need again in the next run.
     """
 
     program: Program
@@ -80,6 +83,7 @@ class Steps:
     trace: Int64s
     reads: Int64s
     writes: Int64s
+    memo: dict[str, Any] = field(default_factory=dict)
 
     @property
     def header(self) -> Header:
@@ -132,15 +136,32 @@ def buffer_base(header: Header, buffer: Buffer) -> int:
     return sum(header.buffer_bytes(other) for other in Buffer if other < buffer)
 
 
-@lru_cache(maxsize=64)
+_CACHED_STEPS = 1 << 19
+"""Steps of all programs that are kept bound: some hundred bytes each."""
+
+_bound: OrderedDict[tuple[Program, int], Steps] = OrderedDict()
+
+
 def bind_steps(program: Program, rows: int) -> Steps:
-    """Bind and check a program; the last few are kept.
+    """Bind and check a program; those that were used last are kept.
 
     Raises
     ------
     ProgramError
         If it cannot be bound to `rows`, or an instruction leaves a buffer or a tensor.
     """
+    key = (program, rows)
+    steps = _bound.get(key)
+    if steps is None:
+        steps = _bind(program, rows)
+        _bound[key] = steps
+        while len(_bound) > 1 and sum(map(len, _bound.values())) > _CACHED_STEPS:
+            _bound.popitem(last=False)
+    _bound.move_to_end(key)
+    return steps
+
+
+def _bind(program: Program, rows: int) -> Steps:
     trace = program.bind(rows)
     shape = (len(trace),)
     steps = Steps(

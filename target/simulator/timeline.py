@@ -19,7 +19,7 @@ from sparqle_tvm.target.isa import (
     Wait,
 )
 from sparqle_tvm.target.simulator.counts import DRAM_STALL, END_STALL
-from sparqle_tvm.target.simulator.simulate import SimResult
+from sparqle_tvm.target.simulator.machine import SimResult
 
 MAX_EVENTS = 100_000
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -147,8 +146,14 @@ def _with_digits(
     return table, dram_bytes, aligned_copy(costs, np.int64)
 
 
-@lru_cache(maxsize=64)
 def _event_table(steps: Steps) -> _EventTable:
+    if "events" not in steps.memo:
+        steps.memo["events"] = _make_event_table(steps)
+    table: _EventTable = steps.memo["events"]
+    return table
+
+
+def _make_event_table(steps: Steps) -> _EventTable:
     table = aligned((len(steps), events.COLUMNS), np.int64, fill=0)
     _fill_kinds(steps, table)
     dram_bytes = _fixed_dram_bytes(steps)

@@ -10,7 +10,8 @@ import pytest
 from simulator_programs import TINY, dense_program, header_for, random_operands
 
 from sparqle_tvm.target.header import Engine
-from sparqle_tvm.target.simulator import SimResult, simulate, timeline, write_timeline
+from sparqle_tvm.target.simulator import SimResult, simulate, write_timeline
+from sparqle_tvm.target.simulator.timeline import timeline
 
 HEADER = header_for(TINY, 8, 8, 64, 32, label="an op")
 
