@@ -39,8 +39,9 @@ class _Offload(Rewriter):
         attrs = dialect.attributes(call)
         scaled = dialect.is_op(call, "split_dense_scaled")
         weight = call.args[2 if scaled else 1]
+        attrs["weight_bits"], signed = self._weight_format(weight, attrs["weight_bits"])
         try:
-            bundle = self.owner.bundle(self._specs(call, attrs, scaled, weight), attrs["label"])
+            bundle = self.owner.bundle(self._specs(call, attrs, weight, signed), attrs["label"])
         except (CompileError, TargetError) as error:
             self.report.skip("OffloadDense", str(call.op.name), attrs["label"], str(error))
             return None
@@ -52,12 +53,22 @@ class _Offload(Rewriter):
             out_ty=call.ty,
         )
 
+    def _weight_format(self, weight: Any, bits: int) -> tuple[int, bool]:
+        """Bits of a stored weight, and whether they are signed.
+
+        An op of 4 bits means -8..7 or 0..15; where nothing tells which, the int8 are kept whole.
+        """
+        low, high = value_range(weight, self.value)
+        half = 1 << (bits - 1)
+        if -half <= low and high < half:
+            return bits, True
+        return (bits, False) if low >= 0 and high < 2 * half else (8, True)
+
     def _specs(
-        self, call: relax.Call, attrs: dict[str, Any], scaled: bool, weight: Any
+        self, call: relax.Call, attrs: dict[str, Any], weight: Any, signed: bool
     ) -> list[DenseSpec]:
         outputs, columns = int_shape(weight)
-        bounds = value_range(weight, self.value)
-        half = 1 << (attrs["weight_bits"] - 1)
+        scaled = dialect.is_op(call, "split_dense_scaled")
         return [
             DenseSpec(
                 m=rows,
@@ -66,7 +77,7 @@ class _Offload(Rewriter):
                 digit_bits=attrs["k"],
                 window=attrs["window"],
                 weight_bits=attrs["weight_bits"],
-                weight_signed=not (bounds[0] >= 0 and bounds[1] >= half),
+                weight_signed=signed,
                 group_size=attrs.get("group_size", 0),
                 has_min=len(call.args) == 7,
                 offset=True,
