@@ -155,7 +155,11 @@ def test_readme_python_runs_in_order(tmp_path):
     script = tmp_path / "readme.py"
     script.write_text("\n".join(blocks))
     done = subprocess.run(
-        [sys.executable, "-W", "error", script], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
 
