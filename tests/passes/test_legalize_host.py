@@ -228,7 +228,7 @@ def dense_module(columns: int, channels: int, k: int, window: str) -> tvm.IRModu
     return builder.finalize()
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(
     st.integers(1, 40),
     st.integers(1, 20),
