@@ -7,13 +7,13 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import sparqle_tvm
 from sparqle_tvm.errors import InvalidArgumentError, SparqleError
+from sparqle_tvm.files import write_json
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -180,30 +180,3 @@ def _check_writable(path: str | None) -> None:
     folder = Path(path).absolute().parent
     if not os.access(folder, os.W_OK) or Path(path).is_dir():
         raise InvalidArgumentError(f"{path} cannot be written: no such folder, or no permission")
-
-
-def write_json(path: str | os.PathLike[str], data: Any) -> None:
-    """Write JSON under a temporary name and rename it, so that the file is whole or absent.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If it cannot be written.
-    """
-    target = Path(path).absolute()
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=target.parent, prefix=f".{target.name}.", delete=False, encoding="utf-8"
-        ) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(_dumps(data) + "\n")
-                file.close()
-                os.replace(temporary, target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise InvalidArgumentError(
-            f"{path} cannot be written: {error.strerror or error}"
-        ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ import tvm
 from tvm import relax
 
 from sparqle_tvm import passes
-from sparqle_tvm.errors import CompileError, InvalidArgumentError, QuantizationError
+from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
+from sparqle_tvm.files import replacing
 from sparqle_tvm.host.threads import use_threads
 from sparqle_tvm.launch import recording
 from sparqle_tvm.profile import Profile
@@ -152,13 +152,8 @@ class Executable:
         target = Path(path)
         if target.suffix != ".so":
             raise InvalidArgumentError(f"{target}: an exported library has to end in .so")
-        try:
-            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-                temporary = Path(folder) / target.name
-                self._executable.export_library(str(temporary))
-                os.replace(temporary, target)
-        except OSError as error:
-            raise CompileError(f"{target} cannot be written: {error}") from error
+        with replacing(target) as temporary:
+            self._executable.export_library(str(temporary))
 
 
 def _to_tensor(value: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -98,7 +98,9 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
     tensors[Tensor.OUT] = out.reshape(rows, out.shape[-1])
     result = simulate(program, tensors)
     if _STATE.records is not None:
-        _STATE.records.append(LaunchRecord(str(label), rows, program, result))
+        # The output is the virtual machine's memory, which it may use again after the call.
+        kept = replace(result, output=None)
+        _STATE.records.append(LaunchRecord(str(label), rows, program, kept))
 
 
 def _programs(data: bytes) -> tuple[Program, ...]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.files import write_json
 from sparqle_tvm.launch import LaunchRecord
 from sparqle_tvm.target.header import Engine
 from sparqle_tvm.target.isa import TRACE_ENGINE
@@ -170,16 +168,7 @@ class Profile:
         InvalidArgumentError
             If it cannot be written.
         """
-        target = Path(path).absolute()
-        text = json.dumps(self.trace(max_events=max_events), separators=(",", ":"))
-        try:
-            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-                temporary = Path(folder) / target.name
-                temporary.write_text(text + "\n", encoding="utf-8")
-                os.replace(temporary, target)
-        except OSError as error:
-            reason = error.strerror or error
-            raise InvalidArgumentError(f"{path} cannot be written: {reason}") from error
+        write_json(path, self.trace(max_events=max_events), indent=None)
 
     def timeline(self, label: str, *, cycles: tuple[int, int] | None = None) -> Figure:
         """Draw the three engines of an op over time; needs matplotlib.

@@ -9,8 +9,9 @@ from run_result_helper import run_result
 from tiny_files import write_prose, write_tiny_model
 
 import sparqle_tvm
-from sparqle_tvm.cli import main, write_json
+from sparqle_tvm.cli import main
 from sparqle_tvm.errors import InvalidArgumentError, TargetError
+from sparqle_tvm.files import write_json
 
 
 @pytest.fixture(scope="module")
