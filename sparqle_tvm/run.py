@@ -115,7 +115,7 @@ def run_model(
     path = model_path(model, progress=progress)
     with steps("import (int8)"):
         imported = sparqle_tvm.frontend.from_gguf(path, activations="int8", progress=progress)
-    ids = load_tokens(imported.tokenizer, content, tokens)
+        ids = load_tokens(imported.tokenizer, content, tokens)
     # The split form first: what cannot be split is refused before minutes are spent on the rest.
     split = _evaluate(steps, "sparqle", imported, ids, chosen, split=True, engine=engine)
     records = [*split.hidden, *split.head]
@@ -409,8 +409,10 @@ class _Steps:
         start = time.perf_counter()
         try:
             yield
-        finally:
-            self.seconds[name] = round(time.perf_counter() - start, 3)
-            self._bar.update()
-            if len(self.seconds) == self.COUNT:
-                self._bar.close()
+        except BaseException:
+            self._bar.close()  # so that an error message begins on a line of its own
+            raise
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+        self._bar.update()
+        if len(self.seconds) == self.COUNT:
+            self._bar.close()

@@ -95,7 +95,7 @@ def test_defaults(finished, capsys):
 def test_errors_are_one_line_and_exit_code_2(folder, capsys, change, message):
     assert main(arguments(folder, *change)) == 2
     captured = capsys.readouterr()
-    (line,) = [x for x in captured.err.splitlines() if "sparqle: error: " in x]
+    (line,) = [x for x in captured.err.splitlines() if x.startswith("sparqle: error: ")]
     assert message in line
     assert "Traceback" not in captured.err
     assert captured.out == ""
