@@ -110,9 +110,9 @@ def run_model(
     import sparqle_tvm
     from sparqle_tvm.models.text import load_tokens
 
-    steps = _Steps(progress)
     name, content = _read_text(text)
     path = model_path(model, progress=progress)
+    steps = _Steps(progress)
     with steps("import (int8)"):
         imported = sparqle_tvm.frontend.from_gguf(path, activations="int8", progress=progress)
         ids = load_tokens(imported.tokenizer, content, tokens)
