@@ -10,17 +10,14 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from tqdm import tqdm
-
 from sparqle_tvm.errors import InvalidArgumentError, TargetError, UnsupportedModelError
+from sparqle_tvm.progress import Steps
 from sparqle_tvm.report.results import LayerSparsity, PhaseResult, RunResult
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
@@ -40,6 +37,8 @@ BUILTIN_TEXT = "built-in prose (Python's language reference)"
 OUTPUT_LABEL = "output"
 """Name of the layer that makes logits."""
 
+# Imports, compilations and runs of three forms (two imports), and the count.
+STEP_COUNT = 9
 CountEngine = Literal["simulator", "analytical"]
 _BLOCK = re.compile(r"^blk_\d+_")
 _DENSE_OF_A_BLOCK = (
@@ -112,7 +111,7 @@ def run_model(
 
     name, content = _read_text(text)
     path = model_path(model, progress=progress)
-    steps = _Steps(progress)
+    steps = Steps(STEP_COUNT, progress)
     with steps("import (int8)"):
         imported = sparqle_tvm.frontend.from_gguf(path, activations="int8", progress=progress)
         ids = load_tokens(imported.tokenizer, content, tokens)
@@ -183,7 +182,7 @@ def _read_text(text: str | PathLike[str] | None) -> tuple[str, str]:
 
 
 def _evaluate(
-    steps: _Steps,
+    steps: Steps,
     name: str,
     imported: ImportedModel,
     ids: Sequence[int],
@@ -389,30 +388,3 @@ def _uncounted(config: LlamaConfig, records: Sequence[EncodingRecord]) -> tuple[
     expected = [f"blk_{i}_{name}" for i in range(config.layers) for name in _DENSE_OF_A_BLOCK]
     counted = {consumer.label for record in records for consumer in record.consumers}
     return tuple(label for label in [*expected, OUTPUT_LABEL] if label not in counted)
-
-
-class _Steps:
-    """Names the step that runs on a progress bar, and keeps the time of each."""
-
-    COUNT = 9
-    """Imports, compilations and runs of three forms (two imports), and the count."""
-
-    def __init__(self, progress: bool) -> None:
-        self.seconds: dict[str, float] = {}
-        self._bar: Any = tqdm(
-            total=self.COUNT, unit="step", desc="start", disable=not progress, leave=False
-        )
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        self._bar.set_description(name)
-        start = time.perf_counter()
-        try:
-            yield
-        except BaseException:
-            self._bar.close()  # so that an error message begins on a line of its own
-            raise
-        self.seconds[name] = round(time.perf_counter() - start, 3)
-        self._bar.update()
-        if len(self.seconds) == self.COUNT:
-            self._bar.close()

@@ -1,0 +1,49 @@
+"""A progress bar over the named steps of long work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Steps:
+    """Names the step that runs on a progress bar, and keeps the time of each.
+
+    Parameters
+    ----------
+    count : int
+        Number of steps in all.
+    progress : bool
+        Whether to show the bar.
+
+    Attributes
+    ----------
+    seconds : dict of str to float
+        Wall time of each finished step.
+    """
+
+    def __init__(self, count: int, progress: bool) -> None:
+        self.seconds: dict[str, float] = {}
+        self._count = count
+        self._bar: Any = tqdm(
+            total=count, unit="step", desc="start", disable=not progress, leave=False
+        )
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Run the ``with`` block as the step ``name``."""
+        self._bar.set_description(name)
+        start = time.perf_counter()
+        try:
+            yield
+        except BaseException:
+            self._bar.close()  # so that an error message begins on a line of its own
+            raise
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+        self._bar.update()
+        if len(self.seconds) == self._count:
+            self._bar.close()
