@@ -140,21 +140,21 @@ def decode_weights(
     row_bytes = ceil_div(k * spec.weight_bits, 8)
     steps = spec.pitch // dot.depth
     spans, panels = spec.spans(k), spec.panels(n)
+    put = _put_word if spec.contiguous and dot.depth == 4 else _put_elements
 
-    def decode_panel(panel: Any) -> None:
+    with parallel(panels) as panel:
         first = panel * dot.channels
         with loop(T.min(T.int64(dot.channels), n - first)) as channel, loop(spans) as span:
             source = address + (first + channel) * row_bytes
             begin = spec.span_begin(span)
             with loop(ceil_div(spec.span_columns(span, k), dot.depth)) as step:
-                values = _weight_values(spec, wgt, source, begin + step * dot.depth)
-                for index in range(spec.slices):
-                    where = ((index * panels + panel) * spans + span) * steps + step
-                    cell = entry + (where * dot.channels + channel) * dot.depth
-                    _put_weights(spec, pool, cell, values, index)
-
-    with parallel(panels) as panel:
-        decode_panel(panel)
+                cells = [
+                    T.truncdiv(entry, T.int64(dot.depth))
+                    + (((index * panels + panel) * spans + span) * steps + step) * dot.channels
+                    + channel
+                    for index in range(spec.slices)
+                ]
+                put(spec, wgt, source, begin + step * dot.depth, pool, cells)
 
 
 def decode_parameters(
@@ -206,33 +206,48 @@ def _sum_spans(spec: ValueSpec, tile: ActivationTile, row: Any, target: Any) -> 
         tile.sums[tile.sums_entry + row * spec.spans(tile.k) + span] = total.value
 
 
-def _weight_values(spec: ValueSpec, wgt: Array, source: Any, column: Any) -> list[Any]:
-    """Stored weights of `Dot.depth` consecutive columns: int32 each, higher bits arbitrary."""
-    bits, depth = spec.weight_bits, spec.dot.depth
-    if spec.contiguous and depth == 4:
-        word = Scalar("int32", T.int32(0))
-        byte = source + T.truncdiv(column * bits, T.int64(8))
-        for i in range(depth * bits // 8):
-            word.set(
-                T.bitwise_or(word.value, T.shift_left(cast("int32", wgt[byte + i]), T.int32(8 * i)))
-            )
-        return [T.shift_right(word.value, T.int32(i * bits)) for i in range(depth)]
-    values = []
-    for i in range(depth):
-        bit = (column + i) * bits
+def _put_word(
+    spec: ValueSpec, wgt: Array, source: Any, column: Any, pool: Array, cells: list[Any]
+) -> None:
+    """Decode 4 weights that begin at a whole byte, as the bytes of one int32 per slice."""
+    words = pool.view("int32", T.truncdiv(pool.buffer.shape[0], T.int64(4)))
+    bits = spec.weight_bits
+    byte = source + T.truncdiv(column * bits, T.int64(8))
+    packed: Any = T.int32(0)
+    for i in range(bits // 2):
+        packed = T.bitwise_or(packed, T.shift_left(cast("int32", wgt[byte + i]), T.int32(8 * i)))
+    # Move the upper half of the elements apart, then the upper half of each half.
+    if bits == 2:
+        packed = T.bitwise_and(T.bitwise_or(packed, T.shift_left(packed, 12)), 0x000F000F)
+        packed = T.bitwise_and(T.bitwise_or(packed, T.shift_left(packed, 6)), 0x03030303)
+    if bits == 4:
+        packed = T.bitwise_and(T.bitwise_or(packed, T.shift_left(packed, 8)), 0x00FF00FF)
+        packed = T.bitwise_and(T.bitwise_or(packed, T.shift_left(packed, 4)), 0x0F0F0F0F)
+    bytes_ = Scalar("int32", packed)
+    for index, cell in enumerate(cells):
+        mask = (2**spec.slice_bits - 1) * 0x01010101
+        digits = T.bitwise_and(T.shift_right(bytes_.value, T.int32(index * spec.k)), mask)
+        if spec.slice_is_signed(index):
+            digits = T.bitwise_xor(digits, 2 ** (spec.slice_bits - 1) * 0x01010101)
+        words[cell] = digits
+
+
+def _put_elements(
+    spec: ValueSpec, wgt: Array, source: Any, column: Any, pool: Array, cells: list[Any]
+) -> None:
+    """Decode `Dot.depth` weights, one by one."""
+    bits = spec.slice_bits
+    for i in range(spec.dot.depth):
+        bit = (column + i) * spec.weight_bits
         packed = cast("int32", wgt[source + T.shift_right(bit, T.int64(3))])
-        values.append(T.shift_right(packed, cast("int32", T.bitwise_and(bit, T.int64(7)))))
-    return values
-
-
-def _put_weights(spec: ValueSpec, pool: Array, cell: Any, values: list[Any], index: int) -> None:
-    bits, signed = spec.slice_bits, spec.slice_is_signed(index)
-    for i, value in enumerate(values):
-        sign = 2 ** (bits - 1) if signed else 0
-        digit = _digit(value, T.int32(index * spec.k), bits, 0 if spec.dot.biased else sign)
-        if spec.dot.biased:
-            digit = T.bitwise_xor(digit, sign)
-        pool[cell + i] = cast(spec.dot.weight, digit)
+        value = T.shift_right(packed, cast("int32", T.bitwise_and(bit, T.int64(7))))
+        for index, cell in enumerate(cells):
+            sign = 2 ** (bits - 1) if spec.slice_is_signed(index) else 0
+            shift = T.int32(index * spec.k)
+            digit = _digit(value, shift, bits, 0 if spec.dot.biased else sign)
+            if spec.dot.biased:
+                digit = T.bitwise_xor(digit, sign)
+            pool[cell * spec.dot.depth + i] = cast(spec.dot.weight, digit)
 
 
 def _half_to_double(half: Any) -> Any:

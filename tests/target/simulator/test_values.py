@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,14 +13,18 @@ from hypothesis import strategies as st
 from simulator_programs import TINY, dense_program, header_for, random_operands
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.host.threads import core_count, use_threads
 from sparqle_tvm.numerics import encode
 from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import (
+    SimResult,
     activation_tensors,
     pack_weights,
     simulate,
     simulate_timing,
 )
+from sparqle_tvm.target.simulator.layout import DramTensors
 
 
 @dataclass(frozen=True)
@@ -143,24 +148,25 @@ def test_the_output_may_be_given():
     np.testing.assert_array_equal(out, operands.expected)
 
 
-def test_threads_and_repetition_change_nothing():
-    import tvm
+def run_with_threads(count: int, program: Program, tensors: DramTensors) -> SimResult:
+    """Simulate in a thread of its own: TVM has a pool of workers per thread."""
 
-    case = Case(m=64, n=96, k=512, chunk=256, rows=16, cols=32, options=Q4_1)
-    machine = replace(TINY, activation_buffer_bytes=65536, weight_buffer_bytes=65536)
-    machine = replace(machine, accumulator_buffer_bytes=65536)
-    header = header_for(machine, case.m, case.n, case.k, case.chunk, **Q4_1)
-    program = dense_program(header, case.rows, case.cols)
-    operands = random_operands(np.random.default_rng(0), header, case.m)
-    configure = tvm.get_global_func("runtime.config_threadpool")
-    threads = tvm.get_global_func("runtime.NumThreads")()
-    results = []
-    try:
-        for count in (1, 2, 2):
-            configure(1, count)
-            results.append(simulate(program, operands.tensors))
-    finally:
-        configure(1, threads)
+    def run() -> SimResult:
+        assert use_threads(count) == count
+        return simulate(program, tensors)
+
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(run).result()
+
+
+@pytest.mark.skipif(core_count() < 2, reason="needs two cores")
+def test_threads_and_repetition_change_nothing():
+    buffers = ("activation_buffer_bytes", "weight_buffer_bytes", "accumulator_buffer_bytes")
+    machine = replace(TINY, **dict.fromkeys(buffers, 65536))
+    header = header_for(machine, 64, 96, 512, 256, **Q4_1)
+    program = dense_program(header, 16, 32)
+    operands = random_operands(np.random.default_rng(0), header, 64)
+    results = [run_with_threads(count, program, operands.tensors) for count in (1, 2, 2)]
     for result in results:
         np.testing.assert_array_equal(result.output, operands.expected)
         assert result.total_cycles == results[0].total_cycles
