@@ -29,6 +29,7 @@ from tvm import s_tir
 
 from sparqle_tvm.errors import CompileError, TargetError
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.array import best_row_split
 from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
 from sparqle_tvm.target.header import Queue
 from sparqle_tvm.target.intrinsics import LOADS, SCOPES, get_intrinsic
@@ -101,15 +102,13 @@ def default_decisions(
     """
     if tiling is None:
         tiling = choose_tilings((spec.shape,), accelerator, spec.scheme, spec.has_offset)[0]
-    # With one tile along an outer loop, putting that loop outside keeps its operand for free.
-    rows_outer = tiling.m_tiles == 1 or (tiling.rows_outer and tiling.n_tiles > 1)
     decisions = Decisions(
         m=tiling.m,
         n=tiling.n,
         k=tiling.k,
-        rows_outer=rows_outer,
+        rows_outer=tiling.activations_outer,
         keep_outer=tiling.k_tiles == 1,
-        row_split=best_row_split(spec, accelerator, min(tiling.k, spec.k)),
+        row_split=best_row_split(spec.shape, accelerator, min(tiling.k, spec.k)),
     )
     return _shrunk_to_fit(spec, accelerator, decisions)
 
@@ -166,20 +165,6 @@ def overflows(spec: DenseSpec, accelerator: Accelerator, decisions: Decisions) -
     header = header_of(spec, accelerator, decisions.k)
     needs = buffer_needs(spec, accelerator, decisions)
     return [buffer for buffer, nbytes in needs.items() if nbytes > header.buffer_bytes(buffer)]
-
-
-def best_row_split(spec: DenseSpec, accelerator: Accelerator, chunk: int) -> int:
-    """PE rows per activation row with which a dense pass over a K chunk takes fewest cycles.
-
-    ``slices * ceil(ceil(chunk / lanes) / r)`` steps and ``ceil(log2 r)`` to add r partial sums,
-    per block of columns; r rows each for all `spec.m` activation rows have to exist.
-    """
-    steps = math.ceil(chunk / accelerator.lanes)
-
-    def cycles(split: int) -> int:
-        return spec.weight_slices * math.ceil(steps / split) + (split - 1).bit_length()
-
-    return min(range(1, max(accelerator.rows // spec.m, 1) + 1), key=lambda r: (cycles(r), r))
 
 
 def default_schedule(spec: DenseSpec, accelerator: Accelerator) -> s_tir.Schedule:

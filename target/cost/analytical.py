@@ -20,21 +20,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
+from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles
+from sparqle_tvm.target.cost.pipeline import PLANE_DESCRIPTORS, OpLoads, Pipeline
 from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
-from sparqle_tvm.target.cost.tiling import (
-    ACTIVATION_DESCRIPTORS,
-    OUTPUT_DESCRIPTORS,
-    WEIGHT_DESCRIPTORS,
-    Tiling,
-    choose_tilings,
-    pipeline_cycles,
-)
+from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
 
 Bound = Literal["compute", "memory"]
 
@@ -159,69 +151,6 @@ class EncodeCost:
         return "compute" if self.vector_cycles >= self.dma_cycles else "memory"
 
 
-def chunk_steps(k: int, chunk: int, span: int, lanes: int) -> int:
-    """Cycles that one row of `k` dense digits takes in a PE.
-
-    Parameters
-    ----------
-    k, chunk : int
-        Columns, and columns of a K chunk.
-    span : int
-        Columns after which a new cycle begins within a chunk; `chunk` if never.
-    lanes : int
-        Digits per cycle.
-    """
-    steps = 0
-    for start in range(0, k, chunk):
-        extent = min(chunk, k - start)
-        steps += extent // span * math.ceil(span / lanes) + math.ceil(extent % span / lanes)
-    return steps
-
-
-def msb_row_steps(nnz: RowNnz, chunk: int, span: int, lanes: int) -> NDArray[np.int64]:
-    """Cycles that every row needs for its stored digits, per K chunk.
-
-    Returns
-    -------
-    ndarray of int64, shape (m, ceil(k / chunk))
-        With `span` < `chunk`, digits of different spans do not share a cycle.
-    """
-    if span >= chunk:
-        return -(-nnz.per_chunk(chunk) // lanes)
-    steps = -(-nnz.per_chunk(span) // lanes)
-    starts = np.arange(0, steps.shape[1], chunk // span)
-    return np.asarray(np.add.reduceat(steps, starts, axis=1))
-
-
-def slowest_row_steps(steps: NDArray[np.int64], rows: int) -> int:
-    """Sum, over K chunks and groups of `rows` rows, of the steps of the slowest row."""
-    starts = np.arange(0, steps.shape[0], rows)
-    return int(np.maximum.reduceat(steps, starts, axis=0).sum())
-
-
-def lsb_pass_cycles(shape: DenseShape, chunk: int, accelerator: Accelerator) -> int:
-    """Cycles of one dense pass over the whole op, all weight slices."""
-    groups = math.ceil(shape.m / accelerator.rows)
-    steps = chunk_steps(shape.k, chunk, _span(shape, chunk, accelerator), accelerator.lanes)
-    return groups * steps * _passes(shape, accelerator)
-
-
-def msb_pass_cycles(shape: DenseShape, nnz: RowNnz, chunk: int, accelerator: Accelerator) -> int:
-    """Cycles of the sparse pass over the whole op, all weight slices."""
-    span = _span(shape, chunk, accelerator)
-    steps = msb_row_steps(nnz, chunk, span, accelerator.lanes)
-    return slowest_row_steps(steps, accelerator.rows) * _passes(shape, accelerator)
-
-
-def _span(shape: DenseShape, chunk: int, accelerator: Accelerator) -> int:
-    return chunk if accelerator.msb_across_groups or not shape.group_size else shape.group_size
-
-
-def _passes(shape: DenseShape, accelerator: Accelerator) -> int:
-    """Column blocks times weight slices: how often a row group is walked."""
-    return math.ceil(shape.n / accelerator.cols) * shape.weight_slices(accelerator.digit_bits)
-
-
 def dense_op_cost(
     shape: DenseShape,
     nnz: RowNnz,
@@ -255,17 +184,23 @@ def dense_op_cost(
     _check_nnz(shape, nnz)
     lsb = lsb_pass_cycles(shape, tiling.k, accelerator)
     msb = lsb if scheme == "dense" else msb_pass_cycles(shape, nnz, tiling.k, accelerator)
-    digits, metadata = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
-    metadata += storage.row_metadata_bytes(
-        shape.m, shape.k, shape.group_size if shape.has_min else 0
-    )
     offset = storage.has_offset(scheme, window)
-    weights = tiling.weight_loads * shape.n * storage.channel_bytes(shape, shape.k, offset)
-    digits, metadata = digits * tiling.activation_loads, metadata * tiling.activation_loads
-    outputs = shape.m * shape.n * accelerator.float_bytes
-    dma, total = _times(
-        shape, tiling, accelerator, scheme, (digits + metadata, weights, outputs), lsb + msb
+    digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
+    sums = storage.group_sum_bytes(shape.m, shape.k, shape.group_size if shape.has_min else 0)
+    loads = OpLoads(
+        shape=shape,
+        accelerator=accelerator,
+        scheme=scheme,
+        offset=offset,
+        activation_bytes=digits + bitmap,
     )
+    tile = (tiling.m, tiling.n, tiling.k)
+    pipeline = Pipeline.of_op(loads, tile, tiling.rows_outer, mma_cycles=lsb + msb)
+    pointers = storage.TILE_POINTER_BYTES * tiling.activation_tile_loads
+    metadata = tiling.activation_loads * (bitmap + sums)
+    metadata += tiling.row_loads * shape.m * storage.ACTIVATION_SCALE_BYTES
+    weights = tiling.weight_loads * storage.weight_bytes(shape, shape.k)
+    weights += tiling.channel_loads * storage.parameter_bytes(shape, offset)
     return OpCost(
         label=shape.label,
         scheme=scheme,
@@ -274,42 +209,13 @@ def dense_op_cost(
         lsb_cycles=lsb,
         msb_cycles=msb,
         drain_cycles=math.ceil(shape.m * shape.n / accelerator.drain_elements_per_cycle),
-        activation_bytes=digits,
-        metadata_bytes=metadata,
-        weight_bytes=weights,
-        output_bytes=outputs,
-        dma_cycles=dma,
-        total_cycles=total,
+        activation_bytes=tiling.activation_loads * digits,
+        metadata_bytes=metadata + (pointers if scheme == "sparqle" else 0),
+        weight_bytes=shape.n * weights,
+        output_bytes=shape.m * shape.n * accelerator.float_bytes,
+        dma_cycles=math.ceil(pipeline.dma_cycles),
+        total_cycles=math.ceil(pipeline.total_cycles),
     )
-
-
-def _times(
-    shape: DenseShape,
-    tiling: Tiling,
-    accelerator: Accelerator,
-    scheme: Scheme,
-    transfers: tuple[int, int, int],
-    mma: int,
-) -> tuple[int, int]:
-    """DMA and total cycles from the bytes of activations, weights and outputs."""
-    counts = (tiling.activation_tile_loads, tiling.weight_tile_loads, tiling.output_tiles)
-    descriptors = (ACTIVATION_DESCRIPTORS[scheme], WEIGHT_DESCRIPTORS, OUTPUT_DESCRIPTORS)
-    activations, weights, outputs = (
-        nbytes / accelerator.dram_bytes_per_cycle
-        + count * per_tile * accelerator.dma_descriptor_cycles
-        for nbytes, count, per_tile in zip(transfers, counts, descriptors, strict=True)
-    )
-    dma = activations + weights + outputs
-    total = pipeline_cycles(
-        first_load=activations / counts[0] + weights / counts[1],
-        mma=mma,
-        dma=dma,
-        drain=shape.m * shape.n / accelerator.drain_elements_per_cycle,
-        last_store=outputs / counts[2],
-        tiles=tiling.output_tiles * tiling.k_tiles,
-        outputs=tiling.output_tiles,
-    )
-    return math.ceil(dma), math.ceil(total)
 
 
 def encode_cost(
@@ -338,9 +244,12 @@ def encode_cost(
     rows, k = nnz.rows, nnz.in_features
     digits, metadata = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
     metadata += storage.row_metadata_bytes(rows, k, sum_group_size)
+    if scheme == "sparqle":
+        metadata += storage.pointer_bytes(rows, k, tiling.k, accelerator.rows)
     ops = QUANTIZE_OPS + (ENCODE_OPS if scheme == "sparqle" else 0)
     tiles = tiling.m_tiles * tiling.k_tiles
-    fixed = tiles * ACTIVATION_DESCRIPTORS[scheme] * accelerator.dma_descriptor_cycles
+    # One more for scales, sums and pointers.
+    fixed = tiles * (PLANE_DESCRIPTORS[scheme] + 1) * accelerator.dma_descriptor_cycles
     return EncodeCost(
         label=label,
         scheme=scheme,

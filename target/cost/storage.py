@@ -16,6 +16,8 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
 
 POINTER_BYTES = 4
+# A load of an MSB tile fetches where it begins and where it ends.
+TILE_POINTER_BYTES = 2 * POINTER_BYTES
 ACTIVATION_SCALE_BYTES = 4
 GROUP_SCALE_BYTES = 2
 CHANNEL_SCALE_BYTES = 4
@@ -43,40 +45,54 @@ def pointer_bytes(rows: int, k: int, chunk: int, array_rows: int) -> int:
     return POINTER_BYTES * (math.ceil(rows / array_rows) * math.ceil(k / chunk) + 1)
 
 
+def group_sum_bytes(rows: int, k: int, sum_group_size: int) -> int:
+    """Bytes of the group sums of `rows` rows; 0 if `sum_group_size` is 0."""
+    if not sum_group_size:
+        return 0
+    return rows * math.ceil(k / sum_group_size) * (2 if sum_group_size < 256 else 4)
+
+
 def row_metadata_bytes(rows: int, k: int, sum_group_size: int) -> int:
     """Bytes of the activation scales and, if `sum_group_size` > 0, of the group sums."""
-    if not sum_group_size:
-        return rows * ACTIVATION_SCALE_BYTES
-    sum_bytes = 2 if sum_group_size < 256 else 4
-    return rows * (ACTIVATION_SCALE_BYTES + math.ceil(k / sum_group_size) * sum_bytes)
+    return rows * ACTIVATION_SCALE_BYTES + group_sum_bytes(rows, k, sum_group_size)
 
 
 def plane_bytes(
     nnz: RowNnz, chunk: int, accelerator: Accelerator, scheme: Scheme
 ) -> tuple[int, int]:
-    """Bytes of one copy of the activations: (digits, metadata).
+    """Bytes of one copy of the activations: (digits, bitmap).
 
-    Digits are the LSB and MSB planes (or the 2k-bit values of ``dense``), metadata the bitmap and
-    the tile pointers. Scales and group sums come on top (`row_metadata_bytes`).
+    Digits are the LSB and MSB planes (or the 2k-bit values of ``dense``, which has no bitmap).
+    Tile pointers (`pointer_bytes`), scales and group sums (`row_metadata_bytes`) come on top.
     """
     rows, k, bits = nnz.rows, nnz.in_features, accelerator.digit_bits
     if scheme == "dense":
         return rows * math.ceil(k * 2 * bits / 8), 0
-    digits = lsb_bytes(rows, k, bits) + msb_bytes(nnz, chunk, bits)
-    return digits, pbm_bytes(rows, k) + pointer_bytes(rows, k, chunk, accelerator.rows)
+    return lsb_bytes(rows, k, bits) + msb_bytes(nnz, chunk, bits), pbm_bytes(rows, k)
+
+
+def weight_bytes(shape: DenseShape, k: int) -> int:
+    """Bytes of one output channel's weights over `k` columns, with group scales and minima."""
+    weights = math.ceil(k * shape.weight_bits / 8)
+    if not shape.group_size:
+        return weights
+    return weights + math.ceil(k / shape.group_size) * GROUP_SCALE_BYTES * (1 + shape.has_min)
+
+
+def parameter_bytes(shape: DenseShape, offset: bool) -> int:
+    """Bytes that the drain needs of each output channel.
+
+    `offset` is the constant of the signed window: int32 per channel, float64 with groups. Without
+    groups there is a scale.
+    """
+    if shape.group_size:
+        return offset * GROUP_OFFSET_BYTES
+    return CHANNEL_SCALE_BYTES + offset * CHANNEL_OFFSET_BYTES
 
 
 def channel_bytes(shape: DenseShape, k: int, offset: bool) -> int:
-    """Bytes of one output channel's weights over `k` columns, with scales, minima and offset.
-
-    `offset` is the constant of the signed window (int32 per channel, float64 with groups).
-    """
-    weights = math.ceil(k * shape.weight_bits / 8)
-    if not shape.group_size:
-        return weights + CHANNEL_SCALE_BYTES + offset * CHANNEL_OFFSET_BYTES
-    groups = math.ceil(k / shape.group_size)
-    scales = groups * GROUP_SCALE_BYTES * (2 if shape.has_min else 1)
-    return weights + scales + offset * GROUP_OFFSET_BYTES
+    """Bytes of all that belongs to one output channel over `k` columns."""
+    return weight_bytes(shape, k) + parameter_bytes(shape, offset)
 
 
 def has_offset(scheme: Scheme, window: str) -> bool:
@@ -89,8 +105,13 @@ def accumulator_bytes(shape: DenseShape) -> int:
     return 8 if shape.group_size else 4
 
 
+def worst_plane_bytes(k: int, accelerator: Accelerator, scheme: Scheme) -> int:
+    """Bytes of digits and bitmap of a row of `k` activations with every MSB present."""
+    digits = math.ceil(k * accelerator.activation_bits / 8)
+    return digits + (math.ceil(k / 8) if scheme == "sparqle" else 0)
+
+
 def worst_row_bytes(shape: DenseShape, k: int, accelerator: Accelerator, scheme: Scheme) -> int:
-    """Bytes of a row of `k` activations with every MSB present: what a buffer must hold."""
-    bits = accelerator.activation_bits
-    digits = math.ceil(k * bits / 8) + (math.ceil(k / 8) if scheme == "sparqle" else 0)
-    return digits + row_metadata_bytes(1, k, shape.group_size if shape.has_min else 0)
+    """Bytes of such a row with its scale and group sums: what a buffer must hold."""
+    planes = worst_plane_bytes(k, accelerator, scheme)
+    return planes + row_metadata_bytes(1, k, shape.group_size if shape.has_min else 0)

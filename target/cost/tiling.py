@@ -19,13 +19,9 @@ from numpy.typing import NDArray
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
+from sparqle_tvm.target.cost.array import lsb_pass_cycles
+from sparqle_tvm.target.cost.pipeline import OpLoads, Pipeline, activations_outer
 from sparqle_tvm.target.cost.shapes import DenseShape, Scheme
-
-# DMA descriptors of one tile: planes (LSB, bitmap, MSB, or one of 2k bits) and row metadata;
-# weights and their scales; outputs.
-ACTIVATION_DESCRIPTORS: dict[Scheme, int] = {"sparqle": 4, "dense": 2}
-WEIGHT_DESCRIPTORS = 2
-OUTPUT_DESCRIPTORS = 1
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,11 @@ class Tiling:
     rows_outer: bool
 
     @property
+    def activations_outer(self) -> bool:
+        """Loop order of programs, see the function of that name."""
+        return bool(activations_outer(self.m_tiles, self.n_tiles, self.rows_outer))
+
+    @property
     def activation_loads(self) -> int:
         """How often all activations are loaded."""
         return int(_activation_loads(self.m_tiles, self.n_tiles, self.k_tiles, self.rows_outer))
@@ -71,35 +72,19 @@ class Tiling:
         return self.weight_loads * self.n_tiles * self.k_tiles
 
     @property
+    def row_loads(self) -> int:
+        """How often the activation scales are loaded."""
+        return 1 if self.activations_outer else self.n_tiles
+
+    @property
+    def channel_loads(self) -> int:
+        """How often the parameters of all channels are loaded."""
+        return self.m_tiles if self.activations_outer else 1
+
+    @property
     def output_tiles(self) -> int:
         """Output tiles, each stored once."""
         return self.m_tiles * self.n_tiles
-
-
-def pipeline_cycles(
-    *, first_load: Any, mma: Any, dma: Any, drain: Any, last_store: Any, tiles: Any, outputs: Any
-) -> Any:
-    """Cycles of loads, array, drain and stores that overlap tile by tile.
-
-    The slowest of the three determines the time; what double buffering cannot hide comes on top:
-    the load of the first tile before the array starts, the drain and store of the last output
-    tile after it ends, and the last tile's computation after its load, if loads are slowest.
-
-    Parameters
-    ----------
-    first_load, last_store : cycles
-        Loads of the first activation and weight tile; store of the last output tile.
-    mma, dma, drain : cycles
-        All work of the array, of the DMA engines (they share the DRAM) and of the drain path.
-    tiles, outputs : int
-        Tiles that the array works through, and output tiles. All arguments may be arrays.
-    """
-    last_drain = drain / outputs
-    tail = last_drain + last_store
-    array_bound = first_load + mma + tail
-    memory_bound = dma + mma / tiles + last_drain
-    drain_bound = first_load + mma / outputs + drain + last_store
-    return np.maximum(np.maximum(array_bound, memory_bound), drain_bound)
 
 
 def choose_tilings(
@@ -175,12 +160,7 @@ def _search(
             <= accelerator.accumulator_buffer_bytes
         )
     )
-    tm, tn, tk = _ceil_div(shape.m, mt), _ceil_div(shape.n, nt), _ceil_div(shape.k, kt)
-    a_loads = tm * tk * _activation_loads(tm, tn, tk, rows_outer)
-    w_loads = tn * tk * _weight_loads(tm, tn, tk, rows_outer)
-    cost = _static_cycles(
-        shape, accelerator, scheme, (tm, tn, tk), (rows * row, cols * channel), (a_loads, w_loads)
-    )
+    cost = _static_cycles(shape, (mt, nt, kt), rows_outer, accelerator, scheme, offset)
     cost = np.where(fits, cost, np.inf).reshape(len(chunks), -1)
     best = np.argmin(cost, axis=1)
     tilings = []
@@ -194,34 +174,26 @@ def _search(
 
 def _static_cycles(
     shape: DenseShape,
+    tile: tuple[Any, Any, Any],
+    rows_outer: Any,
     accelerator: Accelerator,
     scheme: Scheme,
-    counts: tuple[Any, Any, Any],
-    tile_bytes: tuple[Any, Any],
-    loads: tuple[Any, Any],
+    offset: bool,
 ) -> Any:
     """Cost that the choice minimises, over all candidate tilings at once."""
-    tm, tn, tk = counts
-    bandwidth, fixed = accelerator.dram_bytes_per_cycle, accelerator.dma_descriptor_cycles
-    load_a = tile_bytes[0] / bandwidth + fixed * ACTIVATION_DESCRIPTORS[scheme]
-    load_w = tile_bytes[1] / bandwidth + fixed * WEIGHT_DESCRIPTORS
-    outputs_bytes = shape.m * shape.n * accelerator.float_bytes
-    store = outputs_bytes / bandwidth + tm * tn * OUTPUT_DESCRIPTORS * fixed
-    dma = loads[0] * load_a + loads[1] * load_w + store
-    waits = tk if scheme == "sparqle" else 0
-    steps = 2 * _ceil_div(shape.k, accelerator.lanes) + waits
-    blocks = _ceil_div(shape.m, accelerator.rows) * _ceil_div(shape.n, accelerator.cols)
-    mma = blocks * steps * shape.weight_slices(accelerator.digit_bits)
-    total = pipeline_cycles(
-        first_load=load_a + load_w,
-        mma=mma,
-        dma=dma,
-        drain=shape.m * shape.n / accelerator.drain_elements_per_cycle,
-        last_store=store / (tm * tn),
-        tiles=tm * tn * tk,
-        outputs=tm * tn,
+    chunks, k_tiles = tile[2].reshape(-1), _ceil_div(shape.k, tile[2])
+    loads = OpLoads(
+        shape=shape,
+        accelerator=accelerator,
+        scheme=scheme,
+        offset=offset,
+        activation_bytes=shape.m * storage.worst_plane_bytes(shape.k, accelerator, scheme),
     )
-    return total + np.minimum(dma, mma)
+    passes = _per_chunk(chunks, lambda k: 2 * lsb_pass_cycles(shape, k, accelerator))
+    blocks = _ceil_div(shape.m, accelerator.rows) * _ceil_div(shape.n, accelerator.cols)
+    waits = blocks * shape.weight_slices(accelerator.digit_bits) if scheme == "sparqle" else 0
+    pipeline = Pipeline.of_op(loads, tile, rows_outer, mma_cycles=passes + waits * k_tiles)
+    return pipeline.total_cycles + np.minimum(pipeline.dma_cycles, pipeline.array_cycles)
 
 
 def _tile_sizes(extent: int, unit: int) -> NDArray[np.int64]:

@@ -19,7 +19,6 @@ from sparqle_tvm.target.schedule import (
     ROW_SPLIT_ATTR,
     SLOTS_ATTR,
     Decisions,
-    best_row_split,
     buffer_needs,
     default_decisions,
     default_schedule,
@@ -157,19 +156,6 @@ def test_smallest_tile_may_not_fit() -> None:
     tiling = Tiling(4, 4, 48, m_tiles=16, n_tiles=1, k_tiles=1, rows_outer=True)
     with pytest.raises(TargetError, match="ACT buffer of accelerator 'tiny'"):
         default_decisions(spec, replace(TINY, activation_buffer_bytes=456), tiling)
-
-
-def test_row_split_by_hand() -> None:
-    # 1 row, 96 columns, 8 lanes: 12 steps. r = 1: 12; 2: 6 + 1; 3: 4 + 2; 4: 3 + 2 = 5.
-    spec = DenseSpec(m=1, n=4, k=96)
-    assert best_row_split(spec, TINY, 96) == 4
-    # 2 rows leave r <= 2; 3 rows leave none.
-    assert best_row_split(replace(spec, m=2), TINY, 96) == 2
-    assert best_row_split(replace(spec, m=3), TINY, 96) == 1
-    # 16 columns: 2 steps. r = 1: 2; r = 2: 1 + 1 = 2, no gain.
-    assert best_row_split(spec, TINY, 16) == 1
-    # Two weight slices walk twice, but partial sums are added once: 2 * 2 against 2 * 1 + 1.
-    assert best_row_split(replace(spec, weight_bits=8), TINY, 16) == 2
 
 
 def test_needs_by_hand() -> None:

@@ -10,7 +10,7 @@ from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.shapes import SCHEMES, DenseShape
-from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings, pipeline_cycles
+from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
 
 
 def brute_force_loads(tiling: Tiling) -> tuple[int, int]:
@@ -91,16 +91,3 @@ def test_no_tile_fits(tiny):
         choose_tilings([shape], tiny, "sparqle", True)
     roomy = dataclasses.replace(tiny, activation_buffer_bytes=2**20, weight_buffer_bytes=2**20)
     assert choose_tilings([shape], roomy, "sparqle", True)
-
-
-def test_pipeline_by_hand():
-    def total(**change: float) -> float:
-        # 4 tiles, 2 outputs; nothing is slow: 5 + 40 + 6/2 + 1
-        defaults = {"first_load": 5, "mma": 40, "dma": 20, "drain": 6, "last_store": 1}
-        return float(pipeline_cycles(tiles=4, outputs=2, **{**defaults, **change}))
-
-    assert total() == 49
-    # Loads slowest: the last tile's quarter of 40 and its drain come after: 100 + 10 + 3
-    assert total(dma=100) == 113
-    # Drain slowest: it starts after the first of two outputs: 5 + 20 + 200 + 1
-    assert total(drain=200) == 226

@@ -9,11 +9,11 @@
 ;   sum      1 x 96       at 1728
 ;   row      1 x 8        at 1824
 ; WGT 524288 bytes
-;   wgt      2 x 49152    at 0
-;   grp      2 x 12288    at 98304
-;   chn      2 x 512      at 122880
+;   wgt      2 x 147456   at 0
+;   grp      2 x 36864    at 294912
+;   chn      2 x 1536     at 368640
 ; ACC 1048576 bytes
-;   acc      2 x 512      at 0
+;   acc      2 x 1536     at 0
 ; tokens ACT_FREE 1, WGT_FREE 2, ACC_FREE 2, ROW_FREE 1, CHN_FREE 2
  0: WAIT     LOAD, ACT_FREE
  1: LD.LSB   ACT[0] <- LSB[0 : +min(1, M), 0 : +1536]
@@ -26,26 +26,26 @@
  8: SIGNAL   LOAD, ROW_READY
  9: WAIT     MMA, ACT_READY
 10: WAIT     STORE, ROW_READY
-11: LOOP     i0 < n0 = ceil(576 / 64)
+11: LOOP     i0 < n0 = ceil(576 / 192)
 12:   WAIT     LOAD, WGT_FREE
-13:   LD.WGT   WGT[0 + 49152*(i0 mod 2)] <- WGT[64*i0 : +64, 0 : +1536]
-14:   LD.GRP   WGT[98304 + 12288*(i0 mod 2)] <- W_SCALE[64*i0 : +64, 0 : +1536]
+13:   LD.WGT   WGT[0 + 147456*(i0 mod 2)] <- WGT[192*i0 : +192, 0 : +1536]
+14:   LD.GRP   WGT[294912 + 36864*(i0 mod 2)] <- W_SCALE[192*i0 : +192, 0 : +1536]
 15:   SIGNAL   LOAD, WGT_READY
 16:   WAIT     MMA, WGT_READY
 17:   WAIT     MMA, ACC_FREE
-18:   MMA.LSB  acc=ACC[0 + 512*(i0 mod 2)], lsb=ACT[0], wgt=WGT[0 + 49152*(i0 mod 2)], grp=WGT[98304 + 12288*(i0 mod 2)], m=min(1, M), n=64, k=1536, zero=always, row_split=16
-19:   MMA.MSB  acc=ACC[0 + 512*(i0 mod 2)], pbm=ACT[768], msb=ACT[960], wgt=WGT[0 + 49152*(i0 mod 2)], grp=WGT[98304 + 12288*(i0 mod 2)], m=min(1, M), n=64, k=1536, zero=never, row_split=16
-20:   MMA.MIN  acc=ACC[0 + 512*(i0 mod 2)], sum=ACT[1728], grp=WGT[98304 + 12288*(i0 mod 2)], m=min(1, M), n=64, k=1536, zero=never
+18:   MMA.LSB  acc=ACC[0 + 1536*(i0 mod 2)], lsb=ACT[0], wgt=WGT[0 + 147456*(i0 mod 2)], grp=WGT[294912 + 36864*(i0 mod 2)], m=min(1, M), n=192, k=1536, zero=always, row_split=16
+19:   MMA.MSB  acc=ACC[0 + 1536*(i0 mod 2)], pbm=ACT[768], msb=ACT[960], wgt=WGT[0 + 147456*(i0 mod 2)], grp=WGT[294912 + 36864*(i0 mod 2)], m=min(1, M), n=192, k=1536, zero=never, row_split=16
+20:   MMA.MIN  acc=ACC[0 + 1536*(i0 mod 2)], sum=ACT[1728], grp=WGT[294912 + 36864*(i0 mod 2)], m=min(1, M), n=192, k=1536, zero=never
 21:   SIGNAL   MMA, WGT_FREE
 22:   SIGNAL   MMA, ACC_READY
 23:   WAIT     LOAD, CHN_FREE
-24:   LD.CHN   WGT[122880 + 512*(i0 mod 2)] <- CHANNELS[64*i0 : +64]
+24:   LD.CHN   WGT[368640 + 1536*(i0 mod 2)] <- CHANNELS[192*i0 : +192]
 25:   SIGNAL   LOAD, CHN_READY
 26:   WAIT     STORE, CHN_READY
 27:   WAIT     STORE, ACC_READY
-28:   DRAIN    acc=ACC[0 + 512*(i0 mod 2)], row=ACT[1824], chn=WGT[122880 + 512*(i0 mod 2)], m=min(1, M), n=64
+28:   DRAIN    acc=ACC[0 + 1536*(i0 mod 2)], row=ACT[1824], chn=WGT[368640 + 1536*(i0 mod 2)], m=min(1, M), n=192
 29:   SIGNAL   STORE, CHN_FREE
-30:   ST.OUT   OUT[0 : +min(1, M), 64*i0 : +64] <- ACC[0 + 512*(i0 mod 2)]
+30:   ST.OUT   OUT[0 : +min(1, M), 192*i0 : +192] <- ACC[0 + 1536*(i0 mod 2)]
 31:   SIGNAL   STORE, ACC_FREE
 32: END ; i0
 33: SIGNAL   MMA, ACT_FREE

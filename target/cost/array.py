@@ -1,0 +1,131 @@
+"""Cycles of the array: both passes over a whole op, all weight slices.
+
+The rule of one instruction stands in `sparqle_tvm.target.isa_compute`; here it is summed up over
+all tiles of an op. Tiles are multiples of the array's rows and columns, so only K chunks matter.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
+from sparqle_tvm.target.header import Header
+from sparqle_tvm.target.isa_compute import dense_span_steps, reduction_cycles, step_spans
+
+
+def best_row_split(shape: DenseShape, accelerator: Accelerator, chunk: int) -> int:
+    """PE rows per activation row with which a dense pass over a K chunk takes fewest cycles.
+
+    ``slices * ceil(ceil(chunk / lanes) / r)`` steps and ``ceil(log2 r)`` to add r partial sums,
+    per block of columns; r rows each for all activation rows have to exist.
+
+    Parameters
+    ----------
+    shape : DenseShape
+        The op.
+    accelerator : Accelerator
+        The array.
+    chunk : int
+        Columns of a K chunk, K at most.
+    """
+    steps = math.ceil(chunk / accelerator.lanes)
+    slices = shape.weight_slices(accelerator.digit_bits)
+
+    def cycles(split: int) -> int:
+        return slices * math.ceil(steps / split) + (split - 1).bit_length()
+
+    return min(range(1, max(accelerator.rows // shape.m, 1) + 1), key=lambda r: (cycles(r), r))
+
+
+def lsb_pass_cycles(shape: DenseShape, chunk: int, accelerator: Accelerator) -> int:
+    """Cycles of one dense pass over the whole op.
+
+    Parameters
+    ----------
+    shape : DenseShape
+        The op.
+    chunk : int
+        Columns of a K chunk.
+    accelerator : Accelerator
+        The array.
+    """
+    header = _header(shape, chunk, accelerator)
+    split = best_row_split(shape, accelerator, min(chunk, shape.k))
+    whole, rest = divmod(shape.k, chunk)
+    steps = whole * dense_span_steps(header, chunk, split) if whole else 0
+    steps += dense_span_steps(header, rest, split) if rest else 0
+    groups = math.ceil(shape.m / accelerator.rows)
+    return groups * steps * _passes(shape, accelerator) + _reductions(header, split)
+
+
+def msb_pass_cycles(shape: DenseShape, nnz: RowNnz, chunk: int, accelerator: Accelerator) -> int:
+    """Cycles of the sparse pass over the whole op; `nnz` are the digits of its activations."""
+    header = _header(shape, chunk, accelerator)
+    split = best_row_split(shape, accelerator, min(chunk, shape.k))
+    starts = np.arange(0, shape.m, accelerator.rows)
+    slowest = np.maximum.reduceat(msb_steps(header, nnz, split), starts, axis=0)
+    return int(slowest.sum()) * _passes(shape, accelerator) + _reductions(header, split)
+
+
+def msb_steps(header: Header, nnz: RowNnz, split: int) -> NDArray[np.int64]:
+    """Steps that every row needs for its stored digits, per K chunk.
+
+    Returns
+    -------
+    ndarray of int64, shape (m, ceil(k / chunk))
+        Of the slowest of `split` segments. A PE row does not take digits of two segments (or of
+        two weight groups, if not `msb_across_groups`) in one step.
+    """
+    lanes = header.accelerator.lanes
+    if split == 1 and (header.accelerator.msb_across_groups or not header.group_size):
+        return -(-nnz.per_chunk(header.k_chunk) // lanes)
+    chunks = []
+    for begin in range(0, nnz.in_features, header.k_chunk):
+        width = min(header.k_chunk, nnz.in_features - begin)
+        segments, starts, _ = np.array(step_spans(header, width, split)).T
+        counts = np.diff(_counts_before(nnz, np.append(begin + starts, begin + width)), axis=1)
+        first = np.flatnonzero(np.diff(segments, prepend=-1))
+        chunks.append(np.add.reduceat(-(-counts // lanes), first, axis=1).max(axis=1))
+    return np.stack(chunks, axis=1)
+
+
+def _counts_before(nnz: RowNnz, columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Stored digits of each row before each column: int64 (m, columns).
+
+    Within a unit that `nnz` counts together, digits are taken to be spread evenly.
+    """
+    sums = np.zeros((nnz.rows, nnz.counts.shape[1] + 1), dtype=np.int64)
+    np.cumsum(nnz.counts, axis=1, out=sums[:, 1:])
+    at, inside = np.divmod(columns, nnz.unit)
+    after = np.minimum(at + 1, sums.shape[1] - 1)
+    at = np.minimum(at, sums.shape[1] - 1)
+    return np.asarray(sums[:, at] + (sums[:, after] - sums[:, at]) * inside // nnz.unit)
+
+
+def _header(shape: DenseShape, chunk: int, accelerator: Accelerator) -> Header:
+    """What the rules of the instructions need to know of the op."""
+    return Header(
+        accelerator=accelerator,
+        label=shape.label,
+        in_features=shape.k,
+        out_features=shape.n,
+        m_max=shape.m,
+        k_chunk=chunk,
+        weight_bits=shape.weight_bits,
+        group_size=shape.group_size,
+        has_min=shape.has_min,
+    )
+
+
+def _passes(shape: DenseShape, accelerator: Accelerator) -> int:
+    """Column blocks times weight slices: how often a row group is walked."""
+    return math.ceil(shape.n / accelerator.cols) * shape.weight_slices(accelerator.digit_bits)
+
+
+def _reductions(header: Header, split: int) -> int:
+    """Cycles to add partial sums in all K chunks; more than one needs a single row group."""
+    return header.chunks * reduction_cycles(header, header.out_features, split)

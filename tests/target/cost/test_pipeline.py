@@ -1,0 +1,93 @@
+"""Time of a loop nest of tiles, counted by hand."""
+
+import numpy as np
+import pytest
+
+from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.cost.pipeline import OpLoads, Pipeline, activations_outer
+from sparqle_tvm.target.cost.shapes import DenseShape
+
+
+def pipeline(**change: float) -> Pipeline:
+    """1 x 4 tiles that are all alike: load 6 once, then 5 each; MMA 10, drain 2, store 1."""
+    work = {"load_step": 5, "mma": 10, "drain": 2, "store": 1, **change}
+    defaults = {"outer": 1, "inner": 4, "k_tiles": 1, "load_outer": 6, "load_end": 0}
+    ends = {
+        "load_tail": work["load_step"],
+        "first_load": change.get("load_outer", 6) + work["load_step"],
+        "last_load": work["load_step"],
+        "before_drain": work["drain"],
+        "before_store": work["store"],
+        **{f"last_{name}": work[name] for name in ("mma", "drain", "store")},
+        "before_mma": work["mma"],
+    }
+    return Pipeline(**{**defaults, **ends, **work})
+
+
+def test_array_bound():
+    # 11 of loads, 4 * 10, the last drain and store
+    assert pipeline().total_cycles == 11 + 40 + 3
+    assert pipeline().dma_cycles == 6 + 4 * (5 + 1)
+
+
+def test_memory_bound():
+    # All transfers: 6 + 4 * 31; the last MMA 10 and its drain 2. The store before was earlier.
+    assert pipeline(load_step=30, load_tail=0).total_cycles == 130 + 10 + 2
+    # In one transfer, it has to wait until the last load is over, beside the last MMA.
+    assert pipeline(load_step=30, load_tail=30).total_cycles == 130 + 9 + 2
+    # Parameters of the drain are loaded then, too: 6 + 4 * 35, and 6 that are left of the MMA
+    assert pipeline(load_step=30, load_tail=0, load_end=4).total_cycles == 146 + 6 + 2
+
+
+def test_store_bound():
+    # The first output after 11 + 10, then 4 * (20 + 1)
+    assert pipeline(drain=20).total_cycles == 21 + 84
+
+
+def test_change_of_the_outer_loop():
+    # LOAD brings 40 + 2 * (5 + 1) while the array works for 2 * 10: 32 more in one change of two.
+    # 45 of loads, 40, 32, 40, 3
+    assert pipeline(outer=2, load_outer=40).total_cycles == 45 + 40 + 32 + 40 + 3
+    # What fits into the 20 cycles costs nothing: 8 + 12.
+    assert pipeline(outer=2, load_outer=8).total_cycles == 13 + 80 + 3
+
+
+def test_store_beside_the_last_chunk():
+    # 2 chunks per output. The store 8 and the load 5 take 3 more than an MMA, after each output
+    # but the last: 11 + 4 * 2 * 10 + 3 * 3 + 2 + 8
+    assert pipeline(k_tiles=2, store=8, load_tail=2).total_cycles == 11 + 80 + 9 + 10
+    # If it waits for the end of these loads (drain 2, nothing before the last transfer), there is
+    # the time of two MMAs for two loads: 8 + 10 - 20 < 0.
+    assert pipeline(k_tiles=2, store=8, load_tail=5).total_cycles == 11 + 80 + 10
+
+
+def test_arrays_of_candidates():
+    loads = np.array([5, 30])
+    both = pipeline(load_step=loads, load_tail=0 * loads).total_cycles
+    assert both.tolist() == [54, 142]
+
+
+@pytest.mark.parametrize(
+    ("m_tiles", "n_tiles", "rows_outer", "expected"),
+    [(1, 3, False, True), (3, 1, True, False), (3, 3, True, True), (3, 3, False, False)],
+)
+def test_loop_of_one_tile_is_the_outer_one(m_tiles, n_tiles, rows_outer, expected):
+    assert activations_outer(m_tiles, n_tiles, rows_outer) == expected
+
+
+def test_parts_of_an_op_add_up():
+    shape = DenseShape(100, 200, 96, 4, 32, True)
+    loads = OpLoads(
+        shape=shape,
+        accelerator=PRESETS["sparqle/edge"],
+        scheme="dense",
+        offset=False,
+        activation_bytes=100 * 96,
+    )
+    work = Pipeline.of_op(loads, (48, 64, 96), True, mma_cycles=1234)
+    assert (work.outer, work.inner, work.k_tiles) == (3, 4, 1)
+    assert work.array_cycles == pytest.approx(1234)
+    # Rows once: values, 3 sums of 2 bytes, scale. Weights 3 times with 3 scales and minima of 2.
+    nbytes = 100 * (96 + 6 + 4) + 3 * 200 * (48 + 12) + 100 * 200 * 2
+    # 3 row tiles in 3 transfers, 12 weight tiles in 2, 12 outputs
+    assert work.dma_cycles == pytest.approx(nbytes / 16 + 32 * (3 * 3 + 12 * 2 + 12))
