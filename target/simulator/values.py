@@ -20,8 +20,8 @@ from sparqle_tvm.target.simulator.spec import ValueSpec
 from sparqle_tvm.target.simulator.steps import Steps, buffer_base
 from sparqle_tvm.target.simulator.timing import Schedule
 
-_UNWRITTEN = 0xA5
-"""Every byte on chip before it is written: results from unwritten bytes are wrong."""
+_UNWRITTEN = 0x7F
+"""Every byte on chip before it is written: huge as a float or an accumulator, never neutral."""
 
 
 def run_values(

@@ -17,9 +17,13 @@ from sparqle_tvm.target.header import Queue
 from sparqle_tvm.target.isa import (
     Drain,
     Instruction,
+    LdChn,
+    LdGrp,
     LdLsb,
     LdMsb,
     LdPbm,
+    LdRow,
+    LdSum,
     LdWgt,
     MmaLsb,
     MmaMsb,
@@ -226,6 +230,19 @@ def test_buffers_begin_with_garbage():
     assert output is not None
     assert not np.array_equal(output, operands.expected)
     assert output.any()
+
+
+@pytest.mark.parametrize("cls", [MmaLsb, LdChn, LdGrp, LdRow, LdSum])
+def test_nothing_on_chip_is_neutral_before_it_is_written(cls):
+    # Accumulators that nobody clears, parameters that nobody loads: never as if they were zero.
+    header = header_for(TINY, 4, 4, 32, 32, group_size=8, has_min=True)
+    operands = random_operands(np.random.default_rng(0), header, 4)
+    program = changed(
+        lambda i: (replace(i, zero=NEVER) if cls is MmaLsb else None) if isinstance(i, cls) else i,
+        dense_program(header, 4, 4),
+    )
+    output = simulate(program, operands.tensors).output
+    assert (output != operands.expected).all()
 
 
 @pytest.mark.parametrize("batch", range(4))
