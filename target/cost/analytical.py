@@ -1,16 +1,13 @@
 """Cycles and bytes of dense ops and encodings, from the real bitmaps, in closed form.
 
-Per tile of rows x columns x K chunk and per weight slice, the array spends
+Cycles of the array are counted in `cost.array`, from the rules of the instructions: a PE row walks
+only its stored digits, and the rows of a group wait for the slowest. ``dense`` takes the LSB pass
+twice. With groups of weights along K, the scale unit of a PE adds ``partial sum * scale + group
+sum * minimum`` beside the next group's MACs and costs no cycles in either scheme. Bytes are those
+of `cost.storage`, with the reloads of the tiling. Loads, array, drain and stores overlap
+(`cost.pipeline`); loads and stores share the DRAM bandwidth.
 
-- LSB pass: ``ceil(m / rows) * ceil(n / cols) * ceil(kt / lanes)`` cycles,
-- MSB pass: ``ceil(n / cols) * sum over row groups of the max over their rows of
-  ceil(nnz_row / lanes)`` cycles: a PE row walks only its stored digits, and the rows of a group
-  wait for the slowest,
-- ``dense``: twice the LSB pass.
-
-With groups of weights along K, the scale unit of a PE adds ``partial sum * scale + group sum *
-minimum`` beside the next group's MACs and costs no cycles in either scheme. Loads, array, drain
-and stores overlap (`tiling.pipeline_cycles`); loads and stores share the DRAM bandwidth.
+`sparqle_tvm.target.tie` holds all this against the simulator.
 """
 
 from __future__ import annotations
@@ -65,7 +62,7 @@ class OpCost:
     dma_cycles : int
         Cycles of all transfers: bytes / bandwidth + descriptors * fixed cycles.
     total_cycles : int
-        Time of the op, see `tiling.pipeline_cycles`.
+        Time of the op, see `pipeline.Pipeline`.
     """
 
     label: str

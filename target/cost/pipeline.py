@@ -134,6 +134,9 @@ class Pipeline:
         Transfers that follow the last K chunk of an output tile: parameters of the drain.
     mma : cycles
         The array's work for each tile.
+    head_load, head_mma, edge_load, edge_mma : cycles
+        Work on the first and on the last tile of the innermost loop, over K chunks if there are
+        several, else over output tiles.
     drain, store : cycles
         Drain and store of an output tile; both are done by STORE, one after the other.
     first_load : cycles
@@ -152,6 +155,10 @@ class Pipeline:
     load_tail: Any
     load_end: Any
     mma: Any
+    head_load: Any
+    head_mma: Any
+    edge_load: Any
+    edge_mma: Any
     drain: Any
     store: Any
     first_load: Any
@@ -199,10 +206,20 @@ class Pipeline:
             share = _blocks(rows, cols, accelerator) / blocks
             return mma_cycles * share * columns / shape.k
 
+        mma = mma_cycles / (m.tiles * n.tiles * k.tiles)
         by_rows, stays = activations_outer(m.tiles, n.tiles, rows_outer), np.equal(k.tiles, 1)
 
         def pick(rows: Any, cols: Any) -> Any:
             return np.where(by_rows, rows, cols)
+
+        def step_load(rows: Any, cols: Any, columns: Any) -> Any:
+            both = loads.activation(m.mean, columns) + loads.weight(n.mean, columns)
+            one = pick(loads.weight(cols, k.mean), loads.activation(rows, k.mean))
+            return np.where(stays, one, both)
+
+        def step_mma(rows: Any, cols: Any, columns: Any) -> Any:
+            one = pick(mma_of(m.mean, cols, k.mean), mma_of(rows, n.mean, k.mean))
+            return np.where(stays, one, mma * columns / k.mean)
 
         activation, weight = loads.activation(m.mean, k.mean), loads.weight(n.mean, k.mean)
         first = loads.activation(m.first, k.first) + loads.weight(n.first, k.first)
@@ -224,7 +241,11 @@ class Pipeline:
             load_step=np.where(stays, pick(weight, activation), activation + weight),
             load_tail=np.where(by_rows | ~stays, *tails),
             load_end=pick(channel, row),
-            mma=mma_cycles / (m.tiles * n.tiles * k.tiles),
+            mma=mma,
+            head_load=step_load(m.first, n.first, k.first),
+            head_mma=step_mma(m.first, n.first, k.first),
+            edge_load=step_load(m.last, n.last, k.last),
+            edge_mma=step_mma(m.last, n.last, k.last),
             drain=elements / drain_rate,
             store=loads.store(elements),
             first_load=first + pick(loads.row(m.first), loads.channel(n.first)),
@@ -267,30 +288,47 @@ class Pipeline:
 
         and for the whole op what comes before the array starts and after it ends.
         """
-        mma, drain, store = self.mma, self.drain, self.store
-        extra = self.load_end + store
-        # The drain makes room for the parameters of an output to come, which go before its store.
-        output = drain + extra
-        busy_step = self.load_step + extra
-        waits = drain > self.load_step - self.load_tail
-        slack = np.where(waits & np.greater(self.k_tiles, 1), self.load_step - mma, 0)
-        burst = np.maximum(0, busy_step - mma + np.minimum(slack, 0))
-        burst = np.where(np.equal(self.k_tiles, 1), 0, burst)
-        change = np.maximum(0, self.load_outer + 2 * busy_step - 2 * np.maximum(mma, busy_step))
+        mma, output = self.mma, self.drain + self.store
+        # A drain makes room for the parameters of the next output but one: loaded before its store.
+        later_loads = np.maximum(0, self.outer * self.inner - 2)
+        burst, change = self._burst, self._change
         array_pass = self.inner * (self.k_tiles * mma + burst)
         period = np.maximum(
             np.maximum(array_pass + change, self.load_outer + self.inner * self._traffic),
-            self.inner * output,
+            self.inner * (output + self.load_end),
         )
         tail = self.last_drain + self.last_store
         late = self.before_drain + self.before_store - self.k_tiles * self.last_mma
         array_bound = self.first_load + (self.outer - 1) * period + array_pass - burst
-        outputs = self.outer * self.inner
-        store_bound = self.first_load + self.k_tiles * mma + (outputs - 1) * output
-        return np.maximum(
-            np.maximum(array_bound + np.maximum(late, 0), store_bound) + tail,
-            self.dma_cycles + self._exposed_compute + self.last_drain,
-        )
+        first_mma = np.where(np.equal(self.k_tiles, 1), self.head_mma, self.k_tiles * mma)
+        store_bound = self.first_load + first_mma + self.outer * self.inner * output
+        store_bound = store_bound + later_loads * self.load_end
+        memory_bound = self.dma_cycles + self._exposed_compute + self.last_drain
+        array_bound = array_bound + np.maximum(late, 0) + tail
+        return np.maximum(np.maximum(array_bound, memory_bound), store_bound)
+
+    @property
+    def _burst(self) -> Any:
+        """Cycles that the array waits after an output in several chunks, see `total_cycles`."""
+        load, extra = self.head_load, self.load_end + self.store
+        # The last chunk may be too short for the next load; counted from the end of that load:
+        short = np.maximum(0, load - self.edge_mma)
+        ready = self.drain - short
+        # The store comes before its last transfer, or before that of the load to follow, or after.
+        early = np.maximum(0, load + extra - self.edge_mma)
+        late = np.where(ready > load - self.load_tail, load - self.head_mma, 0)
+        later = short + np.maximum(0, load + extra - self.head_mma + np.minimum(late, 0))
+        burst = np.where(ready < -self.load_tail, early, later)
+        return np.where(np.equal(self.k_tiles, 1), 0, burst)
+
+    @property
+    def _change(self) -> Any:
+        """Cycles that the array waits for the next outer iteration, see `total_cycles`."""
+        brought = self.load_outer + self.edge_load + self.head_load
+        brought = brought + 2 * (self.load_end + self.store)
+        stays = np.maximum(0, brought - self.head_mma - self.edge_mma)
+        chunks = np.where(self._burst > 0, self.load_outer, 0)
+        return np.where(np.equal(self.k_tiles, 1), stays, chunks)
 
     @property
     def _exposed_compute(self) -> Any:

@@ -20,6 +20,8 @@ def pipeline(**change: float) -> Pipeline:
         "before_store": work["store"],
         **{f"last_{name}": work[name] for name in ("mma", "drain", "store")},
         "before_mma": work["mma"],
+        **{f"{place}_load": work["load_step"] for place in ("head", "edge")},
+        **{f"{place}_mma": work["mma"] for place in ("head", "edge")},
     }
     return Pipeline(**{**defaults, **ends, **work})
 
@@ -59,6 +61,22 @@ def test_store_beside_the_last_chunk():
     # If it waits for the end of these loads (drain 2, nothing before the last transfer), there is
     # the time of two MMAs for two loads: 8 + 10 - 20 < 0.
     assert pipeline(k_tiles=2, store=8, load_tail=5).total_cycles == 11 + 80 + 10
+
+
+def test_short_last_chunk():
+    # An MMA of 4 is too short for the next load (5), and the store 8 comes before the end of it.
+    found = pipeline(k_tiles=2, store=8, drain=0, load_tail=0, edge_mma=4, head_mma=16)
+    assert found.total_cycles == 11 + 80 + 3 * (5 + 8 - 4) + 8
+
+
+def test_parameters_go_before_a_store():
+    # From the third output on: 11 + 10 + 4 * 21 + 2 * 3
+    assert pipeline(drain=20, load_end=3).total_cycles == 21 + 84 + 6
+
+
+def test_short_last_tile_before_a_change():
+    # 40 + 2 * (5 + 1) to bring, but only 10 + 2 cycles for it
+    assert pipeline(outer=2, load_outer=40, edge_mma=2).total_cycles == 45 + 40 + 40 + 40 + 3
 
 
 def test_arrays_of_candidates():

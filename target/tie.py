@@ -1,0 +1,151 @@
+"""The formulas of `target.cost` beside the simulator, op by op.
+
+Both take the same tiles, so what differs is the formula: the array's cycles and the bytes have to
+be equal, the time nearly (`sparqle_tvm.target.cost.pipeline` says what it leaves out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.codegen import generate
+from sparqle_tvm.target.cost.analytical import Bound, OpCost, encoding_costs
+from sparqle_tvm.target.cost.model import EncodedActivation
+from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
+from sparqle_tvm.target.cost.tiling import Tiling
+from sparqle_tvm.target.header import Engine, Window
+from sparqle_tvm.target.program import Program
+from sparqle_tvm.target.schedule import default_decisions, schedule_with
+from sparqle_tvm.target.simulator import simulate_timing
+from sparqle_tvm.target.tir import DenseSpec
+
+
+@dataclass(frozen=True)
+class OpTie:
+    """One dense op by formula and on the simulator.
+
+    Attributes
+    ----------
+    shape : DenseShape
+        The op.
+    analytical : OpCost
+        By formula.
+    total_cycles, mma_cycles, dram_bytes : int
+        What the simulator counted.
+    stalls : mapping of str to mapping of str to int
+        Cycles that each engine (``LOAD``, ``MMA``, ``STORE``) stalled, per reason.
+    """
+
+    shape: DenseShape
+    analytical: OpCost
+    total_cycles: int
+    mma_cycles: int
+    dram_bytes: int
+    stalls: Mapping[str, Mapping[str, int]]
+
+    @property
+    def bound(self) -> Bound:
+        """What limits the op."""
+        return self.analytical.bound
+
+    @property
+    def difference(self) -> float:
+        """Time by formula over that of the simulator, less 1."""
+        return self.analytical.total_cycles / self.total_cycles - 1
+
+
+def tie_encoding(
+    encoding: EncodedActivation, accelerator: Accelerator, scheme: Scheme
+) -> tuple[OpTie, ...]:
+    """Count the dense ops that read an encoding twice.
+
+    Parameters
+    ----------
+    encoding : EncodedActivation
+        Digits and readers.
+    accelerator : Accelerator
+        Where they run.
+    scheme : {"sparqle", "dense"}
+        How the activations are stored and computed.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the shapes of the readers are not those of the digits.
+    TargetError
+        If no tile fits the buffers.
+    """
+    _, costs = encoding_costs(
+        encoding.label, encoding.nnz, encoding.consumers, accelerator, scheme, encoding.window
+    )
+    signed = scheme == "sparqle" and encoding.window == "signed"
+    window: Window = "signed" if signed else "unsigned"
+    return tuple(
+        _tie(shape, encoding.nnz, cost, accelerator, window)
+        for shape, cost in zip(encoding.consumers, costs, strict=True)
+    )
+
+
+def _tie(
+    shape: DenseShape, nnz: RowNnz, cost: OpCost, accelerator: Accelerator, window: Window
+) -> OpTie:
+    # The label would keep equal ops from sharing a program.
+    program = _program(replace(shape, label=""), cost.tiling, accelerator, cost.scheme, window)
+    result = simulate_timing(program, shape.m, nnz if cost.scheme == "sparqle" else None)
+    return OpTie(
+        shape=shape,
+        analytical=cost,
+        total_cycles=result.total_cycles,
+        mma_cycles=result.engines[Engine.MMA].busy,
+        dram_bytes=result.counts.dram_bytes,
+        stalls={e.name: dict(time.stalled_cycles) for e, time in result.engines.items()},
+    )
+
+
+@lru_cache(maxsize=1024)
+def _program(
+    shape: DenseShape, tiling: Tiling, accelerator: Accelerator, scheme: Scheme, window: Window
+) -> Program:
+    spec = DenseSpec(
+        m=shape.m,
+        n=shape.n,
+        k=shape.k,
+        digit_bits=accelerator.digit_bits,
+        window=window,
+        weight_bits=shape.weight_bits,
+        group_size=shape.group_size,
+        has_min=shape.has_min,
+        scheme=scheme,
+    )
+    decisions = default_decisions(spec, accelerator, tiling)
+    # Only time is asked for: what would be wrong with a program is no matter here.
+    return generate(schedule_with(spec, accelerator, decisions), spec, accelerator, verify=False)
+
+
+def draw_digits(
+    rng: np.random.Generator, density: float, rows: int, in_features: int, spread: float = 0.3
+) -> RowNnz:
+    """Draw digits as uneven as those of a language model: per token and per span of 8 columns.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Source of randomness.
+    density : float
+        Mean share of stored digits, 0 to 1.
+    rows, in_features : int
+        M and K (a multiple of 8).
+    spread : float
+        Standard deviation of the density, relative, over tokens, and again over spans.
+    """
+    tokens, spans = (
+        rng.gamma(1 / spread**2, spread**2, size=size)
+        for size in ((rows, 1), (1, -(-in_features // 8)))
+    )
+    share = np.clip(density * tokens * spans, 0, 1)
+    return RowNnz(rng.binomial(8, share).astype(np.int32), 8, in_features)
