@@ -28,15 +28,10 @@ class _Axis:
     """Tiles of `size` along an axis of `extent`: how many, and extents of some of them."""
 
     def __init__(self, extent: int, size: Any) -> None:
-        self.tiles = -(-extent // size)
+        self.extent, self.tiles = extent, -(-extent // size)
         self.mean = extent / self.tiles
         self.first = np.minimum(size, extent)
         self.last = extent - (self.tiles - 1) * size
-
-
-def _blocks(m: Any, n: Any, accelerator: Accelerator) -> Any:
-    """How often the array's rows and columns are filled for a tile."""
-    return -(-m // accelerator.rows) * -(-n // accelerator.cols)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,40 +109,30 @@ class OpLoads:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pipeline:
-    """Work of the engines in cycles; every field may be an array (of candidates).
-
-    Tiles at the edges are smaller: fields are averages, and the first and the last tile, which
-    nothing overlaps with, stand for themselves.
+class Iteration:
+    """Work of one iteration of the outer loop, in cycles; fields may be arrays (of candidates).
 
     Attributes
     ----------
-    outer, inner, k_tiles : int
-        Iterations of the loops.
+    inner, k_tiles : int
+        Iterations of the loops inside.
     load_outer : cycles
-        Transfers at the begin of each outer iteration: an operand that stays, parameters.
+        Transfers at its begin: an operand that stays, parameters.
     load_step : cycles
-        Transfers for each tile that the array works through.
+        Transfers for each tile that the array works through (mean; tiles at edges are smaller).
     load_tail : cycles
         The last of these transfers.
     load_end : cycles
         Transfers that follow the last K chunk of an output tile: parameters of the drain.
     mma : cycles
-        The array's work for each tile.
+        The array's work for each tile (mean).
     head_load, head_mma, edge_load, edge_mma : cycles
         Work on the first and on the last tile of the innermost loop, over K chunks if there are
         several, else over output tiles.
     drain, store : cycles
         Drain and store of an output tile; both are done by STORE, one after the other.
-    first_load : cycles
-        Transfers before the array can start.
-    last_load, last_mma, last_drain, last_store : cycles
-        Work on the last tile.
-    before_mma, before_drain, before_store : cycles
-        Work on the tile before it; drain and store of the output tile before.
     """
 
-    outer: Any
     inner: Any
     k_tiles: Any
     load_outer: Any
@@ -161,6 +146,90 @@ class Pipeline:
     edge_mma: Any
     drain: Any
     store: Any
+
+    @property
+    def transfers(self) -> Any:
+        """All of LOAD and STORE."""
+        output = self.k_tiles * self.load_step + self.load_end + self.store
+        return self.load_outer + self.inner * output
+
+    @property
+    def array_cycles(self) -> Any:
+        """All work of the array, and what it waits for after outputs (`burst`)."""
+        return self.inner * (self.k_tiles * self.mma + self.burst)
+
+    @property
+    def store_cycles(self) -> Any:
+        """All drains and stores."""
+        return self.inner * (self.drain + self.store)
+
+    @property
+    def period(self) -> Any:
+        """From the first MMA to that of the next iteration: the slowest engine determines it."""
+        array = self.array_cycles + self.change
+        store = self.store_cycles + self.inner * self.load_end
+        return np.maximum(np.maximum(array, self.transfers), store)
+
+    @property
+    def last_cycles(self) -> Any:
+        """From the first to the last MMA, if no iteration follows."""
+        # LOAD was two tiles ahead; of the stores, those of the last two tiles are still to come.
+        ahead = self.load_outer + self.load_end + 2 * (self.load_step + self.store)
+        return np.maximum(self.array_cycles - self.burst, self.transfers - ahead + self.mma)
+
+    @property
+    def burst(self) -> Any:
+        """Cycles that the array waits after an output that is made in several chunks.
+
+        The store and the parameters use the channel while the next chunks are to be loaded.
+        """
+        load, extra = self.head_load, self.load_end + self.store
+        # The last chunk may be too short for the next load; counted from the end of that load:
+        short = np.maximum(0, load - self.edge_mma)
+        ready = self.drain - short
+        # The store comes before its last transfer, or before that of the load to follow, or after:
+        # then there is the time of two MMAs for two loads.
+        early = np.maximum(0, load + extra - self.edge_mma)
+        late = np.where(ready > load - self.load_tail, load - self.head_mma, 0)
+        later = short + np.maximum(0, load + extra - self.head_mma + np.minimum(late, 0))
+        burst = np.where(ready < -self.load_tail, early, later)
+        return np.where(np.equal(self.k_tiles, 1), 0, burst)
+
+    @property
+    def change(self) -> Any:
+        """Cycles that the array waits for the next iteration.
+
+        LOAD is two tiles ahead at most. While the array works through these two, LOAD brings the
+        operand that stays and two more tiles, and two outputs are stored.
+        """
+        brought = self.load_outer + self.edge_load + self.head_load
+        brought = brought + 2 * (self.load_end + self.store)
+        stays = np.maximum(0, brought - self.head_mma - self.edge_mma)
+        chunks = np.where(self.burst > 0, self.load_outer, 0)
+        return np.where(np.equal(self.k_tiles, 1), stays, chunks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """Work of an op in cycles; every field may be an array (of candidates).
+
+    Attributes
+    ----------
+    outer : int
+        Iterations of the outer loop.
+    full, last : Iteration
+        All but the last of them, and the last, which may have a smaller tile.
+    first_load : cycles
+        Transfers before the array can start.
+    last_load, last_mma, last_drain, last_store : cycles
+        Work on the last tile.
+    before_mma, before_drain, before_store : cycles
+        Work on the tile before it; drain and store of the output tile before.
+    """
+
+    outer: Any
+    full: Iteration
+    last: Iteration
     first_load: Any
     last_load: Any
     last_mma: Any
@@ -181,9 +250,6 @@ class Pipeline:
     ) -> Pipeline:
         """Put the work of a dense op where its schedule has it.
 
-        Without K chunks the operand of the outer loop stays, else both are loaded for every tile.
-        Row scales and channel parameters are loaded where the loop over their tiles stands.
-
         Parameters
         ----------
         loads : OpLoads
@@ -196,64 +262,25 @@ class Pipeline:
         mma_cycles : int
             All work of the array.
         """
-        shape, accelerator = loads.shape, loads.accelerator
-        m, n, k = (
-            _Axis(e, size) for e, size in zip((shape.m, shape.n, shape.k), tile, strict=True)
-        )
-        blocks = _blocks(shape.m, shape.n, accelerator)
-
-        def mma_of(rows: Any, cols: Any, columns: Any) -> Any:
-            share = _blocks(rows, cols, accelerator) / blocks
-            return mma_cycles * share * columns / shape.k
-
-        mma = mma_cycles / (m.tiles * n.tiles * k.tiles)
-        by_rows, stays = activations_outer(m.tiles, n.tiles, rows_outer), np.equal(k.tiles, 1)
-
-        def pick(rows: Any, cols: Any) -> Any:
-            return np.where(by_rows, rows, cols)
-
-        def step_load(rows: Any, cols: Any, columns: Any) -> Any:
-            both = loads.activation(m.mean, columns) + loads.weight(n.mean, columns)
-            one = pick(loads.weight(cols, k.mean), loads.activation(rows, k.mean))
-            return np.where(stays, one, both)
-
-        def step_mma(rows: Any, cols: Any, columns: Any) -> Any:
-            one = pick(mma_of(m.mean, cols, k.mean), mma_of(rows, n.mean, k.mean))
-            return np.where(stays, one, mma * columns / k.mean)
-
-        activation, weight = loads.activation(m.mean, k.mean), loads.weight(n.mean, k.mean)
+        nest = _Nest(loads, tile, rows_outer, mma_cycles)
+        m, n, k, stays, pick = nest.m, nest.n, nest.k, nest.stays, nest.pick
         first = loads.activation(m.first, k.first) + loads.weight(n.first, k.first)
-        row, channel = loads.row(m.mean), loads.channel(n.mean)
-        tails = loads.weight_tail(n.mean, k.mean), loads.activation_tail(m.mean, k.mean)
-        elements = m.mean * n.mean
-        last = m.last * n.last
+        last_loads = loads.activation(m.last, k.last), loads.weight(n.last, k.last)
         before = (
             np.where(stays, pick(m.last, m.first), m.last),
             np.where(stays, pick(n.first, n.last), n.last),
         )
-        last_loads = loads.activation(m.last, k.last), loads.weight(n.last, k.last)
-        drain_rate, several = accelerator.drain_elements_per_cycle, m.tiles * n.tiles > 1
+        drain_rate, several = loads.accelerator.drain_elements_per_cycle, m.tiles * n.tiles > 1
         return cls(
             outer=pick(m.tiles, n.tiles),
-            inner=pick(n.tiles, m.tiles),
-            k_tiles=k.tiles,
-            load_outer=pick(row, channel) + np.where(stays, pick(activation, weight), 0),
-            load_step=np.where(stays, pick(weight, activation), activation + weight),
-            load_tail=np.where(by_rows | ~stays, *tails),
-            load_end=pick(channel, row),
-            mma=mma,
-            head_load=step_load(m.first, n.first, k.first),
-            head_mma=step_mma(m.first, n.first, k.first),
-            edge_load=step_load(m.last, n.last, k.last),
-            edge_mma=step_mma(m.last, n.last, k.last),
-            drain=elements / drain_rate,
-            store=loads.store(elements),
+            full=nest.iteration(pick(m.first, m.mean), pick(n.mean, n.first)),
+            last=nest.iteration(pick(m.last, m.mean), pick(n.mean, n.last)),
             first_load=first + pick(loads.row(m.first), loads.channel(n.first)),
             last_load=np.where(stays, pick(*last_loads[::-1]), sum(last_loads)),
-            last_mma=mma_of(m.last, n.last, k.last),
-            last_drain=last / drain_rate,
-            last_store=loads.store(last),
-            before_mma=mma_of(*before, k.first) * (several | ~stays),
+            last_mma=nest.mma(m.last, n.last, k.last),
+            last_drain=m.last * n.last / drain_rate,
+            last_store=loads.store(m.last * n.last),
+            before_mma=nest.mma(*before, k.first) * (several | ~stays),
             before_drain=before[0] * before[1] * several / drain_rate,
             before_store=loads.store(before[0] * before[1]) * several,
         )
@@ -261,83 +288,104 @@ class Pipeline:
     @property
     def dma_cycles(self) -> Any:
         """All transfers."""
-        return self.outer * (self.load_outer + self.inner * self._traffic)
-
-    @property
-    def array_cycles(self) -> Any:
-        """All work of the array."""
-        return self.outer * self.inner * self.k_tiles * self.mma
-
-    @property
-    def _traffic(self) -> Any:
-        """Transfers of an output tile, without what is loaded in the outer loop."""
-        return self.k_tiles * self.load_step + self.load_end + self.store
+        return (self.outer - 1) * self.full.transfers + self.last.transfers
 
     @property
     def total_cycles(self) -> Any:
         """Cycles from the first load to the last store.
 
-        The slowest of the engines determines the time of an outer iteration. On top of the
-        array's work come
-
-        - *bursts*: beside the last tile of an output, the store of the one before and the
-          parameters use the channel; the next tile's loads have the time of one MMA for it,
-          or of two, if the store has to wait until these loads are over,
-        - *changes of the outer loop*: LOAD is two tiles ahead at most. While the array works
-          through these two, LOAD brings the operand that stays, and two more tiles;
-
-        and for the whole op what comes before the array starts and after it ends.
+        The slowest of the engines determines the time of an outer iteration (`Iteration`); for
+        the whole op, what comes before the array starts and after it ends is added.
         """
-        mma, output = self.mma, self.drain + self.store
-        # A drain makes room for the parameters of the next output but one: loaded before its store.
-        later_loads = np.maximum(0, self.outer * self.inner - 2)
-        burst, change = self._burst, self._change
-        array_pass = self.inner * (self.k_tiles * mma + burst)
-        period = np.maximum(
-            np.maximum(array_pass + change, self.load_outer + self.inner * self._traffic),
-            self.inner * (output + self.load_end),
-        )
+        last, before = self.last, self.outer - 1
         tail = self.last_drain + self.last_store
-        late = self.before_drain + self.before_store - self.k_tiles * self.last_mma
-        array_bound = self.first_load + (self.outer - 1) * period + array_pass - burst
-        first_mma = np.where(np.equal(self.k_tiles, 1), self.head_mma, self.k_tiles * mma)
-        store_bound = self.first_load + first_mma + self.outer * self.inner * output
-        store_bound = store_bound + later_loads * self.load_end
-        memory_bound = self.dma_cycles + self._exposed_compute + self.last_drain
+        late = self.before_drain + self.before_store - last.k_tiles * self.last_mma
+        array_bound = self.first_load + before * self.full.period + last.last_cycles
         array_bound = array_bound + np.maximum(late, 0) + tail
-        return np.maximum(np.maximum(array_bound, memory_bound), store_bound)
+        memory_bound = self.dma_cycles + self._exposed_compute + self.last_drain
+        return np.maximum(np.maximum(array_bound, memory_bound), self._store_bound)
 
     @property
-    def _burst(self) -> Any:
-        """Cycles that the array waits after an output in several chunks, see `total_cycles`."""
-        load, extra = self.head_load, self.load_end + self.store
-        # The last chunk may be too short for the next load; counted from the end of that load:
-        short = np.maximum(0, load - self.edge_mma)
-        ready = self.drain - short
-        # The store comes before its last transfer, or before that of the load to follow, or after.
-        early = np.maximum(0, load + extra - self.edge_mma)
-        late = np.where(ready > load - self.load_tail, load - self.head_mma, 0)
-        later = short + np.maximum(0, load + extra - self.head_mma + np.minimum(late, 0))
-        burst = np.where(ready < -self.load_tail, early, later)
-        return np.where(np.equal(self.k_tiles, 1), 0, burst)
-
-    @property
-    def _change(self) -> Any:
-        """Cycles that the array waits for the next outer iteration, see `total_cycles`."""
-        brought = self.load_outer + self.edge_load + self.head_load
-        brought = brought + 2 * (self.load_end + self.store)
-        stays = np.maximum(0, brought - self.head_mma - self.edge_mma)
-        chunks = np.where(self._burst > 0, self.load_outer, 0)
-        return np.where(np.equal(self.k_tiles, 1), stays, chunks)
+    def _store_bound(self) -> Any:
+        full, last = self.full, self.last
+        first_mma = np.where(np.equal(full.k_tiles, 1), full.head_mma, full.k_tiles * full.mma)
+        stores = (self.outer - 1) * full.store_cycles + last.store_cycles
+        # A drain makes room for the parameters of the next output but one: loaded before its store.
+        parameters = np.maximum(0, self.outer * full.inner - 2) * full.load_end
+        return self.first_load + first_mma + stores + parameters
 
     @property
     def _exposed_compute(self) -> Any:
         """Cycles that the channel is idle before the last drain, if transfers are slowest."""
         # Counted from the end of the last tile's loads: when the array leaves the tile before.
-        before = self.before_mma - self.load_end - self.last_load
-        stays = np.equal(self.k_tiles, 1)
-        waits = stays & (before + self.before_drain + self.load_tail > 0)
-        transfers = self.load_end + np.where(waits, self.before_store, 0)
+        last = self.last
+        before = self.before_mma - last.load_end - self.last_load
+        stays = np.equal(last.k_tiles, 1)
+        waits = stays & (before + self.before_drain + last.load_tail > 0)
+        transfers = last.load_end + np.where(waits, self.before_store, 0)
         stored = np.where(stays, before + self.before_drain + self.before_store, 0)
         computed = np.maximum(before, 0) + self.last_mma
         return np.maximum(np.maximum(computed, stored) - transfers, 0)
+
+
+class _Nest:
+    """Where the schedule of an op has its work.
+
+    Without K chunks the operand of the outer loop stays, else both are loaded for every tile. Row
+    scales and channel parameters are loaded where the loop over their tiles stands.
+    """
+
+    def __init__(
+        self, loads: OpLoads, tile: tuple[Any, Any, Any], rows_outer: Any, mma_cycles: Any
+    ) -> None:
+        shape, self.loads, self.mma_cycles = loads.shape, loads, mma_cycles
+        self.m, self.n = _Axis(shape.m, tile[0]), _Axis(shape.n, tile[1])
+        self.k = _Axis(shape.k, tile[2])
+        self.by_rows = activations_outer(self.m.tiles, self.n.tiles, rows_outer)
+        self.stays = np.equal(self.k.tiles, 1)
+
+    def pick(self, rows: Any, cols: Any) -> Any:
+        """The first if row tiles are outside, else the second."""
+        return np.where(self.by_rows, rows, cols)
+
+    def mma(self, rows: Any, cols: Any, columns: Any) -> Any:
+        """The array's work on a tile of these extents."""
+        shape, array = self.loads.shape, self.loads.accelerator
+        row_share = -(-rows // array.rows) / -(-shape.m // array.rows)
+        col_share = -(-cols // array.cols) / -(-shape.n // array.cols)
+        return self.mma_cycles * row_share * col_share * columns / shape.k
+
+    def iteration(self, rows: Any, cols: Any) -> Iteration:
+        """One iteration of the outer loop with tiles of `rows` or `cols`; the other is a mean."""
+        m, n, k, loads, pick = self.m, self.n, self.k, self.loads, self.pick
+        inner = pick(n.tiles, m.tiles)
+        whole = pick(self.mma(rows, n.extent, k.extent), self.mma(m.extent, cols, k.extent))
+        mma = whole / (inner * k.tiles)
+        activation, weight = loads.activation(rows, k.mean), loads.weight(cols, k.mean)
+        tails = loads.weight_tail(cols, k.mean), loads.activation_tail(rows, k.mean)
+
+        def step_load(some_m: Any, some_n: Any, some_k: Any) -> Any:
+            both = loads.activation(rows, some_k) + loads.weight(cols, some_k)
+            one = pick(loads.weight(some_n, k.mean), loads.activation(some_m, k.mean))
+            return np.where(self.stays, one, both)
+
+        def step_mma(some_m: Any, some_n: Any, some_k: Any) -> Any:
+            one = pick(self.mma(rows, some_n, k.mean), self.mma(some_m, cols, k.mean))
+            return np.where(self.stays, one, mma * some_k / k.mean)
+
+        return Iteration(
+            inner=inner,
+            k_tiles=k.tiles,
+            load_outer=pick(loads.row(rows), loads.channel(cols))
+            + np.where(self.stays, pick(activation, weight), 0),
+            load_step=np.where(self.stays, pick(weight, activation), activation + weight),
+            load_tail=np.where(self.by_rows | ~self.stays, *tails),
+            load_end=pick(loads.channel(cols), loads.row(rows)),
+            mma=mma,
+            head_load=step_load(m.first, n.first, k.first),
+            head_mma=step_mma(m.first, n.first, k.first),
+            edge_load=step_load(m.last, n.last, k.last),
+            edge_mma=step_mma(m.last, n.last, k.last),
+            drain=rows * cols / loads.accelerator.drain_elements_per_cycle,
+            store=loads.store(rows * cols),
+        )

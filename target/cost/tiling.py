@@ -192,8 +192,9 @@ def _static_cycles(
     passes = _per_chunk(chunks, lambda k: 2 * lsb_pass_cycles(shape, k, accelerator))
     blocks = _ceil_div(shape.m, accelerator.rows) * _ceil_div(shape.n, accelerator.cols)
     waits = blocks * shape.weight_slices(accelerator.digit_bits) if scheme == "sparqle" else 0
-    pipeline = Pipeline.of_op(loads, tile, rows_outer, mma_cycles=passes + waits * k_tiles)
-    return pipeline.total_cycles + np.minimum(pipeline.dma_cycles, pipeline.array_cycles)
+    mma_cycles = passes + waits * k_tiles
+    pipeline = Pipeline.of_op(loads, tile, rows_outer, mma_cycles=mma_cycles)
+    return pipeline.total_cycles + np.minimum(pipeline.dma_cycles, mma_cycles)
 
 
 def _tile_sizes(extent: int, unit: int) -> NDArray[np.int64]:

@@ -1,29 +1,34 @@
 """Time of a loop nest of tiles, counted by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from sparqle_tvm.target.accelerator import PRESETS
-from sparqle_tvm.target.cost.pipeline import OpLoads, Pipeline, activations_outer
+from sparqle_tvm.target.cost.pipeline import Iteration, OpLoads, Pipeline, activations_outer
 from sparqle_tvm.target.cost.shapes import DenseShape
 
 
-def pipeline(**change: float) -> Pipeline:
+def pipeline(outer: int = 1, **change: float) -> Pipeline:
     """1 x 4 tiles that are all alike: load 6 once, then 5 each; MMA 10, drain 2, store 1."""
-    work = {"load_step": 5, "mma": 10, "drain": 2, "store": 1, **change}
-    defaults = {"outer": 1, "inner": 4, "k_tiles": 1, "load_outer": 6, "load_end": 0}
-    ends = {
+    work = {"inner": 4, "k_tiles": 1, "load_outer": 6, "load_step": 5, "load_end": 0, "mma": 10}
+    work = {**work, "drain": 2, "store": 1, **change}
+    places = {
         "load_tail": work["load_step"],
-        "first_load": change.get("load_outer", 6) + work["load_step"],
-        "last_load": work["load_step"],
-        "before_drain": work["drain"],
-        "before_store": work["store"],
-        **{f"last_{name}": work[name] for name in ("mma", "drain", "store")},
-        "before_mma": work["mma"],
         **{f"{place}_load": work["load_step"] for place in ("head", "edge")},
         **{f"{place}_mma": work["mma"] for place in ("head", "edge")},
     }
-    return Pipeline(**{**defaults, **ends, **work})
+    iteration = Iteration(**{**places, **work})
+    return Pipeline(
+        outer=outer,
+        full=iteration,
+        last=iteration,
+        first_load=work["load_outer"] + work["load_step"],
+        last_load=work["load_step"],
+        **{f"last_{name}": work[name] for name in ("mma", "drain", "store")},
+        **{f"before_{name}": work[name] for name in ("mma", "drain", "store")},
+    )
 
 
 def test_array_bound():
@@ -79,6 +84,14 @@ def test_short_last_tile_before_a_change():
     assert pipeline(outer=2, load_outer=40, edge_mma=2).total_cycles == 45 + 40 + 40 + 40 + 3
 
 
+def test_small_last_iteration():
+    small = pipeline(mma=1)
+    work = replace(small, outer=2, full=pipeline().full)
+    # 11 + 40, then loads of 5 and stores of 1 for 4 tiles, two of which were ahead: 2 * 6 and
+    # the last MMA. The store of the tile before ends 2 after it, the last one 3 later.
+    assert work.total_cycles == 11 + 40 + 13 + 2 + 3
+
+
 def test_arrays_of_candidates():
     loads = np.array([5, 30])
     both = pipeline(load_step=loads, load_tail=0 * loads).total_cycles
@@ -103,8 +116,10 @@ def test_parts_of_an_op_add_up():
         activation_bytes=100 * 96,
     )
     work = Pipeline.of_op(loads, (48, 64, 96), True, mma_cycles=1234)
-    assert (work.outer, work.inner, work.k_tiles) == (3, 4, 1)
-    assert work.array_cycles == pytest.approx(1234)
+    assert (work.outer, work.full.inner, work.full.k_tiles) == (3, 4, 1)
+    # The last row tile has 4 rows: 1 of 7 row groups.
+    assert work.last.array_cycles == pytest.approx(1234 / 7)
+    assert 2 * work.full.array_cycles + work.last.array_cycles == pytest.approx(1234)
     # Rows once: values, 3 sums of 2 bytes, scale. Weights 3 times with 3 scales and minima of 2.
     nbytes = 100 * (96 + 6 + 4) + 3 * 200 * (48 + 12) + 100 * 200 * 2
     # 3 row tiles in 3 transfers, 12 weight tiles in 2, 12 outputs
