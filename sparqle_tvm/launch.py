@@ -22,8 +22,6 @@ from sparqle_tvm.target.isa import Tensor
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import SimResult, pack_weights, simulate, tile_order
 
-LAUNCH = "sparqle.launch"
-
 
 @dataclass(frozen=True, eq=False)
 class LaunchRecord:
