@@ -1,0 +1,17 @@
+"""The commands of ``sparqle``, one module each.
+
+A module has ``add(commands)``, which adds its parser and sets the default ``command`` to the
+function that runs it. What is heavy is imported by that function, after the arguments are read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparqle_tvm.commands import disasm, run
+
+
+def add_all(commands: Any) -> None:
+    """Add the parser of every command, in the order that ``sparqle --help`` shows."""
+    run.add(commands)
+    disasm.add(commands)

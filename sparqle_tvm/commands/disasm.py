@@ -1,0 +1,71 @@
+"""``sparqle disasm``: the accelerator program of a dense layer."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sparqle_tvm.commands._shared import add_output_arguments, check_writable, emit_json
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    disasm = commands.add_parser(
+        "disasm",
+        help="print the accelerator program of a dense layer",
+        description="Schedule a dense layer for an accelerator and print its program: buffers, "
+        "loops, loads, multiplies, drains and stores, and the tokens between the engines.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    disasm.add_argument("--rows", type=int, default=512, help="tokens (M), at most")
+    disasm.add_argument("--n", type=int, default=1536, help="output features")
+    disasm.add_argument("--k", type=int, default=576, help="input features")
+    disasm.add_argument("--weight-bits", type=int, default=4, help="bits of a weight: 2, 4 or 8")
+    disasm.add_argument(
+        "--group-size", type=int, default=32, help="weights along K that share a scale; 0: none"
+    )
+    disasm.add_argument("--minimum", action="store_true", help="groups have a minimum (Q4_1)")
+    disasm.add_argument("--window", choices=("signed", "unsigned"), default="signed", help="window")
+    disasm.add_argument(
+        "--scheme", choices=("sparqle", "dense"), default="sparqle", help="split form or baseline"
+    )
+    disasm.add_argument("--target", default="sparqle/edge", help="accelerator")
+    add_output_arguments(disasm)
+    disasm.set_defaults(command=_disasm)
+
+
+def _disasm(arguments: argparse.Namespace) -> None:
+    check_writable(arguments.json)
+    from sparqle_tvm.target.accelerator import Accelerator
+    from sparqle_tvm.target.codegen import generate
+    from sparqle_tvm.target.schedule import default_schedule
+    from sparqle_tvm.target.tir import DenseSpec
+
+    accelerator = Accelerator.from_target(arguments.target)
+    spec = DenseSpec(
+        m=arguments.rows,
+        n=arguments.n,
+        k=arguments.k,
+        digit_bits=accelerator.digit_bits,
+        window=arguments.window if arguments.scheme == "sparqle" else "unsigned",
+        weight_bits=arguments.weight_bits,
+        group_size=arguments.group_size,
+        has_min=arguments.minimum,
+        scheme=arguments.scheme,
+    )
+    label = f"dense {spec.m} x {spec.n} x {spec.k}"
+    program = generate(default_schedule(spec, accelerator), spec, accelerator, label)
+    listing = program.disassemble()
+    if arguments.json is None:
+        print(listing)
+        return
+    data = {
+        "target": arguments.target,
+        "rows": spec.m,
+        "n": spec.n,
+        "k": spec.k,
+        "program_bytes": len(program.to_bytes()),
+        "instructions": len(program.instructions),
+        "listing": listing.splitlines(),
+    }
+    emit_json(arguments.json, data)

@@ -1,0 +1,53 @@
+"""``sparqle run``: a model on a text, measured and counted."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sparqle_tvm.commands._shared import add_output_arguments, check_writable, emit_json
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    run = commands.add_parser(
+        "run",
+        help="run a model on a text, and count what split precision saves",
+        description="Run a language model on a text with float, int8 and split int8 activations. "
+        "Prints perplexity, whether the split form is exact, MSB sparsity, cycles and DRAM bytes.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    run.add_argument(
+        "--model", default="smollm2", help="smollm2 (fetched on first use) or a GGUF file"
+    )
+    run.add_argument(
+        "--text", metavar="FILE", help="UTF-8 text; prose of Python's documentation if not given"
+    )
+    run.add_argument("--tokens", type=int, default=512, help="how many tokens of the text")
+    run.add_argument("--target", default="sparqle/edge", help="accelerator to count for")
+    run.add_argument(
+        "--engine",
+        choices=("simulator", "analytical"),
+        default="simulator",
+        help="run the dense layers as simulated programs, or count them by formula (faster)",
+    )
+    add_output_arguments(run)
+    run.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    check_writable(arguments.json)
+    from sparqle_tvm.report.tables import print_run
+    from sparqle_tvm.run import run_model
+
+    result = run_model(
+        arguments.model,
+        arguments.text,
+        arguments.tokens,
+        arguments.target,
+        engine=arguments.engine,
+    )
+    if arguments.json != "-":
+        print_run(result)
+    if arguments.json:
+        emit_json(arguments.json, result.to_json())
