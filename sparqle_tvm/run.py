@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from sparqle_tvm.errors import InvalidArgumentError, TargetError, UnsupportedModelError
 from sparqle_tvm.progress import Steps
 from sparqle_tvm.report.results import LayerSparsity, PhaseResult, RunResult
+from sparqle_tvm.report.rows import layer_type
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
 from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
@@ -40,7 +40,6 @@ OUTPUT_LABEL = "output"
 # Imports, compilations and runs of three forms (two imports), and the count.
 STEP_COUNT = 9
 CountEngine = Literal["simulator", "analytical"]
-_BLOCK = re.compile(r"^blk_\d+_")
 _DENSE_OF_A_BLOCK = (
     "attn_q",
     "attn_k",
@@ -132,6 +131,7 @@ def run_model(
         model_sha256=imported.sha256,
         text_name=name,
         tokens=tokens,
+        transformer=shape,
         accelerator=chosen,
         engine=engine,
         exact=split.digest == plain.digest,
@@ -302,7 +302,7 @@ def layer_sparsities(
         layers.append(
             LayerSparsity(
                 label=encoding.label,
-                kind=" ".join(_BLOCK.sub("", label) for label in consumers),
+                kind=" ".join(layer_type(label) for label in consumers),
                 consumers=consumers,
                 window=encoding.window,
                 msb_sparsity=encoding.nnz.msb_sparsity,
@@ -380,7 +380,8 @@ def _count_phase(
 
     macs = sum(encoding.macs for encoding in encodings)
     sparsity = sum(encoding.nnz.msb_sparsity * encoding.macs for encoding in encodings) / macs
-    return PhaseResult(tokens, past, sparsity, cost("dense"), cost("sparqle"))
+    dense, sparqle = cost("dense"), cost("sparqle")
+    return PhaseResult(tokens, past, sparsity, dense, sparqle, tuple(encodings))
 
 
 def _uncounted(config: LlamaConfig, records: Sequence[EncodingRecord]) -> tuple[str, ...]:

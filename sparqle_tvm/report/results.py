@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sparqle_tvm.report.rows import layer_rows, other_rows
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.model import PassCost, Totals
+from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, Totals
+from sparqle_tvm.target.cost.vector import TransformerShape
 
-JSON_VERSION = 1
+JSON_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class PhaseResult:
         Weighted by MACs, over the tokens of this phase.
     dense, sparqle : PassCost
         Every op under both schemes.
+    encodings : tuple of EncodedActivation
+        What the dense layers of the pass read.
     """
 
     tokens: int
@@ -107,6 +111,7 @@ class PhaseResult:
     msb_sparsity: float
     dense: PassCost
     sparqle: PassCost
+    encodings: tuple[EncodedActivation, ...]
 
     @property
     def dense_layers(self) -> Comparison:
@@ -124,7 +129,8 @@ class PhaseResult:
         return reduction(self.dense.mma_cycles, self.sparqle.mma_cycles)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON form."""
+        """JSON form; ``layers`` has a row for every dense layer (see `report.rows`)."""
+        passes = {"dense": self.dense, "sparqle": self.sparqle}
         return {
             "tokens": self.tokens,
             "past": self.past,
@@ -136,6 +142,8 @@ class PhaseResult:
             },
             "dense_layers": self.dense_layers.to_json(),
             "whole_model": self.whole_model.to_json(),
+            "layers": layer_rows(self.encodings, passes),
+            "others": {scheme: other_rows(cost) for scheme, cost in passes.items()},
         }
 
 
@@ -151,6 +159,8 @@ class RunResult:
         Where the text came from.
     tokens : int
         Tokens that were run.
+    transformer : TransformerShape
+        Sizes of the model.
     accelerator : Accelerator
         What was counted for.
     engine : {"simulator", "analytical"}
@@ -173,6 +183,7 @@ class RunResult:
     model_sha256: str
     text_name: str
     tokens: int
+    transformer: TransformerShape
     accelerator: Accelerator
     engine: str
     exact: bool
@@ -193,6 +204,7 @@ class RunResult:
         return {
             "version": JSON_VERSION,
             "model": {"name": self.model_name, "sha256": self.model_sha256},
+            "transformer": asdict(self.transformer),
             "text": {"name": self.text_name, "tokens": self.tokens},
             "accelerator": asdict(self.accelerator),
             "engine": self.engine,

@@ -34,7 +34,7 @@ def phase(tokens: int, past: int) -> PhaseResult:
         pass_cost(parts, SHAPE, tokens=tokens, past=past, accelerator=EDGE, scheme=scheme)
         for scheme in ("dense", "sparqle")
     )
-    return PhaseResult(tokens, past, 0.7, dense, sparqle)
+    return PhaseResult(tokens, past, 0.7, dense, sparqle, tuple(parts))
 
 
 def run_result(**change: object) -> RunResult:
@@ -54,6 +54,7 @@ def run_result(**change: object) -> RunResult:
         "model_sha256": "0123456789abcdef" * 4,
         "text_name": "prose.txt",
         "tokens": 24,
+        "transformer": SHAPE,
         "accelerator": EDGE,
         "engine": "analytical",
         "exact": True,
