@@ -1,5 +1,14 @@
 """The numbers, in plain NumPy: the definition that every other part is tested against."""
 
+from sparqle_tvm.numerics.choice import (
+    EncodingChoice,
+    clip_to_bands,
+    group_factors,
+    quantize_with_choice,
+    scale_weights,
+    window_limits,
+    windows_from,
+)
 from sparqle_tvm.numerics.dense import dense_reference, grouped_bias_term
 from sparqle_tvm.numerics.integers import int_matmul, pack_digits, plane_bytes, unpack_digits
 from sparqle_tvm.numerics.quantization import (
@@ -23,14 +32,17 @@ from sparqle_tvm.numerics.slicing import (
 )
 
 __all__ = [
+    "EncodingChoice",
     "QuantizedWeights",
     "SlicedTensor",
     "bias_term",
     "check_weight_range",
+    "clip_to_bands",
     "dense_reference",
     "dot",
     "encode",
     "encode_digits",
+    "group_factors",
     "grouped_bias_term",
     "int_matmul",
     "max_exact",
@@ -40,8 +52,12 @@ __all__ = [
     "quantize_per_tensor",
     "quantize_per_token",
     "quantize_weights",
+    "quantize_with_choice",
     "require_finite",
+    "scale_weights",
     "unpack_digits",
     "unpack_int4",
     "window_bias",
+    "window_limits",
+    "windows_from",
 ]

@@ -1,0 +1,385 @@
+"""Choices that raise MSB sparsity: factors on the step of a quantizer, bands beside its window.
+
+Factors ``f`` (K,) coarsen (or refine) the grid of single input channels:
+``step[t, k] = scale[t] * f[k]``. They are constant within each group of weights along K, so that
+the group scales of the weights take them in (`scale_weights`): nothing is added to the dense op,
+and no integer of the weights changes. One factor for all of K ("alpha") fits any weights.
+
+Bands ``lo``, ``hi`` (K,) clip what lies just outside of the window to its edge: with the window's
+limits ``[low, high]``, a q in ``[lo, low - 1]`` becomes ``low``, one in ``[high + 1, hi]`` becomes
+``high``. ``lo = low`` and ``hi = high`` change nothing.
+
+Both are lossy; this module defines exactly what they give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
+from sparqle_tvm.numerics.integers import first_position
+from sparqle_tvm.numerics.quantization import QuantizedWeights, quantize_per_token
+from sparqle_tvm.numerics.slicing import WINDOWS, window_bias
+
+SMALLEST_FACTOR, LARGEST_FACTOR = 2.0**-10, 2.0**10
+"""Within these limits no step underflows: the smallest scale is 1e-30 / 32767."""
+
+BAND_DTYPES = {2: "int8", 4: "int8", 8: "int16"}
+"""Container of q, and so of a band, by bits of a digit."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodingChoice:
+    """What is chosen for one encoding of K columns; checked when it is made.
+
+    Attributes
+    ----------
+    factors : float32 (K,) or None
+        Factors on the quantizer's step, each between 2^-10 and 2^10; None: all 1.
+    band_lo, band_hi : int8 (K,) (int16 for digits of 8 bits) or None
+        Smallest and largest q that is clipped to the edge of the window; both or none.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For a factor that is zero, negative, not finite or beyond the limits, a lower band above
+        its upper one, only one of the bands, or arrays of different length or of another dtype.
+    """
+
+    factors: npt.NDArray[np.float32] | None = None
+    band_lo: npt.NDArray[Any] | None = None
+    band_hi: npt.NDArray[Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Check everything that can be known without the encoding."""
+        if self.factors is not None:
+            _check_factors(self.factors)
+        if (self.band_lo is None) != (self.band_hi is None):
+            raise InvalidArgumentError("bands: band_lo and band_hi go together; give both or none")
+        for name, band in (("band_lo", self.band_lo), ("band_hi", self.band_hi)):
+            if band is not None:
+                _require_vector(band, ("int8", "int16"), name)
+        lengths = {len(array) for array in self._arrays()}
+        if len(lengths) > 1:
+            raise InvalidArgumentError(f"a choice for one encoding has {sorted(lengths)} columns")
+        if self.band_lo is not None and self.band_hi is not None:
+            crossed = self.band_lo > self.band_hi
+            if crossed.any():
+                at = first_position(crossed)[0]
+                raise InvalidArgumentError(
+                    f"bands: column {at} has lo = {self.band_lo[at]} above hi = {self.band_hi[at]}"
+                )
+
+    def _arrays(self) -> list[npt.NDArray[Any]]:
+        parts = (self.factors, self.band_lo, self.band_hi)
+        return [part for part in parts if part is not None]
+
+    @classmethod
+    def per_group(cls, factors: npt.ArrayLike, columns: int) -> EncodingChoice:
+        """Factors (G,), one for each of G equal groups of the K = `columns` channels.
+
+        One factor alone is alpha of the whole layer.
+        """
+        by_group = np.atleast_1d(np.asarray(factors, dtype=np.float32))
+        if by_group.ndim != 1 or not by_group.size or columns % by_group.size:
+            raise InvalidArgumentError(
+                f"factors of shape {by_group.shape} do not divide K = {columns} into equal groups"
+            )
+        return cls(np.repeat(by_group, columns // by_group.size))
+
+    @property
+    def has_bands(self) -> bool:
+        """Whether something may be clipped to the edge of the window."""
+        return self.band_lo is not None
+
+    def check(self, columns: int, k: int, window: str, label: str = "encoding") -> None:
+        """Hold the choice to an encoding of `columns` columns with this digit width and window.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the number of columns differs, a band has not the dtype of q, or one ends inside
+            the window.
+        """
+        for array in self._arrays():
+            if len(array) != columns:
+                raise InvalidArgumentError(
+                    f"{label}: the choice is for K = {len(array)} columns, the encoding has "
+                    f"{columns}"
+                )
+        if self.band_lo is not None and self.band_hi is not None:
+            _check_bands(self.band_lo, self.band_hi, k, window, label)
+
+    def factors_or_ones(self, columns: int) -> npt.NDArray[np.float32]:
+        """The factors (K,) float32; ones where there are none."""
+        return np.ones(columns, np.float32) if self.factors is None else self.factors
+
+
+def window_limits(k: int, window: str) -> tuple[int, int]:
+    """Smallest and largest q whose MSB digit is zero; for k = 4: (-8, 7) signed, (0, 15) unsigned.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `k` or `window` is not known.
+    """
+    bias = window_bias(k, window)
+    return -bias, (1 << k) - 1 - bias
+
+
+def quantize_with_choice(
+    x: npt.NDArray[np.float32],
+    choice: EncodingChoice,
+    *,
+    qmax: int = 119,
+    k: int = 4,
+    window: str = "signed",
+    name: str = "activation",
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], int]:
+    """Quantize each row with a scale of its own, factors on the step, and bands; k = 2 or 4.
+
+    ``scale = max(max|x|, 1e-30) / qmax`` as without factors, ``step[t, k] = scale[t] * f[k]`` and
+    ``q = clip(round(x / step), -qmax, qmax)``, product and quotient in float32; then the bands.
+
+    Parameters
+    ----------
+    x : float32 (M, K)
+        Activations, one token per row.
+    choice : EncodingChoice
+        For K columns.
+    qmax : int
+        Largest magnitude, 1 to 127.
+    k, window
+        Digit width and window of the encoding: they say where the bands clip to.
+    name : str
+        Name of the tensor in error messages.
+
+    Returns
+    -------
+    q : int8 (M, K)
+    scale : float32 (M, 1)
+        ``x`` is about ``q * scale * f``.
+    clipped : int
+        Elements that the bands changed.
+
+    Raises
+    ------
+    InvalidArgumentError, QuantizationError
+        As `quantize_per_token` and `EncodingChoice.check`.
+    """
+    q, scale = quantize_per_token(x, qmax=qmax, name=name)
+    choice.check(x.shape[1], k, window, name)
+    if choice.factors is not None:
+        # A step beyond float32 is infinite: all quotients are 0.
+        with np.errstate(over="ignore"):
+            step = scale * choice.factors
+        q = np.clip(np.rint(x / step), -qmax, qmax).astype(np.int8)
+    if choice.band_lo is None or choice.band_hi is None:
+        return q, scale, 0
+    clipped, count = clip_to_bands(q, choice.band_lo, choice.band_hi, k=k, window=window, name=name)
+    return clipped, scale, count
+
+
+def clip_to_bands(
+    q: npt.NDArray[Any],
+    band_lo: npt.NDArray[Any],
+    band_hi: npt.NDArray[Any],
+    *,
+    k: int = 4,
+    window: str = "signed",
+    name: str = "activation",
+) -> tuple[npt.NDArray[Any], int]:
+    """Clip what lies in the bands to the edge of the window.
+
+    Parameters
+    ----------
+    q : int8 (M, K) (int16 for k = 8)
+        Quantized activations.
+    band_lo, band_hi : of the dtype of q, (K,)
+        Outer ends of the bands; equal to the window's limits they change nothing.
+    k, window
+        As for `sparqle_tvm.numerics.slicing.encode`.
+    name : str
+        Name of the tensor in error messages.
+
+    Returns
+    -------
+    q : (M, K) of the same dtype
+    clipped : int
+        Elements that changed.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a band is of another length or dtype, or ends inside the window.
+    """
+    EncodingChoice(None, band_lo, band_hi).check(q.shape[1], k, window, name)
+    low, high = window_limits(k, window)
+    below, above = (q < low) & (q >= band_lo), (q > high) & (q <= band_hi)
+    found = np.where(below, low, np.where(above, high, q)).astype(q.dtype)
+    return found, int(np.count_nonzero(below) + np.count_nonzero(above))
+
+
+def scale_weights(
+    weights: QuantizedWeights, factors: npt.NDArray[np.float32], name: str = "weight"
+) -> QuantizedWeights:
+    """Weights whose scales (and minima) take in the factors of their activation.
+
+    Per group ``d'[n, g] = float16(d[n, g] * f[g])``, minima alike, the product in float32; per
+    output channel ``scale'[n] = scale[n] * f`` in float32. The integers stay as they are. A
+    window's constant (`bias_term`, `grouped_bias_term`) has to be taken from the result.
+
+    Parameters
+    ----------
+    weights : QuantizedWeights (N, K)
+        Weights.
+    factors : float32 (K,)
+        Constant within each group of the weights; one value for weights without groups.
+    name : str
+        Name of the tensor in error messages.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a factor is not allowed (`EncodingChoice`), their number is not K, or they change
+        within a group.
+    QuantizationError
+        If a group scale or minimum exceeds float16.
+    """
+    by_group = group_factors(factors, weights.shape[1], weights.group_size, name)
+    if not weights.group_size:
+        return QuantizedWeights(weights.values, weights.scale * by_group[0], None, weights.bits)
+    scale = _scaled_float16(weights.scale, by_group, name)
+    minimum = weights.minimum
+    if minimum is not None:
+        minimum = _scaled_float16(minimum, by_group, name)
+    return QuantizedWeights(weights.values, scale, minimum, weights.bits)
+
+
+def group_factors(
+    factors: npt.NDArray[np.float32], columns: int, group_size: int, name: str = "weight"
+) -> npt.NDArray[np.float32]:
+    """One factor for each group of `group_size` columns (0: one for all of K), from factors (K,).
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a factor is not allowed, their number is not `columns`, or they change within a group.
+    """
+    _check_factors(factors, name)
+    if len(factors) != columns:
+        raise InvalidArgumentError(f"{name}: {len(factors)} factors for K = {columns} columns")
+    grouped = factors.reshape(-1, group_size or columns)
+    changes = grouped != grouped[:, :1]
+    if changes.any():
+        at = first_position(changes)[0]
+        where = f"group {at} of {group_size} columns" if group_size else "K, and it has no groups"
+        raise InvalidArgumentError(
+            f"{name}: the factors change within {where}; one scale can take in only one factor"
+        )
+    return np.ascontiguousarray(grouped[:, 0])
+
+
+def windows_from(
+    msb_sparsity: Mapping[str, Mapping[str, float]],
+    *,
+    margin: float = 0.01,
+    exceeding: Collection[str] = (),
+) -> dict[str, str]:
+    """Choose the window of each encoding by the MSB sparsity that calibration measured.
+
+    A tie stays ``signed``: ``unsigned`` has to be better by more than the margin.
+
+    Parameters
+    ----------
+    msb_sparsity : mapping of label to {"signed": share, "unsigned": share}
+        Share of zero MSB digits, 0 to 1, of the same values in both windows.
+    margin : float
+        What the unsigned window has to gain, at least, as a share of all elements.
+    exceeding : collection of labels
+        Tensors that arrive quantized and exceed the signed window's exact range: they stay
+        ``unsigned``, whatever was measured, because nothing may saturate.
+
+    Returns
+    -------
+    dict of label to window
+        For `passes.ChooseWindow`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a share is missing or not in [0, 1], or the margin negative or not finite.
+    """
+    if not (np.isfinite(margin) and margin >= 0):
+        raise InvalidArgumentError(f"margin must be 0 or more, got {margin}")
+    windows = {}
+    for label, measured in msb_sparsity.items():
+        signed, unsigned = (measured.get(window, float("nan")) for window in WINDOWS)
+        if not (0 <= signed <= 1 and 0 <= unsigned <= 1):
+            raise InvalidArgumentError(
+                f"{label}: needs an MSB sparsity from 0 to 1 for both windows, got {dict(measured)}"
+            )
+        better = unsigned > signed + margin
+        windows[label] = "unsigned" if better or label in exceeding else "signed"
+    return windows
+
+
+def _require_vector(array: Any, dtypes: tuple[str, ...], name: str) -> None:
+    """Refuse anything but a NumPy vector of at least one element and of one of the dtypes."""
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or not array.size:
+        found = f"shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise InvalidArgumentError(f"{name}: expected a NumPy array (K,), got {found}")
+    if array.dtype.name not in dtypes:
+        raise InvalidArgumentError(f"{name}: expected {' or '.join(dtypes)}, got {array.dtype}")
+
+
+def _check_factors(factors: Any, name: str = "factors") -> None:
+    _require_vector(factors, ("float32",), name)
+    # Written so that NaN fails it.
+    bad = ~((factors >= SMALLEST_FACTOR) & (factors <= LARGEST_FACTOR))
+    if bad.any():
+        at = first_position(bad)[0]
+        raise InvalidArgumentError(
+            f"{name}: the factor {factors[at]} of column {at} is not between 2^-10 and 2^10"
+        )
+
+
+def _check_bands(
+    band_lo: npt.NDArray[Any], band_hi: npt.NDArray[Any], k: int, window: str, label: str
+) -> None:
+    low, high = window_limits(k, window)
+    for band in (band_lo, band_hi):
+        if band.dtype != BAND_DTYPES[k]:
+            raise InvalidArgumentError(
+                f"{label}: bands have the dtype of q, {BAND_DTYPES[k]} for k = {k}, "
+                f"got {band.dtype}"
+            )
+    inside = (band_lo > low) | (band_hi < high)
+    if inside.any():
+        at = first_position(inside)[0]
+        raise InvalidArgumentError(
+            f"{label}: the band [{band_lo[at]}, {band_hi[at]}] of column {at} ends inside the "
+            f"{window} window [{low}, {high}], whose values have no MSB already"
+        )
+
+
+def _scaled_float16(
+    values: npt.NDArray[np.float16], factors: npt.NDArray[np.float32], name: str
+) -> npt.NDArray[np.float16]:
+    """``float16(values * factors)`` for values (N, G) and factors (G,)."""
+    product = values.astype(np.float32) * factors
+    with np.errstate(over="ignore"):
+        half = product.astype(np.float16)
+    overflow = ~np.isfinite(half)
+    if overflow.any():
+        row, group = first_position(overflow)
+        raise QuantizationError(
+            f"{name}: the factor {factors[group]:g} makes the scale of group {group}, output "
+            f"channel {row}, {product[row, group]:g}, beyond float16; choose a smaller factor"
+        )
+    return half
