@@ -21,7 +21,7 @@ from sparqle_tvm.report.results import LayerSparsity, PhaseResult, RunResult
 from sparqle_tvm.report.rows import layer_type
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
+from sparqle_tvm.target.cost.shapes import DenseShape, ProgramScheme, RowNnz
 from sparqle_tvm.target.cost.simulated import ProgramCache, simulated_pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
 
@@ -364,7 +364,7 @@ def _count_phase(
     accelerator: Accelerator,
     programs: ProgramCache | None,
 ) -> PhaseResult:
-    def cost(scheme: Scheme) -> PassCost:
+    def cost(scheme: ProgramScheme) -> PassCost:
         if programs is not None:
             return simulated_pass_cost(
                 encodings, transformer, tokens=tokens, past=past, programs=programs, scheme=scheme

@@ -15,8 +15,9 @@ import numpy as np
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.codegen import generate
 from sparqle_tvm.target.cost.analytical import Bound, OpCost, encoding_costs
+from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.cost.model import EncodedActivation
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
+from sparqle_tvm.target.cost.shapes import DenseShape, ProgramScheme, RowNnz
 from sparqle_tvm.target.cost.tiling import Tiling
 from sparqle_tvm.target.header import Engine, Window
 from sparqle_tvm.target.program import Program
@@ -37,6 +38,8 @@ class OpTie:
         By formula.
     total_cycles, mma_cycles, dram_bytes : int
         What the simulator counted.
+    events : Events
+        What costs energy, as the simulator counted it.
     stalls : mapping of str to mapping of str to int
         Cycles that each engine (``LOAD``, ``MMA``, ``STORE``) stalled, per reason.
     """
@@ -46,6 +49,7 @@ class OpTie:
     total_cycles: int
     mma_cycles: int
     dram_bytes: int
+    events: Events
     stalls: Mapping[str, Mapping[str, int]]
 
     @property
@@ -60,7 +64,7 @@ class OpTie:
 
 
 def tie_encoding(
-    encoding: EncodedActivation, accelerator: Accelerator, scheme: Scheme
+    encoding: EncodedActivation, accelerator: Accelerator, scheme: ProgramScheme
 ) -> tuple[OpTie, ...]:
     """Count the dense ops that read an encoding twice.
 
@@ -86,30 +90,40 @@ def tie_encoding(
     signed = scheme == "sparqle" and encoding.window == "signed"
     window: Window = "signed" if signed else "unsigned"
     return tuple(
-        _tie(shape, encoding.nnz, cost, accelerator, window)
+        _tie(shape, encoding.nnz, cost, accelerator, scheme, window)
         for shape, cost in zip(encoding.consumers, costs, strict=True)
     )
 
 
 def _tie(
-    shape: DenseShape, nnz: RowNnz, cost: OpCost, accelerator: Accelerator, window: Window
+    shape: DenseShape,
+    nnz: RowNnz,
+    cost: OpCost,
+    accelerator: Accelerator,
+    scheme: ProgramScheme,
+    window: Window,
 ) -> OpTie:
     # The label would keep equal ops from sharing a program.
-    program = _program(replace(shape, label=""), cost.tiling, accelerator, cost.scheme, window)
-    result = simulate_timing(program, shape.m, nnz if cost.scheme == "sparqle" else None)
+    program = _program(replace(shape, label=""), cost.tiling, accelerator, scheme, window)
+    result = simulate_timing(program, shape.m, nnz if scheme == "sparqle" else None)
     return OpTie(
         shape=shape,
         analytical=cost,
         total_cycles=result.total_cycles,
         mma_cycles=result.engines[Engine.MMA].busy,
         dram_bytes=result.counts.dram_bytes,
+        events=simulated_events(result),
         stalls={e.name: dict(time.stalled_cycles) for e, time in result.engines.items()},
     )
 
 
 @lru_cache(maxsize=1024)
 def _program(
-    shape: DenseShape, tiling: Tiling, accelerator: Accelerator, scheme: Scheme, window: Window
+    shape: DenseShape,
+    tiling: Tiling,
+    accelerator: Accelerator,
+    scheme: ProgramScheme,
+    window: Window,
 ) -> Program:
     spec = DenseSpec(
         m=shape.m,

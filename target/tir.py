@@ -18,7 +18,7 @@ from tvm import te, tirx
 
 from sparqle_tvm.errors import CompileError
 from sparqle_tvm.numerics.slicing import WINDOWS
-from sparqle_tvm.target.cost.shapes import SCHEMES, DenseShape, Scheme
+from sparqle_tvm.target.cost.shapes import SCHEMES, DenseShape, ProgramScheme
 from sparqle_tvm.target.header import Output, Window
 
 EXTENT_ATTR = "sparqle.extent"
@@ -74,7 +74,7 @@ class DenseSpec:
     has_min: bool = False
     offset: bool = False
     output: Output = "float32"
-    scheme: Scheme = "sparqle"
+    scheme: ProgramScheme = "sparqle"
 
     def __post_init__(self) -> None:
         """Refuse what no program exists for."""

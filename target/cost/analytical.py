@@ -1,10 +1,10 @@
 """Cycles and bytes of dense ops and encodings, from the real bitmaps, in closed form.
 
 Cycles of the array are counted in `cost.array`, from the rules of the instructions: a PE row walks
-only its stored digits, and the rows of a group wait for the slowest. ``dense`` takes the LSB pass
-twice. With groups of weights along K, the scale unit of a PE adds ``partial sum * scale + group
-sum * minimum`` beside the next group's MACs and costs no cycles in either scheme. Bytes are those
-of `cost.storage`, with the reloads of the tiling. Loads, array, drain and stores overlap
+only its stored digits, and the rows of a group wait for the slowest. The baselines take dense
+passes (`cost.baselines`). With groups of weights along K, the scale unit of a PE adds ``partial
+sum * scale + group sum * minimum`` beside the next group's MACs and costs no cycles. Bytes are
+those of `cost.storage`, with the reloads of the tiling. Loads, array, drain and stores overlap
 (`cost.pipeline`); loads and stores share the DRAM bandwidth.
 
 `sparqle_tvm.target.tie` holds all this against the simulator.
@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles
+from sparqle_tvm.target.cost.baselines import array_of, dense_passes
+from sparqle_tvm.target.cost.events import Events, op_events
 from sparqle_tvm.target.cost.pipeline import PLANE_DESCRIPTORS, OpLoads, Pipeline
 from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
 from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
@@ -41,7 +43,7 @@ class OpCost:
     ----------
     label : str
         The op.
-    scheme : {"sparqle", "dense"}
+    scheme : {"sparqle", "dense", "native", "a4"}
         How the activations are stored and computed.
     macs : int
         Multiply-accumulates at full precision.
@@ -63,6 +65,8 @@ class OpCost:
         Cycles of all transfers: bytes / bandwidth + descriptors * fixed cycles.
     total_cycles : int
         Time of the op, see `pipeline.Pipeline`.
+    events : Events
+        What costs energy.
     """
 
     label: str
@@ -78,6 +82,7 @@ class OpCost:
     output_bytes: int
     dma_cycles: int
     total_cycles: int
+    events: Events
 
     @property
     def mma_cycles(self) -> int:
@@ -115,7 +120,7 @@ class EncodeCost:
     ----------
     label : str
         The encoding.
-    scheme : {"sparqle", "dense"}
+    scheme : {"sparqle", "dense", "native", "a4"}
         What is written: planes, bitmap and pointers, or 2k-bit values.
     vector_cycles : int
         Cycles of the vector unit.
@@ -123,6 +128,9 @@ class EncodeCost:
         Bytes written, as in `OpCost`, once.
     dma_cycles : int
         Cycles of the transfers.
+    events : Events
+        What costs energy. The tensor is written into the activation buffer as floats, read twice
+        (for its maximum and to be scaled), and what is made of it passes the buffer once more.
     """
 
     label: str
@@ -131,6 +139,7 @@ class EncodeCost:
     activation_bytes: int
     metadata_bytes: int
     dma_cycles: int
+    events: Events
 
     @property
     def dram_bytes(self) -> int:
@@ -168,7 +177,7 @@ def dense_op_cost(
         From `choose_tilings` for the same scheme.
     accelerator : Accelerator
         The array and its memory.
-    scheme : {"sparqle", "dense"}
+    scheme : {"sparqle", "dense", "native", "a4"}
         See `OpCost`.
     window : {"signed", "unsigned"}
         Window of the encoding; the signed one needs an offset per output channel.
@@ -179,8 +188,10 @@ def dense_op_cost(
         If `nnz` is not that of (m, k) activations.
     """
     _check_nnz(shape, nnz)
-    lsb = lsb_pass_cycles(shape, tiling.k, accelerator)
-    msb = lsb if scheme == "dense" else msb_pass_cycles(shape, nnz, tiling.k, accelerator)
+    lsb = lsb_pass_cycles(shape, tiling.k, array_of(accelerator, scheme))
+    msb = lsb * (dense_passes(scheme) - 1)
+    if scheme == "sparqle":
+        msb = msb_pass_cycles(shape, nnz, tiling.k, accelerator)
     offset = storage.has_offset(scheme, window)
     digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
     sums = storage.group_sum_bytes(shape.m, shape.k, shape.group_size if shape.has_min else 0)
@@ -198,6 +209,10 @@ def dense_op_cost(
     metadata += tiling.row_loads * shape.m * storage.ACTIVATION_SCALE_BYTES
     weights = tiling.weight_loads * storage.weight_bytes(shape, shape.k)
     weights += tiling.channel_loads * storage.parameter_bytes(shape, offset)
+    activation_bytes, weight_bytes = tiling.activation_loads * digits, shape.n * weights
+    metadata += pointers if scheme == "sparqle" else 0
+    output_bytes = shape.m * shape.n * accelerator.float_bytes
+    total_cycles = math.ceil(pipeline.total_cycles)
     return OpCost(
         label=shape.label,
         scheme=scheme,
@@ -206,12 +221,18 @@ def dense_op_cost(
         lsb_cycles=lsb,
         msb_cycles=msb,
         drain_cycles=math.ceil(shape.m * shape.n / accelerator.drain_elements_per_cycle),
-        activation_bytes=tiling.activation_loads * digits,
-        metadata_bytes=metadata + (pointers if scheme == "sparqle" else 0),
-        weight_bytes=shape.n * weights,
-        output_bytes=shape.m * shape.n * accelerator.float_bytes,
+        activation_bytes=activation_bytes,
+        metadata_bytes=metadata,
+        weight_bytes=weight_bytes,
+        output_bytes=output_bytes,
         dma_cycles=math.ceil(pipeline.dma_cycles),
-        total_cycles=math.ceil(pipeline.total_cycles),
+        total_cycles=total_cycles,
+        events=replace(
+            op_events(shape, nnz, tiling, accelerator, scheme, offset),
+            cycles=total_cycles,
+            dram_read_bytes=activation_bytes + metadata + weight_bytes,
+            dram_write_bytes=output_bytes,
+        ),
     )
 
 
@@ -243,17 +264,28 @@ def encode_cost(
     metadata += storage.row_metadata_bytes(rows, k, sum_group_size)
     if scheme == "sparqle":
         metadata += storage.pointer_bytes(rows, k, tiling.k, accelerator.rows)
-    ops = QUANTIZE_OPS + (ENCODE_OPS if scheme == "sparqle" else 0)
+    operations = rows * k * (QUANTIZE_OPS + (ENCODE_OPS if scheme == "sparqle" else 0))
     tiles = tiling.m_tiles * tiling.k_tiles
     # One more for scales, sums and pointers.
     fixed = tiles * (PLANE_DESCRIPTORS[scheme] + 1) * accelerator.dma_descriptor_cycles
+    vector_cycles = math.ceil(operations / accelerator.vector_lanes)
+    dma_cycles = math.ceil((digits + metadata) / accelerator.dram_bytes_per_cycle + fixed)
+    floats = rows * k * accelerator.float_bytes
     return EncodeCost(
         label=label,
         scheme=scheme,
-        vector_cycles=math.ceil(rows * k * ops / accelerator.vector_lanes),
+        vector_cycles=vector_cycles,
         activation_bytes=digits,
         metadata_bytes=metadata,
-        dma_cycles=math.ceil((digits + metadata) / accelerator.dram_bytes_per_cycle + fixed),
+        dma_cycles=dma_cycles,
+        events=Events(
+            cycles=max(vector_cycles, dma_cycles),
+            activation_read_bytes=2 * floats + digits + metadata,
+            activation_write_bytes=floats + digits + metadata,
+            dram_write_bytes=digits + metadata,
+            encoded_elements=rows * k if scheme == "sparqle" else 0,
+            vector_operations=operations,
+        ),
     )
 
 

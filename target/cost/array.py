@@ -71,6 +71,27 @@ def msb_pass_cycles(shape: DenseShape, nnz: RowNnz, chunk: int, accelerator: Acc
     return int(slowest.sum()) * _passes(shape, accelerator) + _reductions(header, split)
 
 
+def lsb_pass_updates(shape: DenseShape, chunk: int, accelerator: Accelerator) -> int:
+    """Sums of up to `lanes` products that PEs add to their accumulators in a dense pass.
+
+    Parameters are those of `lsb_pass_cycles`. However many PE rows share an activation row, each
+    of its steps is one update per output.
+    """
+    header = _header(shape, chunk, accelerator)
+    whole, rest = divmod(shape.k, chunk)
+    steps = whole * dense_span_steps(header, chunk, 1) if whole else 0
+    steps += dense_span_steps(header, rest, 1) if rest else 0
+    return shape.m * shape.n * steps * shape.weight_slices(accelerator.digit_bits)
+
+
+def msb_pass_updates(shape: DenseShape, nnz: RowNnz, chunk: int, accelerator: Accelerator) -> int:
+    """Such sums in the sparse pass; segments of a split row have steps of their own."""
+    header = _header(shape, chunk, accelerator)
+    split = best_row_split(shape, accelerator, min(chunk, shape.k))
+    steps = int(_segment_steps(header, nnz, split, np.add).sum())
+    return shape.n * steps * shape.weight_slices(accelerator.digit_bits)
+
+
 def msb_steps(header: Header, nnz: RowNnz, split: int) -> NDArray[np.int64]:
     """Steps that every row needs for its stored digits, per K chunk.
 
@@ -80,6 +101,11 @@ def msb_steps(header: Header, nnz: RowNnz, split: int) -> NDArray[np.int64]:
         Of the slowest of `split` segments. A PE row does not take digits of two segments (or of
         two weight groups, if not `msb_across_groups`) in one step.
     """
+    return _segment_steps(header, nnz, split, np.maximum)
+
+
+def _segment_steps(header: Header, nnz: RowNnz, split: int, reduce: np.ufunc) -> NDArray[np.int64]:
+    """Steps of every row per K chunk, reduced over its `split` segments: int64 (m, chunks)."""
     lanes = header.accelerator.lanes
     if split == 1 and (header.accelerator.msb_across_groups or not header.group_size):
         return -(-nnz.per_chunk(header.k_chunk) // lanes)
@@ -89,7 +115,7 @@ def msb_steps(header: Header, nnz: RowNnz, split: int) -> NDArray[np.int64]:
         segments, starts, _ = np.array(step_spans(header, width, split)).T
         counts = np.diff(_counts_before(nnz, np.append(begin + starts, begin + width)), axis=1)
         first = np.flatnonzero(np.diff(segments, prepend=-1))
-        chunks.append(np.add.reduceat(-(-counts // lanes), first, axis=1).max(axis=1))
+        chunks.append(reduce.reduce(np.add.reduceat(-(-counts // lanes), first, axis=1), axis=1))
     return np.stack(chunks, axis=1)
 
 

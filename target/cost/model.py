@@ -8,11 +8,12 @@ the vector unit.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost, encoding_costs
+from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
 
@@ -65,11 +66,14 @@ class Totals:
     compute_bound_share : float
         Share of the cycles in ops that are limited by computation, 0 to 1; the rest is limited
         by memory.
+    events : Events
+        What costs energy.
     """
 
     cycles: int
     dram_bytes: int
     compute_bound_share: float
+    events: Events = field(default_factory=Events)
 
     @property
     def memory_bound_share(self) -> float:
@@ -86,6 +90,7 @@ class Totals:
             cycles=cycles,
             dram_bytes=sum(cost.dram_bytes for cost in costs),
             compute_bound_share=compute / cycles if cycles else 0.0,
+            events=sum((cost.events for cost in costs), Events()),
         )
 
 
@@ -95,7 +100,7 @@ class PassCost:
 
     Attributes
     ----------
-    scheme : {"sparqle", "dense"}
+    scheme : {"sparqle", "dense", "native", "a4"}
         How the dense layers work.
     ops : tuple of OpCost or SimulatedOp
         The dense layers in order, counted (`analytical`) or simulated (`simulated`).
@@ -147,7 +152,7 @@ def pass_cost(
         Tokens of the pass, and tokens in the cache before.
     accelerator : Accelerator
         Where it runs.
-    scheme : {"sparqle", "dense"}
+    scheme : {"sparqle", "dense", "native", "a4"}
         How the dense layers work.
     """
     parts = [

@@ -15,8 +15,8 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.shapes import DenseShape, Scheme
 
-# DMA descriptors of the planes of a tile: LSB, bitmap, MSB, or one of 2k bits.
-PLANE_DESCRIPTORS: dict[Scheme, int] = {"sparqle": 3, "dense": 1}
+# DMA descriptors of the planes of a tile: LSB, bitmap, MSB, or one of whole values.
+PLANE_DESCRIPTORS: dict[Scheme, int] = {"sparqle": 3, "dense": 1, "native": 1, "a4": 1}
 
 
 def activations_outer(m_tiles: Any, n_tiles: Any, rows_outer: Any) -> Any:
@@ -44,7 +44,7 @@ class OpLoads:
         The op.
     accelerator : Accelerator
         Bandwidth, and cycles of a descriptor.
-    scheme : {"sparqle", "dense"}
+    scheme : {"sparqle", "dense", "native", "a4"}
         What lies in memory.
     offset : bool
         Whether weights come with the constant of the signed window.
@@ -77,7 +77,7 @@ class OpLoads:
         """The last transfer of a tile: group sums, the MSB plane, or all of ``dense``."""
         if self.shape.has_min:
             return self._sums(m, k)
-        if self.scheme == "dense":
+        if self.scheme != "sparqle":
             return self.activation(m, k)
         others = self.shape.m * self.shape.k * (self.accelerator.digit_bits + 1) / 8
         share = m * k / (self.shape.m * self.shape.k)

@@ -11,10 +11,17 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
 
-Scheme = Literal["sparqle", "dense"]
+ProgramScheme = Literal["sparqle", "dense"]
 """``sparqle``: LSB plane, bitmap and compressed MSB plane. ``dense``: two dense passes."""
 
-SCHEMES: tuple[Scheme, ...] = ("sparqle", "dense")
+Scheme = Literal["sparqle", "dense", "native", "a4"]
+"""Those, and two baselines that exist as formulas only, see `sparqle_tvm.target.cost.baselines`."""
+
+SCHEMES: tuple[ProgramScheme, ...] = ("sparqle", "dense")
+"""Schemes that programs exist for."""
+
+ALL_SCHEMES: tuple[Scheme, ...] = ("dense", "native", "a4", "sparqle")
+"""Schemes that the formulas know; the baselines first."""
 
 _POPCOUNT = np.array([value.bit_count() for value in range(256)], dtype=np.uint8)
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import Bound
+from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
+from sparqle_tvm.target.cost.shapes import DenseShape, ProgramScheme, RowNnz
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.header import Engine
 from sparqle_tvm.target.program import Program
@@ -41,16 +42,19 @@ class SimulatedOp:
         Cycles until the last engine had ended.
     stalled_cycles : int
         Cycles that the array waited.
+    events : Events
+        What costs energy.
     """
 
     label: str
-    scheme: Scheme
+    scheme: ProgramScheme
     macs: int
     mma_cycles: int
     dma_cycles: int
     dram_bytes: int
     total_cycles: int
     stalled_cycles: int
+    events: Events
 
     @property
     def bound(self) -> Bound:
@@ -65,7 +69,7 @@ class ProgramCache:
     accelerator: Accelerator
     programs: dict[object, Program] = field(default_factory=dict)
 
-    def get(self, shape: DenseShape, scheme: Scheme, window: str) -> Program:
+    def get(self, shape: DenseShape, scheme: ProgramScheme, window: str) -> Program:
         """The program of an op; row counts share those of their bucket."""
         from sparqle_tvm.target.codegen import generate
         from sparqle_tvm.target.schedule import default_schedule
@@ -89,7 +93,7 @@ class ProgramCache:
 
 
 def simulate_op(
-    shape: DenseShape, nnz: RowNnz, scheme: Scheme, window: str, programs: ProgramCache
+    shape: DenseShape, nnz: RowNnz, scheme: ProgramScheme, window: str, programs: ProgramCache
 ) -> SimulatedOp:
     """Run one dense op without values.
 
@@ -118,6 +122,7 @@ def simulate_op(
         dram_bytes=result.counts.dram_bytes,
         total_cycles=result.total_cycles,
         stalled_cycles=array.stalled,
+        events=simulated_events(result),
     )
 
 
@@ -128,7 +133,7 @@ def simulated_pass_cost(
     tokens: int,
     past: int,
     programs: ProgramCache,
-    scheme: Scheme,
+    scheme: ProgramScheme,
     progress: Callable[[], None] = lambda: None,
 ) -> PassCost:
     """Cost of one pass of a model, its dense layers simulated.

@@ -3,9 +3,9 @@
 Layout of encoded activations on the accelerator (``sparqle``): LSB plane and bitmap row by row;
 MSB digits in tile order, that is row group by row group (`rows` rows of the array) and K chunk by
 K chunk, each row of a tile padded to a byte, with one pointer per tile. Rows within a tile are
-found by counting the bits of the bitmap, which is loaded anyway. ``dense`` stores 2k bits per
-activation. Both carry a scale per row and, where weights have minima, a sum per group: int16, for
-a sum of g int8 values fits while g < 256, else int32.
+found by counting the bits of the bitmap, which is loaded anyway. ``dense`` and ``native`` store
+2k bits per activation, ``a4`` k. All carry a scale per row and, where weights have minima, a sum
+per group: int16, for a sum of g int8 values fits while g < 256, else int32.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.baselines import stored_bits
 from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
 
 POINTER_BYTES = 4
@@ -62,12 +63,12 @@ def plane_bytes(
 ) -> tuple[int, int]:
     """Bytes of one copy of the activations: (digits, bitmap).
 
-    Digits are the LSB and MSB planes (or the 2k-bit values of ``dense``, which has no bitmap).
+    Digits are the LSB and MSB planes (or the values of a baseline, which has no bitmap).
     Tile pointers (`pointer_bytes`), scales and group sums (`row_metadata_bytes`) come on top.
     """
     rows, k, bits = nnz.rows, nnz.in_features, accelerator.digit_bits
-    if scheme == "dense":
-        return rows * math.ceil(k * 2 * bits / 8), 0
+    if scheme != "sparqle":
+        return rows * math.ceil(k * stored_bits(accelerator, scheme) / 8), 0
     return lsb_bytes(rows, k, bits) + msb_bytes(nnz, chunk, bits), pbm_bytes(rows, k)
 
 
@@ -107,8 +108,9 @@ def accumulator_bytes(shape: DenseShape) -> int:
 
 def worst_plane_bytes(k: int, accelerator: Accelerator, scheme: Scheme) -> int:
     """Bytes of digits and bitmap of a row of `k` activations with every MSB present."""
-    digits = math.ceil(k * accelerator.activation_bits / 8)
-    return digits + (math.ceil(k / 8) if scheme == "sparqle" else 0)
+    if scheme != "sparqle":
+        return math.ceil(k * stored_bits(accelerator, scheme) / 8)
+    return math.ceil(k * accelerator.activation_bits / 8) + math.ceil(k / 8)
 
 
 def worst_row_bytes(shape: DenseShape, k: int, accelerator: Accelerator, scheme: Scheme) -> int:

@@ -20,6 +20,7 @@ from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_cycles
+from sparqle_tvm.target.cost.baselines import array_of, dense_passes
 from sparqle_tvm.target.cost.pipeline import OpLoads, Pipeline, activations_outer
 from sparqle_tvm.target.cost.shapes import DenseShape, Scheme
 
@@ -103,7 +104,7 @@ def choose_tilings(
         The ops; `m` and `k` are the same in all.
     accelerator : Accelerator
         The array and its buffers.
-    scheme : {"sparqle", "dense"}
+    scheme : {"sparqle", "dense", "native", "a4"}
         What lies in memory.
     offset : bool
         Whether weights come with the constant of the signed window.
@@ -120,7 +121,8 @@ def choose_tilings(
 def _choose_tilings(
     shapes: tuple[DenseShape, ...], accelerator: Accelerator, scheme: Scheme, offset: bool
 ) -> tuple[Tiling, ...]:
-    unit = math.lcm(8, accelerator.lanes, *(max(s.group_size, 1) for s in shapes))
+    lanes = array_of(accelerator, scheme).lanes
+    unit = math.lcm(8, lanes, *(max(s.group_size, 1) for s in shapes))
     chunks = _tile_sizes(shapes[0].k, unit)
     searches = [_search(shape, chunks, accelerator, scheme, offset) for shape in shapes]
     costs = np.sum([cost for cost, _ in searches], axis=0)
@@ -189,7 +191,9 @@ def _static_cycles(
         offset=offset,
         activation_bytes=shape.m * storage.worst_plane_bytes(shape.k, accelerator, scheme),
     )
-    passes = _per_chunk(chunks, lambda k: 2 * lsb_pass_cycles(shape, k, accelerator))
+    array = array_of(accelerator, scheme)
+    count = 2 if scheme == "sparqle" else dense_passes(scheme)
+    passes = _per_chunk(chunks, lambda k: count * lsb_pass_cycles(shape, k, array))
     blocks = _ceil_div(shape.m, accelerator.rows) * _ceil_div(shape.n, accelerator.cols)
     waits = blocks * shape.weight_slices(accelerator.digit_bits) if scheme == "sparqle" else 0
     mma_cycles = passes + waits * k_tiles

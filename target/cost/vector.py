@@ -4,7 +4,8 @@ The vector unit spends ``macs / vector_macs_per_cycle + operations / vector_lane
 it, its tensors pass the DRAM once: float tensors at `Accelerator.float_bytes` per element, keys and
 values at `TransformerShape.kv_bits`. The slower of the two is the time. The keys and values of a
 head stay on chip while all its queries pass, scores never leave the chip, and what is quantized
-for a dense layer is written by the encode step (`analytical.EncodeCost`), not here.
+for a dense layer is written by the encode step (`analytical.EncodeCost`), not here. What passes the
+DRAM also passes the activation buffer: every byte is written and read there once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import Bound
+from sparqle_tvm.target.cost.events import Events
 
 # Vector operations per element. Softmax: scale, maximum, subtract, exp, add, divide. RMS norm:
 # square, add, scale, weight. RoPE: two products and a sum. SwiGLU: exp, add, divide, two products.
@@ -95,6 +97,19 @@ class VectorCost:
     def bound(self) -> Bound:
         """What limits it."""
         return "compute" if self.vector_cycles >= self.dma_cycles else "memory"
+
+    @property
+    def events(self) -> Events:
+        """What costs energy."""
+        return Events(
+            cycles=self.total_cycles,
+            activation_read_bytes=self.dram_bytes,
+            activation_write_bytes=self.dram_bytes,
+            dram_read_bytes=self.read_bytes,
+            dram_write_bytes=self.write_bytes,
+            vector_operations=self.operations,
+            vector_macs=self.macs,
+        )
 
 
 def attended_pairs(tokens: int, past: int) -> int:

@@ -33,6 +33,7 @@ from sparqle_tvm.target.isa import (
     Wait,
     ceil_div,
 )
+from sparqle_tvm.target.isa_compute import dense_span_steps
 from sparqle_tvm.target.operands import Buffer
 from sparqle_tvm.target.simulator.digits import DigitTables
 from sparqle_tvm.target.simulator.steps import LOADS, InstructionClass, Int64s, Steps
@@ -84,12 +85,15 @@ class PlaneCounts:
     padding_lane_cycles : int
         Of them idle for the rest: steps that are not full, rows and columns of the array that
         the tile does not reach, adding the partial sums of `row_split`.
+    accumulator_updates : int
+        Steps of all PEs with digits: each adds up to `lanes` products to an accumulator.
     """
 
     macs: int
     lane_cycles: int
     waiting_lane_cycles: int
     padding_lane_cycles: int
+    accumulator_updates: int
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,11 @@ class Counts:
         MACs and idle lanes per plane.
     drained_elements : int
         Outputs that DRAIN made.
+    scale_operations : int
+        Partial sums of weight groups (of group sums in MMA.MIN) that were scaled and added.
+    find_first_steps : int
+        MSB digits that PE rows located in the bitmap: stored digits, once per block of columns
+        and weight slice.
     """
 
     dram_read_bytes: Mapping[Tensor, int]
@@ -122,6 +131,8 @@ class Counts:
     lsb: PlaneCounts
     msb: PlaneCounts
     drained_elements: int
+    scale_operations: int = 0
+    find_first_steps: int = 0
 
     @property
     def dram_bytes(self) -> int:
@@ -156,10 +167,11 @@ def count(steps: Steps, schedule: Schedule, digits: DigitTables | None) -> Count
     dram_read, written = _loaded_bytes(steps, schedule)
     read = dict.fromkeys(Buffer, 0)
     lsb = _dense_plane(steps, schedule, MmaLsb)
+    found = 0
     if digits is None:
         msb = _dense_plane(steps, schedule, MmaDns)
     else:
-        msb = _sparse_plane(steps, schedule, digits)
+        msb, found = _sparse_plane(steps, schedule, digits)
     for cls in (MmaLsb, MmaMsb, MmaDns, MmaMin):
         _count_multiply(steps, cls, schedule, read, written)
     _count_store(steps, read, written)
@@ -173,6 +185,8 @@ def count(steps: Steps, schedule: Schedule, digits: DigitTables | None) -> Count
         lsb=lsb,
         msb=msb,
         drained_elements=int((steps.get(Drain, "m") * steps.get(Drain, "n")).sum()),
+        scale_operations=_scale_operations(steps),
+        find_first_steps=found,
     )
 
 
@@ -209,9 +223,9 @@ def _loaded_bytes(steps: Steps, schedule: Schedule) -> tuple[dict[Tensor, int], 
     return tensors, {Buffer.ACT: act, Buffer.WGT: weights, Buffer.ACC: 0}
 
 
-def _plane(macs: int, cycles: int, waiting: int, steps: Steps) -> PlaneCounts:
+def _plane(macs: int, cycles: int, waiting: int, updates: int, steps: Steps) -> PlaneCounts:
     lane_cycles = cycles * steps.header.accelerator.macs_per_cycle
-    return PlaneCounts(macs, lane_cycles, waiting, lane_cycles - macs - waiting)
+    return PlaneCounts(macs, lane_cycles, waiting, lane_cycles - macs - waiting, updates)
 
 
 def _cycles(steps: Steps, schedule: Schedule, cls: InstructionClass) -> int:
@@ -221,11 +235,16 @@ def _cycles(steps: Steps, schedule: Schedule, cls: InstructionClass) -> int:
 
 def _dense_plane(steps: Steps, schedule: Schedule, cls: InstructionClass) -> PlaneCounts:
     m, n, k = (steps.get(cls, operand) for operand in "mnk")
-    macs = int((m * n * k).sum()) * steps.header.weight_slices
-    return _plane(macs, _cycles(steps, schedule, cls), 0, steps)
+    widths, which = np.unique(k, return_inverse=True)
+    per_row = [dense_span_steps(steps.header, int(width), 1) for width in widths]
+    row_steps = np.array(per_row, dtype=np.int64)[which.reshape(-1)]
+    slices = steps.header.weight_slices
+    macs, updates = int((m * n * k).sum()) * slices, int((m * n * row_steps).sum()) * slices
+    return _plane(macs, _cycles(steps, schedule, cls), 0, updates, steps)
 
 
-def _sparse_plane(steps: Steps, schedule: Schedule, digits: DigitTables) -> PlaneCounts:
+def _sparse_plane(steps: Steps, schedule: Schedule, digits: DigitTables) -> tuple[PlaneCounts, int]:
+    """The sparse pass, and how many digits PE rows located in the bitmap."""
     header, n = steps.header, steps.get(MmaMsb, "n")
     load = _bitmap_load(steps, schedule)
     stored = tile_sums(steps, LdPbm, digits.digits)[load]
@@ -234,7 +253,22 @@ def _sparse_plane(steps: Steps, schedule: Schedule, digits: DigitTables) -> Plan
     slices, lanes = header.weight_slices, header.accelerator.lanes
     macs = int((stored * n).sum()) * slices
     waiting = int((waited[load, splits] * n).sum()) * slices * lanes
-    return _plane(macs, _cycles(steps, schedule, MmaMsb), waiting, steps)
+    taken = np.stack([tile_sums(steps, LdPbm, s) for s in digits.steps], axis=-1)
+    updates = int((taken[load, splits] * n).sum()) * slices
+    found = int((stored * ceil_div(n, header.accelerator.cols)).sum()) * slices
+    plane = _plane(macs, _cycles(steps, schedule, MmaMsb), waiting, updates, steps)
+    return plane, found
+
+
+def _scale_operations(steps: Steps) -> int:
+    group = steps.header.group_size
+    if not group:
+        return 0
+    total = 0
+    for cls in (MmaLsb, MmaMsb, MmaDns, MmaMin):
+        m, n, k = (steps.get(cls, operand) for operand in "mnk")
+        total += int((m * n * ceil_div(k, group)).sum())
+    return total
 
 
 def _bitmap_load(steps: Steps, schedule: Schedule) -> Int64s:

@@ -33,12 +33,15 @@ class DigitTables:
         Steps of the slowest row (and segment) of each group, for each `row_split` asked for.
     waited : tuple of ndarray
         Steps that the other rows (and segments) of the group stand idle meanwhile.
+    steps : tuple of ndarray
+        Steps of all rows and segments.
     """
 
     digits: NDArray[np.int64]
     nbytes: NDArray[np.int64]
     slowest: tuple[NDArray[np.int64], ...]
     waited: tuple[NDArray[np.int64], ...]
+    steps: tuple[NDArray[np.int64], ...]
 
 
 def row_splits(program: Program) -> tuple[int, ...]:
@@ -100,6 +103,7 @@ def digit_tables(nnz: RowNnz, header: Header, splits: tuple[int, ...]) -> DigitT
         nbytes=_running(ceil_div(counts * header.digit_bits, 8), header, "sum"),
         slowest=tuple(_running(s.max(axis=2), header, "max") for s in steps),
         waited=tuple(_waited(s, header) for s in steps),
+        steps=tuple(_running(s.sum(axis=2), header, "sum") for s in steps),
     )
 
 

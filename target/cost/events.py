@@ -1,0 +1,212 @@
+"""What costs energy: counts of everything an accelerator does, by formula and from the simulator.
+
+Both sources follow one rule, that of `sparqle_tvm.target.simulator.counts.Counts`; tests hold
+them together. What a count costs stands in `sparqle_tvm.target.cost.energy`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
+
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost import storage
+from sparqle_tvm.target.cost.array import lsb_pass_updates, msb_pass_updates
+from sparqle_tvm.target.cost.baselines import array_of, dense_passes
+from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
+from sparqle_tvm.target.cost.tiling import Tiling
+from sparqle_tvm.target.operands import Buffer
+
+if TYPE_CHECKING:
+    from sparqle_tvm.target.simulator import SimResult
+
+
+@dataclass(frozen=True)
+class Events:
+    """Counts of one op, or of many: events can be added, and multiplied by a whole number.
+
+    Attributes
+    ----------
+    cycles : int
+        Time in clock cycles.
+    lsb_products, msb_products : int
+        Products of k-bit digits of the first and of the second pass, all weight slices.
+    selected_products : int
+        Products of the sparse pass: their weights are selected by the bitmap.
+    wide_products : int
+        Products of 2k-bit activations with k-bit digits (baseline ``native``).
+    accumulator_updates : int
+        Sums of up to `lanes` products that a PE adds to its accumulator.
+    scale_operations : int
+        Partial sums of weight groups (or group sums) that are scaled and added in 64 bits.
+    find_first_steps : int
+        MSB digits that a PE row locates in its bitmap, once per block of columns and slice.
+    activation_read_bytes, activation_write_bytes : int
+        Traffic of the activation buffer.
+    weight_read_bytes, weight_write_bytes : int
+        Traffic of the weight buffer.
+    accumulator_read_bytes, accumulator_write_bytes : int
+        Traffic of the accumulator buffer.
+    dram_read_bytes, dram_write_bytes : int
+        Traffic of the DRAM.
+    drained_elements : int
+        Outputs that the drain path scales.
+    encoded_elements : int
+        Activations that are split, marked in the bitmap and compressed.
+    vector_operations, vector_macs : int
+        Elementwise operations and multiply-accumulates of the vector unit.
+    """
+
+    cycles: int = 0
+    lsb_products: int = 0
+    msb_products: int = 0
+    selected_products: int = 0
+    wide_products: int = 0
+    accumulator_updates: int = 0
+    scale_operations: int = 0
+    find_first_steps: int = 0
+    activation_read_bytes: int = 0
+    activation_write_bytes: int = 0
+    weight_read_bytes: int = 0
+    weight_write_bytes: int = 0
+    accumulator_read_bytes: int = 0
+    accumulator_write_bytes: int = 0
+    dram_read_bytes: int = 0
+    dram_write_bytes: int = 0
+    drained_elements: int = 0
+    encoded_elements: int = 0
+    vector_operations: int = 0
+    vector_macs: int = 0
+
+    def __add__(self, other: Events) -> Events:
+        """Both together, one after the other."""
+        mine, theirs = vars(self), vars(other)
+        return Events(**{name: mine[name] + theirs[name] for name in NAMES})
+
+    def __mul__(self, times: int) -> Events:
+        """The same `times` times."""
+        return Events(**{name: value * times for name, value in vars(self).items()})
+
+    __rmul__ = __mul__
+
+    @property
+    def dram_bytes(self) -> int:
+        """All bytes that pass the DRAM channel."""
+        return self.dram_read_bytes + self.dram_write_bytes
+
+    def to_json(self) -> dict[str, int]:
+        """Every count by its name."""
+        return asdict(self)
+
+
+NAMES = tuple(field.name for field in fields(Events))
+
+
+def op_events(
+    shape: DenseShape,
+    nnz: RowNnz,
+    tiling: Tiling,
+    accelerator: Accelerator,
+    scheme: Scheme,
+    offset: bool,
+) -> Events:
+    """Events of a dense op within the accelerator, by formula; cycles and DRAM are left at 0.
+
+    Parameters
+    ----------
+    shape : DenseShape
+        The op.
+    nnz : RowNnz
+        Stored MSB digits of its activations; only ``sparqle`` depends on them.
+    tiling : Tiling
+        Its tiles.
+    accelerator : Accelerator
+        Its array and buffers.
+    scheme : {"sparqle", "dense", "native", "a4"}
+        How the activations are stored and computed.
+    offset : bool
+        Whether channels come with an offset.
+    """
+    slices = shape.weight_slices(accelerator.digit_bits)
+    array = array_of(accelerator, scheme)
+    passes = dense_passes(scheme)
+    products = shape.macs * slices
+    updates = passes * lsb_pass_updates(shape, tiling.k, array)
+    stored = 0
+    if scheme == "sparqle":
+        stored = nnz.total
+        updates += msb_pass_updates(shape, nnz, tiling.k, accelerator)
+    blocks = math.ceil(shape.n / accelerator.cols) * slices
+    all_passes = passes + (scheme == "sparqle")
+    groups = math.ceil(shape.k / shape.group_size) if shape.group_size else 0
+    return Events(
+        lsb_products=0 if scheme == "native" else products,
+        msb_products=products if scheme == "dense" else stored * shape.n * slices,
+        selected_products=stored * shape.n * slices,
+        wide_products=products if scheme == "native" else 0,
+        accumulator_updates=updates,
+        scale_operations=shape.m * shape.n * groups * (all_passes + shape.has_min),
+        find_first_steps=stored * blocks,
+        drained_elements=shape.m * shape.n,
+        **_buffer_bytes(shape, nnz, tiling, accelerator, scheme, offset, all_passes),
+    )
+
+
+def _buffer_bytes(
+    shape: DenseShape,
+    nnz: RowNnz,
+    tiling: Tiling,
+    accelerator: Accelerator,
+    scheme: Scheme,
+    offset: bool,
+    passes: int,
+) -> dict[str, int]:
+    """Traffic of the buffers by the rule of `simulator.counts.Counts`."""
+    slices = shape.weight_slices(accelerator.digit_bits)
+    blocks = math.ceil(shape.n / accelerator.cols) * slices
+    row_groups = math.ceil(shape.m / accelerator.rows)
+    digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
+    sums = storage.group_sum_bytes(shape.m, shape.k, shape.group_size if shape.has_min else 0)
+    scales = shape.m * storage.ACTIVATION_SCALE_BYTES
+    weights = shape.n * storage.weight_bytes(shape, shape.k)
+    packed = shape.n * math.ceil(shape.k * shape.weight_bits / 8)
+    channels = shape.n * storage.parameter_bytes(shape, offset)
+    group_reads = (weights - packed) * (passes + shape.has_min) * tiling.m_tiles
+    elements = shape.m * shape.n
+    accumulators = elements * storage.accumulator_bytes(shape)
+    updates = accumulators * (passes + shape.has_min) * tiling.k_tiles
+    return {
+        "activation_write_bytes": tiling.activation_loads * (digits + bitmap + sums)
+        + tiling.row_loads * scales,
+        "activation_read_bytes": blocks * (digits + bitmap) + tiling.n_tiles * (sums + scales),
+        "weight_write_bytes": tiling.weight_loads * weights + tiling.channel_loads * channels,
+        "weight_read_bytes": passes * row_groups * packed + group_reads + tiling.m_tiles * channels,
+        # The first pass over the first chunk clears; the drain reads, rewrites, and is stored.
+        "accumulator_write_bytes": updates + 4 * elements,
+        "accumulator_read_bytes": updates + 4 * elements,
+    }
+
+
+def simulated_events(result: SimResult) -> Events:
+    """Events of a dense op as the simulator ran it."""
+    counts = result.counts
+    read, written = counts.onchip_read_bytes, counts.onchip_write_bytes
+    return Events(
+        cycles=result.total_cycles,
+        lsb_products=counts.lsb.macs,
+        msb_products=counts.msb.macs,
+        selected_products=counts.msb.macs if result.steps.header.scheme == "sparqle" else 0,
+        accumulator_updates=counts.lsb.accumulator_updates + counts.msb.accumulator_updates,
+        scale_operations=counts.scale_operations,
+        find_first_steps=counts.find_first_steps,
+        activation_read_bytes=read[Buffer.ACT],
+        activation_write_bytes=written[Buffer.ACT],
+        weight_read_bytes=read[Buffer.WGT],
+        weight_write_bytes=written[Buffer.WGT],
+        accumulator_read_bytes=read[Buffer.ACC],
+        accumulator_write_bytes=written[Buffer.ACC],
+        dram_read_bytes=sum(counts.dram_read_bytes.values()),
+        dram_write_bytes=sum(counts.dram_write_bytes.values()),
+        drained_elements=counts.drained_elements,
+    )
