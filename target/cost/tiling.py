@@ -24,6 +24,13 @@ from sparqle_tvm.target.cost.baselines import array_of, dense_passes
 from sparqle_tvm.target.cost.pipeline import OpLoads, Pipeline, activations_outer
 from sparqle_tvm.target.cost.shapes import DenseShape, Scheme
 
+FIRST_CANDIDATES = 16
+"""Tilings of a K chunk whose cost is found first, those with the smallest lower bound."""
+
+BOUND_MARGIN = 0.98
+"""A tiling is ruled out if so much of its bound is above the best: the bound counts array cycles of
+whole tiles, the cost those of mean ones."""
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -162,41 +169,81 @@ def _search(
             <= accelerator.accumulator_buffer_bytes
         )
     )
-    cost = _static_cycles(shape, (mt, nt, kt), rows_outer, accelerator, scheme, offset)
-    cost = np.where(fits, cost, np.inf).reshape(len(chunks), -1)
-    best = np.argmin(cost, axis=1)
+    array, count = array_of(accelerator, scheme), 2 if scheme == "sparqle" else dense_passes(scheme)
+    passes = _per_chunk(chunks, lambda k: count * lsb_pass_cycles(shape, k, array))
+    candidates = np.broadcast_arrays(mt, nt, kt, rows_outer, passes)
+    loads = _worst_loads(shape, accelerator, scheme, offset)
+    least = np.where(fits, _least_cycles(loads, (mt, nt, kt), rows_outer, passes), np.inf)
+    costs = _cheapest(loads, [c.reshape(len(chunks), -1) for c in candidates], least)
+    best = np.argmin(costs, axis=1)
     tilings = []
     for c, flat in enumerate(best):
         i, j, order = np.unravel_index(flat, (len(row_sizes), len(col_sizes), 2))
         m, n, k = int(row_sizes[i]), int(col_sizes[j]), int(chunks[c])
         counts = (math.ceil(shape.m / m), math.ceil(shape.n / n), math.ceil(shape.k / k))
         tilings.append(Tiling(m, n, k, *counts, rows_outer=bool(order == 0)))
-    return cost.min(axis=1), tilings
+    return costs.min(axis=1), tilings
 
 
-def _static_cycles(
-    shape: DenseShape,
-    tile: tuple[Any, Any, Any],
-    rows_outer: Any,
-    accelerator: Accelerator,
-    scheme: Scheme,
-    offset: bool,
-) -> Any:
-    """Cost that the choice minimises, over all candidate tilings at once."""
-    chunks, k_tiles = tile[2].reshape(-1), _ceil_div(shape.k, tile[2])
-    loads = OpLoads(
+def _cheapest(
+    loads: OpLoads, candidates: Sequence[NDArray[Any]], least: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Cost of the candidates that may be the best of their row; infinite for all others.
+
+    The cost of a few with the smallest bound is found first; with it most others are ruled out.
+    """
+    least = least.reshape(candidates[0].shape)
+    costs = np.full(least.shape, np.inf)
+
+    def evaluate(which: tuple[NDArray[np.intp], ...]) -> None:
+        mt, nt, kt, rows_outer, passes = (values[which] for values in candidates)
+        costs[which] = _static_cycles(loads, (mt, nt, kt), rows_outer, passes)
+
+    few = min(FIRST_CANDIDATES, least.shape[1])
+    first = np.zeros(least.shape, dtype=bool)
+    np.put_along_axis(first, np.argpartition(least, few - 1, axis=1)[:, :few], True, axis=1)
+    first &= np.isfinite(least)
+    evaluate(np.nonzero(first))
+    best = costs.min(axis=1, keepdims=True)
+    evaluate(np.nonzero(np.isfinite(least) & ~first & (BOUND_MARGIN * least <= best)))
+    return costs
+
+
+def _worst_loads(
+    shape: DenseShape, accelerator: Accelerator, scheme: Scheme, offset: bool
+) -> OpLoads:
+    return OpLoads(
         shape=shape,
         accelerator=accelerator,
         scheme=scheme,
         offset=offset,
         activation_bytes=shape.m * storage.worst_plane_bytes(shape.k, accelerator, scheme),
     )
-    array = array_of(accelerator, scheme)
-    count = 2 if scheme == "sparqle" else dense_passes(scheme)
-    passes = _per_chunk(chunks, lambda k: count * lsb_pass_cycles(shape, k, array))
+
+
+def _least_cycles(loads: OpLoads, tile: tuple[Any, Any, Any], rows_outer: Any, passes: Any) -> Any:
+    """A lower bound of `_static_cycles`: bytes without descriptors, and the array's work."""
+    shape, accelerator = loads.shape, loads.accelerator
+    counts = [
+        _ceil_div(extent, t) for extent, t in zip((shape.m, shape.n, shape.k), tile, strict=True)
+    ]
+    moved = _activation_loads(*counts, rows_outer) * loads.activation_bytes
+    moved = moved + _weight_loads(*counts, rows_outer) * (
+        shape.n * storage.weight_bytes(shape, shape.k)
+    )
+    moved = moved + shape.m * shape.n * accelerator.float_bytes
+    return moved / accelerator.dram_bytes_per_cycle + passes
+
+
+def _static_cycles(loads: OpLoads, tile: tuple[Any, Any, Any], rows_outer: Any, passes: Any) -> Any:
+    """Cost that the choice minimises, of many candidate tilings at once.
+
+    `passes` are the cycles of two dense passes with the candidate's K chunk.
+    """
+    shape, accelerator = loads.shape, loads.accelerator
     blocks = _ceil_div(shape.m, accelerator.rows) * _ceil_div(shape.n, accelerator.cols)
-    waits = blocks * shape.weight_slices(accelerator.digit_bits) if scheme == "sparqle" else 0
-    mma_cycles = passes + waits * k_tiles
+    waits = blocks * shape.weight_slices(accelerator.digit_bits) if loads.scheme == "sparqle" else 0
+    mma_cycles = passes + waits * _ceil_div(shape.k, tile[2])
     pipeline = Pipeline.of_op(loads, tile, rows_outer, mma_cycles=mma_cycles)
     return pipeline.total_cycles + np.minimum(pipeline.dma_cycles, mma_cycles)
 

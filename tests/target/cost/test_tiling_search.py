@@ -1,0 +1,41 @@
+"""The search for tiles rules out only what could not have been chosen."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.cost import tiling
+from sparqle_tvm.target.cost.shapes import DenseShape
+
+EDGE = PRESETS["sparqle/edge"]
+STARVED = replace(
+    EDGE,
+    dram_bytes_per_cycle=2.0,
+    activation_buffer_bytes=1 << 16,
+    weight_buffer_bytes=1 << 16,
+    accumulator_buffer_bytes=1 << 16,
+)
+
+
+def random_shapes(count: int):
+    rng = np.random.default_rng(7)
+    for _ in range(count):
+        group = int(rng.choice([0, 32]))
+        k = 32 * int(rng.integers(1, 40)) if group else int(rng.integers(16, 1500))
+        rows, cols = (int(n) for n in rng.integers(1, 900, 2))
+        yield DenseShape(rows, cols, k, int(rng.choice([2, 4, 8])), group, bool(group and k % 64))
+
+
+@pytest.mark.parametrize("scheme", ["sparqle", "dense"])
+@pytest.mark.parametrize("accelerator", [EDGE, STARVED], ids=["edge", "starved"])
+def test_every_candidate_evaluated_gives_the_same_choice(monkeypatch, accelerator, scheme):
+    def chosen():
+        tiling._choose_tilings.cache_clear()
+        return [tiling.choose_tilings((s,), accelerator, scheme, False) for s in random_shapes(12)]
+
+    pruned = chosen()
+    monkeypatch.setattr(tiling, "BOUND_MARGIN", -np.inf)
+    assert chosen() == pruned
+    tiling._choose_tilings.cache_clear()
