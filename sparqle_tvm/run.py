@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError, TargetError, UnsupportedModelError
+from sparqle_tvm.models.sparsity import row_quantiles
 from sparqle_tvm.progress import Steps
 from sparqle_tvm.report.results import LayerSparsity, PhaseResult, RunResult
 from sparqle_tvm.report.rows import layer_type
@@ -308,6 +309,7 @@ def layer_sparsities(
                 msb_sparsity=encoding.nnz.msb_sparsity,
                 macs=encoding.macs,
                 saturated=record.saturated,
+                row_density=tuple(row_quantiles(RowNnz.from_pbm(record.pbm, record.info.columns))),
             )
         )
     return tuple(layers)

@@ -10,8 +10,11 @@ not a dense layer. `sparqle_tvm.target.cost` holds the formulas that use these n
 from __future__ import annotations
 
 import math
+import os
+import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -155,8 +158,9 @@ class Accelerator:
         Parameters
         ----------
         target : str, tvm.target.Target or Accelerator
-            A preset's name or a registered target tag, a target with the key ``sparqle``,
-            or an accelerator, which is returned as it is.
+            A preset's name or a registered target tag, an accelerator file (its name ends in
+            ``.toml``), a target with the key ``sparqle``, or an accelerator, which is returned
+            as it is.
 
         Raises
         ------
@@ -167,6 +171,8 @@ class Accelerator:
         if isinstance(target, Accelerator):
             return target
         if isinstance(target, str):
+            if target.endswith(".toml"):
+                return cls.from_toml(target)
             return PRESETS[target] if target in PRESETS else cls._from_tag(target)
         if target.kind.name != TARGET_KIND or TARGET_KEY not in list(target.keys):
             raise TargetError(
@@ -174,6 +180,30 @@ class Accelerator:
                 f"and the key {TARGET_KEY!r}; known presets: {', '.join(PRESETS)}"
             )
         return cls._from_features(dict(target.attrs))
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> Accelerator:
+        """Read an accelerator from a TOML file with one line for each attribute.
+
+        Attributes that have a default may be left out; `name` is the file's name then, too.
+
+        Raises
+        ------
+        TargetError
+            Names the file and the field: the file cannot be read or is no TOML, a field is
+            missing, unknown, of the wrong type, negative or zero, or a buffer is too small for
+            two tiles.
+        """
+        try:
+            given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TargetError(f"accelerator file {path}: {error}") from error
+        given = {"name": Path(path).stem, **given}
+        cls._require_fields(given, f"accelerator file {path}")
+        try:
+            return cls(**given)
+        except TargetError as error:
+            raise TargetError(f"accelerator file {path}: {error}") from error
 
     @classmethod
     def _from_tag(cls, tag: str) -> Accelerator:
@@ -185,21 +215,22 @@ class Accelerator:
 
     @classmethod
     def _from_features(cls, attrs: Mapping[str, Any]) -> Accelerator:
-        known = {field.name: field for field in fields(cls)}
         given = {
             str(key).removeprefix(_FEATURE_PREFIX): value
             for key, value in attrs.items()
             if str(key).startswith(_FEATURE_PREFIX)
         }
+        cls._require_fields(given, f"target features of accelerator {given.get('name', '?')!r}")
+        return cls(**given)
+
+    @classmethod
+    def _require_fields(cls, given: Mapping[str, Any], where: str) -> None:
+        known = {field.name: field for field in fields(cls)}
         unknown = sorted(set(given) - set(known))
         missing = [n for n, f in known.items() if f.default is MISSING and n not in given]
         if unknown or missing:
             what = f"unknown {unknown}" if unknown else f"missing {missing}"
-            raise TargetError(
-                f"target features of accelerator {given.get('name', '?')!r}: {what}; "
-                f"known: {', '.join(known)}"
-            )
-        return cls(**given)
+            raise TargetError(f"{where}: {what}; known: {', '.join(known)}")
 
 
 def _checked(accelerator: Accelerator, field: str, kind: str) -> Any:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparqle_tvm.commands import disasm, run
+from sparqle_tvm.commands import disasm, estimate, run
 
 
 def add_all(commands: Any) -> None:
     """Add the parser of every command, in the order that ``sparqle --help`` shows."""
     run.add(commands)
+    estimate.add(commands)
     disasm.add(commands)

@@ -34,6 +34,8 @@ class LayerSparsity:
         Multiply-accumulates of the consumers.
     saturated : int
         Elements that the window clipped; 0 if exact.
+    row_density : tuple of float
+        Quantile function of the share of stored digits per row, at even points from 0 to 1.
     """
 
     label: str
@@ -43,6 +45,7 @@ class LayerSparsity:
     msb_sparsity: float
     macs: int
     saturated: int = 0
+    row_density: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,8 @@ class VectorCost:
         Multiply-accumulates and elementwise operations.
     read_bytes, write_bytes : int
         DRAM traffic.
+    cache_bytes : int
+        Of it keys and values of the cache.
     vector_cycles, dma_cycles : int
         Cycles of the vector unit and of its transfers, beside each other.
     """
@@ -80,6 +82,7 @@ class VectorCost:
     operations: int
     read_bytes: int
     write_bytes: int
+    cache_bytes: int
     vector_cycles: int
     dma_cycles: int
 
@@ -118,40 +121,52 @@ def attended_pairs(tokens: int, past: int) -> int:
 
 
 def vector_costs(
-    shape: TransformerShape, tokens: int, past: int, accelerator: Accelerator
+    shape: TransformerShape, tokens: int, past: int, accelerator: Accelerator, batch: int = 1
 ) -> tuple[VectorCost, ...]:
-    """Cost of all vector-unit work of one pass; only the last token goes to the output layer.
+    """Cost of all vector-unit work of one pass; only last tokens go to the output layer.
 
     Parameters
     ----------
     shape : TransformerShape
         The model.
     tokens : int
-        Tokens of the pass: all of the text in prefill, 1 in decode.
+        Tokens of the pass per sequence: all of the text in prefill, 1 in decode.
     past : int
-        Tokens in the cache before.
+        Tokens in the cache of a sequence before.
     accelerator : Accelerator
         The vector unit and the memory.
+    batch : int
+        Sequences; each has keys and values of its own.
 
     Raises
     ------
     InvalidArgumentError
-        If there is no token.
+        If there is no token or no sequence.
     """
-    if tokens < 1 or past < 0:
-        raise InvalidArgumentError(f"a pass of {tokens} tokens after {past} cannot be counted")
+    if tokens < 1 or past < 0 or batch < 1:
+        raise InvalidArgumentError(
+            f"a pass of {tokens} tokens after {past} in {batch} sequences cannot be counted"
+        )
     layers, f = shape.layers, accelerator.float_bytes
-    stream = tokens * shape.embed
-    queries = tokens * shape.heads * shape.head_dim
-    keys = tokens * shape.kv_heads * shape.head_dim
-    cached_elements = (past + tokens) * shape.kv_heads * shape.head_dim
-    scores = attended_pairs(tokens, past) * shape.heads
+    rows = tokens * batch
+    stream = rows * shape.embed
+    queries = rows * shape.heads * shape.head_dim
+    keys = rows * shape.kv_heads * shape.head_dim
+    cached_elements = batch * (past + tokens) * shape.kv_heads * shape.head_dim
+    scores = batch * attended_pairs(tokens, past) * shape.heads
 
     def cache_bytes(elements: int) -> int:
         return math.ceil(elements * shape.kv_bits / 8)
 
     def cost(
-        label: str, times: int, *, macs: int = 0, ops: int = 0, reads: int = 0, writes: int = 0
+        label: str,
+        times: int,
+        *,
+        macs: int = 0,
+        ops: int = 0,
+        reads: int = 0,
+        writes: int = 0,
+        cached: int = 0,
     ) -> VectorCost:
         cycles = macs / accelerator.vector_macs_per_cycle + ops / accelerator.vector_lanes
         dma = (reads + writes) / accelerator.dram_bytes_per_cycle
@@ -161,6 +176,7 @@ def vector_costs(
             operations=times * ops,
             read_bytes=times * reads,
             write_bytes=times * writes,
+            cache_bytes=times * cached,
             vector_cycles=times * math.ceil(cycles),
             dma_cycles=times * math.ceil(dma),
         )
@@ -174,6 +190,7 @@ def vector_costs(
             ops=(queries + keys) * ROPE_OPS,
             reads=(queries + 2 * keys) * f,
             writes=queries * f + 2 * cache_bytes(keys),
+            cached=2 * cache_bytes(keys),
         ),
         cost(
             "attention",
@@ -181,12 +198,13 @@ def vector_costs(
             macs=2 * scores * shape.head_dim,
             ops=scores * SOFTMAX_OPS,
             reads=queries * f + 2 * cache_bytes(cached_elements),
+            cached=2 * cache_bytes(cached_elements),
         ),
         cost(
             "swiglu",
             layers,
-            ops=tokens * shape.ffn * SWIGLU_OPS,
-            reads=2 * tokens * shape.ffn * f,
+            ops=rows * shape.ffn * SWIGLU_OPS,
+            reads=2 * rows * shape.ffn * f,
         ),
         cost(
             "residuals",
@@ -195,5 +213,10 @@ def vector_costs(
             reads=2 * stream * f,
             writes=stream * f,
         ),
-        cost("final norm", 1, ops=shape.embed * NORM_OPS, reads=shape.embed * f),
+        cost(
+            "final norm",
+            1,
+            ops=batch * shape.embed * NORM_OPS,
+            reads=batch * shape.embed * f,
+        ),
     )

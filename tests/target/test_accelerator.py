@@ -120,3 +120,57 @@ def test_descriptors_may_be_free():
 def test_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         EDGE.rows = 3
+
+
+def write_toml(tmp_path, **change):
+    """The edge preset as a file, with fields changed, or left out if None."""
+    values = {**dataclasses.asdict(EDGE), **change}
+    shown = {
+        name: str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
+        for name, value in values.items()
+        if value is not None
+    }
+    path = tmp_path / "mine.toml"
+    path.write_text("".join(f"{name} = {text}\n" for name, text in shown.items()))
+    return path
+
+
+def test_a_file_describes_an_accelerator(tmp_path):
+    path = write_toml(tmp_path)
+    assert Accelerator.from_toml(path) == EDGE
+    assert Accelerator.from_target(str(path)) == EDGE
+    # What has a default may be left out; the name is that of the file.
+    short = write_toml(tmp_path, name=None, float_bytes=None, rows=32)
+    assert Accelerator.from_toml(short) == dataclasses.replace(EDGE, name="mine", rows=32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": None}, r"missing \['rows'\]"),
+        ({"rowz": 3}, r"unknown \['rowz'\]"),
+        ({"cols": -16}, "cols = -16 must be positive"),
+        ({"lanes": 0}, "lanes = 0 must be positive"),
+        ({"dram_bytes_per_cycle": 0.0}, "dram_bytes_per_cycle = 0.0 must be positive"),
+        ({"clock_ghz": "fast"}, "clock_ghz = 'fast' must be a number"),
+        ({"rows": 1.5}, "rows = 1.5 must be a whole number"),
+        ({"digit_bits": 3}, "digit_bits = 3 must be one of"),
+        ({"weight_buffer_bytes": 100}, "weight_buffer_bytes = 100 is too small: two tiles"),
+        ({"accumulator_buffer_bytes": 4095}, "accumulator_buffer_bytes = 4095 is too small"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_file_and_field(tmp_path, change, message):
+    path = write_toml(tmp_path, **change)
+    with pytest.raises(TargetError, match=rf"accelerator file .*mine\.toml: .*{message}"):
+        Accelerator.from_target(str(path))
+
+
+def test_a_file_that_is_none_is_refused(tmp_path):
+    with pytest.raises(TargetError, match=r"accelerator file .*none\.toml: .*No such file"):
+        Accelerator.from_target(str(tmp_path / "none.toml"))
+    (tmp_path / "bad.toml").write_text("rows = = 3\n")
+    with pytest.raises(TargetError, match=r"accelerator file .*bad\.toml: "):
+        Accelerator.from_toml(tmp_path / "bad.toml")
+    (tmp_path / "bytes.toml").write_bytes(b"name = '\xff\xfe'\n")
+    with pytest.raises(TargetError, match=r"accelerator file .*bytes\.toml: "):
+        Accelerator.from_toml(tmp_path / "bytes.toml")

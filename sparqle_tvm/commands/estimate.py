@@ -1,0 +1,80 @@
+"""``sparqle estimate``: what split precision gives for a published model."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sparqle_tvm.commands._shared import add_output_arguments, check_writable, emit_json
+
+MODEL_NAMES = "smollm2-135m, bitnet-3b, llama2-7b, llama2-13b, llama2-70b, llama3-8b"
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    estimate = commands.add_parser(
+        "estimate",
+        help="estimate seconds and joules of a published model, and what limits it",
+        description="Count a pass of a published model by formula: split precision beside two "
+        "dense passes (dense), wider multipliers on the same area (native) and 4-bit activations "
+        "(a4, not exact). Prints time, DRAM traffic, energy with its band, and what limits them.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    estimate.add_argument("--model", default="llama2-7b", help=f"one of {MODEL_NAMES}")
+    estimate.add_argument("--phase", default="prefill", help="prefill or decode")
+    estimate.add_argument(
+        "--seq", type=int, default=2048, help="tokens of the pass, or in the cache before it"
+    )
+    estimate.add_argument("--batch", type=int, default=1, help="sequences")
+    estimate.add_argument(
+        "--msb-sparsity",
+        default="measured",
+        metavar="measured|S|FILE",
+        help="measured on SmolLM2-135M; a share of zero MSB digits, 0 to 1; or a JSON file: such "
+        "a share by layer type (qkv, o, gate_up, down, output), or what sparqle run --json wrote",
+    )
+    add_target_arguments(estimate)
+    estimate.add_argument("--kv-bits", type=int, default=8, help="bits of a cached key or value")
+    add_output_arguments(estimate)
+    estimate.set_defaults(command=_estimate)
+
+
+def add_target_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--target``, ``--node`` and ``--memory``."""
+    parser.add_argument(
+        "--target", default="sparqle/edge", metavar="NAME|FILE.toml", help="accelerator"
+    )
+    parser.add_argument("--node", default="7nm", help="technology of the energy table: 45nm or 7nm")
+    parser.add_argument(
+        "--memory",
+        help="memory of the energy table: lpddr4, ddr4, hbm2 or lpddr5 (an estimate); default: "
+        "that of the preset",
+    )
+
+
+def _estimate(arguments: argparse.Namespace) -> None:
+    check_writable(arguments.json)
+    from sparqle_tvm.estimate import estimate
+    from sparqle_tvm.report.estimate_tables import print_estimate
+    from sparqle_tvm.target.accelerator import Accelerator
+    from sparqle_tvm.target.cost.energy_table import default_table, energy_table
+
+    accelerator = Accelerator.from_target(arguments.target)
+    if arguments.memory is None:
+        table = default_table(accelerator, arguments.node)
+    else:
+        table = energy_table(arguments.node, arguments.memory)
+    result = estimate(
+        arguments.model,
+        arguments.phase,
+        seq=arguments.seq,
+        batch=arguments.batch,
+        msb_sparsity=arguments.msb_sparsity,
+        target=accelerator,
+        table=table,
+        kv_bits=arguments.kv_bits,
+    )
+    if arguments.json != "-":
+        print_estimate(result)
+    if arguments.json:
+        emit_json(arguments.json, result.to_json())

@@ -1,0 +1,219 @@
+"""Published models as shapes: what a cost model has to know of them, without their weights.
+
+Sizes are those of the configurations that the models were published with (`ModelShape.source`).
+Widths of weights are a choice: what such models are commonly quantized to. No embedding is
+counted as a dense layer but as the output layer, whose weights have 8 bits in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.target.cost.shapes import DenseShape
+from sparqle_tvm.target.cost.vector import TransformerShape
+
+LAYER_TYPES = ("qkv", "o", "gate_up", "down", "output")
+"""Encoded tensors of a decoder by what reads them.
+
+``qkv``: queries, keys and values. ``o``: the output of attention. ``gate_up`` and ``down``: the
+MLP. ``output``: the layer that makes logits.
+"""
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How weights are stored.
+
+    Attributes
+    ----------
+    bits : int
+        Bits of a weight: 2, 4 or 8.
+    group_size : int
+        Weights along K that share a scale; 0 = one scale per output channel.
+    has_min : bool
+        Groups have a minimum besides the scale.
+    """
+
+    bits: int
+    group_size: int = 0
+    has_min: bool = False
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a published llama-family decoder.
+
+    Attributes
+    ----------
+    name : str
+        For reports.
+    source : str
+        Where the sizes come from.
+    layers, embed, ffn, heads, kv_heads, head_dim, vocab : int
+        See `target.cost.vector.TransformerShape`.
+    weights, output_weights : WeightFormat
+        Of the layers of the blocks, and of the output layer.
+    """
+
+    name: str
+    source: str
+    layers: int
+    embed: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    weights: WeightFormat
+    output_weights: WeightFormat = WeightFormat(8)
+
+    def transformer(self, kv_bits: int = 8) -> TransformerShape:
+        """Sizes of what is not a dense layer, with keys and values of that width."""
+        return TransformerShape(
+            layers=self.layers,
+            embed=self.embed,
+            ffn=self.ffn,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            vocab=self.vocab,
+            kv_bits=kv_bits,
+        )
+
+    def readers(self, layer_type: str, rows: int) -> tuple[DenseShape, ...]:
+        """The dense layers that read an encoded tensor of `rows` tokens.
+
+        Parameters
+        ----------
+        layer_type : str
+            One of `LAYER_TYPES`.
+        rows : int
+            Tokens.
+        """
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        outputs, k = {
+            "qkv": ({"q": q, "k": kv, "v": kv}, self.embed),
+            "o": ({"o": self.embed}, q),
+            "gate_up": ({"gate": self.ffn, "up": self.ffn}, self.embed),
+            "down": ({"down": self.embed}, self.ffn),
+            "output": ({"output": self.vocab}, self.embed),
+        }[layer_type]
+        form = self.output_weights if layer_type == "output" else self.weights
+        return tuple(
+            DenseShape(rows, n, k, form.bits, form.group_size, form.has_min, label)
+            for label, n in outputs.items()
+        )
+
+    def times(self, layer_type: str) -> int:
+        """How often a pass has that tensor: once per block, the output layer once."""
+        return 1 if layer_type == "output" else self.layers
+
+    @property
+    def dense_parameters(self) -> int:
+        """Weights of all dense layers."""
+        return sum(
+            self.times(layer_type) * shape.n * shape.k
+            for layer_type in LAYER_TYPES
+            for shape in self.readers(layer_type, 1)
+        )
+
+
+_INT4 = WeightFormat(4, 128)
+_META = "params.json and tokenizer of {}, Meta"
+
+MODELS: Mapping[str, ModelShape] = MappingProxyType(
+    {
+        "smollm2-135m": ModelShape(
+            name="SmolLM2-135M",
+            source="config.json of HuggingFaceTB/SmolLM2-135M; weights as in its GGUF file, Q4_1",
+            layers=30,
+            embed=576,
+            ffn=1536,
+            heads=9,
+            kv_heads=3,
+            head_dim=64,
+            vocab=49152,
+            weights=WeightFormat(4, 32, True),
+            output_weights=WeightFormat(8, 32),
+        ),
+        "bitnet-3b": ModelShape(
+            name="BitNet b1.58 3B",
+            source="config.json of 1bitLLM/bitnet_b1_58-3B; ternary weights in 2 bits",
+            layers=26,
+            embed=3200,
+            ffn=8640,
+            heads=32,
+            kv_heads=32,
+            head_dim=100,
+            vocab=32002,
+            weights=WeightFormat(2),
+        ),
+        "llama2-7b": ModelShape(
+            name="Llama2 7B",
+            source=_META.format("Llama-2-7b"),
+            layers=32,
+            embed=4096,
+            ffn=11008,
+            heads=32,
+            kv_heads=32,
+            head_dim=128,
+            vocab=32000,
+            weights=_INT4,
+        ),
+        "llama2-13b": ModelShape(
+            name="Llama2 13B",
+            source=_META.format("Llama-2-13b"),
+            layers=40,
+            embed=5120,
+            ffn=13824,
+            heads=40,
+            kv_heads=40,
+            head_dim=128,
+            vocab=32000,
+            weights=_INT4,
+        ),
+        "llama2-70b": ModelShape(
+            name="Llama2 70B",
+            source=_META.format("Llama-2-70b"),
+            layers=80,
+            embed=8192,
+            ffn=28672,
+            heads=64,
+            kv_heads=8,
+            head_dim=128,
+            vocab=32000,
+            weights=_INT4,
+        ),
+        "llama3-8b": ModelShape(
+            name="Llama3 8B",
+            source=_META.format("Meta-Llama-3-8B"),
+            layers=32,
+            embed=4096,
+            ffn=14336,
+            heads=32,
+            kv_heads=8,
+            head_dim=128,
+            vocab=128256,
+            weights=_INT4,
+        ),
+    }
+)
+"""The published models by the name that commands take."""
+
+
+def model_shape(model: str | ModelShape) -> ModelShape:
+    """Find a published model by its name; a shape is returned as it is.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is no such model.
+    """
+    if isinstance(model, ModelShape):
+        return model
+    if model not in MODELS:
+        raise InvalidArgumentError(f"unknown model {model!r}; known: {', '.join(MODELS)}")
+    return MODELS[model]

@@ -1,0 +1,340 @@
+"""How many MSB digits the rows of a model's activations store, for models that were not run.
+
+A distribution has, for every layer type (`shapes.LAYER_TYPES`), one or more classes of layers; a
+class is a quantile function of the share of stored digits per row (token). There are three sources:
+
+- ``measured``: what a run of SmolLM2-135M measured, stored with the package. For another model it
+  is *transferred*: nobody ran that model.
+- a number s: all layers alike. The logarithm of the odds of a row's share is normally distributed
+  around a mean such that the shares have the mean 1 - s; its standard deviation is that within the
+  measured layers (`row_spread`).
+- a JSON file: ``{"qkv": 0.9, "o": ..., "gate_up": ..., "down": ..., "output": ...}``, or the output
+  of ``sparqle run --json``.
+
+Stored digits of a row are then drawn evenly over its columns.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.models.shapes import LAYER_TYPES
+from sparqle_tvm.target.cost.shapes import RowNnz
+
+MEASURED = "measured"
+QUANTILES = 33
+"""Points of a stored quantile function, evenly spaced from 0 to 1."""
+CLASSES = 5
+"""Classes that the layers of a type are summed up in, from sparse to dense."""
+MAX_DRAWN_ROWS = 1024
+"""More rows than that repeat."""
+
+_BLOCK = re.compile(r"^blk_\d+_")
+_MEASURED_FILE = Path(__file__).parent / "data" / "msb_sparsity_smollm2.json"
+_TYPE_OF_READER = {
+    "attn_q": "qkv",
+    "attn_k": "qkv",
+    "attn_v": "qkv",
+    "attn_output": "o",
+    "ffn_gate": "gate_up",
+    "ffn_up": "gate_up",
+    "ffn_down": "down",
+    "output": "output",
+}
+
+Density = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class MsbDistribution:
+    """Shares of stored MSB digits by layer type.
+
+    Attributes
+    ----------
+    label : str
+        Where it comes from, for reports.
+    transferred : bool
+        It was measured on another model.
+    classes : mapping of str to tuple of ndarray
+        For every layer type its classes of layers, equally frequent: quantile functions of the
+        share of stored digits per row, float64, evenly spaced from 0 to 1.
+    """
+
+    label: str
+    transferred: bool
+    classes: Mapping[str, tuple[Density, ...]]
+
+    def msb_sparsity(self, layer_type: str) -> float:
+        """Mean share of zero MSB digits of a layer type, 0 to 1."""
+        return 1.0 - float(np.mean([_strata(q, 1)[0] for q in self.classes[layer_type]]))
+
+    def layer_counts(self, layer_type: str, layers: int) -> tuple[int, ...]:
+        """How many of so many layers are in each class; classes without any are left out."""
+        classes = len(self.classes[layer_type])
+        return tuple(len(range(i, layers, classes)) for i in range(min(classes, layers)))
+
+    def draw(
+        self, layer_type: str, which: int, rows: int, in_features: int, unit: int, seed: int = 0
+    ) -> RowNnz:
+        """Draw the stored digits of a layer's activations.
+
+        Parameters
+        ----------
+        layer_type : str
+            One of `LAYER_TYPES`.
+        which : int
+            Its class.
+        rows, in_features : int
+            M and K. More than `MAX_DRAWN_ROWS` rows repeat.
+        unit : int
+            Columns counted together.
+        seed : int
+            Equal seeds draw equal digits.
+
+        Returns
+        -------
+        RowNnz
+            The rows' shares are the means of the class's quantile function over `rows` equal
+            parts, in random order, so that their mean is that of the class.
+        """
+        quantiles = self.classes[layer_type][which]
+        rng = np.random.default_rng([seed, LAYER_TYPES.index(layer_type), which])
+        drawn = min(rows, MAX_DRAWN_ROWS)
+        share = rng.permutation(_strata(quantiles, drawn))
+        spans = math.ceil(in_features / unit)
+        widths = np.minimum(unit, in_features - unit * np.arange(spans))
+        counts = rng.binomial(widths, share[:, None]).astype(np.int32)
+        return RowNnz(np.resize(counts, (rows, spans)), unit, in_features)
+
+
+def msb_distribution(
+    source: str | float | os.PathLike[str] | MsbDistribution = MEASURED,
+) -> MsbDistribution:
+    """Find the distribution that a user names.
+
+    Parameters
+    ----------
+    source : str, float, path or MsbDistribution
+        ``measured``, an MSB sparsity from 0 to 1 (a number, or its text), or a JSON file.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a number lies outside [0, 1], or the file cannot be read or has not what is needed.
+    """
+    if isinstance(source, MsbDistribution):
+        return source
+    if source == MEASURED:
+        return measured()
+    try:
+        sparsity = float(source)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return from_file(source)  # type: ignore[arg-type]
+    return constant(sparsity)
+
+
+@lru_cache(maxsize=1)
+def measured() -> MsbDistribution:
+    """What a run of SmolLM2-135M measured; its file says with which command."""
+    data = json.loads(_MEASURED_FILE.read_text(encoding="utf-8"))
+    return MsbDistribution(data["label"], True, _classes_of(data["layer_types"], "measured"))
+
+
+def constant(sparsity: float) -> MsbDistribution:
+    """All layers with this mean MSB sparsity, rows spread as those of the measured layers.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it is not from 0 to 1.
+    """
+    quantiles = _spread_around(_checked(sparsity, "MSB sparsity"))
+    return MsbDistribution(
+        f"MSB sparsity {sparsity:g} in all layers", False, dict.fromkeys(LAYER_TYPES, (quantiles,))
+    )
+
+
+def from_file(path: str | os.PathLike[str]) -> MsbDistribution:
+    """Read a JSON file, see the module.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it cannot be read, is no JSON, lacks a layer type, or a sparsity is not from 0 to 1.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"MSB sparsity {str(path)!r} is neither {MEASURED!r}, nor a number from 0 to 1, nor a "
+            f"JSON file: {error}"
+        ) from error
+    if isinstance(data, dict) and "msb_sparsity" in data:
+        data = summarize(from_run(data, str(path)))
+    elif isinstance(data, dict) and "layer_types" in data:
+        data = data["layer_types"]
+    if not isinstance(data, dict):
+        raise InvalidArgumentError(f"{path}: a JSON object by layer type is expected")
+    return MsbDistribution(f"MSB sparsity of {Path(path).name}", False, _classes_of(data, path))
+
+
+def row_quantiles(nnz: RowNnz) -> list[float]:
+    """Quantile function of the share of stored digits per row, at `QUANTILES` even points."""
+    shares = nnz.per_chunk(nnz.in_features)[:, 0] / nnz.in_features
+    points = np.quantile(shares, np.linspace(0, 1, QUANTILES))
+    return [round(float(value), 5) for value in points]
+
+
+def layer_type_of(readers: Sequence[str]) -> str | None:
+    """Layer type of an encoding by the names of its readers, as a GGUF file has them."""
+    types = {_TYPE_OF_READER.get(_BLOCK.sub("", name)) for name in readers}
+    return types.pop() if len(types) == 1 else None
+
+
+def summarize(layers: Sequence[tuple[str, Sequence[float]]]) -> dict[str, list[list[float]]]:
+    """Sum up measured layers: the content of a file by layer type.
+
+    Parameters
+    ----------
+    layers : sequence of (str, sequence of float)
+        Layer type, and quantile function (`row_quantiles`) of each layer.
+
+    Returns
+    -------
+    dict
+        For each type the classes. Layers are sorted by their mean and dealt into `CLASSES` equal
+        parts; a class is the mean of its quantile functions, so it has their mean and spread.
+    """
+    result = {}
+    for layer_type in dict.fromkeys(kind for kind, _ in layers):
+        members = np.array([q for kind, q in layers if kind == layer_type])
+        ordered = members[np.argsort(members.mean(axis=1), kind="stable")]
+        parts = np.array_split(ordered, min(CLASSES, len(ordered)))
+        result[layer_type] = [[round(float(x), 5) for x in part.mean(axis=0)] for part in parts]
+    return result
+
+
+def measured_file() -> Path:
+    """Where the package keeps what was measured."""
+    return _MEASURED_FILE
+
+
+def from_run(data: Mapping[str, Any], path: str) -> list[tuple[str, list[float]]]:
+    """Layer type and quantile function of each layer that ``sparqle run --json`` wrote about.
+
+    Parameters
+    ----------
+    data : mapping
+        Content of the file.
+    path : str
+        Its name, for errors.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it says nothing about rows.
+    """
+    try:
+        found = [
+            (layer_type_of(layer["consumers"]), layer["row_density"])
+            for layer in data["msb_sparsity"]["layers"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise InvalidArgumentError(
+            f"{path} has no rows of layers ({error}); write it again with `sparqle run --json`"
+        ) from error
+    return [(kind, quantiles) for kind, quantiles in found if kind is not None]
+
+
+@lru_cache(maxsize=1)
+def row_spread() -> float:
+    """Standard deviation of the logarithm of the odds of a row's share, within measured layers.
+
+    The mean over all classes of the types in the blocks.
+    """
+    spreads = []
+    for layer_type, classes in measured().classes.items():
+        if layer_type != "output":
+            for quantiles in classes:
+                shares = np.clip(_strata(quantiles, 256), 1e-4, 1 - 1e-4)
+                spreads.append(np.log(shares / (1 - shares)).std())
+    return float(np.mean(spreads))
+
+
+def _spread_around(sparsity: float) -> Density:
+    if sparsity in (0.0, 1.0):
+        return np.full(QUANTILES, 1.0 - sparsity)
+    # Ends of the normal distribution are cut where a run of some hundred rows ends.
+    points = np.clip(np.linspace(0, 1, QUANTILES), 1 / 512, 1 - 1 / 512)
+    normal = np.array([NormalDist().inv_cdf(float(p)) for p in points])
+
+    def shares(center: float) -> Density:
+        return np.asarray(1 / (1 + np.exp(-(center + row_spread() * normal))))
+
+    low, high = -40.0, 40.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        if float(_strata(shares(middle), 1)[0]) < 1 - sparsity:
+            low = middle
+        else:
+            high = middle
+    return shares((low + high) / 2)
+
+
+def _strata(quantiles: Density, parts: int) -> Density:
+    """Means of a quantile function over equal parts of [0, 1]."""
+    points = np.linspace(0, 1, len(quantiles))
+    steps = np.diff(points) * (quantiles[1:] + quantiles[:-1]) / 2
+    integral = np.concatenate([[0.0], np.cumsum(steps)])
+    edges = np.linspace(0, 1, parts + 1)
+    # The integral of a piecewise linear function, exactly.
+    at = np.minimum((edges * (len(points) - 1)).astype(int), len(points) - 2)
+    inside = edges - points[at]
+    slope = (quantiles[at + 1] - quantiles[at]) * (len(points) - 1)
+    values = integral[at] + inside * (quantiles[at] + slope * inside / 2)
+    return np.asarray(np.clip(np.diff(values) * parts, 0.0, 1.0))
+
+
+def _classes_of(data: Mapping[str, Any], where: object) -> dict[str, tuple[Density, ...]]:
+    unknown, missing = sorted(set(data) - set(LAYER_TYPES)), sorted(set(LAYER_TYPES) - set(data))
+    if unknown or missing:
+        what = f"unknown layer types {unknown}" if unknown else f"missing layer types {missing}"
+        raise InvalidArgumentError(f"{where}: {what}; known: {', '.join(LAYER_TYPES)}")
+    return {kind: _classes(data[kind], f"{where}: {kind}") for kind in LAYER_TYPES}
+
+
+def _classes(value: Any, where: str) -> tuple[Density, ...]:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return (_spread_around(_checked(value, where)),)
+    try:
+        classes = tuple(np.array(quantiles, dtype=np.float64) for quantiles in value)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"{where}: a number or lists of numbers: {error}") from error
+    for quantiles in classes:
+        inside = quantiles.size and (quantiles >= 0).all() and (quantiles <= 1).all()
+        if quantiles.ndim != 1 or len(quantiles) < 2 or not inside:
+            raise InvalidArgumentError(
+                f"{where}: shares of stored digits are lists of at least two numbers from 0 to 1"
+            )
+    if not classes:
+        raise InvalidArgumentError(f"{where}: no class of layers")
+    return tuple(np.sort(quantiles) for quantiles in classes)
+
+
+def _checked(sparsity: float, what: str) -> float:
+    if not 0.0 <= sparsity <= 1.0:
+        raise InvalidArgumentError(f"{what} = {sparsity:g} must be from 0 to 1")
+    return float(sparsity)

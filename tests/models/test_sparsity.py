@@ -1,0 +1,196 @@
+"""Distributions of MSB digits: measured, around a number, from files; and what is drawn."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.models.shapes import LAYER_TYPES
+from sparqle_tvm.models.sparsity import (
+    CLASSES,
+    MAX_DRAWN_ROWS,
+    QUANTILES,
+    MsbDistribution,
+    constant,
+    from_file,
+    layer_type_of,
+    measured,
+    measured_file,
+    msb_distribution,
+    row_quantiles,
+    row_spread,
+    summarize,
+)
+from sparqle_tvm.target.cost.shapes import RowNnz
+
+
+def test_measured_is_what_the_stored_file_says():
+    data = json.loads(measured_file().read_text())
+    assert set(data["layer_types"]) == set(LAYER_TYPES)
+    for kind, classes in data["layer_types"].items():
+        assert len(classes) == (1 if kind == "output" else CLASSES)
+        means = [np.mean(quantiles) for quantiles in classes]
+        assert means == sorted(means)
+        for quantiles in classes:
+            assert len(quantiles) == QUANTILES
+            assert quantiles == sorted(quantiles)
+    found = measured()
+    assert found.transferred
+    assert "SmolLM2" in found.label
+    # The order of the layer types, as in every run of that model.
+    by_type = {kind: found.msb_sparsity(kind) for kind in LAYER_TYPES}
+    assert by_type["qkv"] > by_type["down"] > by_type["gate_up"] > by_type["o"]
+    assert 0.3 < row_spread() < 1.0
+
+
+@given(s=st.floats(0, 1))
+@settings(max_examples=25, deadline=None)
+def test_around_a_number_the_mean_is_that_number(s):
+    found = constant(s)
+    for kind in LAYER_TYPES:
+        assert found.msb_sparsity(kind) == pytest.approx(s, abs=1e-6)
+    nnz = found.draw("o", 0, 256, 4096, 64)
+    assert nnz.msb_sparsity == pytest.approx(s, abs=0.004)
+
+
+def test_rows_around_a_number_spread_as_documented():
+    shares = constant(0.7).draw("o", 0, 1024, 1 << 14, 64).per_chunk(1 << 14)[:, 0] / (1 << 14)
+    odds = np.log(shares / (1 - shares))
+    assert odds.std() == pytest.approx(row_spread(), rel=0.05)
+
+
+def test_ends_of_the_range():
+    none, all_ = (constant(s).draw("o", 0, 10, 100, 16) for s in (1.0, 0.0))
+    assert none.total == 0
+    assert all_.total == 10 * 100
+
+
+def test_drawn_rows_have_the_mean_of_their_class():
+    found = measured()
+    for kind in ("qkv", "down"):
+        means = []
+        for which in range(CLASSES):
+            nnz = found.draw(kind, which, 512, 4096, 128)
+            assert (nnz.rows, nnz.in_features, nnz.counts.shape[1]) == (512, 4096, 32)
+            means.append(nnz.msb_sparsity)
+        assert np.mean(means) == pytest.approx(found.msb_sparsity(kind), abs=0.003)
+        # One row alone is a mean row.
+        alone = found.draw(kind, 2, 1, 1 << 18, 128).msb_sparsity
+        assert alone == pytest.approx(means[2], abs=0.005)
+    again = found.draw("qkv", 0, 64, 256, 8, seed=1)
+    assert (found.draw("qkv", 0, 64, 256, 8, seed=1).counts == again.counts).all()
+    assert (found.draw("qkv", 0, 64, 256, 8, seed=2).counts != again.counts).any()
+
+
+def test_many_rows_repeat_and_a_last_span_may_be_short():
+    nnz = constant(0.5).draw("o", 0, MAX_DRAWN_ROWS + 3, 20, 16)
+    assert nnz.counts.shape == (MAX_DRAWN_ROWS + 3, 2)
+    assert (nnz.counts[:3] == nnz.counts[-3:]).all()
+    assert nnz.counts[:, 1].max() <= 4
+
+
+def test_layers_are_dealt_to_classes():
+    found = measured()
+    assert found.layer_counts("qkv", 32) == (7, 7, 6, 6, 6)
+    assert found.layer_counts("qkv", 2) == (1, 1)
+    assert found.layer_counts("output", 1) == (1,)
+    assert constant(0.5).layer_counts("qkv", 32) == (32,)
+
+
+def test_summary_of_layers():
+    counts = np.array([[0, 8], [4, 4], [8, 8], [1, 0]])
+    quantiles = row_quantiles(RowNnz(counts, 8, 16))
+    assert quantiles[0] == round(1 / 16, 5)
+    assert quantiles[-1] == 1.0
+    assert len(quantiles) == QUANTILES
+    layers = [("o", [0.1 * i, 0.1 * i + 0.2]) for i in range(7)] + [("down", [0.5, 0.5])]
+    classes = summarize(layers)
+    assert classes["down"] == [[0.5, 0.5]]
+    # 7 layers in 5 parts: 2, 2, 1, 1, 1; a class is the mean of its layers.
+    assert classes["o"] == [[0.05, 0.25], [0.25, 0.45], [0.4, 0.6], [0.5, 0.7], [0.6, 0.8]]
+    assert layer_type_of(["blk_12_attn_q", "blk_12_attn_v"]) == "qkv"
+    assert layer_type_of(["output"]) == "output"
+    assert layer_type_of(["blk_0_attn_q", "blk_0_ffn_down"]) is None
+    assert layer_type_of(["expert"]) is None
+
+
+BY_TYPE = dict.fromkeys(LAYER_TYPES, 0.5)
+
+
+def test_files(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({**BY_TYPE, "qkv": 0.9, "o": [[0.1, 0.3], [0.5, 0.7]]}))
+    found = msb_distribution(path)
+    assert not found.transferred
+    assert "mine.json" in found.label
+    assert found.msb_sparsity("qkv") == pytest.approx(0.9)
+    assert found.msb_sparsity("o") == pytest.approx(0.6)
+    assert found.layer_counts("o", 3) == (2, 1)
+    # The package's own table has the same format.
+    same = from_file(measured_file())
+    assert same.msb_sparsity("down") == measured().msb_sparsity("down")
+
+
+def test_what_a_run_wrote(tmp_path):
+    layers = [
+        {"consumers": ["blk_0_attn_q"], "row_density": [0.1, 0.1]},
+        {"consumers": ["blk_0_attn_output"], "row_density": [0.2, 0.2]},
+        {"consumers": ["blk_0_ffn_up"], "row_density": [0.3, 0.3]},
+        {"consumers": ["blk_0_ffn_down"], "row_density": [0.4, 0.4]},
+        {"consumers": ["output"], "row_density": [0.5, 0.5]},
+        {"consumers": ["something else"], "row_density": [0.9, 0.9]},
+    ]
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"msb_sparsity": {"layers": layers}}))
+    found = msb_distribution(str(path))
+    assert [round(found.msb_sparsity(kind), 6) for kind in LAYER_TYPES] == [0.9, 0.8, 0.7, 0.6, 0.5]
+    del layers[0]["row_density"]
+    path.write_text(json.dumps({"msb_sparsity": {"layers": layers}}))
+    with pytest.raises(InvalidArgumentError, match=r"run\.json has no rows of layers"):
+        msb_distribution(path)
+
+
+def test_sources_by_name():
+    assert msb_distribution() is measured()
+    assert msb_distribution("0.25").msb_sparsity("o") == pytest.approx(0.25)
+    mine = MsbDistribution("mine", False, measured().classes)
+    assert msb_distribution(mine) is mine
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, "2", float("nan"), float("inf")])
+def test_sparsity_outside_is_refused(value):
+    with pytest.raises(InvalidArgumentError, match="must be from 0 to 1"):
+        msb_distribution(value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "nor a JSON file"),
+        ("[1]", "a JSON object by layer type"),
+        ({**BY_TYPE, "qkv": 1.2}, "qkv = 1.2 must be from 0 to 1"),
+        ({**BY_TYPE, "moe": 0.5}, r"unknown layer types \['moe'\]"),
+        ({"qkv": 0.5}, "missing layer types"),
+        ({**BY_TYPE, "o": [[0.5]]}, "o: shares of stored digits are lists"),
+        ({**BY_TYPE, "o": [[0.5, 1.5]]}, "o: shares of stored digits are lists"),
+        ({**BY_TYPE, "o": []}, "o: no class of layers"),
+        ({**BY_TYPE, "o": "much"}, "o: a number or lists of numbers"),
+        ({**BY_TYPE, "o": True}, "o: a number or lists of numbers"),
+        ({"layer_types": 3}, "a JSON object by layer type"),
+    ],
+)
+def test_wrong_files_are_refused(tmp_path, content, message):
+    path = tmp_path / "wrong.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InvalidArgumentError, match=message):
+        msb_distribution(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(InvalidArgumentError, match="neither 'measured', nor a number"):
+        msb_distribution(str(tmp_path / "none.json"))
