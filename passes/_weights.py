@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from sparqle_tvm import dialect
+from sparqle_tvm.errors import CompileError
 from sparqle_tvm.numerics import QuantizedWeights, bias_term, grouped_bias_term, window_bias
 from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT
+from sparqle_tvm.passes._constants import make_const
 from sparqle_tvm.passes._rewrite import Rewriter
 
 
@@ -55,6 +58,46 @@ def offset_constant(
     total = op.sum(op.multiply(sums64, op.astype(w_scale, "float64")), axis=[1])
     factor = relax.const(-float(window_bias(k, window)), "float64")
     return rewriter.emit(op.multiply(total, factor), "window_offset")
+
+
+def remaining_offset(rewriter: Rewriter, call: relax.Call) -> relax.Expr | None:
+    """What a split dense adds besides undoing the bias of its window's digits: (N,), or nothing.
+
+    Raises
+    ------
+    CompileError
+        If a float64 offset cannot be split exactly into the window's part and the rest.
+    """
+    attrs = dialect.attributes(call)
+    scaled = dialect.is_op(call, "split_dense_scaled")
+    weight, offset = call.args[2 if scaled else 1], call.args[4 if scaled else 2]
+    if attrs.get("group_size", 0):
+        own = offset_constant(rewriter, weight, call.args[3], attrs["k"], attrs["window"])
+    else:
+        own = bias_constant(rewriter, weight, attrs["k"], attrs["window"])
+    whole, part = rewriter.constants.value(offset), rewriter.constants.value(own)
+    if part is not None and not part.any():
+        rest = whole
+    elif whole is None or part is None:
+        return rewriter.emit(relax.op.subtract(offset, own), "offset")
+    else:
+        rest = whole - part
+    if rest is None:
+        return offset
+    if not rest.any():
+        return None
+    if rest.dtype == np.float64 and not _is_exact(rest):
+        raise CompileError(
+            "its float64 offset is no multiple of 2^-24 below 2^29, so that the order of its sums "
+            "would matter; add it after the dense"
+        )
+    return make_const(rest)
+
+
+def _is_exact(sums: np.ndarray) -> bool:
+    """Whether float64 adds these to sums of integers times float16 without rounding."""
+    scaled = np.ldexp(sums, 24)
+    return bool(np.all(scaled == np.rint(scaled)) and np.all(np.abs(sums) < EXACT_SUM_LIMIT))
 
 
 def adds_exactly(

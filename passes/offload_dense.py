@@ -14,6 +14,7 @@ from sparqle_tvm.errors import CompileError, TargetError
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import Rewriter, apply_rewriter, dims_of, int_shape
 from sparqle_tvm.passes._value_range import value_range
+from sparqle_tvm.passes._weights import remaining_offset
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.bundle import pack_bundle
 from sparqle_tvm.target.codegen import generate
@@ -41,12 +42,14 @@ class _Offload(Rewriter):
         weight = call.args[2 if scaled else 1]
         attrs["weight_bits"], signed = self._weight_format(weight, attrs["weight_bits"])
         try:
-            bundle = self.owner.bundle(self._specs(call, attrs, weight, signed), attrs["label"])
+            offset = remaining_offset(self, call)
+            specs = self._specs(call, attrs, weight, signed, offset is not None)
+            bundle = self.owner.bundle(specs, attrs["label"])
         except (CompileError, TargetError) as error:
             self.report.skip("OffloadDense", str(call.op.name), attrs["label"], str(error))
             return None
         self.report.rewrite("OffloadDense")
-        arguments = self._arguments(call, attrs, scaled, weight)
+        arguments = self._arguments(call, attrs, scaled, weight, offset)
         return relax.op.call_dps_packed(
             LAUNCH,
             relax.Tuple([tvm.ir.StringImm(attrs["label"]), bundle, *arguments]),
@@ -65,7 +68,7 @@ class _Offload(Rewriter):
         return (bits, False) if low >= 0 and high < 2 * half else (8, True)
 
     def _specs(
-        self, call: relax.Call, attrs: dict[str, Any], weight: Any, signed: bool
+        self, call: relax.Call, attrs: dict[str, Any], weight: Any, signed: bool, has_offset: bool
     ) -> list[DenseSpec]:
         outputs, columns = int_shape(weight)
         scaled = dialect.is_op(call, "split_dense_scaled")
@@ -80,7 +83,7 @@ class _Offload(Rewriter):
                 weight_signed=signed,
                 group_size=attrs.get("group_size", 0),
                 has_min=len(call.args) == 7,
-                offset=True,
+                has_offset=has_offset,
                 output="float32" if scaled else "int32",
             )
             for rows in self._row_counts(call)
@@ -104,16 +107,22 @@ class _Offload(Rewriter):
         return self.constants.once(key, lambda: pack_weights(values, bits))
 
     def _arguments(
-        self, call: relax.Call, attrs: dict[str, Any], scaled: bool, weight: Any
+        self,
+        call: relax.Call,
+        attrs: dict[str, Any],
+        scaled: bool,
+        weight: Any,
+        offset: relax.Expr | None,
     ) -> list[relax.Expr]:
-        """Planes, weight, offset, then scales, minima and group sums as far as there are any."""
+        """Planes, weight, then offset, scales, minima and group sums as far as there are any."""
         encoding = call.args[0]
         planes = [self.emit(relax.TupleGetItem(encoding, i)) for i in range(4)]
-        weight = self._packed(weight, attrs["weight_bits"])
+        offsets = [] if offset is None else [offset]
+        operands = [*planes, self._packed(weight, attrs["weight_bits"]), *offsets]
         if not scaled:
-            return [*planes, weight, call.args[2]]
-        _, act_scale, _, w_scale, offset, *minimum = call.args
-        return [*planes, weight, offset, act_scale, w_scale, *minimum]
+            return operands
+        _, act_scale, _, w_scale, _, *minimum = call.args
+        return [*operands, act_scale, w_scale, *minimum]
 
 
 @tvm.transform.module_pass(opt_level=0, name="OffloadDense")
@@ -121,8 +130,9 @@ class OffloadDense:
     """Replace split dense ops by calls of accelerator programs.
 
     Every op is scheduled and compiled to a program for its row count (for some row counts, if
-    that is symbolic); equal ops share them. What the code generator does not take stays on the
-    host, correct, and is reported.
+    that is symbolic); equal ops share them. The accelerator undoes the bias of a window's digits
+    itself: of the offset only what is left besides that (a bias) is handed over, if anything is.
+    What the code generator does not take stays on the host, correct, and is reported.
 
     Precondition: the module is in split-precision form.
 
@@ -133,7 +143,7 @@ class OffloadDense:
     After::
 
         y = R.call_dps_packed("sparqle.launch", (R.str("up"), programs, enc[0], enc[1], enc[2],
-                              enc[3], w, offset, s, d), out_ty=R.Tensor((1, n, N), "float32"))
+                              enc[3], w, s, d), out_ty=R.Tensor((1, n, N), "float32"))
 
     Parameters
     ----------

@@ -76,9 +76,9 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
     bundle : tensor of uint8 (bytes,)
         Programs, see `target.bundle`.
     operands : tensors
-        lsb, pbm, msb, row_ptr, weight, offset; for float32 outputs act_scale and w_scale; with
-        minima w_min and group_sums; last the output, which is written. The weight is packed
-        uint8, or int8 (N, K).
+        lsb, pbm, msb, row_ptr, weight; the offset if the program has one; for float32 outputs
+        act_scale and w_scale; with minima w_min and group_sums; last the output, which is written.
+        The weight is packed uint8, or int8 (N, K).
 
     Raises
     ------
@@ -109,7 +109,7 @@ def _programs(data: bytes) -> tuple[Program, ...]:
 
 def _tensors(header: Header, rows: int, inputs: list[NDArray[Any]]) -> dict[Tensor, NDArray[Any]]:
     """The operands as they lie in the accelerator's DRAM."""
-    lsb, pbm, msb, row_ptr, weight, offset, *scales = inputs
+    lsb, pbm, msb, row_ptr, weight, *others = inputs
     pbm = pbm.reshape(rows, -1)
     stream, pointers = tile_order(header, pbm, msb, row_ptr)
     packed = pack_weights(weight, header.weight_bits) if weight.dtype == np.int8 else weight
@@ -119,10 +119,11 @@ def _tensors(header: Header, rows: int, inputs: list[NDArray[Any]]) -> dict[Tens
         Tensor.MSB: stream,
         Tensor.MSB_PTR: pointers,
         Tensor.WGT: packed,
-        Tensor.OFFSET: offset,
     }
+    if header.has_offset:
+        tensors[Tensor.OFFSET] = others.pop(0)
     if header.output == "float32":
-        act_scale, w_scale, *minimum = scales
+        act_scale, w_scale, *minimum = others
         tensors[Tensor.ACT_SCALE] = np.ascontiguousarray(
             np.broadcast_to(act_scale.reshape(-1), rows)
         )

@@ -25,7 +25,7 @@ from sparqle_tvm.target.isa import Instruction, read_instruction
 from sparqle_tvm.target.operands import Buffer, Reader
 
 MAGIC = b"SPQP"
-VERSION = 1
+VERSION = 2
 
 _PREFIX = struct.Struct("<4sHQ")
 _COUNT = struct.Struct("<I")

@@ -117,7 +117,8 @@ class Header:
     scheme : {"sparqle", "dense"}
         Planes and bitmap, or 2k-bit activations. ``dense`` has the window ``unsigned``.
     window : {"signed", "unsigned"}
-        Whether LSB digits are biased; ``signed`` needs `has_offset`.
+        What stored LSB digits stand for: those of ``signed`` have their top bit flipped, see
+        `isa.MmaLsb`.
     in_features, out_features : int
         K and N.
     m_max : int
@@ -134,7 +135,7 @@ class Header:
     has_min : bool
         The groups have a minimum besides the scale.
     has_offset : bool
-        There is a constant per channel: int32, or float64 with groups.
+        There is a constant per channel (a bias): int32, or float64 with groups.
     output : {"int32", "float32"}
         What DRAIN makes. ``int32`` has no scales and needs group_size 0.
     allocations : tuple of Allocation
@@ -160,7 +161,7 @@ class Header:
     weight_signed: bool = True
     group_size: int = 0
     has_min: bool = False
-    has_offset: bool = True
+    has_offset: bool = False
     output: Output = "float32"
     allocations: tuple[Allocation, ...] = ()
     tokens: tuple[int, ...] = field(default=(0,) * len(Queue))
@@ -260,8 +261,8 @@ def _op_problem(header: Header) -> str | None:
         return "minima need a group_size"
     if header.output == "int32" and header.group_size:
         return "int32 outputs cannot have groups"
-    if header.window == "signed" and (header.scheme == "dense" or not header.has_offset):
-        return "window signed needs scheme sparqle and an offset"
+    if header.window == "signed" and header.scheme == "dense":
+        return "window signed needs scheme sparqle"
     return None
 
 

@@ -15,7 +15,7 @@ op, and registered with TVM once, under a name that says both.
 ``ld_scale``   group scales of a K chunk
 ``ld_min``     group minima of a K chunk
 ``ld_channel`` scale per channel
-``ld_offset``  constant per channel that undoes the bias of the window
+``ld_offset``  constant per channel: a bias
 ``zero``       clear accumulators
 ``mma_lsb``    add low digits times weights, per group times its scale
 ``mma_msb``    the same for high digits, times 2^k
@@ -146,7 +146,8 @@ def get_intrinsic(name: str, spec: DenseSpec, tile: tuple[int, int, int]) -> str
 def _variant(spec: DenseSpec) -> str:
     """What of the op the intrinsics depend on."""
     flags = ("_min" if spec.has_min else "") + ("_offset" if spec.has_offset else "")
-    return f"{spec.scheme}{spec.digit_bits}_g{spec.group_size}{flags}_{spec.output}"
+    digits = f"{spec.scheme}{spec.digit_bits}_{spec.window}"
+    return f"{digits}_g{spec.group_size}{flags}_{spec.output}"
 
 
 def _define(name: str, spec: DenseSpec, extents: tuple[int, int, int]) -> _Definition:

@@ -54,10 +54,11 @@ def dense_span_steps(header: Header, k: int, row_split: int) -> int:
 class MmaLsb(Instruction):
     """Multiply the LSB plane with the weights: ``acc[i, j] (+)= sum_c lsb[i, c] * wgt[j, c]``.
 
-    m x n x k digits; LSB digits as stored (biased ones are mended by the offset in DRAIN), all
-    weight slices. Without groups acc is int32. With groups, the int32 sum of each group times
-    its float16 scale is added to the 64-bit accumulator. Accumulators lie row by row, (m, n),
-    `Header.accumulator_bytes` each. If `zero`, they are cleared first.
+    m x n x k digits, all weight slices. Digits of the window ``unsigned`` are read as they lie
+    in ACT, 0 to 2^k - 1; those of ``signed``, stored as digit + 2^(k-1), with their top bit
+    flipped, which makes them two's complement. Without groups acc is int32. With groups, the int32
+    sum of each group times its float16 scale is added to the 64-bit accumulator. Accumulators lie
+    row by row, (m, n), `Header.accumulator_bytes` each. If `zero`, they are cleared first.
 
     Cycles: ``ceil(m / rows) * ceil(n / cols) * ceil(k / lanes)`` per weight slice; if not
     `accelerator.msb_across_groups`, ceil per weight group and summed up. With `row_split` r > 1

@@ -101,7 +101,7 @@ def default_decisions(
         If the smallest tile does not fit a buffer.
     """
     if tiling is None:
-        tiling = choose_tilings((spec.shape,), accelerator, spec.scheme, spec.has_offset)[0]
+        tiling = choose_tilings((spec.shape,), accelerator, spec.scheme)[0]
     decisions = Decisions(
         m=tiling.m,
         n=tiling.n,

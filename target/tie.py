@@ -84,9 +84,7 @@ def tie_encoding(
     TargetError
         If no tile fits the buffers.
     """
-    _, costs = encoding_costs(
-        encoding.label, encoding.nnz, encoding.consumers, accelerator, scheme, encoding.window
-    )
+    _, costs = encoding_costs(encoding.label, encoding.nnz, encoding.consumers, accelerator, scheme)
     signed = scheme == "sparqle" and encoding.window == "signed"
     window: Window = "signed" if signed else "unsigned"
     return tuple(
@@ -134,6 +132,7 @@ def _program(
         weight_bits=shape.weight_bits,
         group_size=shape.group_size,
         has_min=shape.has_min,
+        has_offset=shape.has_offset,
         scheme=scheme,
     )
     decisions = default_decisions(spec, accelerator, tiling)

@@ -41,7 +41,8 @@ class DenseSpec:
     digit_bits : {2, 4, 8}
         Width of a digit; activations have twice as many bits.
     window : {"signed", "unsigned"}
-        Window of the encoding; ``signed`` needs the offset that undoes the digits' bias.
+        Window of the encoding. LSB digits of ``signed`` are stored with their top bit flipped; the
+        op multiplies what they stand for, so the window needs no offset.
     weight_bits : {2, 4, 8}
         Bits of a stored weight.
     weight_signed : bool
@@ -50,8 +51,8 @@ class DenseSpec:
         Weights along K that share a float16 scale, a divisor of K; 0: one scale per channel.
     has_min : bool
         The groups have a minimum besides the scale, and the encoding has group sums.
-    offset : bool
-        Add a constant per channel even if the window needs none.
+    has_offset : bool
+        Add a constant per output channel: a bias.
     output : {"int32", "float32"}
         ``int32``: the exact sum, without scales.
     scheme : {"sparqle", "dense"}
@@ -72,7 +73,7 @@ class DenseSpec:
     weight_signed: bool = True
     group_size: int = 0
     has_min: bool = False
-    offset: bool = False
+    has_offset: bool = False
     output: Output = "float32"
     scheme: ProgramScheme = "sparqle"
 
@@ -107,11 +108,6 @@ class DenseSpec:
         return ""
 
     @property
-    def has_offset(self) -> bool:
-        """Whether there is a constant per output channel."""
-        return self.offset or self.window == "signed"
-
-    @property
     def groups(self) -> int:
         """Weight groups along K, 0 without."""
         return self.k // self.group_size if self.group_size else 0
@@ -136,6 +132,7 @@ class DenseSpec:
             weight_bits=self.weight_bits,
             group_size=self.group_size,
             has_min=self.has_min,
+            has_offset=self.has_offset,
         )
 
 
@@ -147,7 +144,7 @@ def split_dense_primfunc(
     Its parameters, in order, with extents padded up to `multiple` (columns of groups too):
 
     ================  =================  ======================================================
-    ``lsb``           (M, K) uint8       low digits, stored (biased) form
+    ``lsb``           (M, K) uint8       low digits, as they are stored
     ``msb``           (M, K) int8        high digits, zeros included
     ``act``           (M, K) int8/int16  scheme ``dense`` only, instead of the two
     ``group_sums``    (M, G) int32       if ``has_min``
@@ -262,7 +259,10 @@ class _Arrays:
 
 
 def digit(spec: DenseSpec, name: str, stored: Any) -> Any:
-    """Int32 factor of a pass: the digit as stored, the high one times 2^k.
+    """Int32 factor of a pass: what the stored digit stands for, the high one times 2^k.
+
+    A low digit of the window ``signed`` is stored with its top bit flipped: less 2^(k-1), it is
+    the two's complement digit of `numerics.slicing`.
 
     Parameters
     ----------
@@ -277,7 +277,9 @@ def digit(spec: DenseSpec, name: str, stored: Any) -> Any:
     if spec.scheme == "dense":
         low = tirx.bitwise_and(value, tirx.const(base - 1, "int32"))
         return low if name == "mma_lsb" else value - low
-    return value if name == "mma_lsb" else value * tirx.const(base, "int32")
+    if name == "mma_msb":
+        return value * tirx.const(base, "int32")
+    return value - tirx.const(base // 2, "int32") if spec.window == "signed" else value
 
 
 def product(spec: DenseSpec, name: str, stored: Any, weight: Any, scale: Any) -> Any:

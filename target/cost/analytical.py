@@ -163,7 +163,6 @@ def dense_op_cost(
     tiling: Tiling,
     accelerator: Accelerator,
     scheme: Scheme,
-    window: str = "signed",
 ) -> OpCost:
     """Cost of one dense op.
 
@@ -179,8 +178,6 @@ def dense_op_cost(
         The array and its memory.
     scheme : {"sparqle", "dense", "native", "a4"}
         See `OpCost`.
-    window : {"signed", "unsigned"}
-        Window of the encoding; the signed one needs an offset per output channel.
 
     Raises
     ------
@@ -192,14 +189,12 @@ def dense_op_cost(
     msb = lsb * (dense_passes(scheme) - 1)
     if scheme == "sparqle":
         msb = msb_pass_cycles(shape, nnz, tiling.k, accelerator)
-    offset = storage.has_offset(scheme, window)
     digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
     sums = storage.group_sum_bytes(shape.m, shape.k, shape.group_size if shape.has_min else 0)
     loads = OpLoads(
         shape=shape,
         accelerator=accelerator,
         scheme=scheme,
-        offset=offset,
         activation_bytes=digits + bitmap,
     )
     tile = (tiling.m, tiling.n, tiling.k)
@@ -208,7 +203,7 @@ def dense_op_cost(
     metadata = tiling.activation_loads * (bitmap + sums)
     metadata += tiling.row_loads * shape.m * storage.ACTIVATION_SCALE_BYTES
     weights = tiling.weight_loads * storage.weight_bytes(shape, shape.k)
-    weights += tiling.channel_loads * storage.parameter_bytes(shape, offset)
+    weights += tiling.channel_loads * storage.parameter_bytes(shape)
     activation_bytes, weight_bytes = tiling.activation_loads * digits, shape.n * weights
     metadata += pointers if scheme == "sparqle" else 0
     output_bytes = shape.m * shape.n * accelerator.float_bytes
@@ -228,7 +223,7 @@ def dense_op_cost(
         dma_cycles=math.ceil(pipeline.dma_cycles),
         total_cycles=total_cycles,
         events=replace(
-            op_events(shape, nnz, tiling, accelerator, scheme, offset),
+            op_events(shape, nnz, tiling, accelerator, scheme),
             cycles=total_cycles,
             dram_read_bytes=activation_bytes + metadata + weight_bytes,
             dram_write_bytes=output_bytes,
@@ -295,7 +290,6 @@ def encoding_costs(
     consumers: Sequence[DenseShape],
     accelerator: Accelerator,
     scheme: Scheme,
-    window: str = "signed",
 ) -> tuple[EncodeCost, tuple[OpCost, ...]]:
     """Cost of one encoding and of all dense ops that read it, with tiles chosen together.
 
@@ -310,11 +304,11 @@ def encoding_costs(
         raise InvalidArgumentError(f"encoding {label!r} has no dense op that reads it")
     for shape in consumers:
         _check_nnz(shape, nnz)
-    tilings = choose_tilings(consumers, accelerator, scheme, storage.has_offset(scheme, window))
+    tilings = choose_tilings(consumers, accelerator, scheme)
     sum_groups = [shape.group_size for shape in consumers if shape.has_min]
     encode = encode_cost(label, nnz, tilings[0], min(sum_groups, default=0), accelerator, scheme)
     ops = tuple(
-        dense_op_cost(shape, nnz, tiling, accelerator, scheme, window)
+        dense_op_cost(shape, nnz, tiling, accelerator, scheme)
         for shape, tiling in zip(consumers, tilings, strict=True)
     )
     return encode, ops

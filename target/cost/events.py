@@ -109,7 +109,6 @@ def op_events(
     tiling: Tiling,
     accelerator: Accelerator,
     scheme: Scheme,
-    offset: bool,
 ) -> Events:
     """Events of a dense op within the accelerator, by formula; cycles and DRAM are left at 0.
 
@@ -125,8 +124,6 @@ def op_events(
         Its array and buffers.
     scheme : {"sparqle", "dense", "native", "a4"}
         How the activations are stored and computed.
-    offset : bool
-        Whether channels come with an offset.
     """
     slices = shape.weight_slices(accelerator.digit_bits)
     array = array_of(accelerator, scheme)
@@ -149,7 +146,7 @@ def op_events(
         scale_operations=shape.m * shape.n * groups * (all_passes + shape.has_min),
         find_first_steps=stored * blocks,
         drained_elements=shape.m * shape.n,
-        **_buffer_bytes(shape, nnz, tiling, accelerator, scheme, offset, all_passes),
+        **_buffer_bytes(shape, nnz, tiling, accelerator, scheme, all_passes),
     )
 
 
@@ -159,7 +156,6 @@ def _buffer_bytes(
     tiling: Tiling,
     accelerator: Accelerator,
     scheme: Scheme,
-    offset: bool,
     passes: int,
 ) -> dict[str, int]:
     """Traffic of the buffers by the rule of `simulator.counts.Counts`."""
@@ -171,7 +167,7 @@ def _buffer_bytes(
     scales = shape.m * storage.ACTIVATION_SCALE_BYTES
     weights = shape.n * storage.weight_bytes(shape, shape.k)
     packed = shape.n * math.ceil(shape.k * shape.weight_bits / 8)
-    channels = shape.n * storage.parameter_bytes(shape, offset)
+    channels = shape.n * storage.parameter_bytes(shape)
     group_reads = (weights - packed) * (passes + shape.has_min) * tiling.m_tiles
     elements = shape.m * shape.n
     accumulators = elements * storage.accumulator_bytes(shape)

@@ -155,10 +155,7 @@ def pass_cost(
     scheme : {"sparqle", "dense", "native", "a4"}
         How the dense layers work.
     """
-    parts = [
-        encoding_costs(e.label, e.nnz, e.consumers, accelerator, scheme, e.window)
-        for e in encodings
-    ]
+    parts = [encoding_costs(e.label, e.nnz, e.consumers, accelerator, scheme) for e in encodings]
     return PassCost(
         scheme=scheme,
         ops=tuple(op for _, ops in parts for op in ops),

@@ -46,8 +46,6 @@ class OpLoads:
         Bandwidth, and cycles of a descriptor.
     scheme : {"sparqle", "dense", "native", "a4"}
         What lies in memory.
-    offset : bool
-        Whether weights come with the constant of the signed window.
     activation_bytes : int
         Planes and bitmap of all activations.
     """
@@ -55,7 +53,6 @@ class OpLoads:
     shape: DenseShape
     accelerator: Accelerator
     scheme: Scheme
-    offset: bool
     activation_bytes: int
 
     def _cycles(self, nbytes: Any, descriptors: int = 1) -> Any:
@@ -100,7 +97,7 @@ class OpLoads:
 
     def channel(self, n: Any) -> Any:
         """Parameters of `n` channels, if there are any."""
-        per_channel = storage.parameter_bytes(self.shape, self.offset)
+        per_channel = storage.parameter_bytes(self.shape)
         return self._cycles(n * per_channel) if per_channel else 0 * n
 
     def store(self, elements: Any) -> Any:

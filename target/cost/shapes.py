@@ -42,6 +42,8 @@ class DenseShape:
         The groups have a minimum besides the scale (GGUF ``Q4_1``); needs group sums.
     label : str
         Name for reports; ops that differ in nothing else are equal.
+    has_offset : bool
+        There is a constant per output channel (a bias) that the drain adds.
     """
 
     m: int
@@ -51,6 +53,7 @@ class DenseShape:
     group_size: int = 0
     has_min: bool = False
     label: str = field(default="", compare=False)
+    has_offset: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be counted."""

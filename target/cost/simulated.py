@@ -84,6 +84,7 @@ class ProgramCache:
             weight_bits=shape.weight_bits,
             group_size=shape.group_size,
             has_min=shape.has_min,
+            has_offset=shape.has_offset,
             scheme=scheme,
         )
         if spec not in self.programs:

@@ -80,25 +80,19 @@ def weight_bytes(shape: DenseShape, k: int) -> int:
     return weights + math.ceil(k / shape.group_size) * GROUP_SCALE_BYTES * (1 + shape.has_min)
 
 
-def parameter_bytes(shape: DenseShape, offset: bool) -> int:
+def parameter_bytes(shape: DenseShape) -> int:
     """Bytes that the drain needs of each output channel.
 
-    `offset` is the constant of the signed window: int32 per channel, float64 with groups. Without
-    groups there is a scale.
+    An offset is int32, float64 with groups. Without groups there is a scale.
     """
     if shape.group_size:
-        return offset * GROUP_OFFSET_BYTES
-    return CHANNEL_SCALE_BYTES + offset * CHANNEL_OFFSET_BYTES
+        return shape.has_offset * GROUP_OFFSET_BYTES
+    return CHANNEL_SCALE_BYTES + shape.has_offset * CHANNEL_OFFSET_BYTES
 
 
-def channel_bytes(shape: DenseShape, k: int, offset: bool) -> int:
+def channel_bytes(shape: DenseShape, k: int) -> int:
     """Bytes of all that belongs to one output channel over `k` columns."""
-    return weight_bytes(shape, k) + parameter_bytes(shape, offset)
-
-
-def has_offset(scheme: Scheme, window: str) -> bool:
-    """Whether a dense op loads an offset: only the biased LSB digits of the signed window do."""
-    return scheme == "sparqle" and window == "signed"
+    return weight_bytes(shape, k) + parameter_bytes(shape)
 
 
 def accumulator_bytes(shape: DenseShape) -> int:

@@ -96,7 +96,7 @@ class Tiling:
 
 
 def choose_tilings(
-    shapes: Sequence[DenseShape], accelerator: Accelerator, scheme: Scheme, offset: bool
+    shapes: Sequence[DenseShape], accelerator: Accelerator, scheme: Scheme
 ) -> tuple[Tiling, ...]:
     """Choose tiles for the dense ops that read one encoding.
 
@@ -113,25 +113,23 @@ def choose_tilings(
         The array and its buffers.
     scheme : {"sparqle", "dense", "native", "a4"}
         What lies in memory.
-    offset : bool
-        Whether weights come with the constant of the signed window.
 
     Raises
     ------
     TargetError
         If the smallest tile does not fit a buffer.
     """
-    return _choose_tilings(tuple(shapes), accelerator, scheme, offset)
+    return _choose_tilings(tuple(shapes), accelerator, scheme)
 
 
 @lru_cache(maxsize=4096)
 def _choose_tilings(
-    shapes: tuple[DenseShape, ...], accelerator: Accelerator, scheme: Scheme, offset: bool
+    shapes: tuple[DenseShape, ...], accelerator: Accelerator, scheme: Scheme
 ) -> tuple[Tiling, ...]:
     lanes = array_of(accelerator, scheme).lanes
     unit = math.lcm(8, lanes, *(max(s.group_size, 1) for s in shapes))
     chunks = _tile_sizes(shapes[0].k, unit)
-    searches = [_search(shape, chunks, accelerator, scheme, offset) for shape in shapes]
+    searches = [_search(shape, chunks, accelerator, scheme) for shape in shapes]
     costs = np.sum([cost for cost, _ in searches], axis=0)
     best = int(np.argmin(costs))
     if not np.isfinite(costs[best]):
@@ -147,7 +145,6 @@ def _search(
     chunks: NDArray[np.int64],
     accelerator: Accelerator,
     scheme: Scheme,
-    offset: bool,
 ) -> tuple[NDArray[np.float64], list[Tiling]]:
     """Best cost and tiling of one op for each K chunk (cost is infinite if nothing fits)."""
     # Axes: (chunk, row tile, column tile, loop order).
@@ -159,7 +156,7 @@ def _search(
     mt, nt = row_sizes[None, :, None, None], col_sizes[None, None, :, None]
     rows_outer = np.array([True, False])[None, None, None, :]
     row = _per_chunk(chunks, lambda k: storage.worst_row_bytes(shape, k, accelerator, scheme))
-    channel = _per_chunk(chunks, lambda k: storage.channel_bytes(shape, k, offset))
+    channel = _per_chunk(chunks, lambda k: storage.channel_bytes(shape, k))
     rows, cols = np.minimum(mt, shape.m), np.minimum(nt, shape.n)
     fits = (
         (2 * rows * row <= accelerator.activation_buffer_bytes)
@@ -172,7 +169,7 @@ def _search(
     array, count = array_of(accelerator, scheme), 2 if scheme == "sparqle" else dense_passes(scheme)
     passes = _per_chunk(chunks, lambda k: count * lsb_pass_cycles(shape, k, array))
     candidates = np.broadcast_arrays(mt, nt, kt, rows_outer, passes)
-    loads = _worst_loads(shape, accelerator, scheme, offset)
+    loads = _worst_loads(shape, accelerator, scheme)
     least = np.where(fits, _least_cycles(loads, (mt, nt, kt), rows_outer, passes), np.inf)
     costs = _cheapest(loads, [c.reshape(len(chunks), -1) for c in candidates], least)
     best = np.argmin(costs, axis=1)
@@ -209,14 +206,11 @@ def _cheapest(
     return costs
 
 
-def _worst_loads(
-    shape: DenseShape, accelerator: Accelerator, scheme: Scheme, offset: bool
-) -> OpLoads:
+def _worst_loads(shape: DenseShape, accelerator: Accelerator, scheme: Scheme) -> OpLoads:
     return OpLoads(
         shape=shape,
         accelerator=accelerator,
         scheme=scheme,
-        offset=offset,
         activation_bytes=shape.m * storage.worst_plane_bytes(shape.k, accelerator, scheme),
     )
 

@@ -311,7 +311,8 @@ def _accumulators(b: _Builder, cls: InstructionClass, m: str, n: str) -> dict[in
 
 
 def _add_multiplies(b: _Builder, cls: InstructionClass, pools: Pools) -> None:
-    plane = {MmaLsb: x.LSB_PLANE, MmaMsb: x.SPARSE_PLANE, MmaDns: x.MSB_PLANE}[cls]
+    low = x.FLIPPED_PLANE if b.steps.header.window == "signed" else x.LSB_PLANE
+    plane = {MmaLsb: low, MmaMsb: x.SPARSE_PLANE, MmaDns: x.MSB_PLANE}[cls]
     operand = {MmaLsb: "lsb", MmaMsb: "pbm", MmaDns: "msb"}[cls]
     columns = {
         **_accumulators(b, cls, "m", "n"),

@@ -59,9 +59,15 @@ class ActivationTile:
     offsets: Array
 
 
-def decode_plane(spec: ValueSpec, tile: ActivationTile, signed: Any) -> None:
-    """Decode a dense plane of digits; `signed` is 1 if they are two's complement, else 0."""
-    sign = Scalar("int32", cast("int32", signed) * 2 ** (spec.k - 1)).value
+def decode_plane(spec: ValueSpec, tile: ActivationTile, complement: Any, signed: Any) -> None:
+    """Decode a dense plane of digits.
+
+    `complement` says whether they are two's complement; if they are `signed` without being that,
+    their top bit is flipped.
+    """
+    half = 2 ** (spec.k - 1)
+    flip = Scalar("int32", cast("int32", complement) * half).value
+    bias = Scalar("int32", cast("int32", signed) * half).value
     row_bytes = ceil_div(tile.k * spec.k, 8)
 
     def decode_row(row: Any) -> None:
@@ -72,7 +78,8 @@ def decode_plane(spec: ValueSpec, tile: ActivationTile, signed: Any) -> None:
             with loop(row_bytes) as byte:
                 for i in range(per_byte):
                     packed = cast("int32", tile.act[source + byte])
-                    digit = _digit(packed, i * spec.k, spec.k, sign)
+                    digit = _bits(packed, i * spec.k, spec.k)
+                    digit = T.bitwise_xor(digit, flip) - bias
                     tile.pool[target + byte * per_byte + i] = cast(spec.dot.activation, digit)
         else:
 
@@ -80,7 +87,7 @@ def decode_plane(spec: ValueSpec, tile: ActivationTile, signed: Any) -> None:
                 bit = column * spec.k
                 packed = cast("int32", tile.act[source + T.shift_right(bit, T.int64(3))])
                 shift = cast("int32", T.bitwise_and(bit, T.int64(7)))
-                digit = _digit(packed, shift, spec.k, sign)
+                digit = T.bitwise_xor(_bits(packed, shift, spec.k), flip) - bias
                 tile.pool[target + position] = cast(spec.dot.activation, digit)
 
             _for_columns(spec, tile.k, put)
@@ -175,8 +182,11 @@ def decode_parameters(
 
 def _digit(packed: Any, shift: Any, bits: int, sign: Any) -> Any:
     """Extract a digit from an int32; `sign` is the value of its sign bit, 0 if it has none."""
-    digit = T.bitwise_and(T.shift_right(packed, shift), 2**bits - 1)
-    return T.bitwise_xor(digit, sign) - sign
+    return T.bitwise_xor(_bits(packed, shift, bits), sign) - sign
+
+
+def _bits(packed: Any, shift: Any, bits: int) -> Any:
+    return T.bitwise_and(T.shift_right(packed, shift), 2**bits - 1)
 
 
 def _for_columns(spec: ValueSpec, k: Any, put: Callable[[Any, Any], None]) -> None:

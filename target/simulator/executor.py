@@ -51,8 +51,9 @@ DRAIN_ROW, DRAIN_CHANNEL, DRAIN_OFFSET, DRAIN_FLOAT = range(5, 9)
 STORE_PITCH = 5
 COLUMNS = 18
 
-# Values of PLANE: LSB digits, a dense plane of MSB digits, MSB digits behind a bitmap.
-LSB_PLANE, MSB_PLANE, SPARSE_PLANE = range(3)
+# Values of PLANE: LSB digits, the same with the top bit flipped (window ``signed``), a dense plane
+# of MSB digits, MSB digits behind a bitmap.
+LSB_PLANE, FLIPPED_PLANE, MSB_PLANE, SPARSE_PLANE = range(4)
 
 # Elements per entry of the pools of decoded tiles.
 ACT_SIZE, SUMS_SIZE, WGT_SIZE, GRP_SIZE = range(4)
@@ -143,7 +144,7 @@ def _split(spec: ValueSpec, memory: _Memory, action: Any) -> None:
 
 def _multiply(spec: ValueSpec, memory: _Memory, action: Any) -> None:
     table = memory.table
-    p = _product(memory, action, spec.k * cast("int64", table[action, PLANE] != LSB_PLANE))
+    p = _product(memory, action, spec.k * cast("int64", table[action, PLANE] >= MSB_PLANE))
     _ensure(
         memory.act_held,
         table[action, ACT_ENTRY],
@@ -180,7 +181,9 @@ def _decode_activations(spec: ValueSpec, memory: _Memory, action: Any, p: Produc
     either(
         table[action, PLANE] == SPARSE_PLANE,
         lambda: decode_sparse(spec, tile),
-        lambda: decode_plane(spec, tile, cast("int64", table[action, PLANE] == MSB_PLANE)),
+        lambda: decode_plane(
+            spec, tile, table[action, PLANE] == MSB_PLANE, table[action, PLANE] != LSB_PLANE
+        ),
     )
 
 

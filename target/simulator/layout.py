@@ -16,8 +16,6 @@ from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics import (
     QuantizedWeights,
     SlicedTensor,
-    bias_term,
-    grouped_bias_term,
     pack_digits,
     plane_bytes,
 )
@@ -154,7 +152,9 @@ def activation_tensors(
     return tensors
 
 
-def weight_tensors(header: Header, weights: QuantizedWeights) -> dict[Tensor, NDArray[Any]]:
+def weight_tensors(
+    header: Header, weights: QuantizedWeights, offset: NDArray[Any] | None = None
+) -> dict[Tensor, NDArray[Any]]:
     """Make all tensors of the weights of an op.
 
     Parameters
@@ -163,19 +163,22 @@ def weight_tensors(header: Header, weights: QuantizedWeights) -> dict[Tensor, ND
         The op.
     weights : QuantizedWeights (N, K)
         Its weights.
+    offset : int32 (N,), float64 with groups, optional
+        Its constants, if `Header.has_offset`.
 
     Raises
     ------
     InvalidArgumentError
-        If shape, bits or groups are not those of the op.
+        If shape, bits or groups are not those of the op, or there is an offset where it has none.
     """
     found = (weights.shape, weights.bits, weights.group_size, weights.minimum is not None)
     shape = (header.out_features, header.in_features)
     expected = (shape, header.weight_bits, header.group_size, header.has_min)
-    if found != expected:
+    if (*found, offset is not None) != (*expected, header.has_offset):
         raise InvalidArgumentError(
-            f"{header.label!r} takes weights of (shape, bits, group_size, minima) = {expected}, "
-            f"got {found}"
+            f"{header.label!r} takes weights of (shape, bits, group_size, minima) = {expected} "
+            f"and {'an' if header.has_offset else 'no'} offset, got {found} and "
+            f"{'none' if offset is None else 'one'}"
         )
     tensors: dict[Tensor, NDArray[Any]] = {
         Tensor.WGT: pack_weights(weights.values, weights.bits),
@@ -183,12 +186,8 @@ def weight_tensors(header: Header, weights: QuantizedWeights) -> dict[Tensor, ND
     }
     if weights.minimum is not None:
         tensors[Tensor.W_MIN] = weights.minimum
-    if header.has_offset:
-        tensors[Tensor.OFFSET] = (
-            grouped_bias_term(weights, header.digit_bits, header.window)
-            if header.group_size
-            else bias_term(weights.values, header.digit_bits, header.window)
-        )
+    if offset is not None:
+        tensors[Tensor.OFFSET] = offset
     return tensors
 
 

@@ -47,8 +47,8 @@ def programs_of(*specs: DenseSpec, label: str = "up") -> Any:
 
 W = np.arange(-8, 8, dtype=np.int8).repeat(3).reshape(3, 16)
 BIAS = np.array([4, 0, -9], np.int32)
-INTEGER = DenseSpec(m=6, n=3, k=16, window="unsigned", weight_bits=4, offset=True, output="int32")
-GROUPED = DenseSpec(m=1, n=3, k=16, weight_bits=8, group_size=8, has_min=True, offset=True)
+INTEGER = DenseSpec(m=6, n=3, k=16, window="unsigned", has_offset=True, output="int32")
+GROUPED = DenseSpec(m=1, n=3, k=16, weight_bits=8, group_size=8, has_min=True, has_offset=True)
 PACKED = pack_weights(W, 4)
 INTEGER_PROGRAMS = programs_of(INTEGER)
 GROUPED_PROGRAMS = programs_of(*(replace(GROUPED, m=m) for m in BUCKETS))
@@ -94,7 +94,7 @@ class IntegerExpected:
 
 @I.ir_module
 class Grouped:
-    """Symbolic rows, every operand a parameter."""
+    """Symbolic rows, every operand a parameter: what the window adds is known at run time only."""
 
     @R.function
     def main(
@@ -131,6 +131,15 @@ class GroupedExpected:
             enc = R.sparqle.quantize_encode(x, k=4, window="signed", group_size=8, label="up")
             scale = enc[4]
             sums = enc[5]
+            groups = R.reshape(w, R.shape([3, 2, 8]))
+            group_weights = R.astype(groups, dtype="int32")
+            weight_sums = R.sum(group_weights, axis=[2])
+            weight_sums64 = R.astype(weight_sums, dtype="float64")
+            d64 = R.astype(d, dtype="float64")
+            scaled_sums = R.multiply(weight_sums64, d64)
+            channel_sums = R.sum(scaled_sums, axis=[1])
+            window_offset = R.multiply(channel_sums, R.const(-8, "float64"))
+            rest = R.subtract(offset, window_offset)
             lsb = enc[0]
             pbm = enc[1]
             msb = enc[2]
@@ -138,7 +147,7 @@ class GroupedExpected:
             up = R.call_dps_packed(
                 "sparqle.launch",
                 (
-                    R.str("up"), R.const(GROUPED_PROGRAMS), lsb, pbm, msb, row_ptr, w, offset,
+                    R.str("up"), R.const(GROUPED_PROGRAMS), lsb, pbm, msb, row_ptr, w, rest,
                     scale, d, m, sums,
                 ),
                 out_ty=R.Tensor((1, n, 3), "float32"),
@@ -270,6 +279,66 @@ def test_how_weights_are_stored(weight: Any, bits: int, stored: tuple[int, bool]
         assert isinstance(operand, relax.Var)
     else:
         np.testing.assert_array_equal(operand.value.numpy(), pack_weights(weight, bits))
+
+
+def scaled_module(offset: np.ndarray, window: str = "signed", rows: int = 2) -> tvm.IRModule:
+    """One dense with groups of 8, constant weights W, a scale of 0.25 and this offset."""
+    builder = relax.BlockBuilder()
+    q = relax.Var("q", relax.TensorType((rows, 16), "int8"))
+    with builder.function("main", [q]):
+        with builder.dataflow():
+            enc = builder.emit(dialect.encode(q, k=4, window=window, label="x"))
+            dense = dialect.split_dense_scaled(
+                enc,
+                relax.const(1, "float32"),
+                relax.const(W),
+                relax.const(np.full((3, 2), 0.25, np.float16)),
+                relax.const(offset, "float64"),
+                k=4,
+                window=window,
+                in_features=16,
+                group_size=8,
+                weight_bits=4,
+                label="up",
+            )
+            y = builder.emit_output(dense)
+        builder.emit_func_output(y)
+    return builder.finalize()
+
+
+# What undoes the signed window of 4 bits: -8 times the scaled sums of the weights.
+SCALED = np.full((3, 2), 0.25, np.float16)
+OWN = numerics.grouped_bias_term(numerics.QuantizedWeights(W, SCALED, None, 4), 4, "signed")
+REST = np.array([1.5, 0, -(2.0**-24)])
+
+
+def test_nothing_is_loaded_for_a_window() -> None:
+    assert OWN.any()
+    offload = OffloadDense(TINY)
+    (launch,) = launches(offload(scaled_module(OWN)))
+    (spec,) = offload.programs
+    assert not spec.has_offset
+    # Label, programs, four planes, weight, scales of activations and weights.
+    assert len(operands_of(launch)) == 2 + 4 + 1 + 2
+
+
+@pytest.mark.parametrize(("window", "own"), [("signed", OWN), ("unsigned", 0 * OWN)])
+def test_what_is_left_of_an_offset_is_loaded(window: str, own: np.ndarray) -> None:
+    mod = scaled_module(own + REST, window)
+    offload = OffloadDense(TINY)
+    (launch,) = launches(offload(mod))
+    (spec,) = offload.programs
+    assert spec.has_offset
+    np.testing.assert_array_equal(operands_of(launch)[7].value.numpy(), REST)
+    q = np.random.default_rng(0).integers(-128, 120, (2, 16)).astype(np.int8)
+    exact = 0.25 * (q.astype(np.int64) @ W.astype(np.int64).T) + REST
+    assert_equal_bits(Runnable(mod, offload)(q), exact.astype(np.float32))
+
+
+@pytest.mark.parametrize("rest", [2.0**-25, 2.0**29, np.nan, np.inf])
+def test_an_offset_that_would_round_stays_on_the_host(rest: float) -> None:
+    (reason,) = assert_unchanged(OffloadDense, scaled_module(OWN + rest), accelerator=TINY)
+    assert "no multiple of 2^-24 below 2^29" in reason
 
 
 @I.ir_module

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sparqle_tvm.numerics import bias_term, encode, encode_digits, grouped_bias_term, max_exact
+from sparqle_tvm.numerics import encode, encode_digits, max_exact
 from sparqle_tvm.numerics.quantization import QuantizedWeights
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.tir import DenseSpec
@@ -29,7 +29,8 @@ TINY = replace(
 SPECS = {
     "int32": DenseSpec(m=5, n=9, k=40, output="int32"),
     "unsigned": DenseSpec(m=6, n=7, k=24, window="unsigned", output="int32"),
-    "offset": DenseSpec(m=3, n=8, k=32, window="unsigned", offset=True),
+    "signed offset": DenseSpec(m=3, n=8, k=32, has_offset=True, group_size=16),
+    "offset": DenseSpec(m=3, n=8, k=32, window="unsigned", has_offset=True),
     "channel": DenseSpec(m=9, n=5, k=48, weight_bits=8),
     "ternary": DenseSpec(m=4, n=4, k=16, weight_bits=2),
     "unsigned weights": DenseSpec(m=3, n=6, k=32, weight_signed=False, group_size=16),
@@ -52,9 +53,10 @@ def accelerator_for(spec: DenseSpec, accelerator: Accelerator = TINY) -> Acceler
 
 @dataclass(frozen=True)
 class Operands:
-    """Random operands of an op; `offset` is what undoes the window's bias, plus a constant.
+    """Random operands of an op.
 
-    q (M, K) integers, weights, act_scale (M,) float32, offset (N,) or None, constant (N,).
+    q (M, K) integers, weights, act_scale (M,) float32, offset (N,) or None, constant (N,), which
+    is the offset or zeros.
     """
 
     q: Any
@@ -81,12 +83,8 @@ def random_operands(spec: DenseSpec, seed: int) -> Operands:
     else:
         scale = (rng.random(spec.n) * 0.1 + 0.01).astype(np.float32)
     weights = QuantizedWeights(w, scale, minimum, spec.weight_bits)
-    constant = rng.integers(-50, 50, spec.n) if spec.offset else np.zeros(spec.n, dtype=np.int64)
-    offset = None
-    if spec.has_offset:
-        make = grouped_bias_term if spec.group_size else bias_term
-        bias = make(weights if spec.group_size else w, spec.digit_bits, spec.window)
-        offset = bias + constant.astype(bias.dtype)
+    constant = rng.integers(-50, 50, spec.n) * spec.has_offset
+    offset = constant.astype(spec.accumulator_dtype) if spec.has_offset else None
     act_scale = (rng.random(spec.m) * 0.2 + 0.01).astype(np.float32)
     return Operands(q, weights, act_scale, offset, constant)
 
@@ -161,13 +159,10 @@ def run_primfunc(
 
 def simulated(program: Any, operands: Operands, rows: int) -> Any:
     """Output of a program on the simulator for the first `rows` rows of the operands."""
-    from sparqle_tvm.target.isa import Tensor
     from sparqle_tvm.target.simulator import activation_tensors, simulate, weight_tensors
 
     header = program.header
     sliced = encode(operands.q[:rows], k=header.digit_bits, window=header.window)
     tensors = activation_tensors(header, sliced, operands.act_scale[:rows])
-    tensors |= weight_tensors(header, operands.weights)
-    if operands.offset is not None:
-        tensors[Tensor.OFFSET] = operands.offset
+    tensors |= weight_tensors(header, operands.weights, operands.offset)
     return simulate(program, tensors).output

@@ -74,7 +74,8 @@ class Tensors:
 
     def outputs(self, header: Header) -> Any:
         """What the op is: (rows, out_features) int32 or float32."""
-        digits = self.lsb.astype(np.int64) + 2**header.digit_bits * self.msb
+        low = self.lsb.astype(np.int64) - _bias(header)
+        digits = low + 2**header.digit_bits * self.msb
         offset = self.offset.astype(np.float64) * header.has_offset
         if not header.group_size:
             acc = digits @ self.weights.T + offset.astype(np.int64)
@@ -90,6 +91,11 @@ class Tensors:
                 minima = self.minima[:, group].astype(np.float64)
                 acc += np.outer(self.sums[:, group].astype(np.float64), minima)
         return acc.astype(np.float32) * self.row[:, None]
+
+
+def _bias(header: Header) -> int:
+    """What stored LSB digits are larger by than those they stand for."""
+    return 2 ** (header.digit_bits - 1) if header.window == "signed" else 0
 
 
 def as_bytes(array: Any) -> Any:
@@ -207,7 +213,7 @@ class Machine:
         pitch = -(-columns * k // 8)
         if cls is MmaLsb:
             packed = self._get(Buffer.ACT, o["lsb"], m * pitch).reshape(m, pitch)
-            return unpack_digits(packed, k, columns).astype(np.int64)
+            return unpack_digits(packed, k, columns).astype(np.int64) - _bias(self.header)
         if cls is MmaDns:
             packed = self._get(Buffer.ACT, o["msb"], m * pitch).reshape(m, pitch)
             return 2**k * sign_extend(unpack_digits(packed, k, columns), k).astype(np.int64)

@@ -48,7 +48,7 @@ def only(program: Program, cls: type) -> Any:
 # arrays are random.
 FORMATS = [
     *SPECS.values(),
-    DenseSpec(m=1, n=1, k=12, group_size=12, weight_bits=2, has_min=True, offset=True),
+    DenseSpec(m=1, n=1, k=12, group_size=12, weight_bits=2, has_min=True, has_offset=True),
     DenseSpec(m=1, n=1, k=8, group_size=8, weight_bits=8, window="unsigned"),
 ]
 
@@ -225,7 +225,7 @@ def test_model_layers_compile(shape: tuple[int, int, int], group_size: int) -> N
 
 def test_too_large_tiles_are_refused() -> None:
     # Weights: 4 slots of 64 * 64 / 2 bytes; scale and offset of 64 channels, 2 slots of 512 bytes.
-    spec = DenseSpec(m=64, n=128, k=128)
+    spec = DenseSpec(m=64, n=128, k=128, has_offset=True)
     with pytest.raises(TargetError, match="4 x 64 x 64 take 9216 bytes of the WGT buffer"):
         compiled(spec, Decisions(m=4, n=64, k=64, weight_slots=4))
 

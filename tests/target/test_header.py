@@ -22,17 +22,17 @@ def test_every_queue_joins_two_engines_and_its_pair_goes_back():
 
 def test_sizes_that_follow():
     # 40 columns in chunks of 16: 16 + 16 + 8. 8-bit weights are two slices of 4-bit digits.
-    header = make_header(8, 4, 40, 16, weight_bits=8, group_size=8, has_min=True)
+    header = make_header(8, 4, 40, 16, weight_bits=8, group_size=8, has_min=True, has_offset=True)
     assert (header.chunks, header.weight_slices, header.digit_bits) == (3, 2, 4)
     assert (header.accumulator_bytes, header.sum_bytes, header.channel_bytes) == (8, 2, 8)
     assert header.output_bytes == SMALL.float_bytes == 2
     assert make_header(8, 4, 512, 512, group_size=256).sum_bytes == 4
-    plain = make_header(8, 4, 40, 16)
+    plain = make_header(8, 4, 40, 16, has_offset=True)
     assert (plain.accumulator_bytes, plain.channel_bytes) == (4, 8)
     assert replace(plain, output="int32").channel_bytes == 4
     assert replace(plain, output="int32").output_bytes == 4
-    bare = make_header(8, 4, 40, 16, output="int32", has_offset=False, window="unsigned")
-    assert bare.channel_bytes == 0
+    assert make_header(8, 4, 40, 16).channel_bytes == 4
+    assert make_header(8, 4, 40, 16, output="int32").channel_bytes == 0
 
 
 def test_an_allocation_gives_addresses():
@@ -56,7 +56,6 @@ def test_an_allocation_gives_addresses():
         ({"group_size": 12}, "must be a multiple of 24"),
         ({"has_min": True}, "minima need a group_size"),
         ({"group_size": 8, "output": "int32"}, "int32 outputs cannot have groups"),
-        ({"has_offset": False}, "window signed needs"),
         ({"scheme": "dense"}, "window signed needs"),
         ({"tokens": (1,)}, "tokens must be 10"),
         ({"tokens": (-1,) * 10}, "tokens must be 10"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from dense_cases import SPECS
 from tvm.s_tir import TensorIntrin
@@ -45,7 +47,8 @@ def test_operands_of_a_grouped_pass() -> None:
 
 
 def test_operands_of_a_drain() -> None:
-    registered = TensorIntrin.get(get_intrinsic("drain", SPECS["channel"], TILE))
+    spec = replace(SPECS["channel"], has_offset=True)
+    registered = TensorIntrin.get(get_intrinsic("drain", spec, TILE))
     assert [shape for shape, _, _ in operands(registered.desc)] == [
         *((16, 8), (16, 8), (16, 8)),
         *((8,), (16,), (8,)),

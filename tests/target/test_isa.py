@@ -38,7 +38,7 @@ from sparqle_tvm.target.isa import (
 from sparqle_tvm.target.operands import M, Reader
 
 EDGE = PRESETS["sparqle/edge"]
-GROUPED = make_header(20, 10, 40, 16, group_size=8, has_min=True)
+GROUPED = make_header(20, 10, 40, 16, group_size=8, has_min=True, has_offset=True)
 SPLIT = dense_program(GROUPED, Tiles(8, 4))
 DENSE = dense_program(
     replace(GROUPED, scheme="dense", window="unsigned", has_min=False, has_offset=False),
@@ -99,7 +99,7 @@ def test_text():
 
 def test_bytes_on_chip():
     # A row of 17 4-bit digits is 9 bytes, its bitmap 3. 17 columns touch 3 groups of 8.
-    header = make_header(20, 10, 40, 40, group_size=8, has_min=True, weight_bits=2)
+    header = make_header(20, 10, 40, 40, group_size=8, has_min=True, has_offset=True, weight_bits=2)
     assert LdLsb.onchip_bytes(header, 3, 17) == LdMsb.onchip_bytes(header, 3, 17) == 3 * 9
     assert LdMsb.dram_bytes(header, 3, 17) == 3 * 9 + 8
     assert LdPbm.onchip_bytes(header, 3, 17) == 3 * 3
@@ -113,7 +113,8 @@ def test_bytes_on_chip():
     assert LdAct.dram_bytes(header, 3, 17) == 3 * 17
     assert LdRow.onchip_bytes(header, 3) == LdRow.dram_bytes(header, 3) == 12
     assert LdChn.onchip_bytes(header, 3) == 3 * 8
-    assert LdChn.onchip_bytes(make_header(20, 10, 40, 40), 3) == 3 * (4 + 4)
+    per_channel = make_header(20, 10, 40, 40, has_offset=True)
+    assert LdChn.onchip_bytes(per_channel, 3) == 3 * (4 + 4)
     assert StOut.dram_bytes(header, 3, 5) == 3 * 5 * SMALL.float_bytes
 
 

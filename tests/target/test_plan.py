@@ -15,7 +15,7 @@ from sparqle_tvm.target.plan import PlannedBody, PlannedLoop, make_plan
 from sparqle_tvm.target.schedule import SLOTS_ATTR, Decisions, schedule_with
 from sparqle_tvm.target.tir import DenseSpec
 
-SPEC = DenseSpec(m=8, n=8, k=64, group_size=32, has_min=True)
+SPEC = DenseSpec(m=8, n=8, k=64, group_size=32, has_min=True, has_offset=True)
 DECISIONS = Decisions(m=4, n=4, k=32)
 
 

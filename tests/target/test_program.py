@@ -20,7 +20,9 @@ from sparqle_tvm.target.program import Program, ProgramBuilder
 
 HEADER = make_header(20, 10, 40, 16)
 PROGRAM = dense_program(HEADER, Tiles(8, 4))
-GROUPED = dense_program(replace(HEADER, group_size=8, has_min=True), Tiles(8, 4, stay=True))
+GROUPED = dense_program(
+    replace(HEADER, group_size=8, has_min=True, has_offset=True), Tiles(8, 4, stay=True)
+)
 DENSE = dense_program(
     replace(HEADER, scheme="dense", window="unsigned", output="int32", weight_bits=8),
     Tiles(8, 4, rows_outer=False),
@@ -132,7 +134,7 @@ def test_sealed_like_this_a_program_is_read():
         (b"", "not an accelerator program"),
         (b"ELF\0" * 40, "not an accelerator program"),
         (MAGIC, "truncated"),
-        (sealed(b"", version=2), "has version 2, this library reads version 1"),
+        (sealed(b"", version=1), "has version 1, this library reads version 2"),
         (sealed(b""), "within an operand"),
         (sealed(payload_with(b"\xff")), "malformed header"),
         (sealed(payload_with(b"[" * 100_000)), "malformed header"),

@@ -69,7 +69,7 @@ def test_annotations_say_slots_and_row_split() -> None:
     decisions = replace(
         SMALL_TILE, activation_slots=3, weight_slots=2, accumulator_slots=1, row_split=2
     )
-    body, _ = lower(schedule_with(replace(SPECS["one row"], m=2), TINY, decisions))
+    body, _ = lower(schedule_with(replace(SPECS["one row"], m=2, has_offset=True), TINY, decisions))
     slots = {c.name: c.annotations[SLOTS_ATTR] for c in body.calls() if SLOTS_ATTR in c.annotations}
     assert slots == {
         **dict.fromkeys(("ld_lsb", "ld_msb", "ld_sums"), 3),
@@ -124,7 +124,7 @@ def test_default_fits_every_shape(
 
 def test_default_follows_the_search() -> None:
     spec = DenseSpec(m=512, n=1536, k=576, group_size=32, has_min=True)
-    tiling = choose_tilings((spec.shape,), EDGE, "sparqle", True)[0]
+    tiling = choose_tilings((spec.shape,), EDGE, "sparqle")[0]
     decisions = default_decisions(spec, EDGE)
     assert decisions.tile == (tiling.m, tiling.n, tiling.k)
     other = replace(tiling, k=96, k_tiles=6)
@@ -160,7 +160,7 @@ def test_smallest_tile_may_not_fit() -> None:
 
 def test_needs_by_hand() -> None:
     # m = 4, n = 4, k = 32 of 8 x 12 x 64: 2 x 3 x 2 tiles, groups of 32 with minima.
-    spec = DenseSpec(m=8, n=12, k=64, group_size=32, has_min=True)
+    spec = DenseSpec(m=8, n=12, k=64, group_size=32, has_min=True, has_offset=True)
     decisions = replace(SMALL_TILE, keep_outer=True)
     # Rows outside, both chunks kept: 2 slots x 2 tiles of lsb 64, pbm 16, msb 64, sums 8; scales
     # 2 x 16.

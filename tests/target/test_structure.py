@@ -84,7 +84,7 @@ def test_a_broken_program_cannot_be_made(code, match):
 
 
 def test_formats_that_an_op_does_not_have():
-    header = make_header(20, 10, 40, 16, output="int32", window="unsigned", has_offset=False)
+    header = make_header(20, 10, 40, 16, output="int32", window="unsigned")
     with pytest.raises(ProgramError, match="need no activation scales"):
         Program(header, (LdRow(ACT, Affine(), Extent(8)),))
     with pytest.raises(ProgramError, match="need no parameters per channel"):

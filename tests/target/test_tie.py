@@ -86,15 +86,22 @@ def test_sweep(preset: str, scheme: ProgramScheme) -> None:
         check(ties(rows, layer, preset, scheme))
 
 
-def test_unsigned_window_loads_no_offsets() -> None:
-    shape = DenseShape(64, 192, 576, 4, 32, True)
+def test_windows_cost_the_same_and_offsets_their_bytes() -> None:
+    plain = DenseShape(64, 192, 576, 4, 32, True)
     nnz = draw_digits(np.random.default_rng(0), 0.5, 64, 576)
-    signed, unsigned = (
-        tie_encoding(EncodedActivation("x", nnz, w, (shape,)), PRESETS["sparqle/edge"], "sparqle")
-        for w in ("signed", "unsigned")
+    signed, unsigned, biased = (
+        tie_encoding(
+            EncodedActivation("x", nnz, window, (shape,)), PRESETS["sparqle/edge"], "sparqle"
+        )
+        for window, shape in (
+            ("signed", plain),
+            ("unsigned", plain),
+            ("unsigned", replace(plain, has_offset=True)),
+        )
     )
-    check(unsigned)
-    assert signed[0].dram_bytes - unsigned[0].dram_bytes == 192 * 8
+    check(biased)
+    assert signed[0].total_cycles == unsigned[0].total_cycles
+    assert signed[0].dram_bytes == unsigned[0].dram_bytes == biased[0].dram_bytes - 192 * 8
 
 
 def test_stalls_add_up() -> None:

@@ -68,12 +68,6 @@ def test_contradictions_are_refused(fields: dict[str, object], problem: str) -> 
         DenseSpec(**{"m": 4, "n": 4, "k": 40, **fields})
 
 
-def test_offset_follows_the_window() -> None:
-    assert DenseSpec(m=1, n=1, k=8).has_offset
-    assert not DenseSpec(m=1, n=1, k=8, window="unsigned").has_offset
-    assert DenseSpec(m=1, n=1, k=8, window="unsigned", offset=True).has_offset
-
-
 def test_buckets() -> None:
     assert [bucket(m) for m in (1, 2, 3, 9, 16, 17, 64, 65, 256, 257, 4096, 4097)] == [
         *(1, 2, 4, 16, 16, 64, 64, 256, 256, 1024, 4096, 16384)

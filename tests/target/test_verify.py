@@ -54,10 +54,10 @@ from sparqle_tvm.target.verify_tiles import TABLE_ENTRIES
 ROWS = 13
 FORMATS = {
     "channel": {},
-    "int32": {"output": "int32"},
-    "bare": {"output": "int32", "window": "unsigned", "has_offset": False},
+    "int32": {"output": "int32", "has_offset": True},
+    "bare": {"output": "int32", "window": "unsigned"},
     "grouped": {"group_size": 8},
-    "minima": {"group_size": 8, "has_min": True, "weight_signed": False},
+    "minima": {"group_size": 8, "has_min": True, "has_offset": True, "weight_signed": False},
     "dense": {"scheme": "dense", "window": "unsigned", "group_size": 8, "has_min": True},
     "slices": {"weight_bits": 8},
     "ternary": {"weight_bits": 2, "window": "unsigned"},

@@ -39,7 +39,7 @@ ONE_TILE = Tiling(4, 4, 8, 1, 1, 1, True)
 
 def test_one_tile_by_hand(tiny):
     nnz = rows_with([[5], [0], [3]])
-    cost = dense_op_cost(DenseShape(3, 3, 8), nnz, ONE_TILE, tiny, "sparqle")
+    cost = dense_op_cost(DenseShape(3, 3, 8, has_offset=True), nnz, ONE_TILE, tiny, "sparqle")
     # 2 row groups * 2 column blocks * 8 columns / 4 lanes
     assert cost.lsb_cycles == 2 * 2 * 2
     # Group (5, 0): ceil(5/4) = 2, group (3): 1; for each of 2 column blocks
@@ -76,7 +76,7 @@ def test_dense_one_tile_by_hand(tiny):
 def test_two_column_tiles_overlap(tiny):
     nnz = rows_with([[5], [0], [3]])
     tiling = Tiling(4, 2, 8, 1, 2, 1, True)
-    cost = dense_op_cost(DenseShape(3, 3, 8), nnz, tiling, tiny, "sparqle")
+    cost = dense_op_cost(DenseShape(3, 3, 8, has_offset=True), nnz, tiling, tiny, "sparqle")
     # The activations stay: 37 + 13. Two tiles of weights 3 + 2*10, of parameters 6 + 2*10,
     # of outputs 4.5 + 2*10
     assert cost.dma_cycles == 124  # 50 + 23 + 26 + 24.5
@@ -118,19 +118,20 @@ def test_weight_slices_multiply_both_passes(tiny, bits, slices):
     shape, nnz = DenseShape(2, 2, 8, bits), rows_with([[5], [0]])
     cost = dense_op_cost(shape, nnz, ONE_TILE, tiny, "sparqle")
     assert (cost.lsb_cycles, cost.msb_cycles) == (2 * slices, 2 * slices)
-    assert cost.weight_bytes == 2 * (bits + 8)
+    assert cost.weight_bytes == 2 * (bits + 4)
 
 
-def test_groups_minima_and_windows_by_hand(tiny):
+def test_groups_minima_and_offsets_by_hand(tiny):
     shape, nnz = DenseShape(2, 2, 16, 4, 8, True), rows_with([[1, 1], [1, 1]])
     tiling = Tiling(2, 2, 16, 1, 1, 1, True)
-    signed = dense_op_cost(shape, nnz, tiling, tiny, "sparqle", "signed")
-    # Per channel: 8 bytes of weights, 2 scales and 2 minima of 2 bytes, offset of 8 bytes
-    assert signed.weight_bytes == 2 * (8 + 8 + 8)
+    cost = dense_op_cost(shape, nnz, tiling, tiny, "sparqle")
+    # Per channel: 8 bytes of weights, 2 scales and 2 minima of 2 bytes
+    assert cost.weight_bytes == 2 * (8 + 8)
     # Bitmap 2 * 2, pointers 2 * 4, scales 2 * 4, 2 group sums of 2 bytes for each of 2 rows
-    assert signed.metadata_bytes == 4 + 8 + 8 + 8
-    unsigned = dense_op_cost(shape, nnz, tiling, tiny, "sparqle", "unsigned")
-    assert unsigned.weight_bytes == 2 * (8 + 8)
+    assert cost.metadata_bytes == 4 + 8 + 8 + 8
+    biased = dataclasses.replace(shape, has_offset=True)
+    # An offset of 8 bytes
+    assert dense_op_cost(biased, nnz, tiling, tiny, "sparqle").weight_bytes == 2 * (8 + 8 + 8)
 
 
 def test_digits_of_groups_share_cycles_only_with_segmented_adders(tiny):

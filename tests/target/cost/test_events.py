@@ -28,7 +28,7 @@ NNZ = RowNnz(np.array([[4, 0], [2, 3], [0, 0]]), 8, 16)
 
 
 def counted(scheme: Scheme, tiny: Accelerator) -> Events:
-    return dense_op_cost(SHAPE, NNZ, TILING, tiny, scheme, "unsigned").events
+    return dense_op_cost(SHAPE, NNZ, TILING, tiny, scheme).events
 
 
 def test_by_hand(tiny: Accelerator) -> None:

@@ -112,7 +112,6 @@ def test_parts_of_an_op_add_up():
         shape=shape,
         accelerator=PRESETS["sparqle/edge"],
         scheme="dense",
-        offset=False,
         activation_bytes=100 * 96,
     )
     work = Pipeline.of_op(loads, (48, 64, 96), True, mma_cycles=1234)

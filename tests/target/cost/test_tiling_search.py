@@ -33,7 +33,7 @@ def random_shapes(count: int):
 def test_every_candidate_evaluated_gives_the_same_choice(monkeypatch, accelerator, scheme):
     def chosen():
         tiling._choose_tilings.cache_clear()
-        return [tiling.choose_tilings((s,), accelerator, scheme, False) for s in random_shapes(12)]
+        return [tiling.choose_tilings((s,), accelerator, scheme) for s in random_shapes(12)]
 
     pruned = chosen()
     monkeypatch.setattr(tiling, "BOUND_MARGIN", -np.inf)

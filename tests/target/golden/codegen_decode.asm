@@ -1,6 +1,6 @@
 ; decode
 ; M <= 1, N = 576, K = 1536 in chunks of 1536, out float32
-; sparqle, window signed, uint4 weights, a scale and a minimum per 32 along K, with offset
+; sparqle, window signed, uint4 weights, a scale and a minimum per 32 along K, no offset
 ; sparqle/edge: 16 x 16 PEs, 16 lanes of 4 bits
 ; ACT 524288 bytes
 ;   lsb      1 x 768      at 0
@@ -11,10 +11,9 @@
 ; WGT 524288 bytes
 ;   wgt      2 x 147456   at 0
 ;   grp      2 x 36864    at 294912
-;   chn      2 x 1536     at 368640
 ; ACC 1048576 bytes
 ;   acc      2 x 1536     at 0
-; tokens ACT_FREE 1, WGT_FREE 2, ACC_FREE 2, ROW_FREE 1, CHN_FREE 2
+; tokens ACT_FREE 1, WGT_FREE 2, ACC_FREE 2, ROW_FREE 1
  0: WAIT     LOAD, ACT_FREE
  1: LD.LSB   ACT[0] <- LSB[0 : +min(1, M), 0 : +1536]
  2: LD.PBM   ACT[768] <- PBM[0 : +min(1, M), 0 : +1536]
@@ -38,15 +37,10 @@
 20:   MMA.MIN  acc=ACC[0 + 1536*(i0 mod 2)], sum=ACT[1728], grp=WGT[294912 + 36864*(i0 mod 2)], m=min(1, M), n=192, k=1536, zero=never
 21:   SIGNAL   MMA, WGT_FREE
 22:   SIGNAL   MMA, ACC_READY
-23:   WAIT     LOAD, CHN_FREE
-24:   LD.CHN   WGT[368640 + 1536*(i0 mod 2)] <- CHANNELS[192*i0 : +192]
-25:   SIGNAL   LOAD, CHN_READY
-26:   WAIT     STORE, CHN_READY
-27:   WAIT     STORE, ACC_READY
-28:   DRAIN    acc=ACC[0 + 1536*(i0 mod 2)], row=ACT[1824], chn=WGT[368640 + 1536*(i0 mod 2)], m=min(1, M), n=192
-29:   SIGNAL   STORE, CHN_FREE
-30:   ST.OUT   OUT[0 : +min(1, M), 192*i0 : +192] <- ACC[0 + 1536*(i0 mod 2)]
-31:   SIGNAL   STORE, ACC_FREE
-32: END ; i0
-33: SIGNAL   MMA, ACT_FREE
-34: SIGNAL   STORE, ROW_FREE
+23:   WAIT     STORE, ACC_READY
+24:   DRAIN    acc=ACC[0 + 1536*(i0 mod 2)], row=ACT[1824], chn=None, m=min(1, M), n=192
+25:   ST.OUT   OUT[0 : +min(1, M), 192*i0 : +192] <- ACC[0 + 1536*(i0 mod 2)]
+26:   SIGNAL   STORE, ACC_FREE
+27: END ; i0
+28: SIGNAL   MMA, ACT_FREE
+29: SIGNAL   STORE, ROW_FREE

@@ -1,6 +1,6 @@
 ; prefill
 ; M <= 512, N = 1536, K = 576 in chunks of 576, out float32
-; sparqle, window signed, uint4 weights, a scale and a minimum per 32 along K, with offset
+; sparqle, window signed, uint4 weights, a scale and a minimum per 32 along K, no offset
 ; sparqle/edge: 16 x 16 PEs, 16 lanes of 4 bits
 ; ACT 524288 bytes
 ;   lsb      2 x 73728    at 0
@@ -9,12 +9,11 @@
 ;   sum      2 x 9216     at 331776
 ;   row      2 x 1024     at 350208
 ; WGT 524288 bytes
-;   wgt      2 x 32256    at 0
-;   grp      2 x 8064     at 64512
-;   chn      2 x 896      at 80640
+;   wgt      2 x 27648    at 0
+;   grp      2 x 6912     at 55296
 ; ACC 1048576 bytes
-;   acc      2 x 229376   at 0
-; tokens ACT_FREE 2, WGT_FREE 2, ACC_FREE 2, ROW_FREE 2, CHN_FREE 2
+;   acc      2 x 196608   at 0
+; tokens ACT_FREE 2, WGT_FREE 2, ACC_FREE 2, ROW_FREE 2
  0: LOOP     i0 < n0 = ceil(M / 256)
  1:   WAIT     LOAD, ACT_FREE
  2:   LD.LSB   ACT[0 + 73728*(i0 mod 2)] <- LSB[256*i0 : +min(256, M - 256*i0), 0 : +576]
@@ -27,28 +26,23 @@
  9:   SIGNAL   LOAD, ROW_READY
 10:   WAIT     MMA, ACT_READY
 11:   WAIT     STORE, ROW_READY
-12:   LOOP     i1 < n1 = ceil(1536 / 112)
+12:   LOOP     i1 < n1 = ceil(1536 / 96)
 13:     WAIT     LOAD, WGT_FREE
-14:     LD.WGT   WGT[0 + 32256*((i0*n1 + i1) mod 2)] <- WGT[112*i1 : +min(112, 1536 - 112*i1), 0 : +576]
-15:     LD.GRP   WGT[64512 + 8064*((i0*n1 + i1) mod 2)] <- W_SCALE[112*i1 : +min(112, 1536 - 112*i1), 0 : +576]
+14:     LD.WGT   WGT[0 + 27648*((i0*n1 + i1) mod 2)] <- WGT[96*i1 : +96, 0 : +576]
+15:     LD.GRP   WGT[55296 + 6912*((i0*n1 + i1) mod 2)] <- W_SCALE[96*i1 : +96, 0 : +576]
 16:     SIGNAL   LOAD, WGT_READY
 17:     WAIT     MMA, WGT_READY
 18:     WAIT     MMA, ACC_FREE
-19:     MMA.LSB  acc=ACC[0 + 229376*((i0*n1 + i1) mod 2)], lsb=ACT[0 + 73728*(i0 mod 2)], wgt=WGT[0 + 32256*((i0*n1 + i1) mod 2)], grp=WGT[64512 + 8064*((i0*n1 + i1) mod 2)], m=min(256, M - 256*i0), n=min(112, 1536 - 112*i1), k=576, zero=always, row_split=1
-20:     MMA.MSB  acc=ACC[0 + 229376*((i0*n1 + i1) mod 2)], pbm=ACT[147456 + 18432*(i0 mod 2)], msb=ACT[184320 + 73728*(i0 mod 2)], wgt=WGT[0 + 32256*((i0*n1 + i1) mod 2)], grp=WGT[64512 + 8064*((i0*n1 + i1) mod 2)], m=min(256, M - 256*i0), n=min(112, 1536 - 112*i1), k=576, zero=never, row_split=1
-21:     MMA.MIN  acc=ACC[0 + 229376*((i0*n1 + i1) mod 2)], sum=ACT[331776 + 9216*(i0 mod 2)], grp=WGT[64512 + 8064*((i0*n1 + i1) mod 2)], m=min(256, M - 256*i0), n=min(112, 1536 - 112*i1), k=576, zero=never
+19:     MMA.LSB  acc=ACC[0 + 196608*((i0*n1 + i1) mod 2)], lsb=ACT[0 + 73728*(i0 mod 2)], wgt=WGT[0 + 27648*((i0*n1 + i1) mod 2)], grp=WGT[55296 + 6912*((i0*n1 + i1) mod 2)], m=min(256, M - 256*i0), n=96, k=576, zero=always, row_split=1
+20:     MMA.MSB  acc=ACC[0 + 196608*((i0*n1 + i1) mod 2)], pbm=ACT[147456 + 18432*(i0 mod 2)], msb=ACT[184320 + 73728*(i0 mod 2)], wgt=WGT[0 + 27648*((i0*n1 + i1) mod 2)], grp=WGT[55296 + 6912*((i0*n1 + i1) mod 2)], m=min(256, M - 256*i0), n=96, k=576, zero=never, row_split=1
+21:     MMA.MIN  acc=ACC[0 + 196608*((i0*n1 + i1) mod 2)], sum=ACT[331776 + 9216*(i0 mod 2)], grp=WGT[55296 + 6912*((i0*n1 + i1) mod 2)], m=min(256, M - 256*i0), n=96, k=576, zero=never
 22:     SIGNAL   MMA, WGT_FREE
 23:     SIGNAL   MMA, ACC_READY
-24:     WAIT     LOAD, CHN_FREE
-25:     LD.CHN   WGT[80640 + 896*((i0*n1 + i1) mod 2)] <- CHANNELS[112*i1 : +min(112, 1536 - 112*i1)]
-26:     SIGNAL   LOAD, CHN_READY
-27:     WAIT     STORE, CHN_READY
-28:     WAIT     STORE, ACC_READY
-29:     DRAIN    acc=ACC[0 + 229376*((i0*n1 + i1) mod 2)], row=ACT[350208 + 1024*(i0 mod 2)], chn=WGT[80640 + 896*((i0*n1 + i1) mod 2)], m=min(256, M - 256*i0), n=min(112, 1536 - 112*i1)
-30:     SIGNAL   STORE, CHN_FREE
-31:     ST.OUT   OUT[256*i0 : +min(256, M - 256*i0), 112*i1 : +min(112, 1536 - 112*i1)] <- ACC[0 + 229376*((i0*n1 + i1) mod 2)]
-32:     SIGNAL   STORE, ACC_FREE
-33:   END ; i1
-34:   SIGNAL   MMA, ACT_FREE
-35:   SIGNAL   STORE, ROW_FREE
-36: END ; i0
+24:     WAIT     STORE, ACC_READY
+25:     DRAIN    acc=ACC[0 + 196608*((i0*n1 + i1) mod 2)], row=ACT[350208 + 1024*(i0 mod 2)], chn=None, m=min(256, M - 256*i0), n=96
+26:     ST.OUT   OUT[256*i0 : +min(256, M - 256*i0), 96*i1 : +96] <- ACC[0 + 196608*((i0*n1 + i1) mod 2)]
+27:     SIGNAL   STORE, ACC_FREE
+28:   END ; i1
+29:   SIGNAL   MMA, ACT_FREE
+30:   SIGNAL   STORE, ROW_FREE
+31: END ; i0

@@ -1,6 +1,6 @@
 ; hand
 ; M <= 20, N = 10, K = 40 in chunks of 16, out float32
-; sparqle, window signed, int4 weights, with offset
+; sparqle, window signed, int4 weights, no offset
 ; small: 4 x 4 PEs, 8 lanes of 4 bits
 ; ACT 8192 bytes
 ;   lsb      2 x 64       at 0
@@ -9,7 +9,7 @@
 ;   row      2 x 32       at 288
 ; WGT 8192 bytes
 ;   wgt      2 x 32       at 0
-;   chn      2 x 32       at 64
+;   chn      2 x 16       at 64
 ; ACC 16384 bytes
 ;   acc      2 x 128      at 0
 ; tokens ACT_FREE 2, WGT_FREE 2, ACC_FREE 2, ROW_FREE 2, CHN_FREE 2
@@ -37,12 +37,12 @@
 21:     LD.ROW   ACT[288 + 32*((i0*n1 + i1) mod 2)] <- ACT_SCALE[8*i0 : +min(8, M - 8*i0)]
 22:     SIGNAL   LOAD, ROW_READY
 23:     WAIT     LOAD, CHN_FREE
-24:     LD.CHN   WGT[64 + 32*((i0*n1 + i1) mod 2)] <- CHANNELS[4*i1 : +min(4, 10 - 4*i1)]
+24:     LD.CHN   WGT[64 + 16*((i0*n1 + i1) mod 2)] <- CHANNELS[4*i1 : +min(4, 10 - 4*i1)]
 25:     SIGNAL   LOAD, CHN_READY
 26:     WAIT     STORE, ACC_READY
 27:     WAIT     STORE, ROW_READY
 28:     WAIT     STORE, CHN_READY
-29:     DRAIN    acc=ACC[0 + 128*((i0*n1 + i1) mod 2)], row=ACT[288 + 32*((i0*n1 + i1) mod 2)], chn=WGT[64 + 32*((i0*n1 + i1) mod 2)], m=min(8, M - 8*i0), n=min(4, 10 - 4*i1)
+29:     DRAIN    acc=ACC[0 + 128*((i0*n1 + i1) mod 2)], row=ACT[288 + 32*((i0*n1 + i1) mod 2)], chn=WGT[64 + 16*((i0*n1 + i1) mod 2)], m=min(8, M - 8*i0), n=min(4, 10 - 4*i1)
 30:     SIGNAL   STORE, ROW_FREE
 31:     SIGNAL   STORE, CHN_FREE
 32:     ST.OUT   OUT[8*i0 : +min(8, M - 8*i0), 4*i1 : +min(4, 10 - 4*i1)] <- ACC[0 + 128*((i0*n1 + i1) mod 2)]

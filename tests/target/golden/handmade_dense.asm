@@ -1,16 +1,15 @@
 ; hand
 ; M <= 20, N = 10, K = 40 in chunks of 16, out int32
-; dense, window unsigned, int8 weights, with offset
+; dense, window unsigned, int8 weights, no offset
 ; small: 4 x 4 PEs, 8 lanes of 4 bits
 ; ACT 8192 bytes
 ;   lsb      2 x 64       at 0
 ;   msb      2 x 64       at 128
 ; WGT 8192 bytes
 ;   wgt      2 x 64       at 0
-;   chn      2 x 16       at 128
 ; ACC 16384 bytes
 ;   acc      2 x 128      at 0
-; tokens ACT_FREE 2, WGT_FREE 2, ACC_FREE 2, CHN_FREE 2
+; tokens ACT_FREE 2, WGT_FREE 2, ACC_FREE 2
  0: LOOP     i0 < n0 = ceil(10 / 4)
  1:   LOOP     i1 < n1 = ceil(M / 8)
  2:     WAIT     MMA, ACC_FREE
@@ -29,14 +28,9 @@
 15:       SIGNAL   MMA, WGT_FREE
 16:     END ; i2
 17:     SIGNAL   MMA, ACC_READY
-18:     WAIT     LOAD, CHN_FREE
-19:     LD.CHN   WGT[128 + 16*((i0*n1 + i1) mod 2)] <- CHANNELS[4*i0 : +min(4, 10 - 4*i0)]
-20:     SIGNAL   LOAD, CHN_READY
-21:     WAIT     STORE, ACC_READY
-22:     WAIT     STORE, CHN_READY
-23:     DRAIN    acc=ACC[0 + 128*((i0*n1 + i1) mod 2)], row=None, chn=WGT[128 + 16*((i0*n1 + i1) mod 2)], m=min(8, M - 8*i1), n=min(4, 10 - 4*i0)
-24:     SIGNAL   STORE, CHN_FREE
-25:     ST.OUT   OUT[8*i1 : +min(8, M - 8*i1), 4*i0 : +min(4, 10 - 4*i0)] <- ACC[0 + 128*((i0*n1 + i1) mod 2)]
-26:     SIGNAL   STORE, ACC_FREE
-27:   END ; i1
-28: END ; i0
+18:     WAIT     STORE, ACC_READY
+19:     DRAIN    acc=ACC[0 + 128*((i0*n1 + i1) mod 2)], row=None, chn=None, m=min(8, M - 8*i1), n=min(4, 10 - 4*i0)
+20:     ST.OUT   OUT[8*i1 : +min(8, M - 8*i1), 4*i0 : +min(4, 10 - 4*i0)] <- ACC[0 + 128*((i0*n1 + i1) mod 2)]
+21:     SIGNAL   STORE, ACC_FREE
+22:   END ; i1
+23: END ; i0

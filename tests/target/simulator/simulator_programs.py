@@ -208,7 +208,7 @@ def integer_header(m: int, n: int, k: int, chunk: int, **options: object) -> Hea
     """Header with the least to load: int32 outputs, no offset; TINY unless said otherwise."""
     accelerator = options.pop("accelerator", TINY)
     assert isinstance(accelerator, Accelerator)
-    plain = {"window": "unsigned", "has_offset": False, "output": "int32", "label": "tiny"}
+    plain = {"window": "unsigned", "output": "int32", "label": "tiny"}
     return header_for(accelerator, m, n, k, chunk, **{**plain, **options})
 
 
@@ -234,12 +234,15 @@ def random_operands(
     q = np.where(wide, rng.integers(low, high + 1, shape), rng.integers(*narrow, shape))
     q = q.astype(np.int16 if k == 8 else np.int8)
     weights = _random_weights(rng, header)
+    offset = None
+    if header.has_offset:
+        offset = rng.integers(-99, 99, n).astype(np.float64 if header.group_size else np.int32)
     scale = rng.uniform(0.01, 1.0, (rows, 1)).astype(np.float32)
     tensors = {
         **activation_tensors(header, encode(q, k=k, window=window), scale),
-        **weight_tensors(header, weights),
+        **weight_tensors(header, weights, offset),
     }
-    return Operands(tensors, q, weights, _expected(header, q, weights, scale, n))
+    return Operands(tensors, q, weights, _expected(header, q, weights, scale, offset))
 
 
 def _random_weights(rng: np.random.Generator, header: Header) -> QuantizedWeights:
@@ -261,17 +264,19 @@ def _expected(
     q: NDArray[Any],
     weights: QuantizedWeights,
     scale: NDArray[np.float32],
-    channels: int,
+    offset: NDArray[Any] | None,
 ) -> NDArray[Any]:
-    if q.dtype == np.int8 and header.output == "float32":
+    if q.dtype == np.int8 and header.output == "float32" and offset is None:
         return dense_reference(q, scale, weights)
     product = q.astype(np.int64) @ weights.values.astype(np.int64).T
+    if not header.group_size and offset is not None:
+        product += offset
     if header.output == "int32":
         return product.astype(np.int32)
     if not header.group_size:
         return (product.astype(np.float32) * scale) * weights.scale
-    # k = 8: `dense_reference` takes int8 only; every term is a multiple of 2^-24, sums are exact.
-    total = np.zeros((len(q), channels))
+    # Every term is a multiple of 2^-24, sums are exact.
+    total = np.zeros((len(q), header.out_features)) + (0 if offset is None else offset)
     for group, begin in enumerate(range(0, q.shape[1], header.group_size)):
         columns = slice(begin, begin + header.group_size)
         part = q[:, columns].astype(np.int64)

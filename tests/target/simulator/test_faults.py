@@ -235,7 +235,7 @@ def test_buffers_begin_with_garbage():
 @pytest.mark.parametrize("cls", [MmaLsb, LdChn, LdGrp, LdRow, LdSum])
 def test_nothing_on_chip_is_neutral_before_it_is_written(cls):
     # Accumulators that nobody clears, parameters that nobody loads: never as if they were zero.
-    header = header_for(TINY, 4, 4, 32, 32, group_size=8, has_min=True)
+    header = header_for(TINY, 4, 4, 32, 32, group_size=8, has_min=True, has_offset=True)
     operands = random_operands(np.random.default_rng(0), header, 4)
     program = changed(
         lambda i: (replace(i, zero=NEVER) if cls is MmaLsb else None) if isinstance(i, cls) else i,

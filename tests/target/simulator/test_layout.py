@@ -81,7 +81,7 @@ def test_activations_low_element_first(k, expected):
         {},
         {"output": "int32"},
         {"group_size": 16, "has_min": True},
-        {"scheme": "dense", "window": "unsigned", "has_offset": False},
+        {"scheme": "dense", "window": "unsigned"},
     ],
 )
 def test_tensors_have_the_formats_of_the_op(options):
@@ -107,3 +107,5 @@ def test_operands_of_another_op_are_refused():
         activation_tensors(header, encode(operands.q, window="unsigned", saturate=True))
     with pytest.raises(InvalidArgumentError, match="takes weights"):
         weight_tensors(header_for(TINY, 9, 8, 48, 16), operands.weights)
+    with pytest.raises(InvalidArgumentError, match=r"and no offset, .* and one"):
+        weight_tensors(header, operands.weights, np.zeros(7, np.int32))

@@ -182,7 +182,7 @@ def test_unsplit_row_leaves_the_array_idle():
 def test_groups_that_share_no_step():
     # Groups of 8 columns and PEs with one partial sum: 5 digits in every group are a step each, 4
     # per row, where 20 digits could be 3 steps.
-    options = {"group_size": 8, "output": "float32", "has_offset": False}
+    options = {"group_size": 8, "output": "float32"}
     for across, steps in ((False, 4), (True, 3)):
         machine = replace(TINY, msb_across_groups=across)
         header = header_for(machine, 4, 4, 32, 32, window="unsigned", **options)

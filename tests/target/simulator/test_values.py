@@ -43,8 +43,7 @@ class Case:
 
     def program(self):
         machine = replace(TINY, digit_bits=self.digit_bits)
-        options = {"has_offset": self.options.get("window", "signed") == "signed", **self.options}
-        header = header_for(machine, self.m, self.n, self.k, self.chunk, **options)
+        header = header_for(machine, self.m, self.n, self.k, self.chunk, **self.options)
         return dense_program(header, self.rows, self.cols, row_split=self.split)
 
 
@@ -55,6 +54,9 @@ Q4_1 = {"group_size": 32, "has_min": True, "weight_signed": False}
 CASES = {
     "int4": Case(),
     "unsigned window": Case(options=UNSIGNED),
+    "offset": Case(options={"has_offset": True}),
+    "offset of integers": Case(options={"has_offset": True, "output": "int32", **UNSIGNED}),
+    "groups with an offset": Case(options={"has_offset": True, "group_size": 32}),
     "int32 output": Case(options={"output": "int32"}),
     "unsigned weights": Case(options={"weight_signed": False}),
     "groups": Case(options={"group_size": 32}),
