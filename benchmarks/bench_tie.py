@@ -6,8 +6,8 @@
 Without a model, digits are drawn for the layers of SmolLM2-135M and Llama2-7B and for a sweep of
 shapes. ``--model smollm2`` runs the model on the built-in text and takes its bitmaps, for prefill
 and for one decoded token. A line per op: cycles, difference, what limits the op, and why the array
-stalled. The aim: 3 % where computation limits an op, 10 % everywhere; bytes and the array's cycles
-equal.
+stalled. The aim: 3 % where computation limits an op, 10 % everywhere; bytes, the array's cycles and
+all other events equal, so that energy differs by the leakage during a difference in time only.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.cost.energy import energy
+from sparqle_tvm.target.cost.energy_table import default_table
 from sparqle_tvm.target.cost.model import EncodedActivation
 from sparqle_tvm.target.cost.shapes import SCHEMES, DenseShape
 from sparqle_tvm.target.tie import OpTie, draw_digits, tie_encoding
@@ -104,7 +107,8 @@ def measure(cases: list[Case], targets: list[str]) -> list[Json]:
 
 def record_of(name: str, target: str, tie: OpTie) -> Json:
     """What is printed and written of one op."""
-    cost = tie.analytical
+    cost, accelerator = tie.analytical, PRESETS[f"sparqle/{target}"]
+    table = default_table(accelerator)
     return {
         "target": target,
         "scheme": cost.scheme,
@@ -118,6 +122,9 @@ def record_of(name: str, target: str, tie: OpTie) -> Json:
         "ideal_cycles": max(cost.compute_cycles, cost.dma_cycles),
         "mma_cycles_differ": tie.mma_cycles - cost.mma_cycles,
         "dram_bytes_differ": tie.dram_bytes - cost.dram_bytes,
+        "analytical_joules": energy(cost.events, accelerator, table).joules.mid,
+        "simulated_joules": energy(tie.events, accelerator, table).joules.mid,
+        "events_differ": replace(tie.events, cycles=0) != replace(cost.events, cycles=0),
         "stalls": {engine: dict(reasons) for engine, reasons in tie.stalls.items()},
     }
 
@@ -147,6 +154,12 @@ def summary(records: list[Json]) -> Json:
         "analytical_cycles": sum(r["analytical_cycles"] for r in records),
         "simulated_cycles": sum(r["simulated_cycles"] for r in records),
         "ideal_cycles": sum(r["ideal_cycles"] for r in records),
+        "unequal_events": sum(r["events_differ"] for r in records),
+        "largest_energy_difference": max(
+            abs(r["analytical_joules"] / r["simulated_joules"] - 1) for r in records
+        ),
+        "analytical_joules": sum(r["analytical_joules"] for r in records),
+        "simulated_joules": sum(r["simulated_joules"] for r in records),
     }
 
 

@@ -20,12 +20,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", help="what sparqle run --json wrote")
     parser.add_argument("--out", default=str(measured_file()))
+    parser.add_argument("--name", default="SmolLM2-135M-Instruct", help="of the model")
     arguments = parser.parse_args()
     run = json.loads(Path(arguments.run).read_text(encoding="utf-8"))
     layers = from_run(run, arguments.run)
     model, text = run["model"], run["text"]
     table = {
-        "label": f"measured on {model['name']}, {text['tokens']} tokens of {text['name']}",
+        "label": f"measured on {arguments.name}, {text['tokens']} tokens of {text['name']}",
         "command": "sparqle run --engine analytical --json run.json; "
         "python benchmarks/msb_sparsity_table.py run.json",
         "model_sha256": model["sha256"],

@@ -343,7 +343,7 @@ def estimate(
     tokens = seq if phase == "prefill" else 1
     past = 0 if phase == "prefill" else seq
     vector = vector_costs(shape.transformer(kv_bits), tokens, past, accelerator, batch)
-    found = {}
+    found: dict[str, SchemeEstimate] = {}
     for scheme in schemes:
         layers = tuple(
             layer

@@ -13,6 +13,9 @@ import numpy as np
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import write_json
 from sparqle_tvm.launch import LaunchRecord
+from sparqle_tvm.target.cost.energy import EnergyBreakdown, energy
+from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
+from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.header import Engine
 from sparqle_tvm.target.isa import TRACE_ENGINE
 from sparqle_tvm.target.simulator import SimResult
@@ -70,6 +73,37 @@ class Profile:
     def dram_bytes(self) -> int:
         """Bytes that all ops moved from and to DRAM."""
         return sum(record.result.counts.dram_bytes for record in self.records)
+
+    @property
+    def events(self) -> Events:
+        """What costs energy, of all ops; the encodings of their inputs are not among them."""
+        return sum((simulated_events(record.result) for record in self.records), Events())
+
+    def energy(
+        self, table: EnergyTable | None = None, *, static_watts: float | None = None
+    ) -> EnergyBreakdown:
+        """Energy of all ops.
+
+        Parameters
+        ----------
+        table : EnergyTable, optional
+            What a single operation costs; by default 7 nm and the memory that the preset of the
+            accelerator stands for.
+        static_watts : float, optional
+            Leakage and idle power, if not that of the table.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If no op ran: there is no accelerator to count for.
+        """
+        if not self.records:
+            raise InvalidArgumentError(
+                'the profile is empty; compile with engine="simulator" and call a function first'
+            )
+        machine = self.records[0].program.header.accelerator
+        chosen = default_table(machine) if table is None else table
+        return energy(self.events, machine, chosen, static_watts=static_watts)
 
     def rows(self) -> list[Json]:
         """One flat row per op: label, shape, cycles, bytes, busy share of each engine."""

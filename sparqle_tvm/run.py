@@ -21,6 +21,7 @@ from sparqle_tvm.progress import Steps
 from sparqle_tvm.report.results import LayerSparsity, PhaseResult, RunResult
 from sparqle_tvm.report.rows import layer_type
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
 from sparqle_tvm.target.cost.shapes import DenseShape, ProgramScheme, RowNnz
 from sparqle_tvm.target.cost.simulated import ProgramCache, simulated_pass_cost
@@ -79,6 +80,7 @@ def run_model(
     accelerator: str | Accelerator | tvm.target.Target = "sparqle/edge",
     *,
     engine: CountEngine = "simulator",
+    table: EnergyTable | None = None,
     progress: bool = True,
 ) -> RunResult:
     """Run a language model on a text in three forms, and count what the split one saves.
@@ -96,6 +98,8 @@ def run_model(
     engine : {"simulator", "analytical"}
         ``simulator``: the split model computes its logits on simulated accelerator programs, and
         cycles are theirs. ``analytical``: logits from kernels for this CPU, cycles by formula.
+    table : EnergyTable, optional
+        What energy is counted with; by default 7 nm and the memory that the preset stands for.
     progress : bool
         Show progress on standard error.
 
@@ -134,6 +138,7 @@ def run_model(
         tokens=tokens,
         transformer=shape,
         accelerator=chosen,
+        table=default_table(chosen) if table is None else table,
         engine=engine,
         exact=split.digest == plain.digest,
         perplexity={

@@ -15,6 +15,9 @@ from sparqle_tvm import numerics
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.profile import Profile
 from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.cost.energy import energy
+from sparqle_tvm.target.cost.energy_table import energy_table
+from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.header import Engine
 
 K, WIDE, OUT = 64, 96, 40
@@ -222,3 +225,24 @@ def test_timeline_of_one_op(profile):
     assert figure.axes[0].get_title().startswith(f"up: 37 x {WIDE} x {K} - ")
     with pytest.raises(InvalidArgumentError, match="no op 'down'; ops that ran: gate, up"):
         profile.timeline("down")
+
+
+def test_energy_is_that_of_the_events(executable, profile):
+    q = random_int8(7, 37, K)
+    events = profile.events
+    # Weights of 8 bits have two slices; both ops read the same activations.
+    stored = int(numerics.encode(q, window="unsigned").row_nnz().sum())
+    assert events.lsb_products == 2 * 2 * 37 * WIDE * K
+    assert events.msb_products == events.selected_products == 2 * 2 * stored * WIDE
+    assert events.cycles == profile.total_cycles
+    assert events.dram_bytes == profile.dram_bytes
+    assert events.drained_elements == 2 * 37 * WIDE
+    by_op = [Profile([record]) for record in profile]
+    assert sum((op.events for op in by_op), Events()) == events
+    joules = profile.energy().joules
+    assert sum(op.energy().joules.mid for op in by_op) == pytest.approx(joules.mid)
+    assert profile.energy().table == "7nm + LPDDR4"
+    table = energy_table("45nm", "hbm2")
+    assert profile.energy(table, static_watts=0.0) == energy(events, EDGE, table, static_watts=0.0)
+    with pytest.raises(InvalidArgumentError, match="the profile is empty"):
+        Profile([]).energy()

@@ -1,4 +1,4 @@
-"""What every command has: where its result goes as JSON."""
+"""What commands share: where results go as JSON, and which energy table is used."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import write_json
+
+if TYPE_CHECKING:
+    from sparqle_tvm.target.accelerator import Accelerator
+    from sparqle_tvm.target.cost.energy_table import EnergyTable
 
 STANDARD_OUTPUT = "-"
 
@@ -24,6 +28,31 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verbose", action="store_true", help="show what passes skip, and tracebacks"
     )
+
+
+def add_table_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--node`` and ``--memory``."""
+    parser.add_argument("--node", default="7nm", help="technology of the energy table: 45nm or 7nm")
+    parser.add_argument(
+        "--memory",
+        help="memory of the energy table: lpddr4, ddr4, hbm2 or lpddr5 (an estimate); if not "
+        "given, that of the preset",
+    )
+
+
+def energy_table_of(arguments: argparse.Namespace, accelerator: Accelerator) -> EnergyTable:
+    """The energy table that the arguments ask for.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is no such node or memory.
+    """
+    from sparqle_tvm.target.cost.energy_table import default_table, energy_table
+
+    if arguments.memory is None:
+        return default_table(accelerator, arguments.node)
+    return energy_table(arguments.node, arguments.memory)
 
 
 def check_writable(path: str | None) -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sparqle_tvm.commands._shared import add_output_arguments, check_writable, emit_json
+from sparqle_tvm.commands._shared import (
+    add_output_arguments,
+    add_table_arguments,
+    check_writable,
+    emit_json,
+    energy_table_of,
+)
 
 MODEL_NAMES = "smollm2-135m, bitnet-3b, llama2-7b, llama2-13b, llama2-70b, llama3-8b"
 
@@ -33,23 +39,13 @@ def add(commands: Any) -> None:
         help="measured on SmolLM2-135M; a share of zero MSB digits, 0 to 1; or a JSON file: such "
         "a share by layer type (qkv, o, gate_up, down, output), or what sparqle run --json wrote",
     )
-    add_target_arguments(estimate)
+    estimate.add_argument(
+        "--target", default="sparqle/edge", metavar="NAME|FILE.toml", help="accelerator"
+    )
+    add_table_arguments(estimate)
     estimate.add_argument("--kv-bits", type=int, default=8, help="bits of a cached key or value")
     add_output_arguments(estimate)
     estimate.set_defaults(command=_estimate)
-
-
-def add_target_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--target``, ``--node`` and ``--memory``."""
-    parser.add_argument(
-        "--target", default="sparqle/edge", metavar="NAME|FILE.toml", help="accelerator"
-    )
-    parser.add_argument("--node", default="7nm", help="technology of the energy table: 45nm or 7nm")
-    parser.add_argument(
-        "--memory",
-        help="memory of the energy table: lpddr4, ddr4, hbm2 or lpddr5 (an estimate); default: "
-        "that of the preset",
-    )
 
 
 def _estimate(arguments: argparse.Namespace) -> None:
@@ -57,13 +53,8 @@ def _estimate(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.estimate import estimate
     from sparqle_tvm.report.estimate_tables import print_estimate
     from sparqle_tvm.target.accelerator import Accelerator
-    from sparqle_tvm.target.cost.energy_table import default_table, energy_table
 
     accelerator = Accelerator.from_target(arguments.target)
-    if arguments.memory is None:
-        table = default_table(accelerator, arguments.node)
-    else:
-        table = energy_table(arguments.node, arguments.memory)
     result = estimate(
         arguments.model,
         arguments.phase,
@@ -71,7 +62,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
         batch=arguments.batch,
         msb_sparsity=arguments.msb_sparsity,
         target=accelerator,
-        table=table,
+        table=energy_table_of(arguments, accelerator),
         kv_bits=arguments.kv_bits,
     )
     if arguments.json != "-":

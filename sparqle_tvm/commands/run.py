@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sparqle_tvm.commands._shared import add_output_arguments, check_writable, emit_json
+from sparqle_tvm.commands._shared import (
+    add_output_arguments,
+    add_table_arguments,
+    check_writable,
+    emit_json,
+    energy_table_of,
+)
 
 
 def add(commands: Any) -> None:
@@ -25,6 +31,7 @@ def add(commands: Any) -> None:
     )
     run.add_argument("--tokens", type=int, default=512, help="how many tokens of the text")
     run.add_argument("--target", default="sparqle/edge", help="accelerator to count for")
+    add_table_arguments(run)
     run.add_argument(
         "--engine",
         choices=("simulator", "analytical"),
@@ -39,13 +46,16 @@ def _run(arguments: argparse.Namespace) -> None:
     check_writable(arguments.json)
     from sparqle_tvm.report.tables import print_run
     from sparqle_tvm.run import run_model
+    from sparqle_tvm.target.accelerator import Accelerator
 
+    table = energy_table_of(arguments, Accelerator.from_target(arguments.target))
     result = run_model(
         arguments.model,
         arguments.text,
         arguments.tokens,
         arguments.target,
         engine=arguments.engine,
+        table=table,
     )
     if arguments.json != "-":
         print_run(result)

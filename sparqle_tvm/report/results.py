@@ -8,6 +8,9 @@ from typing import Any
 
 from sparqle_tvm.report.rows import layer_rows, other_rows
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost import energy as energy_model
+from sparqle_tvm.target.cost.energy import EnergyBreakdown
+from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, Totals
 from sparqle_tvm.target.cost.vector import TransformerShape
 
@@ -94,6 +97,36 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class EnergyComparison:
+    """Energy of the same part of a model under both schemes."""
+
+    dense: EnergyBreakdown
+    sparqle: EnergyBreakdown
+
+    @classmethod
+    def of(cls, both: Comparison, accelerator: Accelerator, table: EnergyTable) -> EnergyComparison:
+        """Energy of what was counted, by a table."""
+        dense, sparqle = (
+            energy_model.energy(totals.events, accelerator, table)
+            for totals in (both.dense, both.sparqle)
+        )
+        return cls(dense, sparqle)
+
+    @property
+    def reduction(self) -> Band:
+        """Share of the energy of ``dense`` that ``sparqle`` saves, with its band."""
+        return energy_model.reduction(self.dense, self.sparqle)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form: both schemes, by component, and the reduction."""
+        return {
+            "dense": self.dense.to_json(),
+            "sparqle": self.sparqle.to_json(),
+            "reduction": self.reduction.to_json(),
+        }
+
+
+@dataclass(frozen=True)
 class PhaseResult:
     """Prefill, or the decoding of one token.
 
@@ -125,6 +158,13 @@ class PhaseResult:
     def whole_model(self) -> Comparison:
         """Dense layers, encodings and the vector unit's work."""
         return Comparison(self.dense.whole_model, self.sparqle.whole_model)
+
+    def energy(self, accelerator: Accelerator, table: EnergyTable) -> dict[str, EnergyComparison]:
+        """Energy of ``dense_layers`` and ``whole_model``, by a table."""
+        return {
+            "dense_layers": EnergyComparison.of(self.dense_layers, accelerator, table),
+            "whole_model": EnergyComparison.of(self.whole_model, accelerator, table),
+        }
 
     @property
     def mma_reduction(self) -> float:
@@ -166,6 +206,8 @@ class RunResult:
         Sizes of the model.
     accelerator : Accelerator
         What was counted for.
+    table : EnergyTable
+        What energy was counted with.
     engine : {"simulator", "analytical"}
         Whether the dense layers were simulated or counted by formula.
     exact : bool
@@ -188,6 +230,7 @@ class RunResult:
     tokens: int
     transformer: TransformerShape
     accelerator: Accelerator
+    table: EnergyTable
     engine: str
     exact: bool
     perplexity: dict[str, float]
@@ -196,6 +239,9 @@ class RunResult:
     decode: PhaseResult
     uncounted: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def _energy_of(self, phase: PhaseResult) -> dict[str, EnergyComparison]:
+        return phase.energy(self.accelerator, self.table)
 
     @property
     def kinds(self) -> tuple[KindSparsity, ...]:
@@ -220,6 +266,13 @@ class RunResult:
             },
             "prefill": self.prefill.to_json(),
             "decode": self.decode.to_json(),
+            "energy": {
+                "table": self.table.name,
+                **{
+                    name: {part: both.to_json() for part, both in self._energy_of(phase).items()}
+                    for name, phase in (("prefill", self.prefill), ("decode", self.decode))
+                },
+            },
             "uncounted": list(self.uncounted),
             "seconds": dict(self.seconds),
         }

@@ -8,7 +8,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sparqle_tvm.report.results import Comparison, LayerSparsity, PhaseResult, RunResult
+from sparqle_tvm.report.results import (
+    Comparison,
+    EnergyComparison,
+    LayerSparsity,
+    PhaseResult,
+    RunResult,
+)
 from sparqle_tvm.target.accelerator import Accelerator
 
 MAX_WIDTH_COLUMNS = 100
@@ -122,7 +128,7 @@ def _costs(result: RunResult) -> Table:
         cycles = (phase.dense.mma_cycles, phase.sparqle.mma_cycles)
         _cost_row(table, "MAC array", "cycles", _cycles(cycles), phase.mma_reduction)
         for part, comparison in _parts(phase):
-            _part_rows(table, part, comparison, result.accelerator)
+            _part_rows(table, part, comparison, result)
         table.add_section()
     return table
 
@@ -132,7 +138,8 @@ def _parts(phase: PhaseResult) -> Iterator[tuple[str, Comparison]]:
     yield "whole model", phase.whole_model
 
 
-def _part_rows(table: Table, part: str, both: Comparison, accelerator: Accelerator) -> None:
+def _part_rows(table: Table, part: str, both: Comparison, result: RunResult) -> None:
+    accelerator = result.accelerator
     cycles = (both.dense.cycles, both.sparqle.cycles)
     _cost_row(table, part, "cycles", _cycles(cycles), both.cycles_reduction)
     times = tuple(f"{accelerator.seconds(c) * 1e3:,.3f} ms" for c in cycles)
@@ -140,6 +147,9 @@ def _part_rows(table: Table, part: str, both: Comparison, accelerator: Accelerat
     nbytes = (both.dense.dram_bytes, both.sparqle.dram_bytes)
     megabytes = tuple(f"{n / 1e6:,.2f} MB" for n in nbytes)
     _cost_row(table, "", "DRAM traffic", megabytes, both.dram_bytes_reduction)
+    energy = EnergyComparison.of(both, accelerator, result.table)
+    joules = tuple(f"{e.joules.mid * 1e3:,.3f} mJ" for e in (energy.dense, energy.sparqle))
+    _cost_row(table, "", "energy", joules, energy.reduction.mid)
 
 
 def _cost_row(
@@ -181,6 +191,18 @@ def _notes(result: RunResult) -> Iterator[Text]:
         "inputs; the whole model adds attention, norms, RoPE, SwiGLU, residuals "
         f"and the 8-bit KV cache on the vector unit. Float tensors travel at "
         f"{8 * result.accelerator.float_bytes} bits.",
+        style="dim",
+    )
+    bands = (
+        f"{name} {band.low:.1%} to {band.high:.1%}"
+        for name, phase in (("prefill", result.prefill), ("decode", result.decode))
+        for band in [
+            EnergyComparison.of(phase.whole_model, result.accelerator, result.table).reduction
+        ]
+    )
+    yield Text(
+        f"Energy by the table {result.table.name}. With all that has no published value at its "
+        f"low or high end, the whole model saves: {', '.join(bands)}.",
         style="dim",
     )
     if result.uncounted:

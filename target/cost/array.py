@@ -7,6 +7,7 @@ all tiles of an op. Tiles are multiples of the array's rows and columns, so only
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ def best_row_split(shape: DenseShape, accelerator: Accelerator, chunk: int) -> i
     return min(range(1, max(accelerator.rows // shape.m, 1) + 1), key=lambda r: (cycles(r), r))
 
 
+@lru_cache(maxsize=1 << 16)
 def lsb_pass_cycles(shape: DenseShape, chunk: int, accelerator: Accelerator) -> int:
     """Cycles of one dense pass over the whole op.
 

@@ -232,7 +232,7 @@ def _least_cycles(loads: OpLoads, tile: tuple[Any, Any, Any], rows_outer: Any, p
 def _static_cycles(loads: OpLoads, tile: tuple[Any, Any, Any], rows_outer: Any, passes: Any) -> Any:
     """Cost that the choice minimises, of many candidate tilings at once.
 
-    `passes` are the cycles of two dense passes with the candidate's K chunk.
+    `passes` are the cycles of all passes with the candidate's K chunk, if they are dense.
     """
     shape, accelerator = loads.shape, loads.accelerator
     blocks = _ceil_div(shape.m, accelerator.rows) * _ceil_div(shape.n, accelerator.cols)

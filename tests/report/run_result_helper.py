@@ -4,6 +4,7 @@ import numpy as np
 
 from sparqle_tvm.report.results import LayerSparsity, PhaseResult, RunResult
 from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.cost.energy_table import default_table
 from sparqle_tvm.target.cost.model import EncodedActivation, pass_cost
 from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
 from sparqle_tvm.target.cost.vector import TransformerShape
@@ -56,6 +57,7 @@ def run_result(**change: object) -> RunResult:
         "tokens": 24,
         "transformer": SHAPE,
         "accelerator": EDGE,
+        "table": default_table(EDGE),
         "engine": "analytical",
         "exact": True,
         "perplexity": {"float": 20.0, "int8": 20.5, "sparqle": 20.5},

@@ -3,10 +3,11 @@
 import json
 
 import pytest
-from run_result_helper import run_result
+from run_result_helper import EDGE, run_result
 
 from sparqle_tvm.report.results import by_kind, mean_sparsity, reduction
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.energy import energy
 
 
 def test_json_keys():
@@ -54,3 +55,19 @@ def test_reduction():
     assert reduction(100, 80) == pytest.approx(0.2)
     assert reduction(100, 110) == pytest.approx(-0.1)
     assert reduction(0, 0) == 0
+
+
+def test_energy_is_that_of_the_events():
+    result = run_result()
+    data = result.to_json()["energy"]
+    assert data["table"] == result.table.name == "7nm + LPDDR4"
+    for name, phase in (("prefill", result.prefill), ("decode", result.decode)):
+        for part in ("dense_layers", "whole_model"):
+            both = getattr(phase, part)
+            for scheme in ("dense", "sparqle"):
+                found = energy(getattr(both, scheme).events, EDGE, result.table)
+                assert data[name][part][scheme] == found.to_json()
+            saved = data[name][part]["reduction"]
+            dense, sparqle = (data[name][part][s]["joules"]["mid"] for s in ("dense", "sparqle"))
+            assert saved["mid"] == pytest.approx(1 - sparqle / dense)
+            assert saved["low"] <= saved["mid"] <= saved["high"]

@@ -8,6 +8,7 @@ from rich.console import Console
 from run_result_helper import run_result
 
 from sparqle_tvm.report.tables import MAX_WIDTH_COLUMNS, print_run
+from sparqle_tvm.target.cost.energy import energy
 
 
 def printed(result, width: int = MAX_WIDTH_COLUMNS) -> str:
@@ -29,6 +30,8 @@ def test_figures_and_units():
         assert f"{part.sparqle.cycles:,}" in text
         assert f"{part.cycles_reduction:.1%}" in text
         assert f"{part.dense.dram_bytes / 1e6:,.2f} MB" in text
+        joules = energy(part.dense.events, result.accelerator, result.table).joules
+        assert f"{joules.mid * 1e3:,.3f} mJ" in text
     for expected in (
         "20.5000 (+2.50%)",
         "bit for bit",
@@ -39,6 +42,7 @@ def test_figures_and_units():
         "attn_q attn_k",
         "16x16 PEs of 16 4-bit lanes at 1 GHz",
         " ms",
+        "Energy by the table 7nm + LPDDR4.",
     ):
         assert expected in text
 
