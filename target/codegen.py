@@ -144,6 +144,8 @@ class _Generator:
         # Loops around the accumulators, and whether an MMA clears them already.
         self.accumulator_depth = 0
         self.cleared = False
+        # Row parameters of the last drain.
+        self.rows: TileRef | None = None
 
     def run(self) -> Program:
         """Emit everything."""
@@ -295,11 +297,17 @@ class _Generator:
             for name in ("row", "chn")
         )
         acc = self._address("acc", call.tiles[0])
+        self.rows = vectors.get("row")
         self.builder.emit(Drain(acc, row, chn, self._extent("m"), self._extent("n")))
 
     def _store(self, call: CallNode) -> None:
         ranges = (self._start("m"), self._extent("m"), self._start("n"), self._extent("n"))
-        self.builder.emit(StOut(self._address("acc", call.tiles[1]), *ranges))
+        order = None
+        if self.spec.block_rows:
+            if self.rows is None:
+                raise CompileError(f"{self.label}: outputs are stored before they are drained")
+            order = self._address("row", self.rows)
+        self.builder.emit(StOut(self._address("acc", call.tiles[1]), *ranges, order))
 
 
 _EMITTERS: Mapping[str, Callable[[_Generator, CallNode], None]] = MappingProxyType(

@@ -138,6 +138,10 @@ class Header:
         There is a constant per channel (a bias): int32, or float64 with groups.
     output : {"int32", "float32"}
         What DRAIN makes. ``int32`` has no scales and needs group_size 0.
+    block_rows : int
+        Rows that the encoding sorted together, a multiple of `accelerator.rows`: activations lie
+        in that order, ST.OUT puts rows back in their places. 0: rows are in their own order.
+        Only with scheme ``sparqle`` and float32 outputs.
     allocations : tuple of Allocation
         Parts of the buffers. Every access stays within one slot of one of them.
     tokens : tuple of int
@@ -163,6 +167,7 @@ class Header:
     has_min: bool = False
     has_offset: bool = False
     output: Output = "float32"
+    block_rows: int = 0
     allocations: tuple[Allocation, ...] = ()
     tokens: tuple[int, ...] = field(default=(0,) * len(Queue))
 
@@ -203,6 +208,16 @@ class Header:
         return 4 if self.output == "int32" else self.accelerator.float_bytes
 
     @property
+    def order_bytes(self) -> int:
+        """Bytes of a row number; 0: rows are in their own order."""
+        return row_number_bytes(self.m_max) if self.block_rows else 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the parameters that DRAIN and ST.OUT need per row; 0: they need none."""
+        return 4 * (self.output == "float32") + self.order_bytes
+
+    @property
     def channel_bytes(self) -> int:
         """Bytes of the parameters that DRAIN needs per channel; 0: it needs none."""
         if self.group_size:
@@ -216,6 +231,11 @@ class Header:
             Buffer.WGT: self.accelerator.weight_buffer_bytes,
             Buffer.ACC: self.accelerator.accumulator_buffer_bytes,
         }[buffer]
+
+
+def row_number_bytes(rows: int) -> int:
+    """Bytes of the number of one of `rows` rows."""
+    return 2 if rows <= 2**16 else 4
 
 
 def _header_problem(header: Header) -> str | None:
@@ -239,8 +259,9 @@ def _type_problem(header: Header) -> str | None:
     for name in ("in_features", "out_features", "m_max", "k_chunk", "weight_bits"):
         if not _is_whole(getattr(header, name), 1, _SIZE_LIMIT):
             return f"{name} = {getattr(header, name)!r} must be a positive whole number"
-    if not _is_whole(header.group_size, 0, _SIZE_LIMIT):
-        return f"group_size = {header.group_size!r} must be a whole number"
+    for name in ("group_size", "block_rows"):
+        if not _is_whole(getattr(header, name), 0, _SIZE_LIMIT):
+            return f"{name} = {getattr(header, name)!r} must be a whole number"
     label: Any = header.label
     if not isinstance(label, str):
         return "label must be a text"
@@ -263,6 +284,10 @@ def _op_problem(header: Header) -> str | None:
         return "int32 outputs cannot have groups"
     if header.window == "signed" and header.scheme == "dense":
         return "window signed needs scheme sparqle"
+    if header.block_rows % header.accelerator.rows:
+        return f"block_rows = {header.block_rows} is not a multiple of {header.accelerator.rows}"
+    if header.block_rows and (header.scheme == "dense" or header.output == "int32"):
+        return "sorted rows need scheme sparqle and float32 outputs"
     return None
 
 

@@ -22,7 +22,9 @@ class Tensor(IntEnum):
     rows), chunk-major, and one for the end. ACT (M, K) of 2k bits. ACT_SCALE (M,) float32.
     GROUP_SUMS (M, K/g) int16, or int32 if g >= 256. WGT (N, K) packed at `weight_bits`, low
     element first. W_SCALE (N, K/g) float16 or (N,) float32. W_MIN (N, K/g) float16. OFFSET (N,)
-    float64 with groups, else int32. OUT (M, N) int32 or float32.
+    float64 with groups, else int32. OUT (M, N) int32 or float32. ROW_ORDER (M,) uint16, or int32
+    if `m_max` > 2^16: with `block_rows`, all tensors of activations lie in this order, that is
+    their row i is row ROW_ORDER[i] of OUT.
     """
 
     LSB = 0
@@ -37,6 +39,7 @@ class Tensor(IntEnum):
     W_MIN = 9
     OFFSET = 10
     OUT = 11
+    ROW_ORDER = 12
 
 
 def ceil_div(a: Any, b: Any) -> Any:

@@ -29,6 +29,15 @@ def reduction_cycles(header: Header, n: int, row_split: int) -> int:
     return int(ceil_div(n, header.accelerator.cols)) * (row_split - 1).bit_length()
 
 
+BURST_BYTES = 32
+"""Least that DRAM moves: 16 beats of an LPDDR4 channel (16 bits), 4 of an HBM2 one (64 bits)."""
+
+
+def burst_bytes(nbytes: Any) -> Any:
+    """Bytes that a piece of `nbytes` on its own moves: whole bursts."""
+    return ceil_div(nbytes, BURST_BYTES) * BURST_BYTES
+
+
 def step_spans(header: Header, k: int, row_split: int) -> list[tuple[int, int, int]]:
     """Spans of columns that share no step of a PE: (segment, begin, end), in order.
 
@@ -239,7 +248,7 @@ class Drain(Instruction):
     acc : Address
         Accumulators (m, n), as the MMAs made them.
     row : Address or None
-        Activation scales in ACT of these rows; None for int32.
+        Row parameters in ACT as LD.ROW loaded them, scales first; None for int32.
     chn : Address or None
         Channel parameters in WGT as LD.CHN loaded them; None if `Header.channel_bytes` is 0.
     m, n : Extent
@@ -267,7 +276,10 @@ class Drain(Instruction):
 class StOut(Instruction):
     """Store drained outputs (rows, cols) to OUT at (row, col): one DMA transfer.
 
-    Moves ``rows * cols * Header.output_bytes`` bytes. Columns are output channels here.
+    Moves ``rows * cols * Header.output_bytes`` bytes. Columns are output channels here. With
+    `order`, row i goes to the row of OUT that the i-th number says: every row is a piece of its
+    own, and moves whole bursts of `BURST_BYTES` (that some rows follow each other in OUT is not
+    counted).
 
     Attributes
     ----------
@@ -277,24 +289,31 @@ class StOut(Instruction):
         First row and channel.
     rows, cols : Extent
         Rows and channels.
+    order : Address or None
+        Row parameters in ACT as LD.ROW loaded them for just these rows; None without
+        `Header.block_rows`.
     """
 
     OPCODE: ClassVar[int] = 18
     MNEMONIC: ClassVar[str] = "ST.OUT"
     ENGINE: ClassVar[Engine] = Engine.STORE
-    TRACE: ClassVar[tuple[str, ...]] = ("acc", "row", "rows", "col", "cols")
+    TRACE: ClassVar[tuple[str, ...]] = ("acc", "row", "rows", "col", "cols", "order")
 
     acc: Address
     row: Affine
     rows: Extent
     col: Affine
     cols: Extent
+    order: Address | None = None
 
     @classmethod
     def dram_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
         """Bytes moved to DRAM."""
-        return rows * cols * header.output_bytes
+        if not header.block_rows:
+            return rows * cols * header.output_bytes
+        return rows * burst_bytes(cols * header.output_bytes)
 
     def operands(self) -> str:
         """``OUT[row +rows, col +cols] <- acc``."""
-        return f"OUT[{self.row} : +{self.rows}, {self.col} : +{self.cols}] <- {self.acc}"
+        text = f"OUT[{self.row} : +{self.rows}, {self.col} : +{self.cols}] <- {self.acc}"
+        return text if self.order is None else f"{text}, rows by {self.order}"

@@ -213,7 +213,12 @@ class LdAct(Instruction):
 
 @dataclass(frozen=True)
 class LdRow(Instruction):
-    """Load activation scales into ACT: `rows` float32 from row `row` on. One DMA transfer."""
+    """Load what DRAIN and ST.OUT need of `rows` rows from `row` on into ACT. One DMA transfer.
+
+    (rows,) float32 activation scales if the output is float32; with `block_rows`, behind them
+    (rows,) row numbers of `Header.order_bytes` bytes. Refused where that is nothing
+    (`Header.row_bytes` == 0).
+    """
 
     OPCODE: ClassVar[int] = 11
     MNEMONIC: ClassVar[str] = "LD.ROW"
@@ -227,13 +232,13 @@ class LdRow(Instruction):
     @classmethod
     def onchip_bytes(cls, header: Header, rows: Any) -> Any:
         """Bytes on chip and in DRAM."""
-        return rows * 4
+        return rows * header.row_bytes
 
     dram_bytes = onchip_bytes
 
     def operands(self) -> str:
-        """``dst <- ACT_SCALE[row +rows]``."""
-        return f"{self.dst} <- ACT_SCALE[{self.row} : +{self.rows}]"
+        """``dst <- ROWS[row +rows]``."""
+        return f"{self.dst} <- ROWS[{self.row} : +{self.rows}]"
 
 
 @dataclass(frozen=True)

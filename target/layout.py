@@ -110,6 +110,7 @@ def header_of(spec: DenseSpec, accelerator: Accelerator, chunk: int, label: str 
         has_min=spec.has_min,
         has_offset=spec.has_offset,
         output=spec.output,
+        block_rows=spec.block_rows,
     )
 
 

@@ -300,6 +300,9 @@ class _Planner:
         writes = reads = False
         for call in calls_of(child):
             kinds = [self.plan.names.get(tile.buffer, ()) for tile in call.tiles]
+            if call.name == "store" and self.spec.block_rows:
+                # Row numbers come with the row parameters; no array of the function shows them.
+                kinds.append(("row",))
             if not any(members.intersection(names) for names in kinds):
                 continue
             # Accumulators belong to MMA until they are complete, then to STORE.

@@ -233,6 +233,11 @@ def check_decisions(spec: DenseSpec, accelerator: Accelerator, decisions: Decisi
             f"{_op(spec)} has digits of {spec.digit_bits} bits, accelerator "
             f"{accelerator.name!r} of {accelerator.digit_bits}"
         )
+    if spec.block_rows % accelerator.rows:
+        raise CompileError(
+            f"{_op(spec)}: rows sorted {spec.block_rows} at a time are no groups of "
+            f"{accelerator.rows} rows"
+        )
     slots = (decisions.activation_slots, decisions.weight_slots, decisions.accumulator_slots)
     if min(slots) < 1:
         raise CompileError(f"{_op(spec)}: {slots} slots; every operand needs at least one")

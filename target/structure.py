@@ -31,6 +31,7 @@ from sparqle_tvm.target.isa import (
     MmaMin,
     MmaMsb,
     Signal,
+    StOut,
     Wait,
 )
 from sparqle_tvm.target.operands import (
@@ -160,12 +161,14 @@ def _format_problem(header: Header, instruction: Instruction) -> str | None:
         return "the weights have no groups"
     if isinstance(instruction, LdSum | MmaMin) and not header.has_min:
         return "the weights have no minima"
-    if isinstance(instruction, LdRow) and header.output == "int32":
-        return "int32 outputs need no activation scales"
+    if isinstance(instruction, LdRow) and not header.row_bytes:
+        return "the outputs need no parameters per row"
     if isinstance(instruction, LdChn) and not header.channel_bytes:
         return "the outputs need no parameters per channel"
     if isinstance(instruction, MmaLsb | MmaMsb | MmaDns):
         return _presence("grp", instruction.grp, bool(header.group_size))
+    if isinstance(instruction, StOut):
+        return _presence("order", instruction.order, bool(header.block_rows))
     if isinstance(instruction, Drain):
         return _presence("row", instruction.row, header.output == "float32") or _presence(
             "chn", instruction.chn, bool(header.channel_bytes)

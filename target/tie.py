@@ -64,7 +64,10 @@ class OpTie:
 
 
 def tie_encoding(
-    encoding: EncodedActivation, accelerator: Accelerator, scheme: ProgramScheme
+    encoding: EncodedActivation,
+    accelerator: Accelerator,
+    scheme: ProgramScheme,
+    block_rows: int = 0,
 ) -> tuple[OpTie, ...]:
     """Count the dense ops that read an encoding twice.
 
@@ -76,6 +79,8 @@ def tie_encoding(
         Where they run.
     scheme : {"sparqle", "dense"}
         How the activations are stored and computed.
+    block_rows : int
+        Rows that the encoding sorts together, 0: none.
 
     Raises
     ------
@@ -84,11 +89,13 @@ def tie_encoding(
     TargetError
         If no tile fits the buffers.
     """
-    _, costs = encoding_costs(encoding.label, encoding.nnz, encoding.consumers, accelerator, scheme)
+    _, costs = encoding_costs(
+        encoding.label, encoding.nnz, encoding.consumers, accelerator, scheme, block_rows
+    )
     signed = scheme == "sparqle" and encoding.window == "signed"
     window: Window = "signed" if signed else "unsigned"
     return tuple(
-        _tie(shape, encoding.nnz, cost, accelerator, scheme, window)
+        _tie(shape, encoding.nnz, cost, accelerator, scheme, window, block_rows)
         for shape, cost in zip(encoding.consumers, costs, strict=True)
     )
 
@@ -100,9 +107,12 @@ def _tie(
     accelerator: Accelerator,
     scheme: ProgramScheme,
     window: Window,
+    block_rows: int,
 ) -> OpTie:
     # The label would keep equal ops from sharing a program.
-    program = _program(replace(shape, label=""), cost.tiling, accelerator, scheme, window)
+    program = _program(
+        *(replace(shape, label=""), cost.tiling, accelerator, scheme, window, block_rows)
+    )
     result = simulate_timing(program, shape.m, nnz if scheme == "sparqle" else None)
     return OpTie(
         shape=shape,
@@ -122,6 +132,7 @@ def _program(
     accelerator: Accelerator,
     scheme: ProgramScheme,
     window: Window,
+    block_rows: int,
 ) -> Program:
     spec = DenseSpec(
         m=shape.m,
@@ -134,6 +145,7 @@ def _program(
         has_min=shape.has_min,
         has_offset=shape.has_offset,
         scheme=scheme,
+        block_rows=block_rows,
     )
     decisions = default_decisions(spec, accelerator, tiling)
     # Only time is asked for: what would be wrong with a program is no matter here.

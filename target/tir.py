@@ -57,6 +57,9 @@ class DenseSpec:
         ``int32``: the exact sum, without scales.
     scheme : {"sparqle", "dense"}
         ``dense`` is the baseline: activations of two digits as they are, both passes dense.
+    block_rows : int
+        Rows that the encoding sorted together, 0: none, see `Header`. The function below works on
+        rows as they lie in memory; that they are sorted is a matter of loads and stores.
 
     Raises
     ------
@@ -76,6 +79,7 @@ class DenseSpec:
     has_offset: bool = False
     output: Output = "float32"
     scheme: ProgramScheme = "sparqle"
+    block_rows: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no program exists for."""
@@ -105,6 +109,8 @@ class DenseSpec:
             return "minima need groups; set group_size"
         if self.group_size and self.output == "int32":
             return "group scales need output 'float32'"
+        if self.block_rows and (self.output == "int32" or self.scheme == "dense"):
+            return "sorted rows need scheme 'sparqle' and output 'float32'"
         return ""
 
     @property

@@ -13,7 +13,7 @@ It looks at every step of the expanded program and checks
 - accumulators: begun once, each pass (LSB, MSB, minima) over every K chunk exactly once, going on
   from a chunk to a neighbour of those done; drained once, with the parameters of the same rows
   and channels; stored where they belong; not overwritten before that;
-- outputs: each stored exactly once.
+- outputs: each stored exactly once; sorted rows with the row numbers of just these rows.
 
 So a program that passes computes every output exactly once from all its products, in every timing.
 Refused beyond that, though harmless: K chunks in an order with gaps, reading whole rows of a tile

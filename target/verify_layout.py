@@ -38,6 +38,8 @@ class Tag(IntEnum):
     GRP = 7
     CHN = 8
     ACC = 9
+    # Row parameters in two parts: scales, then row numbers.
+    ORDERED = 10
 
 
 class Fault(IntEnum):

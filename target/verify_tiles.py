@@ -331,13 +331,12 @@ class _Checker:
     def _check_accumulators(self) -> None:
         e = self.found.value
         other = self.table[e + _W_STEP]
-        with when(negation(self._is(Kind.STORE))):
-            for common, column, fault in (
-                (self.row, ROW, Fault.ROWS_DIFFER),
-                (self.channel, COL, Fault.CHANNELS_DIFFER),
-            ):
-                differ = all_of(common.value >= 0, common.value != self.table[e + column])
-                self._fail_if(differ, fault, other)
+        for common, column, fault in (
+            (self.row, ROW, Fault.ROWS_DIFFER),
+            (self.channel, COL, Fault.CHANNELS_DIFFER),
+        ):
+            differ = all_of(common.value >= 0, common.value != self.table[e + column])
+            self._fail_if(differ, fault, other)
         for kind, check in (
             (Kind.MMA, self._check_chunk),
             (Kind.DRAIN, self._check_drain),

@@ -72,6 +72,7 @@ class Touch:
         sizes = {
             Tag.SUM: header.sum_bytes,
             Tag.ROW: 4,
+            Tag.ORDERED: 4,
             Tag.GRP: 2,
             Tag.CHN: 8 if header.group_size else 4,
             Tag.ACC: header.accumulator_bytes,
@@ -83,7 +84,7 @@ def _accumulators(header: Header, rows: Any, cols: Any) -> Any:
     return rows * cols * header.accumulator_bytes
 
 
-def _scales(header: Header, rows: Any, cols: Any) -> Any:
+def _row_parameters(header: Header, rows: Any, cols: Any) -> Any:
     return LdRow.onchip_bytes(header, rows)
 
 
@@ -116,7 +117,7 @@ TOUCHES: Mapping[type[Instruction], tuple[Touch, ...]] = MappingProxyType(
             _loaded("lsb", Tag.LSB, LdAct.plane_bytes),
             _loaded("msb", Tag.DNS, LdAct.plane_bytes),
         ),
-        LdRow: (Touch("dst", Mode.WRITE, Tag.ROW, _scales, cols="", row="row"),),
+        LdRow: (Touch("dst", Mode.WRITE, Tag.ROW, _row_parameters, cols="", row="row"),),
         LdChn: (Touch("dst", Mode.WRITE, Tag.CHN, _channels, cols="", row="row"),),
         MmaLsb: (_activations("lsb", Tag.LSB, LdLsb.onchip_bytes), _WEIGHTS, _GROUPS, _ADD),
         MmaMsb: (
@@ -127,11 +128,14 @@ TOUCHES: Mapping[type[Instruction], tuple[Touch, ...]] = MappingProxyType(
         MmaDns: (_activations("msb", Tag.DNS, LdAct.plane_bytes), _WEIGHTS, _GROUPS, _ADD),
         MmaMin: (_activations("sum", Tag.SUM, LdSum.onchip_bytes), _GROUPS, _ADD),
         Drain: (
-            Touch("row", Mode.READ, Tag.ROW, _scales, "m", ""),
+            Touch("row", Mode.READ, Tag.ROW, _row_parameters, "m", ""),
             Touch("chn", Mode.READ, Tag.CHN, _channels, "n", ""),
             Touch("acc", Mode.UPDATE, Tag.ACC, _accumulators, "m", "n"),
         ),
-        StOut: (Touch("acc", Mode.READ, Tag.ACC, _accumulators, row="row", col="col"),),
+        StOut: (
+            Touch("order", Mode.READ, Tag.ROW, _row_parameters, cols=""),
+            Touch("acc", Mode.READ, Tag.ACC, _accumulators, row="row", col="col"),
+        ),
     }
 )
 """What every instruction class touches, in the order in which it is checked."""
@@ -162,6 +166,8 @@ def touches_of(header: Header, cls: type[Instruction]) -> tuple[Touch, ...]:
         absent.add("row")
     if not header.channel_bytes:
         absent.add("chn")
+    if not header.block_rows:
+        absent.add("order")
     return tuple(touch for touch in TOUCHES.get(cls, ()) if touch.operand not in absent)
 
 
@@ -222,7 +228,8 @@ def touch_rows(header: Header, steps: Steps, touch: Touch) -> NDArray[np.int64]:
     table[:, TouchColumn.BUFFER] = buffer_of(steps.cls, touch.operand)
     table[:, TouchColumn.LO] = low
     table[:, TouchColumn.HI] = low + touch.nbytes(header, rows, cols)
-    table[:, TouchColumn.TAG] = touch.tag
+    ordered = touch.tag == Tag.ROW and header.block_rows
+    table[:, TouchColumn.TAG] = Tag.ORDERED if ordered else touch.tag
     table[:, TouchColumn.ROW] = steps[touch.row] if touch.row else zero
     table[:, TouchColumn.ROWS] = rows
     table[:, TouchColumn.COL] = steps[touch.col] if touch.col else zero

@@ -1,5 +1,6 @@
 """The numbers, in plain NumPy: the definition that every other part is tested against."""
 
+from sparqle_tvm.numerics.balance import is_row_order, sorted_rows
 from sparqle_tvm.numerics.choice import (
     EncodingChoice,
     clip_to_bands,
@@ -45,6 +46,7 @@ __all__ = [
     "group_factors",
     "grouped_bias_term",
     "int_matmul",
+    "is_row_order",
     "max_exact",
     "pack_digits",
     "pack_int4",
@@ -55,6 +57,7 @@ __all__ = [
     "quantize_with_choice",
     "require_finite",
     "scale_weights",
+    "sorted_rows",
     "unpack_digits",
     "unpack_int4",
     "window_bias",

@@ -25,7 +25,9 @@ from sparqle_tvm.target.cost.baselines import array_of, dense_passes
 from sparqle_tvm.target.cost.events import Events, op_events
 from sparqle_tvm.target.cost.pipeline import PLANE_DESCRIPTORS, OpLoads, Pipeline
 from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
+from sparqle_tvm.target.cost.sorting import block_waits, sort_work
 from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
+from sparqle_tvm.target.header import row_number_bytes
 
 Bound = Literal["compute", "memory"]
 
@@ -130,7 +132,12 @@ class EncodeCost:
         Cycles of the transfers.
     events : Events
         What costs energy. The tensor is written into the activation buffer as floats, read twice
-        (for its maximum and to be scaled), and what is made of it passes the buffer once more.
+        (for its maximum and to be scaled), and what is made of it passes the buffer once more;
+        to sort rows, their bitmap is read.
+    block_rows : int
+        Rows that are sorted together, see `balance`; 0: none.
+    waiting_cycles : int
+        What does not overlap, because a block is written when all of it is sorted.
     """
 
     label: str
@@ -140,6 +147,8 @@ class EncodeCost:
     metadata_bytes: int
     dma_cycles: int
     events: Events
+    block_rows: int = 0
+    waiting_cycles: int = 0
 
     @property
     def dram_bytes(self) -> int:
@@ -148,8 +157,8 @@ class EncodeCost:
 
     @property
     def total_cycles(self) -> int:
-        """Time: vector unit and stores beside each other."""
-        return max(self.vector_cycles, self.dma_cycles)
+        """Time: vector unit and stores beside each other, except what waits for a block."""
+        return max(self.vector_cycles, self.dma_cycles) + self.waiting_cycles
 
     @property
     def bound(self) -> Bound:
@@ -163,6 +172,7 @@ def dense_op_cost(
     tiling: Tiling,
     accelerator: Accelerator,
     scheme: Scheme,
+    block_rows: int = 0,
 ) -> OpCost:
     """Cost of one dense op.
 
@@ -178,6 +188,8 @@ def dense_op_cost(
         The array and its memory.
     scheme : {"sparqle", "dense", "native", "a4"}
         See `OpCost`.
+    block_rows : int
+        Rows that the encoding sorts together (`nnz` is in the order of tokens), 0: none.
 
     Raises
     ------
@@ -185,6 +197,8 @@ def dense_op_cost(
         If `nnz` is not that of (m, k) activations.
     """
     _check_nnz(shape, nnz)
+    if block_rows:
+        nnz = nnz.sorted(block_rows, accelerator.lanes)
     lsb = lsb_pass_cycles(shape, tiling.k, array_of(accelerator, scheme))
     msb = lsb * (dense_passes(scheme) - 1)
     if scheme == "sparqle":
@@ -196,17 +210,18 @@ def dense_op_cost(
         accelerator=accelerator,
         scheme=scheme,
         activation_bytes=digits + bitmap,
+        block_rows=block_rows,
     )
     tile = (tiling.m, tiling.n, tiling.k)
     pipeline = Pipeline.of_op(loads, tile, tiling.rows_outer, mma_cycles=lsb + msb)
     pointers = storage.TILE_POINTER_BYTES * tiling.activation_tile_loads
     metadata = tiling.activation_loads * (bitmap + sums)
-    metadata += tiling.row_loads * shape.m * storage.ACTIVATION_SCALE_BYTES
+    metadata += tiling.row_loads * shape.m * storage.row_parameter_bytes(shape.m, block_rows)
     weights = tiling.weight_loads * storage.weight_bytes(shape, shape.k)
     weights += tiling.channel_loads * storage.parameter_bytes(shape)
     activation_bytes, weight_bytes = tiling.activation_loads * digits, shape.n * weights
     metadata += pointers if scheme == "sparqle" else 0
-    output_bytes = shape.m * shape.n * accelerator.float_bytes
+    output_bytes = shape.m * storage.output_bytes(shape.n, tiling.n, accelerator, block_rows)
     total_cycles = math.ceil(pipeline.total_cycles)
     return OpCost(
         label=shape.label,
@@ -223,7 +238,7 @@ def dense_op_cost(
         dma_cycles=math.ceil(pipeline.dma_cycles),
         total_cycles=total_cycles,
         events=replace(
-            op_events(shape, nnz, tiling, accelerator, scheme),
+            op_events(shape, nnz, tiling, accelerator, scheme, block_rows),
             cycles=total_cycles,
             dram_read_bytes=activation_bytes + metadata + weight_bytes,
             dram_write_bytes=output_bytes,
@@ -238,6 +253,7 @@ def encode_cost(
     sum_group_size: int,
     accelerator: Accelerator,
     scheme: Scheme,
+    block_rows: int = 0,
 ) -> EncodeCost:
     """Cost of quantizing and writing one tensor.
 
@@ -251,7 +267,7 @@ def encode_cost(
         That of the first dense op that reads it: it is written in tiles of those rows and columns.
     sum_group_size : int
         Weights per group if its readers need group sums, else 0.
-    accelerator, scheme
+    accelerator, scheme, block_rows
         As in `dense_op_cost`.
     """
     rows, k = nnz.rows, nnz.in_features
@@ -263,8 +279,14 @@ def encode_cost(
     tiles = tiling.m_tiles * tiling.k_tiles
     # One more for scales, sums and pointers.
     fixed = tiles * (PLANE_DESCRIPTORS[scheme] + 1) * accelerator.dma_descriptor_cycles
-    vector_cycles = math.ceil(operations / accelerator.vector_lanes)
+    sort_cycles = sort_operations = counted = 0
+    if block_rows:
+        metadata += rows * row_number_bytes(rows)
+        counted = storage.pbm_bytes(rows, k)
+        sort_cycles, sort_operations = sort_work(rows, k, block_rows, accelerator)
+    vector_cycles = math.ceil(operations / accelerator.vector_lanes) + sort_cycles
     dma_cycles = math.ceil((digits + metadata) / accelerator.dram_bytes_per_cycle + fixed)
+    waiting_cycles = block_waits(rows, block_rows, vector_cycles, dma_cycles)
     floats = rows * k * accelerator.float_bytes
     return EncodeCost(
         label=label,
@@ -274,13 +296,15 @@ def encode_cost(
         metadata_bytes=metadata,
         dma_cycles=dma_cycles,
         events=Events(
-            cycles=max(vector_cycles, dma_cycles),
-            activation_read_bytes=2 * floats + digits + metadata,
+            cycles=max(vector_cycles, dma_cycles) + waiting_cycles,
+            activation_read_bytes=2 * floats + digits + metadata + counted,
             activation_write_bytes=floats + digits + metadata,
             dram_write_bytes=digits + metadata,
             encoded_elements=rows * k if scheme == "sparqle" else 0,
-            vector_operations=operations,
+            vector_operations=operations + sort_operations,
         ),
+        block_rows=block_rows,
+        waiting_cycles=waiting_cycles,
     )
 
 
@@ -290,8 +314,11 @@ def encoding_costs(
     consumers: Sequence[DenseShape],
     accelerator: Accelerator,
     scheme: Scheme,
+    block_rows: int = 0,
 ) -> tuple[EncodeCost, tuple[OpCost, ...]]:
     """Cost of one encoding and of all dense ops that read it, with tiles chosen together.
+
+    `block_rows` rows are sorted together, see `balance.choose_block_rows`; 0: none.
 
     Raises
     ------
@@ -306,9 +333,10 @@ def encoding_costs(
         _check_nnz(shape, nnz)
     tilings = choose_tilings(consumers, accelerator, scheme)
     sum_groups = [shape.group_size for shape in consumers if shape.has_min]
-    encode = encode_cost(label, nnz, tilings[0], min(sum_groups, default=0), accelerator, scheme)
+    sums = min(sum_groups, default=0)
+    encode = encode_cost(label, nnz, tilings[0], sums, accelerator, scheme, block_rows)
     ops = tuple(
-        dense_op_cost(shape, nnz, tiling, accelerator, scheme)
+        dense_op_cost(shape, nnz, tiling, accelerator, scheme, block_rows)
         for shape, tiling in zip(consumers, tilings, strict=True)
     )
     return encode, ops

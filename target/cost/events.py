@@ -109,6 +109,7 @@ def op_events(
     tiling: Tiling,
     accelerator: Accelerator,
     scheme: Scheme,
+    block_rows: int = 0,
 ) -> Events:
     """Events of a dense op within the accelerator, by formula; cycles and DRAM are left at 0.
 
@@ -124,6 +125,8 @@ def op_events(
         Its array and buffers.
     scheme : {"sparqle", "dense", "native", "a4"}
         How the activations are stored and computed.
+    block_rows : int
+        Rows that are sorted together, 0: none.
     """
     slices = shape.weight_slices(accelerator.digit_bits)
     array = array_of(accelerator, scheme)
@@ -146,7 +149,7 @@ def op_events(
         scale_operations=shape.m * shape.n * groups * (all_passes + shape.has_min),
         find_first_steps=stored * blocks,
         drained_elements=shape.m * shape.n,
-        **_buffer_bytes(shape, nnz, tiling, accelerator, scheme, all_passes),
+        **_buffer_bytes(shape, nnz, tiling, accelerator, scheme, all_passes, block_rows),
     )
 
 
@@ -157,6 +160,7 @@ def _buffer_bytes(
     accelerator: Accelerator,
     scheme: Scheme,
     passes: int,
+    block_rows: int,
 ) -> dict[str, int]:
     """Traffic of the buffers by the rule of `simulator.counts.Counts`."""
     slices = shape.weight_slices(accelerator.digit_bits)
@@ -164,7 +168,7 @@ def _buffer_bytes(
     row_groups = math.ceil(shape.m / accelerator.rows)
     digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
     sums = storage.group_sum_bytes(shape.m, shape.k, shape.group_size if shape.has_min else 0)
-    scales = shape.m * storage.ACTIVATION_SCALE_BYTES
+    row_parameters = shape.m * storage.row_parameter_bytes(shape.m, block_rows)
     weights = shape.n * storage.weight_bytes(shape, shape.k)
     packed = shape.n * math.ceil(shape.k * shape.weight_bits / 8)
     channels = shape.n * storage.parameter_bytes(shape)
@@ -174,8 +178,9 @@ def _buffer_bytes(
     updates = accumulators * (passes + shape.has_min) * tiling.k_tiles
     return {
         "activation_write_bytes": tiling.activation_loads * (digits + bitmap + sums)
-        + tiling.row_loads * scales,
-        "activation_read_bytes": blocks * (digits + bitmap) + tiling.n_tiles * (sums + scales),
+        + tiling.row_loads * row_parameters,
+        "activation_read_bytes": blocks * (digits + bitmap)
+        + tiling.n_tiles * (sums + row_parameters),
         "weight_write_bytes": tiling.weight_loads * weights + tiling.channel_loads * channels,
         "weight_read_bytes": passes * row_groups * packed + group_reads + tiling.m_tiles * channels,
         # The first pass over the first chunk clears; the drain reads, rewrites, and is stored.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost, encoding_costs
+from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
@@ -46,6 +47,10 @@ class EncodedActivation:
     def macs(self) -> int:
         """Multiply-accumulates of all dense ops that read it."""
         return sum(shape.macs for shape in self.consumers)
+
+    def block_rows(self, accelerator: Accelerator, balance: Balance = "array") -> int:
+        """Rows that it sorts together, see `balance.choose_block_rows`."""
+        return choose_block_rows(self.consumers, accelerator, balance)
 
     def last_token(self) -> EncodedActivation:
         """The same encoding with its last token only."""
@@ -139,6 +144,7 @@ def pass_cost(
     past: int,
     accelerator: Accelerator,
     scheme: Scheme,
+    balance: Balance = "array",
 ) -> PassCost:
     """Cost of one pass of a model.
 
@@ -154,8 +160,13 @@ def pass_cost(
         Where it runs.
     scheme : {"sparqle", "dense", "native", "a4"}
         How the dense layers work.
+    balance : {"array", "time", "none"}
+        Where encodings sort their rows, see `balance.choose_block_rows`.
     """
-    parts = [encoding_costs(e.label, e.nnz, e.consumers, accelerator, scheme) for e in encodings]
+    parts = []
+    for e in encodings:
+        block = e.block_rows(accelerator, balance) if scheme == "sparqle" else 0
+        parts.append(encoding_costs(e.label, e.nnz, e.consumers, accelerator, scheme, block))
     return PassCost(
         scheme=scheme,
         ops=tuple(op for _, ops in parts for op in ops),

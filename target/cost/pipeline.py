@@ -48,12 +48,16 @@ class OpLoads:
         What lies in memory.
     activation_bytes : int
         Planes and bitmap of all activations.
+    block_rows : int
+        Rows that are sorted together: their numbers are loaded with their scales, and every row
+        of outputs is a burst of its own. 0: rows are in their own order.
     """
 
     shape: DenseShape
     accelerator: Accelerator
     scheme: Scheme
     activation_bytes: int
+    block_rows: int = 0
 
     def _cycles(self, nbytes: Any, descriptors: int = 1) -> Any:
         fixed = descriptors * self.accelerator.dma_descriptor_cycles
@@ -93,16 +97,16 @@ class OpLoads:
 
     def row(self, m: Any) -> Any:
         """Scales of `m` rows."""
-        return self._cycles(m * storage.ACTIVATION_SCALE_BYTES)
+        return self._cycles(m * storage.row_parameter_bytes(self.shape.m, self.block_rows))
 
     def channel(self, n: Any) -> Any:
         """Parameters of `n` channels, if there are any."""
         per_channel = storage.parameter_bytes(self.shape)
         return self._cycles(n * per_channel) if per_channel else 0 * n
 
-    def store(self, elements: Any) -> Any:
-        """Outputs of a tile."""
-        return self._cycles(elements * self.accelerator.float_bytes)
+    def store(self, m: Any, n: Any) -> Any:
+        """Outputs of a tile of (m, n)."""
+        return self._cycles(m * storage.output_row_bytes(n, self.accelerator, self.block_rows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,10 +280,10 @@ class Pipeline:
             last_load=np.where(stays, pick(*last_loads[::-1]), sum(last_loads)),
             last_mma=nest.mma(m.last, n.last, k.last),
             last_drain=m.last * n.last / drain_rate,
-            last_store=loads.store(m.last * n.last),
+            last_store=loads.store(m.last, n.last),
             before_mma=nest.mma(*before, k.first) * (several | ~stays),
             before_drain=before[0] * before[1] * several / drain_rate,
-            before_store=loads.store(before[0] * before[1]) * several,
+            before_store=loads.store(*before) * several,
         )
 
     @property
@@ -384,5 +388,5 @@ class _Nest:
             edge_load=step_load(m.last, n.last, k.last),
             edge_mma=step_mma(m.last, n.last, k.last),
             drain=rows * cols / loads.accelerator.drain_elements_per_cycle,
-            store=loads.store(rows * cols),
+            store=loads.store(rows, cols),
         )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics import sorted_rows
 
 ProgramScheme = Literal["sparqle", "dense"]
 """``sparqle``: LSB plane, bitmap and compressed MSB plane. ``dense``: two dense passes."""
@@ -135,6 +136,24 @@ class RowNnz:
     def last_row(self) -> RowNnz:
         """Only the last row: the token that is decoded."""
         return RowNnz(self.counts[-1:], self.unit, self.in_features)
+
+    def sorted(self, block_rows: int, lanes: int) -> RowNnz:
+        """The rows in the order of a balanced encoding.
+
+        Parameters
+        ----------
+        block_rows : int
+            Rows that are sorted together, see `numerics.sorted_rows`.
+        lanes : int
+            Digits of a step of a PE row.
+        """
+        order = self.order(block_rows, lanes)
+        return RowNnz(self.counts[order], self.unit, self.in_features)
+
+    def order(self, block_rows: int, lanes: int) -> NDArray[np.int32]:
+        """The rows in that order: int32 (m,), arguments as in `sorted`."""
+        digits = self.counts.sum(axis=1, dtype=np.int64)
+        return sorted_rows(-(-digits // lanes), block_rows)
 
     def per_chunk(self, chunk: int) -> NDArray[np.int64]:
         """Sum the counts over consecutive chunks of columns.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import Bound
+from sparqle_tvm.target.cost.balance import Balance
 from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
 from sparqle_tvm.target.cost.shapes import DenseShape, ProgramScheme, RowNnz
@@ -69,7 +70,9 @@ class ProgramCache:
     accelerator: Accelerator
     programs: dict[object, Program] = field(default_factory=dict)
 
-    def get(self, shape: DenseShape, scheme: ProgramScheme, window: str) -> Program:
+    def get(
+        self, shape: DenseShape, scheme: ProgramScheme, window: str, block_rows: int = 0
+    ) -> Program:
         """The program of an op; row counts share those of their bucket."""
         from sparqle_tvm.target.codegen import generate
         from sparqle_tvm.target.schedule import default_schedule
@@ -86,6 +89,7 @@ class ProgramCache:
             has_min=shape.has_min,
             has_offset=shape.has_offset,
             scheme=scheme,
+            block_rows=block_rows,
         )
         if spec not in self.programs:
             scheduled = default_schedule(spec, self.accelerator)
@@ -94,7 +98,12 @@ class ProgramCache:
 
 
 def simulate_op(
-    shape: DenseShape, nnz: RowNnz, scheme: ProgramScheme, window: str, programs: ProgramCache
+    shape: DenseShape,
+    nnz: RowNnz,
+    scheme: ProgramScheme,
+    window: str,
+    programs: ProgramCache,
+    block_rows: int = 0,
 ) -> SimulatedOp:
     """Run one dense op without values.
 
@@ -104,14 +113,14 @@ def simulate_op(
         The op.
     nnz : RowNnz
         Stored MSB digits of its activations.
-    scheme, window
+    scheme, window, block_rows
         As in `target.cost.analytical.dense_op_cost`.
     programs : ProgramCache
         Takes and keeps the program.
     """
     from sparqle_tvm.target.simulator import simulate_timing
 
-    program = programs.get(shape, scheme, window)
+    program = programs.get(shape, scheme, window, block_rows)
     result = simulate_timing(program, shape.m, nnz if scheme == "sparqle" else None)
     array, store = result.engines[Engine.MMA], result.engines[Engine.STORE]
     return SimulatedOp(
@@ -135,13 +144,14 @@ def simulated_pass_cost(
     past: int,
     programs: ProgramCache,
     scheme: ProgramScheme,
+    balance: Balance = "array",
     progress: Callable[[], None] = lambda: None,
 ) -> PassCost:
     """Cost of one pass of a model, its dense layers simulated.
 
     Parameters
     ----------
-    encodings, transformer, tokens, past, scheme
+    encodings, transformer, tokens, past, scheme, balance
         As in `target.cost.model.pass_cost`.
     programs : ProgramCache
         Programs of the accelerator.
@@ -155,10 +165,16 @@ def simulated_pass_cost(
         past=past,
         accelerator=programs.accelerator,
         scheme=scheme,
+        balance=balance,
     )
     ops = []
-    for encoding in encodings:
+    for encoding, encode in zip(encodings, counted.encodes, strict=True):
         for shape in encoding.consumers:
-            ops.append(simulate_op(shape, encoding.nnz, scheme, encoding.window, programs))
+            ops.append(
+                simulate_op(
+                    *(shape, encoding.nnz, scheme, encoding.window, programs),
+                    block_rows=encode.block_rows,
+                )
+            )
             progress()
     return PassCost(scheme, tuple(ops), counted.encodes, counted.vector)

@@ -11,10 +11,13 @@ per group: int16, for a sum of g int8 values fits while g < 256, else int32.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.baselines import stored_bits
 from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
+from sparqle_tvm.target.header import row_number_bytes
+from sparqle_tvm.target.isa_compute import burst_bytes
 
 POINTER_BYTES = 4
 # A load of an MSB tile fetches where it begins and where it ends.
@@ -93,6 +96,24 @@ def parameter_bytes(shape: DenseShape) -> int:
 def channel_bytes(shape: DenseShape, k: int) -> int:
     """Bytes of all that belongs to one output channel over `k` columns."""
     return weight_bytes(shape, k) + parameter_bytes(shape)
+
+
+def row_parameter_bytes(rows: int, block_rows: int) -> int:
+    """Bytes that drain and store need of each of `rows` rows: the scale; if sorted, its number."""
+    return ACTIVATION_SCALE_BYTES + (row_number_bytes(rows) if block_rows else 0)
+
+
+def output_row_bytes(n: Any, accelerator: Accelerator, block_rows: int) -> Any:
+    """Bytes that a row of `n` outputs moves: a burst of its own if rows are sorted."""
+    nbytes = n * accelerator.float_bytes
+    return burst_bytes(nbytes) if block_rows else nbytes
+
+
+def output_bytes(n: int, tile_n: int, accelerator: Accelerator, block_rows: int) -> int:
+    """Bytes that one row of `n` outputs moves in all, in tiles of `tile_n`."""
+    whole, rest = divmod(n, tile_n)
+    row_bytes = whole * output_row_bytes(tile_n, accelerator, block_rows)
+    return int(row_bytes + output_row_bytes(rest, accelerator, block_rows))
 
 
 def accumulator_bytes(shape: DenseShape) -> int:

@@ -246,14 +246,11 @@ def _add_parameter_loads(b: _Builder) -> None:
     """Loads that gather parts of two tensors, one behind the other, and row scales."""
     header = b.steps.header
     if header.output == "float32" and len(b.steps.of(LdRow)):
-        row, rows = b.get(LdRow, "row"), b.get(LdRow, "rows")
-        b.copy(
-            *(LdRow, Tensor.ACT_SCALE),
-            dst=b.get(LdRow, "dst"),
-            offset=4 * row,
-            nbytes=4 * rows,
-            rows=1,
-        )
+        row, rows, dst = (b.get(LdRow, operand) for operand in ("row", "rows", "dst"))
+        for tensor in (Tensor.ACT_SCALE, Tensor.ROW_ORDER)[: 1 + (header.block_rows > 0)]:
+            size = b.pitch(tensor)
+            b.copy(LdRow, tensor, dst=dst, offset=size * row, nbytes=size * rows, rows=1)
+            dst = dst + size * rows
     if header.group_size and len(b.steps.of(LdGrp)):
         row, rows, dst = (b.get(LdGrp, operand) for operand in ("row", "rows", "dst"))
         nbytes = 2 * ceil_div(b.get(LdGrp, "cols"), header.group_size)
@@ -355,9 +352,13 @@ def _add_stores(b: _Builder) -> None:
     }
     b.add(Drain, x.DRAIN, drains)
     pitch = b.pitch(Tensor.OUT)
+    row = 0 if header.block_rows else b.get(StOut, "row")
     stores = {
         **_accumulators(b, StOut, "rows", "cols"),
-        x.DRAM: b.get(StOut, "row") * pitch + 4 * b.get(StOut, "col"),
+        x.DRAM: row * pitch + 4 * b.get(StOut, "col"),
         x.STORE_PITCH: pitch,
+        # Row numbers lie behind the scales.
+        x.STORE_ORDER: b.get(StOut, "order") + 4 * b.get(StOut, "rows"),
+        x.STORE_ORDER_BYTES: header.order_bytes,
     }
     b.add(StOut, x.STORE, stores, Tensor.OUT)

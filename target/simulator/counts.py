@@ -111,7 +111,7 @@ class Counts:
         per column block and weight slice, its weights once per row group (every slice has its
         share of the bits), group parameters once; it writes every accumulator once, and reads it
         unless it clears it. DRAIN reads and writes accumulators and reads its scales. ST.OUT
-        reads 4 bytes per output.
+        reads 4 bytes per output, and the row numbers if rows are sorted.
     lsb, msb : PlaneCounts
         MACs and idle lanes per plane.
     drained_elements : int
@@ -204,6 +204,7 @@ def _loaded_bytes(steps: Steps, schedule: Schedule) -> tuple[dict[Tensor, int], 
     # What is loaded in one transfer comes from up to two tensors.
     channels = int(steps.get(LdChn, "rows").sum())
     scales = 4 * channels if header.output == "float32" and not header.group_size else 0
+    orders = header.order_bytes * int(steps.get(LdRow, "rows").sum())
     minima = moved[LdGrp] // 2 if header.has_min else 0
     tensors = {
         Tensor.LSB: moved[LdLsb],
@@ -211,7 +212,8 @@ def _loaded_bytes(steps: Steps, schedule: Schedule) -> tuple[dict[Tensor, int], 
         Tensor.MSB: moved[LdMsb] - pointers,
         Tensor.MSB_PTR: pointers,
         Tensor.ACT: moved[LdAct],
-        Tensor.ACT_SCALE: moved[LdRow],
+        Tensor.ACT_SCALE: moved[LdRow] - orders,
+        Tensor.ROW_ORDER: orders,
         Tensor.GROUP_SUMS: moved[LdSum],
         Tensor.WGT: moved[LdWgt],
         Tensor.W_SCALE: moved[LdGrp] - minima + scales,
@@ -304,7 +306,8 @@ def _count_store(steps: Steps, read: dict[Buffer, int], written: dict[Buffer, in
     elements = int((steps.get(Drain, "m") * steps.get(Drain, "n")).sum())
     lengths = (steps.reads[at, :, 1] - steps.reads[at, :, 0]).sum(axis=0)
     stored = int((steps.get(StOut, "rows") * steps.get(StOut, "cols")).sum())
-    read[Buffer.ACT] += int(lengths[0])
+    orders = header.order_bytes * int(steps.get(StOut, "rows").sum())
+    read[Buffer.ACT] += int(lengths[0]) + orders
     read[Buffer.WGT] += int(lengths[3])
     read[Buffer.ACC] += elements * header.accumulator_bytes + 4 * stored
     written[Buffer.ACC] += 4 * elements

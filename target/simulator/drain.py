@@ -98,7 +98,15 @@ def drain(
 
 
 def store_outputs(
-    spec: ValueSpec, *, acc: Array, cell: Any, rows: Any, cols: Any, target: Any, pitch: Any
+    spec: ValueSpec,
+    *,
+    acc: Array,
+    cell: Any,
+    rows: Any,
+    cols: Any,
+    target: Any,
+    pitch: Any,
+    order: Callable[[Any], Any],
 ) -> None:
     """Emit the copy of (rows, cols) outputs to `target`, rows `pitch` bytes apart.
 
@@ -112,10 +120,12 @@ def store_outputs(
         Which.
     target, pitch : expression
         Address in memory, bytes.
+    order : callable
+        Which of the rows from `target` on a row of outputs goes to.
     """
     outputs = acc.view("int32", acc.buffer.shape[0] * (2 if spec.grouped else 1))
     with loop(rows) as row:
-        begin, first = target + row * pitch, cell + row * cols
+        begin, first = target + order(row) * pitch, cell + row * cols
         if spec.grouped:
             _gather_row(outputs, first, cols, begin)
         else:

@@ -25,6 +25,7 @@ from sparqle_tvm.target.simulator.multiply import Product, add_minima, multiply
 from sparqle_tvm.target.simulator.native import compile_kernel
 from sparqle_tvm.target.simulator.script import (
     Array,
+    Scalar,
     cast,
     ceil_div,
     copy_bytes,
@@ -48,7 +49,7 @@ CELL, M, N, K, ZERO = range(2, 7)
 PLANE, ACT, STREAM, WGT, GRP = range(7, 12)
 ACT_ENTRY, ACT_KEY, WGT_ENTRY, WGT_KEY, GRP_ENTRY, GRP_KEY = range(12, 18)
 DRAIN_ROW, DRAIN_CHANNEL, DRAIN_OFFSET, DRAIN_FLOAT = range(5, 9)
-STORE_PITCH = 5
+STORE_PITCH, STORE_ORDER, STORE_ORDER_BYTES = range(5, 8)
 COLUMNS = 18
 
 # Values of PLANE: LSB digits, the same with the top bit flipped (window ``signed``), a dense plane
@@ -259,4 +260,20 @@ def _store(spec: ValueSpec, memory: _Memory, action: Any) -> None:
         cols=table[action, N],
         target=table[action, DRAM],
         pitch=table[action, STORE_PITCH],
+        order=lambda row: _row_number(memory, action, row),
     )
+
+
+def _row_number(memory: _Memory, action: Any, row: Any) -> Any:
+    """Row of OUT that row `row` of a store belongs to, counted from where the store begins."""
+    order_bytes = memory.table[action, STORE_ORDER_BYTES]
+    number = Scalar("int64", cast("int64", row))
+    with when(order_bytes > 0):
+        at = memory.table[action, STORE_ORDER] + row * order_bytes
+        low = cast("int64", memory.act[at]) + T.shift_left(cast("int64", memory.act[at + 1]), 8)
+        number.set(low)
+        with when(order_bytes > 2):
+            high = cast("int64", memory.act[at + 2])
+            high = high + T.shift_left(cast("int64", memory.act[at + 3]), 8)
+            number.add(T.shift_left(high, 16))
+    return number.value

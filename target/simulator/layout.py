@@ -76,9 +76,9 @@ def tile_order(
     pbm : uint8 (M, ceil(K / 8))
         Precision bitmap.
     msb : uint8 (bytes,)
-        Digits row by row; what is behind ``row_ptr[M]`` is ignored.
+        Digits, each row in one piece; what is behind ``row_ptr[M]`` is ignored.
     row_ptr : int32 (M + 1,)
-        Where rows begin.
+        Where rows begin, in any order, and where all of them end.
 
     Returns
     -------
@@ -133,23 +133,53 @@ def activation_tensors(
         raise InvalidArgumentError(
             f"{header.label!r} takes activations of (K, k, window) = {expected}, got {found}"
         )
-    tensors: dict[Tensor, NDArray[Any]]
-    if header.scheme == "dense":
-        tensors = {Tensor.ACT: pack_activations(sliced.decode(), sliced.k)}
-    else:
-        msb, pointers = tile_order(header, sliced.pbm, sliced.msb, sliced.row_ptr)
-        tensors = {
-            Tensor.LSB: sliced.lsb,
-            Tensor.PBM: sliced.pbm,
-            Tensor.MSB: msb,
-            Tensor.MSB_PTR: pointers,
-        }
+    tensors: dict[Tensor, NDArray[Any]] = {}
     if act_scale is not None:
         tensors[Tensor.ACT_SCALE] = np.ascontiguousarray(act_scale, np.float32).reshape(-1)
     if header.has_min:
         dtype = np.int16 if header.sum_bytes == 2 else np.int32
         tensors[Tensor.GROUP_SUMS] = sliced.group_sums(header.group_size).astype(dtype)
-    return tensors
+    if header.scheme == "dense":
+        return {**tensors, Tensor.ACT: pack_activations(sliced.decode(), sliced.k)}
+    tensors |= {Tensor.LSB: sliced.lsb, Tensor.PBM: sliced.pbm}
+    order = None
+    if header.block_rows:
+        nnz = RowNnz.from_pbm(sliced.pbm, header.in_features)
+        order = nnz.order(header.block_rows, header.accelerator.lanes)
+    return plane_tensors(header, tensors, sliced.msb, sliced.row_ptr, order)
+
+
+def plane_tensors(
+    header: Header,
+    rows: DramTensors,
+    msb: NDArray[np.uint8],
+    row_ptr: NDArray[np.int32],
+    order: NDArray[np.int32] | None = None,
+) -> dict[Tensor, NDArray[Any]]:
+    """Complete the tensors of encoded activations: MSB digits in tile order, rows sorted.
+
+    Parameters
+    ----------
+    header : Header
+        The op.
+    rows : mapping of Tensor to ndarray (M, ..)
+        LSB, PBM, and what else there is per row, in the order of the rows.
+    msb : uint8 (bytes,)
+        Digits row by row.
+    row_ptr : int32 (M + 1,)
+        Where rows begin.
+    order : int32 (M,), optional
+        Row numbers in the order of a program with `block_rows`; others take none.
+    """
+    if header.block_rows:
+        if order is None or len(order) != len(row_ptr) - 1:
+            raise InvalidArgumentError(f"{header.label!r} needs the order of its rows")
+        row_ptr = np.append(row_ptr[:-1][order], row_ptr[-1])
+        numbers = order.astype(np.uint16 if header.order_bytes == 2 else np.int32)
+        rows = {tensor: array[order] for tensor, array in rows.items()}
+        rows = {**rows, Tensor.ROW_ORDER: numbers}
+    stream, pointers = tile_order(header, rows[Tensor.PBM], msb, row_ptr)
+    return {**rows, Tensor.MSB: stream, Tensor.MSB_PTR: pointers}
 
 
 def weight_tensors(
@@ -209,6 +239,8 @@ def tensor_formats(header: Header, rows: int) -> dict[Tensor, tuple[tuple[int, .
         formats[Tensor.MSB_PTR] = ((header.chunks * row_groups + 1,), "int32")
     if header.output == "float32":
         formats[Tensor.ACT_SCALE] = ((rows,), "float32")
+    if header.block_rows:
+        formats[Tensor.ROW_ORDER] = ((rows,), "uint16" if header.order_bytes == 2 else "int32")
     if header.group_size:
         formats[Tensor.W_SCALE] = ((channels, groups), "float16")
     elif header.output == "float32":

@@ -64,9 +64,10 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
         engines touch the same bytes at the same time, or multiplies a bitmap that it has not
         loaded. Names the instruction.
     InvalidArgumentError
-        If a tensor is missing or has the wrong format, or if tile pointers do not fit the bitmap.
+        If a tensor is missing or has the wrong format, if tile pointers do not fit the bitmap, or
+        if the row order is no permutation of the rows of each block.
     """
-    from sparqle_tvm.target.simulator.values import check_planes, run_values
+    from sparqle_tvm.target.simulator.values import check_planes, check_row_order, run_values
 
     header = program.header
     activations = Tensor.ACT if header.scheme == "dense" else Tensor.PBM
@@ -80,6 +81,7 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
         nnz = nnz_from_bitmap(checked[Tensor.PBM], program)
         digits = digit_tables(nnz, header, steps.splits)
         check_planes(header, digits, checked)
+    check_row_order(header, checked)
     when = schedule(steps, digits)
     output = run_values(steps, when, checked)
     counts = count(steps, when, digits)
@@ -97,7 +99,8 @@ def simulate_timing(program: Program, rows: int, nnz: RowNnz | None = None) -> S
         M.
     nnz : RowNnz, optional
         Stored MSB digits of the (M, K) activations, from a bitmap
-        (`digits.nnz_from_bitmap`) or drawn (`digits.draw_nnz`). Scheme ``dense`` needs none.
+        (`digits.nnz_from_bitmap`) or drawn (`digits.draw_nnz`). Scheme ``dense`` needs none. Rows
+        in their own order: a program with `block_rows` gets them sorted.
 
     Raises
     ------
@@ -115,6 +118,8 @@ def simulate_timing(program: Program, rows: int, nnz: RowNnz | None = None) -> S
             raise InvalidArgumentError(
                 f"{header.label!r} needs the stored digits of {rows} rows, got {given}"
             )
+        if header.block_rows:
+            nnz = nnz.sorted(header.block_rows, header.accelerator.lanes)
         digits = digit_tables(nnz, header, steps.splits)
     when = schedule(steps, digits)
     counts = count(steps, when, digits)

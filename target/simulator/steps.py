@@ -54,6 +54,7 @@ InstructionClass = type[Instruction]
 
 # Operands that a step reads are found in the range tables in this order.
 ACT_OPERAND, MSB_OPERAND, WGT_OPERAND, GRP_OPERAND = range(4)
+ORDER_OPERAND = MSB_OPERAND
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,8 @@ class Steps:
         From `Program.bind`.
     reads : ndarray of int64, shape (steps, 4, 2)
         Ranges [begin, end) of on-chip bytes that a step reads: activations (or sums, row scales,
-        drained outputs), MSB stream, weights, parameters of weights. Empty ones are (0, 0).
+        drained outputs), MSB stream (or row parameters of ST.OUT), weights, parameters of
+        weights. Empty ones are (0, 0).
     writes : ndarray of int64, shape (steps, 2, 2)
         Ranges that it writes; accumulators of an MMA or DRAIN are read, too. ACT, WGT and ACC lie
         behind each other in one address space.
@@ -295,4 +297,8 @@ def _place_store(steps: Steps) -> None:
     col, cols = steps.get(StOut, "col"), steps.get(StOut, "cols")
     inside = (col >= 0) & (cols >= 1) & (col + cols <= header.out_features)
     steps.require(StOut, inside, f"columns leave OUT, which has {header.out_features}")
-    steps.reads[steps.of(StOut), ACT_OPERAND] = _accumulators(steps, StOut, "rows", "cols")
+    at = steps.of(StOut)
+    steps.reads[at, ACT_OPERAND] = _accumulators(steps, StOut, "rows", "cols")
+    if header.block_rows:
+        nbytes = LdRow.onchip_bytes(header, steps.get(StOut, "rows"))
+        steps.reads[at, ORDER_OPERAND] = _range(steps, StOut, "order", Buffer.ACT, nbytes)

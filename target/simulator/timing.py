@@ -32,6 +32,7 @@ from sparqle_tvm.target.simulator.digits import DigitTables
 from sparqle_tvm.target.simulator.native import aligned, aligned_copy
 from sparqle_tvm.target.simulator.steps import (
     LOADS,
+    ORDER_OPERAND,
     TILE_LOADS,
     Int64s,
     Steps,
@@ -113,6 +114,7 @@ def schedule(steps: Steps, digits: DigitTables | None) -> Schedule:
     )
     _raise_for(steps, status, times)
     _check_bitmaps(steps, sources)
+    _check_orders(steps, sources)
     start, end, ready, order = times.T
     return Schedule(start, end, ready, order, sources, dram_bytes)
 
@@ -274,6 +276,19 @@ def _raise_for(steps: Steps, status: Int64s, times: Int64s) -> None:
             f"program {steps.header.label!r} leaves {surplus[queue]:+d} tokens in {queue.name}; "
             "every queue must end with the tokens it began with"
         )
+
+
+def _check_orders(steps: Steps, sources: Int64s) -> None:
+    """Check that every ST.OUT of sorted rows has the numbers of just its rows."""
+    at = steps.of(StOut)
+    if not steps.header.block_rows or not len(at):
+        return
+    source = sources[at, ORDER_OPERAND]
+    loaded = (source >= 0) & np.isin(source, steps.of(LdRow))
+    mine = np.stack([steps.get(StOut, operand) for operand in ("row", "rows")], axis=-1)
+    theirs = steps.trace[source][:, [LdRow.column(operand) for operand in ("row", "rows")]]
+    same = (theirs == mine).all(axis=1)
+    steps.require(StOut, loaded & same, "order is not what one LD.ROW has loaded for these rows")
 
 
 def _check_bitmaps(steps: Steps, sources: Int64s) -> None:

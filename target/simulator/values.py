@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics import is_row_order
 from sparqle_tvm.target.header import Header
 from sparqle_tvm.target.isa import Tensor
 from sparqle_tvm.target.operands import Buffer
@@ -85,6 +86,22 @@ def check_planes(header: Header, digits: DigitTables, tensors: dict[Tensor, Any]
             f"{header.label!r}: MSB has {tensors[Tensor.MSB].size} bytes, MSB_PTR ends at "
             f"{pointers[-1]}"
         )
+
+
+def check_row_order(header: Header, tensors: dict[Tensor, Any]) -> None:
+    """Check that the list of sorted rows has every row of each block once.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it has not.
+    """
+    if not header.block_rows or is_row_order(tensors[Tensor.ROW_ORDER], header.block_rows):
+        return
+    raise InvalidArgumentError(
+        f"{header.label!r}: ROW_ORDER does not have each row of every block of "
+        f"{header.block_rows} rows exactly once"
+    )
 
 
 def _used_bytes(header: Header, buffer: Buffer, used: int) -> int:

@@ -38,6 +38,8 @@ SPECS = {
     "minima": DenseSpec(m=6, n=9, k=96, group_size=32, has_min=True),
     "digits of 2": DenseSpec(m=5, n=6, k=32, digit_bits=2, group_size=16, has_min=True),
     "digits of 8": DenseSpec(m=5, n=6, k=16, digit_bits=8, weight_bits=8),
+    "sorted": DenseSpec(m=19, n=10, k=64, group_size=32, has_min=True, block_rows=8),
+    "sorted channel": DenseSpec(m=9, n=5, k=48, weight_bits=8, block_rows=4),
     "dense": DenseSpec(m=6, n=5, k=40, scheme="dense", window="unsigned"),
     "dense grouped": DenseSpec(
         m=6, n=5, k=64, scheme="dense", window="unsigned", group_size=32, has_min=True

@@ -98,7 +98,7 @@ class DenseWriter:
         for queue in (Queue.ACT_FREE, Queue.WGT_FREE, Queue.ACC_FREE):
             self.b.tokens(queue, t.slots)
         if h.output == "float32":
-            add("row", Buffer.ACT, t.m * 4)
+            add("row", Buffer.ACT, LdRow.onchip_bytes(h, t.m))
             self.b.tokens(Queue.ROW_FREE, t.slots)
         if h.channel_bytes:
             add("chn", Buffer.WGT, LdChn.onchip_bytes(h, t.n))
@@ -211,7 +211,7 @@ class DenseWriter:
             b.signal(Queue.WGT_FREE)
 
     def _finish(self, visit: tuple[int, ...]) -> None:
-        b, s = self.b, self.slots
+        b, s, h = self.b, self.slots, self.header
         (row, rows), (col, cols) = self._rows(), self._channels()
         if "row" in s:
             b.wait(Queue.ROW_FREE)
@@ -229,12 +229,14 @@ class DenseWriter:
         scales = s["row"].at(visit) if "row" in s else None
         channels = s["chn"].at(visit) if "chn" in s else None
         b.emit(Drain(acc, scales, channels, rows, cols))
-        if "row" in s:
+        if "row" in s and not h.block_rows:
             b.signal(Queue.ROW_FREE)
         if "chn" in s:
             b.signal(Queue.CHN_FREE)
-        b.emit(StOut(acc, row, rows, col, cols))
+        b.emit(StOut(acc, row, rows, col, cols, scales if h.block_rows else None))
         b.signal(Queue.ACC_FREE)
+        if h.block_rows:
+            b.signal(Queue.ROW_FREE)
 
 
 def dense_program(header: Header, tiles: Tiles) -> Program:

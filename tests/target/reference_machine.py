@@ -51,6 +51,7 @@ class Tensors:
     scales: Any
     minima: Any
     offset: Any
+    order: Any
 
     @classmethod
     def random(cls, header: Header, rows: int, rng: np.random.Generator) -> Tensors:
@@ -70,10 +71,17 @@ class Tensors:
             ),
             minima=rng.integers(1, 99, (n, groups)).astype(np.float16),
             offset=rng.integers(-999, 999, n).astype(np.float64 if header.group_size else np.int32),
+            order=_random_order(header, rows, rng),
         )
 
     def outputs(self, header: Header) -> Any:
-        """What the op is: (rows, out_features) int32 or float32."""
+        """What the op is: (rows, out_features) int32 or float32, rows in their own order."""
+        outputs = self._outputs_in_order(header)
+        if header.block_rows:
+            outputs[self.order] = outputs.copy()
+        return outputs
+
+    def _outputs_in_order(self, header: Header) -> Any:
         low = self.lsb.astype(np.int64) - _bias(header)
         digits = low + 2**header.digit_bits * self.msb
         offset = self.offset.astype(np.float64) * header.has_offset
@@ -96,6 +104,14 @@ class Tensors:
 def _bias(header: Header) -> int:
     """What stored LSB digits are larger by than those they stand for."""
     return 2 ** (header.digit_bits - 1) if header.window == "signed" else 0
+
+
+def _random_order(header: Header, rows: int, rng: np.random.Generator) -> Any:
+    """Rows in any order within blocks."""
+    size = header.block_rows or max(rows, 1)
+    blocks = [np.arange(at, min(at + size, rows)) for at in range(0, rows, size)]
+    order = np.concatenate([rng.permutation(block) for block in blocks])
+    return order.astype("u2" if header.order_bytes == 2 else "i4")
 
 
 def as_bytes(array: Any) -> Any:
@@ -155,11 +171,14 @@ class Machine:
         elif cls is StOut:
             cells = self._cells(o["acc"], o["rows"], o["cols"])
             values = np.ascontiguousarray(cells[:, :, :4]).view(self.out.dtype)[:, :, 0]
-            rows, cols = (
-                slice(o["row"], o["row"] + o["rows"]),
-                slice(o["col"], o["col"] + o["cols"]),
-            )
-            self.out[rows, cols] = values
+            rows = np.arange(o["row"], o["row"] + o["rows"])
+            if self.header.block_rows:
+                at, width = o["order"] + 4 * o["rows"], self.header.order_bytes
+                numbers = self._get(Buffer.ACT, at, o["rows"] * width).copy()
+                # A wrong program may read any bytes: what leaves OUT gets lost in its row 0.
+                rows = numbers.view(self.tensors.order.dtype)
+                rows = np.where(rows < len(self.out), rows, 0)
+            self.out[rows, o["col"] : o["col"] + o["cols"]] = values
         else:
             self._mma(cls, o)
 
@@ -190,7 +209,8 @@ class Machine:
             weights = self._cut(t.weights, o) & (2**h.weight_bits - 1)
             return pack_digits(weights.astype(np.uint8), h.weight_bits)
         if cls is LdRow:
-            return t.row[rows]
+            numbers = as_bytes(t.order[rows]) if h.block_rows else np.zeros(0, dtype=np.uint8)
+            return np.concatenate([as_bytes(t.row[rows]), numbers])
         if cls is LdChn:
             if h.group_size:
                 return t.offset[rows]

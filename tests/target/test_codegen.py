@@ -62,15 +62,17 @@ def random_case(rng: np.random.Generator) -> tuple[DenseSpec, Decisions, Acceler
     while True:
         form = pick(*FORMATS)
         group = form.group_size
+        rows = pick(1, 2, 4, 8)
         spec = replace(
             form,
+            block_rows=rows * int(rng.integers(1, 5)) if form.block_rows else 0,
             m=int(rng.integers(1, 40)),
             n=int(rng.integers(1, 40)),
             k=int(rng.integers(1, 9)) * group if group else int(rng.integers(1, 200)),
         )
         accelerator = replace(
             TINY,
-            rows=pick(1, 2, 4, 8),
+            rows=rows,
             cols=pick(1, 3, 4, 8),
             lanes=pick(1, 4, 6, 8, 16),
             digit_bits=spec.digit_bits,
@@ -111,6 +113,7 @@ def test_fuzzed_programs_verify_and_are_exact(batch: int) -> None:
 
 LISTED = {
     "prefill": DenseSpec(m=512, n=1536, k=576, group_size=32, has_min=True, weight_signed=False),
+    "sorted": DenseSpec(m=512, n=960, k=576, group_size=32, block_rows=512),
     "decode": DenseSpec(m=1, n=576, k=1536, group_size=32, has_min=True, weight_signed=False),
     "large": DenseSpec(m=4096, n=11008, k=4096, weight_bits=8),
     "dense": DenseSpec(m=256, n=1000, k=2048, scheme="dense", window="unsigned", output="int32"),

@@ -17,6 +17,7 @@ from sparqle_tvm.target.isa import (
     LdSum,
     Loop,
     MmaLsb,
+    StOut,
     Wait,
 )
 from sparqle_tvm.target.operands import (
@@ -85,8 +86,14 @@ def test_a_broken_program_cannot_be_made(code, match):
 
 def test_formats_that_an_op_does_not_have():
     header = make_header(20, 10, 40, 16, output="int32", window="unsigned")
-    with pytest.raises(ProgramError, match="need no activation scales"):
+    with pytest.raises(ProgramError, match="need no parameters per row"):
         Program(header, (LdRow(ACT, Affine(), Extent(8)),))
+    store = (ACC, Affine(), Extent(8), Affine(), Extent(4))
+    with pytest.raises(ProgramError, match="order: must be none with this header"):
+        Program(header, (StOut(*store, order=ACT),))
+    ordered = make_header(20, 10, 40, 16, block_rows=8)
+    with pytest.raises(ProgramError, match="order: must not be none with this header"):
+        Program(ordered, (StOut(*store),))
     with pytest.raises(ProgramError, match="need no parameters per channel"):
         Program(header, (LdChn(WGT, Affine(), Extent(8)),))
     dense = make_header(20, 10, 40, 16, scheme="dense", window="unsigned")

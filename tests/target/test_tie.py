@@ -44,13 +44,16 @@ SWEEP: tuple[tuple[int, Layer], ...] = (
 )
 
 
-def ties(rows: int, layer: Layer, preset: str, scheme: ProgramScheme) -> tuple[OpTie, ...]:
+def ties(
+    rows: int, layer: Layer, preset: str, scheme: ProgramScheme, block_groups: int = 0
+) -> tuple[OpTie, ...]:
     readers, k, density, bits, group, has_min = layer
     # Drawn like this the layers of one model differ, and every run draws the same.
     rng = np.random.default_rng([rows, k, int(100 * density)])
     shapes = tuple(DenseShape(rows, n, k, bits, group, has_min, f"{n}x{k}") for n in readers)
     encoding = EncodedActivation("x", draw_digits(rng, density, rows, k), "signed", shapes)
-    return tie_encoding(encoding, PRESETS[preset], scheme)
+    accelerator = PRESETS[preset]
+    return tie_encoding(encoding, accelerator, scheme, block_groups * accelerator.rows)
 
 
 def check(found: tuple[OpTie, ...]) -> None:
@@ -84,6 +87,18 @@ def test_layers_of_llama2(tokens: int, preset: str, scheme: ProgramScheme) -> No
 def test_sweep(preset: str, scheme: ProgramScheme) -> None:
     for rows, layer in SWEEP:
         check(ties(rows, layer, preset, scheme))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_sorted_rows(preset: str) -> None:
+    waited = ties(512, SMOLLM2[2], preset, "sparqle")
+    for blocks in (2, 8):
+        ordered = ties(512, SMOLLM2[2], preset, "sparqle", blocks)
+        check(ordered)
+        assert ordered[0].mma_cycles < waited[0].mma_cycles
+        waited = ordered
+    for rows, layer in ((512, SMOLLM2[0]), (100, SWEEP[4][1]), (300, SWEEP[6][1])):
+        check(ties(rows, layer, preset, "sparqle", 2))
 
 
 def test_windows_cost_the_same_and_offsets_their_bytes() -> None:

@@ -61,6 +61,7 @@ FORMATS = {
     "dense": {"scheme": "dense", "window": "unsigned", "group_size": 8, "has_min": True},
     "slices": {"weight_bits": 8},
     "ternary": {"weight_bits": 2, "window": "unsigned"},
+    "sorted": {"block_rows": 8, "group_size": 8},
 }
 TILES = (
     Tiles(8, 4),
@@ -356,6 +357,42 @@ def test_what_is_wrong_is_refused_and_named(name):
         Program(MINIMA.header, tuple(code)).verify(ROWS)
 
 
+SORTED = dense_program(op("sorted"), Tiles(8, 4))
+STORE = next(i for i in SORTED.instructions if isinstance(i, StOut))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        # Two slots of row parameters: the other one holds rows of another tile, or none yet.
+        (
+            setting(StOut, order=replace(STORE.order, base=STORE.order.base + 48)),
+            "order leaves its slot of ACT",
+        ),
+        (
+            setting(StOut, order=replace(STORE.order, rotate=(), slots=1, slot_bytes=0)),
+            r"no token orders this write with .*ST\.OUT",
+        ),
+        (
+            setting(StOut, rows=Extent(4, M, I0), order=STORE.order),
+            r"order, bytes .*that is not what lies there",
+        ),
+        (
+            setting(LdRow, row=Affine()),
+            r"other rows than those of its other operands",
+        ),
+        (swapping(Signal(Queue.ROW_FREE), StOut), "no token orders"),
+    ],
+    ids=["outside", "another slot", "part", "rows of another tile", "released too early"],
+)
+def test_sorted_rows_are_stored_by_their_own_numbers(change, match):
+    SORTED.verify(ROWS)
+    code = list(SORTED.instructions)
+    change(code)
+    with pytest.raises(ProgramError, match=match):
+        Program(SORTED.header, tuple(code)).verify(ROWS)
+
+
 @pytest.mark.parametrize(
     ("queue", "count", "match"),
     [
@@ -456,6 +493,7 @@ FUZZED = [
     dense_program(op("dense"), Tiles(8, 4)),
     dense_program(op("int32"), Tiles(8, 4, stay=True, slots=1)),
     dense_program(op("minima"), Tiles(8, 4, slots=3)),
+    dense_program(op("sorted"), Tiles(8, 4)),
 ]
 
 

@@ -24,6 +24,20 @@ def test_counts_are_those_of_the_bitmap(m, k, chunk, seed):
     assert (nnz.last_row().per_chunk(k)[0] == mask[-1].sum()).all()
 
 
+@given(m=st.integers(0, 40), block=st.integers(1, 12), seed=st.integers(0, 9999))
+def test_sorted_rows_are_the_same_rows_with_most_steps_first_in_each_block(m, block, seed):
+    counts = np.random.default_rng(seed).integers(0, 9, (m, 3))
+    nnz = RowNnz(counts, 8, 24)
+    order = nnz.order(block, 4)
+    np.testing.assert_array_equal(nnz.sorted(block, 4).counts, counts[order])
+    for begin in range(0, m, block):
+        mine = order[begin : begin + block]
+        assert sorted(mine.tolist()) == list(range(begin, min(begin + block, m)))
+        steps = -(-counts[mine].sum(axis=1) // 4)
+        assert (np.diff(steps) <= 0).all()
+        assert all(a < b for a, b, d in zip(mine, mine[1:], np.diff(steps), strict=False) if not d)
+
+
 def test_counts_of_long_rows_do_not_overflow():
     nnz = RowNnz.from_pbm(np.full((1, 1000), 255, np.uint8), 8000)
     assert nnz.total == 8000

@@ -15,7 +15,7 @@
 ; tokens ACT_FREE 2, WGT_FREE 2, ACC_FREE 2, ROW_FREE 2, CHN_FREE 2
  0: LOOP     i0 < n0 = ceil(M / 352)
  1:   WAIT     LOAD, ROW_FREE
- 2:   LD.ROW   ACT[0 + 1408*(i0 mod 2)] <- ACT_SCALE[352*i0 : +min(352, M - 352*i0)]
+ 2:   LD.ROW   ACT[0 + 1408*(i0 mod 2)] <- ROWS[352*i0 : +min(352, M - 352*i0)]
  3:   SIGNAL   LOAD, ROW_READY
  4:   WAIT     STORE, ROW_READY
  5:   LOOP     i1 < n1 = ceil(11008 / 368)

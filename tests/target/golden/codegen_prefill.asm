@@ -22,7 +22,7 @@
  5:   LD.SUM   ACT[331776 + 9216*(i0 mod 2)] <- GROUP_SUMS[256*i0 : +min(256, M - 256*i0), 0 : +576]
  6:   SIGNAL   LOAD, ACT_READY
  7:   WAIT     LOAD, ROW_FREE
- 8:   LD.ROW   ACT[350208 + 1024*(i0 mod 2)] <- ACT_SCALE[256*i0 : +min(256, M - 256*i0)]
+ 8:   LD.ROW   ACT[350208 + 1024*(i0 mod 2)] <- ROWS[256*i0 : +min(256, M - 256*i0)]
  9:   SIGNAL   LOAD, ROW_READY
 10:   WAIT     MMA, ACT_READY
 11:   WAIT     STORE, ROW_READY

@@ -92,7 +92,7 @@ def allocate(builder: ProgramBuilder, rows: int, cols: int, chunk: int, slots: i
         msb=act("msb", LdMsb.onchip_bytes(header, rows, chunk)),
         wgt=wgt("wgt", LdWgt.onchip_bytes(header, cols, chunk)),
         acc=builder.allocate("acc", Buffer.ACC, rows * cols * header.accumulator_bytes, slots),
-        row=act("row", rows * 4) if header.output == "float32" else None,
+        row=act("row", rows * header.row_bytes) if header.row_bytes else None,
         chn=wgt("chn", cols * header.channel_bytes) if header.channel_bytes else None,
         sum=act("sum", LdSum.onchip_bytes(header, rows, chunk)) if header.has_min else None,
         grp=wgt("grp", LdGrp.onchip_bytes(header, cols, chunk)) if header.group_size else None,
@@ -185,7 +185,8 @@ def _store_tile(b: ProgramBuilder, s: Slots, at: tuple[int, int], m: Tile, n: Ti
         b.wait(Queue.CHN_READY)
     row, chn = s.row.at(at[:1]) if s.row else None, s.chn.at(at) if s.chn else None
     b.emit(Drain(acc, row, chn, m.extent, n.extent))
-    b.emit(StOut(acc, m.begin, m.extent, n.begin, n.extent))
+    order = row if b.header.block_rows else None
+    b.emit(StOut(acc, m.begin, m.extent, n.begin, n.extent, order))
     b.signal(Queue.ACC_FREE)
     if s.chn:
         b.signal(Queue.CHN_FREE)
@@ -198,9 +199,8 @@ def header_for(
         accelerator=accelerator,
         in_features=k,
         out_features=n,
-        m_max=m,
         k_chunk=chunk,
-        **options,  # type: ignore[arg-type]
+        **{"m_max": m, **options},  # type: ignore[arg-type]
     )
 
 

@@ -12,7 +12,7 @@ from handmade import dense_program as handmade_program
 from mutations import Mutator
 from simulator_programs import TINY, dense_program, header_for, integer_header, random_operands
 
-from sparqle_tvm.errors import ProgramError
+from sparqle_tvm.errors import InvalidArgumentError, ProgramError
 from sparqle_tvm.target.header import Queue
 from sparqle_tvm.target.isa import (
     Drain,
@@ -29,6 +29,7 @@ from sparqle_tvm.target.isa import (
     MmaMsb,
     Signal,
     StOut,
+    Tensor,
     Wait,
 )
 from sparqle_tvm.target.operands import ALWAYS, NEVER, Affine, Condition, Extent
@@ -245,10 +246,64 @@ def test_nothing_on_chip_is_neutral_before_it_is_written(cls):
     assert (output != operands.expected).all()
 
 
-@pytest.mark.parametrize("batch", range(4))
+SORTED = header_for(TINY, 12, 10, 48, 16, block_rows=8)
+"""Sorted rows: 12 rows in blocks of 8."""
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        [0, 1, 2, 3, 4, 5, 6, 8, 7, 9, 10, 11],
+        [0, 0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 65535],
+    ],
+    ids=["row of another block", "row twice", "no row"],
+)
+def test_a_list_that_is_no_permutation_of_its_blocks_is_refused(order):
+    operands = random_operands(np.random.default_rng(0), SORTED, 12)
+    tensors = {**operands.tensors, Tensor.ROW_ORDER: np.array(order, dtype=np.uint16)}
+    with pytest.raises(InvalidArgumentError, match="each row of every block of 8 rows exactly"):
+        simulate(dense_program(SORTED, 8, 8), tensors)
+
+
+def test_any_other_list_puts_rows_where_it_says():
+    operands = random_operands(np.random.default_rng(0), SORTED, 12)
+    sorted_by_hand = operands.tensors[Tensor.ROW_ORDER]
+    listed = np.array([7, 6, 5, 4, 3, 2, 1, 0, 11, 10, 9, 8], dtype=np.uint16)
+    tensors = {**operands.tensors, Tensor.ROW_ORDER: listed}
+    output = simulate(dense_program(SORTED, 8, 8), tensors).output
+    assert output is not None
+    np.testing.assert_array_equal(output[listed], operands.expected[sorted_by_hand])
+
+
+def test_sorted_rows_need_their_list():
+    tensors = dict(random_operands(np.random.default_rng(0), SORTED, 12).tensors)
+    del tensors[Tensor.ROW_ORDER]
+    with pytest.raises(InvalidArgumentError, match="needs the tensor ROW_ORDER"):
+        simulate(dense_program(SORTED, 8, 8), tensors)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda i: replace(i, order=replace(i.order, base=0)) if isinstance(i, StOut) else i,
+        lambda i: replace(i, rows=Extent(4)) if isinstance(i, StOut) else i,
+        lambda i: replace(i, row=Affine()) if isinstance(i, LdRow) else i,
+        lambda i: None if isinstance(i, LdRow) else i,
+    ],
+    ids=["other bytes", "fewer rows", "other rows", "never loaded"],
+)
+def test_rows_are_stored_by_numbers_that_were_loaded_for_them(change):
+    operands = random_operands(np.random.default_rng(0), SORTED, 12)
+    with pytest.raises(ProgramError, match=r"order is not what one LD\.ROW"):
+        simulate(changed(change, dense_program(SORTED, 8, 8)), operands.tensors)
+
+
+@pytest.mark.parametrize("batch", range(5))
 def test_damaged_programs_do_no_harm(batch):
     # What the verifier accepts has to be exact here, too; anything else may be refused or wrong.
     options = [{}, {"group_size": 8, "has_min": True}, {"weight_bits": 8}, {"group_size": 16}]
+    options.append({"block_rows": 4})
     header = header_for(TINY, 12, 10, 48, 16, **options[batch])
     operands = random_operands(np.random.default_rng(batch), header, 11)
     tiles = (Tiles(8, 4), Tiles(8, 4, rows_outer=False, stay=True), Tiles(4, 4, slots=1))

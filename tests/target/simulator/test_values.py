@@ -61,6 +61,8 @@ CASES = {
     "unsigned weights": Case(options={"weight_signed": False}),
     "groups": Case(options={"group_size": 32}),
     "groups with minima": Case(options=Q4_1),
+    "sorted rows": Case(m=19, options={"block_rows": 8}),
+    "sorted rows, wide numbers": Case(m=19, options={"block_rows": 16, "m_max": 2**17}),
     "int8 weights": Case(options={"weight_bits": 8}),
     "int8 weights in groups": Case(options={"weight_bits": 8, "group_size": 32}),
     "ternary weights": Case(options={"weight_bits": 2}),
@@ -95,7 +97,8 @@ def test_values_equal_numpy(case):
 @given(data=st.data())
 def test_random_shapes_and_tiles(data):
     draw = data.draw
-    form = draw(st.sampled_from(["int4", "groups with minima", "int8 weights", "dense scheme"]))
+    forms = ["int4", "groups with minima", "int8 weights", "dense scheme", "sorted rows"]
+    form = draw(st.sampled_from(forms))
     group = CASES[form].options.get("group_size", 0)
     k = draw(st.integers(1, 6)) * group if group else draw(st.integers(1, 200))
     case = replace(
