@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.cost.energy import energy
+from sparqle_tvm.target.cost.energy_table import energy_table
 from sparqle_tvm.target.cost.model import EncodedActivation
 from sparqle_tvm.target.cost.shapes import SCHEMES, DenseShape, ProgramScheme
 from sparqle_tvm.target.tie import OpTie, draw_digits, tie_encoding
@@ -64,6 +66,11 @@ def check(found: tuple[OpTie, ...]) -> None:
         assert replace(tie.events, cycles=0) == replace(tie.analytical.events, cycles=0)
         limit = COMPUTE_BOUND_TOLERANCE if tie.bound == "compute" else TOLERANCE
         assert abs(tie.difference) <= limit, (tie.shape, tie.analytical, tie.stalls)
+        counted, simulated = (
+            energy(events, PRESETS["sparqle/edge"], energy_table()).joules.mid
+            for events in (tie.analytical.events, tie.events)
+        )
+        assert counted == pytest.approx(simulated, rel=0.01)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
