@@ -31,6 +31,7 @@ from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape, model_shape
 from sparqle_tvm.models.sparsity import MEASURED, MsbDistribution, msb_distribution
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost, encoding_costs
+from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
 from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events
@@ -64,6 +65,7 @@ def estimate(
     table: EnergyTable | None = None,
     schemes: Sequence[Scheme] = ALL_SCHEMES,
     kv_bits: int = 8,
+    balance: Balance = "array",
     seed: int = 0,
 ) -> Estimate:
     """Estimate a pass of a model.
@@ -89,6 +91,8 @@ def estimate(
         What to compare.
     kv_bits : int
         Bits of a cached key or value; they are stored plain.
+    balance : {"array", "time", "none"}
+        What rows are sorted for under ``sparqle``, see `target.cost.balance`.
     seed : int
         Of the digits that are drawn.
 
@@ -118,6 +122,7 @@ def estimate(
                 distribution,
                 accelerator,
                 scheme,
+                balance,
                 seed,
             )
         )
@@ -128,6 +133,7 @@ def estimate(
         seq=seq,
         batch=batch,
         kv_bits=kv_bits,
+        balance=balance,
         sparsity=distribution,
         accelerator=accelerator,
         table=table,
@@ -155,6 +161,7 @@ def _layers(
     distribution: MsbDistribution,
     accelerator: Accelerator,
     scheme: Scheme,
+    balance: Balance,
     seed: int,
 ) -> Iterable[LayerEstimate]:
     """Layers of a type: one for each class of digits, or one of all if the scheme has none."""
@@ -168,9 +175,10 @@ def _layers(
         sparsity = distribution.msb_sparsity(kind)
         yield LayerEstimate(kind, shape.times(kind), sparsity, encode, ops)
         return
+    block = choose_block_rows(readers, accelerator, balance)
     for which, times in enumerate(distribution.layer_counts(kind, shape.times(kind))):
         nnz = distribution.draw(kind, which, rows, k, unit, seed)
-        encode, ops = encoding_costs(kind, nnz, readers, accelerator, scheme)
+        encode, ops = encoding_costs(kind, nnz, readers, accelerator, scheme, block)
         yield LayerEstimate(kind, times, nnz.msb_sparsity, encode, ops)
 
 

@@ -11,6 +11,7 @@ from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape
 from sparqle_tvm.models.sparsity import MsbDistribution
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost
+from sparqle_tvm.target.cost.balance import Balance
 from sparqle_tvm.target.cost.energy import EnergyBreakdown, reduction
 from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 from sparqle_tvm.target.cost.events import Events
@@ -144,6 +145,8 @@ class Estimate:
         Sequences.
     kv_bits : int
         Bits of a cached key or value.
+    balance : {"array", "time", "none"}
+        What rows are sorted for.
     sparsity : MsbDistribution
         Where the MSB digits come from.
     accelerator : Accelerator
@@ -159,6 +162,7 @@ class Estimate:
     seq: int
     batch: int
     kv_bits: int
+    balance: Balance
     sparsity: MsbDistribution
     accelerator: Accelerator
     table: EnergyTable
@@ -215,6 +219,7 @@ class Estimate:
             "seq": self.seq,
             "batch": self.batch,
             "kv_bits": self.kv_bits,
+            "balance": self.balance,
             "target": self.accelerator.name,
             "energy_table": self.table.name,
             "msb_sparsity_source": self.sparsity.label,
@@ -262,6 +267,7 @@ class Estimate:
             "seq": self.seq,
             "batch": self.batch,
             "kv_bits": self.kv_bits,
+            "balance": self.balance,
             "accelerator": asdict(self.accelerator),
             "energy_table": self.table.name,
             "energy_constants": self.table.to_json(),

@@ -44,6 +44,11 @@ def add(commands: Any) -> None:
     )
     add_table_arguments(estimate)
     estimate.add_argument("--kv-bits", type=int, default=8, help="bits of a cached key or value")
+    estimate.add_argument(
+        "--balance",
+        default="array",
+        help="what rows are sorted for under split precision: cycles of the array, time, or none",
+    )
     add_output_arguments(estimate)
     estimate.set_defaults(command=_estimate)
 
@@ -64,6 +69,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
         target=accelerator,
         table=energy_table_of(arguments, accelerator),
         kv_bits=arguments.kv_bits,
+        balance=arguments.balance,
     )
     if arguments.json != "-":
         print_estimate(result)
