@@ -45,3 +45,11 @@ class CompileError(SparqleError):
 
 class ProgramError(SparqleError):
     """An accelerator program is malformed, or the verifier refuses it."""
+
+
+class ResultFileError(SparqleError):
+    """A file of results is missing, damaged, or of a version that is not read."""
+
+
+class MissingExtraError(SparqleError):
+    """A part of the installation that is optional is needed now."""

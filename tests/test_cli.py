@@ -122,3 +122,45 @@ def test_json_file_is_whole_or_absent(tmp_path):
     assert json.loads(target.read_text()) == {"x": 1}
     with pytest.raises(InvalidArgumentError, match="cannot be written"):
         write_json(tmp_path / "none" / "out.json", {})
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    path = tmp_path / "run.json"
+    write_json(path, run_result().to_json())
+    return path
+
+
+def test_report_writes_every_form(run_file, tmp_path, capsys):
+    names = {"html": "page.html", "markdown": "page.md", "json": "page.json", "csv": "tables"}
+    options = [x for name, file in names.items() for x in (f"--{name}", str(tmp_path / file))]
+    assert main(["report", "--run", str(run_file), *options]) == 0
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "page.md").read_text().startswith("# tiny on sparqle/edge")
+    tables = json.loads((tmp_path / "page.json").read_text())["tables"]
+    assert {file.stem for file in (tmp_path / "tables").iterdir()} == set(tables)
+
+
+def test_report_without_a_file_runs_the_builtin_model(finished, capsys):
+    assert main(["report"]) == 0
+    assert finished == [()]
+    assert "Against the dense baseline" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--run", "missing.json"], "missing.json cannot be read"),
+        (["--run", __file__], "is not JSON"),
+        (["--html", "no/such/folder/page.html"], "cannot be written"),
+        (["--markdown", "."], "cannot be written"),
+    ],
+)
+def test_report_refuses_in_one_line(finished, capsys, options, message):
+    assert main(["report", *options]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("sparqle: error: ")
+    assert message in line
+    assert captured.out == ""

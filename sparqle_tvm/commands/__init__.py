@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparqle_tvm.commands import disasm, estimate, run
+from sparqle_tvm.commands import disasm, estimate, report, run
 
 
 def add_all(commands: Any) -> None:
     """Add the parser of every command, in the order that ``sparqle --help`` shows."""
     run.add(commands)
     estimate.add(commands)
+    report.add(commands)
     disasm.add(commands)

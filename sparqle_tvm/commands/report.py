@@ -1,0 +1,76 @@
+"""``sparqle report``: a finished run as a page, Markdown, CSV, pictures or JSON."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sparqle_tvm.commands._shared import add_output_arguments, check_writable, emit_json
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    report = commands.add_parser(
+        "report",
+        help="show what a run found: a page with pictures, Markdown, CSV, JSON",
+        description="Show what `sparqle run` found: figures, pictures and tables as one page that "
+        "opens without a network, as Markdown, CSV files, PNG files or JSON. Without any of "
+        "these, the tables are printed.",
+    )
+    report.add_argument(
+        "--run",
+        metavar="FILE",
+        help="what `sparqle run --json FILE` wrote; without it, the built-in model is run first",
+    )
+    report.add_argument("--html", metavar="FILE", help="write one self-contained page")
+    report.add_argument("--markdown", metavar="FILE", help="write texts and tables as Markdown")
+    report.add_argument("--csv", metavar="DIR", help="write every table as a CSV file")
+    report.add_argument("--pictures", metavar="DIR", help="write every picture as a PNG file")
+    add_output_arguments(report)
+    report.set_defaults(command=_report)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    for path in (arguments.json, arguments.html, arguments.markdown):
+        check_writable(path)
+    if arguments.html or arguments.pictures:
+        from sparqle_tvm.report.pictures import require_matplotlib
+
+        require_matplotlib()
+    from sparqle_tvm.report.build import build_report
+    from sparqle_tvm.report.run_file import load_run, parse_run
+
+    if arguments.run:
+        run = load_run(arguments.run)
+    else:
+        from sparqle_tvm.run import run_model
+
+        run = parse_run(run_model().to_json())
+    document = build_report(run)
+    outputs = (arguments.html, arguments.markdown, arguments.csv, arguments.pictures)
+    if not any((*outputs, arguments.json)):
+        from sparqle_tvm.report.writers import print_document
+
+        print_document(document)
+    if arguments.json:
+        emit_json(arguments.json, document.to_json())
+    _write(arguments, document)
+
+
+def _write(arguments: argparse.Namespace, document: Any) -> None:
+    from tqdm import tqdm
+
+    from sparqle_tvm.report import writers
+
+    if arguments.markdown:
+        writers.write_markdown(document, arguments.markdown)
+    if arguments.csv:
+        writers.write_csv(document, arguments.csv)
+    count = len(document.pictures) * sum(map(bool, (arguments.html, arguments.pictures)))
+    with tqdm(total=count, unit="picture", desc="draw", leave=False, disable=not count) as bar:
+        if arguments.html:
+            from sparqle_tvm.report.html import write_html
+
+            write_html(document, arguments.html, progress=bar.update)
+        if arguments.pictures:
+            writers.write_pictures(document, arguments.pictures, progress=bar.update)

@@ -1,0 +1,164 @@
+"""A report as data: sections with texts, tables and pictures, whatever form they end up in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes
+    ----------
+    key : str
+        Its name in CSV and JSON, with the unit: ``dense_cycles``.
+    title : str
+        Its name for readers.
+    show : callable
+        Writes a value for readers; None is left empty without asking.
+    numeric : bool
+        Whether it is set flush right.
+    """
+
+    key: str
+    title: str
+    show: Callable[[Any], str] = str
+    numeric: bool = False
+
+    def text(self, value: Any) -> str:
+        """A value as readers see it."""
+        return "" if value is None else self.show(value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes
+    ----------
+    name : str
+        Letters, digits and underscores: the name of its CSV file.
+    title : str
+        What stands above it.
+    columns : tuple of Column
+        Its columns.
+    rows : tuple of dict
+        Values by key of the column; a missing one is None.
+    note : str
+        What stands below it.
+    folded : bool
+        Whether a page shows it only when asked: long ones.
+    """
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Mapping[str, Any], ...]
+    note: str = ""
+    folded: bool = False
+
+    def texts(self) -> Iterator[list[str]]:
+        """Rows as readers see them."""
+        for row in self.rows:
+            yield [column.text(row.get(column.key)) for column in self.columns]
+
+    def values(self) -> list[dict[str, Any]]:
+        """Rows as data: every key, in the order of the columns."""
+        return [{c.key: row.get(c.key) for c in self.columns} for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture.
+
+    Attributes
+    ----------
+    name : str
+        Letters, digits and dashes; different from all others.
+    caption : str
+        What stands below it.
+    draw : callable
+        Draws it, for a phone if the argument is true. Needs matplotlib.
+    """
+
+    name: str
+    caption: str
+    draw: Callable[[bool], Figure]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A figure that stands out.
+
+    Attributes
+    ----------
+    label, value, note : str
+        What it is, the figure, and what it refers to.
+    """
+
+    label: str
+    value: str
+    note: str
+
+
+Part = str | Table | Picture
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section.
+
+    Attributes
+    ----------
+    title : str
+        Its heading.
+    parts : sequence of str, Table or Picture
+        Texts are paragraphs.
+    """
+
+    title: str
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report.
+
+    Attributes
+    ----------
+    title, subtitle : str
+        What it is about.
+    cards : tuple of Card
+        The figures one should not miss.
+    sections : tuple of Section
+        The rest.
+    """
+
+    title: str
+    subtitle: str
+    cards: tuple[Card, ...]
+    sections: tuple[Section, ...]
+
+    @property
+    def tables(self) -> list[Table]:
+        """All tables in order."""
+        return [p for section in self.sections for p in section.parts if isinstance(p, Table)]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """All pictures in order."""
+        return [p for section in self.sections for p in section.parts if isinstance(p, Picture)]
+
+    def to_json(self) -> dict[str, Any]:
+        """All tables as data, by name."""
+        return {
+            "title": self.title,
+            "subtitle": self.subtitle,
+            "tables": {table.name: table.values() for table in self.tables},
+        }

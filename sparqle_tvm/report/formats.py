@@ -1,0 +1,61 @@
+"""Numbers as readers see them, with their units."""
+
+from __future__ import annotations
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def percent(value: float) -> str:
+    """``0.174`` -> ``17.4 %``."""
+    return f"{value:.1%}".replace("%", " %").replace("-", MINUS)
+
+
+def change(saved: float) -> str:
+    """What a saving of a share changes: ``0.174`` -> ``-17.4 %`` with a real minus sign."""
+    return f"{-saved:+.1%}".replace("%", " %").replace("-", MINUS)
+
+
+def grouped(value: float) -> str:
+    """``1234567`` -> ``1,234,567``."""
+    return f"{value:,.0f}"
+
+
+def scaled(value: float, unit: str) -> str:
+    """Three digits and a prefix: ``scaled(0.0303, "s")`` -> ``30.3 ms``."""
+    if value == 0:
+        return f"0 {unit}"
+    factor, prefix = next((p for p in _PREFIXES if abs(value) >= p[0] * 0.9995), _PREFIXES[-1])
+    return f"{_three_digits(value / factor)} {prefix}{unit}".replace("-", MINUS)
+
+
+def seconds(value: float) -> str:
+    """Time in seconds."""
+    return scaled(value, "s")
+
+
+def joules(value: float) -> str:
+    """Energy in joules."""
+    return scaled(value, "J")
+
+
+def nbytes(value: float) -> str:
+    """Bytes, in powers of 1000."""
+    return scaled(value, "B")
+
+
+_PREFIXES = (
+    (1e12, "T"),
+    (1e9, "G"),
+    (1e6, "M"),
+    (1e3, "k"),
+    (1.0, ""),
+    (1e-3, "m"),
+    (1e-6, "µ"),
+    (1e-9, "n"),
+    (1e-12, "p"),
+)
+
+
+def _three_digits(value: float) -> str:
+    whole = len(f"{abs(value):.0f}")
+    return f"{value:.{max(0, 3 - whole)}f}"

@@ -1,0 +1,156 @@
+"""A document as one HTML page that needs nothing besides itself."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from html import escape
+from importlib.resources import files
+
+import sparqle_tvm
+from sparqle_tvm.files import replacing
+from sparqle_tvm.report.document import Document, Part, Picture, Section, Table
+from sparqle_tvm.report.pictures import require_matplotlib
+
+_CODE = re.compile(r"`([^`]+)`")
+
+
+def to_html(document: Document, *, progress: Callable[[], None] = lambda: None) -> str:
+    """Make the page: style sheet and pictures (SVG) inside, readable on a phone and in the dark.
+
+    Parameters
+    ----------
+    document : Document
+        What it says.
+    progress : callable
+        Called after every picture.
+
+    Raises
+    ------
+    MissingExtraError
+        If there are pictures to draw and no matplotlib.
+    """
+    if document.pictures:
+        require_matplotlib()
+    style = files("sparqle_tvm.report").joinpath("page.css").read_text(encoding="utf-8")
+    links = "\n".join(
+        f'<a href="#{_anchor(section)}">{escape(section.title)}</a>'
+        for section in document.sections
+    )
+    sections = "\n".join(_section(section, progress) for section in document.sections)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(document.title)}</title>
+<style>
+{style.strip()}
+</style>
+</head>
+<body>
+<header>
+<h1>{escape(document.title)}</h1>
+<p class="subtitle">{_text(document.subtitle)}</p>
+{_cards(document)}
+<nav aria-label="Sections">
+{links}
+</nav>
+</header>
+<main>
+{sections}
+</main>
+<footer>Made by <code>sparqle report</code>, sparqle_tvm {sparqle_tvm.__version__}.</footer>
+</body>
+</html>
+"""
+
+
+def write_html(
+    document: Document,
+    path: str | os.PathLike[str],
+    *,
+    progress: Callable[[], None] = lambda: None,
+) -> None:
+    """Write the page, whole or not at all.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the file cannot be written.
+    MissingExtraError
+        As `to_html`.
+    """
+    page = to_html(document, progress=progress)
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _cards(document: Document) -> str:
+    cards = "\n".join(
+        f'<div class="card"><dt>{escape(card.label)}</dt>'
+        f'<dd class="value">{escape(card.value)}</dd><dd>{escape(card.note)}</dd></div>'
+        for card in document.cards
+    )
+    return f'<dl class="cards">\n{cards}\n</dl>'
+
+
+def _section(section: Section, progress: Callable[[], None]) -> str:
+    parts = "\n".join(_part(part, progress) for part in section.parts)
+    anchor, title = _anchor(section), escape(section.title)
+    return f'<section>\n<h2 id="{anchor}">{title}</h2>\n{parts}\n</section>'
+
+
+def _part(part: Part, progress: Callable[[], None]) -> str:
+    if isinstance(part, str):
+        return f"<p>{_text(part)}</p>"
+    if isinstance(part, Table):
+        return _table(part)
+    shown = _figure(part)
+    progress()
+    return shown
+
+
+def _figure(picture: Picture) -> str:
+    from sparqle_tvm.report.pictures.style import to_svg
+
+    forms = "\n".join(
+        f'<div class="{name}">'
+        + to_svg(picture.draw(name == "narrow"), f"{picture.name}-{name}", picture.caption)
+        + "</div>"
+        for name in ("wide", "narrow")
+    )
+    return f"<figure>\n{forms}\n<figcaption>{_text(picture.caption)}</figcaption>\n</figure>"
+
+
+def _table(table: Table) -> str:
+    def cell(tag: str, column: int, text: str) -> str:
+        numeric = ' class="number"' if table.columns[column].numeric else ""
+        return f"<{tag}{numeric}>{_text(text)}</{tag}>"
+
+    head = "".join(cell("th", i, column.title) for i, column in enumerate(table.columns))
+    rows = "\n".join(
+        "<tr>" + "".join(cell("td", i, text) for i, text in enumerate(texts)) + "</tr>"
+        for texts in table.texts()
+    )
+    caption = f"<caption>{_text(table.title)}</caption>\n" if not table.folded else ""
+    note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""
+    # Focusable, so that the keyboard scrolls what is wider than the window.
+    shown = (
+        f'<div class="table" tabindex="0" role="group" aria-label="{escape(table.title)}">'
+        f"<table>\n{caption}<thead><tr>{head}</tr></thead>\n"
+        f"<tbody>\n{rows}\n</tbody>\n</table></div>\n{note}"
+    )
+    if table.folded:
+        return f"<details><summary>{_text(table.title)}</summary>\n{shown}\n</details>"
+    return shown
+
+
+def _anchor(section: Section) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-")
+
+
+def _text(text: str) -> str:
+    """Escape, and set what stands in backquotes as code."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))

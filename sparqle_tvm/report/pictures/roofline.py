@@ -1,0 +1,157 @@
+"""A roofline (Williams, Waterman and Patterson, CACM 52(4), 2009) with every dense layer on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sparqle_tvm.report.pictures.style import (
+    GRID,
+    INK,
+    MUTED,
+    SCHEME_COLORS,
+    SCHEME_NAMES,
+    new_figure,
+    round_ticks,
+    style,
+    width,
+)
+from sparqle_tvm.report.run_file import Phase
+from sparqle_tvm.target.accelerator import Accelerator
+
+_DENSE: dict[str, Any] = {
+    "label": SCHEME_NAMES["dense"],
+    "marker": "o",
+    "color": SCHEME_COLORS["dense"],
+    "fillstyle": "none",
+    "markersize": 6,
+}
+_SPLIT: dict[str, Any] = {
+    "label": SCHEME_NAMES["sparqle"],
+    "marker": "o",
+    "color": SCHEME_COLORS["sparqle"],
+    "markersize": 4,
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A dense layer on the roofline.
+
+    Attributes
+    ----------
+    macs_per_byte : float
+        Multiply-accumulates at full precision per byte of DRAM traffic.
+    macs_per_second : float
+        What it reaches.
+    """
+
+    macs_per_byte: float
+    macs_per_second: float
+
+
+def points_of(phase: Phase, scheme: str, accelerator: Accelerator) -> list[Point]:
+    """Where the dense layers of a pass lie, in program order."""
+    return [
+        Point(
+            layer.macs / layer.costs[scheme].dram_bytes,
+            layer.macs / accelerator.seconds(layer.costs[scheme].total_cycles),
+        )
+        for layer in phase.layers
+    ]
+
+
+def passes_per_mac(phase: Phase, accelerator: Accelerator) -> int:
+    """Digit products of one dense multiply-accumulate: two digits times the slices of a weight."""
+    slices = {-(-layer.weight_bits // accelerator.digit_bits) for layer in phase.layers}
+    return 2 * min(slices)
+
+
+def draw_roofline(
+    phases: Sequence[Phase], accelerator: Accelerator, *, narrow: bool = False
+) -> Figure:
+    """Draw what the array and the memory allow, and what each layer reaches.
+
+    The upper roof is that of one digit pass: what the split form would reach if every MSB digit
+    were zero. The lower is that of two, the dense baseline. A thin line leads from a layer's
+    dense form to its split form.
+
+    Parameters
+    ----------
+    phases : sequence of Phase
+        One panel each, cut to where those of its layers lie that see all tokens.
+    accelerator : Accelerator
+        Gives the roofs.
+    narrow : bool
+        Lay it out for a phone.
+    """
+    grid = (len(phases), 1) if narrow else (1, len(phases))
+    with style():
+        figure = new_figure(width(narrow), 3.4 * grid[0] + 0.4)
+        panels = figure.subplots(*grid, squeeze=False).ravel()
+        for axes, whole in zip(panels, phases, strict=True):
+            # Cut to layers that see all tokens: the output layer of a prefill has one row only.
+            phase = replace(whole, layers=tuple(x for x in whole.layers if x.m == whole.tokens))
+            dense, split = (points_of(phase, s, accelerator) for s in ("dense", "sparqle"))
+            axes.set_title(f"{phase.name}, {phase.tokens} token{'s' * (phase.tokens > 1)}")
+            _draw_roofs(axes, accelerator, dense + split, passes_per_mac(phase, accelerator))
+            for before, after in zip(dense, split, strict=True):
+                axes.plot(*zip(astuple(before), astuple(after), strict=True), color=GRID, zorder=1)
+            for points, look in ((dense, _DENSE), (split, _SPLIT)):
+                axes.plot(*zip(*map(astuple, points), strict=True), linestyle="none", **look)
+            axes.set_xlabel("MACs per byte of DRAM traffic")
+            axes.set_ylabel("MACs per second")
+        handles = [Line2D([], [], linestyle="none", **look) for look in (_DENSE, _SPLIT)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _draw_roofs(axes: Axes, accelerator: Accelerator, points: Sequence[Point], passes: int) -> None:
+    bandwidth = accelerator.dram_bytes_per_second
+    one, two = (accelerator.peak_macs_per_second / n for n in (passes / 2, passes))
+    low = min(p.macs_per_byte for p in points) / 1.5
+    high = 1.5 * max(p.macs_per_byte for p in points)
+    bottom = min(p.macs_per_second for p in points) / 1.6
+    top = 1.6 * max(max(p.macs_per_second for p in points), min(one, high * bandwidth))
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, top))
+    _label(axes, low, high, bottom, top)
+    x = np.geomspace(low, high, 200)
+    axes.plot(x, np.minimum(x * bandwidth, one), color=INK, linewidth=1.4)
+    axes.plot(x, np.minimum(x * bandwidth, two), color=MUTED, linewidth=1.4, linestyle="--")
+    for roof, text in ((one, "one digit pass"), (two, "two passes")):
+        if low * bandwidth < roof < top:
+            _note(axes, (low, roof), f" {text}, {_si(roof)}", 2)
+            axes.hlines(roof, low, roof / bandwidth, GRID, linewidth=1.2)
+    middle = (low * min(high, two / bandwidth)) ** 0.5
+    _note(axes, (middle, middle * bandwidth), f"DRAM {bandwidth / 1e9:g} GB/s  ", 6, "right")
+
+
+def _label(axes: Axes, low: float, high: float, bottom: float, top: float) -> None:
+    """Numbers at round places; the logarithmic axes of a short range would have none."""
+    xticks, yticks = round_ticks(low, high), round_ticks(bottom, top)
+    axes.set_xticks(xticks, [f"{x:g}" for x in xticks])
+    axes.set_yticks(yticks, [_si(y) for y in yticks])
+    axes.minorticks_off()
+
+
+def _note(
+    axes: Axes, at: tuple[float, float], text: str, above_points: float, side: str = "left"
+) -> None:
+    place = (0, above_points)
+    axes.annotate(
+        text, at, xytext=place, textcoords="offset points", ha=side, fontsize=8, color=MUTED
+    )
+
+
+def _si(value: float) -> str:
+    """``2.048e12`` -> ``2.05 T``."""
+    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= factor * 0.9995:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:g}"

@@ -1,0 +1,50 @@
+"""The report of a small run, and the browser that looks at it."""
+
+import functools
+import json
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from run_result_helper import run_result
+
+from sparqle_tvm.report.build import build_report
+from sparqle_tvm.report.document import Document
+from sparqle_tvm.report.run_file import RunFile, parse_run
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+_QUIET = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@functools.cache
+def small_run() -> RunFile:
+    return parse_run(json.loads(json.dumps(run_result().to_json())))
+
+
+@functools.cache
+def small_report() -> Document:
+    return build_report(small_run())
+
+
+def browse(page: Path, width: int, height: int, *arguments: str) -> str:
+    """Open a page in a headless browser of that size; return what it prints."""
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if browser is None:
+        pytest.skip(f"no browser on the path: {', '.join(_BROWSERS)}")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        size = f"--window-size={width},{height}"
+        call = [browser, *_QUIET, f"--user-data-dir={profile}", size, *arguments, page.as_uri()]
+        done = subprocess.run(call, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout
