@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,8 @@ from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.bundle import pack_bundle
-from sparqle_tvm.target.codegen import generate
-from sparqle_tvm.target.program import Program
-from sparqle_tvm.target.schedule import default_schedule
+from sparqle_tvm.target.cost.tiling import Tiling
+from sparqle_tvm.target.library import ProgramLibrary
 from sparqle_tvm.target.simulator.layout import pack_weights
 from sparqle_tvm.target.tir import DenseSpec, bucket
 
@@ -28,32 +28,59 @@ LAUNCH = "sparqle.launch"
 MAX_ROWS = 4096
 
 
+# Programs of an op: a spec for each row count.
+Specs = tuple[DenseSpec, ...]
+
+
+@dataclass(frozen=True)
+class _Op:
+    """What of a split dense op the accelerator has to know."""
+
+    attrs: dict[str, Any]
+    weight: Any
+    offset: relax.Expr | None
+    specs: Specs
+
+
 @mutator
 class _Offload(Rewriter):
-    def __init__(self, mod: tvm.IRModule, report: PassReport, owner: OffloadDense) -> None:
+    """Replaces the ops; while `planning`, only notes which ops read each encoding."""
+
+    def __init__(
+        self, mod: tvm.IRModule, report: PassReport, owner: OffloadDense, planning: bool
+    ) -> None:
         super().__init__(mod, report)
         self.owner = owner
+        self.planning = planning
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         if not dialect.is_op(call, "split_dense", "split_dense_scaled"):
             return None
-        attrs = dialect.attributes(call)
-        scaled = dialect.is_op(call, "split_dense_scaled")
-        weight = call.args[2 if scaled else 1]
-        attrs["weight_bits"], signed = self._weight_format(weight, attrs["weight_bits"])
+        label, readers = dialect.attributes(call)["label"], self.owner.readers
         try:
-            offset = remaining_offset(self, call)
-            specs = self._specs(call, attrs, weight, signed, offset is not None)
-            bundle = self.owner.bundle(specs, attrs["label"])
+            op = self._describe(call)
+            if self.planning:
+                readers.setdefault(original.args[0], []).append(op.specs)
+                return None
+            bundle = self.owner.bundle(op.specs, readers[original.args[0]], label)
         except (CompileError, TargetError) as error:
-            self.report.skip("OffloadDense", str(call.op.name), attrs["label"], str(error))
+            if not self.planning:
+                self.report.skip("OffloadDense", str(call.op.name), label, str(error))
             return None
         self.report.rewrite("OffloadDense")
-        arguments = self._arguments(call, attrs, scaled, weight, offset)
         return relax.op.call_dps_packed(
             LAUNCH,
-            relax.Tuple([tvm.ir.StringImm(attrs["label"]), bundle, *arguments]),
+            relax.Tuple([tvm.ir.StringImm(label), bundle, *self._arguments(call, op)]),
             out_ty=call.ty,
+        )
+
+    def _describe(self, call: relax.Call) -> _Op:
+        attrs = dialect.attributes(call)
+        weight = call.args[2 if dialect.is_op(call, "split_dense_scaled") else 1]
+        attrs["weight_bits"], signed = self._weight_format(weight, attrs["weight_bits"])
+        offset = remaining_offset(self, call)
+        return _Op(
+            attrs, weight, offset, self._specs(call, attrs, weight, signed, offset is not None)
         )
 
     def _weight_format(self, weight: Any, bits: int) -> tuple[int, bool]:
@@ -69,10 +96,10 @@ class _Offload(Rewriter):
 
     def _specs(
         self, call: relax.Call, attrs: dict[str, Any], weight: Any, signed: bool, has_offset: bool
-    ) -> list[DenseSpec]:
+    ) -> Specs:
         outputs, columns = int_shape(weight)
         scaled = dialect.is_op(call, "split_dense_scaled")
-        return [
+        return tuple(
             DenseSpec(
                 m=rows,
                 n=outputs,
@@ -87,7 +114,7 @@ class _Offload(Rewriter):
                 output="float32" if scaled else "int32",
             )
             for rows in self._row_counts(call)
-        ]
+        )
 
     def _row_counts(self, call: relax.Call) -> list[int]:
         """The number of rows if it is static, else every bucket: the smallest that fits runs."""
@@ -106,20 +133,13 @@ class _Offload(Rewriter):
         key = (self.constants.source(weight), "packed", bits)
         return self.constants.once(key, lambda: pack_weights(values, bits))
 
-    def _arguments(
-        self,
-        call: relax.Call,
-        attrs: dict[str, Any],
-        scaled: bool,
-        weight: Any,
-        offset: relax.Expr | None,
-    ) -> list[relax.Expr]:
+    def _arguments(self, call: relax.Call, op: _Op) -> list[relax.Expr]:
         """Planes, weight, then offset, scales, minima and group sums as far as there are any."""
         encoding = call.args[0]
         planes = [self.emit(relax.TupleGetItem(encoding, i)) for i in range(4)]
-        offsets = [] if offset is None else [offset]
-        operands = [*planes, self._packed(weight, attrs["weight_bits"]), *offsets]
-        if not scaled:
+        offsets = [] if op.offset is None else [op.offset]
+        operands = [*planes, self._packed(op.weight, op.attrs["weight_bits"]), *offsets]
+        if not dialect.is_op(call, "split_dense_scaled"):
             return operands
         _, act_scale, _, w_scale, _, *minimum = call.args
         return [*operands, act_scale, w_scale, *minimum]
@@ -154,31 +174,36 @@ class OffloadDense:
 
     Attributes
     ----------
-    programs : dict of DenseSpec to Program
+    library : ProgramLibrary
         After the pass: every program that was generated.
+    readers : dict of relax.Var to list of tuple of DenseSpec
+        The ops that read each encoding, each with a spec for every row count. They share the K
+        chunk, because the MSB digits lie in DRAM chunk by chunk.
     """
 
     def __init__(self, accelerator: Accelerator, *, report: PassReport | None = None) -> None:
         self.accelerator = accelerator
         self.report = report if report is not None else PassReport()
-        self.programs: dict[DenseSpec, Program] = {}
-        self._bundles: dict[tuple[DenseSpec, ...], relax.Expr] = {}
+        self.library = ProgramLibrary(accelerator)
+        self.readers: dict[Any, list[Specs]] = {}
+        self._bundles: dict[tuple[tuple[DenseSpec, Tiling], ...], relax.Expr] = {}
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""
-        return apply_rewriter(mod, self.report, lambda m: _Offload(m, self.report, self))
+        self.readers = {}
+        apply_rewriter(mod, self.report, lambda m: _Offload(m, self.report, self, True))
+        return apply_rewriter(mod, self.report, lambda m: _Offload(m, self.report, self, False))
 
-    def bundle(self, specs: list[DenseSpec], label: str) -> relax.Expr:
-        """The programs of ``specs`` as a (bytes,) uint8 constant, made once."""
-        key = tuple(specs)
+    def bundle(self, specs: Specs, readers: list[Specs], label: str) -> relax.Expr:
+        """The programs of ``specs`` as a (bytes,) uint8 constant, made once.
+
+        ``readers`` are all ops that read the same encoding, this one among them.
+        """
+        key = tuple(
+            (spec, self.library.tiling(spec, together))
+            for spec, together in zip(specs, zip(*readers, strict=True), strict=True)
+        )
         if key not in self._bundles:
-            data = pack_bundle([self.program(spec, label) for spec in specs])
+            data = pack_bundle([self.library.program(spec, tiling, label) for spec, tiling in key])
             self._bundles[key] = relax.const(np.frombuffer(data, np.uint8), "uint8")
         return self._bundles[key]
-
-    def program(self, spec: DenseSpec, label: str) -> Program:
-        """The program of one op; ``label`` names the first op that needs it."""
-        if spec not in self.programs:
-            schedule = default_schedule(spec, self.accelerator)
-            self.programs[spec] = generate(schedule, spec, self.accelerator, label)
-        return self.programs[spec]

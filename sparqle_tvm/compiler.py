@@ -219,7 +219,7 @@ def compile(
     return Executable(
         executable,
         collected=collect.collected if collect is not None else None,
-        programs=offload.programs,
+        programs=list(offload.library.programs.values()),
         report=report,
     )
 

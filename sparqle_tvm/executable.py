@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ class Executable:
         executable: Any,
         *,
         collected: Mapping[str, list[passes.EncodingInfo]] | None = None,
-        programs: Mapping[Any, Program] | None = None,
+        programs: Sequence[Program] = (),
         report: passes.PassReport | None = None,
     ) -> None:
         self._executable = executable
@@ -115,7 +115,7 @@ class Executable:
         self._vm = relax.VirtualMachine(executable, tvm.cpu())
         self._profile = Profile([])
         self.encodings: list[EncodingRecord] = []
-        self.programs = list((programs or {}).values())
+        self.programs = list(programs)
         self.report = report if report is not None else passes.PassReport()
 
     def __getitem__(self, name: str) -> Any:

@@ -8,7 +8,9 @@ one program.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import Bound
@@ -19,6 +21,10 @@ from sparqle_tvm.target.cost.shapes import DenseShape, ProgramScheme, RowNnz
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.header import Engine
 from sparqle_tvm.target.program import Program
+
+if TYPE_CHECKING:
+    from sparqle_tvm.target.library import ProgramLibrary
+    from sparqle_tvm.target.tir import DenseSpec
 
 
 @dataclass(frozen=True)
@@ -68,17 +74,36 @@ class ProgramCache:
     """Programs of dense ops for one accelerator, each generated and verified once."""
 
     accelerator: Accelerator
-    programs: dict[object, Program] = field(default_factory=dict)
+
+    @cached_property
+    def library(self) -> ProgramLibrary:
+        """The programs."""
+        from sparqle_tvm.target.library import ProgramLibrary
+
+        return ProgramLibrary(self.accelerator)
 
     def get(
-        self, shape: DenseShape, scheme: ProgramScheme, window: str, block_rows: int = 0
+        self,
+        shape: DenseShape,
+        scheme: ProgramScheme,
+        window: str,
+        readers: Sequence[DenseShape] = (),
+        block_rows: int = 0,
     ) -> Program:
-        """The program of an op; row counts share those of their bucket."""
-        from sparqle_tvm.target.codegen import generate
-        from sparqle_tvm.target.schedule import default_schedule
+        """The program of an op; row counts share those of their bucket.
+
+        `readers` are all ops that read the same encoding: they share the K chunk.
+        """
+        spec = self._spec(shape, scheme, window, block_rows)
+        specs = [self._spec(r, scheme, window, block_rows) for r in readers] or [spec]
+        return self.library.program(spec, self.library.tiling(spec, specs), shape.label)
+
+    def _spec(
+        self, shape: DenseShape, scheme: ProgramScheme, window: str, block_rows: int
+    ) -> DenseSpec:
         from sparqle_tvm.target.tir import DenseSpec, bucket
 
-        spec = DenseSpec(
+        return DenseSpec(
             m=bucket(shape.m, self.accelerator.rows),
             n=shape.n,
             k=shape.k,
@@ -91,10 +116,6 @@ class ProgramCache:
             scheme=scheme,
             block_rows=block_rows,
         )
-        if spec not in self.programs:
-            scheduled = default_schedule(spec, self.accelerator)
-            self.programs[spec] = generate(scheduled, spec, self.accelerator, shape.label)
-        return self.programs[spec]
 
 
 def simulate_op(
@@ -103,6 +124,7 @@ def simulate_op(
     scheme: ProgramScheme,
     window: str,
     programs: ProgramCache,
+    readers: Sequence[DenseShape] = (),
     block_rows: int = 0,
 ) -> SimulatedOp:
     """Run one dense op without values.
@@ -117,10 +139,12 @@ def simulate_op(
         As in `target.cost.analytical.dense_op_cost`.
     programs : ProgramCache
         Takes and keeps the program.
+    readers : sequence of DenseShape
+        All ops that read the same encoding; by default only this one.
     """
     from sparqle_tvm.target.simulator import simulate_timing
 
-    program = programs.get(shape, scheme, window, block_rows)
+    program = programs.get(shape, scheme, window, readers, block_rows)
     result = simulate_timing(program, shape.m, nnz if scheme == "sparqle" else None)
     array, store = result.engines[Engine.MMA], result.engines[Engine.STORE]
     return SimulatedOp(
@@ -173,6 +197,7 @@ def simulated_pass_cost(
             ops.append(
                 simulate_op(
                     *(shape, encoding.nnz, scheme, encoding.window, programs),
+                    readers=encoding.consumers,
                     block_rows=encode.block_rows,
                 )
             )

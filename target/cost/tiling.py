@@ -129,7 +129,8 @@ def _choose_tilings(
     lanes = array_of(accelerator, scheme).lanes
     unit = math.lcm(8, lanes, *(max(s.group_size, 1) for s in shapes))
     chunks = _tile_sizes(shapes[0].k, unit)
-    searches = [_search(shape, chunks, accelerator, scheme) for shape in shapes]
+    found = {shape: _search(shape, chunks, accelerator, scheme) for shape in dict.fromkeys(shapes)}
+    searches = [found[shape] for shape in shapes]
     costs = np.sum([cost for cost, _ in searches], axis=0)
     best = int(np.argmin(costs))
     if not np.isfinite(costs[best]):

@@ -242,9 +242,15 @@ def test_equal_ops_share_their_programs() -> None:
     assert all(a[1].same_as(b[1]) for a, b in zip(calls[:3], calls[3:], strict=True))
     # Packed weights are shared by functions, too; equal values in other constants are not.
     assert all(a[6].same_as(b[6]) for a, b in zip(calls[:3], calls[3:], strict=True))
-    assert [(spec.m, spec.n, spec.k) for spec in offload.programs] == [(2, 3, 16), (2, 5, 16)]
+    assert [(spec.m, spec.n, spec.k) for spec, _ in offload.library.programs] == [
+        (2, 3, 16),
+        (2, 5, 16),
+    ]
     # A program bears the label of the first op that needed it.
-    assert {program.header.label for program in offload.programs.values()} == {"decode0", "decode2"}
+    assert {program.header.label for program in offload.library.programs.values()} == {
+        "decode0",
+        "decode2",
+    }
 
 
 def test_symbolic_rows_have_a_program_per_bucket() -> None:
@@ -252,8 +258,8 @@ def test_symbolic_rows_have_a_program_per_bucket() -> None:
     (launch,) = launches(offload(dense_module((3, 16))))
     programs = unpack_bundle(operands_of(launch)[1].value.numpy().tobytes())
     assert [program.header.m_max for program in programs] == BUCKETS
-    assert [spec.m for spec in offload.programs] == BUCKETS
-    assert programs == tuple(offload.programs.values())
+    assert [spec.m for spec, _ in offload.library.programs] == BUCKETS
+    assert programs == tuple(offload.library.programs.values())
 
 
 @pytest.mark.parametrize(
@@ -272,7 +278,7 @@ def test_symbolic_rows_have_a_program_per_bucket() -> None:
 def test_how_weights_are_stored(weight: Any, bits: int, stored: tuple[int, bool]) -> None:
     offload = OffloadDense(TINY)
     (launch,) = launches(offload(dense_module(weight, rows=1, weight_bits=bits)))
-    (spec,) = offload.programs
+    ((spec, _),) = offload.library.programs
     assert (spec.weight_bits, spec.weight_signed) == stored
     operand = operands_of(launch)[6]
     if isinstance(weight, tuple):
@@ -312,11 +318,61 @@ OWN = numerics.grouped_bias_term(numerics.QuantizedWeights(W, SCALED, None, 4), 
 REST = np.array([1.5, 0, -(2.0**-24)])
 
 
+def test_readers_of_one_encoding_share_the_chunk() -> None:
+    machine = replace(TINY, weight_buffer_bytes=1024, activation_buffer_bytes=2048)
+    wide, narrow = np.full((32, 512), 100, np.int8), np.zeros((4, 512), np.int8)
+
+    def chunks(*weights: np.ndarray) -> list[int]:
+        offload = OffloadDense(machine)
+        mod = dense_module(*weights, rows=16, weight_bits=4)
+        return [
+            program.header.k_chunk
+            for launch in launches(offload(mod))
+            for program in unpack_bundle(operands_of(launch)[1].value.numpy().tobytes())
+        ]
+
+    alone = chunks(wide) + chunks(narrow)
+    assert len(set(alone)) == 2
+    assert len(chunks(wide, narrow)) == 2
+    assert len(set(chunks(wide, narrow))) == 1
+
+
+def test_a_reader_that_fits_no_buffer_is_left_alone() -> None:
+    builder = relax.BlockBuilder()
+    q = relax.Var("q", relax.TensorType((4, 4096), "int8"))
+    with builder.function("main", [q]):
+        with builder.dataflow():
+            enc = builder.emit(dialect.encode(q))
+            found = [
+                builder.emit_output(
+                    dialect.split_dense_scaled(
+                        enc,
+                        relax.const(1, "float32"),
+                        relax.const(np.ones((4, 4096), np.int8)),
+                        relax.const(np.ones((4, 4096 // size), np.float16)),
+                        relax.const(np.zeros(4), "float64"),
+                        k=4,
+                        window="unsigned",
+                        in_features=4096,
+                        group_size=size,
+                        weight_bits=4,
+                        label=f"groups of {size}",
+                    )
+                )
+                for size in (4096, 32)
+            ]
+        builder.emit_func_output(relax.Tuple(found))
+    small_buffers = replace(TINY, activation_buffer_bytes=1024, weight_buffer_bytes=1024)
+    after, report = apply(OffloadDense, builder.finalize(), accelerator=small_buffers)
+    assert [entry.label for entry in report.skipped] == ["groups of 4096"]
+    assert [str(operands_of(launch)[0].value) for launch in launches(after)] == ["groups of 32"]
+
+
 def test_nothing_is_loaded_for_a_window() -> None:
     assert OWN.any()
     offload = OffloadDense(TINY)
     (launch,) = launches(offload(scaled_module(OWN)))
-    (spec,) = offload.programs
+    ((spec, _),) = offload.library.programs
     assert not spec.has_offset
     # Label, programs, four planes, weight, scales of activations and weights.
     assert len(operands_of(launch)) == 2 + 4 + 1 + 2
@@ -327,7 +383,7 @@ def test_what_is_left_of_an_offset_is_loaded(window: str, own: np.ndarray) -> No
     mod = scaled_module(own + REST, window)
     offload = OffloadDense(TINY)
     (launch,) = launches(offload(mod))
-    (spec,) = offload.programs
+    ((spec, _),) = offload.library.programs
     assert spec.has_offset
     np.testing.assert_array_equal(operands_of(launch)[7].value.numpy(), REST)
     q = np.random.default_rng(0).integers(-128, 120, (2, 16)).astype(np.int8)

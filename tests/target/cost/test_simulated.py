@@ -11,6 +11,7 @@ import pytest
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.codegen import generate
+from sparqle_tvm.target.cost.analytical import encoding_costs
 from sparqle_tvm.target.cost.model import EncodedActivation, Totals, pass_cost
 from sparqle_tvm.target.cost.shapes import SCHEMES, DenseShape, RowNnz, Scheme
 from sparqle_tvm.target.cost.simulated import (
@@ -98,7 +99,7 @@ def test_an_op_is_what_its_program_takes(m: int, scheme: Scheme) -> None:
         window="signed" if scheme == "sparqle" else "unsigned",
     )
     program = generate(default_schedule(spec, EDGE), spec, EDGE, "q")
-    assert edge_programs().programs[spec] == program
+    assert edge_programs().library.programs[spec, program.header.k_chunk] == program
     result = simulate_timing(program, m, nnz if scheme == "sparqle" else None)
     assert op.total_cycles == result.total_cycles
     assert op.mma_cycles == result.engines[Engine.MMA].busy
@@ -114,7 +115,7 @@ def test_equal_ops_share_a_program() -> None:
     assert first.header.label == "up"
     for same in (replace(shape, label="gate"), replace(shape, m=17), replace(shape, m=64)):
         assert programs.get(same, "sparqle", "signed") is first
-    assert len(programs.programs) == 1
+    assert len(programs.library.programs) == 1
     others = [
         programs.get(replace(shape, m=65), "sparqle", "signed"),
         programs.get(shape, "sparqle", "unsigned"),
@@ -122,7 +123,32 @@ def test_equal_ops_share_a_program() -> None:
     ]
     # A window means nothing to the baseline.
     assert programs.get(shape, "dense", "signed") is others[-1]
-    assert len(programs.programs) == 4
+    assert len(programs.library.programs) == 4
+
+
+def test_readers_of_one_encoding_share_the_chunk() -> None:
+    # Weights of 8 bits leave room for shorter chunks than those of 4 bits, if each has its own.
+    machine = replace(EDGE, weight_buffer_bytes=16384, activation_buffer_bytes=16384)
+    readers = (DenseShape(64, 256, 2048, 8, label="a"), DenseShape(64, 16, 2048, 4, label="b"))
+    cache = ProgramCache(machine)
+    alone = [cache.get(shape, "sparqle", "signed") for shape in readers]
+    shared = [cache.get(shape, "sparqle", "signed", readers) for shape in readers]
+    assert len({p.header.k_chunk for p in alone}) == 2
+    assert len({p.header.k_chunk for p in shared}) == 1
+    # The formulas tile them in the same way.
+    nnz = random_nnz(64, 2048)
+    _, costs = encoding_costs("x", nnz, readers, machine, "sparqle")
+    assert [cost.tiling.k for cost in costs] == [p.header.k_chunk for p in shared]
+    passed = simulated_pass_cost(
+        [EncodedActivation("x", nnz, "signed", readers)],
+        SHAPE,
+        tokens=64,
+        past=0,
+        scheme="sparqle",
+        programs=cache,
+    )
+    ran = [simulate_timing(program, 64, nnz).total_cycles for program in shared]
+    assert [op.total_cycles for op in passed.ops] == ran
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
