@@ -2,6 +2,11 @@
 
 from sparqle_tvm.passes._report import PassReport, Skipped
 from sparqle_tvm.passes.choose_window import ChooseWindow
+from sparqle_tvm.passes.collect_activations import (
+    ActivationInfo,
+    CollectActivations,
+    ObservedDense,
+)
 from sparqle_tvm.passes.collect_encodings import CollectEncodings, DenseInfo, EncodingInfo
 from sparqle_tvm.passes.fold_constants import FoldConstants
 from sparqle_tvm.passes.fold_scales import FoldScales
@@ -14,7 +19,9 @@ from sparqle_tvm.passes.split_grouped_dense import SplitGroupedDense
 from sparqle_tvm.passes.split_precision import SplitPrecision
 
 __all__ = [
+    "ActivationInfo",
     "ChooseWindow",
+    "CollectActivations",
     "CollectEncodings",
     "DenseInfo",
     "EncodingInfo",
@@ -23,6 +30,7 @@ __all__ = [
     "FuseQuantize",
     "LegalizeHost",
     "LowerQDQ",
+    "ObservedDense",
     "OffloadDense",
     "PassReport",
     "ShareEncodings",

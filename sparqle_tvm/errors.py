@@ -53,3 +53,7 @@ class ResultFileError(SparqleError):
 
 class MissingExtraError(SparqleError):
     """A part of the installation that is optional is needed now."""
+
+
+class CalibrationError(SparqleError, ValueError):
+    """A calibration is damaged, of another model or version, or cannot meet the budget asked."""

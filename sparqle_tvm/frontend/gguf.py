@@ -47,6 +47,11 @@ class ImportedModel:
     activations: Activations
     _file: GGUFFile = field(repr=False)
 
+    @property
+    def file(self) -> GGUFFile:
+        """The file that the model came from, with its tensors."""
+        return self._file
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the file.

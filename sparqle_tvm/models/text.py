@@ -42,6 +42,20 @@ def builtin_text() -> str:
     return "\n\n".join(dict.fromkeys(paragraph for name in order for paragraph in prose[name]))
 
 
+def builtin_parts() -> tuple[str, str]:
+    """Return two parts of the built-in text that share no paragraph: to measure on, to learn from.
+
+    The first half, with which `builtin_text` begins, is what models are measured on; calibration
+    runs the second half.
+    """
+    paragraphs = builtin_text().split("\n\n")
+    half, seen, cut = sum(map(len, paragraphs)) / 2, 0, 0
+    while seen < half:
+        seen += len(paragraphs[cut])
+        cut += 1
+    return "\n\n".join(paragraphs[:cut]), "\n\n".join(paragraphs[cut:])
+
+
 def read_text(path: str | PathLike[str]) -> str:
     """Read a text file.
 

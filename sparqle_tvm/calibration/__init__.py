@@ -1,0 +1,23 @@
+"""Calibration: what a text tells about a model's activations, and the choices made from it.
+
+``calibrate`` collects, ``Calibration`` keeps, ``Search`` chooses factors for a wanted sparsity or
+loss.
+"""
+
+from __future__ import annotations
+
+from sparqle_tvm.calibration.calibration import Calibration
+from sparqle_tvm.calibration.driver import calibrate
+from sparqle_tvm.calibration.search import Importance, Search, Selection
+from sparqle_tvm.calibration.statistics import FACTORS, DenseStatistics, EncodingStatistics
+
+__all__ = [
+    "FACTORS",
+    "Calibration",
+    "DenseStatistics",
+    "EncodingStatistics",
+    "Importance",
+    "Search",
+    "Selection",
+    "calibrate",
+]

@@ -1,0 +1,209 @@
+"""The result of calibration: statistics of a model's encodings, bound to that model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sparqle_tvm.calibration.statistics import SAMPLED_ROWS, EncodingStatistics
+from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
+from sparqle_tvm.numerics import windows_from
+from sparqle_tvm.target.cost.shapes import RowNnz
+
+if TYPE_CHECKING:
+    from sparqle_tvm.calibration.budget import MeasuredLoss
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Statistics of the encodings of one model over some text.
+
+    Attributes
+    ----------
+    model_name : str
+        For messages.
+    text_name : str
+        The texts that were run.
+    tokens : int
+        Tokens seen.
+    encodings : tuple of EncodingStatistics
+        In the order of the module.
+    sample_keys : uint64 (S,)
+        What the sample of rows was drawn by: those with the smallest keys are kept.
+    measured : tuple of MeasuredLoss
+        What some choices lost on calibration text; what a limit on perplexity is held to.
+    """
+
+    model_name: str
+    text_name: str
+    tokens: int
+    encodings: tuple[EncodingStatistics, ...] = field(repr=False)
+    sample_keys: npt.NDArray[np.uint64] = field(repr=False)
+    measured: tuple[MeasuredLoss, ...] = ()
+
+    @cached_property
+    def _by_label(self) -> dict[str, EncodingStatistics]:
+        return {encoding.label: encoding for encoding in self.encodings}
+
+    def __getitem__(self, label: str) -> EncodingStatistics:
+        """The statistics of an encoding.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there is none of this label.
+        """
+        try:
+            return self._by_label[label]
+        except KeyError:
+            known = ", ".join(list(self._by_label)[:4])
+            raise InvalidArgumentError(
+                f"the calibration has no encoding {label!r}; it has {len(self.encodings)}, as "
+                f"{known}"
+            ) from None
+
+    def __iter__(self) -> Iterator[EncodingStatistics]:
+        """All statistics, in the order of the module."""
+        return iter(self.encodings)
+
+    @property
+    def has_fisher(self) -> bool:
+        """Whether squared gradients were collected."""
+        return all(encoding.fisher is not None for encoding in self.encodings)
+
+    @property
+    def msb_sparsity(self) -> float:
+        """MAC-weighted share of zero MSBs without any choice, 0 to 1."""
+        macs = sum(e.macs for e in self.encodings)
+        return sum(e.msb_sparsity(e.window) * e.macs for e in self.encodings) / macs
+
+    def row_nnz(self, label: str, rows: int, seed: int = 0) -> RowNnz:
+        """Draw the stored MSB digits of `rows` tokens of an encoding.
+
+        Whole rows of the tokens sampled in calibration (signed window, no factors), drawn with
+        replacement: their distribution, and which columns are heavy together, are real. The same
+        seed draws the same tokens for every label.
+
+        Parameters
+        ----------
+        label : str
+            The encoding; a dense op's own label finds the encoding that it reads.
+        rows : int
+            How many.
+        seed : int
+            Of the random generator.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the label is not known, or `rows` is less than 1.
+        """
+        if rows < 1:
+            raise InvalidArgumentError(f"rows must be at least 1, got {rows}")
+        readers = {d.label: e.label for e in self.encodings for d in e.dense}
+        encoding = self[label if label in self._by_label else readers.get(label, label)]
+        picks = np.random.default_rng(seed).integers(0, len(self.sample_keys), rows)
+        return encoding.row_nnz(picks)
+
+    def windows(self, margin: float = 0.01) -> dict[str, str]:
+        """The better window of each encoding, by label; a tie stays signed.
+
+        Nothing is lost: a tensor that arrives quantized, and holds values that the signed window
+        cannot, stays unsigned.
+
+        Parameters
+        ----------
+        margin : float
+            What the unsigned window has to gain, as a share of all elements.
+        """
+        sparsity = {
+            e.label: {window: e.msb_sparsity(window) for window in ("signed", "unsigned")}
+            for e in self.encodings
+        }
+        exceeding = [e.label for e in self.encodings if e.exceeding]
+        return windows_from(sparsity, margin=margin, exceeding=exceeding)
+
+    def merge(self, other: Calibration) -> Calibration:
+        """The calibration over the texts of both; measured losses do not carry over.
+
+        Raises
+        ------
+        CalibrationError
+            If they are of different models, or only one has gradients.
+        """
+        self.check({e.label: e.digest for e in other}, other.model_name)
+        keys = np.concatenate([self.sample_keys, other.sample_keys])
+        # The same text twice gives the same keys: a row counts once in the sample.
+        _, first = np.unique(keys, return_index=True)
+        keep = first[:SAMPLED_ROWS]
+        return Calibration(
+            self.model_name,
+            " + ".join(dict.fromkeys([self.text_name, other.text_name])),
+            self.tokens + other.tokens,
+            tuple(
+                mine.merged(theirs, keep)
+                for mine, theirs in zip(self.encodings, other.encodings, strict=True)
+            ),
+            keys[keep],
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the digests of all encodings: equal for equal models."""
+        return hashlib.sha256("".join(e.digest for e in self.encodings).encode()).hexdigest()
+
+    def check(self, digests: Mapping[str, str], model_name: str = "this model") -> None:
+        """Hold the calibration to a model, by the digests of its encodings.
+
+        Parameters
+        ----------
+        digests : mapping of label to SHA-256
+            Of all encodings of the model; those that were not calibrated do not matter.
+        model_name : str
+            For the message.
+
+        Raises
+        ------
+        CalibrationError
+            If an encoding is missing, or its weights are others.
+        """
+        for encoding in self.encodings:
+            found = digests.get(encoding.label)
+            if found != encoding.digest:
+                what = "is missing" if found is None else "has other weights"
+                raise CalibrationError(
+                    f"the calibration was made from another model ({self.model_name}) than "
+                    f"{model_name}: encoding {encoding.label} {what}; calibrate again"
+                )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file (.npz) that `load` reads; see `sparqle_tvm.calibration.file`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If it cannot be written, or the name does not end in .npz.
+        """
+        from sparqle_tvm.calibration.file import save_calibration
+
+        save_calibration(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        CalibrationError
+            If the file is missing, damaged, no calibration, or of another version.
+        """
+        from sparqle_tvm.calibration.file import load_calibration
+
+        return load_calibration(path)

@@ -1,0 +1,382 @@
+"""Run a module on text, and keep what the choices need: one pass, in constant memory."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+from tvm import relax
+
+from sparqle_tvm import dialect, passes
+from sparqle_tvm.calibration.calibration import Calibration
+from sparqle_tvm.calibration.kernel import option_sums
+from sparqle_tvm.calibration.statistics import (
+    FACTORS,
+    SAMPLED_ROWS,
+    DenseStatistics,
+    EncodingStatistics,
+)
+from sparqle_tvm.errors import CalibrationError, QuantizationError
+from sparqle_tvm.numerics import QuantizedWeights, max_exact
+from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
+from sparqle_tvm.passes import ActivationInfo, ObservedDense
+
+UNTIED_UNIT = 32
+"""Columns of a unit where no weight group sets it."""
+
+_Outputs = dict[tuple[int, str], npt.NDArray[np.float64]]
+"""Energy of each row, by place of the dense op and kind: "output" or "stream"."""
+
+_SMALLEST_ENERGY = 1e-30
+
+# Largest q of an input that arrives quantized, and the numbers of both int8 ends.
+_INT8_LIMIT = 128
+
+
+@dataclass(eq=False)
+class _Sums:
+    """What is added up of one encoding."""
+
+    info: ActivationInfo
+    digest: str
+    column_energy: list[npt.NDArray[np.float32]]
+    gain: list[float]
+    share: list[float]
+    unit: int
+    tied: bool
+    rows: int = 0
+    largest: float = 0.0
+    exceeding: int = 0
+    error: Any = 0.0
+    stored: Any = 0
+    sample: Any = None
+
+    @classmethod
+    def of(cls, info: ActivationInfo) -> _Sums:
+        groups = [dense.group_size for dense in info.dense]
+        grouped = [size for size in groups if size]
+        unit = int(np.lcm.reduce(grouped)) if grouped else min(UNTIED_UNIT, info.columns)
+        weights = [_weights(dense) for dense in info.dense]
+        return cls(
+            info=info,
+            digest=encoding_digest(info),
+            column_energy=[_column_energy(w) for w in weights],
+            gain=[0.0] * len(weights),
+            share=[0.0] * len(weights),
+            unit=unit,
+            tied=0 in groups,
+        )
+
+    @property
+    def unit_starts(self) -> npt.NDArray[np.int64]:
+        return np.arange(0, self.info.columns, self.unit)
+
+
+def _weights(dense: ObservedDense) -> QuantizedWeights | None:
+    """The weights of a dense op, None if they are no constants or have no scale."""
+    if dense.weight is None or dense.scale is None:
+        return None
+    minimum = None if dense.minimum is None else dense.minimum.value.numpy()
+    values, scale = dense.weight.value.numpy(), dense.scale.value.numpy()
+    return QuantizedWeights(values, scale, minimum, dense.weight_bits)
+
+
+def _column_energy(weights: QuantizedWeights | None) -> npt.NDArray[np.float32]:
+    if weights is None:
+        return np.zeros(0, np.float32)
+    real = weights.dequantize()
+    return np.asarray(np.einsum("nk,nk->k", real, real), dtype=np.float32)
+
+
+def encoding_digest(info: ActivationInfo) -> str:
+    """SHA-256 over an encoding's facts and the weights of all dense ops that read it."""
+    digest = hashlib.sha256(repr((info.label, info.columns, info.qmax, info.digit_bits)).encode())
+    for dense in info.dense:
+        facts = (dense.label, dense.out_features, dense.weight_bits, dense.group_size)
+        digest.update(repr(facts).encode())
+        for constant in (dense.weight, dense.scale, dense.minimum):
+            if constant is not None:
+                digest.update(np.ascontiguousarray(constant.value.numpy()))
+    return digest.hexdigest()
+
+
+@dataclass(eq=False)
+class Collector:
+    """Runs one function of a module, and adds up the statistics of its encodings.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        A quantized module, as for `sparqle_tvm.compile`; it is not changed.
+    function : str
+        The function to run. Only what it calls itself is seen.
+
+    Raises
+    ------
+    CalibrationError
+        If the function encodes nothing (it has no quantized dense op), or digits are not of 4
+        bits.
+    """
+
+    mod: tvm.IRModule
+    function: str = "hidden"
+    _sums: dict[str, _Sums] = field(default_factory=dict, repr=False)
+    _keys: npt.NDArray[np.uint64] = field(
+        default_factory=lambda: np.zeros(0, np.uint64), repr=False
+    )
+
+    def __post_init__(self) -> None:
+        """Compile the function so that it returns its activations."""
+        from sparqle_tvm.compiler import host_target, lowering_passes, split_passes
+        from sparqle_tvm.host.threads import use_threads
+
+        dialect.register()
+        only = tvm.IRModule({self.function: self.mod[self.function]})
+        split = tvm.transform.Sequential(split_passes())(only)
+        collect = passes.CollectActivations()
+        observed = collect(split)
+        self._observations = collect.collected.get(self.function, [])
+        for info, _, kind in self._observations:
+            if kind == "input":
+                if info.digit_bits != 4:
+                    raise CalibrationError(
+                        f"{info.label}: calibration knows digits of 4 bits, not {info.digit_bits}"
+                    )
+                self._sums[info.label] = _Sums.of(info)
+        if not self._sums:
+            raise CalibrationError(
+                f"the function {self.function} has no quantized dense op, so there is nothing to "
+                "calibrate; use a model with integer weights"
+            )
+        lowering = tvm.transform.Sequential(lowering_passes())
+        executable = relax.build(observed, host_target(), relax_pipeline=lowering)
+        use_threads()
+        self._vm = relax.VirtualMachine(executable, tvm.cpu())
+
+    def fresh(self) -> Collector:
+        """A collector that has seen nothing, around the same compiled function."""
+        other = copy.copy(self)
+        other._sums = {label: _fresh_sums(sums) for label, sums in self._sums.items()}
+        other._keys = self._keys[:0]
+        return other
+
+    def run(self, *arguments: Any, key: bytes = b"") -> Any:
+        """Call the function, add up the statistics, and return the function's result.
+
+        Parameters
+        ----------
+        arguments : arrays or TVM tensors
+            Of the function.
+        key : bytes
+            Names the data (as the token ids); the sample of rows is drawn by it.
+
+        Raises
+        ------
+        QuantizationError
+            If an activation holds NaN or Inf.
+        """
+        tensors = [tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        result, observed = self._vm[self.function](*tensors)
+        groups = self._grouped(observed)
+        rows = max(len(x) for x, _ in groups.values())
+        keep, taken = self._draw(rows, key)
+        for label, (x, outputs) in groups.items():
+            if len(x) < rows:
+                continue  # An output layer that sees only the last token: nothing to gain there.
+            sums = self._sums[label]
+            self._add(sums, x, _weigh(sums, outputs, len(x)), keep, taken)
+        return result
+
+    def _grouped(self, observed: Any) -> dict[str, tuple[Any, _Outputs]]:
+        """By label: the input (M, K), and the energy of outputs and streams."""
+        groups: dict[str, tuple[Any, _Outputs]] = {}
+        for (info, dense, kind), tensor in zip(self._observations, observed, strict=True):
+            matrix = tensor.numpy()
+            matrix = matrix.reshape(-1, matrix.shape[-1])
+            if dense is None:
+                groups[info.label] = (matrix, {})
+            else:
+                outputs = groups[info.label][1]
+                outputs[info.dense.index(dense), kind] = _row_energy(matrix)
+        return groups
+
+    def _draw(self, rows: int, key: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Which old and new rows stay in the sample: those of the smallest keys.
+
+        Returns
+        -------
+        keep, taken : int64
+            Places in the old sample, and rows of the new data.
+        """
+        name = np.frombuffer(hashlib.sha256(key).digest()[:8], np.uint64)[0]
+        fresh = np.random.default_rng([int(name), rows]).integers(0, 2**64, rows, dtype=np.uint64)
+        order = np.argsort(np.concatenate([self._keys, fresh]), kind="stable")[:SAMPLED_ROWS]
+        keep, taken = order[order < len(self._keys)], order[order >= len(self._keys)]
+        taken = taken - len(self._keys)
+        self._keys = np.concatenate([self._keys[keep], fresh[taken]])
+        return keep, taken
+
+    def _add(
+        self,
+        sums: _Sums,
+        x: npt.NDArray[Any],
+        weight: npt.NDArray[np.float32],
+        keep: npt.NDArray[np.int64],
+        taken: npt.NDArray[np.int64],
+    ) -> None:
+        """Add the errors and stored digits of every option of one activation."""
+        info = sums.info
+        if info.qmax:
+            amax = np.abs(x).max(axis=1)
+            if not np.isfinite(amax).all():
+                row = int(np.flatnonzero(~np.isfinite(amax))[0])
+                raise QuantizationError(
+                    f"{self.function}: the activation of {info.label} holds NaN or Inf in row "
+                    f"{row}; check the input and the weights before that layer"
+                )
+            scale = np.maximum(amax, SMALLEST_AMAX) / np.float32(info.qmax)
+        else:
+            sums.exceeding += int(np.count_nonzero(x > max_exact(4, "signed")))
+            x = x.astype(np.float32)
+            scale = np.ones(len(x), np.float32)
+        limit = info.qmax or _INT8_LIMIT
+        sums.largest = max(sums.largest, float(np.abs(x).max()))
+        found = option_sums(x, scale, weight, FACTORS, limit)
+        sums.rows += len(x)
+        sums.error = sums.error + found.error
+        sums.stored = sums.stored + np.add.reduceat(found.stored, sums.unit_starts, axis=-1)
+        fresh = _row_counts(x[taken], scale[taken], limit, sums)
+        old = fresh[:0] if sums.sample is None else sums.sample[keep]
+        sums.sample = np.concatenate([old, fresh])
+
+    def result(
+        self,
+        *,
+        model_name: str,
+        text_name: str,
+        tokens: int,
+        fisher: Mapping[str, npt.NDArray[np.float64]] | None = None,
+    ) -> Calibration:
+        """The statistics of all that was run.
+
+        Parameters
+        ----------
+        model_name, text_name : str
+            For messages and reports.
+        tokens : int
+            Tokens that were run.
+
+        Raises
+        ------
+        CalibrationError
+            If nothing was run.
+        """
+        if not tokens or not len(self._keys):
+            raise CalibrationError("nothing was run, so there is nothing to calibrate with")
+        # In the order of the keys, so that the order of runs does not matter.
+        order = np.argsort(self._keys)
+        gradients = fisher or {}
+        encodings = tuple(
+            _statistics(sums, order, gradients.get(sums.info.label))
+            for sums in self._sums.values()
+            if sums.rows
+        )
+        return Calibration(model_name, text_name, tokens, encodings, self._keys[order])
+
+
+def _fresh_sums(sums: _Sums) -> _Sums:
+    zeros = [0.0] * len(sums.gain)
+    return _Sums(
+        sums.info, sums.digest, sums.column_energy, zeros, zeros.copy(), sums.unit, sums.tied
+    )
+
+
+def _row_energy(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Sum of squares of each row; never zero, because it is divided by."""
+    energy = np.einsum("mn,mn->m", matrix, matrix, dtype=np.float64)
+    return np.maximum(energy, _SMALLEST_ENERGY)
+
+
+def _weigh(sums: _Sums, outputs: _Outputs, rows: int) -> npt.NDArray[np.float32]:
+    """How much the errors of each row count, (M,) float32; adds what relates it to the outputs.
+
+    An error counts relative to what it disturbs: the stream that the output is added to, or else
+    the outputs themselves. Tokens with huge activations, of which a norm later takes the size
+    away, would drown all others.
+    """
+    disturbed = {
+        place: outputs.get((place, "stream"), energy)
+        for (place, kind), energy in outputs.items()
+        if kind == "output"
+    }
+    if not disturbed:
+        return np.ones(rows, np.float32)
+    total = sum(disturbed.values())
+    for place, energy in disturbed.items():
+        sums.gain[place] += float((total / energy).sum())
+        if (place, "stream") in outputs:
+            sums.share[place] += float((outputs[place, "output"] / energy).sum())
+    return np.asarray(1.0 / total, dtype=np.float32)
+
+
+def _row_counts(
+    x: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], limit: int, sums: _Sums
+) -> npt.NDArray[np.unsignedinteger]:
+    """Stored digits in the signed window of a few rows: (rows, F, U)."""
+    dtype = np.uint8 if sums.unit <= 255 else np.uint16
+    counts = np.zeros((len(x), len(FACTORS), len(sums.unit_starts)), dtype)
+    for place, factor in enumerate(FACTORS):
+        q = np.clip(np.rint(x / (scale * factor)[:, None]), -limit, limit)
+        stored = (q < -8) | (q > 7)
+        counts[:, place] = np.add.reduceat(stored, sums.unit_starts, axis=1, dtype=dtype)
+    return counts
+
+
+def _statistics(
+    sums: _Sums, order: npt.NDArray[np.int64], fisher: npt.NDArray[np.float64] | None
+) -> EncodingStatistics:
+    info = sums.info
+    dense = tuple(
+        DenseStatistics(
+            dense.label,
+            dense.out_features,
+            dense.weight_bits,
+            dense.group_size,
+            column_energy if len(column_energy) else np.zeros(info.columns, np.float32),
+            gain,
+            share,
+            dense.stream,
+        )
+        for dense, column_energy, gain, share in zip(
+            info.dense, sums.column_energy, sums.gain, sums.share, strict=True
+        )
+    )
+    return EncodingStatistics(
+        label=info.label,
+        digest=sums.digest,
+        columns=info.columns,
+        qmax=info.qmax,
+        window=info.window,
+        unit=sums.unit,
+        tied=sums.tied,
+        rows=sums.rows,
+        largest=sums.largest,
+        exceeding=sums.exceeding,
+        error=sums.error,
+        stored=sums.stored,
+        sample=sums.sample[order],
+        fisher=fisher,
+        dense=dense,
+    )
+
+
+def token_chunks(tokens: npt.NDArray[np.int32], chunk: int) -> Iterator[npt.NDArray[np.int32]]:
+    """Cut tokens (T,) into pieces of `chunk`, the last one shorter."""
+    for start in range(0, len(tokens), chunk):
+        yield tokens[start : start + chunk]

@@ -1,0 +1,216 @@
+"""Choose factors for all encodings with one Lagrange multiplier.
+
+For every group of channels that can have a factor of its own, and for every factor, calibration
+gives the expected loss C and the stored MSB digits N (each counts the multiply-accumulates of its
+channel). The choice minimises ``sum C + multiplier * sum N``, which splits into one small minimum
+per group; the multiplier is bisected until the wanted sparsity or loss is met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from sparqle_tvm.calibration.calibration import Calibration
+from sparqle_tvm.calibration.statistics import (
+    FACTORS,
+    UNCHANGED,
+    WINDOW_INDEX,
+    EncodingStatistics,
+)
+from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
+from sparqle_tvm.numerics import EncodingChoice
+
+Importance = Literal["weights", "fisher"]
+"""``weights``: the weights' column energy. ``fisher``: squared gradients, if collected."""
+
+_BISECTIONS = 60
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Factors for all encodings, and what calibration expects of them.
+
+    Attributes
+    ----------
+    choices : dict of str to EncodingChoice
+        By label, for ``passes.RaiseMsbSparsity``; encodings that stay as they are have none.
+    windows : dict of str to str
+        Window of each encoding, for ``passes.ChooseWindow``.
+    options : dict of str to int64 (U,)
+        Place in `FACTORS` of each group's factor.
+    multiplier : float
+        Price of all digits stored, in units of loss; 0: nothing was chosen.
+    loss : float
+        Expected loss above that of no factors, in the importance's unit (see `Search`).
+    msb_sparsity : float
+        Expected MAC-weighted share of zero MSBs, 0 to 1.
+    """
+
+    choices: dict[str, EncodingChoice]
+    windows: dict[str, str]
+    options: dict[str, npt.NDArray[np.int64]]
+    multiplier: float
+    loss: float
+    msb_sparsity: float
+
+
+class Search:
+    """The options of all encodings with their expected loss and stored digits.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        Statistics of the model.
+    importance : {"weights", "fisher"}
+        What an error counts. ``weights``: the error that a layer's outputs get, relative to the
+        residual stream that they end up in, summed over layers; on the models measured that is
+        about the loss in nats per token. ``fisher``: half of the squared error times the squared
+        gradient, an estimate of the same from gradients.
+    windows : mapping of label to window, optional
+        Windows of the encodings; by default those that calibration found better.
+
+    Raises
+    ------
+    CalibrationError
+        If gradients are asked for and were not collected.
+    """
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        *,
+        importance: Importance = "weights",
+        windows: Mapping[str, str] | None = None,
+    ) -> None:
+        if importance not in get_args(Importance):
+            raise InvalidArgumentError(
+                f"importance {importance!r} is unknown; known: {', '.join(get_args(Importance))}"
+            )
+        if importance == "fisher" and not calibration.has_fisher:
+            raise CalibrationError(
+                "the calibration has no gradients; calibrate with --importance fisher (needs "
+                "torch), or use the importance of the weights"
+            )
+        self.calibration = calibration
+        self.importance = importance
+        self.windows = {**calibration.windows(), **(windows or {})}
+        macs, branch = sum(e.macs for e in calibration), branch_share(calibration)
+        weights = [_channel_weights(e, importance, branch) for e in calibration]
+        self._tables = [self._table(e, w, macs) for e, w in zip(calibration, weights, strict=True)]
+
+    def _table(
+        self, e: EncodingStatistics, weights: npt.NDArray[np.float64], macs: int
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Loss and share of all MACs whose MSB is stored, (F, U) or (F, 1) if tied."""
+        loss = e.by_unit(e.error * weights) / e.rows
+        stored = e.stored[WINDOW_INDEX[self.windows[e.label]]] / e.rows * e.macs_per_column / macs
+        if e.tied or not e.qmax:
+            loss, stored = loss.sum(axis=1, keepdims=True), stored.sum(axis=1, keepdims=True)
+        if not e.qmax:  # The scale of what arrives quantized is not ours to change.
+            loss[:], stored[:] = loss[UNCHANGED], stored[UNCHANGED]
+        return loss, stored
+
+    def at(self, multiplier: float) -> Selection:
+        """The choice at one price of stored digits."""
+        choices: dict[str, EncodingChoice] = {}
+        options: dict[str, npt.NDArray[np.int64]] = {}
+        loss = stored = 0.0
+        for e, (c, n) in zip(self.calibration, self._tables, strict=True):
+            best = self._best(c, n, multiplier)
+            place = np.arange(len(best))
+            loss += float((c[best, place] - c[UNCHANGED]).sum())
+            stored += float(n[best, place].sum())
+            options[e.label] = np.broadcast_to(best, (e.units,)).astype(np.int64)
+            if (best != UNCHANGED).any():
+                columns = np.minimum(np.arange(e.columns) // e.unit, e.units - 1)
+                choices[e.label] = EncodingChoice(FACTORS[options[e.label][columns]])
+        return Selection(choices, dict(self.windows), options, multiplier, loss, 1.0 - stored)
+
+    @staticmethod
+    def _best(
+        c: npt.NDArray[np.float64], n: npt.NDArray[np.float64], multiplier: float
+    ) -> npt.NDArray[np.int64]:
+        """The best option of every group; without a price, no factors at all."""
+        if not multiplier:
+            return np.full(c.shape[1], UNCHANGED)
+        return np.asarray((c + multiplier * n).argmin(axis=0))
+
+    def lossless(self) -> Selection:
+        """Windows only: no factor, so that the result is that of int8."""
+        return self.at(0.0)
+
+    @property
+    def most_sparse(self) -> Selection:
+        """The sparsest choice that there is."""
+        return self.at(1e30)
+
+    def for_sparsity(self, target: float) -> Selection:
+        """The choice of least expected loss that is as sparse as wanted.
+
+        Parameters
+        ----------
+        target : float
+            MAC-weighted share of zero MSBs, 0 to 1.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If it is not between 0 and 1.
+        CalibrationError
+            If no choice is that sparse; tells the sparsest.
+        """
+        if not 0 < target < 1:
+            raise InvalidArgumentError(f"MSB sparsity must be between 0 and 1, got {target}")
+        lossless, most = self.lossless(), self.most_sparse
+        if lossless.msb_sparsity >= target:
+            return lossless
+        if most.msb_sparsity < target:
+            raise CalibrationError(
+                f"no choice of scales gives an MSB sparsity of {target:.1%}; the sparsest gives "
+                f"{most.msb_sparsity:.1%}"
+            )
+        return self._bisect(lambda selection: selection.msb_sparsity >= target)[1]
+
+    def for_loss(self, loss: float) -> Selection:
+        """The sparsest choice whose expected loss is at most `loss` above that of no factors."""
+        if self.most_sparse.loss <= loss:
+            return self.most_sparse
+        return self._bisect(lambda selection: selection.loss > loss)[0]
+
+    def _bisect(self, enough: Callable[[Selection], bool]) -> tuple[Selection, Selection]:
+        """The choices right below and right above the price from which `enough` holds."""
+        low, high = np.log(1e-12), np.log(1e12)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            if enough(self.at(float(np.exp(middle)))):
+                high = middle
+            else:
+                low = middle
+        return self.at(float(np.exp(low))), self.at(float(np.exp(high)))
+
+
+def branch_share(calibration: Calibration) -> float:
+    """What a branch adds to the stream, typically: the median share of energy; 1 without streams.
+
+    An error inside a branch (of a dense op that feeds another one) is relative to that branch;
+    by this share it becomes relative to the stream.
+    """
+    shares = [d.share / e.rows for e in calibration for d in e.dense if d.stream]
+    return float(np.median(shares)) if shares else 1.0
+
+
+def _channel_weights(
+    e: EncodingStatistics, importance: Importance, branch: float
+) -> npt.NDArray[np.float64]:
+    """What the error of each input channel counts: (K,)."""
+    if importance == "fisher" and e.fisher is not None:
+        return e.fisher / e.rows / 2
+    weights = np.zeros(e.columns)
+    for d in e.dense:
+        weights += d.column_energy * (d.gain / e.rows) * (1.0 if d.stream else branch)
+    return weights
