@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from sparqle_tvm.errors import CalibrationError
+from sparqle_tvm.errors import MissingExtraError
 from sparqle_tvm.models.llama import LlamaConfig, rope_frequencies
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ def squared_gradients(
 
     Raises
     ------
-    CalibrationError
+    MissingExtraError
         If torch is not installed.
     """
     try:
         import torch
     except ImportError as error:
-        raise CalibrationError(
+        raise MissingExtraError(
             "gradients need torch: pip install 'sparqle-tvm[torch]', or use the importance of "
             "the weights"
         ) from error
