@@ -14,6 +14,7 @@ from sparqle_tvm.passes.fuse_quantize import FuseQuantize
 from sparqle_tvm.passes.legalize_host import LegalizeHost
 from sparqle_tvm.passes.lower_qdq import LowerQDQ
 from sparqle_tvm.passes.offload_dense import OffloadDense
+from sparqle_tvm.passes.raise_msb_sparsity import RaiseMsbSparsity
 from sparqle_tvm.passes.share_encodings import ShareEncodings
 from sparqle_tvm.passes.split_grouped_dense import SplitGroupedDense
 from sparqle_tvm.passes.split_precision import SplitPrecision
@@ -33,6 +34,7 @@ __all__ = [
     "ObservedDense",
     "OffloadDense",
     "PassReport",
+    "RaiseMsbSparsity",
     "ShareEncodings",
     "Skipped",
     "SplitGroupedDense",

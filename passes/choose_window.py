@@ -75,6 +75,9 @@ class _Choose(Rewriter):
         if self.uses[self.bound] != self.followers[self.bound]:
             self._skip(attrs["label"], "its planes are returned or passed on")
             return None
+        if len(call.args) > 2:
+            self._skip(attrs["label"], "its bands are made for the window it has")
+            return None
         self.report.rewrite("ChooseWindow")
         return dialect.with_attributes(call, window=wanted)
 

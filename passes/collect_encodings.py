@@ -10,7 +10,7 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprVisitor, visitor
 
 from sparqle_tvm import dialect
-from sparqle_tvm.numerics import max_exact
+from sparqle_tvm.numerics import max_exact, window_limits
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import relax_functions
 
@@ -47,9 +47,12 @@ class EncodingInfo:
     quantizes : bool
         Whether the encoding quantizes too, so that it has scales.
     may_saturate : bool
-        Whether elements outside the window's exact range can come in.
+        Whether elements outside the window's exact range, or through a small factor outside of
+        the quantizer's limits, can come in.
     consumers : list of DenseInfo
         In program order.
+    has_factors, has_bands : bool
+        Whether the quantizer's step has factors, and whether bands are clipped to the window.
     """
 
     label: str
@@ -59,6 +62,8 @@ class EncodingInfo:
     quantizes: bool
     may_saturate: bool
     consumers: list[DenseInfo] = field(default_factory=list)
+    has_factors: bool = False
+    has_bands: bool = False
 
 
 @visitor
@@ -87,13 +92,16 @@ class _Describe(PyExprVisitor):
 def _describe_encoding(call: relax.Call) -> EncodingInfo:
     attrs = dialect.attributes(call)
     limit = max_exact(attrs["k"], attrs["window"])
+    exceeds = attrs["window"] == "signed" and attrs.get("qmax", limit + 1) > limit
     return EncodingInfo(
         label=attrs["label"],
         digit_bits=attrs["k"],
         window=attrs["window"],
         columns=int(call.args[0].ty.shape.values[-1]),
         quantizes="qmax" in attrs,
-        may_saturate=attrs["window"] == "signed" and attrs.get("qmax", limit + 1) > limit,
+        may_saturate=exceeds or len(call.args) > 1,
+        has_factors=len(call.args) > 1,
+        has_bands=len(call.args) > 2,
     )
 
 
@@ -141,21 +149,55 @@ class _Observer:
         return var
 
     def observe(self, encoding: relax.Var, call: relax.Call, info: EncodingInfo) -> None:
-        """Return PBM, scales, and the number of elements that did not fit the window."""
+        """Return PBM, scales, and how many elements were saturated and clipped to the window."""
         self.bind(relax.TupleGetItem(encoding, dialect.PBM_FIELD), output=True)
         if info.quantizes:
             self.bind(relax.TupleGetItem(encoding, dialect.SCALE_FIELD), output=True)
-        if info.may_saturate:
-            q, dtype = call.args[0], str(call.args[0].ty.dtype)
-            if info.quantizes:
-                q = self.bind(relax.op.round(self.bind(relax.op.divide(q, self.outputs[-1]))))
-            limit = relax.const(max_exact(info.digit_bits, info.window), dtype)
-            above = self.bind(relax.op.astype(self.bind(relax.op.greater(q, limit)), "int32"))
-            self.bind(relax.op.sum(above), output=True)
+        if not info.may_saturate:
+            return
+        q, limit = call.args[0], max_exact(info.digit_bits, info.window)
+        if info.quantizes:
+            q = self._rounded(call, self.outputs[-1])
+        dtype = str(q.ty.dtype)
+        if not info.has_factors:
+            self._count(relax.op.greater(q, relax.const(limit, dtype)))
+            return
+        qmax = dialect.attributes(call)["qmax"]
+        limit = min(qmax, limit)
+        above = self.bind(relax.op.greater(q, relax.const(limit, dtype)))
+        below = self.bind(relax.op.less(q, relax.const(-qmax, dtype)))
+        self._count(relax.op.logical_or(above, below))
+        if info.has_bands:
+            self._count_clipped(self.bind(relax.op.clip(q, -qmax, limit)), call.args[2], info)
+
+    def _rounded(self, call: relax.Call, scale: relax.Var) -> relax.Var:
+        """``round(x / step)`` in float32, not limited yet."""
+        step = scale
+        if len(call.args) > 1:
+            step = self.bind(relax.op.multiply(scale, call.args[1]))
+        return self.bind(relax.op.round(self.bind(relax.op.divide(call.args[0], step))))
+
+    def _count(self, condition: relax.Expr) -> None:
+        """Return how many elements meet a condition."""
+        met = self.bind(relax.op.astype(self.bind(condition), "int32"))
+        self.bind(relax.op.sum(met), output=True)
+
+    def _count_clipped(self, q: relax.Var, bands: relax.Expr, info: EncodingInfo) -> None:
+        """Return how many elements lie in the bands."""
+        sides = self.bind(relax.op.split(self.bind(relax.op.astype(bands, "float32")), 2, axis=0))
+        lo, hi = (
+            self.bind(relax.op.reshape(self.bind(relax.TupleGetItem(sides, i)), (info.columns,)))
+            for i in (0, 1)
+        )
+        low, high = (relax.const(v, "float32") for v in window_limits(info.digit_bits, info.window))
+        op = relax.op
+        below = op.logical_and(self.bind(op.less(q, low)), self.bind(op.greater_equal(q, lo)))
+        above = op.logical_and(self.bind(op.greater(q, high)), self.bind(op.less_equal(q, hi)))
+        self._count(op.logical_or(self.bind(below), self.bind(above)))
 
 
 def _with_observations(func: relax.Function, infos: list[EncodingInfo]) -> relax.Function:
-    """``func`` returning ``(result, (pbm, [scale], [saturated], pbm, ..))``."""
+    """``func`` returning ``(result, (pbm, [scale], [saturated], [clipped], pbm, ..))``."""
     remaining = iter(infos)
     outputs: list[relax.Var] = []
     blocks = []
@@ -189,7 +231,8 @@ class CollectEncodings:
     """Make functions return the precision bitmaps (and scales) of their encodings as well.
 
     Precondition: the encodings stand in the outermost blocks of a function that no other function
-    calls. Where the window may saturate, the number of elements above it is returned, too.
+    calls. Where the window may saturate, the number of elements above it is returned, too; with
+    bands, so is the number of elements that they clip.
 
     Before::
 

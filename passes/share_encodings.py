@@ -20,7 +20,7 @@ ENCODERS = ("encode", "quantize_encode")
 def _key(call: relax.Call) -> tuple[Any, ...]:
     """What two encodings have to agree in to be one; the group size may differ from none."""
     attrs = dialect.attributes(call)
-    return (call.args[0], str(call.op.name), attrs["k"], attrs["window"], attrs.get("qmax"))
+    return (*call.args, str(call.op.name), attrs["k"], attrs["window"], attrs.get("qmax"))
 
 
 @mutator

@@ -18,6 +18,7 @@ from tvm import relax
 from sparqle_tvm import dialect, passes
 from sparqle_tvm.errors import CompileError, InvalidArgumentError
 from sparqle_tvm.executable import EncodingRecord, Executable
+from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.target.accelerator import Accelerator
 
 __all__ = [
@@ -42,6 +43,7 @@ def split_passes(
     windows: Mapping[str, str] | None = None,
     default_window: str | None = None,
     allow_saturation: bool = False,
+    choices: Mapping[str, EncodingChoice] | None = None,
     report: passes.PassReport | None = None,
 ) -> list[tvm.transform.Pass]:
     """The passes that bring quantized dense ops into split-precision form, in their order.
@@ -63,6 +65,8 @@ def split_passes(
                 windows, default=default_window, allow_saturation=allow_saturation, report=report
             )
         )
+    if choices:
+        found.append(passes.RaiseMsbSparsity(choices, report=report))
     return found
 
 
@@ -98,6 +102,7 @@ def pipeline(
     windows: Mapping[str, str] | None = None,
     default_window: str | None = None,
     allow_saturation: bool = False,
+    choices: Mapping[str, EncodingChoice] | None = None,
     engine: Engine = "host",
     collect: passes.CollectEncodings | None = None,
     offload: passes.OffloadDense | None = None,
@@ -115,6 +120,8 @@ def pipeline(
         The window of all others; by default ``signed`` where that is exact.
     allow_saturation : bool
         Whether a window may be set that saturates values (lossy).
+    choices : mapping of label to EncodingChoice, optional
+        Factors and bands for single encodings (lossy); see ``passes.RaiseMsbSparsity``.
     engine : {"host", "simulator"}
         What runs the dense ops: kernels for this CPU, or accelerator programs on the simulator.
     collect : passes.CollectEncodings, optional
@@ -139,6 +146,7 @@ def pipeline(
         windows=windows,
         default_window=default_window,
         allow_saturation=allow_saturation,
+        choices=choices,
         report=report,
     )
     if collect is not None:
@@ -174,6 +182,7 @@ def compile(
     windows: Mapping[str, str] | None = None,
     default_window: str | None = None,
     allow_saturation: bool = False,
+    choices: Mapping[str, EncodingChoice] | None = None,
 ) -> Executable:
     """Compile a Relax module for an accelerator.
 
@@ -181,7 +190,7 @@ def compile(
     ----------
     mod : tvm.IRModule
         Relax functions with quantized dense ops; it is not changed.
-    target, windows, default_window, allow_saturation
+    target, windows, default_window, allow_saturation, choices
         As in :func:`pipeline`.
     host : str or tvm.target.Target, optional
         CPU that runs everything else; by default this one.
@@ -207,6 +216,7 @@ def compile(
             windows=windows,
             default_window=default_window,
             allow_saturation=allow_saturation,
+            choices=choices,
             engine=engine,
             collect=collect,
             offload=offload,

@@ -34,13 +34,16 @@ class EncodingRecord:
     scale : np.ndarray or None
         (M, 1) float32.
     saturated : int
-        Elements that did not fit the window.
+        Elements that did not fit the window, or the quantizer's limits because of a factor.
+    clipped : int
+        Elements that bands clipped to the edge of the window.
     """
 
     info: passes.EncodingInfo
     pbm: np.ndarray
     scale: np.ndarray | None
     saturated: int
+    clipped: int = 0
 
     @property
     def label(self) -> str:
@@ -66,7 +69,9 @@ def _records(infos: list[passes.EncodingInfo], observed: Any) -> list[EncodingRe
         pbm = next(values)
         scale = next(values).reshape(-1, 1) if info.quantizes else None
         saturated = int(next(values)) if info.may_saturate else 0
-        records.append(EncodingRecord(info, pbm.reshape(-1, pbm.shape[-1]), scale, saturated))
+        clipped = int(next(values)) if info.has_bands else 0
+        bitmap = pbm.reshape(-1, pbm.shape[-1])
+        records.append(EncodingRecord(info, bitmap, scale, saturated, clipped))
     return records
 
 

@@ -112,7 +112,15 @@ def infer_encode(call: relax.Call, _builder: Any) -> relax.TupleType:
 
 def infer_quantize_encode(call: relax.Call, _builder: Any) -> relax.TupleType:
     """Type of ``quantize_encode``: the encoding's tuple with the scale."""
-    return _encoding_type(call, scaled=True)
+    if not 1 <= len(call.args) <= 3:
+        raise _fail(call, f"{len(call.args)} operands; x, factors and bands are possible")
+    found = _encoding_type(call, scaled=True)
+    columns = _shape(call, 0, "the activation")[-1]
+    if len(call.args) > 1:
+        _expect(call, 1, "the tensor of factors", [columns], "float32")
+    if len(call.args) > 2:
+        _expect(call, 2, "the tensor of bands", [2, columns], CONTAINER[int(call.attrs["k"])])
+    return found
 
 
 def _dense_shape(call: relax.Call, weight_arg: int) -> tuple[list[Any], int, int]:
@@ -182,7 +190,7 @@ def infer_split_dense_scaled(call: relax.Call, _builder: Any) -> relax.TensorTyp
 # Name -> (rule, number of inputs; -1 is any).
 RULES: dict[str, tuple[Callable[..., Any], int]] = {
     "encode": (infer_encode, 1),
-    "quantize_encode": (infer_quantize_encode, 1),
+    "quantize_encode": (infer_quantize_encode, -1),
     "split_dense": (infer_split_dense, 3),
     "split_dense_scaled": (infer_split_dense_scaled, -1),
 }

@@ -71,6 +71,8 @@ def encode(
 
 def quantize_encode(
     x: relax.Expr,
+    factors: relax.Expr | None = None,
+    bands: relax.Expr | None = None,
     *,
     k: int = 4,
     window: str = "signed",
@@ -81,18 +83,29 @@ def quantize_encode(
     """Quantize each row of ``x`` symmetrically to ``[-qmax, qmax]`` and slice it, in one step.
 
     ``scale = max(amax, 1e-30) / qmax`` and ``q = round_half_even(x / scale)``, in float32; a
-    row that holds NaN or Inf gets the scale NaN. The parameters not named here are those of
-    :func:`encode`.
+    row that holds NaN or Inf gets the scale NaN. With factors, x is divided by ``scale * factor``
+    (the scale itself stays as it is: the weights take the factors in), and with bands, the q that
+    lie in them are clipped to the edge of the window; ``numerics/choice.py`` defines both. The
+    parameters not named here are those of :func:`encode`.
 
     Parameters
     ----------
     x : relax.Expr
         (.., K) float32.
+    factors : relax.Expr, optional
+        (K,) float32, positive and finite.
+    bands : relax.Expr, optional
+        (2, K) of the dtype of q: smallest and largest q that is clipped; only with factors.
     qmax : int
         Largest quantized magnitude.
     """
+    if bands is not None and factors is None:
+        raise errors.InvalidArgumentError(
+            f"sparqle.quantize_encode ({label}): bands need factors; ones change nothing"
+        )
     attrs = {"k": k, "window": window, "qmax": qmax, "group_size": group_size, "label": label}
-    return _call("quantize_encode", [x], attrs)
+    operands = [operand for operand in (x, factors, bands) if operand is not None]
+    return _call("quantize_encode", operands, attrs)
 
 
 def split_dense(

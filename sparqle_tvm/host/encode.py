@@ -1,6 +1,6 @@
 """Kernels that quantize and slice activations into the transport form, row by row in parallel.
 
-The definition they match bit for bit is ``sparqle_tvm.numerics`` (``quantize_per_token`` and
+The definition they match bit for bit is ``sparqle_tvm.numerics`` (``quantize_with_choice`` and
 ``encode``). Each row is worked on by one thread: integers, LSB plane, bitmap, MSB digits packed at
 the start of a row of worst-case length. A serial prefix sum makes the row pointers, then the rows
 of MSB bytes are moved together, in parallel again.
@@ -55,6 +55,10 @@ class EncodeSpec:
         Columns per group sum, a divisor of K; 0: no sums.
     qmax : int
         Largest quantized magnitude; 0: the input is quantized already.
+    factors : bool
+        Whether each column has a factor on the step; only with `qmax`.
+    bands : bool
+        Whether each column has bands that are clipped to the window; only with `factors`.
     """
 
     lead: int
@@ -63,6 +67,8 @@ class EncodeSpec:
     signed: bool
     group_size: int
     qmax: int = 0
+    factors: bool = False
+    bands: bool = False
 
     @property
     def bias(self) -> int:
@@ -95,7 +101,8 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
     """Build the kernel of ``quantize_encode`` or ``encode``.
 
     Parameters of the PrimFunc, in order: x (.., K) float32, or q (.., K) int8 (int16 for k = 8);
-    lsb, pbm, msb, row_ptr; scale (.., 1) float32 if ``spec.qmax``; group_sums (.., G) int32 if
+    factors (K,) float32 and bands (2, K) of the dtype of q, as far as the spec has them; lsb, pbm,
+    msb, row_ptr; scale (.., 1) float32 if ``spec.qmax``; group_sums (.., G) int32 if
     ``spec.group_size``. The output buffers are those of ``sparqle_tvm.dialect``.
 
     Parameters
@@ -107,6 +114,8 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
 
     def body(
         source: Array,
+        factors: Array | None,
+        bands: Array | None,
         lsb: Array,
         pbm: Array,
         msb: Array,
@@ -123,7 +132,9 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
         def encode_row(row: Any) -> None:
             biased = scratch(spec.integer, columns)
             if scale:
-                _quantize_row(spec, row, source, biased, scale)
+                _quantize_row(spec, row, source, biased, scale, factors)
+                if bands:
+                    _clip_row(spec, biased, bands)
             else:
                 _saturate_row(spec, row, source, biased)
             _pack_lsb(spec, row, biased, lsb)
@@ -143,6 +154,8 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
 
     parameters = {
         "source": ("float32" if spec.qmax else spec.integer, *dims, columns),
+        "factors": ("float32", columns) if spec.factors else None,
+        "bands": (spec.integer, 2, columns) if spec.bands else None,
         "lsb": ("uint8", *dims, lsb_bytes),
         "pbm": ("uint8", *dims, pbm_bytes),
         "msb": ("uint8", rows * lsb_bytes),
@@ -153,7 +166,9 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
     return build("quantize_encode" if spec.qmax else "encode", parameters, body)
 
 
-def _quantize_row(spec: EncodeSpec, row: Any, x: Array, biased: Array, scale: Array) -> None:
+def _quantize_row(
+    spec: EncodeSpec, row: Any, x: Array, biased: Array, scale: Array, factors: Array | None
+) -> None:
     """Write ``q + bias`` and the scale of one row; saturated; NaN or Inf: scale NaN, q 0."""
     # As integers, the magnitudes of floats keep their order, and NaN and Inf come out on top;
     # float comparisons are compiled under the assumption that there are no NaNs.
@@ -166,12 +181,32 @@ def _quantize_row(spec: EncodeSpec, row: Any, x: Array, biased: Array, scale: Ar
     step = Scalar("float32", T.max(amax, T.float32(_SMALLEST_AMAX)) / T.float32(spec.qmax))
     not_a_number = T.reinterpret("float32", T.int32(_NAN_BITS))
     scale[row] = T.Select(finite.value != 0, step.value, not_a_number)
+    low, high = -spec.qmax, min(spec.qmax, spec.largest)
     with loop(spec.columns) as i:
         bits = T.bitwise_and(T.reinterpret("int32", x[row, i]), finite.value)
-        rounded = T.reinterpret("float32", bits) / step.value + T.float32(_ROUND)
-        q = T.reinterpret("int32", rounded) - _ROUND_BITS
-        q = T.max(T.min(q, T.int32(min(spec.qmax, spec.largest))), T.int32(-spec.qmax))
+        if factors:
+            ratio = T.reinterpret("float32", bits) / (step.value * factors[i])
+            # Limited before it is rounded, which for integer limits is the same: a small factor
+            # gives quotients beyond what the rounding takes.
+            ratio = T.max(T.min(ratio, T.float32(high)), T.float32(low))
+            q = T.reinterpret("int32", ratio + T.float32(_ROUND)) - _ROUND_BITS
+        else:
+            rounded = T.reinterpret("float32", bits) / step.value + T.float32(_ROUND)
+            q = T.reinterpret("int32", rounded) - _ROUND_BITS
+            q = T.max(T.min(q, T.int32(high)), T.int32(low))
         biased[i] = cast(spec.integer, q + spec.bias)
+
+
+def _clip_row(spec: EncodeSpec, biased: Array, bands: Array) -> None:
+    """Move what lies in the bands to the edge of the window; ``biased`` holds ``q + bias``."""
+    # With the bias added, the window is [0, 2^k - 1] in both of its forms.
+    last = 2**spec.k - 1
+    with loop(spec.columns) as i:
+        value = cast("int32", biased[i])
+        lo, hi = (cast("int32", bands[side, i]) + spec.bias for side in (0, 1))
+        value = T.Select(tirx.all(value > last, value <= hi), T.int32(last), value)
+        value = T.Select(tirx.all(value < 0, value >= lo), T.int32(0), value)
+        biased[i] = cast(spec.integer, value)
 
 
 def _saturate_row(spec: EncodeSpec, row: Any, q: Array, biased: Array) -> None:

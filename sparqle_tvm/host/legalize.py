@@ -128,9 +128,11 @@ def _legalize_encoding(bb: relax.BlockBuilder, call: relax.Call, qmax: int) -> r
         signed=str(call.attrs["window"]) == "signed",
         group_size=int(call.attrs["group_size"]),
         qmax=qmax,
+        factors=len(call.args) > 1,
+        bands=len(call.args) > 2,
     )
     name = "quantize_encode" if qmax else "encode"
-    return _call(bb, encode_kernel(spec), name, [call.args[0]], call.ty)
+    return _call(bb, encode_kernel(spec), name, list(call.args), call.ty)
 
 
 def _dense_spec(

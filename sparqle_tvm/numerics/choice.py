@@ -24,7 +24,7 @@ import numpy.typing as npt
 from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
 from sparqle_tvm.numerics.integers import first_position
 from sparqle_tvm.numerics.quantization import QuantizedWeights, quantize_per_token
-from sparqle_tvm.numerics.slicing import WINDOWS, window_bias
+from sparqle_tvm.numerics.slicing import WINDOWS, max_exact, window_bias
 
 SMALLEST_FACTOR, LARGEST_FACTOR = 2.0**-10, 2.0**10
 """Within these limits no step underflows: the smallest scale is 1e-30 / 32767."""
@@ -144,7 +144,8 @@ def quantize_with_choice(
     """Quantize each row with a scale of its own, factors on the step, and bands; k = 2 or 4.
 
     ``scale = max(max|x|, 1e-30) / qmax`` as without factors, ``step[t, k] = scale[t] * f[k]`` and
-    ``q = clip(round(x / step), -qmax, qmax)``, product and quotient in float32; then the bands.
+    ``q = clip(round(x / step), -qmax, qmax)``, product and quotient in float32. What the window
+    cannot hold saturates, and then the bands are clipped.
 
     Parameters
     ----------
@@ -179,6 +180,7 @@ def quantize_with_choice(
         with np.errstate(over="ignore"):
             step = scale * choice.factors
         q = np.clip(np.rint(x / step), -qmax, qmax).astype(np.int8)
+    q = np.minimum(q, np.int8(max_exact(k, window)))
     if choice.band_lo is None or choice.band_hi is None:
         return q, scale, 0
     clipped, count = clip_to_bands(q, choice.band_lo, choice.band_hi, k=k, window=window, name=name)
@@ -278,7 +280,7 @@ def group_factors(
     changes = grouped != grouped[:, :1]
     if changes.any():
         at = first_position(changes)[0]
-        where = f"group {at} of {group_size} columns" if group_size else "K, and it has no groups"
+        where = "K" if group_size in (0, columns) else f"group {at} of {group_size} columns"
         raise InvalidArgumentError(
             f"{name}: the factors change within {where}; one scale can take in only one factor"
         )

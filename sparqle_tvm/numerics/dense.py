@@ -57,7 +57,7 @@ def dense_reference(
     if not weights.group_size:
         acc = int_matmul(q, weights.values).astype(np.float32)
         return np.asarray((acc * act_scale) * weights.scale)
-    _require_exact_sum(weights, max_magnitude(q))
+    require_exact_sum(weights, max_magnitude(q))
     return np.asarray(_group_sum(q, weights).astype(np.float32) * act_scale)
 
 
@@ -104,8 +104,21 @@ def _group_sum(q: npt.NDArray[np.int8], weights: QuantizedWeights) -> npt.NDArra
     return total
 
 
-def _require_exact_sum(weights: QuantizedWeights, largest_q: int) -> None:
-    """Refuse scales with which a partial sum over the groups could round."""
+def require_exact_sum(weights: QuantizedWeights, largest_q: int) -> None:
+    """Refuse group scales with which a partial sum over the groups could round in float64.
+
+    Parameters
+    ----------
+    weights : QuantizedWeights (N, K)
+        Weights with group scales.
+    largest_q : int
+        Largest magnitude of the activations.
+
+    Raises
+    ------
+    QuantizationError
+        If a sum could reach 2^29.
+    """
     rows, groups = weights.scale.shape
     magnitudes = np.abs(weights.values.astype(np.int32)).reshape(rows, groups, -1).sum(axis=2)
     terms = magnitudes * np.abs(weights.scale.astype(np.float64))

@@ -143,6 +143,18 @@ ENCODE_ERRORS = {
         tensor((3, 8), "float32"), qmax=128
     ),
     "qmax=0 is not in 1..127": lambda: dialect.quantize_encode(tensor((3, 8), "float32"), qmax=0),
+    "the tensor of factors has shape [7], [8] is needed": lambda: dialect.quantize_encode(
+        tensor((3, 8), "float32"), tensor((7,), "float32")
+    ),
+    "the tensor of factors is float16": lambda: dialect.quantize_encode(
+        tensor((3, 8), "float32"), tensor((8,), "float16")
+    ),
+    "the tensor of bands is int8, int16 is needed": lambda: dialect.quantize_encode(
+        tensor((3, 8), "float32"), tensor((8,), "float32"), tensor((2, 8), "int8"), k=8
+    ),
+    "the tensor of bands has shape": lambda: dialect.quantize_encode(
+        tensor((3, 8), "float32"), tensor((8,), "float32"), tensor((8,), "int8")
+    ),
     "group_size=-1 is not 0 or": lambda: dialect.encode(tensor((3, 8), "int8"), group_size=-1),
     "K = 8 is not a multiple of group_size = 3": lambda: dialect.encode(
         tensor((3, 8), "int8"), group_size=3
@@ -189,6 +201,11 @@ def test_errors(message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=re.escape(message)) as caught:
         infer(call)
     assert str(caught.value).startswith("sparqle.")
+
+
+def test_bands_need_factors() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"\(up\): bands need factors"):
+        dialect.quantize_encode(tensor((3, 8), "float32"), None, tensor((2, 8), "int8"), label="up")
 
 
 def test_an_error_names_the_tensor() -> None:

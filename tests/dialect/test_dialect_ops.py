@@ -68,6 +68,16 @@ class AllOps:
         return y
 
     @R.function
+    def chosen(
+        x: R.Tensor(("n", 34), "float32"),
+        factors: R.Tensor((34,), "float32"),
+        bands: R.Tensor((2, 34), "int8"),
+    ):
+        enc = R.sparqle.quantize_encode(x, factors, window="signed")
+        clipped = R.sparqle.quantize_encode(x, factors, bands, window="unsigned")
+        return enc, clipped
+
+    @R.function
     def wide(q: R.Tensor((2, 7), "int16")):
         enc = R.sparqle.encode(q, k=8, window="unsigned", group_size=7)
         return enc

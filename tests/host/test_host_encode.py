@@ -12,6 +12,12 @@ from kernel_runner import GENERIC, NATIVE, run_kernel, with_threads
 
 from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.numerics import slicing
+from sparqle_tvm.numerics.choice import (
+    EncodingChoice,
+    clip_to_bands,
+    quantize_with_choice,
+    window_limits,
+)
 from sparqle_tvm.numerics.quantization import quantize_per_token
 
 WINDOWS = {True: "signed", False: "unsigned"}
@@ -32,9 +38,11 @@ def encode_outputs(spec: EncodeSpec, lead: tuple[int, ...]) -> list[tuple[tuple[
     return shapes
 
 
-def run(spec: EncodeSpec, source: np.ndarray, target: Any = NATIVE) -> list[np.ndarray]:
+def run(
+    spec: EncodeSpec, source: np.ndarray, *operands: np.ndarray, target: Any = NATIVE
+) -> list[np.ndarray]:
     outputs = encode_outputs(spec, source.shape[:-1])
-    return run_kernel(encode_kernel(spec), [source], outputs, target)
+    return run_kernel(encode_kernel(spec), [source, *operands], outputs, target)
 
 
 def check_planes(spec: EncodeSpec, q: np.ndarray, found: list[np.ndarray]) -> None:
@@ -100,6 +108,65 @@ def test_quantize_encode_of_any_floats(data: st.DataObject, rows: int) -> None:
     check_planes(spec, q, found)
 
 
+def bands_outside(rng: np.random.Generator, spec: EncodeSpec) -> np.ndarray:
+    """Bands (2, K) around the window, some of them empty, some up to the ends of q."""
+    low, high = window_limits(spec.k, WINDOWS[spec.signed])
+    limit = 2 ** (2 * spec.k - 1)
+    lo = np.maximum(low - rng.integers(0, 20, spec.columns), -limit)
+    hi = np.minimum(high + rng.integers(0, 20, spec.columns), limit - 1)
+    lo[rng.random(spec.columns) < 0.1], hi[rng.random(spec.columns) < 0.1] = -limit, limit - 1
+    return np.stack([lo, hi]).astype(spec.integer)
+
+
+@pytest.mark.parametrize("bands", [True, False])
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize(("k", "qmax"), [(2, 5), (4, 119), (4, 127), (8, 32639)])
+def test_factors_and_bands_equal_numerics(k: int, qmax: int, signed: bool, bands: bool) -> None:
+    rng = np.random.default_rng(qmax + signed)
+    spec = EncodeSpec(1, 50, k, signed, 10, qmax, True, bands)
+    factors = np.exp2(rng.uniform(-10, 10, 50) / rng.choice([1, 8], 50)).astype(np.float32)
+    for rows in (1, 33):
+        x = (rng.standard_normal((rows, 50)) * np.exp(rng.normal(size=(rows, 1)))).astype("f4")
+        scale = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-30))
+        scale = scale / np.float32(qmax)
+        q = np.clip(np.rint(x / (scale * factors)), -qmax, min(qmax, spec.largest))
+        q = q.astype(spec.integer)
+        operands = [factors]
+        if bands:
+            operands.append(bands_outside(rng, spec))
+            q, _ = clip_to_bands(q, *operands[1], k=k, window=WINDOWS[signed])
+        found = run(spec, x, *operands)
+        np.testing.assert_array_equal(found[4], scale)
+        check_planes(spec, q, found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1), signed=st.booleans())
+def test_factors_and_bands_of_any_floats(data: st.DataObject, seed: int, signed: bool) -> None:
+    finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+    values = data.draw(st.lists(finite, min_size=18, max_size=18))
+    factor = st.floats(width=32, min_value=2**-10, max_value=2**10)
+    factors = np.array(data.draw(st.lists(factor, min_size=6, max_size=6)), np.float32)
+    x = np.array(values, dtype=np.float32).reshape(3, 6)
+    spec = EncodeSpec(1, 6, 4, signed, 3, 119, True, True)
+    bands = bands_outside(np.random.default_rng(seed), spec)
+    choice = EncodingChoice(factors, *bands)
+    q, scale, _ = quantize_with_choice(x, choice, window=WINDOWS[signed])
+    found = run(spec, x, factors, bands)
+    np.testing.assert_array_equal(found[4], scale)
+    check_planes(spec, q, found)
+
+
+def test_factors_on_a_generic_target_give_the_same_bits() -> None:
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((21, 100)).astype(np.float32)
+    spec = EncodeSpec(1, 100, 4, True, 20, 119, True, True)
+    operands = rng.uniform(0.5, 4, 100).astype(np.float32), bands_outside(rng, spec)
+    native, generic = run(spec, x, *operands), run(spec, x, *operands, target=GENERIC)
+    for one, two in zip(native, generic, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
 def test_halves_round_to_even() -> None:
     x = np.array([[119, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 118.5]], dtype=np.float32)
     spec = EncodeSpec(1, 8, 4, False, 1, 119)
@@ -109,7 +176,7 @@ def test_halves_round_to_even() -> None:
 def test_generic_target_gives_the_same_bits() -> None:
     x = np.random.default_rng(3).standard_normal((21, 100)).astype(np.float32)
     spec = EncodeSpec(1, 100, 4, True, 20, 119)
-    for native, generic in zip(run(spec, x), run(spec, x, GENERIC), strict=True):
+    for native, generic in zip(run(spec, x), run(spec, x, target=GENERIC), strict=True):
         np.testing.assert_array_equal(native, generic)
 
 

@@ -47,6 +47,15 @@ def test_a_small_factor_clips_at_qmax():
     assert q.tolist() == [[119, -119, 80]]
 
 
+def test_what_the_window_cannot_hold_saturates_before_the_bands():
+    x = np.array([[127.0, 125.0, 9.0]], np.float32)
+    q, _, clipped = quantize_with_choice(
+        x, EncodingChoice(None, i8(-8, -8, -8), i8(7, 120, 120)), qmax=127
+    )
+    assert q.tolist() == [[119, 7, 7]]
+    assert clipped == 2
+
+
 def test_bands_by_hand():
     q = i8(-12, -11, -9, -8, 0, 7, 8, 10, 11).reshape(1, -1)
     lo, hi = np.full(9, -11, np.int8), np.full(9, 10, np.int8)
@@ -198,7 +207,7 @@ def test_factors_that_the_weights_cannot_take_in():
         group_factors(f32(1, 1), 4, 2)
     with pytest.raises(InvalidArgumentError, match="change within group 1 of 2 columns"):
         group_factors(f32(1, 1, 2, 3), 4, 2)
-    with pytest.raises(InvalidArgumentError, match="change within K, and it has no groups"):
+    with pytest.raises(InvalidArgumentError, match="change within K; one scale"):
         group_factors(f32(1, 1, 2, 2), 4, 0)
     with pytest.raises(InvalidArgumentError, match=r"up: the factor 0\.0 of column 3"):
         group_factors(f32(1, 1, 1, 0), 4, 2, "up")

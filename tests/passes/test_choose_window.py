@@ -168,6 +168,18 @@ def test_planes_that_are_returned_keep_their_window() -> None:
     assert reasons == ["its planes are returned or passed on"]
 
 
+def test_bands_belong_to_their_window() -> None:
+    bands = np.array([[0] * 8, [20] * 8], np.int8)
+    encoder = functools.partial(
+        dialect.quantize_encode,
+        factors=relax.const(np.ones(8, np.float32)),
+        bands=relax.const(bands),
+    )
+    mod = integer_dense(lambda x: x, encoder, dtype="float32")
+    reasons = assert_unchanged(ChooseWindow, mod, default="signed")
+    assert reasons == ["its bands are made for the window it has"]
+
+
 @functools.cache
 def unsigned_and_signed() -> tuple[Runnable, Runnable]:
     return Runnable(Unsigned), Runnable(Unsigned, ChooseWindow(default="signed"))

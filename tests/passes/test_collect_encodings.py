@@ -12,7 +12,12 @@ from pass_helpers import Runnable, assert_changed, assert_equal_bits, assert_unc
 from tvm.script import ir as I
 from tvm.script import relax as R
 
-from sparqle_tvm.numerics import encode, quantize_per_token
+from sparqle_tvm.numerics import (
+    EncodingChoice,
+    encode,
+    quantize_per_token,
+    quantize_with_choice,
+)
 from sparqle_tvm.passes import CollectEncodings, DenseInfo, EncodingInfo, PassReport
 
 W = np.arange(-12, 12, dtype=np.int8).reshape(3, 8)
@@ -200,3 +205,53 @@ def test_observations_equal_the_reference(rows: int, seed: int) -> None:
         observed,
         [planes[0], scale, planes[1], wide_scale, above[0], planes[2], above[1], planes[3]],
     )
+
+
+F = np.array([0.5, 0.5, 2, 2, 1, 1, 4, 4], np.float32)
+BANDS = np.array([[-12] * 4 + [-8] * 4, [7] * 4 + [30] * 4], np.int8)
+
+
+@I.ir_module
+class Chosen:
+    @R.function
+    def main(x: R.Tensor(("n", 8), "float32")):
+        with R.dataflow():
+            scaled = R.sparqle.quantize_encode(x, R.const(F), label="factors")
+            both = R.sparqle.quantize_encode(x, R.const(F), R.const(BANDS), qmax=127, label="bands")
+            a = scaled[4]
+            b = both[4]
+            R.output(a, b)
+        return (a, b)
+
+
+@functools.cache
+def chosen() -> tuple[Runnable, CollectEncodings]:
+    collect = CollectEncodings()
+    return Runnable(Chosen, collect), collect
+
+
+def test_infos_tell_factors_and_bands() -> None:
+    _, collect = chosen()
+    found = [
+        (i.label, i.has_factors, i.has_bands, i.may_saturate) for i in collect.collected["main"]
+    ]
+    assert found == [("factors", True, False, True), ("bands", True, True, True)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_saturated_and_clipped_elements_are_counted(rows: int, seed: int) -> None:
+    x = np.random.default_rng(seed).standard_normal((rows, 8), dtype=np.float32)
+    _, observed = chosen()[0](x)
+    expected = []
+    for qmax, limit, choice in (
+        (119, 119, EncodingChoice(F)),
+        (127, 119, EncodingChoice(F, BANDS[0], BANDS[1])),
+    ):
+        q, scale, clipped = quantize_with_choice(x, choice, qmax=qmax)
+        rounded = np.rint(x / (scale * F))
+        saturated = np.count_nonzero((rounded > limit) | (rounded < -qmax))
+        expected += [encode(q).pbm, scale, np.array(saturated, np.int32)]
+        if choice.has_bands:
+            expected.append(np.array(clipped, np.int32))
+    assert_equal_bits(observed, expected)

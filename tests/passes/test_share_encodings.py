@@ -145,6 +145,21 @@ def test_an_encoding_that_is_returned_keeps_its_fields() -> None:
     assert remaining(encodings({}, {}, whole=True)) == [0]
 
 
+def test_different_factors_are_not_shared() -> None:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((4, 8), "float32"))
+    one, two = (relax.const(np.full(8, f, np.float32)) for f in (1, 2))
+    with builder.function("main", [x]), builder.dataflow():
+        calls = [dialect.quantize_encode(x, *args) for args in ((), (one,), (two,), (two,))]
+        found = [builder.emit(relax.TupleGetItem(builder.emit(call), 0)) for call in calls]
+        outputs = [builder.emit_output(plane) for plane in found]
+        builder.emit_func_output(relax.Tuple(outputs))
+    after, report = apply(ShareEncodings, builder.finalize())
+    assert report.rewritten["ShareEncodings"] == 1
+    bindings = [b.value for block in after["main"].body.blocks for b in block.bindings]
+    assert sum(dialect.is_op(value, "quantize_encode") for value in bindings) == 3
+
+
 def test_different_tensors_are_not_shared() -> None:
     builder = relax.BlockBuilder()
     q = relax.Var("q", relax.TensorType((4, 8), "int8"))

@@ -1,0 +1,164 @@
+"""Set factors and bands of encodings: sparser MSB planes, at a loss that somebody chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import mutator
+
+from sparqle_tvm import dialect
+from sparqle_tvm.errors import QuantizationError
+from sparqle_tvm.numerics import EncodingChoice, QuantizedWeights, max_exact, scale_weights
+from sparqle_tvm.numerics.dense import require_exact_sum
+from sparqle_tvm.passes._choosable import (
+    Choosable,
+    choosable_encodings,
+    window_term,
+)
+from sparqle_tvm.passes._report import PassReport
+from sparqle_tvm.passes._rewrite import Rewriter, apply_rewriter
+
+
+def _scaled_weights(encoding: Choosable, choice: EncodingChoice) -> list[QuantizedWeights] | str:
+    """The weights of all readers with the factors taken in, or why that cannot be."""
+    found, k = [], encoding.attrs["k"]
+    factors = choice.factors_or_ones(encoding.columns)
+    for dense, weights in zip(encoding.consumers, encoding.weights, strict=True):
+        try:
+            scaled = scale_weights(weights, factors, dialect.attributes(dense)["label"])
+            if scaled.group_size:
+                # Digits with the window's bias are up to twice as large as q.
+                require_exact_sum(scaled, 2 * max_exact(k, "unsigned"))
+        except QuantizationError as error:
+            return str(error)
+        found.append(scaled)
+    return found
+
+
+@mutator
+class _Raise(Rewriter):
+    def __init__(
+        self, mod: tvm.IRModule, report: PassReport, choices: Mapping[str, EncodingChoice]
+    ) -> None:
+        super().__init__(mod, report)
+        self.choices = choices
+        self.seen: set[str] = set()
+        # By the variables that encodings and dense ops are bound to.
+        self.chosen: dict[Any, EncodingChoice] = {}
+        self.scaled: dict[Any, tuple[EncodingChoice, QuantizedWeights]] = {}
+
+    def visit_function_(self, func: relax.Function) -> relax.Expr:
+        self.chosen, self.scaled = {}, {}
+        for encoding in choosable_encodings(func):
+            self.seen.add(encoding.label)
+            choice = self.choices.get(encoding.label)
+            if choice is None or (choice.factors is None and not choice.has_bands):
+                continue
+            reason = encoding.obstacle or encoding.misfit(choice)
+            scaled = reason or _scaled_weights(encoding, choice)
+            if isinstance(scaled, str):
+                self._skip(encoding.label, scaled)
+                continue
+            self.chosen[encoding.variable] = choice
+            for result, weights in zip(encoding.results, scaled, strict=True):
+                self.scaled[result] = choice, weights
+        return super().visit_function_(func)
+
+    def _skip(self, label: str, reason: str) -> None:
+        self.report.skip("RaiseMsbSparsity", "quantize_encode", label, reason)
+
+    def report_unknown_labels(self) -> None:
+        """Note the labels that were given a choice and that no encoding bears."""
+        for label in sorted(set(self.choices) - self.seen):
+            self._skip(label, "no encoding has this label")
+
+    def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
+        if dialect.is_op(call, "quantize_encode") and self.bound in self.chosen:
+            self.report.rewrite("RaiseMsbSparsity")
+            return self._encode(call, self.chosen[self.bound])
+        if dialect.is_op(call, "split_dense_scaled") and self.bound in self.scaled:
+            choice, weights = self.scaled[self.bound]
+            return None if choice.factors is None else self._rescale(call, choice, weights)
+        return None
+
+    def _constant(self, *key: Any, value: np.ndarray) -> relax.Expr:
+        return self.constants.once(("choice", *key), lambda: value)
+
+    def _encode(self, call: relax.Call, choice: EncodingChoice) -> relax.Call:
+        columns = int(call.args[0].ty.shape.values[-1])
+        factors = choice.factors_or_ones(columns)
+        args = [call.args[0], self._constant(id(choice), "factors", value=factors)]
+        if choice.has_bands:
+            bands = np.stack([choice.band_lo, choice.band_hi])
+            args.append(self._constant(id(choice), "bands", value=bands))
+        return dialect.with_attributes(call, args)
+
+    def _rescale(
+        self, call: relax.Call, choice: EncodingChoice, weights: QuantizedWeights
+    ) -> relax.Call:
+        """The same dense with scales, minima and window offset that hold the factors."""
+        attrs, args = dialect.attributes(call), list(call.args)
+        # What is equal in prefill and decode becomes one constant.
+        key = (id(choice), *(self.constants.source(args[i]) for i in (2, 3)))
+        term = window_term(weights, attrs["k"], attrs["window"])
+        args[3] = self._constant(*key, "scale", value=weights.scale)
+        args[4] = self._constant(*key, attrs["window"], "offset", value=term)
+        if weights.minimum is not None:
+            key = (*key, self.constants.source(args[5]))
+            args[5] = self._constant(*key, "minimum", value=weights.minimum)
+        return dialect.with_attributes(call, args)
+
+
+@tvm.transform.module_pass(opt_level=0, name="RaiseMsbSparsity")
+class RaiseMsbSparsity:
+    """Give encodings factors on their step (and bands), and let the weights take the factors in.
+
+    A coarser step makes more q fall into the window. As ``sum x w`` over a group of weights is
+    ``scale * (f * d) * sum q w_int``, the group scales (and minima) absorb the factor: the array
+    does nothing more, and no integer of the weights changes. The result is that of int8
+    quantization with the same factors, bit for bit; `sparqle_tvm.numerics.choice` defines it.
+
+    Precondition: split-precision form with constant weights and scales in all readers of an
+    encoding, and factors that are constant within each reader's groups. What does not meet that
+    is left alone and reported. Windows are chosen before: bands belong to one.
+
+    Before::
+
+        enc = R.sparqle.quantize_encode(x, label="up", group_size=32)
+        y = R.sparqle.split_dense_scaled(enc, enc[4], w, d, offset, m, enc[5], ...)
+
+    After ``RaiseMsbSparsity({"up": EncodingChoice.per_group(f, 64)})``::
+
+        enc = R.sparqle.quantize_encode(x, factors, label="up", group_size=32)
+        y = R.sparqle.split_dense_scaled(enc, enc[4], w, d * f, offset', m * f, enc[5], ...)
+
+    Parameters
+    ----------
+    choices : mapping of label to EncodingChoice
+        What is chosen for the encodings of these labels; all others stay as they are.
+    report : PassReport, optional
+        Takes the number of encodings changed and what was left alone.
+
+    Raises
+    ------
+    InvalidArgumentError
+        When applied, for a choice that cannot suit its encoding: another K, factors that change
+        within a group, bands that end inside the window.
+    """
+
+    def __init__(
+        self, choices: Mapping[str, EncodingChoice], *, report: PassReport | None = None
+    ) -> None:
+        self.choices = dict(choices)
+        self.report = report if report is not None else PassReport()
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Apply the pass to every Relax function of a copy of ``mod``."""
+        raiser = _Raise(mod, self.report, self.choices)
+        after = apply_rewriter(mod, self.report, lambda _: raiser)
+        raiser.report_unknown_labels()
+        return after
