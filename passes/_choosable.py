@@ -197,13 +197,12 @@ def _take_weights(encoding: Choosable, constants: ConstantEvaluator) -> str:
 
 def _constant_weights(dense: relax.Call, constants: ConstantEvaluator) -> QuantizedWeights | None:
     """Weights and scales of a ``split_dense_scaled``, ``None`` if one of them is no constant."""
-    places = (2, 3, 5) if len(dense.args) == 7 else (2, 3)
-    parts = [constants.value(dense.args[place]) for place in places]
-    if any(part is None for part in parts):
+    values, scale = constants.value(dense.args[2]), constants.value(dense.args[3])
+    minimum = constants.value(dense.args[5]) if len(dense.args) == 7 else None
+    if values is None or scale is None or (minimum is None and len(dense.args) == 7):
         return None
-    values, scale, *minimum = parts
     # Eight bits: the container, whatever the values are.
-    return QuantizedWeights(values, scale, *minimum, bits=8)
+    return QuantizedWeights(values, scale, minimum, 8)
 
 
 def window_term(weights: QuantizedWeights, k: int, window: str) -> np.ndarray:

@@ -56,7 +56,7 @@ class _Raise(Rewriter):
         for encoding in choosable_encodings(func):
             self.seen.add(encoding.label)
             choice = self.choices.get(encoding.label)
-            if choice is None or (choice.factors is None and not choice.has_bands):
+            if choice is None or (choice.factors is None and choice.bands is None):
                 continue
             reason = encoding.obstacle or encoding.misfit(choice)
             scaled = reason or _scaled_weights(encoding, choice)
@@ -92,9 +92,8 @@ class _Raise(Rewriter):
         columns = int(call.args[0].ty.shape.values[-1])
         factors = choice.factors_or_ones(columns)
         args = [call.args[0], self._constant(id(choice), "factors", value=factors)]
-        if choice.has_bands:
-            bands = np.stack([choice.band_lo, choice.band_hi])
-            args.append(self._constant(id(choice), "bands", value=bands))
+        if choice.bands is not None:
+            args.append(self._constant(id(choice), "bands", value=choice.bands))
         return dialect.with_attributes(call, args)
 
     def _rescale(

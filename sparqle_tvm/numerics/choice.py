@@ -93,9 +93,11 @@ class EncodingChoice:
         return cls(np.repeat(by_group, columns // by_group.size))
 
     @property
-    def has_bands(self) -> bool:
-        """Whether something may be clipped to the edge of the window."""
-        return self.band_lo is not None
+    def bands(self) -> npt.NDArray[Any] | None:
+        """Both bands as (2, K), or None: the operand of ``R.sparqle.quantize_encode``."""
+        if self.band_lo is None or self.band_hi is None:
+            return None
+        return np.stack([self.band_lo, self.band_hi])
 
     def check(self, columns: int, k: int, window: str, label: str = "encoding") -> None:
         """Hold the choice to an encoding of `columns` columns with this digit width and window.

@@ -252,6 +252,6 @@ def test_saturated_and_clipped_elements_are_counted(rows: int, seed: int) -> Non
         rounded = np.rint(x / (scale * F))
         saturated = np.count_nonzero((rounded > limit) | (rounded < -qmax))
         expected += [encode(q).pbm, scale, np.array(saturated, np.int32)]
-        if choice.has_bands:
+        if choice.bands is not None:
             expected.append(np.array(clipped, np.int32))
     assert_equal_bits(observed, expected)
