@@ -149,10 +149,11 @@ def test_different_factors_are_not_shared() -> None:
     builder = relax.BlockBuilder()
     x = relax.Var("x", relax.TensorType((4, 8), "float32"))
     one, two = (relax.const(np.full(8, f, np.float32)) for f in (1, 2))
-    with builder.function("main", [x]), builder.dataflow():
-        calls = [dialect.quantize_encode(x, *args) for args in ((), (one,), (two,), (two,))]
-        found = [builder.emit(relax.TupleGetItem(builder.emit(call), 0)) for call in calls]
-        outputs = [builder.emit_output(plane) for plane in found]
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            calls = [dialect.quantize_encode(x, *args) for args in ((), (one,), (two,), (two,))]
+            encodings = [builder.emit(call) for call in calls]
+            outputs = [builder.emit_output(relax.TupleGetItem(enc, 0)) for enc in encodings]
         builder.emit_func_output(relax.Tuple(outputs))
     after, report = apply(ShareEncodings, builder.finalize())
     assert report.rewritten["ShareEncodings"] == 1
