@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +32,7 @@ from sparqle_tvm.models.sparsity import MEASURED, MsbDistribution, msb_distribut
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost, encoding_costs
 from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
-from sparqle_tvm.target.cost.energy import energy
+from sparqle_tvm.target.cost.energy import EnergyBreakdown, energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.shapes import ALL_SCHEMES, RowNnz, Scheme
@@ -66,6 +66,7 @@ def estimate(
     schemes: Sequence[Scheme] = ALL_SCHEMES,
     kv_bits: int = 8,
     balance: Balance = "array",
+    static_watts: float | None = None,
     seed: int = 0,
 ) -> Estimate:
     """Estimate a pass of a model.
@@ -93,13 +94,16 @@ def estimate(
         Bits of a cached key or value; they are stored plain.
     balance : {"array", "time", "none"}
         What rows are sorted for under ``sparqle``, see `target.cost.balance`.
+    static_watts : float, optional
+        Leakage and idle power; by default that of the table's parameter.
     seed : int
         Of the digits that are drawn.
 
     Raises
     ------
     InvalidArgumentError
-        If model, phase, scheme or sparsity are unknown, or a number is not positive.
+        If model, phase, scheme or sparsity are unknown, a number is not positive, or a power
+        is negative.
     TargetError
         If the accelerator is unknown, or no tile fits its buffers.
     """
@@ -126,7 +130,13 @@ def estimate(
                 seed,
             )
         )
-        found[scheme] = _scheme_estimate(scheme, layers, vector, accelerator, table)
+        found[scheme] = _scheme_estimate(
+            scheme,
+            layers,
+            vector,
+            lambda events: energy(events, accelerator, table, static_watts=static_watts),
+            accelerator,
+        )
     return Estimate(
         model=shape,
         phase=phase,
@@ -186,8 +196,8 @@ def _scheme_estimate(
     scheme: Scheme,
     layers: tuple[LayerEstimate, ...],
     vector: tuple[VectorCost, ...],
+    energy_of: Callable[[Events], EnergyBreakdown],
     accelerator: Accelerator,
-    table: EnergyTable,
 ) -> SchemeEstimate:
     dense = [(cost, layer.times) for layer in layers for cost in layer.costs]
     rest = [(cost, 1) for cost in vector]
@@ -195,15 +205,15 @@ def _scheme_estimate(
         scheme=scheme,
         layers=layers,
         vector=vector,
-        dense_layers=_part(dense, accelerator, table),
-        whole_model=_part([*dense, *rest], accelerator, table),
+        dense_layers=_part(dense, energy_of, accelerator),
+        whole_model=_part([*dense, *rest], energy_of, accelerator),
     )
 
 
 def _part(
     costs: Sequence[tuple[OpCost | EncodeCost | VectorCost, int]],
+    energy_of: Callable[[Events], EnergyBreakdown],
     accelerator: Accelerator,
-    table: EnergyTable,
 ) -> PartEstimate:
     events = sum((cost.events * times for cost, times in costs), Events())
     limited = dict.fromkeys(LIMITS, 0)
@@ -216,5 +226,5 @@ def _part(
         macs=sum(cost.macs * times for cost, times in costs if not isinstance(cost, EncodeCost)),
         limits={name: cycles / events.cycles for name, cycles in limited.items()},
         events=events,
-        energy=energy(events, accelerator, table),
+        energy=energy_of(events),
     )

@@ -185,6 +185,12 @@ def test_rows_are_flat_and_carry_the_table():
     assert dense_cycles == found.schemes["sparqle"].dense_layers.cycles
 
 
+def test_static_power_can_be_given():
+    found = small(schemes=("dense",), static_watts=0.25).schemes["dense"].whole_model
+    static = found.energy.components["static"] * 1e-12
+    assert static.low == static.mid == static.high == pytest.approx(0.25 * found.seconds)
+
+
 def test_without_a_baseline_nothing_is_compared():
     found = small(schemes=("sparqle", "a4"))
     assert all(row["cycles_reduction"] is None for row in found.rows())
@@ -216,6 +222,7 @@ def test_targets_and_tables():
         ({"batch": -1}, InvalidArgumentError, "batch = -1 must be at least 1"),
         ({"kv_bits": 0}, InvalidArgumentError, "kv_bits = 0 must be positive"),
         ({"msb_sparsity": 1.1}, InvalidArgumentError, "MSB sparsity = 1.1 must be from 0 to 1"),
+        ({"static_watts": -1.0}, InvalidArgumentError, "static_watts = -1.0 must not be negative"),
         ({"balance": "luck"}, InvalidArgumentError, "'luck' is unknown; known: array, time, none"),
         ({"schemes": ("int3",)}, InvalidArgumentError, "different ones of dense, native, a4"),
         ({"schemes": ("a4", "a4")}, InvalidArgumentError, "different ones of dense, native, a4"),

@@ -49,6 +49,11 @@ def add(commands: Any) -> None:
         default="array",
         help="what rows are sorted for under split precision: cycles of the array, time, or none",
     )
+    estimate.add_argument(
+        "--static-watts",
+        type=float,
+        help="leakage and idle power; if not given, a share of the array's power (with its band)",
+    )
     add_output_arguments(estimate)
     estimate.set_defaults(command=_estimate)
 
@@ -70,6 +75,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
         table=energy_table_of(arguments, accelerator),
         kv_bits=arguments.kv_bits,
         balance=arguments.balance,
+        static_watts=arguments.static_watts,
     )
     if arguments.json != "-":
         print_estimate(result)

@@ -110,14 +110,7 @@ class MsbDistribution:
             The rows' shares are the means of the class's quantile function over `rows` equal
             parts, in random order, so that their mean is that of the class.
         """
-        quantiles = self.classes[layer_type][which]
-        rng = np.random.default_rng([seed, LAYER_TYPES.index(layer_type), which])
-        drawn = min(rows, MAX_DRAWN_ROWS)
-        share = rng.permutation(_strata(quantiles, drawn))
-        spans = math.ceil(in_features / unit)
-        widths = np.minimum(unit, in_features - unit * np.arange(spans))
-        counts = rng.binomial(widths, share[:, None]).astype(np.int32)
-        return RowNnz(np.resize(counts, (rows, spans)), unit, in_features)
+        return _draw(self, layer_type, which, rows, in_features, unit, seed)
 
 
 def msb_distribution(
@@ -153,6 +146,7 @@ def measured() -> MsbDistribution:
     return MsbDistribution(data["label"], True, _classes_of(data["layer_types"], "measured"))
 
 
+@lru_cache(maxsize=64)
 def constant(sparsity: float) -> MsbDistribution:
     """All layers with this mean MSB sparsity, rows spread as those of the measured layers.
 
@@ -272,6 +266,29 @@ def row_spread() -> float:
                 shares = np.clip(_strata(quantiles, 256), 1e-4, 1 - 1e-4)
                 spreads.append(np.log(shares / (1 - shares)).std())
     return float(np.mean(spreads))
+
+
+# A sweep asks for the same digits again and again.
+@lru_cache(maxsize=256)
+def _draw(
+    distribution: MsbDistribution,
+    layer_type: str,
+    which: int,
+    rows: int,
+    in_features: int,
+    unit: int,
+    seed: int,
+) -> RowNnz:
+    """See `MsbDistribution.draw`; the counts cannot be written."""
+    rng = np.random.default_rng([seed, LAYER_TYPES.index(layer_type), which])
+    quantiles = distribution.classes[layer_type][which]
+    share = rng.permutation(_strata(quantiles, min(rows, MAX_DRAWN_ROWS)))
+    spans = math.ceil(in_features / unit)
+    widths = np.minimum(unit, in_features - unit * np.arange(spans))
+    drawn = rng.binomial(widths, share[:, None]).astype(np.int32)
+    counts = np.resize(drawn, (rows, spans))
+    counts.setflags(write=False)
+    return RowNnz(counts, unit, in_features)
 
 
 def _spread_around(sparsity: float) -> Density:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 from sparqle_tvm.target.cost.events import Events
@@ -131,6 +132,11 @@ def energy(
         What a single operation costs.
     static_watts : float, optional
         Leakage and idle power; by default that of the table's parameter ``static_power``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the power is negative or not finite.
     """
     counts = vars(events)
     return EnergyBreakdown(
@@ -210,11 +216,9 @@ def _array_prices(accelerator: Accelerator, table: EnergyTable) -> Iterator[Pric
 def _multiply(table: EnergyTable, bits: int, other_bits: int) -> Band:
     exponents = table.parameters["narrow_multiply"]
     whole = table.operation_pj("int8_multiply")
-    low, mid, high = (
-        whole * (bits * other_bits / 64) ** x
-        for x in (exponents.low, exponents.mid, exponents.high)
-    )
-    return Band(low, mid, high)
+    ends = (exponents.low, exponents.mid, exponents.high)
+    # Beyond 64 products of bits a larger exponent costs more.
+    return Band(*sorted(whole * (bits * other_bits / 64) ** x for x in ends))
 
 
 def _sparsity_prices(accelerator: Accelerator, table: EnergyTable) -> Iterator[Price]:
@@ -250,6 +254,8 @@ def _static_price(
     accelerator: Accelerator, table: EnergyTable, static_watts: float | None
 ) -> Price:
     if static_watts is not None:
+        if not (math.isfinite(static_watts) and static_watts >= 0):
+            raise InvalidArgumentError(f"static_watts = {static_watts} must not be negative")
         pj_per_cycle = static_watts * 1e3 / accelerator.clock_ghz
         return Price("static", "cycles", Band.exact(pj_per_cycle))
     k = accelerator.digit_bits

@@ -60,6 +60,17 @@ def test_by_hand(tiny: Accelerator) -> None:
     assert got["static"] == Band.exact(7.0)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_bands_are_in_order_for_all_digits(bits: int) -> None:
+    accelerator = dataclasses.replace(EDGE, digit_bits=bits)
+    for price in prices(accelerator, TABLE):
+        assert price.pj.low <= price.pj.mid <= price.pj.high
+    found = {p.event: p.pj for p in prices(accelerator, TABLE) if p.uncertain == "narrow_multiply"}
+    # 8 x 8 bits are cited.
+    assert ("lsb_products" in found) == (bits != 8)
+    assert found["wide_products"].mid == pytest.approx(0.2 * 2 * bits * bits / 64)
+
+
 def test_buffers_cost_by_their_size() -> None:
     larger = dataclasses.replace(EDGE, weight_buffer_bytes=4 * EDGE.weight_buffer_bytes)
     events = Events(weight_read_bytes=100, activation_read_bytes=100, accumulator_write_bytes=100)
