@@ -13,11 +13,17 @@ from tvm.relax.expr_functor import mutator
 from sparqle_tvm import dialect
 from sparqle_tvm.errors import CompileError, TargetError
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import Rewriter, apply_rewriter, dims_of, int_shape
+from sparqle_tvm.passes._rewrite import (
+    Rewriter,
+    apply_rewriter,
+    dims_of,
+    int_shape,
+    relax_functions,
+)
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.bundle import pack_bundle
+from sparqle_tvm.target.bundle import PROGRAMS_FUNCTION, pack_bundle
 from sparqle_tvm.target.cost.tiling import Tiling
 from sparqle_tvm.target.library import ProgramLibrary
 from sparqle_tvm.target.simulator.layout import pack_weights
@@ -50,8 +56,10 @@ class _Offload(Rewriter):
         self, mod: tvm.IRModule, report: PassReport, owner: OffloadDense, planning: bool
     ) -> None:
         super().__init__(mod, report)
+        self.module = mod
         self.owner = owner
         self.planning = planning
+        self.bundles: list[relax.Expr] = []
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         if not dialect.is_op(call, "split_dense", "split_dense_scaled"):
@@ -67,12 +75,25 @@ class _Offload(Rewriter):
             if not self.planning:
                 self.report.skip("OffloadDense", str(call.op.name), label, str(error))
             return None
+        if not any(bundle.same_as(other) for other in self.bundles):
+            self.bundles.append(bundle)
         self.report.rewrite("OffloadDense")
         return relax.op.call_dps_packed(
             LAUNCH,
             relax.Tuple([tvm.ir.StringImm(label), bundle, *self._arguments(call, op)]),
             out_ty=call.ty,
         )
+
+    def added_functions(self) -> list[tuple[relax.GlobalVar, tvm.ir.BaseFunc]]:
+        """One that returns all bundles: constants of an executable cannot be reached otherwise."""
+        known = dict(relax_functions(self.module))
+        before = [(gv, f) for gv, f in known.items() if gv.name_hint == PROGRAMS_FUNCTION]
+        fields = [field for _, function in before for field in function.body.body.fields]
+        builder = relax.BlockBuilder()
+        with builder.function(PROGRAMS_FUNCTION, []):
+            builder.emit_func_output(relax.Tuple([*fields, *self.bundles]))
+        ((made, function),) = builder.get().functions_items()
+        return [(before[0][0] if before else made, function)]
 
     def _describe(self, call: relax.Call) -> _Op:
         attrs = dialect.attributes(call)
@@ -152,7 +173,8 @@ class OffloadDense:
     Every op is scheduled and compiled to a program for its row count (for some row counts, if
     that is symbolic); equal ops share them. The accelerator undoes the bias of a window's digits
     itself: of the offset only what is left besides that (a bias) is handed over, if anything is.
-    What the code generator does not take stays on the host, correct, and is reported.
+    What the code generator does not take stays on the host, correct, and is reported. A function
+    ``sparqle_programs`` that returns all programs is added.
 
     Precondition: the module is in split-precision form.
 

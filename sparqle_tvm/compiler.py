@@ -208,7 +208,6 @@ def compile(
     """
     report = passes.PassReport()
     collect = passes.CollectEncodings(report=report) if collect_encodings else None
-    offload = passes.OffloadDense(Accelerator.from_target(target), report=report)
     chosen = tvm.target.Target(host) if host is not None else host_target()
     if split:
         steps = pipeline(
@@ -219,7 +218,6 @@ def compile(
             choices=choices,
             engine=engine,
             collect=collect,
-            offload=offload,
             report=report,
         )
     else:
@@ -229,7 +227,6 @@ def compile(
     return Executable(
         executable,
         collected=collect.collected if collect is not None else None,
-        programs=list(offload.library.programs.values()),
         report=report,
     )
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.bundle import select, unpack_bundle
 from sparqle_tvm.target.header import Header
 from sparqle_tvm.target.isa import Tensor
@@ -47,10 +48,12 @@ class LaunchRecord:
 
 @dataclass
 class _State(threading.local):
-    """Per thread: where records go, if somebody listens."""
+    """Per thread: where records go, if somebody listens; programs, and what was verified."""
 
     records: list[LaunchRecord] | None = None
     programs: dict[bytes, tuple[Program, ...]] = field(default_factory=dict)
+    # By identity: `programs` keeps them.
+    verified: set[tuple[int, int]] = field(default_factory=set)
 
 
 _STATE = _State()
@@ -83,7 +86,8 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
     Raises
     ------
     ProgramError
-        If the programs are damaged, or none is for so many rows.
+        If the programs are damaged, or of an op with other operands, none is for so many rows, or
+        the one that is does not pass verification for these rows (looked at the first time).
     """
     programs = _programs(np.from_dlpack(bundle).tobytes())
     arrays = [np.from_dlpack(operand) for operand in operands]
@@ -92,6 +96,7 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
     if rows == 0:
         return
     program = select(programs, rows)
+    _verify(program, rows)
     tensors = _tensors(program.header, rows, inputs)
     tensors[Tensor.OUT] = out.reshape(rows, out.shape[-1])
     result = simulate(program, tensors)
@@ -107,8 +112,20 @@ def _programs(data: bytes) -> tuple[Program, ...]:
     return _STATE.programs[data]
 
 
+def _verify(program: Program, rows: int) -> None:
+    if (id(program), rows) not in _STATE.verified:
+        program.verify(rows)
+        _STATE.verified.add((id(program), rows))
+
+
 def _tensors(header: Header, rows: int, inputs: list[NDArray[Any]]) -> dict[Tensor, NDArray[Any]]:
     """The operands as they lie in the accelerator's DRAM."""
+    count = 5 + header.has_offset + 2 * (header.output == "float32") + 2 * header.has_min
+    if len(inputs) != count:
+        raise ProgramError(
+            f"{header.label!r} takes {count} operands and an output, {len(inputs) + 1} came; "
+            "compile the module again"
+        )
     lsb, pbm, msb, row_ptr, weight, *others = inputs
     pbm = pbm.reshape(rows, -1)
     stream, pointers = tile_order(header, pbm, msb, row_ptr)
@@ -123,13 +140,13 @@ def _tensors(header: Header, rows: int, inputs: list[NDArray[Any]]) -> dict[Tens
     if header.has_offset:
         tensors[Tensor.OFFSET] = others.pop(0)
     if header.output == "float32":
-        act_scale, w_scale, *minimum = others
+        act_scale, w_scale, *minima = others
         tensors[Tensor.ACT_SCALE] = np.ascontiguousarray(
             np.broadcast_to(act_scale.reshape(-1), rows)
         )
         tensors[Tensor.W_SCALE] = w_scale
-        if minimum:
-            w_min, sums = minimum
+        if minima:
+            w_min, sums = minima
             dtype = np.int16 if header.sum_bytes == 2 else np.int32
             tensors[Tensor.W_MIN] = w_min
             tensors[Tensor.GROUP_SUMS] = sums.reshape(rows, -1).astype(dtype)
