@@ -27,11 +27,9 @@ from sparqle_tvm.target.bundle import PROGRAMS_FUNCTION, pack_bundle
 from sparqle_tvm.target.cost.tiling import Tiling
 from sparqle_tvm.target.library import ProgramLibrary
 from sparqle_tvm.target.simulator.layout import pack_weights
-from sparqle_tvm.target.tir import DenseSpec, bucket
+from sparqle_tvm.target.tir import DenseSpec, buckets
 
 LAUNCH = "sparqle.launch"
-# A symbolic number of rows gets a program for each bucket up to this one.
-MAX_ROWS = 4096
 
 
 # Programs of an op: a spec for each row count.
@@ -120,6 +118,7 @@ class _Offload(Rewriter):
     ) -> Specs:
         outputs, columns = int_shape(weight)
         scaled = dialect.is_op(call, "split_dense_scaled")
+        minimum, row_order = dialect.scaled_operands(call) if scaled else (None, None)
         return tuple(
             DenseSpec(
                 m=rows,
@@ -130,21 +129,28 @@ class _Offload(Rewriter):
                 weight_bits=attrs["weight_bits"],
                 weight_signed=signed,
                 group_size=attrs.get("group_size", 0),
-                has_min=len(call.args) == 7,
+                has_min=minimum is not None,
                 has_offset=has_offset,
                 output="float32" if scaled else "int32",
+                block_rows=self._block_rows(row_order, rows),
             )
             for rows in self._row_counts(call)
         )
+
+    def _block_rows(self, row_order: relax.Expr | None, rows: int) -> int:
+        """Rows that the encoding of an op of (at most) so many rows sorted together."""
+        sorting = self.value(row_order)
+        if row_order is None or not dialect.is_op(sorting, "balance_rows"):
+            return 0
+        attrs = dialect.attributes(sorting)
+        return attrs["block_rows"] if rows >= attrs["min_rows"] else 0
 
     def _row_counts(self, call: relax.Call) -> list[int]:
         """The number of rows if it is static, else every bucket: the smallest that fits runs."""
         lead = dims_of(call)[:-1]
         if all(hasattr(d, "value") for d in lead):
             return [max(1, int(np.prod([int(d) for d in lead])))]
-        array_rows = self.owner.accelerator.rows
-        powers = [1 << i for i in range(MAX_ROWS.bit_length())]
-        return sorted({bucket(rows, array_rows) for rows in powers})
+        return buckets(self.owner.accelerator.rows)
 
     def _packed(self, weight: Any, bits: int) -> relax.Expr:
         """A constant weight as it lies in DRAM; any other is packed when the op is launched."""
@@ -155,15 +161,14 @@ class _Offload(Rewriter):
         return self.constants.once(key, lambda: pack_weights(values, bits))
 
     def _arguments(self, call: relax.Call, op: _Op) -> list[relax.Expr]:
-        """Planes, weight, then offset, scales, minima and group sums as far as there are any."""
+        """Planes, weight, offset, scales, minima, group sums and row order that there are."""
         encoding = call.args[0]
         planes = [self.emit(relax.TupleGetItem(encoding, i)) for i in range(4)]
         offsets = [] if op.offset is None else [op.offset]
         operands = [*planes, self._packed(op.weight, op.attrs["weight_bits"]), *offsets]
         if not dialect.is_op(call, "split_dense_scaled"):
             return operands
-        _, act_scale, _, w_scale, _, *minimum = call.args
-        return [*operands, act_scale, w_scale, *minimum]
+        return [*operands, call.args[1], call.args[3], *call.args[5:]]
 
 
 @tvm.transform.module_pass(opt_level=0, name="OffloadDense")
@@ -173,8 +178,9 @@ class OffloadDense:
     Every op is scheduled and compiled to a program for its row count (for some row counts, if
     that is symbolic); equal ops share them. The accelerator undoes the bias of a window's digits
     itself: of the offset only what is left besides that (a bias) is handed over, if anything is.
-    What the code generator does not take stays on the host, correct, and is reported. A function
-    ``sparqle_programs`` that returns all programs is added.
+    What the code generator does not take stays on the host, correct, and is reported. Ops with a
+    row order work on sorted rows. A function ``sparqle_programs`` that returns all programs is
+    added.
 
     Precondition: the module is in split-precision form.
 
