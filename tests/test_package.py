@@ -28,10 +28,7 @@ MAY_IMPORT = {
     "errors": {"errors"},
     "_versions": {"errors", "_versions"},
     "numerics": {"errors", "numerics"},
-    "files": {"errors", "files"},
-    "threads": {"errors", "threads"},
-    # The simulator runs kernels of its own, on as many threads as those of the host.
-    "target": {"errors", "numerics", "threads", "target"},
+    "target": {"errors", "numerics", "target"},
     "passes": {"errors", "numerics", "dialect", "host", "target", "passes"},
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparqle_tvm.commands import disasm, estimate, report, run
+from sparqle_tvm.commands import disasm, estimate, report, run, sweep
 
 
 def add_all(commands: Any) -> None:
@@ -16,4 +16,5 @@ def add_all(commands: Any) -> None:
     run.add(commands)
     estimate.add(commands)
     report.add(commands)
+    sweep.add(commands)
     disasm.add(commands)

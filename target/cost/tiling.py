@@ -193,8 +193,8 @@ def _cheapest(
     least = least.reshape(candidates[0].shape)
     costs = np.full(least.shape, np.inf)
 
-    def evaluate(which: tuple[NDArray[np.intp], ...]) -> None:
-        mt, nt, kt, rows_outer, passes = (values[which] for values in candidates)
+    def evaluate(which: Any) -> None:
+        mt, nt, kt, rows_outer, passes = [values[which] for values in candidates]
         costs[which] = _static_cycles(loads, (mt, nt, kt), rows_outer, passes)
 
     few = min(FIRST_CANDIDATES, least.shape[1])
@@ -219,13 +219,14 @@ def _worst_loads(shape: DenseShape, accelerator: Accelerator, scheme: Scheme) ->
 def _least_cycles(loads: OpLoads, tile: tuple[Any, Any, Any], rows_outer: Any, passes: Any) -> Any:
     """A lower bound of `_static_cycles`: bytes without descriptors, and the array's work."""
     shape, accelerator = loads.shape, loads.accelerator
-    counts = [
-        _ceil_div(extent, t) for extent, t in zip((shape.m, shape.n, shape.k), tile, strict=True)
-    ]
-    moved = _activation_loads(*counts, rows_outer) * loads.activation_bytes
-    moved = moved + _weight_loads(*counts, rows_outer) * (
-        shape.n * storage.weight_bytes(shape, shape.k)
+    m_tiles, n_tiles, k_tiles = (
+        _ceil_div(shape.m, tile[0]),
+        _ceil_div(shape.n, tile[1]),
+        _ceil_div(shape.k, tile[2]),
     )
+    weights = shape.n * storage.weight_bytes(shape, shape.k)
+    moved = _activation_loads(m_tiles, n_tiles, k_tiles, rows_outer) * loads.activation_bytes
+    moved = moved + _weight_loads(m_tiles, n_tiles, k_tiles, rows_outer) * weights
     moved = moved + shape.m * shape.n * accelerator.float_bytes
     return moved / accelerator.dram_bytes_per_cycle + passes
 

@@ -1,0 +1,104 @@
+"""What a sweep has done so far, so that it goes on after a kill: an SQLite file beside the result.
+
+SQLite's transactions make every record whole or absent, whenever the process is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparqle_tvm.errors import InvalidArgumentError
+
+SUFFIX = ".progress"
+
+
+class Journal:
+    """Finished points of a sweep.
+
+    Parameters
+    ----------
+    path : path
+        The SQLite file; made if it is missing.
+    digest : str
+        `Space.digest` of the sweep.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the file is damaged, or of another sweep.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], digest: str) -> None:
+        self.path = Path(path)
+        try:
+            self._database = sqlite3.connect(self.path)
+        except sqlite3.Error as error:
+            raise InvalidArgumentError(f"{path} cannot be opened: {error}") from error
+        try:
+            self._open(digest)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _open(self, digest: str) -> None:
+        try:
+            (state,) = self._database.execute("PRAGMA integrity_check(1)").fetchone()
+            if state != "ok":
+                raise sqlite3.DatabaseError(state.splitlines()[-1])
+            with self._database:
+                self._database.execute("BEGIN IMMEDIATE")
+                self._database.execute("CREATE TABLE IF NOT EXISTS sweep (digest TEXT)")
+                self._database.execute(
+                    "CREATE TABLE IF NOT EXISTS done (number INTEGER PRIMARY KEY, row TEXT)"
+                )
+                found = self._database.execute("SELECT digest FROM sweep").fetchone()
+                if found is None:
+                    self._database.execute("INSERT INTO sweep VALUES (?)", (digest,))
+        except sqlite3.OperationalError as error:
+            raise InvalidArgumentError(f"{self.path} cannot be written: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise InvalidArgumentError(
+                f"{self.path} is damaged ({error}); remove it, or begin anew with --restart"
+            ) from error
+        if found is not None and found[0] != digest:
+            raise InvalidArgumentError(
+                f"{self.path} belongs to another sweep, or to another version; "
+                "choose another output file, or begin anew with --restart"
+            )
+
+    def read(self) -> dict[int, dict[str, Any]]:
+        """Results by the number of their point.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a record is damaged.
+        """
+        try:
+            rows = self._database.execute("SELECT number, row FROM done").fetchall()
+            return {number: json.loads(row) for number, row in rows}
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+            raise InvalidArgumentError(
+                f"{self.path} is damaged ({error}); remove it, or begin anew with --restart"
+            ) from error
+
+    def add(self, results: Mapping[int, Mapping[str, Any]]) -> None:
+        """Keep results; all of them or none."""
+        rows = [(number, json.dumps(row, allow_nan=False)) for number, row in results.items()]
+        with self._database:
+            self._database.executemany("INSERT OR REPLACE INTO done VALUES (?, ?)", rows)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+
+def remove_journal(path: str | os.PathLike[str]) -> None:
+    """Remove a journal and what SQLite keeps beside it."""
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)

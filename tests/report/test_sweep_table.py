@@ -1,0 +1,68 @@
+"""What `sparqle sweep` prints."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from sparqle_tvm.cli import main
+from sparqle_tvm.report.sweep import SHOWN_ROWS, print_sweep
+from sparqle_tvm.sweep import Space, SweepResult, evaluate_point
+
+FIXED = {"model": "smollm2-135m", "phase": "decode", "seq": 16}
+
+
+def printed(points) -> str:
+    space = Space(tuple({**FIXED, **point} for point in points))
+    result = SweepResult(space, tuple(evaluate_point(point) for point in space.points))
+    console = Console(file=io.StringIO(), width=100)
+    print_sweep(result, "out.csv", console)
+    return console.file.getvalue()
+
+
+def test_shows_what_varies_and_the_energy_table():
+    text = printed([{"msb_sparsity": s} for s in (0.0, 0.5)])
+    assert "msb sparsity" in text
+    assert "phase" not in text
+    assert "energy: 7nm + LPDDR4" in text
+    assert "-0.0%" not in text
+    assert text.endswith("2 points in out.csv\n")
+
+
+def test_many_points_are_cut_to_some_with_both_ends():
+    text = printed([{"msb_sparsity": i / 50} for i in range(30)])
+    assert f"{SHOWN_ROWS} of 30 points" in text
+    assert "│ 0.0 " in text
+    assert "│ 0.58 " in text
+
+
+def test_points_without_an_estimate_are_counted_with_their_reason():
+    text = printed([{"weight_buffer_bytes": 16}])
+    assert "1 points have no estimate; the first: " in " ".join(text.split())
+
+
+def test_command_writes_what_it_prints_as_json(tmp_path, capsys):
+    out = str(tmp_path / "out.csv")
+    axes = ["--axis", "seq=8,16", "--fix", "model=smollm2-135m", "--fix", "phase=decode"]
+    assert main(["sweep", *axes, "--out", out, "--workers", "1", "--json", "-"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["points"], data["failed"], len(data["rows"])) == (2, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--axis", "seqq=1"], "'seqq' is unknown"),
+        (["--axis", "seq=1", "--axis", "seq=2"], "same axis twice"),
+        (["--fix", "seq=1,2"], "one value is fixed"),
+        (["points.toml", "--axis", "seq=1"], "not both"),
+        (["none.toml"], "none.toml cannot be read"),
+        (["--axis", "seq=1", "--out", "out.txt"], "ends in .csv or .json"),
+    ],
+)
+def test_command_refuses_in_one_line(capsys, arguments, reason):
+    assert main(["sweep", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert reason in error
