@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from sparqle_tvm.host.threads import use_threads
 from sparqle_tvm.numerics import QuantizedWeights, encode
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.codegen import generate
@@ -42,6 +41,7 @@ from sparqle_tvm.target.simulator import (
     weight_tensors,
 )
 from sparqle_tvm.target.tir import DenseSpec
+from sparqle_tvm.threads import use_threads
 
 Json = dict[str, Any]
 

@@ -1,6 +1,7 @@
 """Relax passes that bring quantized dense ops into split-precision form."""
 
 from sparqle_tvm.passes._report import PassReport, Skipped
+from sparqle_tvm.passes.balance_rows import BalanceRows
 from sparqle_tvm.passes.choose_window import ChooseWindow
 from sparqle_tvm.passes.collect_activations import (
     ActivationInfo,
@@ -21,6 +22,7 @@ from sparqle_tvm.passes.split_precision import SplitPrecision
 
 __all__ = [
     "ActivationInfo",
+    "BalanceRows",
     "ChooseWindow",
     "CollectActivations",
     "CollectEncodings",

@@ -115,7 +115,7 @@ def _describe_dense(call: relax.Call) -> DenseInfo:
         k=columns,
         weight_bits=attrs["weight_bits"],
         group_size=attrs.get("group_size", 0),
-        has_min=len(call.args) == 7,
+        has_min=scaled and dialect.scaled_operands(call)[0] is not None,
     )
 
 

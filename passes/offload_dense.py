@@ -13,19 +13,23 @@ from tvm.relax.expr_functor import mutator
 from sparqle_tvm import dialect
 from sparqle_tvm.errors import CompileError, TargetError
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import Rewriter, apply_rewriter, dims_of, int_shape
+from sparqle_tvm.passes._rewrite import (
+    Rewriter,
+    apply_rewriter,
+    dims_of,
+    int_shape,
+    relax_functions,
+)
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.bundle import pack_bundle
+from sparqle_tvm.target.bundle import PROGRAMS_FUNCTION, pack_bundle
 from sparqle_tvm.target.cost.tiling import Tiling
 from sparqle_tvm.target.library import ProgramLibrary
 from sparqle_tvm.target.simulator.layout import pack_weights
-from sparqle_tvm.target.tir import DenseSpec, bucket
+from sparqle_tvm.target.tir import DenseSpec, buckets
 
 LAUNCH = "sparqle.launch"
-# A symbolic number of rows gets a program for each bucket up to this one.
-MAX_ROWS = 4096
 
 
 # Programs of an op: a spec for each row count.
@@ -50,8 +54,10 @@ class _Offload(Rewriter):
         self, mod: tvm.IRModule, report: PassReport, owner: OffloadDense, planning: bool
     ) -> None:
         super().__init__(mod, report)
+        self.module = mod
         self.owner = owner
         self.planning = planning
+        self.bundles: list[relax.Expr] = []
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         if not dialect.is_op(call, "split_dense", "split_dense_scaled"):
@@ -67,12 +73,25 @@ class _Offload(Rewriter):
             if not self.planning:
                 self.report.skip("OffloadDense", str(call.op.name), label, str(error))
             return None
+        if not any(bundle.same_as(other) for other in self.bundles):
+            self.bundles.append(bundle)
         self.report.rewrite("OffloadDense")
         return relax.op.call_dps_packed(
             LAUNCH,
             relax.Tuple([tvm.ir.StringImm(label), bundle, *self._arguments(call, op)]),
             out_ty=call.ty,
         )
+
+    def added_functions(self) -> list[tuple[relax.GlobalVar, tvm.ir.BaseFunc]]:
+        """One that returns all bundles: constants of an executable cannot be reached otherwise."""
+        known = dict(relax_functions(self.module))
+        before = [(gv, f) for gv, f in known.items() if gv.name_hint == PROGRAMS_FUNCTION]
+        fields = [field for _, function in before for field in function.body.body.fields]
+        builder = relax.BlockBuilder()
+        with builder.function(PROGRAMS_FUNCTION, []):
+            builder.emit_func_output(relax.Tuple([*fields, *self.bundles]))
+        ((made, function),) = builder.get().functions_items()
+        return [(before[0][0] if before else made, function)]
 
     def _describe(self, call: relax.Call) -> _Op:
         attrs = dialect.attributes(call)
@@ -99,6 +118,7 @@ class _Offload(Rewriter):
     ) -> Specs:
         outputs, columns = int_shape(weight)
         scaled = dialect.is_op(call, "split_dense_scaled")
+        minimum, row_order = dialect.scaled_operands(call) if scaled else (None, None)
         return tuple(
             DenseSpec(
                 m=rows,
@@ -109,21 +129,28 @@ class _Offload(Rewriter):
                 weight_bits=attrs["weight_bits"],
                 weight_signed=signed,
                 group_size=attrs.get("group_size", 0),
-                has_min=len(call.args) == 7,
+                has_min=minimum is not None,
                 has_offset=has_offset,
                 output="float32" if scaled else "int32",
+                block_rows=self._block_rows(row_order, rows),
             )
             for rows in self._row_counts(call)
         )
+
+    def _block_rows(self, row_order: relax.Expr | None, rows: int) -> int:
+        """Rows that the encoding of an op of (at most) so many rows sorted together."""
+        sorting = self.value(row_order)
+        if row_order is None or not dialect.is_op(sorting, "balance_rows"):
+            return 0
+        attrs = dialect.attributes(sorting)
+        return attrs["block_rows"] if rows >= attrs["min_rows"] else 0
 
     def _row_counts(self, call: relax.Call) -> list[int]:
         """The number of rows if it is static, else every bucket: the smallest that fits runs."""
         lead = dims_of(call)[:-1]
         if all(hasattr(d, "value") for d in lead):
             return [max(1, int(np.prod([int(d) for d in lead])))]
-        array_rows = self.owner.accelerator.rows
-        powers = [1 << i for i in range(MAX_ROWS.bit_length())]
-        return sorted({bucket(rows, array_rows) for rows in powers})
+        return buckets(self.owner.accelerator.rows)
 
     def _packed(self, weight: Any, bits: int) -> relax.Expr:
         """A constant weight as it lies in DRAM; any other is packed when the op is launched."""
@@ -134,15 +161,14 @@ class _Offload(Rewriter):
         return self.constants.once(key, lambda: pack_weights(values, bits))
 
     def _arguments(self, call: relax.Call, op: _Op) -> list[relax.Expr]:
-        """Planes, weight, then offset, scales, minima and group sums as far as there are any."""
+        """Planes, weight, offset, scales, minima, group sums and row order that there are."""
         encoding = call.args[0]
         planes = [self.emit(relax.TupleGetItem(encoding, i)) for i in range(4)]
         offsets = [] if op.offset is None else [op.offset]
         operands = [*planes, self._packed(op.weight, op.attrs["weight_bits"]), *offsets]
         if not dialect.is_op(call, "split_dense_scaled"):
             return operands
-        _, act_scale, _, w_scale, _, *minimum = call.args
-        return [*operands, act_scale, w_scale, *minimum]
+        return [*operands, call.args[1], call.args[3], *call.args[5:]]
 
 
 @tvm.transform.module_pass(opt_level=0, name="OffloadDense")
@@ -152,7 +178,9 @@ class OffloadDense:
     Every op is scheduled and compiled to a program for its row count (for some row counts, if
     that is symbolic); equal ops share them. The accelerator undoes the bias of a window's digits
     itself: of the offset only what is left besides that (a bias) is handed over, if anything is.
-    What the code generator does not take stays on the host, correct, and is reported.
+    What the code generator does not take stays on the host, correct, and is reported. Ops with a
+    row order work on sorted rows. A function ``sparqle_programs`` that returns all programs is
+    added.
 
     Precondition: the module is in split-precision form.
 

@@ -38,8 +38,15 @@ def _register_launch() -> None:
     """Let compiled modules call the accelerator; what that needs is loaded at the first call."""
     import tvm_ffi
 
-    if tvm_ffi.get_global_func("sparqle.launch", allow_missing=True) is None:
-        tvm_ffi.register_global_func("sparqle.launch", _launch)
+    for name, function in (("launch", _launch), ("balance_rows", _balance_rows)):
+        if tvm_ffi.get_global_func(f"sparqle.{name}", allow_missing=True) is None:
+            tvm_ffi.register_global_func(f"sparqle.{name}", function)
+
+
+def _balance_rows(*operands: Any) -> None:
+    from sparqle_tvm.launch import balance_rows
+
+    balance_rows(*operands)
 
 
 def _launch(*operands: Any) -> None:

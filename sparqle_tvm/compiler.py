@@ -20,6 +20,7 @@ from sparqle_tvm.errors import CompileError, InvalidArgumentError
 from sparqle_tvm.executable import EncodingRecord, Executable
 from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.balance import BALANCES, Balance
 
 __all__ = [
     "EncodingRecord",
@@ -104,6 +105,7 @@ def pipeline(
     allow_saturation: bool = False,
     choices: Mapping[str, EncodingChoice] | None = None,
     engine: Engine = "host",
+    balance: Balance = "array",
     collect: passes.CollectEncodings | None = None,
     offload: passes.OffloadDense | None = None,
     report: passes.PassReport | None = None,
@@ -124,6 +126,10 @@ def pipeline(
         Factors and bands for single encodings (lossy); see ``passes.RaiseMsbSparsity``.
     engine : {"host", "simulator"}
         What runs the dense ops: kernels for this CPU, or accelerator programs on the simulator.
+    balance : {"array", "time", "none"}
+        Where encodings sort their rows, so that few wait in the MSB pass: where encoding and array
+        take fewer cycles by it (``array``), or encoding and dense ops less time (``time``). Results
+        do not depend on it, and kernels for this CPU do not sort.
     collect : passes.CollectEncodings, optional
         Makes functions return their bitmaps as well.
     offload : passes.OffloadDense, optional
@@ -136,11 +142,13 @@ def pipeline(
     TargetError
         If the target is not a sparqle accelerator.
     InvalidArgumentError
-        If the engine is unknown.
+        If the engine or the goal of the balance is unknown.
     """
     accelerator = Accelerator.from_target(target)
     if engine not in get_args(Engine):
         raise InvalidArgumentError(f'engine "{engine}" is neither "host" nor "simulator"')
+    if balance not in BALANCES:
+        raise InvalidArgumentError(f'balance "{balance}" is not one of {", ".join(BALANCES)}')
     dialect.register()
     steps = split_passes(
         windows=windows,
@@ -152,6 +160,7 @@ def pipeline(
     if collect is not None:
         steps.append(collect)
     if engine == "simulator":
+        steps.append(passes.BalanceRows(accelerator, balance, report=report))
         steps.append(offload or passes.OffloadDense(accelerator, report=report))
     return tvm.transform.Sequential(steps + lowering_passes(), name=PIPELINE_NAME)
 
@@ -178,6 +187,7 @@ def compile(
     host: str | tvm.target.Target | None = None,
     split: bool = True,
     engine: Engine = "host",
+    balance: Balance = "array",
     collect_encodings: bool = False,
     windows: Mapping[str, str] | None = None,
     default_window: str | None = None,
@@ -198,6 +208,8 @@ def compile(
         False leaves the split-precision passes out (the plain int8 or float model).
     engine : {"host", "simulator"}
         As in :func:`pipeline`; with ``simulator``, ``Executable.profile`` tells cycles and bytes.
+    balance : {"array", "time", "none"}
+        As in :func:`pipeline`.
     collect_encodings : bool
         Whether ``Executable.encodings`` holds the bitmaps after each call.
 
@@ -208,7 +220,6 @@ def compile(
     """
     report = passes.PassReport()
     collect = passes.CollectEncodings(report=report) if collect_encodings else None
-    offload = passes.OffloadDense(Accelerator.from_target(target), report=report)
     chosen = tvm.target.Target(host) if host is not None else host_target()
     if split:
         steps = pipeline(
@@ -218,8 +229,8 @@ def compile(
             allow_saturation=allow_saturation,
             choices=choices,
             engine=engine,
+            balance=balance,
             collect=collect,
-            offload=offload,
             report=report,
         )
     else:
@@ -229,7 +240,6 @@ def compile(
     return Executable(
         executable,
         collected=collect.collected if collect is not None else None,
-        programs=list(offload.library.programs.values()),
         report=report,
     )
 

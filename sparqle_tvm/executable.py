@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from tvm import relax
 from sparqle_tvm import passes
 from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
 from sparqle_tvm.files import replacing
-from sparqle_tvm.host.threads import use_threads
 from sparqle_tvm.launch import recording
 from sparqle_tvm.profile import Profile
+from sparqle_tvm.target.bundle import PROGRAMS_FUNCTION, unpack_bundle
 from sparqle_tvm.target.program import Program
+from sparqle_tvm.threads import use_threads
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,6 @@ class Executable:
     ----------
     encodings : list of EncodingRecord
         The encodings of the last call of a function that returns them.
-    programs : list of Program
-        The accelerator programs, with the engine ``simulator``.
     report : passes.PassReport
         What the passes did and skipped.
     """
@@ -111,7 +111,6 @@ class Executable:
         executable: Any,
         *,
         collected: Mapping[str, list[passes.EncodingInfo]] | None = None,
-        programs: Sequence[Program] = (),
         report: passes.PassReport | None = None,
     ) -> None:
         self._executable = executable
@@ -120,7 +119,6 @@ class Executable:
         self._vm = relax.VirtualMachine(executable, tvm.cpu())
         self._profile = Profile([])
         self.encodings: list[EncodingRecord] = []
-        self.programs = list(programs)
         self.report = report if report is not None else passes.PassReport()
 
     def __getitem__(self, name: str) -> Any:
@@ -143,6 +141,23 @@ class Executable:
             return value
 
         return call
+
+    @cached_property
+    def programs(self) -> list[Program]:
+        """The accelerator programs that the module holds, each once; none with the engine `host`.
+
+        Raises
+        ------
+        ProgramError
+            If one is damaged.
+        """
+        try:
+            function = self._vm[PROGRAMS_FUNCTION]
+        except (AttributeError, ValueError, RuntimeError):
+            return []
+        bundles = [unpack_bundle(bundle.numpy().tobytes()) for bundle in function()]
+        found = {program.to_bytes(): program for bundle in bundles for program in bundle}
+        return list(found.values())
 
     def profile(self) -> Profile:
         """What the accelerator did in the last call; empty if no op is offloaded."""

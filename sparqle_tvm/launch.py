@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.bundle import select, unpack_bundle
+from sparqle_tvm.target.cost.shapes import RowNnz
 from sparqle_tvm.target.header import Header
 from sparqle_tvm.target.isa import Tensor
 from sparqle_tvm.target.program import Program
-from sparqle_tvm.target.simulator import SimResult, pack_weights, simulate, tile_order
+from sparqle_tvm.target.simulator import SimResult, pack_weights, plane_tensors, simulate
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +49,12 @@ class LaunchRecord:
 
 @dataclass
 class _State(threading.local):
-    """Per thread: where records go, if somebody listens."""
+    """Per thread: where records go, if somebody listens; programs, and what was verified."""
 
     records: list[LaunchRecord] | None = None
     programs: dict[bytes, tuple[Program, ...]] = field(default_factory=dict)
+    # By identity: `programs` keeps them.
+    verified: set[tuple[int, int]] = field(default_factory=set)
 
 
 _STATE = _State()
@@ -77,13 +81,14 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
         Programs, see `target.bundle`.
     operands : tensors
         lsb, pbm, msb, row_ptr, weight; the offset if the program has one; for float32 outputs
-        act_scale and w_scale; with minima w_min and group_sums; last the output, which is written.
-        The weight is packed uint8, or int8 (N, K).
+        act_scale and w_scale; with minima w_min and group_sums; the row order if there is one;
+        last the output, which is written. The weight is packed uint8, or int8 (N, K).
 
     Raises
     ------
     ProgramError
-        If the programs are damaged, or none is for so many rows.
+        If the programs are damaged, or of an op with other operands, none is for so many rows, or
+        the one that is does not pass verification for these rows (looked at the first time).
     """
     programs = _programs(np.from_dlpack(bundle).tobytes())
     arrays = [np.from_dlpack(operand) for operand in operands]
@@ -92,7 +97,10 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
     if rows == 0:
         return
     program = select(programs, rows)
-    tensors = _tensors(program.header, rows, inputs)
+    _verify(program, rows)
+    # An order comes along if programs for more or fewer rows need it, too.
+    ordered = any(other.header.block_rows for other in programs)
+    tensors = _tensors(program.header, rows, inputs, ordered)
     tensors[Tensor.OUT] = out.reshape(rows, out.shape[-1])
     result = simulate(program, tensors)
     if _STATE.records is not None:
@@ -107,30 +115,53 @@ def _programs(data: bytes) -> tuple[Program, ...]:
     return _STATE.programs[data]
 
 
-def _tensors(header: Header, rows: int, inputs: list[NDArray[Any]]) -> dict[Tensor, NDArray[Any]]:
-    """The operands as they lie in the accelerator's DRAM."""
+def _verify(program: Program, rows: int) -> None:
+    if (id(program), rows) not in _STATE.verified:
+        program.verify(rows)
+        _STATE.verified.add((id(program), rows))
+
+
+def _tensors(
+    header: Header, rows: int, inputs: list[NDArray[Any]], ordered: bool
+) -> dict[Tensor, NDArray[Any]]:
+    """The operands as they lie in the accelerator's DRAM; if `ordered`, the last is an order."""
+    count = 5 + header.has_offset + 2 * (header.output == "float32") + 2 * header.has_min + ordered
+    if len(inputs) != count:
+        raise ProgramError(
+            f"{header.label!r} takes {count} operands and an output, {len(inputs) + 1} came; "
+            "compile the module again"
+        )
     lsb, pbm, msb, row_ptr, weight, *others = inputs
-    pbm = pbm.reshape(rows, -1)
-    stream, pointers = tile_order(header, pbm, msb, row_ptr)
     packed = pack_weights(weight, header.weight_bits) if weight.dtype == np.int8 else weight
-    tensors = {
-        Tensor.LSB: lsb.reshape(rows, -1),
-        Tensor.PBM: pbm,
-        Tensor.MSB: stream,
-        Tensor.MSB_PTR: pointers,
-        Tensor.WGT: packed,
-    }
+    by_row = {Tensor.LSB: lsb.reshape(rows, -1), Tensor.PBM: pbm.reshape(rows, -1)}
+    by_channel = {Tensor.WGT: packed}
     if header.has_offset:
-        tensors[Tensor.OFFSET] = others.pop(0)
+        by_channel[Tensor.OFFSET] = others.pop(0)
     if header.output == "float32":
-        act_scale, w_scale, *minimum = others
-        tensors[Tensor.ACT_SCALE] = np.ascontiguousarray(
+        act_scale, by_channel[Tensor.W_SCALE] = others.pop(0), others.pop(0)
+        by_row[Tensor.ACT_SCALE] = np.ascontiguousarray(
             np.broadcast_to(act_scale.reshape(-1), rows)
         )
-        tensors[Tensor.W_SCALE] = w_scale
-        if minimum:
-            w_min, sums = minimum
+        if header.has_min:
+            by_channel[Tensor.W_MIN], sums = others.pop(0), others.pop(0)
             dtype = np.int16 if header.sum_bytes == 2 else np.int32
-            tensors[Tensor.W_MIN] = w_min
-            tensors[Tensor.GROUP_SUMS] = sums.reshape(rows, -1).astype(dtype)
-    return tensors
+            by_row[Tensor.GROUP_SUMS] = sums.reshape(rows, -1).astype(dtype)
+    order = others[0] if header.block_rows else None
+    return {**plane_tensors(header, by_row, msb, row_ptr, order), **by_channel}
+
+
+def balance_rows(pbm: Any, in_features: int, block_rows: int, lanes: int, out: Any) -> None:
+    """Sort the rows of an encoding, see ``R.sparqle.balance_rows``; called by compiled modules.
+
+    Parameters
+    ----------
+    pbm : tensor of uint8 (.., ceil(in_features / 8))
+        Precision bitmap.
+    in_features, block_rows, lanes : int
+        As in the op.
+    out : tensor of int32 (M,)
+        Row numbers, written.
+    """
+    bitmap = np.from_dlpack(pbm)
+    nnz = RowNnz.from_pbm(bitmap.reshape(-1, bitmap.shape[-1]), in_features)
+    np.from_dlpack(out)[...] = nnz.order(block_rows, lanes)

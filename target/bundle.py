@@ -8,6 +8,9 @@ from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.binary import program_bytes
 from sparqle_tvm.target.program import Program
 
+PROGRAMS_FUNCTION = "sparqle_programs"
+"""The function of a compiled module that returns its bundles: a tuple of uint8 (bytes,)."""
+
 
 def pack_bundle(programs: Sequence[Program]) -> bytes:
     """Put programs one after the other; each says how long it is."""

@@ -217,6 +217,15 @@ def bucket(m: int, rows: int = 16) -> int:
     return 1 << (exponent if exponent <= narrow else exponent + (exponent - narrow) % 2)
 
 
+MAX_ROWS = 4096
+"""A symbolic number of rows gets a program for each bucket up to this one."""
+
+
+def buckets(array_rows: int, most: int = MAX_ROWS) -> list[int]:
+    """All buckets (`bucket`) of up to `most` rows, ascending."""
+    return sorted({bucket(1 << i, array_rows) for i in range(most.bit_length())})
+
+
 @dataclass
 class _Arrays:
     """Placeholders of the parameters, made where they are needed, kept in their order."""

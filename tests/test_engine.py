@@ -23,6 +23,7 @@ from sparqle_tvm.models.quantized import GroupedWeight, emit_grouped_dense
 from sparqle_tvm.numerics.quantization import QuantizedWeights
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.bundle import pack_bundle
+from sparqle_tvm.target.isa import MmaMsb
 from sparqle_tvm.target.program import Program
 
 EDGE = PRESETS["sparqle/edge"]
@@ -226,8 +227,7 @@ def launch_operands(program: Program, q: np.ndarray, w: np.ndarray) -> list[np.n
     """What a compiled module hands to `launch` for an int32 op, the output last."""
     sliced = numerics.encode(q, window="unsigned")
     planes = [sliced.lsb, sliced.pbm, sliced.msb, sliced.row_ptr]
-    bias = np.zeros(len(w), np.int32)
-    return [*planes, w, bias, np.full((len(q), len(w)), -1, np.int32)]
+    return [*planes, w, np.full((len(q), len(w)), -1, np.int32)]
 
 
 def bundle_of(*programs: Program) -> np.ndarray:
@@ -262,6 +262,33 @@ def test_damaged_programs_are_refused_before_anything_is_written(parameters: Exe
     assert (operands[-1] == -1).all()
     launch("up", bundle, *operands)
     assert (operands[-1] == 20).all()
+
+
+def test_a_wrong_program_with_the_right_checksum_is_refused(parameters: Executable) -> None:
+    q, w = np.ones((3, 20), np.int8), np.ones((5, 20), np.int8)
+    operands = launch_operands(parameters.programs[0], q, w)
+    short = [
+        replace(
+            program,
+            instructions=tuple(i for i in program.instructions if not isinstance(i, MmaMsb)),
+        )
+        for program in parameters.programs
+    ]
+    for _ in range(2):
+        with pytest.raises(ProgramError, match="not all K chunks"), recording() as records:
+            launch("up", bundle_of(*short), *operands)
+        assert records == []
+        assert (operands[-1] == -1).all()
+
+
+def test_programs_of_another_op_are_refused(parameters: Executable) -> None:
+    q, w = np.ones((3, 20), np.int8), np.ones((5, 20), np.int8)
+    planes_and_weight = launch_operands(parameters.programs[0], q, w)[:-1]
+    out = np.full((3, 5), -1, np.float32)
+    operands = [*planes_and_weight, np.ones(3, np.float32), np.ones(5, np.float32), out]
+    with pytest.raises(ProgramError, match="'up' takes 5 operands and an output, 8 came"):
+        launch("up", bundle_of(*parameters.programs), *operands)
+    assert (out == -1).all()
 
 
 def test_threads_record_their_own_launches(parameters: Executable) -> None:

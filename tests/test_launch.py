@@ -132,6 +132,8 @@ out = executable["main"](data["x"], data["w"], data["w_scale"]).numpy()
 np.save(folder + "/out.npy", out)
 with open(folder + "/profile.json", "w") as file:
     json.dump(executable.profile().to_json(), file)
+with open(folder + "/source.asm", "w") as file:
+    file.write(executable.inspect_source())
 """
 
 
@@ -146,3 +148,5 @@ def test_export_runs_its_programs_in_a_fresh_process(dynamic, tmp_path):
     there = json.loads((tmp_path / "profile.json").read_text())
     assert there == json.loads(json.dumps(dynamic.profile().to_json()))
     assert there["totals"]["cycles"] > 0
+    assert (tmp_path / "source.asm").read_text() == dynamic.inspect_source()
+    assert dynamic.inspect_source().count("DRAIN") == len(dynamic.programs) > 1

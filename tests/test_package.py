@@ -28,7 +28,10 @@ MAY_IMPORT = {
     "errors": {"errors"},
     "_versions": {"errors", "_versions"},
     "numerics": {"errors", "numerics"},
-    "target": {"errors", "numerics", "target"},
+    "files": {"errors", "files"},
+    "threads": {"errors", "threads"},
+    # The simulator runs kernels of its own, on as many threads as those of the host.
+    "target": {"errors", "numerics", "threads", "target"},
     "passes": {"errors", "numerics", "dialect", "host", "target", "passes"},
 }
 

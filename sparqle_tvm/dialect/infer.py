@@ -123,6 +123,26 @@ def infer_quantize_encode(call: relax.Call, _builder: Any) -> relax.TupleType:
     return found
 
 
+def infer_balance_rows(call: relax.Call, _builder: Any) -> relax.TensorType:
+    """Type of ``balance_rows``: (M,) int32."""
+    columns = _int_attr(call, "in_features", lambda v: v > 0, "a positive K")
+    for name in ("block_rows", "lanes", "min_rows"):
+        _int_attr(call, name, lambda v: v > 0, "a positive number")
+    *lead, nbytes = _shape(call, 0, "the bitmap")
+    _dtype(call, 0, "the bitmap", "uint8")
+    if _static(call, nbytes, "bytes a row") != -(-columns // 8):
+        raise _fail(call, f"the bitmap has {int(nbytes)} bytes a row, in_features = {columns}")
+    return _tensor([_row_count(lead)], "int32")
+
+
+def _row_count(lead: list[Any]) -> Any:
+    """Rows of a (maybe symbolic) shape, as simple as it can be."""
+    rows: Any = 1
+    for dim in lead:
+        rows = rows * dim
+    return rows if isinstance(rows, int) else sym.Analyzer().simplify(rows)
+
+
 def _dense_shape(call: relax.Call, weight_arg: int) -> tuple[list[Any], int, int]:
     """Shape (.., N) of a dense, its K, and its weight's N; checks encoding against weight."""
     k = _common_attrs(call)
@@ -166,7 +186,8 @@ def infer_split_dense(call: relax.Call, _builder: Any) -> relax.TensorType:
 def infer_split_dense_scaled(call: relax.Call, _builder: Any) -> relax.TensorType:
     """Type of ``split_dense_scaled``: (.., N) float32."""
     group = _int_attr(call, "group_size", lambda v: v >= 0, "0 or a number of columns")
-    if len(call.args) not in (5, 7) or (len(call.args) == 7 and group == 0):
+    minimum = len(call.args) >= 7
+    if not 5 <= len(call.args) <= 8 or (minimum and group == 0):
         raise _fail(call, "w_min and group_sums go together, and only with groups")
     shape, columns, outputs = _dense_shape(call, 2)
     _dtype(call, 1, "the activation scale", "float32")
@@ -181,7 +202,10 @@ def infer_split_dense_scaled(call: relax.Call, _builder: Any) -> relax.TensorTyp
             raise _fail(call, f"K = {columns} is not a multiple of group_size = {group}")
         _expect(call, 3, "the weight scale", [outputs, columns // group], "float16")
         _expect(call, 4, "the offset", [outputs], "float64")
-    if len(call.args) == 7:
+    if len(call.args) % 2 == 0:
+        rows = [_row_count(shape[:-1])]
+        _expect(call, len(call.args) - 1, "the row order", rows, "int32")
+    if minimum:
         _expect(call, 5, "the weight minimum", [outputs, columns // group], "float16")
         _expect(call, 6, "the group sums", [*shape[:-1], columns // group], "int32")
     return _tensor(shape, "float32")
@@ -191,6 +215,7 @@ def infer_split_dense_scaled(call: relax.Call, _builder: Any) -> relax.TensorTyp
 RULES: dict[str, tuple[Callable[..., Any], int]] = {
     "encode": (infer_encode, 1),
     "quantize_encode": (infer_quantize_encode, -1),
+    "balance_rows": (infer_balance_rows, 1),
     "split_dense": (infer_split_dense, 3),
     "split_dense_scaled": (infer_split_dense_scaled, -1),
 }

@@ -1,6 +1,6 @@
 """Constructors and registration of the ``relax.sparqle.*`` ops.
 
-All four ops keep what is static in ``ir.DictAttrs``, so that they print and parse as
+All ops keep what is static in ``ir.DictAttrs``, so that they print and parse as
 ``R.sparqle.encode(q, k=4, window="signed", ...)``. An *encoding* is one Relax tuple:
 
 ====================  ==================  =======  =================================================
@@ -108,6 +108,44 @@ def quantize_encode(
     return _call("quantize_encode", operands, attrs)
 
 
+def balance_rows(
+    pbm: relax.Expr,
+    *,
+    in_features: int,
+    block_rows: int,
+    lanes: int,
+    min_rows: int,
+    label: str = "",
+) -> relax.Call:
+    """Sort the rows of an encoding by the steps of their MSB digits: (M,) int32 row numbers.
+
+    Most steps (``ceil(stored digits / lanes)``) come first, within blocks; see
+    ``numerics.sorted_rows``. A dense op on the accelerator that has this operand works on the rows
+    in that order; its result is in the order of the encoding all the same.
+
+    Parameters
+    ----------
+    pbm : relax.Expr
+        (.., ceil(K/8)) uint8, field 1 of the encoding.
+    in_features : int
+        K.
+    block_rows : int
+        Rows that are sorted together.
+    lanes : int
+        Digits of a step.
+    min_rows : int
+        With fewer rows in all, the dense ops leave them in their own order.
+    """
+    attrs = {
+        "in_features": in_features,
+        "block_rows": block_rows,
+        "lanes": lanes,
+        "min_rows": min_rows,
+        "label": label,
+    }
+    return _call("balance_rows", [pbm], attrs)
+
+
 def split_dense(
     encoding: relax.Expr,
     weight: relax.Expr,
@@ -148,6 +186,7 @@ def split_dense_scaled(
     offset: relax.Expr,
     w_min: relax.Expr | None = None,
     group_sums: relax.Expr | None = None,
+    row_order: relax.Expr | None = None,
     *,
     k: int,
     window: str,
@@ -173,6 +212,9 @@ def split_dense_scaled(
         (N, K) int8, values of ``weight_bits`` bits.
     w_min, group_sums : relax.Expr, optional
         Minimum per group of weights, and sums of q per group (.., G) int32; both or none.
+    row_order : relax.Expr, optional
+        Order in which an accelerator works on the rows, of :func:`balance_rows`. The result does
+        not depend on it. As text prints operands by place, it may stand alone in that of `w_min`.
     """
     attrs = {
         "k": k,
@@ -183,14 +225,28 @@ def split_dense_scaled(
         "label": label,
     }
     args = [encoding, act_scale, weight, w_scale, offset]
+    if w_min is not None and group_sums is None:
+        w_min, row_order = None, w_min
     if w_min is not None:
         args += [w_min, group_sums]
+    if row_order is not None:
+        args.append(row_order)
     return _call("split_dense_scaled", args, attrs)
+
+
+def scaled_operands(
+    call: relax.Call,
+) -> tuple[tuple[relax.Expr, relax.Expr] | None, relax.Expr | None]:
+    """The optional operands of a ``split_dense_scaled``: (w_min, group_sums), and row_order."""
+    optional = list(call.args)[5:]
+    row_order = optional.pop() if len(optional) % 2 else None
+    return (optional[0], optional[1]) if optional else None, row_order
 
 
 CONSTRUCTORS: dict[str, Callable[..., relax.Call]] = {
     "encode": encode,
     "quantize_encode": quantize_encode,
+    "balance_rows": balance_rows,
     "split_dense": split_dense,
     "split_dense_scaled": split_dense_scaled,
 }

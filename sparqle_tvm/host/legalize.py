@@ -30,6 +30,16 @@ def legalize_quantize_encode(bb: relax.BlockBuilder, call: relax.Call) -> relax.
     return _legalize_encoding(bb, call, qmax=int(call.attrs["qmax"]))
 
 
+def legalize_balance_rows(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Lower ``R.sparqle.balance_rows``: by NumPy, as it is done once per encoding at most."""
+    numbers = (
+        tirx.IntImm("int64", int(call.attrs[name]))
+        for name in ("in_features", "block_rows", "lanes")
+    )
+    arguments = relax.Tuple([call.args[0], *numbers])
+    return relax.op.call_dps_packed("sparqle.balance_rows", arguments, out_ty=call.ty)
+
+
 def legalize_split_dense(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Lower ``R.sparqle.split_dense``; the weight's shape has to be static."""
     encoding, weight, bias = call.args
@@ -45,13 +55,15 @@ def legalize_split_dense(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr
 
 def legalize_split_dense_scaled(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Lower ``R.sparqle.split_dense_scaled``; the weight's shape has to be static."""
-    encoding, act_scale, weight, w_scale, offset, *group = call.args
+    encoding, act_scale, weight, w_scale, offset = call.args[:5]
+    # A row order behind the others is for accelerators: it changes nothing of the result.
+    group = call.args[5:7] if len(call.args) >= 7 else []
     grouped = int(call.attrs["group_size"]) > 0
     spec = _dense_spec(
         call,
         weight,
         form="grouped" if grouped else "channel",
-        minimum=bool(group),
+        minimum=len(group) > 0,
         scale_shape=_scale_shape(call, act_scale),
     )
     cols = spec.tile.cols
@@ -67,7 +79,7 @@ def legalize_split_dense_scaled(bb: relax.BlockBuilder, call: relax.Call) -> rel
         scale,
         _arrange_vector(bb, offset, cols),
     ]
-    if group:
+    if len(group) > 0:
         args += [_arrange_matrix(bb, group[0], "float32", cols), group[1]]
     return _call(bb, split_dense_kernel(spec), "split_dense_scaled", args, call.ty)
 

@@ -20,6 +20,7 @@ from sparqle_tvm.target.simulator.native import aligned
 from sparqle_tvm.target.simulator.spec import ValueSpec
 from sparqle_tvm.target.simulator.steps import Steps, buffer_base
 from sparqle_tvm.target.simulator.timing import Schedule
+from sparqle_tvm.threads import ensure_threads
 
 _UNWRITTEN = 0x7F
 """Every byte on chip before it is written: huge as a float or an accumulator, never neutral."""
@@ -44,6 +45,7 @@ def run_values(
     int32 or float32 (M, N)
         The output tensor.
     """
+    ensure_threads()
     header = steps.header
     output = tensors.get(Tensor.OUT)
     if output is None:

@@ -126,6 +126,42 @@ def test_types_of_the_dense_ops() -> None:
         assert dims(infer(scaled_dense(act_scale=one))) == [3, 5]
 
 
+BALANCE: dict[str, Any] = {"in_features": 64, "block_rows": 16, "lanes": 8, "min_rows": 32}
+
+
+def test_an_order_has_a_number_for_every_row() -> None:
+    for shape, rows in (((3, 8), 3), ((2, N, 3, 8), "n * 6"), ((8,), 1)):
+        ty = infer(dialect.balance_rows(tensor(shape, "uint8"), **BALANCE))
+        assert (str(ty.dtype), dims(ty)) == ("int32", [rows])
+    for group in (0, 32):
+        ordered = scaled_dense(group, row_order=tensor((3,), "int32"))
+        assert dims(infer(ordered)) == [3, 5]
+        minimum, order = dialect.scaled_operands(ordered)
+        assert (minimum is None, order is None) == (group == 0, False)
+    assert dialect.scaled_operands(scaled_dense()) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: dialect.balance_rows(tensor((3, 9), "uint8"), **BALANCE), "has 9 bytes a row"),
+        (lambda: dialect.balance_rows(tensor((3, 8), "int8"), **BALANCE), "uint8 is needed"),
+        (
+            lambda: dialect.balance_rows(tensor((3, 8), "uint8"), **(BALANCE | {"lanes": 0})),
+            "lanes=0 is not a positive number",
+        ),
+        (
+            lambda: scaled_dense(row_order=tensor((4,), "int32")),
+            r"row order has shape \[4\], \[3\]",
+        ),
+        (lambda: scaled_dense(row_order=tensor((3,), "int64")), "row order is int64"),
+    ],
+)
+def test_orders_that_are_refused(make: Any, match: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=match):
+        infer(make())
+
+
 ENCODE_ERRORS = {
     "is uint8, int8 is needed": lambda: dialect.encode(tensor((3, 8), "uint8")),
     "is int8, int16 is needed": lambda: dialect.encode(tensor((3, 8), "int8"), k=8),

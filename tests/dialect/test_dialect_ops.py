@@ -43,8 +43,11 @@ class AllOps:
     ):
         with R.dataflow():
             enc = R.sparqle.quantize_encode(x, k=4, window="signed", qmax=119)
+            order = R.sparqle.balance_rows(
+                enc[1], in_features=34, block_rows=16, lanes=8, min_rows=32
+            )
             y = R.sparqle.split_dense_scaled(
-                enc, enc[4], w, scale, bias,
+                enc, enc[4], w, scale, bias, row_order=order,
                 k=4, window="signed", in_features=34, group_size=0, weight_bits=8,
             )  # fmt: skip
             R.output(y)

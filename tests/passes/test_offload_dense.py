@@ -19,7 +19,7 @@ from tvm.script import tirx as T
 from sparqle_tvm import dialect, numerics
 from sparqle_tvm.passes import OffloadDense, PassReport
 from sparqle_tvm.target.accelerator import PRESETS
-from sparqle_tvm.target.bundle import pack_bundle, unpack_bundle
+from sparqle_tvm.target.bundle import PROGRAMS_FUNCTION, pack_bundle, unpack_bundle
 from sparqle_tvm.target.codegen import generate
 from sparqle_tvm.target.schedule import default_schedule
 from sparqle_tvm.target.simulator import pack_weights
@@ -91,6 +91,10 @@ class IntegerExpected:
             R.output(up)
         return up
 
+    @R.function
+    def sparqle_programs():
+        return (R.const(INTEGER_PROGRAMS),)
+
 
 @I.ir_module
 class Grouped:
@@ -154,6 +158,10 @@ class GroupedExpected:
             )  # fmt: skip
             R.output(up)
         return up
+
+    @R.function
+    def sparqle_programs():
+        return (R.const(GROUPED_PROGRAMS),)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +259,20 @@ def test_equal_ops_share_their_programs() -> None:
         "decode0",
         "decode2",
     }
+
+
+def test_all_programs_can_be_reached() -> None:
+    # Functions that come later are offloaded by a second run; it keeps what the first one left.
+    first = dense_module(W, np.zeros((5, 16), np.int8), W + 0, rows=2, weight_bits=4)
+    offload = OffloadDense(TINY)
+    mod = offload(first)
+    mod.update(dense_module(W, rows=3, weight_bits=4, functions=("later",)))
+    again = OffloadDense(TINY)
+    fields = again(mod)[PROGRAMS_FUNCTION].body.body.fields
+    bundles = [field.value.numpy().tobytes() for field in fields]
+    found = [program for bundle in bundles for program in unpack_bundle(bundle)]
+    assert found == [*offload.library.programs.values(), *again.library.programs.values()]
+    assert [(p.header.m_max, p.header.out_features) for p in found] == [(2, 3), (2, 5), (3, 3)]
 
 
 def test_symbolic_rows_have_a_program_per_bucket() -> None:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from simulator_programs import TINY, dense_program, header_for, random_operands
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.host.threads import core_count, use_threads
 from sparqle_tvm.numerics import encode
 from sparqle_tvm.target.isa import Tensor
 from sparqle_tvm.target.program import Program
@@ -25,6 +24,7 @@ from sparqle_tvm.target.simulator import (
     simulate_timing,
 )
 from sparqle_tvm.target.simulator.layout import DramTensors
+from sparqle_tvm.threads import core_count, use_threads
 
 
 @dataclass(frozen=True)

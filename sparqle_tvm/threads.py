@@ -8,6 +8,7 @@ fixed cores, so that two processes compete for the same ones. :func:`use_threads
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import tvm
@@ -16,6 +17,15 @@ from sparqle_tvm.errors import InvalidArgumentError
 
 # TVM's name for: all threads may run on all of the processors given.
 _SHARE_ALL_CORES = -3
+
+
+class _State(threading.local):
+    """Per thread, as TVM has a pool per thread: whether `use_threads` was called."""
+
+    chosen = False
+
+
+_STATE = _State()
 
 
 def core_count() -> int:
@@ -58,7 +68,14 @@ def use_threads(count: int | None = None) -> int:
     cpus = [str(cpu) for cpu in _allowed_cpus()]
     configure = tvm.get_global_func("runtime.config_threadpool")
     configure(_SHARE_ALL_CORES, min(count, len(cpus)), cpus)
+    _STATE.chosen = True
     return int(tvm.get_global_func("runtime.NumThreads")())
+
+
+def ensure_threads() -> None:
+    """Use all cores in this thread, unless :func:`use_threads` said how many."""
+    if not _STATE.chosen:
+        use_threads()
 
 
 def _allowed_cpus() -> list[int]:

@@ -1,4 +1,4 @@
-"""Number of threads of the host kernels."""
+"""Number of threads of compiled kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.host.threads import core_count, use_threads
+from sparqle_tvm.threads import core_count, use_threads
 
 
 def in_new_thread(count: int | None) -> tuple[int, set[int]]:
