@@ -13,6 +13,7 @@ from sparqle_tvm.passes.fold_constants import FoldConstants
 from sparqle_tvm.passes.fold_scales import FoldScales
 from sparqle_tvm.passes.fuse_quantize import FuseQuantize
 from sparqle_tvm.passes.legalize_host import LegalizeHost
+from sparqle_tvm.passes.lift_choices import LiftChoices, LiftedEncoding, choice_arguments
 from sparqle_tvm.passes.lower_qdq import LowerQDQ
 from sparqle_tvm.passes.offload_dense import OffloadDense
 from sparqle_tvm.passes.raise_msb_sparsity import RaiseMsbSparsity
@@ -32,6 +33,8 @@ __all__ = [
     "FoldScales",
     "FuseQuantize",
     "LegalizeHost",
+    "LiftChoices",
+    "LiftedEncoding",
     "LowerQDQ",
     "ObservedDense",
     "OffloadDense",
@@ -41,4 +44,5 @@ __all__ = [
     "Skipped",
     "SplitGroupedDense",
     "SplitPrecision",
+    "choice_arguments",
 ]

@@ -135,10 +135,11 @@ class _Readers(PyExprVisitor):
         self.known[call.args[0]] += 1
         encoding.consumers.append(call)
         encoding.results.append(variable)
-        if len(call.args) < 7:
+        sums = _minimum_and_sums(call)[1]
+        if sums is None:
             return
-        if self.sums.get(call.args[6]) == call.args[0]:
-            self.known[call.args[6]] += 1
+        if self.sums.get(sums) == call.args[0]:
+            self.known[sums] += 1
         else:
             # Sums from elsewhere would not change with this encoding's factors.
             self.foreign_sums.add(call.args[0])
@@ -195,11 +196,19 @@ def _take_weights(encoding: Choosable, constants: ConstantEvaluator) -> str:
     return ""
 
 
+def _minimum_and_sums(dense: relax.Call) -> tuple[Any, Any]:
+    """The minima and group sums that a dense reads, two times ``None`` if it has none."""
+    if not dialect.is_op(dense, "split_dense_scaled"):
+        return None, None
+    return dialect.scaled_operands(dense)[0] or (None, None)
+
+
 def _constant_weights(dense: relax.Call, constants: ConstantEvaluator) -> QuantizedWeights | None:
     """Weights and scales of a ``split_dense_scaled``, ``None`` if one of them is no constant."""
     values, scale = constants.value(dense.args[2]), constants.value(dense.args[3])
-    minimum = constants.value(dense.args[5]) if len(dense.args) == 7 else None
-    if values is None or scale is None or (minimum is None and len(dense.args) == 7):
+    operand = _minimum_and_sums(dense)[0]
+    minimum = None if operand is None else constants.value(operand)
+    if values is None or scale is None or (minimum is None and operand is not None):
         return None
     # Eight bits: the container, whatever the values are.
     return QuantizedWeights(values, scale, minimum, 8)

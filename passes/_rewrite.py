@@ -242,6 +242,24 @@ def relax_functions(mod: tvm.IRModule) -> list[tuple[relax.GlobalVar, relax.Func
     return [(gv, f) for gv, f in mod.functions_items() if isinstance(f, relax.Function)]
 
 
+@visitor
+class _Called(PyExprVisitor):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def visit_global_var_(self, op: relax.GlobalVar) -> None:
+        self.names.add(str(op.name_hint))
+
+
+def called_functions(mod: tvm.IRModule) -> set[str]:
+    """Names of the functions that other functions call: their signatures cannot be changed."""
+    called = _Called()
+    for _, func in relax_functions(mod):
+        called.visit_expr(func)
+    return called.names
+
+
 def apply_rewriter(
     mod: tvm.IRModule, report: PassReport, make: Callable[[tvm.IRModule], Rewriter]
 ) -> tvm.IRModule:

@@ -12,7 +12,7 @@ from tvm.relax.expr_functor import PyExprVisitor, visitor
 from sparqle_tvm import dialect
 from sparqle_tvm.numerics import max_exact, window_limits
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import relax_functions
+from sparqle_tvm.passes._rewrite import called_functions, relax_functions
 
 # Attribute of a function that returns its encodings already.
 COLLECTED = "sparqle_collected"
@@ -214,18 +214,6 @@ def _with_observations(func: relax.Function, infos: list[EncodingInfo]) -> relax
     return changed.with_attr(COLLECTED, True)
 
 
-@visitor
-class _Called(PyExprVisitor):
-    """The functions that other functions call: what they return cannot be changed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def visit_global_var_(self, op: relax.GlobalVar) -> None:
-        self.names.add(str(op.name_hint))
-
-
 @tvm.transform.module_pass(opt_level=0, name="CollectEncodings")
 class CollectEncodings:
     """Make functions return the precision bitmaps (and scales) of their encodings as well.
@@ -263,9 +251,7 @@ class CollectEncodings:
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""
-        changed, called = mod.clone(), _Called()
-        for _, func in relax_functions(mod):
-            called.visit_expr(func)
+        changed, called = mod.clone(), called_functions(mod)
         for gv, func in relax_functions(mod):
             name = str(gv.name_hint)
             infos, hidden = _describe(func)
@@ -273,7 +259,7 @@ class CollectEncodings:
                 self._skip(label, "stands in a branch")
             if not infos:
                 continue
-            if name in called.names:
+            if name in called:
                 for info in infos:
                     self._skip(info.label, f"its function {name} is called by another one")
                 continue

@@ -106,6 +106,7 @@ def pipeline(
     choices: Mapping[str, EncodingChoice] | None = None,
     engine: Engine = "host",
     balance: Balance = "array",
+    lift: passes.LiftChoices | None = None,
     collect: passes.CollectEncodings | None = None,
     offload: passes.OffloadDense | None = None,
     report: passes.PassReport | None = None,
@@ -130,6 +131,8 @@ def pipeline(
         Where encodings sort their rows, so that few wait in the MSB pass: where encoding and array
         take fewer cycles by it (``array``), or encoding and dense ops less time (``time``). Results
         do not depend on it, and kernels for this CPU do not sort.
+    lift : passes.LiftChoices, optional
+        Makes functions take factors and bands as parameters.
     collect : passes.CollectEncodings, optional
         Makes functions return their bitmaps as well.
     offload : passes.OffloadDense, optional
@@ -157,6 +160,8 @@ def pipeline(
         choices=choices,
         report=report,
     )
+    if lift is not None:
+        steps.append(lift)
     if collect is not None:
         steps.append(collect)
     if engine == "simulator":
@@ -193,6 +198,7 @@ def compile(
     default_window: str | None = None,
     allow_saturation: bool = False,
     choices: Mapping[str, EncodingChoice] | None = None,
+    lift_choices: bool = False,
 ) -> Executable:
     """Compile a Relax module for an accelerator.
 
@@ -212,6 +218,9 @@ def compile(
         As in :func:`pipeline`.
     collect_encodings : bool
         Whether ``Executable.encodings`` holds the bitmaps after each call.
+    lift_choices : bool
+        Leave factors and bands open: ``Executable.choose`` sets them between calls, without
+        another compilation. Encodings in `choices` keep what they have there.
 
     Raises
     ------
@@ -220,6 +229,7 @@ def compile(
     """
     report = passes.PassReport()
     collect = passes.CollectEncodings(report=report) if collect_encodings else None
+    lift = passes.LiftChoices(report=report) if lift_choices else None
     chosen = tvm.target.Target(host) if host is not None else host_target()
     if split:
         steps = pipeline(
@@ -230,6 +240,7 @@ def compile(
             choices=choices,
             engine=engine,
             balance=balance,
+            lift=lift,
             collect=collect,
             report=report,
         )
@@ -240,6 +251,7 @@ def compile(
     return Executable(
         executable,
         collected=collect.collected if collect is not None else None,
+        lifted=lift.lifted if lift is not None else None,
         report=report,
     )
 

@@ -17,6 +17,7 @@ from sparqle_tvm import passes
 from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
 from sparqle_tvm.files import replacing
 from sparqle_tvm.launch import recording
+from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.profile import Profile
 from sparqle_tvm.target.bundle import PROGRAMS_FUNCTION, unpack_bundle
 from sparqle_tvm.target.program import Program
@@ -97,6 +98,8 @@ class Executable:
         What ``relax.build`` made, or what was loaded.
     collected : mapping of function name to encodings
         What functions return beside their result.
+    lifted : mapping of function name to encodings
+        Encodings whose choices functions take as arguments; see :meth:`choose`.
 
     Attributes
     ----------
@@ -111,15 +114,19 @@ class Executable:
         executable: Any,
         *,
         collected: Mapping[str, list[passes.EncodingInfo]] | None = None,
+        lifted: Mapping[str, list[passes.LiftedEncoding]] | None = None,
         report: passes.PassReport | None = None,
     ) -> None:
         self._executable = executable
         self._collected = dict(collected or {})
+        self._lifted = dict(lifted or {})
         use_threads()
         self._vm = relax.VirtualMachine(executable, tvm.cpu())
         self._profile = Profile([])
         self.encodings: list[EncodingRecord] = []
         self.report = report if report is not None else passes.PassReport()
+        self._choices: dict[str, list[Any]] = {}
+        self.choose({})
 
     def __getitem__(self, name: str) -> Any:
         """The compiled function ``name``, as a callable."""
@@ -130,8 +137,9 @@ class Executable:
         infos = self._collected.get(name)
 
         def call(*args: Any) -> Any:
+            tensors = [_to_tensor(arg) for arg in args] + self._choices.get(name, [])
             with recording() as records:
-                result = function(*[_to_tensor(arg) for arg in args])
+                result = function(*tensors)
             self._profile = Profile(records)
             if infos is None:
                 return result
@@ -158,6 +166,35 @@ class Executable:
         bundles = [unpack_bundle(bundle.numpy().tobytes()) for bundle in function()]
         found = {program.to_bytes(): program for bundle in bundles for program in bundle}
         return list(found.values())
+
+    @property
+    def choosable(self) -> dict[str, passes.LiftedEncoding]:
+        """The encodings that :meth:`choose` can set, by label; empty unless compiled for that."""
+        return {e.label: e for encodings in self._lifted.values() for e in encodings}
+
+    def choose(self, choices: Mapping[str, EncodingChoice]) -> None:
+        """Set factors and bands for the calls from now on, if compiled with ``lift_choices``.
+
+        Parameters
+        ----------
+        choices : mapping of label to EncodingChoice
+            Encodings that are not named get none: their results are those of plain int8.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If no encoding that takes choices has a label, or a choice does not suit its encoding.
+        """
+        unknown = sorted(set(choices) - set(self.choosable))
+        if unknown:
+            raise InvalidArgumentError(
+                f"{unknown[0]}: no encoding of this name takes a choice; the report of the "
+                "executable says what was left alone, choosable which do"
+            )
+        self._choices = {
+            name: [tvm.runtime.tensor(a) for a in passes.choice_arguments(encodings, choices)]
+            for name, encodings in self._lifted.items()
+        }
 
     def profile(self) -> Profile:
         """What the accelerator did in the last call; empty if no op is offloaded."""

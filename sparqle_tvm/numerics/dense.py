@@ -104,8 +104,8 @@ def _group_sum(q: npt.NDArray[np.int8], weights: QuantizedWeights) -> npt.NDArra
     return total
 
 
-def require_exact_sum(weights: QuantizedWeights, largest_q: int) -> None:
-    """Refuse group scales with which a partial sum over the groups could round in float64.
+def exact_sum_bound(weights: QuantizedWeights, largest_q: int) -> npt.NDArray[np.float64]:
+    """Bound on the magnitude of the sums over the groups: float64 (N,).
 
     Parameters
     ----------
@@ -113,18 +113,26 @@ def require_exact_sum(weights: QuantizedWeights, largest_q: int) -> None:
         Weights with group scales.
     largest_q : int
         Largest magnitude of the activations.
-
-    Raises
-    ------
-    QuantizationError
-        If a sum could reach 2^29.
     """
     rows, groups = weights.scale.shape
     magnitudes = np.abs(weights.values.astype(np.int32)).reshape(rows, groups, -1).sum(axis=2)
     terms = magnitudes * np.abs(weights.scale.astype(np.float64))
     if weights.minimum is not None:
         terms += weights.group_size * np.abs(weights.minimum.astype(np.float64))
-    bound = largest_q * terms.sum(axis=1)
+    return np.asarray(largest_q * terms.sum(axis=1))
+
+
+def require_exact_sum(weights: QuantizedWeights, largest_q: int) -> None:
+    """Refuse group scales with which a partial sum over the groups could round in float64.
+
+    Parameters are those of `exact_sum_bound`.
+
+    Raises
+    ------
+    QuantizationError
+        If a sum could reach 2^29.
+    """
+    bound = exact_sum_bound(weights, largest_q)
     if (bound >= EXACT_SUM_LIMIT).any():
         row = first_position(bound >= EXACT_SUM_LIMIT)[0]
         raise QuantizationError(

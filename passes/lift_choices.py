@@ -1,0 +1,298 @@
+"""Make factors and bands parameters of the functions: many choices, one compilation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import mutator
+
+from sparqle_tvm import dialect
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics import (
+    EncodingChoice,
+    QuantizedWeights,
+    group_factors,
+    max_exact,
+    window_bias,
+    window_limits,
+)
+from sparqle_tvm.numerics.choice import BAND_DTYPES, LARGEST_FACTOR
+from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT, exact_sum_bound
+from sparqle_tvm.passes._choosable import Choosable, choosable_encodings
+from sparqle_tvm.passes._report import PassReport
+from sparqle_tvm.passes._rewrite import (
+    Rewriter,
+    apply_rewriter,
+    called_functions,
+    dtype_of,
+    relax_functions,
+)
+
+LIFTED = "sparqle_lifted"
+LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class LiftedEncoding:
+    """Where a function takes the choice of one encoding from, and what suits it.
+
+    Attributes
+    ----------
+    label : str
+        Name of the encoding.
+    start, columns : int
+        First of its K columns in the parameters ``factors`` and ``bands``, and K.
+    k : int
+        Bits of a digit.
+    window : {"signed", "unsigned"}
+        Window of the encoding.
+    group_size : int
+        Columns that have to share a factor.
+    largest_factor : float
+        Above it, a scale of the weights would exceed float16, or float64 sums could round.
+    """
+
+    label: str
+    start: int
+    columns: int
+    k: int
+    window: str
+    group_size: int
+    largest_factor: float
+
+    def check(self, choice: EncodingChoice) -> None:
+        """Refuse a choice that does not suit the encoding: InvalidArgumentError."""
+        choice.check(self.columns, self.k, self.window, self.label)
+        if choice.factors is None:
+            return
+        group_factors(choice.factors, self.columns, self.group_size, self.label)
+        largest = float(choice.factors.max())
+        if largest > self.largest_factor:
+            raise InvalidArgumentError(
+                f"{self.label}: the factor {largest:g} is too large for the scales of its weights; "
+                f"{self.largest_factor:g} is possible"
+            )
+
+
+def choice_arguments(
+    lifted: list[LiftedEncoding], choices: Mapping[str, EncodingChoice]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a lifted function takes behind its own arguments.
+
+    Parameters
+    ----------
+    lifted : list of LiftedEncoding
+        The encodings of the function.
+    choices : mapping of label to EncodingChoice
+        Encodings without one get factors of 1 and empty bands, which change nothing.
+
+    Returns
+    -------
+    factors : float32 (F,)
+        F is the sum of all K.
+    bands : int16 (2, F)
+        Lower and upper bands.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a choice does not suit its encoding.
+    """
+    factors, bands = [], []
+    for encoding in lifted:
+        choice = choices.get(encoding.label, EncodingChoice())
+        encoding.check(choice)
+        factors.append(choice.factors_or_ones(encoding.columns))
+        empty = np.array(window_limits(encoding.k, encoding.window), np.int16)
+        found = choice.bands
+        bands.append(
+            np.repeat(empty[:, None], encoding.columns, axis=1)
+            if found is None
+            else found.astype(np.int16)
+        )
+    return np.concatenate(factors), np.concatenate(bands, axis=1)
+
+
+def _describe(encoding: Choosable, start: int) -> LiftedEncoding:
+    attrs = encoding.attrs
+    largest = LARGEST_FACTOR
+    for weights in encoding.weights:
+        if not weights.group_size:
+            continue
+        parts = [weights.scale, *([] if weights.minimum is None else [weights.minimum])]
+        peak = max(float(np.abs(part.astype(np.float64)).max()) for part in parts)
+        bound = exact_sum_bound(weights, 2 * max_exact(attrs["k"], "unsigned")).max()
+        # A little less than the limits, so that no rounding of the quotients can exceed them.
+        for limit, value in ((LARGEST_FLOAT16, peak), (EXACT_SUM_LIMIT, float(bound))):
+            largest = min(largest, 0.999 * limit / value) if value else largest
+    return LiftedEncoding(
+        encoding.label,
+        start,
+        encoding.columns,
+        attrs["k"],
+        attrs["window"],
+        math.lcm(*encoding.group_sizes),
+        largest,
+    )
+
+
+@mutator
+class _Lift(Rewriter):
+    def __init__(self, mod: tvm.IRModule, report: PassReport, owner: LiftChoices) -> None:
+        super().__init__(mod, report)
+        self.owner = owner
+        self.lifted: dict[Any, LiftedEncoding] = {}
+        self.weights: dict[Any, tuple[LiftedEncoding, QuantizedWeights]] = {}
+        self.columns: dict[tuple[int, int], relax.Var] = {}
+        self.operands: list[relax.Var] = []
+
+    def visit_function_(self, func: relax.Function) -> relax.Expr:
+        name = self.owner.name_of(func)
+        self.lifted, self.weights, self.columns = {}, {}, {}
+        if name not in self.owner.skipped_functions and not (func.attrs and LIFTED in func.attrs):
+            self._find(name, func)
+        if not self.lifted:
+            return func
+        total = sum(encoding.columns for encoding in self.lifted.values())
+        self.operands = [
+            relax.Var("factors", relax.TensorType((total,), "float32")),
+            relax.Var("bands", relax.TensorType((2, total), "int16")),
+        ]
+        params = [*func.params, *self.operands]
+        wider = relax.Function(params, func.body, func.ret_ty, func.is_pure, func.attrs)
+        return super().visit_function_(wider).with_attr(LIFTED, True)
+
+    def _find(self, name: str, func: relax.Function) -> None:
+        start = 0
+        for encoding in choosable_encodings(func):
+            if encoding.obstacle:
+                self.owner.skip(encoding.label, encoding.obstacle)
+                continue
+            found = self.lifted[encoding.variable] = _describe(encoding, start)
+            start += found.columns
+            for result, weights in zip(encoding.results, encoding.weights, strict=True):
+                self.weights[result] = found, weights
+        if self.lifted:
+            self.owner.lifted[name] = list(self.lifted.values())
+
+    def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
+        if dialect.is_op(call, "quantize_encode") and self.bound in self.lifted:
+            self.report.rewrite("LiftChoices")
+            return self._encode(call, self.lifted[self.bound])
+        if dialect.is_op(call, "split_dense_scaled") and self.bound in self.weights:
+            return self._rescale(call, *self.weights[self.bound])
+        return None
+
+    def _slice(self, whole: relax.Var, encoding: LiftedEncoding, step: int = 1) -> relax.Expr:
+        """The columns of an encoding, or every `step`-th of them, of a parameter (.., F)."""
+        axis, end = whole.ty.ndim - 1, encoding.start + encoding.columns
+        return relax.op.strided_slice(whole, [axis], [encoding.start], [end], [step])
+
+    def _encode(self, call: relax.Call, encoding: LiftedEncoding) -> relax.Call:
+        factors, bands = self.operands
+        args = [call.args[0], self.emit(self._slice(factors, encoding), "factors")]
+        limits = self.emit(self._slice(bands, encoding), "bands")
+        if BAND_DTYPES[encoding.k] != dtype_of(limits):
+            limits = self.emit(relax.op.astype(limits, BAND_DTYPES[encoding.k]), "bands")
+        return dialect.with_attributes(call, [*args, limits])
+
+    def _by_group(self, encoding: LiftedEncoding, size: int) -> relax.Var:
+        """One factor for each group of that many columns: (K / size,) float32."""
+        key = (encoding.start, size)
+        if key not in self.columns:
+            found = self._slice(self.operands[0], encoding, size)
+            self.columns[key] = self.emit(found, "group_factors")
+        return self.columns[key]
+
+    def _rescale(
+        self, call: relax.Call, encoding: LiftedEncoding, weights: QuantizedWeights
+    ) -> relax.Call:
+        """The same dense with scales, minima and offset computed from the factors."""
+        args, op = list(call.args), relax.op
+        factors = self._by_group(encoding, weights.group_size or encoding.columns)
+        if not weights.group_size:
+            args[3] = self.emit(op.multiply(args[3], factors), "w_scale")
+            return dialect.with_attributes(call, args)
+        for place in (3, 5) if weights.minimum is not None else (3,):
+            product = op.multiply(op.astype(args[place], "float32"), factors)
+            args[place] = self.emit(op.astype(product, "float16"), "w_scale")
+        bias = window_bias(encoding.k, encoding.window)
+        if bias:
+            key = (self.constants.source(args[2]), weights.group_size, "group sums", bias)
+            sums = self.constants.once(key, lambda: _biased_sums(weights, bias))
+            terms = op.multiply(sums, op.astype(args[3], "float64"))
+            args[4] = self.emit(op.sum(terms, axis=[1]), "offset")
+        return dialect.with_attributes(call, args)
+
+
+def _biased_sums(weights: QuantizedWeights, bias: int) -> np.ndarray:
+    """``-bias * sum of the integers of a group``: (N, G) float64."""
+    rows, groups = weights.scale.shape
+    sums = weights.values.reshape(rows, groups, -1).sum(axis=2, dtype=np.int64)
+    return np.asarray(-bias * sums, np.float64)
+
+
+@tvm.transform.module_pass(opt_level=0, name="LiftChoices")
+class LiftChoices:
+    """Let functions take the factors and bands of all their encodings as parameters.
+
+    A search over choices compiles a model once and calls it with each of them. The scales of the
+    weights are multiplied when the function is called, in the arithmetic of
+    `numerics.scale_weights`: the result is that of ``RaiseMsbSparsity``, bit for bit, and that of
+    the module without choices if all factors are 1 and all bands empty.
+
+    Precondition: as for ``RaiseMsbSparsity``; functions that others call keep their parameters.
+
+    Before::
+
+        def main(x):
+            enc = R.sparqle.quantize_encode(x, label="up", group_size=32)
+            y = R.sparqle.split_dense_scaled(enc, enc[4], w, d, offset, ...)
+
+    After::
+
+        def main(x, factors, bands):
+            enc = R.sparqle.quantize_encode(x, factors[0:K], bands[:, 0:K], label="up", ...)
+            y = R.sparqle.split_dense_scaled(enc, enc[4], w, f16(d * factors[0:K:32]), ...)
+
+    Parameters
+    ----------
+    report : PassReport, optional
+        Takes the number of encodings lifted and what was left alone.
+
+    Attributes
+    ----------
+    lifted : dict of str to list of LiftedEncoding
+        After the pass: for each function with new parameters, its encodings; `choice_arguments`
+        makes the arguments from them.
+    """
+
+    def __init__(self, *, report: PassReport | None = None) -> None:
+        self.report = report if report is not None else PassReport()
+        self.lifted: dict[str, list[LiftedEncoding]] = {}
+        self.skipped_functions: set[str] = set()
+        self._functions: list[tuple[str, relax.Function]] = []
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Apply the pass to every Relax function of a copy of ``mod``."""
+        self.skipped_functions = called_functions(mod)
+        self._functions = [(str(gv.name_hint), func) for gv, func in relax_functions(mod)]
+        for name, func in self._functions:
+            if name in self.skipped_functions:
+                for encoding in choosable_encodings(func):
+                    self.skip(encoding.label, f"its function {name} is called by another one")
+        return apply_rewriter(mod, self.report, lambda m: _Lift(m, self.report, self))
+
+    def name_of(self, func: relax.Function) -> str:
+        """Name of a function of the module under transformation."""
+        return next(name for name, known in self._functions if known.same_as(func))
+
+    def skip(self, label: str, reason: str) -> None:
+        """Note an encoding that keeps what it has."""
+        self.report.skip("LiftChoices", "quantize_encode", label, reason)
