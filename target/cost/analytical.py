@@ -335,11 +335,13 @@ def encoding_costs(
     sum_groups = [shape.group_size for shape in consumers if shape.has_min]
     sums = min(sum_groups, default=0)
     encode = encode_cost(label, nnz, tilings[0], sums, accelerator, scheme, block_rows)
-    ops = tuple(
-        dense_op_cost(shape, nnz, tiling, accelerator, scheme, block_rows)
-        for shape, tiling in zip(consumers, tilings, strict=True)
-    )
-    return encode, ops
+    # Ops that differ in nothing but their names (gate and up) are counted once.
+    pairs = list(zip(consumers, tilings, strict=True))
+    counted = {
+        pair: dense_op_cost(pair[0], nnz, pair[1], accelerator, scheme, block_rows)
+        for pair in dict.fromkeys(pairs)
+    }
+    return encode, tuple(replace(counted[pair], label=pair[0].label) for pair in pairs)
 
 
 def _check_nnz(shape: DenseShape, nnz: RowNnz) -> None:

@@ -134,6 +134,7 @@ def _counts_before(nnz: RowNnz, columns: NDArray[np.int64]) -> NDArray[np.int64]
     return np.asarray(sums[:, at] + (sums[:, after] - sums[:, at]) * inside // nnz.unit)
 
 
+@lru_cache(maxsize=4096)
 def _header(shape: DenseShape, chunk: int, accelerator: Accelerator) -> Header:
     """What the rules of the instructions need to know of the op."""
     return Header(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,8 @@ class DenseShape:
 class RowNnz:
     """How many MSB digits each row stores, along K.
 
+    What is derived from the counts is kept: they must not change.
+
     Attributes
     ----------
     counts : ndarray of integers, shape (m, ceil(in_features / unit))
@@ -96,6 +98,7 @@ class RowNnz:
     counts: NDArray[np.integer]
     unit: int
     in_features: int
+    _derived: dict[tuple[int, ...], Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check that spans and columns agree."""
@@ -147,8 +150,12 @@ class RowNnz:
         lanes : int
             Digits of a step of a PE row.
         """
-        order = self.order(block_rows, lanes)
-        return RowNnz(self.counts[order], self.unit, self.in_features)
+        key = (block_rows, lanes)
+        if key not in self._derived:
+            counts = self.counts[self.order(block_rows, lanes)]
+            self._derived[key] = RowNnz(counts, self.unit, self.in_features)
+        found: RowNnz = self._derived[key]
+        return found
 
     def order(self, block_rows: int, lanes: int) -> NDArray[np.int32]:
         """The rows in that order: int32 (m,), arguments as in `sorted`."""
@@ -166,7 +173,16 @@ class RowNnz:
         Returns
         -------
         ndarray of int64, shape (m, ceil(in_features / chunk))
+            Not to be written.
         """
+        key = (min(chunk, self.in_features),)
+        if key not in self._derived:
+            self._derived[key] = self._sum_chunks(chunk)
+            self._derived[key].setflags(write=False)
+        found: NDArray[np.int64] = self._derived[key]
+        return found
+
+    def _sum_chunks(self, chunk: int) -> NDArray[np.int64]:
         if chunk >= self.in_features:
             return np.asarray(self.counts.sum(axis=1, keepdims=True, dtype=np.int64))
         if chunk % self.unit:

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparqle_tvm.errors import InvalidArgumentError
@@ -191,6 +191,7 @@ shapes_strategy = st.builds(
 
 
 @given(shape=shapes_strategy, seed=st.integers(0, 99), more=st.floats(0, 1))
+@settings(deadline=None)
 def test_more_digits_never_cost_less(shape, seed, more):
     rng = np.random.default_rng(seed)
     draw = rng.random((shape.m, shape.k))
@@ -205,6 +206,7 @@ def test_more_digits_never_cost_less(shape, seed, more):
 
 
 @given(shape=shapes_strategy, seed=st.integers(0, 99), density=st.floats(0, 1))
+@settings(deadline=None)
 def test_bounds_against_dense(shape, seed, density):
     nnz = random_nnz(shape.m, shape.k, density, seed)
     _, (sparqle,) = encoding_costs("x", nnz, [shape], EDGE, "sparqle")
@@ -220,6 +222,7 @@ def test_bounds_against_dense(shape, seed, density):
 
 
 @given(shape=shapes_strategy)
+@settings(deadline=None)
 def test_without_digits_half_of_the_array_time_remains(shape):
     nnz = RowNnz.from_pbm(np.zeros((shape.m, shape.k // 8), np.uint8), shape.k)
     _, (sparqle,) = encoding_costs("x", nnz, [shape], EDGE, "sparqle")
