@@ -13,18 +13,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError, TargetError, UnsupportedModelError
 from sparqle_tvm.models.sparsity import row_quantiles
+from sparqle_tvm.phases import (
+    OUTPUT_LABEL,
+    CountEngine,
+    count_gain,
+    count_phases,
+    prefill_encodings,
+)
 from sparqle_tvm.progress import Steps
-from sparqle_tvm.report.results import LayerSparsity, PhaseResult, RunResult
+from sparqle_tvm.report.results import LayerSparsity, RunResult
 from sparqle_tvm.report.rows import layer_type
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.balance import BALANCES, Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
-from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
-from sparqle_tvm.target.cost.shapes import DenseShape, ProgramScheme, RowNnz
-from sparqle_tvm.target.cost.simulated import ProgramCache, simulated_pass_cost
+from sparqle_tvm.target.cost.model import EncodedActivation
+from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
 from sparqle_tvm.target.cost.vector import TransformerShape
 
 if TYPE_CHECKING:
@@ -36,12 +43,9 @@ if TYPE_CHECKING:
 
 BUILTIN_MODEL = "smollm2"
 BUILTIN_TEXT = "built-in prose (Python's language reference)"
-OUTPUT_LABEL = "output"
-"""Name of the layer that makes logits."""
 
 # Imports, compilations and runs of three forms (two imports), and the count.
 STEP_COUNT = 9
-CountEngine = Literal["simulator", "analytical"]
 _DENSE_OF_A_BLOCK = (
     "attn_q",
     "attn_k",
@@ -80,6 +84,7 @@ def run_model(
     accelerator: str | Accelerator | tvm.target.Target = "sparqle/edge",
     *,
     engine: CountEngine = "simulator",
+    balance: Balance = "array",
     table: EnergyTable | None = None,
     progress: bool = True,
 ) -> RunResult:
@@ -98,6 +103,8 @@ def run_model(
     engine : {"simulator", "analytical"}
         ``simulator``: the split model computes its logits on simulated accelerator programs, and
         cycles are theirs. ``analytical``: logits from kernels for this CPU, cycles by formula.
+    balance : {"array", "time", "none"}
+        Where encodings sort their rows, see `sparqle_tvm.compile`.
     table : EnergyTable, optional
         What energy is counted with; by default 7 nm and the memory that the preset stands for.
     progress : bool
@@ -109,7 +116,7 @@ def run_model(
         One of its classes: a bad target, text or model file, a download that failed, NaN or Inf
         in activations, an unsuitable TVM.
     """
-    chosen = _check_arguments(tokens, accelerator, engine)
+    chosen = _check_arguments(tokens, accelerator, engine, balance)
     import sparqle_tvm
     from sparqle_tvm.models.text import load_tokens
 
@@ -120,12 +127,15 @@ def run_model(
         imported = sparqle_tvm.frontend.from_gguf(path, activations="int8", progress=progress)
         ids = load_tokens(imported.tokenizer, content, tokens)
     # The split form first: what cannot be split is refused before minutes are spent on the rest.
-    split = _evaluate(steps, "sparqle", imported, ids, chosen, split=True, engine=engine)
+    split = _evaluate(
+        *(steps, "sparqle", imported, ids, chosen), split=True, engine=engine, balance=balance
+    )
     records = [*split.hidden, *split.head]
     with steps("count"):
         encodings = encoded_activations(records)
         shape = transformer_shape(imported.config)
-        prefill, decode = count_phases(encodings, shape, chosen, engine)
+        prefill, decode = count_phases(encodings, shape, chosen, engine, balance)
+        gain = count_gain(prefill, shape, chosen, engine, balance)
     plain = _evaluate(steps, "int8", imported, ids, chosen, split=False)
     del imported  # one model in memory at a time
     with steps("import (float)"):
@@ -149,18 +159,21 @@ def run_model(
         layers=layer_sparsities(records, prefill_encodings(encodings)),
         prefill=prefill,
         decode=decode,
+        balance=gain,
         uncounted=_uncounted(imported.config, records),
         seconds=steps.seconds,
     )
 
 
 def _check_arguments(
-    tokens: int, accelerator: str | Accelerator | tvm.target.Target, engine: str
+    tokens: int, accelerator: str | Accelerator | tvm.target.Target, engine: str, balance: str
 ) -> Accelerator:
     if engine not in get_args(CountEngine):
         raise InvalidArgumentError(
             f"engine {engine!r} is unknown; known: {', '.join(get_args(CountEngine))}"
         )
+    if balance not in BALANCES:
+        raise InvalidArgumentError(f"balance {balance!r} is unknown; known: {', '.join(BALANCES)}")
     if tokens < 2:
         raise InvalidArgumentError(f"perplexity needs at least 2 tokens, {tokens} were asked for")
     chosen = Accelerator.from_target(accelerator)
@@ -196,6 +209,7 @@ def _evaluate(
     *,
     split: bool,
     engine: CountEngine = "analytical",
+    balance: Balance = "none",
 ) -> Evaluation:
     import sparqle_tvm
 
@@ -205,6 +219,7 @@ def _evaluate(
             accelerator,
             split=split,
             engine="simulator" if engine == "simulator" else "host",
+            balance=balance,
             collect_encodings=split,
         )
     with steps(f"run ({name})"):
@@ -318,77 +333,6 @@ def layer_sparsities(
             )
         )
     return tuple(layers)
-
-
-def count_phases(
-    encodings: Sequence[EncodedActivation],
-    transformer: TransformerShape,
-    accelerator: Accelerator,
-    engine: CountEngine = "analytical",
-) -> tuple[PhaseResult, PhaseResult]:
-    """Count prefill (all tokens) and decode (the last token after the others).
-
-    Parameters
-    ----------
-    encodings : sequence of EncodedActivation
-        Of one pass over all tokens. An encoding of fewer rows (the output layer's) counts with
-        its last one: only the last token's logits are needed.
-    transformer : TransformerShape
-        Sizes of the model.
-    accelerator : Accelerator
-        What is counted for.
-    engine : {"simulator", "analytical"}
-        Whether the dense ops run on the simulator or by formula.
-    """
-    programs = ProgramCache(accelerator) if engine == "simulator" else None
-    tokens = max(encoding.nnz.rows for encoding in encodings)
-    last = [encoding.last_token() for encoding in encodings]
-
-    def count(encodings: Sequence[EncodedActivation], tokens: int, past: int) -> PhaseResult:
-        return _count_phase(encodings, transformer, tokens, past, accelerator, programs)
-
-    return count(prefill_encodings(encodings), tokens, 0), count(last, 1, tokens - 1)
-
-
-def prefill_encodings(encodings: Sequence[EncodedActivation]) -> list[EncodedActivation]:
-    """Keep all tokens, but only the last one for the output layer."""
-    tokens = max(encoding.nnz.rows for encoding in encodings)
-    return [
-        encoding.last_token() if encoding.nnz.rows < tokens or _is_output(encoding) else encoding
-        for encoding in encodings
-    ]
-
-
-def _is_output(encoding: EncodedActivation) -> bool:
-    return any(shape.label == OUTPUT_LABEL for shape in encoding.consumers)
-
-
-def _count_phase(
-    encodings: Sequence[EncodedActivation],
-    transformer: TransformerShape,
-    tokens: int,
-    past: int,
-    accelerator: Accelerator,
-    programs: ProgramCache | None,
-) -> PhaseResult:
-    def cost(scheme: ProgramScheme) -> PassCost:
-        if programs is not None:
-            return simulated_pass_cost(
-                encodings, transformer, tokens=tokens, past=past, programs=programs, scheme=scheme
-            )
-        return pass_cost(
-            encodings,
-            transformer,
-            tokens=tokens,
-            past=past,
-            accelerator=accelerator,
-            scheme=scheme,
-        )
-
-    macs = sum(encoding.macs for encoding in encodings)
-    sparsity = sum(encoding.nnz.msb_sparsity * encoding.macs for encoding in encodings) / macs
-    dense, sparqle = cost("dense"), cost("sparqle")
-    return PhaseResult(tokens, past, sparsity, dense, sparqle, tuple(encodings))
 
 
 def _uncounted(config: LlamaConfig, records: Sequence[EncodingRecord]) -> tuple[str, ...]:

@@ -21,17 +21,14 @@ from sparqle_tvm.errors import (
 )
 from sparqle_tvm.numerics import encode
 from sparqle_tvm.passes import DenseInfo, EncodingInfo
+from sparqle_tvm.phases import count_gain, count_phases, prefill_encodings
 from sparqle_tvm.report.results import mean_sparsity
-from sparqle_tvm.run import (
-    count_phases,
-    encoded_activations,
-    evaluate,
-    layer_sparsities,
-    prefill_encodings,
-    run_model,
-)
+from sparqle_tvm.run import encoded_activations, evaluate, layer_sparsities, run_model
 from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.cost.model import EncodedActivation
+from sparqle_tvm.target.cost.shapes import DenseShape
 from sparqle_tvm.target.cost.vector import TransformerShape
+from sparqle_tvm.target.tie import draw_digits
 
 EDGE = PRESETS["sparqle/edge"]
 SHAPE = TransformerShape(layers=1, embed=64, ffn=96, heads=4, kv_heads=2, head_dim=16, vocab=257)
@@ -141,6 +138,22 @@ def test_evaluation_by_hand():
     assert found.digest != evaluate(KnownLogits(), [1, 2, 2]).digest
 
 
+@pytest.mark.parametrize("engine", ["analytical", "simulator"])
+def test_what_sorted_rows_bring(engine):
+    nnz = draw_digits(np.random.default_rng(0), 0.3, 96, 320)
+    wide = EncodedActivation("a", nnz, "signed", (DenseShape(96, 1536, 320, label="blk_0_attn_q"),))
+    encodings = [wide, *encoded_activations([record("c", {"output": 257}, 1, seed=2)])]
+    prefill, decode = count_phases(encodings, SHAPE, EDGE, engine, "array")
+    gain = count_gain(prefill, SHAPE, EDGE, engine, "array")
+    in_order, _ = count_phases(encodings, SHAPE, EDGE, engine, "none")
+    assert (gain.sorted_encodings, gain.encodings) == (1, 2)
+    assert gain.mma_cycles == prefill.sparqle.mma_cycles < gain.mma_cycles_in_order
+    assert gain.mma_cycles_in_order == in_order.sparqle.mma_cycles
+    assert gain.layer_cycles_in_order == in_order.sparqle.dense_layers.cycles
+    assert not any(encode.block_rows for encode in decode.sparqle.encodes)
+    assert prefill.dense == in_order.dense
+
+
 def test_another_accelerator_changes_only_the_count():
     encodings = encoded_activations([record("a", {"blk_0_attn_q": 64}, 40, seed=0)])
     small = dataclasses.replace(EDGE, name="small", rows=4)
@@ -153,6 +166,8 @@ def test_bad_input(folder, tmp_path):
     model, text = folder / "tiny.gguf", folder / "prose.txt"
     with pytest.raises(InvalidArgumentError, match="at least 2 tokens"):
         run_model(model, text, 1)
+    with pytest.raises(InvalidArgumentError, match="'fast' is unknown; known: array, time, none"):
+        run_model(model, text, 16, balance="fast")
     with pytest.raises(TargetError, match="unknown target 'nope'"):
         run_model(model, text, 16, "nope")
     with pytest.raises(TargetError, match="digits of 2 bits"):

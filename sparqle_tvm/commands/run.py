@@ -38,6 +38,22 @@ def add(commands: Any) -> None:
         default="simulator",
         help="run the dense layers as simulated programs, or count them by formula (faster)",
     )
+    balance = run.add_mutually_exclusive_group()
+    balance.add_argument(
+        "--balance",
+        choices=("array", "time", "none"),
+        default="array",
+        help="sort rows by their stored digits where that takes cycles off the array, or off the "
+        "time of encoding and dense layers; results do not depend on it",
+    )
+    balance.add_argument(
+        "--no-balance",
+        action="store_const",
+        const="none",
+        dest="balance",
+        default=argparse.SUPPRESS,
+        help="leave all rows in their own order, as --balance none",
+    )
     add_output_arguments(run)
     run.set_defaults(command=_run)
 
@@ -55,6 +71,7 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.tokens,
         arguments.target,
         engine=arguments.engine,
+        balance=arguments.balance,
         table=table,
     )
     if arguments.json != "-":

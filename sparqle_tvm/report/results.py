@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sparqle_tvm.report.balance import BalanceResult
 from sparqle_tvm.report.rows import layer_rows, other_rows
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import energy as energy_model
@@ -218,6 +219,8 @@ class RunResult:
         Every encoding in program order.
     prefill, decode : PhaseResult
         All tokens at once; the last token after the others.
+    balance : BalanceResult, optional
+        What sorting rows brings prefill.
     uncounted : tuple of str
         Dense layers without quantized activations (float weights): in no count.
     seconds : dict
@@ -237,6 +240,7 @@ class RunResult:
     layers: tuple[LayerSparsity, ...]
     prefill: PhaseResult
     decode: PhaseResult
+    balance: BalanceResult | None = None
     uncounted: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -266,6 +270,7 @@ class RunResult:
             },
             "prefill": self.prefill.to_json(),
             "decode": self.decode.to_json(),
+            "balance": None if self.balance is None else self.balance.to_json(),
             "energy": {
                 "table": self.table.name,
                 **{

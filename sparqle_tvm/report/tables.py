@@ -8,6 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sparqle_tvm.report.balance import BalanceResult
 from sparqle_tvm.report.results import (
     Comparison,
     EnergyComparison,
@@ -185,6 +186,25 @@ _HOW = {
 }
 
 
+def _balance_note(balance: BalanceResult, dense_cycles: int) -> Text:
+    """What sorting rows brought prefill."""
+    if not balance.sorted_encodings:
+        why = "is switched off" if balance.goal == "none" else "would not pay"
+        return Text(f"Rows stay in their own order: sorting them {why}.", style="dim")
+    before, after = (
+        1 - cycles / dense_cycles for cycles in (balance.mma_cycles_in_order, balance.mma_cycles)
+    )
+    change = balance.layer_cycles / balance.layer_cycles_in_order - 1
+    blocks = " or ".join(str(rows) for rows in balance.block_rows)
+    return Text(
+        f"Prefill: {balance.sorted_encodings} of {balance.encodings} encodings sort their rows, "
+        f"{blocks} at a time, so that fewer wait in the MSB pass: the MAC array saves {after:.1%} "
+        f"instead of {before:.1%}. With what sorting costs, the time of the dense layers changes "
+        f"by {change:+.1%}.",
+        style="dim",
+    )
+
+
 def _notes(result: RunResult) -> Iterator[Text]:
     yield Text(
         f"{_HOW[result.engine]} Their figures include the quantization and encoding of their "
@@ -193,6 +213,8 @@ def _notes(result: RunResult) -> Iterator[Text]:
         f"{8 * result.accelerator.float_bytes} bits.",
         style="dim",
     )
+    if result.balance is not None:
+        yield _balance_note(result.balance, result.prefill.dense.mma_cycles)
     bands = (
         f"{name} {band.low:.1%} to {band.high:.1%}"
         for name, phase in (("prefill", result.prefill), ("decode", result.decode))
