@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +50,8 @@ class EncodingInfo:
     may_saturate : bool
         Whether elements outside the window's exact range, or through a small factor outside of
         the quantizer's limits, can come in.
+    rows : int or None
+        M, if that is static.
     consumers : list of DenseInfo
         In program order.
     has_factors, has_bands : bool
@@ -61,6 +64,7 @@ class EncodingInfo:
     columns: int
     quantizes: bool
     may_saturate: bool
+    rows: int | None = None
     consumers: list[DenseInfo] = field(default_factory=list)
     has_factors: bool = False
     has_bands: bool = False
@@ -93,15 +97,18 @@ def _describe_encoding(call: relax.Call) -> EncodingInfo:
     attrs = dialect.attributes(call)
     limit = max_exact(attrs["k"], attrs["window"])
     exceeds = attrs["window"] == "signed" and attrs.get("qmax", limit + 1) > limit
+    *lead, columns = call.args[0].ty.shape.values
+    static = all(hasattr(extent, "value") for extent in lead)
     return EncodingInfo(
         label=attrs["label"],
         digit_bits=attrs["k"],
         window=attrs["window"],
-        columns=int(call.args[0].ty.shape.values[-1]),
+        columns=int(columns),
         quantizes="qmax" in attrs,
         may_saturate=exceeds or len(call.args) > 1,
         has_factors=len(call.args) > 1,
         has_bands=len(call.args) > 2,
+        rows=math.prod(int(extent) for extent in lead) if static else None,
     )
 
 

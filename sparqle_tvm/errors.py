@@ -57,3 +57,7 @@ class MissingExtraError(SparqleError):
 
 class CalibrationError(SparqleError, ValueError):
     """A calibration is damaged, of another model or version, or cannot meet the budget asked."""
+
+
+class TuningError(SparqleError):
+    """A tuning database is missing, damaged, or does not fit what it is used for."""

@@ -1,0 +1,38 @@
+"""Tuning schedules of dense ops with TVM's MetaSchedule, on the simulator or by formula.
+
+Needs the extra ``tune`` (psutil, cloudpickle, xgboost); reading a database does not.
+"""
+
+from sparqle_tvm.tuning.api import tune
+from sparqle_tvm.tuning.database import Entry, Settings, TuningDatabase
+from sparqle_tvm.tuning.estimate import Estimate, Estimator
+from sparqle_tvm.tuning.extract import extract_tasks, tasks_of_group
+from sparqle_tvm.tuning.measure import ActivationData, Measurement, Meter, Objective
+from sparqle_tvm.tuning.search import Trial
+from sparqle_tvm.tuning.space import KNOBS, Space, default_of, make_space
+from sparqle_tvm.tuning.task import TuningTask
+from sparqle_tvm.tuning.tuner import TaskResult, Tuner, TuningResult
+
+__all__ = [
+    "KNOBS",
+    "ActivationData",
+    "Entry",
+    "Estimate",
+    "Estimator",
+    "Measurement",
+    "Meter",
+    "Objective",
+    "Settings",
+    "Space",
+    "TaskResult",
+    "Trial",
+    "Tuner",
+    "TuningDatabase",
+    "TuningResult",
+    "TuningTask",
+    "default_of",
+    "extract_tasks",
+    "make_space",
+    "tasks_of_group",
+    "tune",
+]

@@ -1,0 +1,148 @@
+"""``sparqle_tvm.tune``: from a module to a database of schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from os import PathLike
+from typing import Any
+
+import tvm
+from tqdm import tqdm
+
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.energy_table import EnergyTable
+from sparqle_tvm.target.cost.shapes import ProgramScheme
+from sparqle_tvm.tuning.extract import extract_tasks
+from sparqle_tvm.tuning.measure import (
+    DEFAULT_DENSITY,
+    ActivationData,
+    Meter,
+    Objective,
+    RowSource,
+    TuningEngine,
+)
+from sparqle_tvm.tuning.search import Trial
+from sparqle_tvm.tuning.task import TuningTask
+from sparqle_tvm.tuning.tuner import Tuner, TuningResult
+
+
+def tune(
+    mod: tvm.IRModule,
+    target: str | tvm.target.Target | Accelerator = "sparqle/edge",
+    *,
+    trials: int,
+    objective: Objective | str = "latency",
+    work_dir: str | PathLike[str],
+    calibration: RowSource | None = None,
+    seed: int = 0,
+    rows: Sequence[int] = (512, 1),
+    density: float = DEFAULT_DENSITY,
+    draws: int = 1,
+    percentile: float | None = None,
+    engine: TuningEngine = "simulator",
+    table: EnergyTable | None = None,
+    schemes: Sequence[ProgramScheme] = ("sparqle",),
+    single: Collection[str] = (),
+    workers: int = 1,
+    progress: bool = True,
+) -> TuningResult:
+    """Search better schedules for the dense ops of a module, with TVM's MetaSchedule.
+
+    The default schedule of every op is the first trial, and what is found is used only if it is
+    better. Killed and started again with the same arguments, the search goes on from `work_dir`.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        Relax functions with quantized dense ops; it is not changed.
+    target : str, tvm.target.Target or Accelerator
+        The accelerator.
+    trials : int
+        Schedules to measure in all, those in `work_dir` included; at least one for each op.
+    objective : Objective or str
+        ``latency``, ``energy``, ``edp``, or ``weighted:W`` with a share W of latency.
+    work_dir : path
+        Folder of the database, for ``pipeline(target, database=work_dir)``.
+    calibration : optional
+        Measured activations (`row_nnz(label, rows, seed)`), by default drawn with `density`.
+    seed : int
+        The same seed finds the same schedules.
+    rows : sequence of int
+        Tokens to tune for where the module leaves them open: prefill and decode.
+    density : float
+        Share of MSB digits that are not zero, without a calibration.
+    draws, percentile
+        See `ActivationData`.
+    engine : {"simulator", "analytical"}
+        What measures: programs on the simulator, or formulas (faster, a smaller space).
+    table : EnergyTable, optional
+        What events cost, by default the accelerator's.
+    schemes : sequence of {"sparqle", "dense"}
+        ``dense`` tunes the baseline as well.
+    single : collection of str
+        Labels of ops that work on one token only, as the output layer's.
+    workers : int
+        Processes that build programs.
+    progress : bool
+        Show a bar with the best figure so far.
+
+    Returns
+    -------
+    TuningResult
+        Every op before and after.
+
+    Raises
+    ------
+    TuningError
+        If there is nothing to tune, or `work_dir` is damaged or of another purpose.
+    InvalidArgumentError
+        If an argument is out of its range, or there are fewer trials than ops.
+    TargetError
+        If the target is not a sparqle accelerator.
+    """
+    accelerator = Accelerator.from_target(target)
+    data = ActivationData(density, calibration, draws, percentile, seed)
+    meter = Meter(accelerator, data, engine, table)
+    objective = Objective.parse(objective)
+    tasks: list[TuningTask] = []
+    for scheme in schemes:
+        tasks += extract_tasks(mod, accelerator, rows=rows, data=data, scheme=scheme, single=single)
+    bar = _Bar(trials, progress)
+    tuner = Tuner(meter, objective, work_dir, seed=seed, workers=workers, on_trial=bar.note)
+    with bar:
+        bar.skip(sum(entry.task in tasks for entry in tuner.known.entries))
+        return tuner.run(tasks, trials)
+
+
+class _Bar:
+    """Shows trials done, and what the best schedules so far gained over the default ones."""
+
+    def __init__(self, trials: int, progress: bool) -> None:
+        self.best: dict[TuningTask, float] = {}
+        self.first: dict[TuningTask, float] = {}
+        self.bar: Any = tqdm(
+            total=trials, unit="trial", desc="tune", disable=not progress, leave=False
+        )
+
+    def __enter__(self) -> _Bar:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the bar, so that what is printed next begins on a line of its own."""
+        self.bar.close()
+
+    def skip(self, count: int) -> None:
+        """Count trials of earlier runs."""
+        self.bar.update(count)
+
+    def note(self, trial: Trial) -> None:
+        """Count a trial."""
+        task = trial.task
+        if trial.value is not None:
+            self.first.setdefault(task, trial.value)
+            self.best[task] = min(trial.value, self.best.get(task, trial.value))
+            before = sum(t.weight * value for t, value in self.first.items())
+            after = sum(t.weight * value for t, value in self.best.items())
+            self.bar.set_postfix_str(f"best so far {after / before - 1:+.1%}")
+        self.bar.update()

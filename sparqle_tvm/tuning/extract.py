@@ -1,0 +1,180 @@
+"""The tasks of a module: its different dense ops, and which of them read one encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+import numpy as np
+import tvm
+
+from sparqle_tvm import dialect, passes
+from sparqle_tvm.compiler import split_passes
+from sparqle_tvm.errors import InvalidArgumentError, TargetError, TuningError
+from sparqle_tvm.passes.collect_encodings import EncodingInfo
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.shapes import ProgramScheme
+from sparqle_tvm.target.tir import DenseSpec, bucket
+from sparqle_tvm.tuning.estimate import Estimator
+from sparqle_tvm.tuning.measure import ActivationData
+from sparqle_tvm.tuning.space import chunk_unit, default_of, make_space, reason_against
+from sparqle_tvm.tuning.task import TuningTask, even_splits
+
+# K chunks to choose from where different ops share them, and points that the choice looks at.
+_SHARED_CHUNKS = 3
+_DRAWN = 600
+
+
+def extract_tasks(
+    mod: tvm.IRModule,
+    target: str | tvm.target.Target | Accelerator,
+    *,
+    rows: Sequence[int] = (512, 1),
+    data: ActivationData | None = None,
+    scheme: ProgramScheme = "sparqle",
+    single: Collection[str] = (),
+) -> tuple[TuningTask, ...]:
+    """Find the different dense ops of a module.
+
+    The module goes through the passes of `compiler.split_passes`. Equal ops that share their
+    encoding with equal ops are one task, weighted by how often they occur.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        Relax functions with quantized dense ops; it is not changed.
+    target : str, tvm.target.Target or Accelerator
+        The accelerator.
+    rows : sequence of int
+        Tokens to tune for where the module has a symbolic number of rows: each makes a task.
+    data : ActivationData, optional
+        What the choice of common K chunks looks at.
+    scheme : {"sparqle", "dense"}
+        ``dense``: the baseline of the same ops.
+    single : collection of str
+        Labels of ops that work on one token, whatever `rows` says: the output layer's.
+
+    Raises
+    ------
+    TuningError
+        If the module has no dense op that the accelerator can run.
+    InvalidArgumentError
+        If there are no rows, or they are not positive.
+    """
+    accelerator = Accelerator.from_target(target)
+    if not rows or min(rows) < 1:
+        raise InvalidArgumentError(f"rows {list(rows)}: numbers of tokens must be positive")
+    labels: dict[tuple[int, tuple[DenseSpec, ...]], dict[DenseSpec, list[str]]] = {}
+    for info in _encodings(mod):
+        alone = any(consumer.label in single for consumer in info.consumers)
+        counts = {1} if alone else {info.rows} if info.rows else set(rows)
+        for count in sorted(counts, reverse=True):
+            specs = _specs(info, count, accelerator, scheme)
+            ops = labels.setdefault((count, tuple(sorted(specs, key=repr))), {})
+            for spec, consumer in zip(specs, info.consumers, strict=True):
+                ops.setdefault(spec, []).append(consumer.label)
+    tasks: list[TuningTask] = []
+    for (count, group), ops in labels.items():
+        tasks += tasks_of_group(group, count, accelerator, ops, data=data)
+    if not tasks:
+        raise TuningError(
+            "the module has no quantized dense op that the accelerator can run, so there is "
+            "nothing to tune"
+        )
+    return tuple(tasks)
+
+
+def tasks_of_group(
+    group: Sequence[DenseSpec],
+    rows: int,
+    accelerator: Accelerator,
+    labels: dict[DenseSpec, list[str]] | None = None,
+    *,
+    data: ActivationData | None = None,
+) -> list[TuningTask]:
+    """One task for each different op of those that read an encoding; none if one does not fit.
+
+    Parameters
+    ----------
+    group : sequence of DenseSpec
+        The ops.
+    rows : int
+        Tokens that they are measured with.
+    accelerator : Accelerator
+        The machine.
+    labels : dict of DenseSpec to list of str, optional
+        Labels of all ops that each stands for; without, each counts as often as it is in `group`.
+    data : ActivationData, optional
+        What the choice of common K chunks looks at.
+    """
+    group = tuple(group)
+    names = labels or {spec: [""] * group.count(spec) for spec in group}
+    chunks = even_splits(group[0].k, chunk_unit(group, accelerator))
+
+    def task(spec: DenseSpec, chunks: tuple[int, ...]) -> TuningTask:
+        mine = names[spec]
+        return TuningTask(
+            spec=spec,
+            rows=rows,
+            group=group,
+            chunks=chunks,
+            weight=len(mine),
+            labels=tuple(name for name in mine if name),
+        )
+
+    try:
+        different = [task(spec, chunks) for spec in dict.fromkeys(group)]
+        defaults = [default_of(t, accelerator) for t in different]
+    except TargetError:
+        return []  # the op stays on the host, as the pipeline reports
+    if len(different) > 1:
+        chunks = _common_chunks(different, accelerator, data or ActivationData())
+    chunks = tuple(sorted({*chunks, *(decisions.k for decisions in defaults)}))
+    return [task(t.spec, chunks) for t in different]
+
+
+def _encodings(mod: tvm.IRModule) -> Iterator[EncodingInfo]:
+    dialect.register()
+    collect = passes.CollectEncodings()
+    steps = tvm.transform.Sequential([*split_passes(), collect])
+    steps(mod)
+    for infos in collect.collected.values():
+        yield from (info for info in infos if info.consumers)
+
+
+def _specs(
+    info: EncodingInfo, rows: int, accelerator: Accelerator, scheme: ProgramScheme
+) -> list[DenseSpec]:
+    return [
+        DenseSpec(
+            m=bucket(rows, accelerator.rows),
+            n=consumer.n,
+            k=consumer.k,
+            digit_bits=info.digit_bits,
+            window="signed" if scheme == "sparqle" and info.window == "signed" else "unsigned",
+            weight_bits=consumer.weight_bits,
+            group_size=consumer.group_size,
+            has_min=consumer.has_min,
+            scheme=scheme,
+        )
+        for consumer in info.consumers
+    ]
+
+
+def _common_chunks(
+    tasks: Sequence[TuningTask], accelerator: Accelerator, data: ActivationData
+) -> tuple[int, ...]:
+    """The K chunks with which the estimates of all ops, each at its best, add up to least."""
+    sums: dict[int, float] = dict.fromkeys(tasks[0].chunks, 0.0)
+    for task in tasks:
+        estimator = Estimator(task, accelerator, data.draw(task)[0])
+        space = make_space(task, accelerator)
+        for chunk in sums:
+            rng = np.random.default_rng(chunk)
+            knobs = {**space.knobs, "k": (chunk,)}
+            points = type(space)(knobs).draw(rng, _DRAWN)
+            points.sort(key=lambda point: estimator.estimate(point).total_cycles)
+            fit = (p for p in points if reason_against(task, accelerator, p) is None)
+            best = next(fit, None)
+            cycles = estimator.estimate(best).total_cycles if best else float("inf")
+            sums[chunk] += task.group.count(task.spec) * cycles
+    return tuple(sorted(sums, key=lambda chunk: (sums[chunk], -chunk))[:_SHARED_CHUNKS])

@@ -1,0 +1,279 @@
+"""What a schedule costs: the objective, the data that it is measured with, and the measurement."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.codegen import generate
+from sparqle_tvm.target.cost.analytical import dense_op_cost
+from sparqle_tvm.target.cost.array import best_row_split
+from sparqle_tvm.target.cost.energy import energy
+from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
+from sparqle_tvm.target.cost.events import Events, simulated_events
+from sparqle_tvm.target.cost.shapes import RowNnz
+from sparqle_tvm.target.cost.tiling import Tiling
+from sparqle_tvm.target.program import Program
+from sparqle_tvm.target.schedule import Decisions, schedule_with
+from sparqle_tvm.target.simulator import draw_nnz, simulate_timing
+from sparqle_tvm.tuning.space import reason_against
+from sparqle_tvm.tuning.task import TuningTask
+
+ObjectiveKind = Literal["latency", "energy", "edp", "weighted"]
+TuningEngine = Literal["simulator", "analytical"]
+
+DEFAULT_DENSITY = 0.3
+"""Share of MSB digits that are not zero: SmolLM2-135M on prose, signed window."""
+
+# RowNnz counts columns by this many: every step of a PE row begins at a multiple.
+_UNIT = 8
+
+
+class RowSource(Protocol):
+    """Where measured rows come from, as a calibration."""
+
+    def row_nnz(self, label: str, rows: int, seed: int) -> RowNnz:
+        """Draw the stored digits of `rows` rows of what the op `label` reads."""
+        ...
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is made small.
+
+    Attributes
+    ----------
+    kind : {"latency", "energy", "edp", "weighted"}
+        Cycles; picojoules; cycles times microjoules; or a weighted mean of both figures relative
+        to the default schedule's, in millionths.
+    latency_weight : float
+        Share of latency in ``weighted``, 0 to 1.
+    """
+
+    kind: ObjectiveKind = "latency"
+    latency_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse what is unknown."""
+        if self.kind not in get_args(ObjectiveKind) or not 0 <= self.latency_weight <= 1:
+            raise InvalidArgumentError(
+                f"objective {self!s} is unknown; use latency, energy, edp, or weighted:W with a "
+                "share W of latency from 0 to 1"
+            )
+
+    @classmethod
+    def parse(cls, text: str | Objective) -> Objective:
+        """Read ``latency``, ``energy``, ``edp``, ``weighted`` or ``weighted:0.3``.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If it is none of them.
+        """
+        if isinstance(text, Objective):
+            return text
+        kind, _, weight = text.partition(":")
+        try:
+            share = float(weight) if weight else 0.5
+        except ValueError:
+            share = math.nan
+        if weight and kind != "weighted":
+            kind = text
+        return cls(kind, share)  # type: ignore[arg-type]  # checked by the constructor
+
+    def __str__(self) -> str:
+        """As `parse` takes it."""
+        return f"weighted:{self.latency_weight:g}" if self.kind == "weighted" else self.kind
+
+    def value(self, cost: Measurement, reference: Measurement) -> float:
+        """The figure to make small; `reference` is the default schedule."""
+        if self.kind == "latency":
+            return cost.cycles
+        if self.kind == "energy":
+            return cost.energy_pj
+        if self.kind == "edp":
+            return cost.cycles * cost.energy_pj * 1e-6
+        latency, joules = cost.cycles / reference.cycles, cost.energy_pj / reference.energy_pj
+        return 1e6 * (self.latency_weight * latency + (1 - self.latency_weight) * joules)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Cycles and energy (pJ) of one op, over all draws of the data."""
+
+    cycles: float
+    energy_pj: float
+
+
+@dataclass(frozen=True)
+class ActivationData:
+    """Stored MSB digits that schedules are measured with.
+
+    Attributes
+    ----------
+    density : float
+        Share of digits that are stored, where there is no calibration.
+    calibration : RowSource, optional
+        Measured rows by the label of an op. What it does not know is an error.
+    draws : int
+        How many sets of activations are drawn. With a calibration each is of another of the
+        equal ops that a task stands for, as far as there are.
+    percentile : float, optional
+        Cost of an op over the draws: this percentile (100: the worst); by default their mean.
+    seed : int
+        Of the random numbers. All schedules of an op are measured with the same draws.
+    """
+
+    density: float = DEFAULT_DENSITY
+    calibration: RowSource | None = None
+    draws: int = 1
+    percentile: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn."""
+        if not 0 <= self.density <= 1 or self.draws < 1:
+            raise InvalidArgumentError(
+                f"density {self.density} must lie in 0 to 1, and {self.draws} draws be at least 1"
+            )
+        if self.percentile is not None and not 0 <= self.percentile <= 100:
+            raise InvalidArgumentError(f"percentile {self.percentile} must lie in 0 to 100")
+
+    def draw(self, task: TuningTask) -> tuple[RowNnz, ...]:
+        """Activations of an op; ops of one group get the same."""
+        rows, columns = task.rows, task.spec.k
+        if self.calibration is None or not task.labels:
+            rng = np.random.default_rng((self.seed, rows, columns))
+            return tuple(
+                draw_nnz(rng, [self.density], rows, columns, _UNIT) for _ in range(self.draws)
+            )
+        labels = task.labels
+        chosen = [labels[i * len(labels) // self.draws] for i in range(self.draws)]
+        return tuple(
+            self.calibration.row_nnz(label, rows, self.seed + i) for i, label in enumerate(chosen)
+        )
+
+    def combine(self, costs: list[float]) -> float:
+        """One figure of those of all draws."""
+        if self.percentile is None:
+            return float(np.mean(costs))
+        return float(np.percentile(costs, self.percentile))
+
+    def to_json(self) -> dict[str, object]:
+        """Everything but the seed; of a calibration, that there is one."""
+        return {
+            "density": None if self.calibration is not None else self.density,
+            "calibration": self.calibration is not None,
+            "draws": self.draws,
+            "percentile": self.percentile,
+        }
+
+
+@dataclass
+class Meter:
+    """Measures schedules on one accelerator, with one set of data.
+
+    Attributes
+    ----------
+    accelerator : Accelerator
+        The machine.
+    data : ActivationData
+        What runs through the ops.
+    engine : {"simulator", "analytical"}
+        What measures. The formulas (`target.cost.analytical`) know schedules with two slots of
+        everything that keep the outer operand exactly if there is one K chunk.
+    table : EnergyTable, optional
+        What an event costs; by default that of the accelerator.
+    """
+
+    accelerator: Accelerator
+    data: ActivationData = field(default_factory=ActivationData)
+    engine: TuningEngine = "simulator"
+    table: EnergyTable | None = None
+    _drawn: dict[TuningTask, tuple[RowNnz, ...]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown engine."""
+        if self.engine not in get_args(TuningEngine):
+            raise InvalidArgumentError(
+                f"engine {self.engine!r} is unknown; known: {', '.join(get_args(TuningEngine))}"
+            )
+
+    def activations(self, task: TuningTask) -> tuple[RowNnz, ...]:
+        """The draws of an op, made once."""
+        if task not in self._drawn:
+            self._drawn[task] = self.data.draw(task)
+        return self._drawn[task]
+
+    def refuses(self, task: TuningTask, decisions: Decisions) -> str | None:
+        """Why decisions cannot be measured, None if they can."""
+        reason = reason_against(task, self.accelerator, decisions)
+        if reason or self.engine == "simulator":
+            return reason
+        one_chunk = decisions.k >= task.spec.k
+        split = best_row_split(task.shape, self.accelerator, min(decisions.k, task.spec.k))
+        slots = (decisions.activation_slots, decisions.weight_slots, decisions.accumulator_slots)
+        if slots != (2, 2, 2) or decisions.keep_outer != one_chunk or decisions.row_split != split:
+            return "the formulas know two slots, and operands that stay where K is not cut"
+        return None
+
+    def build(self, task: TuningTask, decisions: Decisions) -> Program:
+        """Schedule and generate the program, verified.
+
+        Raises
+        ------
+        SparqleError
+            `CompileError`, `TargetError` or `ProgramError`: there is no such program.
+        """
+        spec = task.spec
+        scheduled = schedule_with(spec, self.accelerator, decisions)
+        return generate(scheduled, spec, self.accelerator, task.name)
+
+    def run(self, task: TuningTask, program: Program) -> Measurement:
+        """Simulate a program with every draw of the data."""
+        found = []
+        for nnz in self.activations(task):
+            digits = nnz if task.spec.scheme == "sparqle" else None
+            found.append(simulated_events(simulate_timing(program, task.rows, digits)))
+        return self._combined(found)
+
+    def count(self, task: TuningTask, decisions: Decisions) -> Measurement:
+        """Cost by formula."""
+        return self._combined([self._op_events(task, decisions, n) for n in self.activations(task)])
+
+    def measure(self, task: TuningTask, decisions: Decisions) -> Measurement:
+        """Cost of decisions with the engine.
+
+        Raises
+        ------
+        SparqleError
+            If no program can be made of them.
+        """
+        if self.engine == "analytical":
+            return self.count(task, decisions)
+        return self.run(task, self.build(task, decisions))
+
+    def _op_events(self, task: TuningTask, decisions: Decisions, nnz: RowNnz) -> Events:
+        spec, tile = task.spec, decisions
+        counts = (
+            math.ceil(task.rows / tile.m),
+            math.ceil(spec.n / tile.n),
+            math.ceil(spec.k / tile.k),
+        )
+        tiling = Tiling(tile.m, tile.n, tile.k, *counts, rows_outer=tile.rows_outer)
+        cost = dense_op_cost(
+            task.shape, nnz, tiling, self.accelerator, spec.scheme, spec.block_rows
+        )
+        return cost.events
+
+    def _combined(self, events: list[Events]) -> Measurement:
+        table = self.table or default_table(self.accelerator)
+        joules = [energy(e, self.accelerator, table).total_pj.mid for e in events]
+        return Measurement(
+            self.data.combine([float(e.cycles) for e in events]), self.data.combine(joules)
+        )

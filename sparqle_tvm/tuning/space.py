@@ -1,0 +1,308 @@
+"""The space of schedules of a dense op, in the words of MetaSchedule.
+
+Every knob is one ``sample_categorical`` of the trace; its value is kept as an annotation of the
+root block. Loops are not touched while the search looks for candidates, as MetaSchedule does
+it with unrolling and tensorization: a trace is replayed thousands of times, and the primitives of
+one schedule take 60 ms. `sparqle_tvm.target.schedule.schedule_with` applies what was chosen, when
+a candidate is built and when the database is applied.
+
+What a tile may be follows from the array: multiples of its rows, columns and lanes that split the
+op evenly. Dataflow is loop order and `keep_outer` together: activation-stationary (rows outside,
+kept), weight-stationary (columns outside, kept), output-stationary (nothing kept).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from math import lcm, prod
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import s_tir
+from tvm.ir.utils import derived_object
+from tvm.s_tir import meta_schedule as ms
+
+from sparqle_tvm.errors import CompileError, InvalidArgumentError
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.tiling import choose_tilings
+from sparqle_tvm.target.schedule import (
+    Decisions,
+    check_decisions,
+    default_decisions,
+    overflows,
+)
+from sparqle_tvm.tuning.task import TuningTask, even_splits
+
+KNOB_ATTR = "sparqle.knob."
+"""Annotations of the root block: the decision of every knob."""
+
+KNOBS = (
+    "m",
+    "n",
+    "k",
+    "rows_outer",
+    "keep_outer",
+    "activation_slots",
+    "weight_slots",
+    "accumulator_slots",
+    "row_split",
+)
+"""The fields of `Decisions`, in the order in which a trace samples them."""
+
+_FLAGS = ("rows_outer", "keep_outer")
+_DEPTHS = (1, 2, 3)
+_ACCUMULATOR_DEPTHS = (1, 2)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Values that each knob may take.
+
+    Attributes
+    ----------
+    knobs : mapping of str to tuple of int
+        For every name of `KNOBS`; flags are 0 and 1.
+    """
+
+    knobs: Mapping[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        """Refuse knobs without values, and unknown ones."""
+        if tuple(self.knobs) != KNOBS or not all(self.knobs.values()):
+            raise InvalidArgumentError(f"a space needs values for {', '.join(KNOBS)}, in order")
+
+    @property
+    def size(self) -> int:
+        """Combinations, with those that do not fit."""
+        return prod(len(values) for values in self.knobs.values())
+
+    def points(self) -> Iterator[Decisions]:
+        """All combinations."""
+        for values in product(*self.knobs.values()):
+            yield decisions_from(dict(zip(KNOBS, values, strict=True)))
+
+    def draw(self, rng: np.random.Generator, count: int) -> list[Decisions]:
+        """Up to `count` different points: all of a smaller space, in any case none twice."""
+        if self.size <= count:
+            return list(self.points())
+        drawn = dict.fromkeys(
+            zip(
+                *(rng.choice(values, count).tolist() for values in self.knobs.values()), strict=True
+            )
+        )
+        return [decisions_from(dict(zip(KNOBS, values, strict=True))) for values in drawn]
+
+    def __contains__(self, decisions: object) -> bool:
+        """Whether decisions are a combination of the space."""
+        return isinstance(decisions, Decisions) and all(
+            int(getattr(decisions, knob)) in values for knob, values in self.knobs.items()
+        )
+
+    def schedule(self, sch: s_tir.Schedule) -> None:
+        """Sample every knob: the space generator of MetaSchedule (`ms.space_generator.ScheduleFn`).
+
+        Parameters
+        ----------
+        sch : s_tir.Schedule
+            Of `TuningTask.workload`.
+        """
+        block = sch.get_sblock("root")
+        for knob, values in self.knobs.items():
+            chosen = sch.sample_categorical(list(values), [1.0 / len(values)] * len(values))
+            sch.annotate(block, KNOB_ATTR + knob, chosen)
+
+    def trace(self, task: TuningTask, decisions: Decisions) -> s_tir.schedule.Trace:
+        """The trace that makes exactly these decisions, as if they had been sampled.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If they are not in the space.
+        """
+        if decisions not in self:
+            raise InvalidArgumentError(f"{task.name}: {decisions} is not in the space")
+        sch = s_tir.Schedule(task.workload(), seed=1, debug_mask="none")
+        block = sch.get_sblock("root")
+        for knob, values in self.knobs.items():
+            shares = [1.0 / len(values)] * len(values)
+            index = values.index(int(getattr(decisions, knob)))
+            chosen = sch.sample_categorical(list(values), shares, decision=index)
+            sch.annotate(block, KNOB_ATTR + knob, chosen)
+        return sch.trace
+
+
+def make_space(
+    task: TuningTask, accelerator: Accelerator, *, depths: tuple[int, ...] = _DEPTHS
+) -> Space:
+    """The space of a task: what the array can do, the default schedule always among it.
+
+    Parameters
+    ----------
+    task : TuningTask
+        The op.
+    accelerator : Accelerator
+        The array.
+    depths : tuple of int
+        Buffer depths of activations and weights to choose from; accumulators have at most two.
+
+    Raises
+    ------
+    TargetError
+        If not even the smallest tile fits the accelerator.
+    """
+    default = default_of(task, accelerator)
+    rows = {*even_splits(task.rows, accelerator.rows), default.m}
+    columns = {*even_splits(task.spec.n, accelerator.cols), default.n}
+    splits = even_row_splits(task, accelerator)
+    accumulators = tuple(depth for depth in _ACCUMULATOR_DEPTHS if depth in {*depths, 2})
+    return Space(
+        {
+            "m": tuple(sorted(rows)),
+            "n": tuple(sorted(columns)),
+            "k": tuple(sorted(task.chunks)),
+            "rows_outer": (0, 1),
+            "keep_outer": (0, 1),
+            "activation_slots": tuple(sorted({*depths, 2})),
+            "weight_slots": tuple(sorted({*depths, 2})),
+            "accumulator_slots": accumulators,
+            "row_split": tuple(sorted({*splits, default.row_split})),
+        }
+    )
+
+
+def default_of(task: TuningTask, accelerator: Accelerator) -> Decisions:
+    """What a compilation without a database does: tiles for all ops that read the encoding.
+
+    Raises
+    ------
+    TargetError
+        If not even the smallest tile fits the accelerator.
+    """
+    spec = task.spec
+    shapes = tuple(other.shape for other in task.group)
+    tilings = choose_tilings(shapes, accelerator, spec.scheme)
+    return default_decisions(spec, accelerator, tilings[task.group.index(spec)])
+
+
+def even_row_splits(task: TuningTask, accelerator: Accelerator) -> tuple[int, ...]:
+    """PE rows that may share an activation row: 1, 2, 4, ... while the bucket's rows exist."""
+    most = max(1, accelerator.rows // task.spec.m)
+    return tuple(1 << i for i in range(most.bit_length()))
+
+
+def chunk_unit(group: tuple[Any, ...], accelerator: Accelerator) -> int:
+    """Columns that a K chunk must be a multiple of, for all ops that read one encoding."""
+    return lcm(8, accelerator.lanes, *(max(spec.group_size, 1) for spec in group))
+
+
+def decisions_from(values: Mapping[str, int]) -> Decisions:
+    """Decisions from the values of all knobs."""
+    return Decisions(
+        **{knob: bool(values[knob]) if knob in _FLAGS else int(values[knob]) for knob in KNOBS}
+    )
+
+
+def decisions_of(mod: tvm.IRModule) -> Decisions:
+    """The decisions that a replayed trace left in its module.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a knob is missing.
+    """
+    annotations = mod["main"].body.block.annotations
+    try:
+        return decisions_from({knob: int(annotations[KNOB_ATTR + knob]) for knob in KNOBS})
+    except KeyError as error:
+        raise InvalidArgumentError(f"the schedule decides nothing for {error}") from error
+
+
+def reason_against(task: TuningTask, accelerator: Accelerator, decisions: Decisions) -> str | None:
+    """Why no program can be made of decisions, None if it can: asked before anything is built."""
+    try:
+        check_decisions(task.spec, accelerator, decisions)
+    except CompileError as error:
+        return str(error)
+    full = overflows(task.spec, accelerator, decisions)
+    if full:
+        names = ", ".join(buffer.name for buffer in full)
+        return f"{task.name}: tiles of {decisions.tile} do not fit the {names} buffer"
+    return None
+
+
+@derived_object
+class RejectMisfits(ms.postproc.PyPostproc):
+    """Refuses candidates that do not fit the array or its buffers, before they are built.
+
+    Parameters
+    ----------
+    task : TuningTask
+        The op.
+    refuses : callable
+        `reason_against`, with what else the measurement cannot do.
+    """
+
+    def __init__(
+        self, task: TuningTask, refuses: Callable[[TuningTask, Decisions], str | None]
+    ) -> None:
+        super().__init__()
+        self.task, self.refuses = task, refuses
+
+    def _initialize_with_tune_context(self, context: Any) -> None:
+        pass
+
+    def apply(self, sch: s_tir.Schedule) -> bool:
+        """Whether the candidate may be built."""
+        return self.refuses(self.task, decisions_of(sch.mod)) is None
+
+    def clone(self) -> Any:
+        """Another one of the same."""
+        return RejectMisfits(self.task, self.refuses)
+
+
+@derived_object
+class MutateKnob(ms.mutator.PyMutator):
+    """Changes one knob of a trace: to a neighbouring value, or to any other.
+
+    Parameters
+    ----------
+    seed : int
+        Of its random numbers.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+        self.rng = np.random.default_rng(seed)
+
+    def _initialize_with_tune_context(self, context: Any) -> None:
+        pass
+
+    def apply(self, trace: s_tir.schedule.Trace, _: Any) -> s_tir.schedule.Trace | None:
+        """A changed copy of the trace, None if no knob has a choice."""
+        samples = [
+            (inst, int(decision), len(inst.attrs[0]))
+            for inst, decision in trace.decisions.items()
+            if len(inst.attrs[0]) > 1
+        ]
+        if not samples:
+            return None
+        # The map has no order of its own; that of the trace makes equal seeds equal searches.
+        order = {inst: index for index, inst in enumerate(trace.insts)}
+        samples.sort(key=lambda sample: order[sample[0]])
+        inst, index, count = samples[int(self.rng.integers(len(samples)))]
+        if self.rng.random() < 0.5:
+            other = index + (1 if self.rng.random() < 0.5 else -1)
+            other = min(max(other, 0), count - 1)
+        else:
+            other = int(self.rng.integers(count))
+        if other == index:
+            other = (index + 1) % count
+        return trace.with_decision(inst, other, remove_postproc=True)
+
+    def clone(self) -> Any:
+        """Another one with the same seed."""
+        return MutateKnob(self.seed)

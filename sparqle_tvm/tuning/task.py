@@ -1,0 +1,139 @@
+"""What is tuned: one dense op at one row count, with the ops that read the same encoding.
+
+A task's workload is the unscheduled PrimFunc of the op. Everything that the search needs to know
+stands in one attribute of it, so that a record of MetaSchedule's database can be understood, and
+applied, in another process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import tvm
+
+from sparqle_tvm.errors import CompileError, InvalidArgumentError
+from sparqle_tvm.target.cost.shapes import DenseShape
+from sparqle_tvm.target.tir import DenseSpec, split_dense_primfunc
+
+TASK_ATTR = "sparqle.task"
+"""Attribute of the workload's PrimFunc: the task as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningTask:
+    """A dense op to tune.
+
+    Attributes
+    ----------
+    spec : DenseSpec
+        The op; its `m` is the row bucket that programs are made for.
+    rows : int
+        Tokens that it is measured with, at most `spec.m`.
+    group : tuple of DenseSpec
+        All ops that read the same encoding, this one among them, equal ones as often as they
+        occur. They share the K chunk, because the MSB digits lie in DRAM in chunk order.
+    chunks : tuple of int
+        K chunks that may be chosen, the same in all tasks of the group.
+    weight : int
+        How often the op occurs in the module.
+    labels : tuple of str
+        The ops that it stands for.
+    """
+
+    spec: DenseSpec
+    rows: int
+    group: tuple[DenseSpec, ...]
+    chunks: tuple[int, ...]
+    weight: int = field(default=1, compare=False)
+    labels: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        if not 1 <= self.rows <= self.spec.m:
+            raise InvalidArgumentError(
+                f"{self.name}: {self.rows} rows; a program for up to {self.spec.m} runs 1 to that"
+            )
+        if self.spec not in self.group or not self.chunks:
+            raise InvalidArgumentError(
+                f"{self.name}: the op must be in its group, and there must be a K chunk to choose"
+            )
+
+    @property
+    def name(self) -> str:
+        """Rows, channels and columns, and the scheme if it is the baseline."""
+        scheme = " (dense)" if self.spec.scheme == "dense" else ""
+        return f"{self.rows} x {self.spec.n} x {self.spec.k}{scheme}"
+
+    @property
+    def shape(self) -> DenseShape:
+        """The op as the cost formulas take it, with the rows that are measured."""
+        return dataclasses.replace(self.spec.shape, m=self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """What distinguishes it, as plain JSON data."""
+        return {
+            "spec": dataclasses.asdict(self.spec),
+            "rows": self.rows,
+            "group": [dataclasses.asdict(spec) for spec in self.group],
+            "chunks": list(self.chunks),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> TuningTask:
+        """The task of `to_json`, without weight and labels.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the data is not that of a task.
+        """
+        try:
+            return cls(
+                spec=DenseSpec(**data["spec"]),
+                rows=int(data["rows"]),
+                group=tuple(DenseSpec(**spec) for spec in data["group"]),
+                chunks=tuple(int(chunk) for chunk in data["chunks"]),
+            )
+        except (CompileError, KeyError, TypeError, ValueError) as error:
+            raise InvalidArgumentError(f"this is no tuning task: {error}") from error
+
+    def workload(self) -> tvm.IRModule:
+        """The unscheduled op, as MetaSchedule's database keeps it."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        function = split_dense_primfunc(self.spec).with_attr(TASK_ATTR, text)
+        return tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+
+
+def task_of(mod: tvm.IRModule) -> TuningTask:
+    """The task of a workload, or of a schedule of it.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the module is none.
+    """
+    for function in mod.functions.values():
+        if function.attrs is not None and TASK_ATTR in function.attrs:
+            return TuningTask.from_json(json.loads(str(function.attrs[TASK_ATTR])))
+    raise InvalidArgumentError(f"the module has no function with the attribute {TASK_ATTR!r}")
+
+
+def schedule_key(spec: DenseSpec) -> DenseSpec:
+    """The op without what changes values, but neither tiles nor transfers to speak of.
+
+    Schedules are looked up by it: window, sign of the weights, bias, order of rows, type of the
+    output.
+    """
+    plain = {"window": "unsigned", "weight_signed": True, "output": "float32"}
+    return dataclasses.replace(spec, has_offset=False, block_rows=0, **plain)
+
+
+def even_splits(extent: int, unit: int) -> tuple[int, ...]:
+    """Multiples of `unit` that split `extent` evenly into 1, 2, 3, ... tiles, largest first."""
+    units = math.ceil(extent / unit)
+    sizes = {math.ceil(units / count) * unit for count in range(1, units + 1)}
+    return tuple(sorted(sizes, reverse=True))

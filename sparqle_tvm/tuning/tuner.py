@@ -1,0 +1,415 @@
+"""The search itself: tasks in, the best schedules and a database out."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from multiprocessing import get_context
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm.s_tir import meta_schedule as ms
+
+from sparqle_tvm.errors import InvalidArgumentError, MissingExtraError, SparqleError, TuningError
+from sparqle_tvm.target.accelerator import register_tags
+from sparqle_tvm.target.schedule import Decisions
+from sparqle_tvm.tuning.database import (
+    RECORDS,
+    WORKLOADS,
+    Entry,
+    Settings,
+    TuningDatabase,
+    best_of_group,
+    open_for_tuning,
+)
+from sparqle_tvm.tuning.estimate import Estimator
+from sparqle_tvm.tuning.measure import Measurement, Meter, Objective
+from sparqle_tvm.tuning.ranking import CandidateModel, Ranking
+from sparqle_tvm.tuning.search import (
+    Journal,
+    KeepResults,
+    ProgramBuilder,
+    ProgramRunner,
+    Trial,
+    commit,
+)
+from sparqle_tvm.tuning.space import MutateKnob, RejectMisfits, Space, default_of, make_space
+from sparqle_tvm.tuning.task import TuningTask, task_of
+
+LOG = logging.getLogger("sparqle_tvm.tuning")
+
+# Points of which the estimate chooses what is simulated first.
+_DRAWN = 3000
+
+# Candidates of a task that are built and measured together, and the search that finds them.
+_BATCH = 8
+_POPULATION = 64
+_GENERATIONS = 3
+_RANDOM_SHARE = 0.13
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What tuning brought to one op.
+
+    Attributes
+    ----------
+    task : TuningTask
+        The op.
+    default, best : Decisions
+        How it is scheduled without and with the database.
+    default_cost, best_cost : Measurement
+        Cycles and energy of both, from the same data.
+    trials : int
+        Candidates measured, with those of earlier runs.
+    failures : int
+        Of them without a result, in this run.
+    message : str
+        Why the default stays although there were trials; empty if nothing is to be said.
+    """
+
+    task: TuningTask
+    default: Decisions
+    best: Decisions
+    default_cost: Measurement
+    best_cost: Measurement
+    trials: int
+    failures: int
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """What a tuning run brought.
+
+    Attributes
+    ----------
+    tasks : tuple of TaskResult
+        Every op.
+    journal : tuple of Trial
+        Every trial of this run, in order; the first of each task is the default schedule.
+    work_dir : Path
+        The database's folder, for `pipeline(database=...)`.
+    settings : Settings
+        What was tuned for.
+    """
+
+    tasks: tuple[TaskResult, ...]
+    journal: tuple[Trial, ...]
+    work_dir: Path
+    settings: Settings
+
+    def total(self, which: str = "best") -> Measurement:
+        """Cycles and energy of all ops as often as they occur, of ``best`` or ``default``."""
+        costs = [(t.task.weight, getattr(t, f"{which}_cost")) for t in self.tasks]
+        return Measurement(
+            sum(weight * cost.cycles for weight, cost in costs),
+            sum(weight * cost.energy_pj for weight, cost in costs),
+        )
+
+
+class Tuner:
+    """Searches schedules for tasks with MetaSchedule.
+
+    Parameters
+    ----------
+    meter : Meter
+        Measures candidates.
+    objective : Objective or str
+        What is made small.
+    work_dir : path
+        Folder of the database; what is there already counts.
+    seed : int
+        Of all random numbers: the same seed finds the same schedules.
+    ranking : {"learned", "estimate", "random"}
+        See `CandidateModel`.
+    spaces : mapping of TuningTask to Space, optional
+        Other spaces than `make_space`.
+    workers : int
+        Processes that build candidates; 1 builds in this one.
+    on_trial : callable, optional
+        Called with every `Trial`.
+
+    Raises
+    ------
+    TuningError
+        If the folder holds a damaged database, or one of another purpose.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        objective: Objective | str,
+        work_dir: str | PathLike[str],
+        *,
+        seed: int = 0,
+        ranking: Ranking = "learned",
+        spaces: dict[TuningTask, Space] | None = None,
+        workers: int = 1,
+        on_trial: Callable[[Trial], None] | None = None,
+    ) -> None:
+        _require_metaschedule()
+        self.meter, self.objective = meter, Objective.parse(objective)
+        self.work_dir, self.seed, self.ranking = Path(work_dir), seed, ranking
+        self.spaces, self.workers = dict(spaces or {}), workers
+        self.settings = Settings(
+            meter.accelerator, str(self.objective), meter.engine, meter.data.to_json()
+        )
+        self.journal = Journal()
+        if on_trial is not None:
+            self.journal.listener = on_trial
+        register_tags()
+        self.target = tvm.target.Target(meter.accelerator.to_target_config())
+        self.defaults: dict[TuningTask, tuple[Decisions, Measurement]] = {}
+        self._estimators: dict[TuningTask, Estimator] = {}
+        self.known = open_for_tuning(self.work_dir, self.settings)
+
+    def run(self, tasks: Sequence[TuningTask], trials: int) -> TuningResult:
+        """Tune tasks.
+
+        Parameters
+        ----------
+        tasks : sequence of TuningTask
+            The ops; more trials go to those that cost more and occur oftener.
+        trials : int
+            Candidates to measure in all, defaults and those of earlier runs included.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there are no tasks, or fewer trials than tasks.
+        """
+        if not tasks or trials < len(tasks):
+            raise InvalidArgumentError(
+                f"{trials} trials for {len(tasks)} different dense ops; every op needs at least "
+                "one, its default schedule"
+            )
+        done = _counted(self.known.entries)
+        database = ms.database.JSONDatabase(
+            str(self.work_dir / WORKLOADS), str(self.work_dir / RECORDS)
+        )
+        for task in tasks:
+            self._measure_default(task, database, known=bool(done.get(task)))
+        open_tasks = [task for task in tasks if self._space(task).size > 1]
+        left = trials - sum(max(done.get(task, 0), 1) for task in tasks)
+        if self.ranking != "random":
+            for task in open_tasks:
+                share = min(_BATCH, left // (2 * len(open_tasks)))
+                if task not in done:
+                    self._measure_favourites(task, share, database)
+        left = trials - sum(done.values()) - len(self.journal.trials)
+        if left > 0 and open_tasks:
+            self._search(open_tasks, left, database)
+        return self._result(tasks, done)
+
+    def _space(self, task: TuningTask) -> Space:
+        if task not in self.spaces:
+            space = make_space(task, self.meter.accelerator)
+            if self.meter.engine == "analytical":
+                default = default_of(task, self.meter.accelerator)
+                fixed = ("activation_slots", "weight_slots", "accumulator_slots", "row_split")
+                knobs = {name: (int(getattr(default, name)),) for name in fixed}
+                space = Space({**space.knobs, **knobs})
+            self.spaces[task] = space
+        return self.spaces[task]
+
+    def _estimator(self, task: TuningTask) -> Estimator:
+        if task not in self._estimators:
+            nnz = self.meter.activations(task)[0]
+            self._estimators[task] = Estimator(task, self.meter.accelerator, nnz)
+        return self._estimators[task]
+
+    def _measure_default(self, task: TuningTask, database: Any, *, known: bool) -> None:
+        """Measure the default schedule first: nothing worse than it is ever chosen."""
+        decisions = default_of(task, self.meter.accelerator)
+        engine = self.meter.engine
+        if engine == "analytical" and self.meter.refuses(task, decisions):
+            raise TuningError(
+                f"{task.name}: the formulas do not know the default schedule {decisions}; tune "
+                "with the simulator"
+            )
+        cost = self.meter.measure(task, decisions)
+        self.defaults[task] = decisions, cost
+        if known:
+            return
+        value = self.objective.value(cost, cost)
+        commit(database, task, self._space(task).trace(task, decisions), value, self.target)
+        self.journal.add(Trial(task, decisions, value))
+
+    def _measure_favourites(self, task: TuningTask, count: int, database: Any) -> None:
+        """Measure what the estimate likes best of many points, for evolution to begin with.
+
+        Ops that share their K chunk with others measure some of every chunk.
+        """
+        space, estimator = self._space(task), self._estimator(task)
+        rng = np.random.default_rng((self.seed, 1))
+        points = sorted(
+            space.draw(rng, _DRAWN), key=lambda point: estimator.estimate(point).total_cycles
+        )
+        chunks = len(space.knobs["k"]) if len(set(task.group)) > 1 else 1
+        per_chunk = Counter({chunk: -(-count // chunks) for chunk in space.knobs["k"]})
+        if chunks == 1:
+            per_chunk = Counter({chunk: count for chunk in space.knobs["k"]})
+        for point in points:
+            if count < 1:
+                return
+            default = self.defaults[task][0]
+            if point == default or per_chunk[point.k] < 1 or self.meter.refuses(task, point):
+                continue
+            per_chunk[point.k] -= 1
+            count -= 1
+            self._try(task, point, database)
+
+    def _try(self, task: TuningTask, decisions: Decisions, database: Any) -> None:
+        """Measure decisions outside of MetaSchedule's rounds."""
+        try:
+            cost = self.meter.measure(task, decisions)
+        except SparqleError as error:
+            self.journal.add(Trial(task, decisions, None, str(error)))
+            return
+        value = self.objective.value(cost, self.defaults[task][1])
+        commit(database, task, self._space(task).trace(task, decisions), value, self.target)
+        self.journal.add(Trial(task, decisions, value))
+
+    def _search(self, tasks: Sequence[TuningTask], trials: int, database: Any) -> None:
+        contexts = [self._context(task, index) for index, task in enumerate(tasks)]
+        model = CandidateModel(self._estimator, self.ranking, self.seed)
+        self._teach(model, contexts, tasks, database)
+        weights = [task.weight * self.defaults[task][1].cycles for task in tasks]
+        scheduler = ms.task_scheduler.GradientBased(seed=self.seed + 1)
+        with tempfile.TemporaryDirectory() as folder, self._pool() as pool:
+            ms.tune.tune_tasks(
+                tasks=contexts,
+                # The scheduler weighs what a task gained by its weight times its figure.
+                task_weights=[float(task.weight) for task in tasks],
+                work_dir=str(self.work_dir),
+                max_trials_global=trials,
+                num_trials_per_iter=max(1, min(_BATCH, trials // len(weights))),
+                builder=ProgramBuilder(self.meter, Path(folder), pool),
+                runner=ProgramRunner(self.meter, self.objective, lambda t: self.defaults[t][1]),
+                database=database,
+                cost_model=model,
+                measure_callbacks=[
+                    ms.measure_callback.UpdateCostModel(),
+                    KeepResults(database, self.journal, self.target),
+                ],
+                task_scheduler=scheduler,
+            )
+
+    def _pool(self) -> AbstractContextManager[Executor | None]:
+        if self.workers < 2:
+            return nullcontext()
+        return ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"))
+
+    def _context(self, task: TuningTask, index: int) -> Any:
+        space = self._space(task)
+        seed = 1 + (self.seed * 1009 + index) % (2**31 - 2)
+        generator = ms.space_generator.ScheduleFn(
+            space.schedule,
+            sch_rules=[],
+            postprocs=[RejectMisfits(task, self.meter.refuses)],
+            mutator_probs={MutateKnob(seed): 1.0},
+        )
+        strategy = ms.search_strategy.EvolutionarySearch(
+            population_size=_POPULATION,
+            init_measured_ratio=0.25,
+            init_min_unmeasured=1,
+            max_fail_count=20,
+            genetic_num_iters=_GENERATIONS,
+            genetic_mutate_prob=0.85,
+            genetic_max_fail_count=10,
+            eps_greedy=1.0 if self.ranking == "random" else _RANDOM_SHARE,
+        )
+        return _tune_context(task, self.target, generator, strategy, seed)
+
+    def _teach(
+        self, model: Any, contexts: Sequence[Any], tasks: Sequence[TuningTask], database: Any
+    ) -> None:
+        """Let the model learn from what earlier runs measured."""
+        records: dict[TuningTask, list[Any]] = {}
+        for record in database.get_all_tuning_records():
+            records.setdefault(task_of(record.workload.mod), []).append(record)
+        for context, task in zip(contexts, tasks, strict=True):
+            mine = records.get(task, [])
+            if len(mine) > 1:
+                candidates = [record.as_measure_candidate() for record in mine]
+                results = [ms.runner.RunnerResult(list(r.run_secs), None) for r in mine]
+                model.update(context, candidates, results)
+
+    def _result(self, tasks: Sequence[TuningTask], done: dict[TuningTask, int]) -> TuningResult:
+        entries = list(TuningDatabase(self.work_dir).entries)
+        found = []
+        for task in tasks:
+            default, default_cost = self.defaults[task]
+            best, message = self._best(task, entries)
+            mine = [trial for trial in self.journal.trials if trial.task == task]
+            failures = sum(trial.value is None for trial in mine)
+            if not message and failures and failures == len(mine) - (task not in done):
+                message = f"no candidate worked, the default stays: {mine[-1].error}"
+            cost = default_cost if best == default else self.meter.measure(task, best)
+            count = done.get(task, 0) + len(mine)
+            found.append(
+                TaskResult(task, default, best, default_cost, cost, count, failures, message)
+            )
+        return TuningResult(tuple(found), tuple(self.journal.trials), self.work_dir, self.settings)
+
+    def _best(self, task: TuningTask, entries: Sequence[Entry]) -> tuple[Decisions, str]:
+        """The best schedule of an op, given that its group shares the K chunk."""
+        default = self.defaults[task][0]
+        mine = [e for e in entries if e.task.group == task.group and e.task.rows == task.rows]
+        chosen = best_of_group(task.group, mine)
+        if chosen is None:
+            return (
+                default,
+                "other ops that read the same encoding were not tuned; the default stays",
+            )
+        return chosen[task.group.index(task.spec)], ""
+
+
+def _counted(entries: Sequence[Entry]) -> dict[TuningTask, int]:
+    counts: dict[TuningTask, int] = {}
+    for entry in entries:
+        counts[entry.task] = counts.get(entry.task, 0) + 1
+    return counts
+
+
+def _tune_context(task: TuningTask, target: Any, generator: Any, strategy: Any, seed: int) -> Any:
+    """A `ms.TuneContext`, made by the constructor below its own.
+
+    That of Python first imports TVM's tensor intrinsics for CUDA, ROCm and others, half a minute
+    of parsing that nothing here needs.
+    """
+    context = ms.TuneContext.__new__(ms.TuneContext)
+    logger = logging.getLogger("sparqle_tvm.tuning.metaschedule")
+    logger.setLevel(logging.WARNING)  # what goes wrong; the rest is a table after every batch
+    context.__init_handle_by_constructor__(
+        ms._ffi_api.TuneContext,
+        task.workload(),
+        target,
+        generator,
+        strategy,
+        task.name,
+        1,  # thread: candidates are checked and scored in Python
+        seed,
+        ms.logging.get_logging_func(logger),
+    )
+    return context
+
+
+def _require_metaschedule() -> None:
+    try:
+        import cloudpickle  # noqa: F401
+        import psutil  # noqa: F401
+        import xgboost  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            f"tuning needs {error.name}, which is not installed: pip install 'sparqle-tvm[tune]'"
+        ) from error
