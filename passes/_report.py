@@ -30,10 +30,13 @@ class PassReport:
         Number of rewrites by pass name.
     skipped : list of Skipped
         One entry for each op left alone, in program order.
+    tuned : list of str
+        Labels of the ops with schedules from a tuning database, in program order.
     """
 
     rewritten: Counter[str] = field(default_factory=Counter)
     skipped: list[Skipped] = field(default_factory=list)
+    tuned: list[str] = field(default_factory=list)
 
     def skip(self, pass_name: str, op: str, label: str, reason: str) -> None:
         """Note (and log) that ``op`` was left alone; the same note is kept once."""
@@ -46,9 +49,16 @@ class PassReport:
         """Note ``count`` rewrites by ``pass_name``."""
         self.rewritten[pass_name] += count
 
+    def note_tuned(self, label: str) -> None:
+        """Note (and log) that an op has a schedule from a tuning database."""
+        if label not in self.tuned:
+            self.tuned.append(label)
+            LOG.info("%s: schedule from the tuning database", label)
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON data."""
         return {
             "rewritten": dict(self.rewritten),
             "skipped": [asdict(entry) for entry in self.skipped],
+            "tuned": list(self.tuned),
         }

@@ -24,8 +24,8 @@ from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.bundle import PROGRAMS_FUNCTION, pack_bundle
-from sparqle_tvm.target.cost.tiling import Tiling
-from sparqle_tvm.target.library import ProgramLibrary
+from sparqle_tvm.target.library import ProgramLibrary, Schedules
+from sparqle_tvm.target.schedule import Decisions
 from sparqle_tvm.target.simulator.layout import pack_weights
 from sparqle_tvm.target.tir import DenseSpec, buckets
 
@@ -197,6 +197,8 @@ class OffloadDense:
     ----------
     accelerator : Accelerator
         The machine.
+    tuned : Schedules, optional
+        Schedules to prefer to the default ones; the report names the ops that have some.
     report : PassReport, optional
         Takes the number of ops offloaded and what was left on the host.
 
@@ -209,12 +211,18 @@ class OffloadDense:
         chunk, because the MSB digits lie in DRAM chunk by chunk.
     """
 
-    def __init__(self, accelerator: Accelerator, *, report: PassReport | None = None) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        *,
+        tuned: Schedules | None = None,
+        report: PassReport | None = None,
+    ) -> None:
         self.accelerator = accelerator
         self.report = report if report is not None else PassReport()
-        self.library = ProgramLibrary(accelerator)
+        self.library = ProgramLibrary(accelerator, tuned)
         self.readers: dict[Any, list[Specs]] = {}
-        self._bundles: dict[tuple[tuple[DenseSpec, Tiling], ...], relax.Expr] = {}
+        self._bundles: dict[tuple[tuple[DenseSpec, Decisions], ...], relax.Expr] = {}
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""
@@ -227,11 +235,11 @@ class OffloadDense:
 
         ``readers`` are all ops that read the same encoding, this one among them.
         """
-        key = tuple(
-            (spec, self.library.tiling(spec, together))
-            for spec, together in zip(specs, zip(*readers, strict=True), strict=True)
-        )
+        together = list(zip(specs, zip(*readers, strict=True), strict=True))
+        if any(self.library.from_database(spec, group) is not None for spec, group in together):
+            self.report.note_tuned(label)
+        key = tuple((spec, self.library.decisions(spec, group)) for spec, group in together)
         if key not in self._bundles:
-            data = pack_bundle([self.library.program(spec, tiling, label) for spec, tiling in key])
+            data = pack_bundle([self.library.program(*chosen, label) for chosen in key])
             self._bundles[key] = relax.const(np.frombuffer(data, np.uint8), "uint8")
         return self._bundles[key]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparqle_tvm import errors, frontend, numerics, passes, target
     from sparqle_tvm.compiler import compile, host_pipeline, load, pipeline
+    from sparqle_tvm.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -29,22 +30,26 @@ __all__ = [
     "passes",
     "pipeline",
     "target",
+    "tune",
 ]
 
 _FROM_COMPILER = ("compile", "host_pipeline", "load", "pipeline")
+_FROM_TUNING = ("tune",)
 _WITHOUT_TVM = ("errors", "numerics", "target")
 _WITH_TVM = ("frontend", "passes")
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name (PEP 562); VersionError if it needs TVM and that is of a wrong version."""
-    if name not in _FROM_COMPILER + _WITHOUT_TVM + _WITH_TVM:
+    if name not in _FROM_COMPILER + _FROM_TUNING + _WITHOUT_TVM + _WITH_TVM:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in _WITHOUT_TVM:
         from sparqle_tvm._versions import check_versions
 
         check_versions()
-    if name in _FROM_COMPILER:
+    if name in _FROM_TUNING:
+        value = getattr(importlib.import_module(f"{__name__}.tuning"), name)
+    elif name in _FROM_COMPILER:
         value = getattr(importlib.import_module(f"{__name__}.compiler"), name)
     else:
         value = importlib.import_module(f"{__name__}.{name}")

@@ -10,17 +10,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import tvm
 from tvm import relax
 
 from sparqle_tvm import dialect, passes
-from sparqle_tvm.errors import CompileError, InvalidArgumentError
+from sparqle_tvm.errors import CompileError, InvalidArgumentError, MissingExtraError
 from sparqle_tvm.executable import EncodingRecord, Executable
 from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.balance import BALANCES, Balance
+
+if TYPE_CHECKING:
+    from sparqle_tvm.tuning.database import TuningDatabase
 
 __all__ = [
     "EncodingRecord",
@@ -31,6 +34,7 @@ __all__ = [
     "host_target",
     "load",
     "lowering_passes",
+    "open_database",
     "pipeline",
     "split_passes",
 ]
@@ -107,6 +111,7 @@ def pipeline(
     engine: Engine = "host",
     balance: Balance = "array",
     lift: passes.LiftChoices | None = None,
+    database: str | os.PathLike[str] | TuningDatabase | None = None,
     collect: passes.CollectEncodings | None = None,
     offload: passes.OffloadDense | None = None,
     report: passes.PassReport | None = None,
@@ -133,10 +138,14 @@ def pipeline(
         do not depend on it, and kernels for this CPU do not sort.
     lift : passes.LiftChoices, optional
         Makes functions take factors and bands as parameters.
+    database : path or TuningDatabase, optional
+        Folder that `sparqle_tvm.tune` filled: its schedules are used for the programs of the
+        simulator, and ``report.tuned`` names the ops that have one.
     collect : passes.CollectEncodings, optional
         Makes functions return their bitmaps as well.
     offload : passes.OffloadDense, optional
-        The pass to offload with, to read the programs from it afterwards.
+        The pass to offload with instead, to read the programs from it afterwards; it brings its
+        own schedules.
     report : passes.PassReport, optional
         Takes what was rewritten and what was skipped.
 
@@ -146,8 +155,11 @@ def pipeline(
         If the target is not a sparqle accelerator.
     InvalidArgumentError
         If the engine or the goal of the balance is unknown.
+    TuningError
+        If the database is damaged, or of another accelerator.
     """
     accelerator = Accelerator.from_target(target)
+    tuned = open_database(database, accelerator)
     if engine not in get_args(Engine):
         raise InvalidArgumentError(f'engine "{engine}" is neither "host" nor "simulator"')
     if balance not in BALANCES:
@@ -166,8 +178,34 @@ def pipeline(
         steps.append(collect)
     if engine == "simulator":
         steps.append(passes.BalanceRows(accelerator, balance, report=report))
-        steps.append(offload or passes.OffloadDense(accelerator, report=report))
+        steps.append(offload or passes.OffloadDense(accelerator, tuned=tuned, report=report))
     return tvm.transform.Sequential(steps + lowering_passes(), name=PIPELINE_NAME)
+
+
+def open_database(
+    database: str | os.PathLike[str] | TuningDatabase | None, accelerator: Accelerator
+) -> TuningDatabase | None:
+    """Open a tuning database for an accelerator; None stays None.
+
+    Raises
+    ------
+    TuningError
+        If it is missing, damaged, or of another accelerator.
+    MissingExtraError
+        If what MetaSchedule needs is not installed.
+    """
+    if database is None:
+        return None
+    try:
+        from sparqle_tvm.tuning.database import TuningDatabase
+    except ImportError as error:
+        raise MissingExtraError(
+            f"a tuning database needs {error.name}, which is not installed: "
+            "pip install 'sparqle-tvm[tune]'"
+        ) from error
+    opened = TuningDatabase.open(database)
+    opened.check_accelerator(accelerator)
+    return opened
 
 
 def host_pipeline() -> tvm.transform.Pass:
@@ -199,6 +237,7 @@ def compile(
     allow_saturation: bool = False,
     choices: Mapping[str, EncodingChoice] | None = None,
     lift_choices: bool = False,
+    database: str | os.PathLike[str] | TuningDatabase | None = None,
 ) -> Executable:
     """Compile a Relax module for an accelerator.
 
@@ -206,7 +245,7 @@ def compile(
     ----------
     mod : tvm.IRModule
         Relax functions with quantized dense ops; it is not changed.
-    target, windows, default_window, allow_saturation, choices
+    target, windows, default_window, allow_saturation, choices, database
         As in :func:`pipeline`.
     host : str or tvm.target.Target, optional
         CPU that runs everything else; by default this one.
@@ -226,6 +265,8 @@ def compile(
     ------
     TargetError
         If the target is not a sparqle accelerator, or the host no CPU.
+    TuningError
+        If the database is damaged, or of another accelerator.
     """
     report = passes.PassReport()
     collect = passes.CollectEncodings(report=report) if collect_encodings else None
@@ -241,6 +282,7 @@ def compile(
             engine=engine,
             balance=balance,
             lift=lift,
+            database=database,
             collect=collect,
             report=report,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sparqle_tvm.report.balance import BalanceResult, count_balance
 from sparqle_tvm.report.results import PhaseResult
@@ -15,6 +15,9 @@ from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
 from sparqle_tvm.target.cost.shapes import ProgramScheme
 from sparqle_tvm.target.cost.simulated import ProgramCache, simulated_pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
+
+if TYPE_CHECKING:
+    from sparqle_tvm.target.library import Schedules
 
 OUTPUT_LABEL = "output"
 """Name of the layer that makes logits."""
@@ -28,6 +31,7 @@ def count_phases(
     accelerator: Accelerator,
     engine: CountEngine = "analytical",
     balance: Balance = "array",
+    tuned: Schedules | None = None,
 ) -> tuple[PhaseResult, PhaseResult]:
     """Count prefill (all tokens) and decode (the last token after the others).
 
@@ -44,8 +48,10 @@ def count_phases(
         Whether the dense ops run on the simulator or by formula.
     balance : {"array", "time", "none"}
         Where encodings sort their rows.
+    tuned : Schedules, optional
+        Schedules to prefer to the default ones, on the simulator.
     """
-    counter = _Counter(transformer, accelerator, engine)
+    counter = _Counter(transformer, accelerator, engine, tuned)
     tokens = max(encoding.nnz.rows for encoding in encodings)
     last = [encoding.last_token() for encoding in encodings]
     prefill = counter.phase(prefill_encodings(encodings), 0, balance)
@@ -58,11 +64,12 @@ def count_gain(
     accelerator: Accelerator,
     engine: CountEngine,
     balance: Balance,
+    tuned: Schedules | None = None,
 ) -> BalanceResult:
     """Count prefill with all rows in their own order, beside what `count_phases` counted."""
     in_order = prefill.sparqle
     if any(encode.block_rows for encode in prefill.sparqle.encodes):
-        counter = _Counter(transformer, accelerator, engine)
+        counter = _Counter(transformer, accelerator, engine, tuned)
         in_order = counter.cost(prefill.encodings, prefill.past, "sparqle", "none")
     return count_balance(prefill.sparqle, in_order, balance)
 
@@ -87,10 +94,11 @@ class _Counter:
     transformer: TransformerShape
     accelerator: Accelerator
     engine: CountEngine
+    tuned: Schedules | None = None
 
     @cached_property
     def _programs(self) -> ProgramCache:
-        return ProgramCache(self.accelerator)
+        return ProgramCache(self.accelerator, self.tuned)
 
     def cost(
         self,

@@ -25,7 +25,7 @@ from sparqle_tvm.phases import (
     prefill_encodings,
 )
 from sparqle_tvm.progress import Steps
-from sparqle_tvm.report.results import LayerSparsity, RunResult
+from sparqle_tvm.report.results import LayerSparsity, RunResult, TuningGain
 from sparqle_tvm.report.rows import layer_type
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.balance import BALANCES, Balance
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sparqle_tvm.compiler import EncodingRecord, Executable
     from sparqle_tvm.frontend import ImportedModel
     from sparqle_tvm.models.llama import LlamaConfig
+    from sparqle_tvm.tuning.database import TuningDatabase
 
 BUILTIN_MODEL = "smollm2"
 BUILTIN_TEXT = "built-in prose (Python's language reference)"
@@ -85,6 +86,7 @@ def run_model(
     *,
     engine: CountEngine = "simulator",
     balance: Balance = "array",
+    database: str | PathLike[str] | None = None,
     table: EnergyTable | None = None,
     progress: bool = True,
 ) -> RunResult:
@@ -105,6 +107,9 @@ def run_model(
         cycles are theirs. ``analytical``: logits from kernels for this CPU, cycles by formula.
     balance : {"array", "time", "none"}
         Where encodings sort their rows, see `sparqle_tvm.compile`.
+    database : path, optional
+        Folder that ``sparqle tune`` filled: its schedules run, and are compared with the default
+        ones. Needs the simulator.
     table : EnergyTable, optional
         What energy is counted with; by default 7 nm and the memory that the preset stands for.
     progress : bool
@@ -120,6 +125,7 @@ def run_model(
     import sparqle_tvm
     from sparqle_tvm.models.text import load_tokens
 
+    tuned = _open_database(database, chosen, engine)
     name, content = _read_text(text)
     path = model_path(model, progress=progress)
     steps = Steps(STEP_COUNT, progress)
@@ -128,14 +134,22 @@ def run_model(
         ids = load_tokens(imported.tokenizer, content, tokens)
     # The split form first: what cannot be split is refused before minutes are spent on the rest.
     split = _evaluate(
-        *(steps, "sparqle", imported, ids, chosen), split=True, engine=engine, balance=balance
+        *(steps, "sparqle", imported, ids, chosen),
+        split=True,
+        engine=engine,
+        balance=balance,
+        tuned=tuned,
     )
     records = [*split.hidden, *split.head]
     with steps("count"):
         encodings = encoded_activations(records)
         shape = transformer_shape(imported.config)
-        prefill, decode = count_phases(encodings, shape, chosen, engine, balance)
-        gain = count_gain(prefill, shape, chosen, engine, balance)
+        prefill, decode = count_phases(encodings, shape, chosen, engine, balance, tuned)
+        gain = count_gain(prefill, shape, chosen, engine, balance, tuned)
+        tuning = None
+        if tuned is not None:
+            default = count_phases(encodings, shape, chosen, engine, balance)
+            tuning = TuningGain(str(database), *default, prefill, decode)
     plain = _evaluate(steps, "int8", imported, ids, chosen, split=False)
     del imported  # one model in memory at a time
     with steps("import (float)"):
@@ -161,6 +175,7 @@ def run_model(
         decode=decode,
         balance=gain,
         uncounted=_uncounted(imported.config, records),
+        tuning=tuning,
         seconds=steps.seconds,
     )
 
@@ -183,6 +198,21 @@ def _check_arguments(
             "are split into digits of 4"
         )
     return chosen
+
+
+def _open_database(
+    database: str | PathLike[str] | None, accelerator: Accelerator, engine: str
+) -> TuningDatabase | None:
+    if database is None:
+        return None
+    if engine != "simulator":
+        raise InvalidArgumentError(
+            "schedules of a tuning database run on the simulator; leave the database out, or use "
+            "the engine 'simulator'"
+        )
+    from sparqle_tvm.compiler import open_database
+
+    return open_database(database, accelerator)
 
 
 def model_path(model: str | PathLike[str], *, progress: bool = True) -> Path:
@@ -210,6 +240,7 @@ def _evaluate(
     split: bool,
     engine: CountEngine = "analytical",
     balance: Balance = "none",
+    tuned: TuningDatabase | None = None,
 ) -> Evaluation:
     import sparqle_tvm
 
@@ -221,6 +252,7 @@ def _evaluate(
             engine="simulator" if engine == "simulator" else "host",
             balance=balance,
             collect_encodings=split,
+            database=tuned,
         )
     with steps(f"run ({name})"):
         return evaluate(executable, ids)

@@ -4,30 +4,81 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.codegen import generate
 from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
 from sparqle_tvm.target.program import Program
-from sparqle_tvm.target.schedule import default_decisions, schedule_with
+from sparqle_tvm.target.schedule import Decisions, default_decisions, schedule_with
 from sparqle_tvm.target.tir import DenseSpec
+
+
+class Schedules(Protocol):
+    """Where better schedules than the default ones come from: a tuning database."""
+
+    def schedules(
+        self, group: Sequence[DenseSpec], rows: int | None = None
+    ) -> tuple[Decisions, ...] | None:
+        """Schedules of all ops that read one encoding, None if there are none.
+
+        Parameters
+        ----------
+        group : sequence of DenseSpec
+            The ops.
+        rows : int, optional
+            Tokens, if they are known.
+        """
+        ...
 
 
 @dataclass
 class ProgramLibrary:
-    """Programs by op and K chunk: ops that read one encoding share the chunk.
+    """Programs by op and schedule: ops that read one encoding share the K chunk.
 
     Attributes
     ----------
     accelerator : Accelerator
         The machine.
-    programs : dict of (DenseSpec, int) to Program
-        Every program so far, by its op and its K chunk.
+    tuned : Schedules, optional
+        Schedules to prefer to the default ones.
+    programs : dict of (DenseSpec, Decisions) to Program
+        Every program so far, by its op and its schedule.
     """
 
     accelerator: Accelerator
-    programs: dict[tuple[DenseSpec, int], Program] = field(default_factory=dict)
+    tuned: Schedules | None = None
+    programs: dict[tuple[DenseSpec, Decisions], Program] = field(default_factory=dict)
+
+    def from_database(
+        self, spec: DenseSpec, readers: Sequence[DenseSpec], rows: int | None = None
+    ) -> Decisions | None:
+        """The tuned schedule of an op, None if there is none; arguments as in `decisions`."""
+        found = self.tuned.schedules(readers, rows) if self.tuned is not None else None
+        return found[list(readers).index(spec)] if found is not None else None
+
+    def decisions(
+        self, spec: DenseSpec, readers: Sequence[DenseSpec], rows: int | None = None
+    ) -> Decisions:
+        """The schedule of an op that shares its K chunk with the other readers of its encoding.
+
+        Parameters
+        ----------
+        spec, readers
+            As in :meth:`tiling`.
+        rows : int, optional
+            Tokens, if they are known.
+
+        Raises
+        ------
+        TargetError
+            If no tile fits the buffers.
+        """
+        tuned = self.from_database(spec, readers, rows)
+        if tuned is not None:
+            return tuned
+        return default_decisions(spec, self.accelerator, self.tiling(spec, readers))
 
     def tiling(self, spec: DenseSpec, readers: Sequence[DenseSpec]) -> Tiling:
         """Tiles of an op that share their K chunk with the other readers of its encoding.
@@ -62,15 +113,15 @@ class ProgramLibrary:
             return False
         return True
 
-    def program(self, spec: DenseSpec, tiling: Tiling, label: str = "") -> Program:
-        """The program of an op with these tiles, of which the K chunk determines the others.
+    def program(self, spec: DenseSpec, decisions: Decisions, label: str = "") -> Program:
+        """The program of an op with a schedule.
 
         Parameters
         ----------
         spec : DenseSpec
             The op.
-        tiling : Tiling
-            From :meth:`tiling`.
+        decisions : Decisions
+            From :meth:`decisions`.
         label : str
             Name of the op in listings; the first op that needs a program names it.
 
@@ -81,9 +132,8 @@ class ProgramLibrary:
         CompileError
             If the op is not one that programs exist for.
         """
-        key = (spec, tiling.k)
+        key = (spec, decisions)
         if key not in self.programs:
-            decisions = default_decisions(spec, self.accelerator, tiling)
             scheduled = schedule_with(spec, self.accelerator, decisions)
             self.programs[key] = generate(scheduled, spec, self.accelerator, label)
         return self.programs[key]

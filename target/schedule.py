@@ -79,6 +79,13 @@ class Decisions:
         """Extents (m, n, k) of a tile."""
         return self.m, self.n, self.k
 
+    @property
+    def dataflow(self) -> str:
+        """What stays on chip over the inner of the two outer loops, besides the outputs."""
+        if not self.keep_outer:
+            return "output-stationary"
+        return "activation-stationary" if self.rows_outer else "weight-stationary"
+
 
 def default_decisions(
     spec: DenseSpec, accelerator: Accelerator, tiling: Tiling | None = None

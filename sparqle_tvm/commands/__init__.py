@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparqle_tvm.commands import disasm, estimate, report, run, sweep
+from sparqle_tvm.commands import disasm, estimate, report, run, sweep, tune
 
 
 def add_all(commands: Any) -> None:
@@ -17,4 +17,5 @@ def add_all(commands: Any) -> None:
     estimate.add(commands)
     report.add(commands)
     sweep.add(commands)
+    tune.add(commands)
     disasm.add(commands)

@@ -54,6 +54,9 @@ def add(commands: Any) -> None:
         default=argparse.SUPPRESS,
         help="leave all rows in their own order, as --balance none",
     )
+    run.add_argument(
+        "--database", metavar="DIR", help="use the schedules that sparqle tune put there"
+    )
     add_output_arguments(run)
     run.set_defaults(command=_run)
 
@@ -72,6 +75,7 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.target,
         engine=arguments.engine,
         balance=arguments.balance,
+        database=arguments.database,
         table=table,
     )
     if arguments.json != "-":

@@ -192,6 +192,51 @@ class PhaseResult:
 
 
 @dataclass(frozen=True)
+class TuningGain:
+    """What the schedules of a tuning database bring, on the bitmaps of the run.
+
+    Attributes
+    ----------
+    database : str
+        Its folder.
+    default_prefill, default_decode : PhaseResult
+        With the default schedules.
+    prefill, decode : PhaseResult
+        With those of the database.
+    """
+
+    database: str
+    default_prefill: PhaseResult
+    default_decode: PhaseResult
+    prefill: PhaseResult
+    decode: PhaseResult
+
+    @property
+    def phases(self) -> dict[str, tuple[PhaseResult, PhaseResult]]:
+        """Default and tuned, by the name of the phase."""
+        return {
+            "prefill": (self.default_prefill, self.prefill),
+            "decode": (self.default_decode, self.decode),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form: cycles and DRAM bytes of the dense layers of ``sparqle``."""
+        return {
+            "database": self.database,
+            **{
+                name: {
+                    count: {
+                        "default": getattr(default.dense_layers.sparqle, count),
+                        "tuned": getattr(tuned.dense_layers.sparqle, count),
+                    }
+                    for count in ("cycles", "dram_bytes")
+                }
+                for name, (default, tuned) in self.phases.items()
+            },
+        }
+
+
+@dataclass(frozen=True)
 class RunResult:
     """All that `sparqle run` found out about a model and a text.
 
@@ -223,6 +268,8 @@ class RunResult:
         What sorting rows brings prefill.
     uncounted : tuple of str
         Dense layers without quantized activations (float weights): in no count.
+    tuning : TuningGain, optional
+        What the schedules of a tuning database bring; `prefill` and `decode` have them.
     seconds : dict
         Wall time of the steps of this run on the host.
     """
@@ -242,6 +289,7 @@ class RunResult:
     decode: PhaseResult
     balance: BalanceResult | None = None
     uncounted: tuple[str, ...] = ()
+    tuning: TuningGain | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def _energy_of(self, phase: PhaseResult) -> dict[str, EnergyComparison]:
@@ -279,6 +327,7 @@ class RunResult:
                 },
             },
             "uncounted": list(self.uncounted),
+            "tuning": None if self.tuning is None else self.tuning.to_json(),
             "seconds": dict(self.seconds),
         }
 

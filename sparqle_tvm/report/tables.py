@@ -15,6 +15,7 @@ from sparqle_tvm.report.results import (
     LayerSparsity,
     PhaseResult,
     RunResult,
+    TuningGain,
 )
 from sparqle_tvm.target.accelerator import Accelerator
 
@@ -227,6 +228,8 @@ def _notes(result: RunResult) -> Iterator[Text]:
         f"low or high end, the whole model saves: {', '.join(bands)}.",
         style="dim",
     )
+    if result.tuning is not None:
+        yield Text(_tuning_gain(result.tuning), style="bold")
     if result.uncounted:
         yield Text(
             f"Not counted, because their weights are not integers: {_names(result.uncounted)}",
@@ -235,6 +238,20 @@ def _notes(result: RunResult) -> Iterator[Text]:
     saturated = sum(layer.saturated for layer in result.layers)
     if saturated:
         yield Text(f"{saturated} activations were saturated by their window.", style="yellow")
+
+
+def _tuning_gain(gain: TuningGain) -> str:
+    phases = (
+        f"{name} {before:,} -> {after:,} cycles ({after / before - 1:+.1%})"
+        for name, (default, tuned) in gain.phases.items()
+        for before, after in [
+            (default.dense_layers.sparqle.cycles, tuned.dense_layers.sparqle.cycles)
+        ]
+    )
+    return (
+        f"Schedules from {gain.database} instead of the default ones, dense layers in split form: "
+        f"{'; '.join(phases)}."
+    )
 
 
 def _names(names: tuple[str, ...], shown: int = 4) -> str:

@@ -1,6 +1,6 @@
 """Tuning schedules of dense ops with TVM's MetaSchedule, on the simulator or by formula.
 
-Needs the extra ``tune`` (psutil, cloudpickle, xgboost); reading a database does not.
+Needs the extra ``tune`` (psutil, cloudpickle, xgboost).
 """
 
 from sparqle_tvm.tuning.api import tune

@@ -50,6 +50,8 @@ class Settings:
         As `Objective.parse` takes it.
     engine : str
         What measured.
+    table : str
+        Name of the energy table.
     data : dict
         `ActivationData.to_json`.
     """
@@ -57,6 +59,7 @@ class Settings:
     accelerator: Accelerator
     objective: str
     engine: str
+    table: str
     data: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:

@@ -204,6 +204,11 @@ class Meter:
                 f"engine {self.engine!r} is unknown; known: {', '.join(get_args(TuningEngine))}"
             )
 
+    @property
+    def energy_table(self) -> EnergyTable:
+        """What an event costs."""
+        return self.table or default_table(self.accelerator)
+
     def activations(self, task: TuningTask) -> tuple[RowNnz, ...]:
         """The draws of an op, made once."""
         if task not in self._drawn:
@@ -272,7 +277,7 @@ class Meter:
         return cost.events
 
     def _combined(self, events: list[Events]) -> Measurement:
-        table = self.table or default_table(self.accelerator)
+        table = self.energy_table
         joules = [energy(e, self.accelerator, table).total_pj.mid for e in events]
         return Measurement(
             self.data.combine([float(e.cycles) for e in events]), self.data.combine(joules)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from os import PathLike
 from pathlib import Path
@@ -107,6 +107,28 @@ class TuningResult:
     work_dir: Path
     settings: Settings
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data: settings, every op before and after, and the totals."""
+        totals = {which: asdict(self.total(which)) for which in ("default", "best")}
+        return {
+            "settings": self.settings.to_json(),
+            "work_dir": str(self.work_dir),
+            "tasks": [
+                {
+                    "name": found.task.name,
+                    "labels": list(found.task.labels),
+                    "weight": found.task.weight,
+                    "trials": found.trials,
+                    "failures": found.failures,
+                    "message": found.message,
+                    "default": {**asdict(found.default), **asdict(found.default_cost)},
+                    "best": {**asdict(found.best), **asdict(found.best_cost)},
+                }
+                for found in self.tasks
+            ],
+            "total": totals,
+        }
+
     def total(self, which: str = "best") -> Measurement:
         """Cycles and energy of all ops as often as they occur, of ``best`` or ``default``."""
         costs = [(t.task.weight, getattr(t, f"{which}_cost")) for t in self.tasks]
@@ -161,7 +183,11 @@ class Tuner:
         self.work_dir, self.seed, self.ranking = Path(work_dir), seed, ranking
         self.spaces, self.workers = dict(spaces or {}), workers
         self.settings = Settings(
-            meter.accelerator, str(self.objective), meter.engine, meter.data.to_json()
+            meter.accelerator,
+            str(self.objective),
+            meter.engine,
+            meter.energy_table.name,
+            meter.data.to_json(),
         )
         self.journal = Journal()
         if on_trial is not None:

@@ -23,7 +23,7 @@ from sparqle_tvm.target.header import Engine
 from sparqle_tvm.target.program import Program
 
 if TYPE_CHECKING:
-    from sparqle_tvm.target.library import ProgramLibrary
+    from sparqle_tvm.target.library import ProgramLibrary, Schedules
     from sparqle_tvm.target.tir import DenseSpec
 
 
@@ -71,16 +71,25 @@ class SimulatedOp:
 
 @dataclass
 class ProgramCache:
-    """Programs of dense ops for one accelerator, each generated and verified once."""
+    """Programs of dense ops for one accelerator, each generated and verified once.
+
+    Attributes
+    ----------
+    accelerator : Accelerator
+        The machine.
+    tuned : Schedules, optional
+        Schedules to prefer to the default ones, of a tuning database.
+    """
 
     accelerator: Accelerator
+    tuned: Schedules | None = None
 
     @cached_property
     def library(self) -> ProgramLibrary:
         """The programs."""
         from sparqle_tvm.target.library import ProgramLibrary
 
-        return ProgramLibrary(self.accelerator)
+        return ProgramLibrary(self.accelerator, self.tuned)
 
     def get(
         self,
@@ -96,7 +105,8 @@ class ProgramCache:
         """
         spec = self._spec(shape, scheme, window, block_rows)
         specs = [self._spec(r, scheme, window, block_rows) for r in readers] or [spec]
-        return self.library.program(spec, self.library.tiling(spec, specs), shape.label)
+        decisions = self.library.decisions(spec, specs, shape.m)
+        return self.library.program(spec, decisions, shape.label)
 
     def _spec(
         self, shape: DenseShape, scheme: ProgramScheme, window: str, block_rows: int

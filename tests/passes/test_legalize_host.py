@@ -254,4 +254,4 @@ def test_exact_numbers(columns: int, channels: int, k: int, window: str, seed: i
 def test_report_counts_what_was_lowered() -> None:
     report = PassReport()
     LegalizeHost(report=report)(dense_module(8, 3, 4, "signed"))
-    assert report.to_dict() == {"rewritten": {"LegalizeHost": 2}, "skipped": []}
+    assert report.to_dict() == {"rewritten": {"LegalizeHost": 2}, "skipped": [], "tuned": []}

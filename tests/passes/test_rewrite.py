@@ -113,6 +113,7 @@ def test_a_report_keeps_a_note_once_and_logs_it(caplog: pytest.LogCaptureFixture
             {"pass_name": "SplitPrecision", "op": "matmul", "label": label, "reason": "K = 0"}
             for label in ("up", "down")
         ],
+        "tuned": [],
     }
     assert report.skipped[0] == Skipped("SplitPrecision", "matmul", "up", "K = 0")
 
