@@ -50,12 +50,12 @@ class EncodingInfo:
     may_saturate : bool
         Whether elements outside the window's exact range, or through a small factor outside of
         the quantizer's limits, can come in.
-    rows : int or None
-        M, if that is static.
     consumers : list of DenseInfo
         In program order.
     has_factors, has_bands : bool
         Whether the quantizer's step has factors, and whether bands are clipped to the window.
+    rows : int or None
+        M, if that is static.
     """
 
     label: str
@@ -64,10 +64,10 @@ class EncodingInfo:
     columns: int
     quantizes: bool
     may_saturate: bool
-    rows: int | None = None
     consumers: list[DenseInfo] = field(default_factory=list)
     has_factors: bool = False
     has_bands: bool = False
+    rows: int | None = None
 
 
 @visitor

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class ProgramBuilder(ms.builder.PyBuilder):
         """Build candidates."""
         wanted = [(task_of(i.mod), decisions_of(i.mod)) for i in build_inputs]
         if self.pool is None:
-            return [self._result(w, lambda w=w: build_to_bytes(self.meter, *w)) for w in wanted]
+            return [self._result(w, partial(build_to_bytes, self.meter, *w)) for w in wanted]
         plain = Meter(self.meter.accelerator, engine=self.meter.engine)
         futures = [self.pool.submit(build_to_bytes, plain, *w) for w in wanted]
         return [self._result(w, f.result) for w, f in zip(wanted, futures, strict=True)]

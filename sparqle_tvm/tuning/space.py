@@ -200,9 +200,10 @@ def chunk_unit(group: tuple[Any, ...], accelerator: Accelerator) -> int:
 
 def decisions_from(values: Mapping[str, int]) -> Decisions:
     """Decisions from the values of all knobs."""
-    return Decisions(
-        **{knob: bool(values[knob]) if knob in _FLAGS else int(values[knob]) for knob in KNOBS}
-    )
+    chosen: dict[str, Any] = {
+        knob: bool(values[knob]) if knob in _FLAGS else int(values[knob]) for knob in KNOBS
+    }
+    return Decisions(**chosen)
 
 
 def decisions_of(mod: tvm.IRModule) -> Decisions:

@@ -128,8 +128,14 @@ def schedule_key(spec: DenseSpec) -> DenseSpec:
     Schedules are looked up by it: window, sign of the weights, bias, order of rows, type of the
     output.
     """
-    plain = {"window": "unsigned", "weight_signed": True, "output": "float32"}
-    return dataclasses.replace(spec, has_offset=False, block_rows=0, **plain)
+    return dataclasses.replace(
+        spec,
+        window="unsigned",
+        weight_signed=True,
+        has_offset=False,
+        block_rows=0,
+        output="float32",
+    )
 
 
 def even_splits(extent: int, unit: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import tempfile
 from collections import Counter
@@ -431,11 +432,8 @@ def _tune_context(task: TuningTask, target: Any, generator: Any, strategy: Any, 
 
 
 def _require_metaschedule() -> None:
-    try:
-        import cloudpickle  # noqa: F401
-        import psutil  # noqa: F401
-        import xgboost  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            f"tuning needs {error.name}, which is not installed: pip install 'sparqle-tvm[tune]'"
-        ) from error
+    for name in ("cloudpickle", "psutil", "xgboost"):
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtraError(
+                f"tuning needs {name}, which is not installed: pip install 'sparqle-tvm[tune]'"
+            )
