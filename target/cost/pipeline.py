@@ -132,6 +132,8 @@ class Iteration:
         several, else over output tiles.
     drain, store : cycles
         Drain and store of an output tile; both are done by STORE, one after the other.
+    head_drain : cycles
+        Drain of the first output tile.
     """
 
     inner: Any
@@ -147,6 +149,7 @@ class Iteration:
     edge_mma: Any
     drain: Any
     store: Any
+    head_drain: Any
 
     @property
     def transfers(self) -> Any:
@@ -161,8 +164,23 @@ class Iteration:
 
     @property
     def store_cycles(self) -> Any:
-        """All drains and stores."""
-        return self.inner * (self.drain + self.store)
+        """All drains and stores, and what stores wait for the channel (`collision`)."""
+        return self.inner * (self.drain + self.store + self.collision)
+
+    @property
+    def collision(self) -> Any:
+        """Cycles that a store waits for the channel if STORE is the slowest engine.
+
+        The end of a store makes room for accumulators; the array works through a tile, and frees
+        the tile for LOAD. A load that begins before the next drain ends delays the store after it.
+        Loads of parameters come first and keep LOAD from that.
+        """
+        second = self.head_mma + self.head_load
+        first = second - self.load_tail
+        wait = np.where(first > self.head_drain, first, second) - self.head_drain
+        alone = np.equal(self.k_tiles, 1) & np.equal(self.load_end, 0)
+        slowest = self.head_drain >= np.maximum(self.head_mma, self.head_load)
+        return np.where(alone & slowest, np.maximum(wait, 0), 0)
 
     @property
     def period(self) -> Any:
@@ -389,4 +407,6 @@ class _Nest:
             edge_mma=step_mma(m.last, n.last, k.last),
             drain=rows * cols / loads.accelerator.drain_elements_per_cycle,
             store=loads.store(rows, cols),
+            head_drain=pick(rows * n.first, m.first * cols)
+            / loads.accelerator.drain_elements_per_cycle,
         )

@@ -108,6 +108,26 @@ def test_sorted_rows(preset: str) -> None:
         check(ties(rows, layer, preset, "sparqle", 2))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_random_ops(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(12):
+        m, n = (int(np.exp(rng.uniform(np.log(low), np.log(2048)))) for low in (1, 16))
+        group = int(rng.choice([0, 32]))
+        k = 32 * int(np.exp(rng.uniform(0, np.log(64))))
+        bits, has_min = int(rng.choice([2, 4, 8])), group > 0 and bool(rng.integers(2))
+        preset, scheme = str(rng.choice(list(PRESETS))), SCHEMES[int(rng.integers(len(SCHEMES)))]
+        density = float(rng.uniform(0, 0.6))
+        check(ties(m, ((n,), k, density, bits, group, has_min), preset, scheme))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("has_min", [False, True])
+def test_loads_that_get_in_the_way_of_stores(has_min: bool, scheme: ProgramScheme) -> None:
+    # Bound by the drain, with nothing to load for it: weights come whenever the array is done.
+    check(ties(282, ((2130,), 128, 0.3, 4, 32, has_min), "sparqle/edge", scheme))
+
+
 def test_windows_cost_the_same_and_offsets_their_bytes() -> None:
     plain = DenseShape(64, 192, 576, 4, 32, True)
     nnz = draw_digits(np.random.default_rng(0), 0.5, 64, 576)

@@ -18,6 +18,7 @@ def pipeline(outer: int = 1, **change: float) -> Pipeline:
         "load_tail": work["load_step"],
         **{f"{place}_load": work["load_step"] for place in ("head", "edge")},
         **{f"{place}_mma": work["mma"] for place in ("head", "edge")},
+        "head_drain": work["drain"],
     }
     iteration = Iteration(**{**places, **work})
     return Pipeline(
@@ -49,6 +50,17 @@ def test_memory_bound():
 def test_store_bound():
     # The first output after 11 + 10, then 4 * (20 + 1)
     assert pipeline(drain=20).total_cycles == 21 + 84
+
+
+def test_stores_wait_for_loads_that_began_before():
+    # After a store the array works for 10, then a load takes 5, and the drain ends after 12: the
+    # store waits for 3. The first output after 11 + 10, then 4 * (12 + 1 + 3)
+    assert pipeline(drain=12).total_cycles == 21 + 64
+    # In two transfers of 3 and 2: the store comes between them, or after both.
+    assert pipeline(drain=12, load_tail=2).total_cycles == 21 + 4 * (12 + 1 + 1)
+    assert pipeline(drain=14, load_tail=2).total_cycles == 21 + 4 * (14 + 1 + 1)
+    # Parameters of the drain are loaded first: 4 * (12 + 1), and 2 * 3 for those of two outputs.
+    assert pipeline(drain=12, load_end=3).total_cycles == 21 + 52 + 6
 
 
 def test_change_of_the_outer_loop():
