@@ -162,6 +162,6 @@ def balance_rows(pbm: Any, in_features: int, block_rows: int, lanes: int, out: A
     out : tensor of int32 (M,)
         Row numbers, written.
     """
-    bitmap = np.from_dlpack(pbm)
+    bitmap = np.asarray(np.from_dlpack(pbm), dtype=np.uint8)
     nnz = RowNnz.from_pbm(bitmap.reshape(-1, bitmap.shape[-1]), in_features)
     np.from_dlpack(out)[...] = nnz.order(block_rows, lanes)
