@@ -11,8 +11,8 @@ group wait for each other as in the MSB pass. Counted are
 - the LSB pass as it is, with rows in their order, sorted by the steps of the MSB pass (what
   ``BalanceRows`` does), sorted by the steps of both passes, and without any waiting;
 - bytes: one bit more per activation, and either all LSB digits, or none for zeros;
-- time of the dense layers with their encodings by the formulas of the cost model, rows sorted in
-  the best block for both passes, against the same without the second bitmap.
+- time of the dense layers with their encodings by the formulas of the cost model, rows sorted for
+  both passes, all LSB digits kept, against the same without the second bitmap.
 
 ``docs/zero-activations.md`` says what follows from it.
 """
@@ -120,15 +120,14 @@ def layer_figures(layer: Layer, accelerator: Accelerator) -> Json:
     rows, k = q.shape
     wide = (q < WINDOW_LOW) | (q > WINDOW_HIGH)
     stored, nonzero = wide.sum(axis=1), (q != 0).sum(axis=1)
-    block = choose_block_rows(layer.readers, accelerator) or rows
+    # 0: sorting does not pay, rows stay in order.
+    block = choose_block_rows(layer.readers, accelerator)
     msb_keys = -(-stored // lanes)
     both_keys = msb_keys + -(-nonzero // lanes)
     in_order = np.arange(rows)
-    by_msb, by_both = sorted_rows(msb_keys, block), sorted_rows(both_keys, block)
+    by_msb, by_both = (sorted_rows(keys, block or 1) for keys in (msb_keys, both_keys))
     groups = -(-rows // accelerator.rows)
-    encode, ops = encoding_costs(
-        "", layer.nnz(wide), layer.readers, accelerator, "sparqle", block if block < rows else 0
-    )
+    encode, ops = encoding_costs("", layer.nnz(wide), layer.readers, accelerator, "sparqle", block)
     before = encode.total_cycles + sum(op.total_cycles for op in ops)
     # With the bitmap: every K chunk is one here, which favours it: rows wait once per tile.
     steps = waiting_steps(nonzero, by_both, accelerator) + waiting_steps(
@@ -159,8 +158,7 @@ def _time_with_bitmap(
     extra = storage.pbm_bytes(rows, k)
     dma = encode.dma_cycles + extra / accelerator.dram_bytes_per_cycle
     vector = encode.vector_cycles + extra / accelerator.vector_lanes
-    sorts = block if block < rows else 0
-    total = max(vector, dma) + block_waits(rows, sorts, int(vector), int(dma))
+    total = max(vector, dma) + block_waits(rows, block, int(vector), int(dma))
     for shape, op in zip(layer.readers, ops, strict=True):
         blocks = -(-shape.n // accelerator.cols) * shape.weight_slices(accelerator.digit_bits)
         digits = op.activation_bytes // op.tiling.activation_loads
@@ -169,7 +167,7 @@ def _time_with_bitmap(
             accelerator=accelerator,
             scheme="sparqle",
             activation_bytes=digits + 2 * extra,
-            block_rows=sorts,
+            block_rows=block,
         )
         tile = (op.tiling.m, op.tiling.n, op.tiling.k)
         pipeline = Pipeline.of_op(loads, tile, op.tiling.rows_outer, mma_cycles=steps * blocks)
