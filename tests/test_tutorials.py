@@ -14,6 +14,7 @@ def test_there_are_tutorials():
     assert [path.name for path in TUTORIALS] == [
         "01_split_precision.ipynb",
         "02_passes_and_target.ipynb",
+        "03_cost.ipynb",
     ]
 
 

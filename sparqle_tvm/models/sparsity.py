@@ -185,6 +185,17 @@ def from_file(path: str | os.PathLike[str]) -> MsbDistribution:
     return MsbDistribution(f"MSB sparsity of {Path(path).name}", False, _classes_of(data, path))
 
 
+def of_run(data: Mapping[str, Any], label: str) -> MsbDistribution:
+    """What ``sparqle run --json`` measured, for the model that was run.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it says nothing about rows, or lacks a layer type.
+    """
+    return MsbDistribution(label, False, _classes_of(summarize(from_run(data, label)), label))
+
+
 def row_quantiles(nnz: RowNnz) -> list[float]:
     """Quantile function of the share of stored digits per row, at `QUANTILES` even points."""
     shares = nnz.per_chunk(nnz.in_features)[:, 0] / nnz.in_features
@@ -250,6 +261,10 @@ def from_run(data: Mapping[str, Any], path: str) -> list[tuple[str, list[float]]
         raise InvalidArgumentError(
             f"{path} has no rows of layers ({error}); write it again with `sparqle run --json`"
         ) from error
+    if any(len(quantiles) < 2 for _, quantiles in found):
+        raise InvalidArgumentError(
+            f"{path} has layers without rows; write it again with `sparqle run --json`"
+        )
     return [(kind, quantiles) for kind, quantiles in found if kind is not None]
 
 

@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
-from sparqle_tvm.report.document import Document
+from sparqle_tvm.report.document import Document, Part, Section
+from sparqle_tvm.report.estimate_sections import (
+    constants_table,
+    energy_cards,
+    estimable,
+    estimate_sections,
+)
 from sparqle_tvm.report.run_file import RunFile
 from sparqle_tvm.report.run_sections import (
     cards_of,
     cost_section,
-    detail_section,
+    detail_tables,
     layer_sections,
     subtitle_of,
     title_of,
 )
+from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 
 
-def build_report(run: RunFile) -> Document:
+def build_report(run: RunFile, table: EnergyTable | None = None) -> Document:
     """Put together all that a report of a run has.
 
     Parameters
     ----------
     run : RunFile
         A finished `sparqle run`.
+    table : EnergyTable, optional
+        What energy is counted with; by default 7 nm and the memory that the preset stands for.
     """
+    table = default_table(run.accelerator) if table is None else table
+    model = estimable(run, table)
+    cards = cards_of(run)
+    details: list[Part] = [*detail_tables(run)]
+    if isinstance(model, str):
+        estimated = [Section("Energy", (model,))]
+    else:
+        cards += tuple(energy_cards(model))
+        estimated = list(estimate_sections(model))
+        details.append(constants_table(table))
     return Document(
         title=title_of(run),
         subtitle=subtitle_of(run),
-        cards=cards_of(run),
-        sections=(cost_section(run), *layer_sections(run), detail_section(run)),
+        cards=cards,
+        sections=(
+            cost_section(run),
+            *estimated,
+            *layer_sections(run),
+            Section("In detail", tuple(details)),
+        ),
     )

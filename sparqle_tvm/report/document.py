@@ -21,19 +21,22 @@ class Column:
     title : str
         Its name for readers.
     show : callable
-        Writes a value for readers; None is left empty without asking.
+        Writes a value for readers.
     numeric : bool
         Whether it is set flush right.
+    missing : str
+        What readers see instead of None.
     """
 
     key: str
     title: str
     show: Callable[[Any], str] = str
     numeric: bool = False
+    missing: str = ""
 
     def text(self, value: Any) -> str:
         """A value as readers see it."""
-        return "" if value is None else self.show(value)
+        return self.missing if value is None else self.show(value)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ MINUS = "\N{MINUS SIGN}"
 
 def percent(value: float) -> str:
     """``0.174`` -> ``17.4 %``."""
-    return f"{value:.1%}".replace("%", " %").replace("-", MINUS)
+    # Adding 0 turns a rounded -0.0 into 0.0.
+    return f"{round(value, 3) + 0.0:.1%}".replace("%", " %").replace("-", MINUS)
 
 
 def change(saved: float) -> str:
     """What a saving of a share changes: ``0.174`` -> ``-17.4 %`` with a real minus sign."""
-    return f"{-saved:+.1%}".replace("%", " %").replace("-", MINUS)
+    return f"{-round(saved, 3) + 0.0:+.1%}".replace("%", " %").replace("-", MINUS)
 
 
 def grouped(value: float) -> str:
@@ -24,8 +25,13 @@ def scaled(value: float, unit: str) -> str:
     """Three digits and a prefix: ``scaled(0.0303, "s")`` -> ``30.3 ms``."""
     if value == 0:
         return f"0 {unit}"
-    factor, prefix = next((p for p in _PREFIXES if abs(value) >= p[0] * 0.9995), _PREFIXES[-1])
+    factor, prefix = prefix_of(value)
     return f"{_three_digits(value / factor)} {prefix}{unit}".replace("-", MINUS)
+
+
+def prefix_of(value: float) -> tuple[float, str]:
+    """Factor and name of the prefix that a value is written with."""
+    return next((p for p in _PREFIXES if abs(value) >= p[0] * 0.9995), _PREFIXES[-1])
 
 
 def seconds(value: float) -> str:

@@ -134,12 +134,13 @@ def _table(table: Table) -> str:
         "<tr>" + "".join(cell("td", i, text) for i, text in enumerate(texts)) + "</tr>"
         for texts in table.texts()
     )
-    caption = f"<caption>{_text(table.title)}</caption>\n" if not table.folded else ""
+    # Outside what scrolls, so that a phone shows all of it.
+    title = "" if table.folded else f'<p class="caption">{_text(table.title)}</p>\n'
     note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""
     # Focusable, so that the keyboard scrolls what is wider than the window.
     shown = (
-        f'<div class="table" tabindex="0" role="group" aria-label="{escape(table.title)}">'
-        f"<table>\n{caption}<thead><tr>{head}</tr></thead>\n"
+        f'{title}<div class="table" tabindex="0" role="group" aria-label="{escape(table.title)}">'
+        f"<table>\n<thead><tr>{head}</tr></thead>\n"
         f"<tbody>\n{rows}\n</tbody>\n</table></div>\n{note}"
     )
     if table.folded:

@@ -138,17 +138,17 @@ def layer_sections(run: RunFile) -> Iterator[Section]:
     )
 
 
-def detail_section(run: RunFile) -> Section:
-    """The accelerator, the quality of the model, and every layer."""
+def detail_tables(run: RunFile) -> Iterator[Table]:
+    """The accelerator, and every layer."""
     fields = asdict(run.accelerator)
-    accelerator = Table(
+    yield Table(
         name="accelerator",
         title="Accelerator",
         columns=(Column("field", "field"), Column("value", "value", _plain, True)),
         rows=tuple({"field": name, "value": value} for name, value in fields.items()),
         folded=True,
     )
-    return Section("In detail", (accelerator, *(_layer_table(phase) for phase in run.phases)))
+    yield from (_layer_table(phase) for phase in run.phases)
 
 
 def _part(phase: Phase, part: str, scheme: str) -> Any:

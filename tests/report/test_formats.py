@@ -33,3 +33,13 @@ def test_shares():
     assert formats.percent(0.174) == "17.4 %"
     assert formats.change(0.174) == f"{formats.MINUS}17.4 %"
     assert formats.change(-0.015) == "+1.5 %"
+
+
+@pytest.mark.parametrize("nothing", [0.0, -0.0, 0.0004, -0.0004])
+def test_nothing_has_no_sign(nothing):
+    assert formats.percent(nothing) == "0.0 %"
+    assert formats.change(nothing) == "+0.0 %"
+
+
+def test_prefix_of():
+    assert formats.prefix_of(0.05) == (1e-3, "m")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from report_helper import small_report, small_run
+from report_helper import full_report, small_report, small_run
 from rich.console import Console
 
 from sparqle_tvm.errors import InvalidArgumentError
@@ -68,6 +68,14 @@ def test_csv_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InvalidArgumentError, match="cannot be made a folder"):
         write_csv(small_report(), tmp_path / "file" / "folder")
+
+
+def test_names_of_tables_and_pictures_are_unique():
+    report = full_report()
+    names = [table.name for table in report.tables]
+    assert len(names) == len(set(names)) == len(report.to_json()["tables"])
+    pictures = [picture.name for picture in report.pictures]
+    assert pictures == ["energy", "savings", "limits", "cycles", "roofline", "sparsity"]
 
 
 def test_json_is_the_tables():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -101,8 +102,8 @@ def draw_roofline(
             dense, split = (points_of(phase, s, accelerator) for s in ("dense", "sparqle"))
             axes.set_title(f"{phase.name}, {phase.tokens} token{'s' * (phase.tokens > 1)}")
             _draw_roofs(axes, accelerator, dense + split, passes_per_mac(phase, accelerator))
-            for before, after in zip(dense, split, strict=True):
-                axes.plot(*zip(astuple(before), astuple(after), strict=True), color=GRID, zorder=1)
+            moves = [(astuple(a), astuple(b)) for a, b in zip(dense, split, strict=True)]
+            axes.add_collection(LineCollection(moves, colors=GRID, zorder=1), autolim=False)
             for points, look in ((dense, _DENSE), (split, _SPLIT)):
                 axes.plot(*zip(*map(astuple, points), strict=True), linestyle="none", **look)
             axes.set_xlabel("MACs per byte of DRAM traffic")

@@ -1,0 +1,48 @@
+"""Write docs/paper.md, docs/paper.png and the curves that reports show beside the paper's ranges.
+
+    python benchmarks/compare_with_paper.py
+
+To be run after the cost model, an energy table or a preset has changed; a test says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sparqle_tvm.files import write_json
+from sparqle_tvm.report.comparison import (
+    paper_document,
+    published_curves,
+    stored_curves,
+    to_json,
+)
+from sparqle_tvm.report.pictures.reduction import draw_reduction
+from sparqle_tvm.report.pictures.style import save_png
+from sparqle_tvm.report.writers import write_markdown
+from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.cost.energy_table import default_table
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "sparqle_tvm" / "report" / "data" / "paper.json"
+
+
+def write_documents(folder: Path) -> None:
+    """Write the Markdown file and its picture from the stored curves."""
+    curves = {name: stored_curves(preset) or [] for name, preset in PRESETS.items()}
+    tables = {name: default_table(preset).name for name, preset in PRESETS.items()}
+    write_markdown(paper_document(curves, tables), folder / "paper.md")
+    save_png(draw_reduction(curves["sparqle/edge"]), folder / "paper.png", dpi=100)
+
+
+def main() -> None:
+    """Estimate, and write everything."""
+    with tqdm(total=6 * len(PRESETS), unit="model") as bar:
+        found = {name: to_json(published_curves(name, progress=bar.update)) for name in PRESETS}
+    write_json(DATA, found, indent=1)
+    write_documents(ROOT / "docs")
+
+
+if __name__ == "__main__":
+    main()

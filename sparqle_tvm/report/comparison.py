@@ -1,0 +1,200 @@
+"""The published models on the presets, beside what the paper published for them.
+
+Estimates of three models of billions of weights take some seconds, so the package keeps their
+curves in ``report/data/paper.json``; ``benchmarks/compare_with_paper.py`` writes it, and
+``docs/paper.md`` from it. A test holds both to what the formulas give.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from typing import Any
+
+from sparqle_tvm.report import formats
+from sparqle_tvm.report.document import Column, Document, Section, Table
+from sparqle_tvm.report.paper import CITATION, MODELS, PHASES, QUANTITIES, RANGES
+from sparqle_tvm.report.savings import Curve, Point, saving_curves, select
+from sparqle_tvm.report.tables import describe
+from sparqle_tvm.target.accelerator import PRESETS, Accelerator
+
+SEQ = 2048
+SPARSITIES = (0.0, 0.25, 0.5, 0.7, 0.9, 1.0)
+SHOWN = (0.5, 0.7, 0.9, 1.0)
+_DIGITS = 4
+_PART_NAMES = {"whole_model": "Whole model", "dense_layers": "Dense layers alone"}
+
+WHY = (
+    "Why the figures differ: the paper's array, memory, baseline and MSB sparsities are not known "
+    "to us, so two different machines stand side by side, and nothing here reproduces the paper. "
+    "Our baseline takes two dense passes on the same array and memory, so a prefill bound by "
+    "computation can save up to half of its array's time; the rows of PEs wait for the slowest of "
+    "them, attention and the key-value cache run on a vector unit that gains nothing, and most of "
+    "the energy is DRAM's, where only activations shrink. In decode with one sequence every weight "
+    "is read for a single token: the time is that of the weights' bytes (and of the cache), which "
+    "split activations do not change, so our decode saves next to nothing at any MSB sparsity. "
+    "What the paper reports for decode needs a machine on which decode waits for its array or for "
+    "its activations: more bandwidth for the same array, weights kept on chip, or smaller weights "
+    "and caches."
+)
+
+
+def published_curves(
+    target: str | Accelerator, *, progress: Callable[[], None] = lambda: None
+) -> list[Curve]:
+    """Estimate the paper's models, prefill of `SEQ` tokens and decode after as many.
+
+    Parameters
+    ----------
+    target : str or Accelerator
+        Where they run.
+    progress : callable
+        Called after every model and phase.
+    """
+    curves: list[Curve] = []
+    for model in MODELS:
+        for phase in ("prefill", "decode"):
+            curves += saving_curves(model, phase, seq=SEQ, target=target, sparsities=SPARSITIES)
+            progress()
+    return curves
+
+
+def to_json(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """Curves as plain data, shares rounded to a hundredth of a percent."""
+    return [_rounded(asdict(curve)) for curve in curves]
+
+
+def stored_curves(accelerator: Accelerator) -> list[Curve] | None:
+    """The stored curves of a preset; None for any other accelerator."""
+    if PRESETS.get(accelerator.name) != accelerator:
+        return None
+    text = files("sparqle_tvm.report").joinpath("data/paper.json").read_text(encoding="utf-8")
+    return [_curve(data) for data in json.loads(text)[accelerator.name]]
+
+
+def comparison_table(curves: Sequence[Curve], part: str, where: str) -> Table:
+    """Our saving at several MSB sparsities beside the published range, and what would reach it.
+
+    Parameters
+    ----------
+    curves : sequence of Curve
+        From `published_curves`.
+    part : {"whole_model", "dense_layers"}
+        Which part is shown.
+    where : str
+        Name of the accelerator.
+    """
+    rows, never = [], "not reached"
+    for phase in PHASES:
+        for quantity in QUANTITIES:
+            published = RANGES[phase, quantity]
+            for curve in select(curves, phase, part):
+                at = {point.msb_sparsity: point.saved(quantity) for point in curve.points}
+                rows.append(
+                    {
+                        "what": f"{phase}, {quantity}",
+                        "model": curve.model,
+                        "published_low": published.low,
+                        "published_high": published.high,
+                        **{f"saved_at_{s:g}": at[s] for s in SHOWN},
+                        "measured_msb_sparsity": curve.measured.msb_sparsity,
+                        "saved_measured": curve.measured.saved(quantity),
+                        "needed_for_low": curve.needed(quantity, published.low),
+                        "needed_for_high": curve.needed(quantity, published.high),
+                    }
+                )
+    return Table(
+        name=f"paper_{part}",
+        title=f"{_PART_NAMES[part]} on {where}: saved against dense",
+        columns=(
+            Column("what", ""),
+            Column("model", "model"),
+            Column("published_low", "paper, from", formats.percent, True),
+            Column("published_high", "to", formats.percent, True),
+            *(Column(f"saved_at_{s:g}", f"s = {s:.0%}", formats.percent, True) for s in SHOWN),
+            Column("saved_measured", "measured digits", formats.percent, True),
+            Column("measured_msb_sparsity", "their s", formats.percent, True),
+            Column("needed_for_low", "s to save the paper's least", formats.percent, True, never),
+            Column("needed_for_high", "its most", formats.percent, True, never),
+        ),
+        rows=tuple(rows),
+        note=f"s: MSB sparsity, the same in all layers. Paper: {CITATION}, the range over its "
+        "models on its own array. Measured digits: the distribution measured on SmolLM2-135M, "
+        "transferred to these models; nobody ran them here.",
+    )
+
+
+def limits_table(curves: Sequence[Curve], where: str) -> Table:
+    """What limits the time of the split form, for every model and phase."""
+    rows = [
+        {"model": curve.model, "phase": curve.phase, **curve.limits}
+        for phase in PHASES
+        for curve in select(curves, phase, "whole_model")
+    ]
+    return Table(
+        name="paper_limits",
+        title=f"What limits the time of the split form on {where} (whole model, measured digits)",
+        columns=(
+            Column("phase", ""),
+            Column("model", "model"),
+            Column("compute", "computation", formats.percent, True),
+            Column("weights", "memory: weights", formats.percent, True),
+            Column("activations", "activations", formats.percent, True),
+            Column("kv_cache", "KV cache", formats.percent, True),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def paper_document(curves: dict[str, list[Curve]], tables: dict[str, str]) -> Document:
+    """The comparison on several accelerators as a document.
+
+    Parameters
+    ----------
+    curves : dict of str to list of Curve
+        By preset.
+    tables : dict of str to str
+        Name of the energy table that was used, by preset.
+    """
+    sections = []
+    for name, found in curves.items():
+        about = f"{describe(PRESETS[name])}. Energy with the table {tables[name]}."
+        sections.append(
+            Section(
+                name,
+                (
+                    about,
+                    *(comparison_table(found, part, name) for part in _PART_NAMES),
+                    limits_table(found, name),
+                ),
+            )
+        )
+    return Document(
+        title="Beside the paper",
+        subtitle=f"What our accelerators save with the models of {CITATION}, beside what the paper "
+        f"reports for its own: prefill of {SEQ:,} tokens, and decode of one token after as many, "
+        "one sequence. Written by `python benchmarks/compare_with_paper.py`.",
+        cards=(),
+        sections=(Section("How to read it", (WHY, PICTURE)), *sections),
+    )
+
+
+PICTURE = (
+    "![Savings against MSB sparsity, with the paper's ranges as bands](paper.png)\n\n"
+    "Whole model on `sparqle/edge`; stars are measured digits, thin lines the band of the energy."
+)
+
+
+def _rounded(data: Any) -> Any:
+    if isinstance(data, float):
+        return round(data, _DIGITS)
+    if isinstance(data, dict):
+        return {key: _rounded(value) for key, value in data.items()}
+    return [_rounded(value) for value in data] if isinstance(data, (list, tuple)) else data
+
+
+def _curve(data: dict[str, Any]) -> Curve:
+    points = tuple(Point(**point) for point in data["points"])
+    return Curve(**{**data, "points": points, "measured": Point(**data["measured"])})

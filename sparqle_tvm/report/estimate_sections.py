@@ -1,0 +1,297 @@
+"""What a report adds to a run by formula: energy, other sparsities, batches and contexts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.estimate import estimate
+from sparqle_tvm.estimates import Estimate, Phase
+from sparqle_tvm.models.shapes import ModelShape, WeightFormat
+from sparqle_tvm.models.sparsity import MsbDistribution, of_run
+from sparqle_tvm.report import formats
+from sparqle_tvm.report.comparison import comparison_table, limits_table, stored_curves
+from sparqle_tvm.report.document import Card, Column, Part, Picture, Section, Table
+from sparqle_tvm.report.paper import CITATION
+from sparqle_tvm.report.run_file import Layer, RunFile
+from sparqle_tvm.report.savings import Curve, Series, saving_curves
+from sparqle_tvm.target.cost.energy_table import EnergyTable
+
+SPARSITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
+PREFILL_TOKENS = (64, 512, 4096)
+BATCHES = (1, 8, 64)
+CONTEXTS = (512, 4096, 32768)
+BATCH_OF_CONTEXTS = 8
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """The model of a run, ready for estimates.
+
+    Attributes
+    ----------
+    run : RunFile
+        The run.
+    shape : ModelShape
+        Its sizes; all blocks have the weight format that most of their MACs have.
+    digits : MsbDistribution
+        What the run measured.
+    table : EnergyTable
+        What energy is counted with.
+    """
+
+    run: RunFile
+    shape: ModelShape
+    digits: MsbDistribution
+    table: EnergyTable
+
+    @classmethod
+    def of(cls, run: RunFile, table: EnergyTable) -> RunModel:
+        """Take it from a run.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the run lacks a type of layer of a llama-family model.
+        """
+        return cls(run, shape_of(run), of_run(run.data, f"this run of {run.model}"), table)
+
+    def estimate(self, phase: Phase, seq: int, batch: int = 1, *, both: bool = False) -> Estimate:
+        """A pass with the run's digits, under all schemes, or only dense and split."""
+        schemes: dict[str, Any] = {"schemes": ("dense", "sparqle")} if both else {}
+        return estimate(
+            self.shape,
+            phase,
+            seq=seq,
+            batch=batch,
+            msb_sparsity=self.digits,
+            target=self.run.accelerator,
+            table=self.table,
+            **schemes,
+        )
+
+    @cached_property
+    def phases(self) -> tuple[Estimate, Estimate]:
+        """The two passes of the run, under all schemes."""
+        return (
+            self.estimate("prefill", self.run.prefill.tokens),
+            self.estimate("decode", self.run.decode.past),
+        )
+
+    @cached_property
+    def curves(self) -> list[Curve]:
+        """Savings against MSB sparsity in both phases."""
+        passes: tuple[tuple[Phase, int], ...] = (
+            ("prefill", self.run.prefill.tokens),
+            ("decode", self.run.decode.past),
+        )
+        return [
+            curve
+            for phase, seq in passes
+            for curve in saving_curves(
+                self.shape,
+                phase,
+                seq=seq,
+                target=self.run.accelerator,
+                measured=self.digits,
+                sparsities=SPARSITIES,
+                table=self.table,
+            )
+        ]
+
+    @cached_property
+    def series(self) -> tuple[Series, ...]:
+        """Estimates over tokens of a prefill, and over batch and context of decode."""
+        past, sequences = self.run.decode.past, BATCH_OF_CONTEXTS
+        prefill = tuple(self.estimate("prefill", n, both=True) for n in PREFILL_TOKENS)
+        batches = tuple(self.estimate("decode", past, n, both=True) for n in BATCHES)
+        contexts = tuple(self.estimate("decode", n, sequences, both=True) for n in CONTEXTS)
+        return (
+            Series("prefill, 1 sequence", "tokens", PREFILL_TOKENS, prefill),
+            Series(f"decode after {past:,}", "sequences (batch)", BATCHES, batches),
+            Series(f"decode, {sequences} sequences", "tokens of context", CONTEXTS, contexts),
+        )
+
+
+def shape_of(run: RunFile) -> ModelShape:
+    """Sizes and weight formats of the model that was run."""
+    sizes = vars(run.transformer)
+    blocks = [layer for layer in run.prefill.layers if layer.block is not None]
+    outputs = [layer for layer in run.prefill.layers if layer.block is None]
+    return ModelShape(
+        name=run.model,
+        source="this run",
+        **{key: sizes[key] for key in ("layers", "embed", "ffn", "heads", "kv_heads", "head_dim")},
+        vocab=sizes["vocab"],
+        weights=_format(blocks),
+        output_weights=_format(outputs or blocks),
+    )
+
+
+def energy_cards(model: RunModel) -> Iterator[Card]:
+    """What is saved in joules."""
+    for result in model.phases:
+        saved = result.energy_reduction("sparqle", "dense_layers")
+        whole = result.energy_reduction("sparqle", "whole_model")
+        yield Card(
+            f"{result.phase.capitalize()} energy, dense layers",
+            formats.change(saved.mid),
+            f"{formats.change(saved.high)} to {formats.change(saved.low)}; whole model "
+            f"{formats.change(whole.mid)}; {result.table.name}",
+        )
+
+
+def estimate_sections(model: RunModel) -> Iterator[Section]:
+    """Energy, savings against MSB sparsity, and what limits the time elsewhere."""
+    yield _energy_section(model)
+    yield _savings_section(model)
+    yield _limits_section(model)
+
+
+def constants_table(table: EnergyTable) -> Table:
+    """Every constant of an energy table with its source."""
+    rows: list[dict[str, Any]] = [
+        {"name": name.replace("_", " "), **vars(constant)}
+        for name, constant in table.operations.items()
+    ]
+    rows += [
+        {"name": f"on-chip memory, {size // 1024} KiB", **vars(constant)}
+        for size, constant in table.sram.items()
+    ]
+    rows.append({"name": table.memory_name, **vars(table.dram)})
+    rows += [
+        {
+            "name": name.replace("_", " "),
+            "value": parameter.mid,
+            "low": parameter.low,
+            "high": parameter.high,
+            "unit": parameter.unit,
+            "source": f"no published value: {parameter.why}",
+        }
+        for name, parameter in table.parameters.items()
+    ]
+    return Table(
+        name="energy_table",
+        title=f"Energy table {table.name}: every constant and its source",
+        columns=(
+            Column("name", "what"),
+            Column("value", "value", "{:g}".format, True),
+            Column("low", "low", "{:g}".format, True),
+            Column("high", "high", "{:g}".format, True),
+            Column("unit", "unit"),
+            Column("year", "year", str, True),
+            Column("source", "source"),
+        ),
+        rows=tuple(rows),
+        folded=True,
+    )
+
+
+def estimable(run: RunFile, table: EnergyTable) -> RunModel | str:
+    """The model of a run, or why nothing can be estimated for it."""
+    try:
+        return RunModel.of(run, table)
+    except InvalidArgumentError as error:
+        return f"Energy is not estimated for this model: {error}."
+
+
+def _format(layers: list[Layer]) -> WeightFormat:
+    macs: Counter[WeightFormat] = Counter()
+    for layer in layers:
+        macs[WeightFormat(layer.weight_bits, layer.group_size, layer.has_min)] += layer.macs
+    return macs.most_common(1)[0][0]
+
+
+def _energy_section(model: RunModel) -> Section:
+    def draw(narrow: bool) -> Any:
+        from sparqle_tvm.report.pictures.energy import draw_energy
+
+        return draw_energy(model.phases, narrow=narrow)
+
+    rows = []
+    for result in model.phases:
+        for part, name in (("dense_layers", "dense layers"), ("whole_model", "whole model")):
+            for scheme, found in result.schemes.items():
+                joules = getattr(found, part).energy.joules
+                saved = result.energy_reduction(scheme, part)
+                rows.append(
+                    {
+                        "part": f"{result.phase}, {name}",
+                        "scheme": "split" if scheme == "sparqle" else scheme,
+                        "joules_low": joules.low,
+                        "joules": joules.mid,
+                        "joules_high": joules.high,
+                        "energy_reduction": saved.mid if scheme != "dense" else None,
+                        "energy_reduction_low": saved.low if scheme != "dense" else None,
+                        "energy_reduction_high": saved.high if scheme != "dense" else None,
+                    }
+                )
+    table = Table(
+        name="energy",
+        title=f"Energy with the table {model.table.name}",
+        columns=(
+            Column("part", ""),
+            Column("scheme", "scheme"),
+            Column("joules", "energy", formats.joules, True),
+            Column("joules_low", "low", formats.joules, True),
+            Column("joules_high", "high", formats.joules, True),
+            Column("energy_reduction", "change", formats.change, True),
+            Column("energy_reduction_high", "from", formats.change, True),
+            Column("energy_reduction_low", "to", formats.change, True),
+        ),
+        rows=tuple(rows),
+        note="dense: two passes; native: one pass of 8-bit multipliers on the same area; a4: "
+        "activations of 4 bits, whose results are others. Bands are those of parameters without "
+        "a published value.",
+    )
+    picture = Picture(
+        "energy",
+        f"Energy of the whole model by component, table {model.table.name}, counted by formula "
+        "with the digits of this run. Lines: band of what has no published value.",
+        draw,
+    )
+    return Section("Energy", (picture, table))
+
+
+def _savings_section(model: RunModel) -> Section:
+    published = stored_curves(model.run.accelerator)
+
+    def draw(narrow: bool) -> Any:
+        from sparqle_tvm.report.pictures.reduction import draw_reduction
+
+        return draw_reduction([*model.curves, *(published or [])], narrow=narrow)
+
+    where = model.run.accelerator.name
+    parts: list[Part] = [
+        Picture(
+            "savings",
+            "Saved against the dense baseline, whole model, if all layers had that MSB sparsity; "
+            f"stars are measured digits. Shaded: what the paper ({CITATION}) reports for its "
+            "models on its own array, baseline and memory, not reproduced here. Thin lines: band "
+            f"of the energy, table {model.table.name}.",
+            draw,
+        )
+    ]
+    if published:
+        parts += [
+            comparison_table(published, "whole_model", where),
+            limits_table(published, where),
+        ]
+    return Section("Savings and MSB sparsity", parts)
+
+
+def _limits_section(model: RunModel) -> Section:
+    def draw(narrow: bool) -> Any:
+        from sparqle_tvm.report.pictures.limits import draw_limits
+
+        return draw_limits(model.series, narrow=narrow)
+
+    caption = (
+        "What limits the time of the whole model over tokens, batch and context: slim bars dense, "
+        "wide bars split. Memory is divided by what most bytes of an op are."
+    )
+    return Section("Compute or memory", (Picture("limits", caption, draw),))

@@ -1,0 +1,181 @@
+"""Estimates in rows: savings against MSB sparsity, and limits along a knob."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sparqle_tvm.estimate import estimate
+from sparqle_tvm.estimates import PARTS, Estimate, Phase
+from sparqle_tvm.models.shapes import ModelShape, model_shape
+from sparqle_tvm.models.sparsity import MsbDistribution
+from sparqle_tvm.target.accelerator import Accelerator
+
+if TYPE_CHECKING:
+    from sparqle_tvm.target.cost.energy_table import EnergyTable
+
+SPARSITIES = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One estimate: MSB sparsity (weighted by MACs), and the shares that are saved.
+
+    Attributes
+    ----------
+    msb_sparsity : float
+        0 to 1.
+    latency : float
+        Saved share of the cycles of ``dense``.
+    energy, energy_low, energy_high : float
+        Saved share of its energy, and the ends of the band.
+    """
+
+    msb_sparsity: float
+    latency: float
+    energy: float
+    energy_low: float
+    energy_high: float
+
+    def saved(self, quantity: str) -> float:
+        """``latency`` or ``energy``."""
+        return self.latency if quantity == "latency" else self.energy
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A model in one phase: what is saved in one part of it.
+
+    Attributes
+    ----------
+    model : str
+        Name for reports.
+    phase : {"prefill", "decode"}
+        Which pass.
+    seq : int
+        Tokens of the pass, or in the cache before it.
+    part : {"dense_layers", "whole_model"}
+        What is counted.
+    points : tuple of Point
+        With rising MSB sparsity, equal in all layers.
+    measured : Point
+        With a measured distribution.
+    limits : dict of str to float
+        What limits the time of the split form with the measured distribution, in shares.
+    """
+
+    model: str
+    phase: str
+    seq: int
+    part: str
+    points: tuple[Point, ...]
+    measured: Point
+    limits: dict[str, float]
+
+    def needed(self, quantity: str, share: float) -> float | None:
+        """MSB sparsity from which on `share` is saved, on straight lines between the points.
+
+        None if it is not saved even without any MSB digit.
+        """
+        before = None
+        for point in self.points:
+            saved = point.saved(quantity)
+            if saved >= share:
+                if before is None:
+                    return point.msb_sparsity
+                xs = (before.msb_sparsity, point.msb_sparsity)
+                return float(np.interp(share, (before.saved(quantity), saved), xs))
+            before = point
+        return None
+
+
+@dataclass(frozen=True)
+class Series:
+    """Estimates along one knob.
+
+    Attributes
+    ----------
+    title, knob : str
+        What is shown, and what changes from bar to bar.
+    values : tuple of int
+        Of the knob.
+    estimates : tuple of Estimate
+        With ``dense`` and ``sparqle``, one per value.
+    """
+
+    title: str
+    knob: str
+    values: tuple[int, ...]
+    estimates: tuple[Estimate, ...]
+
+
+def saving_curves(
+    model: str | ModelShape,
+    phase: Phase,
+    *,
+    seq: int,
+    target: str | Accelerator,
+    measured: str | MsbDistribution = "measured",
+    sparsities: Sequence[float] = SPARSITIES,
+    table: EnergyTable | None = None,
+) -> tuple[Curve, ...]:
+    """Estimate a model at several MSB sparsities.
+
+    Parameters
+    ----------
+    model, phase, seq, target, table
+        As in `sparqle_tvm.estimate.estimate`; one sequence.
+    measured : str or MsbDistribution
+        Where the measured point comes from.
+    sparsities : sequence of float
+        The others, rising.
+
+    Returns
+    -------
+    tuple of Curve
+        One for each of `sparqle_tvm.estimate.PARTS`.
+    """
+
+    def at(source: str | float | MsbDistribution) -> Estimate:
+        return estimate(
+            model,
+            phase,
+            seq=seq,
+            msb_sparsity=source,
+            target=target,
+            schemes=("dense", "sparqle"),
+            table=table,
+        )
+
+    found, centre = [at(s) for s in sparsities], at(measured)
+    return tuple(
+        Curve(
+            model=model_shape(model).name,
+            phase=phase,
+            seq=seq,
+            part=part,
+            points=tuple(_point(e, part) for e in found),
+            measured=_point(centre, part),
+            limits=dict(getattr(centre.schemes["sparqle"], part).limits),
+        )
+        for part in PARTS
+    )
+
+
+def select(curves: Sequence[Curve], phase: str, part: str) -> Iterator[Curve]:
+    """The curves of a phase and a part."""
+    return (curve for curve in curves if (curve.phase, curve.part) == (phase, part))
+
+
+def _point(result: Estimate, part: str) -> Point:
+    saved = result.energy_reduction("sparqle", part)
+    return Point(
+        msb_sparsity=result.msb_sparsity,
+        latency=result.cycles_reduction("sparqle", part),
+        energy=saved.mid,
+        energy_low=saved.low,
+        energy_high=saved.high,
+    )

@@ -1,0 +1,114 @@
+"""What a report adds by formula: the run's own model, its digits, the table's name everywhere."""
+
+import dataclasses
+
+import pytest
+from report_helper import full_report, full_run, small_report
+
+from sparqle_tvm.report.document import Picture
+from sparqle_tvm.report.estimate_sections import RunModel, constants_table, shape_of
+from sparqle_tvm.report.formats import change
+from sparqle_tvm.target.cost.energy_table import default_table, energy_table
+
+TABLE = default_table(full_run().accelerator)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return RunModel.of(full_run(), TABLE)
+
+
+def test_the_model_is_that_of_the_run(model):
+    run = full_run()
+    assert model.shape.transformer() == run.transformer
+    assert (model.shape.weights.bits, model.shape.weights.group_size) == (4, 32)
+    assert model.digits.msb_sparsity("qkv") == pytest.approx(0.9)
+    assert not model.digits.transferred
+    prefill, decode = model.phases
+    assert (prefill.seq, decode.seq) == (run.prefill.tokens, run.decode.past)
+    assert set(prefill.schemes) == {"dense", "native", "a4", "sparqle"}
+
+
+def test_most_macs_choose_the_weights():
+    run = full_run()
+    layers = list(run.prefill.layers)
+    layers[2] = dataclasses.replace(layers[2], weight_bits=8)
+    mixed = dataclasses.replace(run, prefill=dataclasses.replace(run.prefill, layers=tuple(layers)))
+    assert shape_of(mixed).weights.bits == 4
+    layers = [
+        dataclasses.replace(layer, weight_bits=8, group_size=0, has_min=False) for layer in layers
+    ]
+    wide = dataclasses.replace(run, prefill=dataclasses.replace(run.prefill, layers=tuple(layers)))
+    assert shape_of(wide).weights.bits == 8
+
+
+def test_energy_figures_are_those_of_the_estimate(model):
+    tables = {table.name: table for table in full_report().tables}
+    rows = {(row["part"], row["scheme"]): row for row in tables["energy"].values()}
+    result = model.phases[0]
+    saved = result.energy_reduction("sparqle", "whole_model")
+    row = rows["prefill, whole model", "split"]
+    assert row["joules"] == result.schemes["sparqle"].whole_model.energy.joules.mid
+    assert row["energy_reduction"] == saved.mid
+    assert row["energy_reduction_low"] <= saved.mid <= row["energy_reduction_high"]
+    assert rows["prefill, whole model", "dense"]["energy_reduction"] is None
+    card = next(c for c in full_report().cards if c.label.startswith("Prefill energy"))
+    assert card.value == change(result.energy_reduction("sparqle", "dense_layers").mid)
+
+
+def test_all_energy_carries_the_name_of_its_table():
+    report = full_report()
+    assert TABLE.name == "7nm + LPDDR4"
+    for card in report.cards:
+        assert ("energy" in card.label) == (TABLE.name in card.note)
+    captions = [p.caption for p in report.pictures if "energy" in p.caption.lower()]
+    assert len(captions) == 2
+    assert all(TABLE.name in caption for caption in captions)
+    energy = next(t for t in report.tables if t.name == "energy")
+    assert TABLE.name in energy.title
+
+
+def test_another_table():
+    from sparqle_tvm.report.build import build_report
+
+    table = energy_table("45nm", "ddr4")
+    report = build_report(full_run(), table)
+    assert any(table.name in card.note for card in report.cards)
+    assert not any(TABLE.name in card.note for card in report.cards)
+
+
+def test_constants_have_sources():
+    rows = constants_table(TABLE).values()
+    assert len(rows) == len(TABLE.operations) + len(TABLE.sram) + 1 + len(TABLE.parameters)
+    assert all(row["source"] and row["unit"] for row in rows)
+
+
+def test_a_run_that_cannot_be_estimated_says_why():
+    section = next(s for s in small_report().sections if s.title == "Energy")
+    (text,) = section.parts
+    assert text.startswith("Energy is not estimated for this model: ")
+    assert not any(p.name == "savings" for p in small_report().pictures)
+
+
+def test_savings_and_limits_are_drawn(model):
+    drawn = {p.name: p for s in full_report().sections for p in s.parts if isinstance(p, Picture)}
+    figure = drawn["savings"].draw(False)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["prefill, latency", "decode, latency", "prefill, energy", "decode, energy"]
+    own = next(c for c in model.curves if (c.phase, c.part) == ("prefill", "whole_model"))
+    lines = [tuple(line.get_ydata()) for line in figure.axes[0].lines]
+    assert tuple(p.latency for p in own.points) in lines
+    figure = drawn["limits"].draw(True)
+    for axes, series in zip(figure.axes, model.series, strict=True):
+        heights = sum(bar.get_height() for bar in axes.patches)
+        assert heights == pytest.approx(2 * len(series.values))
+
+
+def test_energy_bars_add_up(model):
+    from sparqle_tvm.report.pictures.energy import draw_energy
+
+    axes = draw_energy(model.phases).axes[0]
+    drawn = sum(bar.get_width() for bar in axes.patches)
+    found = model.phases[0].schemes.values()
+    assert drawn == pytest.approx(sum(s.whole_model.energy.joules.mid for s in found))
+    assert axes.get_xlabel().endswith("J")
