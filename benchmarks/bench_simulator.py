@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers import Machine, run_scalesim
 
 from sparqle_tvm.numerics import QuantizedWeights, encode
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
@@ -54,45 +53,6 @@ SMOLLM2 = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 5
 SMOLLM2_HEAD = (49152, 576)
 LLAMA2_LAYERS = 32
 LLAMA2 = [(4096, 4096)] * 4 + [(11008, 4096)] * 2 + [(4096, 11008)]
-
-SCALESIM_CONFIG = """
-[general]
-run_name = gemm
-[architecture_presets]
-ArrayHeight = 32
-ArrayWidth = 32
-IfmapSramSzkB = 512
-FilterSramSzkB = 512
-OfmapSramSzkB = 256
-IfmapOffset = 0
-FilterOffset = 10000000
-OfmapOffset = 20000000
-Dataflow = os
-Bandwidth = 16
-ReadRequestBuffer = 512
-WriteRequestBuffer = 512
-MemoryBanks = 1
-[layout]
-IfmapCustomLayout = False
-IfmapSRAMBankBandwidth = 10
-IfmapSRAMBankNum = 10
-IfmapSRAMBankPort = 2
-FilterCustomLayout = False
-FilterSRAMBankBandwidth = 10
-FilterSRAMBankNum = 10
-FilterSRAMBankPort = 2
-[sparsity]
-SparsitySupport = false
-SparseRep = ellpack_block
-OptimizedMapping = false
-BlockSize = 4
-RandomNumberGeneratorSeed = 40
-[run_presets]
-InterfaceBandwidth = CALC
-UseRamulatorTrace = False
-"""
-SCALESIM_TOPOLOGY = "Layer, M, N, K,\ngemm, {m}, {n}, {k},\n"
-SCALESIM_LAYOUT = "Layer name," + "factor," * 20 + "\ngemm," + "1," * 20 + "\n"
 
 
 def fastest(call: Callable[[], Any], repeats: int) -> float:
@@ -241,20 +201,13 @@ def bench_scalesim(python: str | None, repeats: int) -> Json | None:
         print("scalesim no interpreter given: pass --scalesim-python (pip install scalesim==3.0.0)")
         return None
     m, n, k = 256, 512, 512
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        (root / "scale.cfg").write_text(SCALESIM_CONFIG)
-        (root / "gemm.csv").write_text(SCALESIM_TOPOLOGY.format(m=m, n=n, k=k))
-        (root / "layout.csv").write_text(SCALESIM_LAYOUT)
-        files = ["-c", "scale.cfg", "-t", "gemm.csv", "-l", "layout.csv", "-p", "out"]
-        command = [python, "-m", "scalesim.scale", *files, "-i", "gemm", "-s", "N"]
-        begin = time.perf_counter()
-        run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-        scalesim = time.perf_counter() - begin
-        if run.returncode or not list(root.glob("out/**/COMPUTE_REPORT.csv")):
-            last = (run.stderr or run.stdout).strip().splitlines()[-1:]
-            print(f"scalesim did not run: {' '.join(last) or 'it wrote no report'}")
-            return None
+    machine = Machine(output_kib=256)
+    begin = time.perf_counter()
+    found = run_scalesim(python, machine, m, n, k, interface="CALC")
+    scalesim = time.perf_counter() - begin
+    if isinstance(found, str):
+        print(f"scalesim did not run: {found}")
+        return None
     spec = DenseSpec(m=m, n=n, k=k)
     op = Op(
         spec, np.random.default_rng(0), replace(EDGE, name="32 x 32", rows=32, cols=32, lanes=1)
