@@ -17,6 +17,7 @@ from sparqle_tvm import passes
 from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
 from sparqle_tvm.files import replacing
 from sparqle_tvm.launch import recording
+from sparqle_tvm.models.limits import CHECKED_FUNCTIONS, TokenLimits
 from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.profile import Profile
 from sparqle_tvm.target.bundle import PROGRAMS_FUNCTION, unpack_bundle
@@ -135,8 +136,11 @@ class Executable:
         except (AttributeError, ValueError, RuntimeError) as error:
             raise InvalidArgumentError(f"the executable has no function {name}") from error
         infos = self._collected.get(name)
+        limits = TokenLimits.of(self._vm) if name in CHECKED_FUNCTIONS else None
 
         def call(*args: Any) -> Any:
+            if limits is not None:
+                limits.check(name, args)
             tensors = [_to_tensor(arg) for arg in args] + self._choices.get(name, [])
             with recording() as records:
                 result = function(*tensors)

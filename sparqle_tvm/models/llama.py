@@ -6,7 +6,8 @@ The exported module holds its weights as constants and has the functions
 - ``prefill(tokens (1, T) int32, cache) -> (logits (1, 1, V) of the last position, cache)``;
 - ``decode(token (1, 1) int32, cache) -> (logits (1, 1, V), cache)``;
 - ``hidden(tokens (1, T) int32) -> (1, T, E)``: final-normed hidden states, without a cache;
-- ``head(hidden (1, R, E)) -> logits (1, R, V)``.
+- ``head(hidden (1, R, E)) -> logits (1, R, V)``;
+- ``token_limits() -> int32 (2,)``: V and the context, see `sparqle_tvm.models.limits`.
 
 T and R are symbolic. The cache is appended to in place and grows as it must; its length is the
 position of the next token, so ``prefill`` may also follow ``prefill`` or ``decode``.
@@ -25,6 +26,7 @@ from tvm import relax, tirx
 from tvm.relax import op as R
 from tvm.relax.frontend import nn
 
+from sparqle_tvm.models.limits import LIMITS_FUNCTION, TokenLimits
 from sparqle_tvm.models.quantized import Dense, Weight, bound_parameter
 
 FUNCTIONS = ("prefill", "decode", "hidden", "head")
@@ -372,4 +374,8 @@ def export_llama(config: LlamaConfig, source: WeightSource) -> tvm.IRModule:
         if not constants:
             constants = {key: relax.const(parameter.data) for key, parameter in parameters}
         functions[name] = relax.transform.BindParams(name, constants)(mod)[name]
-    return tvm.IRModule({**functions, "create_cache": cache_function(config)})
+    others = {
+        "create_cache": cache_function(config),
+        LIMITS_FUNCTION: TokenLimits(config.vocab, config.context).function(),
+    }
+    return tvm.IRModule({**functions, **others})
