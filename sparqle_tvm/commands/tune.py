@@ -116,31 +116,31 @@ def _tune(arguments: argparse.Namespace) -> None:
 
 
 def _print(result: TuningResult) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     settings = result.settings
     table = Table(
-        title=f"Schedules tuned for {settings.objective} on {settings.accelerator.name}, "
-        "M x N x K of each kind of layer",
+        title=f"Schedules tuned for {settings.objective} on {settings.accelerator.name}",
         title_justify="left",
+        box=SIMPLE,
     )
-    table.add_column("layer")
-    for name in ("layers", "trials", "cycles", "gain", "energy, uJ", "gain", "tile", "dataflow"):
-        table.add_column(name, justify="right" if name not in ("tile", "dataflow") else "left")
+    table.add_column("M x N x K", no_wrap=True)
+    for name in ("layers", "cycles", "", "energy", "tile", "stays"):
+        side: Any = "left" if name in ("tile", "stays") else "right"
+        table.add_column(name, justify=side, no_wrap=True)
     for found in result.tasks:
         before, after = found.default_cost, found.best_cost
         table.add_row(
             found.task.name,
             str(found.task.weight),
-            str(found.trials),
             f"{after.cycles:,.0f}",
             f"{after.cycles / before.cycles - 1:+.1%}",
-            f"{after.energy_pj * 1e-6:,.1f}",
             f"{after.energy_pj / before.energy_pj - 1:+.1%}",
             " x ".join(map(str, found.best.tile)),
-            found.best.dataflow,
+            found.best.dataflow.removesuffix("-stationary"),
         )
     console.print(table)
     for found in result.tasks:

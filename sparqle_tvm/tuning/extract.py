@@ -66,7 +66,7 @@ def extract_tasks(
     labels: dict[tuple[int, tuple[DenseSpec, ...]], dict[DenseSpec, list[str]]] = {}
     for info in _encodings(mod):
         alone = any(consumer.label in single for consumer in info.consumers)
-        counts = {1} if alone else {info.rows} if info.rows else set(rows)
+        counts = {info.rows} if info.rows else {1} if alone else set(rows)
         for count in sorted(counts, reverse=True):
             specs = _specs(info, count, accelerator, scheme)
             ops = labels.setdefault((count, tuple(sorted(specs, key=repr))), {})
@@ -146,7 +146,7 @@ def _specs(
 ) -> list[DenseSpec]:
     return [
         DenseSpec(
-            m=bucket(rows, accelerator.rows),
+            m=info.rows or bucket(rows, accelerator.rows),
             n=consumer.n,
             k=consumer.k,
             digit_bits=info.digit_bits,

@@ -1,9 +1,10 @@
-"""MetaSchedule's parts that build and run candidates, and what it calls after each batch."""
+"""The parts that build and run MetaSchedule's candidates, and the rounds of the search."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -167,42 +168,98 @@ class ProgramRunner(ms.runner.PyRunner):
         return _Done([self.objective.value(cost, self.references(task))], None)
 
 
-@derived_object
-class KeepResults(ms.measure_callback.PyMeasureCallback):
-    """Writes what succeeded to the database and everything to the journal.
+class Rounds:
+    """Rounds of the search: a task's next candidates are built, measured, learned from and kept.
+
+    MetaSchedule's task schedulers do the same, but print a table after every round, which in a
+    notebook needs pandas and clears the output of the cell.
 
     Parameters
     ----------
+    contexts : sequence of ms.TuneContext
+        The tasks.
+    builder, runner : ProgramBuilder, ProgramRunner
+        What builds and measures.
     database : ms.database.Database
         Takes the records.
+    model : CandidateModel
+        Learns from the results.
     journal : Journal
         Takes all trials.
     target : tvm.target.Target
         Stands in the records.
     """
 
-    def __init__(self, database: Any, journal: Journal, target: Any) -> None:
-        super().__init__()
-        self.database, self.journal, self.target = database, journal, target
-
-    def apply(
+    def __init__(
         self,
-        task_scheduler: Any,
-        task_id: int,
-        measure_candidates: Sequence[Any],
-        builder_results: Sequence[Any],
-        runner_results: Sequence[Any],
+        contexts: Sequence[Any],
+        *,
+        builder: Any,
+        runner: Any,
+        database: Any,
+        model: Any,
+        journal: Journal,
+        target: Any,
     ) -> None:
-        """Keep a batch."""
-        for candidate, result in zip(measure_candidates, runner_results, strict=True):
-            mod = candidate.sch.mod
-            task, decisions = task_of(mod), decisions_of(mod)
-            if result.run_secs is None:
-                self.journal.add(Trial(task, decisions, None, str(result.error_msg)))
+        self.contexts, self.builder, self.runner = contexts, builder, runner
+        self.database, self.model = database, model
+        self.journal, self.target = journal, target
+
+    def run(self, worth: Sequence[float], trials: int, batch: int) -> None:
+        """Measure up to `trials` candidates, fewer if the spaces have no more.
+
+        Every round is for the task that has the largest `worth`, divided by the rounds that it had
+        and halved for each that brought nothing.
+        """
+        for context in self.contexts:
+            spaces = context.generate_design_space()
+            context.pre_tuning(trials, batch, spaces, self.database, self.model)
+        rounds, stale = [0] * len(worth), [0] * len(worth)
+        alive, best = set(range(len(worth))), [math.inf] * len(worth)
+        while trials > 0 and alive:
+            task = max(alive, key=lambda i: (worth[i] / (1 + rounds[i]) / 2 ** stale[i], -i))
+            candidates = self.contexts[task].generate_measure_candidates()
+            if candidates is None:
+                alive.remove(task)
                 continue
-            values = [float(value) for value in result.run_secs]
-            commit(self.database, task, candidate.sch.trace, values[0], self.target)
-            self.journal.add(Trial(task, decisions, values[0]))
+            values = self._measure(self.contexts[task], list(candidates)[:trials])
+            trials -= len(values)
+            rounds[task] += 1
+            stale[task] += min(values, default=math.inf) >= best[task]
+            best[task] = min(best[task], *values) if values else best[task]
+        for context in self.contexts:
+            context.post_tuning()
+
+    def _measure(self, context: Any, candidates: list[Any]) -> list[float]:
+        """Figures of candidates in their order, infinite for those that failed."""
+        inputs = [ms.builder.BuilderInput(c.sch.mod, self.target) for c in candidates]
+        built = self.builder.build(inputs)
+        programs = [
+            ms.runner.RunnerInput(result.artifact_path, "ext_dev", [])
+            for result in built
+            if result.error_msg is None
+        ]
+        measured = iter(self.runner.run(programs))
+        results = [
+            next(measured).result()
+            if build.error_msg is None
+            else ms.runner.RunnerResult(None, build.error_msg)
+            for build in built
+        ]
+        context.notify_runner_results(candidates, results)
+        self.model.update(context, candidates, results)
+        return [self._keep(c, r) for c, r in zip(candidates, results, strict=True)]
+
+    def _keep(self, candidate: Any, result: Any) -> float:
+        mod = candidate.sch.mod
+        task, decisions = task_of(mod), decisions_of(mod)
+        if result.run_secs is None:
+            self.journal.add(Trial(task, decisions, None, str(result.error_msg)))
+            return math.inf
+        value = float(result.run_secs[0])
+        commit(self.database, task, candidate.sch.trace, value, self.target)
+        self.journal.add(Trial(task, decisions, value))
+        return value
 
 
 def commit(database: Any, task: TuningTask, trace: Any, value: float, target: Any) -> None:

@@ -36,9 +36,9 @@ from sparqle_tvm.tuning.measure import Measurement, Meter, Objective
 from sparqle_tvm.tuning.ranking import CandidateModel, Ranking
 from sparqle_tvm.tuning.search import (
     Journal,
-    KeepResults,
     ProgramBuilder,
     ProgramRunner,
+    Rounds,
     Trial,
     commit,
 )
@@ -310,26 +310,23 @@ class Tuner:
         contexts = [self._context(task, index) for index, task in enumerate(tasks)]
         model = CandidateModel(self._estimator, self.ranking, self.seed)
         self._teach(model, contexts, tasks, database)
-        weights = [task.weight * self.defaults[task][1].cycles for task in tasks]
-        scheduler = ms.task_scheduler.GradientBased(seed=self.seed + 1)
         with tempfile.TemporaryDirectory() as folder, self._pool() as pool:
-            ms.tune.tune_tasks(
-                tasks=contexts,
-                # The scheduler weighs what a task gained by its weight times its figure.
-                task_weights=[float(task.weight) for task in tasks],
-                work_dir=str(self.work_dir),
-                max_trials_global=trials,
-                num_trials_per_iter=max(1, min(_BATCH, trials // len(weights))),
+            rounds = Rounds(
+                contexts,
                 builder=ProgramBuilder(self.meter, Path(folder), pool),
                 runner=ProgramRunner(self.meter, self.objective, lambda t: self.defaults[t][1]),
                 database=database,
-                cost_model=model,
-                measure_callbacks=[
-                    ms.measure_callback.UpdateCostModel(),
-                    KeepResults(database, self.journal, self.target),
-                ],
-                task_scheduler=scheduler,
+                model=model,
+                journal=self.journal,
+                target=self.target,
             )
+            batch = max(1, min(_BATCH, trials // len(tasks)))
+            rounds.run([self._worth(task) for task in tasks], trials, batch)
+
+    def _worth(self, task: TuningTask) -> float:
+        """What there is to gain: the objective of all ops that a task stands for."""
+        cost = self.defaults[task][1]
+        return task.weight * self.objective.value(cost, cost)
 
     def _pool(self) -> AbstractContextManager[Executor | None]:
         if self.workers < 2:
@@ -428,6 +425,7 @@ def _tune_context(task: TuningTask, target: Any, generator: Any, strategy: Any, 
         seed,
         ms.logging.get_logging_func(logger),
     )
+    ms._ffi_api.TuneContextInitialize(context)
     return context
 
 

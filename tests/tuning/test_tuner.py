@@ -38,7 +38,7 @@ def test_never_worse_than_the_default_and_better_somewhere(tuned):
         assert found.best_cost.cycles <= found.default_cost.cycles
         assert found.trials >= 1 and not found.message
     assert result.total("best").cycles < result.total("default").cycles
-    assert 36 <= sum(found.trials for found in result.tasks) < 36 + 8
+    assert sum(found.trials for found in result.tasks) == 36
     assert [t.task for t in result.journal[:3]] == tasks
     for trial, task in zip(result.journal[:3], tasks, strict=True):
         assert trial.decisions == default_of(task, STARVED)
@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on(tmp_path):
     assert 6 <= before < 100
     task = task_of_spec(spec_of())
     result = Tuner(Meter(STARVED), "latency", tmp_path).run([task], before + 5)
-    assert before + 5 <= result.tasks[0].trials < before + 5 + 8
+    assert result.tasks[0].trials == before + 5
     assert len(result.journal) == result.tasks[0].trials - before
     assert len(TuningDatabase(tmp_path).entries) == result.tasks[0].trials
     done = Tuner(Meter(STARVED), "latency", tmp_path).run([task], before)
