@@ -51,7 +51,7 @@ LOG = logging.getLogger("sparqle_tvm.tuning")
 _DRAWN = 3000
 
 # Candidates of a task that are built and measured together, and the search that finds them.
-_BATCH = 8
+_BATCH = {"simulator": 8, "analytical": 32}
 _POPULATION = 64
 _GENERATIONS = 3
 _RANDOM_SHARE = 0.13
@@ -229,7 +229,7 @@ class Tuner:
         left = trials - sum(max(done.get(task, 0), 1) for task in tasks)
         if self.ranking != "random":
             for task in open_tasks:
-                share = min(_BATCH, left // (2 * len(open_tasks)))
+                share = min(_BATCH[self.meter.engine], left // (2 * len(open_tasks)))
                 if task not in done:
                     self._measure_favourites(task, share, database)
         left = trials - sum(done.values()) - len(self.journal.trials)
@@ -320,7 +320,7 @@ class Tuner:
                 journal=self.journal,
                 target=self.target,
             )
-            batch = max(1, min(_BATCH, trials // len(tasks)))
+            batch = max(1, min(_BATCH[self.meter.engine], trials // len(tasks)))
             rounds.run([self._worth(task) for task in tasks], trials, batch)
 
     def _worth(self, task: TuningTask) -> float:
