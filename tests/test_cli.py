@@ -74,6 +74,27 @@ def test_json_to_standard_output_is_nothing_but_json(folder, capsys, finished):
     assert finished == [(*files, 24, "sparqle/server")]
 
 
+@pytest.mark.parametrize(
+    ("options", "goal"),
+    [([], "array"), (["--balance", "time"], "time"), (["--no-balance"], "none")],
+)
+def test_what_rows_are_sorted_for(monkeypatch, options, goal):
+    goals = []
+    monkeypatch.setattr(
+        "sparqle_tvm.run.run_model",
+        lambda *_, **named: goals.append(named["balance"]) or run_result(),
+    )
+    assert main(["run", *options]) == 0
+    assert goals == [goal]
+
+
+def test_sorting_cannot_be_asked_for_and_switched_off(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--balance", "time", "--no-balance"])
+    assert stop.value.code == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
 def test_defaults(finished, capsys):
     assert main(["run"]) == 0
     assert finished == [("smollm2", None, 512, "sparqle/edge")]
