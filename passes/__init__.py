@@ -15,6 +15,7 @@ from sparqle_tvm.passes.fuse_quantize import FuseQuantize
 from sparqle_tvm.passes.legalize_host import LegalizeHost
 from sparqle_tvm.passes.lift_choices import LiftChoices, LiftedEncoding, choice_arguments
 from sparqle_tvm.passes.lower_qdq import LowerQDQ
+from sparqle_tvm.passes.merge_precision import MergePrecision
 from sparqle_tvm.passes.offload_dense import OffloadDense
 from sparqle_tvm.passes.raise_msb_sparsity import RaiseMsbSparsity
 from sparqle_tvm.passes.share_encodings import ShareEncodings
@@ -36,6 +37,7 @@ __all__ = [
     "LiftChoices",
     "LiftedEncoding",
     "LowerQDQ",
+    "MergePrecision",
     "ObservedDense",
     "OffloadDense",
     "PassReport",

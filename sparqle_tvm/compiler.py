@@ -36,6 +36,7 @@ __all__ = [
     "lowering_passes",
     "open_database",
     "pipeline",
+    "reference_pipeline",
     "split_passes",
 ]
 
@@ -208,6 +209,35 @@ def open_database(
     return opened
 
 
+def reference_pipeline(
+    *,
+    windows: Mapping[str, str] | None = None,
+    default_window: str | None = None,
+    allow_saturation: bool = False,
+    choices: Mapping[str, EncodingChoice] | None = None,
+    lift: passes.LiftChoices | None = None,
+    report: passes.PassReport | None = None,
+) -> tvm.transform.Pass:
+    """The plain int8 form of what :func:`pipeline` computes, factors and bands included.
+
+    Quantization and dense ops are plain Relax ops on integers, without planes and without the
+    kernels for them: the reference that the split form equals bit for bit. Parameters are those
+    of :func:`pipeline`.
+    """
+    dialect.register()
+    steps = split_passes(
+        windows=windows,
+        default_window=default_window,
+        allow_saturation=allow_saturation,
+        choices=choices,
+        report=report,
+    )
+    if lift is not None:
+        steps.append(lift)
+    steps.append(passes.MergePrecision(report=report))
+    return tvm.transform.Sequential(steps + lowering_passes(), name="sparqle_reference")
+
+
 def host_pipeline() -> tvm.transform.Pass:
     """The same lowering and host kernels as :func:`pipeline`, without split precision."""
     dialect.register()
@@ -250,7 +280,8 @@ def compile(
     host : str or tvm.target.Target, optional
         CPU that runs everything else; by default this one.
     split : bool
-        False leaves the split-precision passes out (the plain int8 or float model).
+        False leaves the split-precision passes out (the plain int8 or float model); with choices,
+        it is int8 with their factors and bands, the reference for the split form.
     engine : {"host", "simulator"}
         As in :func:`pipeline`; with ``simulator``, ``Executable.profile`` tells cycles and bytes.
     balance : {"array", "time", "none"}
@@ -284,6 +315,16 @@ def compile(
             lift=lift,
             database=database,
             collect=collect,
+            report=report,
+        )
+    elif choices or lift is not None:
+        Accelerator.from_target(target)
+        steps = reference_pipeline(
+            windows=windows,
+            default_window=default_window,
+            allow_saturation=allow_saturation,
+            choices=choices,
+            lift=lift,
             report=report,
         )
     else:
