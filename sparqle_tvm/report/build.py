@@ -5,9 +5,9 @@ from __future__ import annotations
 from sparqle_tvm.report.document import Document, Part, Section
 from sparqle_tvm.report.estimate_sections import (
     constants_table,
-    energy_cards,
     estimable,
     estimate_sections,
+    table_of,
 )
 from sparqle_tvm.report.run_file import RunFile
 from sparqle_tvm.report.run_sections import (
@@ -18,7 +18,7 @@ from sparqle_tvm.report.run_sections import (
     subtitle_of,
     title_of,
 )
-from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
+from sparqle_tvm.target.cost.energy_table import EnergyTable
 
 
 def build_report(run: RunFile, table: EnergyTable | None = None) -> Document:
@@ -29,22 +29,20 @@ def build_report(run: RunFile, table: EnergyTable | None = None) -> Document:
     run : RunFile
         A finished `sparqle run`.
     table : EnergyTable, optional
-        What energy is counted with; by default 7 nm and the memory that the preset stands for.
+        What other schemes and sparsities are counted with; by default the run's own.
     """
-    table = default_table(run.accelerator) if table is None else table
+    table = table_of(run) if table is None else table
     model = estimable(run, table)
-    cards = cards_of(run)
     details: list[Part] = [*detail_tables(run)]
     if isinstance(model, str):
         estimated = [Section("Energy", (model,))]
     else:
-        cards += tuple(energy_cards(model))
         estimated = list(estimate_sections(model))
         details.append(constants_table(table))
     return Document(
         title=title_of(run),
         subtitle=subtitle_of(run),
-        cards=cards,
+        cards=cards_of(run),
         sections=(
             cost_section(run),
             *estimated,

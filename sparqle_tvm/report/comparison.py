@@ -86,7 +86,7 @@ def comparison_table(curves: Sequence[Curve], part: str, where: str) -> Table:
     where : str
         Name of the accelerator.
     """
-    rows, never = [], "not reached"
+    rows, never = [], "none"
     for phase in PHASES:
         for quantity in QUANTITIES:
             published = RANGES[phase, quantity]
@@ -114,14 +114,15 @@ def comparison_table(curves: Sequence[Curve], part: str, where: str) -> Table:
             Column("published_low", "paper, from", formats.percent, True),
             Column("published_high", "to", formats.percent, True),
             *(Column(f"saved_at_{s:g}", f"s = {s:.0%}", formats.percent, True) for s in SHOWN),
-            Column("saved_measured", "measured digits", formats.percent, True),
-            Column("measured_msb_sparsity", "their s", formats.percent, True),
-            Column("needed_for_low", "s to save the paper's least", formats.percent, True, never),
-            Column("needed_for_high", "its most", formats.percent, True, never),
+            Column("saved_measured", "measured", formats.percent, True),
+            Column("measured_msb_sparsity", "at s =", formats.percent, True),
+            Column("needed_for_low", "s for the least", formats.percent, True, never),
+            Column("needed_for_high", "for the most", formats.percent, True, never),
         ),
         rows=tuple(rows),
-        note=f"s: MSB sparsity, the same in all layers. Paper: {CITATION}, the range over its "
-        "models on its own array. Measured digits: the distribution measured on SmolLM2-135M, "
+        note="s: MSB sparsity, the same in all layers. The last columns: which s would save the least "
+        f"and the most that the paper reports (none: no s would). Paper: {CITATION}, the range over "
+        "its models on its own array. Measured: the distribution measured on SmolLM2-135M, "
         "transferred to these models; nobody ran them here.",
     )
 

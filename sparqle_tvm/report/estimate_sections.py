@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,11 +16,17 @@ from sparqle_tvm.models.shapes import ModelShape, WeightFormat
 from sparqle_tvm.models.sparsity import MsbDistribution, of_run
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.comparison import comparison_table, limits_table, stored_curves
-from sparqle_tvm.report.document import Card, Column, Part, Picture, Section, Table
+from sparqle_tvm.report.document import Column, Part, Picture, Section, Table
 from sparqle_tvm.report.paper import CITATION
 from sparqle_tvm.report.run_file import Layer, RunFile
 from sparqle_tvm.report.savings import Curve, Series, saving_curves
-from sparqle_tvm.target.cost.energy_table import EnergyTable
+from sparqle_tvm.target.cost.energy_table import (
+    EnergyTable,
+    default_table,
+    energy_table,
+    memories,
+    nodes,
+)
 
 SPARSITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 PREFILL_TOKENS = (64, 512, 4096)
@@ -132,17 +139,13 @@ def shape_of(run: RunFile) -> ModelShape:
     )
 
 
-def energy_cards(model: RunModel) -> Iterator[Card]:
-    """What is saved in joules."""
-    for result in model.phases:
-        saved = result.energy_reduction("sparqle", "dense_layers")
-        whole = result.energy_reduction("sparqle", "whole_model")
-        yield Card(
-            f"{result.phase.capitalize()} energy, dense layers",
-            formats.change(saved.mid),
-            f"{formats.change(saved.high)} to {formats.change(saved.low)}; whole model "
-            f"{formats.change(whole.mid)}; {result.table.name}",
-        )
+def table_of(run: RunFile) -> EnergyTable:
+    """The energy table that the run was counted with; that of its preset if there is none such."""
+    for node, memory in itertools.product(nodes(), memories()):
+        table = energy_table(node, memory)
+        if table.name == run.energy_table:
+            return table
+    return default_table(run.accelerator)
 
 
 def estimate_sections(model: RunModel) -> Iterator[Section]:

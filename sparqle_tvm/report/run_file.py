@@ -83,6 +83,8 @@ class Phase:
         Every dense layer in program order.
     data : dict
         The whole JSON object of the phase.
+    energy : dict
+        Its energy: by part, by scheme, and the reduction.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Phase:
     msb_sparsity: float
     layers: tuple[Layer, ...]
     data: Json
+    energy: Json
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,11 @@ class RunFile:
     def model(self) -> str:
         """Name of the model."""
         return str(self.data["model"]["name"])
+
+    @property
+    def energy_table(self) -> str:
+        """Name of the table that energy was counted with."""
+        return str(self.data["energy"]["table"])
 
     @property
     def phases(self) -> tuple[Phase, Phase]:
@@ -171,8 +179,8 @@ def parse_run(data: Any, where: str = "the result") -> RunFile:
             data=data,
             accelerator=Accelerator(**data["accelerator"]),
             transformer=TransformerShape(**data["transformer"]),
-            prefill=_phase("prefill", data["prefill"]),
-            decode=_phase("decode", data["decode"]),
+            prefill=_phase("prefill", data["prefill"], data["energy"]["prefill"]),
+            decode=_phase("decode", data["decode"], data["energy"]["decode"]),
         )
     except SparqleError as error:
         raise ResultFileError(f"{where}: {error}") from error
@@ -182,9 +190,10 @@ def parse_run(data: Any, where: str = "the result") -> RunFile:
         ) from error
 
 
-def _phase(name: str, data: Json) -> Phase:
+def _phase(name: str, data: Json, energy: Json) -> Phase:
     for part in ("dense_layers", "whole_model"):
         _ = data[part]["dense"]["cycles"], data[part]["sparqle"]["cycles"]
+        _ = energy[part]["reduction"]["mid"]
     return Phase(
         name=name,
         tokens=data["tokens"],
@@ -192,6 +201,7 @@ def _phase(name: str, data: Json) -> Phase:
         msb_sparsity=data["msb_sparsity"],
         layers=tuple(_layer(row) for row in data["layers"]),
         data=data,
+        energy=energy,
     )
 
 

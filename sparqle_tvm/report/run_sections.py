@@ -55,6 +55,16 @@ def cards_of(run: RunFile) -> tuple[Card, ...]:
                 f"{formats.change(reduction(*whole))}",
             )
         )
+    for phase in run.phases:
+        saved, whole = (phase.energy[part]["reduction"] for part in ("dense_layers", "whole_model"))
+        cards.append(
+            Card(
+                f"{phase.name.capitalize()} energy, dense layers",
+                formats.change(saved["mid"]),
+                f"{formats.change(saved['high'])} to {formats.change(saved['low'])}; whole model "
+                f"{formats.change(whole['mid'])}; table {run.energy_table}",
+            )
+        )
     return tuple(cards)
 
 

@@ -76,4 +76,4 @@ def test_table():
     assert curves[1].part == "whole_model"
     assert first["saved_at_0.7"] == at[0.7]
     texts = [text for row in table.texts() for text in row]
-    assert "not reached" in texts
+    assert "none" in texts

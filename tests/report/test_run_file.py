@@ -44,6 +44,7 @@ def damaged(change):
         (lambda d: d.pop("decode"), "not a whole file.*'decode'"),
         (lambda d: d["prefill"]["layers"][0].pop("macs"), "not a whole file.*'macs'"),
         (lambda d: d["prefill"]["layers"][0].update(dense=3), "not a whole file"),
+        (lambda d: d["energy"].pop("decode"), "not a whole file.*'decode'"),
         (lambda d: d["accelerator"].update(rows=-1), "rows = -1 must be positive"),
         (lambda d: d["accelerator"].update(wheels=4), "not a whole file.*wheels"),
         (lambda d: d["transformer"].update(layers=0), "layers = 0 must be positive"),
