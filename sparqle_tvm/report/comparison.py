@@ -122,8 +122,8 @@ def comparison_table(curves: Sequence[Curve], part: str, where: str) -> Table:
         rows=tuple(rows),
         note="s: MSB sparsity, the same in all layers. The last columns: which s would save the "
         f"least and the most that the paper reports (none: no s would). Paper: {CITATION}, the "
-        "range over its models on its own array. Measured: the distribution measured on SmolLM2-135M, "
-        "transferred to these models; nobody ran them here.",
+        "range over its models on its own array. Measured: the distribution measured on "
+        "SmolLM2-135M, transferred to these models; nobody ran them here.",
     )
 
 
