@@ -13,14 +13,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparqle_tvm import errors, frontend, numerics, passes, target
+    from sparqle_tvm import calibration, errors, frontend, numerics, passes, target
+    from sparqle_tvm.calibration import Calibration, calibrate
     from sparqle_tvm.compiler import compile, host_pipeline, load, pipeline
     from sparqle_tvm.tuning import tune
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
     "__version__",
+    "calibrate",
+    "calibration",
     "compile",
     "errors",
     "frontend",
@@ -35,13 +39,15 @@ __all__ = [
 
 _FROM_COMPILER = ("compile", "host_pipeline", "load", "pipeline")
 _FROM_TUNING = ("tune",)
+_FROM_CALIBRATION = ("Calibration", "calibrate")
 _WITHOUT_TVM = ("errors", "numerics", "target")
-_WITH_TVM = ("frontend", "passes")
+_WITH_TVM = ("calibration", "frontend", "passes")
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name (PEP 562); VersionError if it needs TVM and that is of a wrong version."""
-    if name not in _FROM_COMPILER + _FROM_TUNING + _WITHOUT_TVM + _WITH_TVM:
+    known = _FROM_COMPILER + _FROM_CALIBRATION + _FROM_TUNING + _WITHOUT_TVM + _WITH_TVM
+    if name not in known:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in _WITHOUT_TVM:
         from sparqle_tvm._versions import check_versions
@@ -51,6 +57,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f"{__name__}.tuning"), name)
     elif name in _FROM_COMPILER:
         value = getattr(importlib.import_module(f"{__name__}.compiler"), name)
+    elif name in _FROM_CALIBRATION:
+        value = getattr(importlib.import_module(f"{__name__}.calibration"), name)
     else:
         value = importlib.import_module(f"{__name__}.{name}")
     globals()[name] = value

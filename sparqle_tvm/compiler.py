@@ -23,6 +23,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.balance import BALANCES, Balance
 
 if TYPE_CHECKING:
+    from sparqle_tvm.calibration import Budget, Calibration
     from sparqle_tvm.tuning.database import TuningDatabase
 
 __all__ = [
@@ -50,11 +51,13 @@ def split_passes(
     default_window: str | None = None,
     allow_saturation: bool = False,
     choices: Mapping[str, EncodingChoice] | None = None,
+    calibration: Calibration | None = None,
     report: passes.PassReport | None = None,
 ) -> list[tvm.transform.Pass]:
     """The passes that bring quantized dense ops into split-precision form, in their order.
 
-    Parameters are those of :func:`pipeline`. The result still holds ``R.sparqle`` ops.
+    Parameters are those of :func:`pipeline`, but that a calibration is only held to the module
+    here: windows and choices are given. The result still holds ``R.sparqle`` ops.
     """
     found = [
         relax.transform.CanonicalizeBindings(),
@@ -65,6 +68,10 @@ def split_passes(
         passes.FoldScales(report=report),
         passes.ShareEncodings(report=report),
     ]
+    if calibration is not None:
+        from sparqle_tvm.calibration.apply import CheckCalibration
+
+        found.append(CheckCalibration(calibration))
     if windows or default_window:
         found.append(
             passes.ChooseWindow(
@@ -109,6 +116,8 @@ def pipeline(
     default_window: str | None = None,
     allow_saturation: bool = False,
     choices: Mapping[str, EncodingChoice] | None = None,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
+    budget: Budget | None = None,
     engine: Engine = "host",
     balance: Balance = "array",
     lift: passes.LiftChoices | None = None,
@@ -131,6 +140,10 @@ def pipeline(
         Whether a window may be set that saturates values (lossy).
     choices : mapping of label to EncodingChoice, optional
         Factors and bands for single encodings (lossy); see ``passes.RaiseMsbSparsity``.
+    calibration : Calibration or path, optional
+        Of this model; gives windows and factors, those named in `windows` and `choices` aside.
+    budget : calibration.Budget, optional
+        What the factors may lose; by default nothing, so that there are none.
     engine : {"host", "simulator"}
         What runs the dense ops: kernels for this CPU, or accelerator programs on the simulator.
     balance : {"array", "time", "none"}
@@ -166,11 +179,22 @@ def pipeline(
     if balance not in BALANCES:
         raise InvalidArgumentError(f'balance "{balance}" is not one of {", ".join(BALANCES)}')
     dialect.register()
+    known: Calibration | None = None
+    if calibration is not None:
+        from sparqle_tvm.calibration.apply import as_calibration, select
+
+        known = as_calibration(calibration)
+        selection = select(known, budget)
+        windows = {**selection.windows, **(windows or {})}
+        choices = {**selection.choices, **(choices or {})}
+    elif budget is not None:
+        raise InvalidArgumentError("a budget needs a calibration to choose factors from")
     steps = split_passes(
         windows=windows,
         default_window=default_window,
         allow_saturation=allow_saturation,
         choices=choices,
+        calibration=known,
         report=report,
     )
     if lift is not None:
@@ -267,6 +291,8 @@ def compile(
     allow_saturation: bool = False,
     choices: Mapping[str, EncodingChoice] | None = None,
     lift_choices: bool = False,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
+    budget: Budget | None = None,
     database: str | os.PathLike[str] | TuningDatabase | None = None,
 ) -> Executable:
     """Compile a Relax module for an accelerator.
@@ -275,7 +301,7 @@ def compile(
     ----------
     mod : tvm.IRModule
         Relax functions with quantized dense ops; it is not changed.
-    target, windows, default_window, allow_saturation, choices, database
+    target, windows, default_window, allow_saturation, choices, calibration, budget, database
         As in :func:`pipeline`.
     host : str or tvm.target.Target, optional
         CPU that runs everything else; by default this one.
@@ -310,6 +336,8 @@ def compile(
             default_window=default_window,
             allow_saturation=allow_saturation,
             choices=choices,
+            calibration=calibration,
+            budget=budget,
             engine=engine,
             balance=balance,
             lift=lift,

@@ -6,18 +6,28 @@ loss.
 
 from __future__ import annotations
 
+from sparqle_tvm.calibration.budget import Budget, MeasuredLoss, choose
 from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.driver import calibrate
+from sparqle_tvm.calibration.loss import LossIncrease
+from sparqle_tvm.calibration.pareto import ParetoPoint, ParetoResult, pareto
 from sparqle_tvm.calibration.search import Importance, Search, Selection
 from sparqle_tvm.calibration.statistics import FACTORS, DenseStatistics, EncodingStatistics
 
 __all__ = [
     "FACTORS",
+    "Budget",
     "Calibration",
     "DenseStatistics",
     "EncodingStatistics",
     "Importance",
+    "LossIncrease",
+    "MeasuredLoss",
+    "ParetoPoint",
+    "ParetoResult",
     "Search",
     "Selection",
     "calibrate",
+    "choose",
+    "pareto",
 ]

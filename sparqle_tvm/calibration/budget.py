@@ -11,6 +11,9 @@ from sparqle_tvm.calibration.loss import LossIncrease
 from sparqle_tvm.calibration.search import Search, Selection
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
 
+STORED_SHARES = (0.45, 0.32, 0.2)
+"""Choices that are measured in calibration: what they store of the MSB digits stored without."""
+
 Kind = Literal["none", "perplexity", "sparsity"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +23,17 @@ from sparqle_tvm.calibration.statistics import (
     EncodingStatistics,
 )
 from sparqle_tvm.errors import CalibrationError, QuantizationError
-from sparqle_tvm.numerics import QuantizedWeights, max_exact
+from sparqle_tvm.numerics import (
+    EncodingChoice,
+    QuantizedWeights,
+    encode,
+    max_exact,
+    quantize_with_choice,
+)
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 from sparqle_tvm.passes import ActivationInfo, ObservedDense
+from sparqle_tvm.target.cost.model import EncodedActivation
+from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
 
 UNTIED_UNIT = 32
 """Columns of a unit where no weight group sets it."""
@@ -94,6 +102,34 @@ def _column_energy(weights: QuantizedWeights | None) -> npt.NDArray[np.float32]:
     return np.asarray(np.einsum("nk,nk->k", real, real), dtype=np.float32)
 
 
+def encoded_activation(
+    info: ActivationInfo,
+    x: npt.NDArray[Any],
+    choices: Mapping[str, EncodingChoice],
+    windows: Mapping[str, str],
+) -> EncodedActivation:
+    """Quantize and encode x (M, K) as an encoding does, and count its digits."""
+    choice = choices.get(info.label, EncodingChoice())
+    window = windows.get(info.label, info.window)
+    q = x
+    if info.qmax:
+        q = quantize_with_choice(x, choice, qmax=info.qmax, window=window)[0]
+    nnz = RowNnz.from_pbm(encode(q, k=4, window=window).pbm, info.columns)
+    shapes = tuple(
+        DenseShape(
+            len(x),
+            dense.out_features,
+            info.columns,
+            dense.weight_bits,
+            dense.group_size,
+            dense.minimum is not None,
+            dense.label,
+        )
+        for dense in info.dense
+    )
+    return EncodedActivation(info.label, nnz, window, shapes)
+
+
 def encoding_digest(info: ActivationInfo) -> str:
     """SHA-256 over an encoding's facts and the weights of all dense ops that read it."""
     digest = hashlib.sha256(repr((info.label, info.columns, info.qmax, info.digit_bits)).encode())
@@ -116,6 +152,14 @@ class Collector:
         A quantized module, as for `sparqle_tvm.compile`; it is not changed.
     function : str
         The function to run. Only what it calls itself is seen.
+    others : tuple of str
+        Functions that are compiled, too, as they are.
+
+    Attributes
+    ----------
+    other_observations : dict of str to list
+        The encodings and dense ops of the other functions, as `passes.CollectActivations` has
+        them.
 
     Raises
     ------
@@ -126,10 +170,13 @@ class Collector:
 
     mod: tvm.IRModule
     function: str = "hidden"
+    others: tuple[str, ...] = ()
     _sums: dict[str, _Sums] = field(default_factory=dict, repr=False)
     _keys: npt.NDArray[np.uint64] = field(
         default_factory=lambda: np.zeros(0, np.uint64), repr=False
     )
+
+    other_observations: dict[str, list[Any]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Compile the function so that it returns its activations."""
@@ -139,8 +186,9 @@ class Collector:
         dialect.register()
         only = tvm.IRModule({self.function: self.mod[self.function]})
         split = tvm.transform.Sequential(split_passes())(only)
-        collect = passes.CollectActivations()
-        observed = collect(split)
+        collect, lift = passes.CollectActivations(), passes.LiftChoices()
+        observed = lift(collect(split))
+        self._lifted = lift.lifted.get(self.function, [])
         self._observations = collect.collected.get(self.function, [])
         for info, _, kind in self._observations:
             if kind == "input":
@@ -154,6 +202,13 @@ class Collector:
                 f"the function {self.function} has no quantized dense op, so there is nothing to "
                 "calibrate; use a model with integer weights"
             )
+        if self.others:
+            rest = tvm.IRModule({name: self.mod[name] for name in self.others})
+            rest = tvm.transform.Sequential(split_passes())(rest)
+            observed.update(rest)
+            describe = passes.CollectActivations()
+            describe(rest)
+            self.other_observations = describe.collected
         lowering = tvm.transform.Sequential(lowering_passes())
         executable = relax.build(observed, host_target(), relax_pipeline=lowering)
         use_threads()
@@ -165,6 +220,57 @@ class Collector:
         other._sums = {label: _fresh_sums(sums) for label, sums in self._sums.items()}
         other._keys = self._keys[:0]
         return other
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every encoding, by label, as `Calibration.check` takes them."""
+        return {label: sums.digest for label, sums in self._sums.items()}
+
+    def __getitem__(self, name: str) -> Any:
+        """One of the other functions, as compiled."""
+        return self._vm[name]
+
+    def call(
+        self, *arguments: Any, choices: Mapping[str, EncodingChoice] | None = None
+    ) -> tuple[Any, Any]:
+        """Call the function with a choice of factors; keep nothing.
+
+        Parameters
+        ----------
+        arguments : arrays or TVM tensors
+            Of the function.
+        choices : mapping of label to EncodingChoice, optional
+            Factors of encodings; by default none.
+
+        Returns
+        -------
+        result, observed
+            Of the function, and the tensors that `row_nnz` takes.
+        """
+        if self._lifted:
+            arguments = (*arguments, *passes.choice_arguments(self._lifted, choices or {}))
+        tensors = [tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        result, observed = self._vm[self.function](*tensors)
+        return result, observed
+
+    def encoded(
+        self, observed: Any, choices: Mapping[str, EncodingChoice], windows: Mapping[str, str]
+    ) -> list[EncodedActivation]:
+        """The encodings of one call as the cost model takes them.
+
+        Parameters
+        ----------
+        observed
+            What `call` returned with these choices.
+        choices, windows : mapping of label
+            Factors (none by default) and window (the module's by default).
+        """
+        found = []
+        for (info, _, kind), tensor in zip(self._observations, observed, strict=True):
+            if kind == "input":
+                x = tensor.numpy().reshape(-1, info.columns)
+                found.append(encoded_activation(info, x, choices, windows))
+        return found
 
     def run(self, *arguments: Any, key: bytes = b"") -> Any:
         """Call the function, add up the statistics, and return the function's result.
@@ -181,8 +287,7 @@ class Collector:
         QuantizationError
             If an activation holds NaN or Inf.
         """
-        tensors = [tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        result, observed = self._vm[self.function](*tensors)
+        result, observed = self.call(*arguments)
         groups = self._grouped(observed)
         rows = max(len(x) for x, _ in groups.values())
         keep, taken = self._draw(rows, key)
@@ -374,9 +479,3 @@ def _statistics(
         fisher=fisher,
         dense=dense,
     )
-
-
-def token_chunks(tokens: npt.NDArray[np.int32], chunk: int) -> Iterator[npt.NDArray[np.int32]]:
-    """Cut tokens (T,) into pieces of `chunk`, the last one shorter."""
-    for start in range(0, len(tokens), chunk):
-        yield tokens[start : start + chunk]

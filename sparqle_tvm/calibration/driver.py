@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -9,16 +10,19 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from sparqle_tvm.calibration.budget import STORED_SHARES
 from sparqle_tvm.calibration.calibration import Calibration
-from sparqle_tvm.calibration.search import Importance
+from sparqle_tvm.calibration.search import Importance, Search
 from sparqle_tvm.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from sparqle_tvm.frontend import ImportedModel
 
 CALIBRATION_TEXT = "built-in prose, second half (Python's language reference)"
-CHUNK_TOKENS = 512
-"""Tokens that are run at once, each chunk as a text of its own."""
+HELDOUT_TEXT = "built-in prose, first half (Python's language reference)"
+
+MEASURED_TOKENS = 2048
+"""Tokens of the calibration text that the loss of some choices is measured on, at most."""
 
 
 def calibrate(
@@ -31,7 +35,9 @@ def calibrate(
 ) -> Calibration:
     """Run text through a quantized language model, and keep what choices of scales need.
 
-    One pass in chunks of 512 tokens; memory does not depend on the length of the text.
+    One pass in chunks of 512 tokens; memory does not depend on the length of the text. Then a few
+    choices of scales are run on the first 2,048 tokens, so that a limit on perplexity can be
+    kept: what a choice is expected to lose is brought to nats with what it did lose.
 
     Parameters
     ----------
@@ -83,9 +89,15 @@ def import_model(
 
 
 def read_tokens(
-    imported: ImportedModel, text: str | PathLike[str] | None, tokens: int
+    imported: ImportedModel,
+    text: str | PathLike[str] | None,
+    tokens: int,
+    *,
+    heldout: bool = False,
 ) -> tuple[str, npt.NDArray[np.int32]]:
-    """Name and first tokens of a text file, or of the built-in calibration text.
+    """Name and first tokens of a text file, or of the built-in text for calibration.
+
+    With `heldout`, the built-in text is the half that calibration does not see.
 
     Raises
     ------
@@ -94,9 +106,10 @@ def read_tokens(
     """
     from sparqle_tvm.models.text import builtin_parts, load_tokens, read_text
 
-    content = builtin_parts()[1] if text is None else read_text(text)
+    name = HELDOUT_TEXT if heldout else CALIBRATION_TEXT
+    content = builtin_parts()[0 if heldout else 1] if text is None else read_text(text)
     ids = load_tokens(imported.tokenizer, content, tokens)
-    return (CALIBRATION_TEXT if text is None else str(text)), np.asarray(ids, np.int32)
+    return (name if text is None else str(text)), np.asarray(ids, np.int32)
 
 
 def calibrate_tokens(
@@ -108,20 +121,22 @@ def calibrate_tokens(
     progress: bool = True,
 ) -> Calibration:
     """Calibrate with the tokens (T,) of a text; see :func:`calibrate`."""
-    from sparqle_tvm.calibration.collect import Collector, token_chunks
+    from sparqle_tvm.calibration.trial import Trial
 
-    fisher: dict[str, npt.NDArray[np.float64]] | None = None
-    with tqdm(total=len(ids), desc="compile", unit="token", disable=not progress) as bar:
-        collector = Collector(imported.mod, "hidden")
+    fisher = _gradients(imported, ids, progress) if importance == "fisher" else None
+    measured = min(len(ids), MEASURED_TOKENS) * (1 + len(STORED_SHARES))
+    with tqdm(total=len(ids) + measured, desc="compile", unit="token", disable=not progress) as bar:
+        trial = Trial(imported.mod)
         bar.set_description("calibrate")
-        for chunk in token_chunks(ids, CHUNK_TOKENS):
-            collector.run(chunk[None], key=chunk.tobytes())
-            bar.update(len(chunk))
-    if importance == "fisher":
-        fisher = _gradients(imported, ids, progress)
-    return collector.result(
-        model_name=imported.name, text_name=text_name, tokens=len(ids), fisher=fisher
-    )
+        trial.collect(ids, bar.update)
+        calibration = trial.collector.result(
+            model_name=imported.name, text_name=text_name, tokens=len(ids), fisher=fisher
+        )
+        bar.set_description("measure")
+        search = Search(calibration, importance=importance)
+        return replace(
+            calibration, measured=trial.measure(search, ids[:MEASURED_TOKENS], bar.update)
+        )
 
 
 def _gradients(

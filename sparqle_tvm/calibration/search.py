@@ -99,8 +99,8 @@ class Search:
         self.calibration = calibration
         self.importance = importance
         self.windows = {**calibration.windows(), **(windows or {})}
-        macs, branch = sum(e.macs for e in calibration), branch_share(calibration)
-        weights = [_channel_weights(e, importance, branch) for e in calibration]
+        macs, shares = sum(e.macs for e in calibration), stream_shares(calibration)
+        weights = [_channel_weights(e, importance, shares[e.label]) for e in calibration]
         self._tables = [self._table(e, w, macs) for e, w in zip(calibration, weights, strict=True)]
 
     def _table(
@@ -117,28 +117,28 @@ class Search:
 
     def at(self, multiplier: float) -> Selection:
         """The choice at one price of stored digits."""
+        best = self._best(multiplier)
         choices: dict[str, EncodingChoice] = {}
         options: dict[str, npt.NDArray[np.int64]] = {}
-        loss = stored = 0.0
-        for e, (c, n) in zip(self.calibration, self._tables, strict=True):
-            best = self._best(c, n, multiplier)
-            place = np.arange(len(best))
-            loss += float((c[best, place] - c[UNCHANGED]).sum())
-            stored += float(n[best, place].sum())
-            options[e.label] = np.broadcast_to(best, (e.units,)).astype(np.int64)
-            if (best != UNCHANGED).any():
-                columns = np.minimum(np.arange(e.columns) // e.unit, e.units - 1)
+        for e, part in zip(self.calibration, np.split(best, self._ends[:-1]), strict=True):
+            options[e.label] = np.broadcast_to(part, (e.units,)).astype(np.int64)
+            if (part != UNCHANGED).any():
+                columns = np.arange(e.columns) // e.unit
                 choices[e.label] = EncodingChoice(FACTORS[options[e.label][columns]])
-        return Selection(choices, dict(self.windows), options, multiplier, loss, 1.0 - stored)
+        loss, sparsity = self._expect(best)
+        return Selection(choices, dict(self.windows), options, multiplier, loss, sparsity)
 
-    @staticmethod
-    def _best(
-        c: npt.NDArray[np.float64], n: npt.NDArray[np.float64], multiplier: float
-    ) -> npt.NDArray[np.int64]:
+    def _best(self, multiplier: float) -> npt.NDArray[np.int64]:
         """The best option of every group; without a price, no factors at all."""
         if not multiplier:
-            return np.full(c.shape[1], UNCHANGED)
-        return np.asarray((c + multiplier * n).argmin(axis=0))
+            return np.full(self._loss.shape[1], UNCHANGED)
+        return np.asarray((self._loss + multiplier * self._stored).argmin(axis=0))
+
+    def _expect(self, best: npt.NDArray[np.int64]) -> tuple[float, float]:
+        """Expected loss above that of no factors, and MSB sparsity."""
+        place = np.arange(len(best))
+        loss = (self._loss[best, place] - self._loss[UNCHANGED]).sum()
+        return float(loss), 1.0 - float(self._stored[best, place].sum())
 
     def lossless(self) -> Selection:
         """Windows only: no factor, so that the result is that of int8."""
@@ -174,43 +174,53 @@ class Search:
                 f"no choice of scales gives an MSB sparsity of {target:.1%}; the sparsest gives "
                 f"{most.msb_sparsity:.1%}"
             )
-        return self._bisect(lambda selection: selection.msb_sparsity >= target)[1]
+        return self._bisect(lambda _, sparsity: sparsity >= target)[1]
 
     def for_loss(self, loss: float) -> Selection:
         """The sparsest choice whose expected loss is at most `loss` above that of no factors."""
         if self.most_sparse.loss <= loss:
             return self.most_sparse
-        return self._bisect(lambda selection: selection.loss > loss)[0]
+        return self._bisect(lambda expected, _: expected > loss)[0]
 
-    def _bisect(self, enough: Callable[[Selection], bool]) -> tuple[Selection, Selection]:
-        """The choices right below and right above the price from which `enough` holds."""
+    def _bisect(self, enough: Callable[[float, float], bool]) -> tuple[Selection, Selection]:
+        """The choices right below and right above the price from which `enough` holds.
+
+        `enough` is asked with the expected loss and the MSB sparsity.
+        """
         low, high = np.log(1e-12), np.log(1e12)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            if enough(self.at(float(np.exp(middle)))):
+            if enough(*self._expect(self._best(float(np.exp(middle))))):
                 high = middle
             else:
                 low = middle
         return self.at(float(np.exp(low))), self.at(float(np.exp(high)))
 
 
-def branch_share(calibration: Calibration) -> float:
-    """What a branch adds to the stream, typically: the median share of energy; 1 without streams.
+def stream_shares(calibration: Calibration) -> dict[str, float]:
+    """How an error in an encoding's outputs relates to the residual stream, by label.
 
-    An error inside a branch (of a dense op that feeds another one) is relative to that branch;
-    by this share it becomes relative to the stream.
+    1 where the outputs are added to the stream. Elsewhere the error is relative to a branch that
+    a later dense op adds to the stream; then it is that branch's share of the stream's energy, or
+    the median share if that is more: what a branch adds on average says little of single tokens.
+    A model without streams has 1 everywhere.
     """
-    shares = [d.share / e.rows for e in calibration for d in e.dense if d.stream]
-    return float(np.median(shares)) if shares else 1.0
+    own = {e.label: [d.share / e.rows for d in e.dense if d.stream] for e in calibration}
+    typical = float(np.median([max(s) for s in own.values() if s])) if any(own.values()) else 1.0
+    shares, coming = {}, typical
+    for label in reversed(own):
+        coming = max(own[label]) if own[label] else coming
+        shares[label] = 1.0 if own[label] else max(coming, typical)
+    return shares
 
 
 def _channel_weights(
-    e: EncodingStatistics, importance: Importance, branch: float
+    e: EncodingStatistics, importance: Importance, share: float
 ) -> npt.NDArray[np.float64]:
     """What the error of each input channel counts: (K,)."""
     if importance == "fisher" and e.fisher is not None:
         return e.fisher / e.rows / 2
     weights = np.zeros(e.columns)
     for d in e.dense:
-        weights += d.column_energy * (d.gain / e.rows) * (1.0 if d.stream else branch)
+        weights += d.column_energy * (d.gain / e.rows) * (1.0 if d.stream else share)
     return weights

@@ -8,12 +8,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparqle_tvm.commands import disasm, estimate, report, run, sweep, tune
+from sparqle_tvm.commands import (
+    calibrate,
+    disasm,
+    estimate,
+    pareto,
+    report,
+    run,
+    sweep,
+    tune,
+)
 
 
 def add_all(commands: Any) -> None:
     """Add the parser of every command, in the order that ``sparqle --help`` shows."""
     run.add(commands)
+    calibrate.add(commands)
+    pareto.add(commands)
     estimate.add(commands)
     report.add(commands)
     sweep.add(commands)

@@ -1,0 +1,58 @@
+"""``sparqle calibrate``: text through a model, statistics into a file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sparqle_tvm.commands._shared import add_output_arguments, check_writable, emit_json
+from sparqle_tvm.errors import InvalidArgumentError
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="learn from text how coarse scales may be, for sparser MSBs",
+        description="Run text through a model with int8 activations, and write what the choice of "
+        "scale factors needs: for sparqle run --calibration and for sparqle pareto.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    calibrate.add_argument(
+        "--model", default="smollm2", help="smollm2 (fetched on first use) or a GGUF file"
+    )
+    calibrate.add_argument(
+        "--text",
+        metavar="FILE",
+        help="UTF-8 text; if not given, the half of the built-in prose that sparqle run does not "
+        "begin with",
+    )
+    calibrate.add_argument("--tokens", type=int, default=4096, help="how many tokens of the text")
+    calibrate.add_argument("--out", metavar="FILE", default="calib.npz", help="file to write")
+    calibrate.add_argument(
+        "--importance",
+        choices=("weights", "fisher"),
+        default="weights",
+        help="what errors are weighed by: the weights and outputs, or gradients too (needs torch)",
+    )
+    add_output_arguments(calibrate)
+    calibrate.set_defaults(command=_calibrate)
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    check_writable(arguments.json)
+    check_writable(arguments.out)
+    if Path(arguments.out).suffix != ".npz":
+        raise InvalidArgumentError(f"{arguments.out}: the file has to end in .npz")
+    from sparqle_tvm.calibration import calibrate
+    from sparqle_tvm.calibration.tables import calibration_json, print_calibration
+
+    calibration = calibrate(
+        arguments.model, arguments.text, arguments.tokens, importance=arguments.importance
+    )
+    calibration.save(arguments.out)
+    if arguments.json != "-":
+        print_calibration(calibration, arguments.out)
+    if arguments.json:
+        emit_json(arguments.json, calibration_json(calibration))

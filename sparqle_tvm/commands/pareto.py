@@ -1,0 +1,82 @@
+"""``sparqle pareto``: loss against cycles and energy for a row of budgets."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sparqle_tvm.commands._shared import add_output_arguments, check_writable, emit_json
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    pareto = commands.add_parser(
+        "pareto",
+        help="loss against cycles and energy, for a row of budgets",
+        description="Measure what coarser scales lose (perplexity and KL divergence against int8, "
+        "with standard errors) and count what they save, for no loss and a row of budgets.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    pareto.add_argument(
+        "--model", default="smollm2", help="smollm2 (fetched on first use) or a GGUF file"
+    )
+    pareto.add_argument(
+        "--calibration", metavar="FILE", required=True, help="what sparqle calibrate wrote"
+    )
+    pareto.add_argument(
+        "--text",
+        metavar="FILE",
+        help="UTF-8 text that calibration did not see; if not given, the first half of the "
+        "built-in prose",
+    )
+    pareto.add_argument(
+        "--tokens", type=int, default=4096, help="how many tokens to measure losses on"
+    )
+    pareto.add_argument("--target", default="sparqle/edge", help="accelerator to count for")
+    pareto.add_argument(
+        "--max-perplexity-increase",
+        metavar="SHARE",
+        nargs="+",
+        help="budgets beside no loss, as 1%% or 0.01; if not given, 0.25%% to 4%%",
+    )
+    pareto.add_argument(
+        "--importance",
+        choices=("weights", "fisher"),
+        default="weights",
+        help="what errors are weighed by; fisher if the calibration has gradients",
+    )
+    pareto.add_argument("--picture", metavar="FILE", help="draw it (.png, .svg or .pdf)")
+    add_output_arguments(pareto)
+    pareto.set_defaults(command=_pareto)
+
+
+def _pareto(arguments: argparse.Namespace) -> None:
+    check_writable(arguments.json)
+    check_writable(arguments.picture)
+    if arguments.picture:
+        from sparqle_tvm.report.pictures import require_matplotlib
+
+        require_matplotlib()
+    from sparqle_tvm.calibration.budget import Budget, parse_share
+    from sparqle_tvm.calibration.pareto import BUDGETS, pareto
+    from sparqle_tvm.calibration.tables import print_pareto
+
+    budgets = BUDGETS
+    if arguments.max_perplexity_increase:
+        limits = [parse_share(text) for text in arguments.max_perplexity_increase]
+        budgets = (Budget(), *(Budget("perplexity", limit) for limit in limits))
+    result = pareto(
+        arguments.calibration,
+        arguments.model,
+        arguments.text,
+        arguments.target,
+        tokens=arguments.tokens,
+        budgets=budgets,
+        importance=arguments.importance,
+    )
+    if arguments.json != "-":
+        print_pareto(result)
+    if arguments.picture:
+        result.picture(arguments.picture)
+    if arguments.json:
+        emit_json(arguments.json, result.to_json())
