@@ -181,7 +181,7 @@ class Collector:
     def __post_init__(self) -> None:
         """Compile the function so that it returns its activations."""
         from sparqle_tvm.compiler import host_target, lowering_passes, split_passes
-        from sparqle_tvm.host.threads import use_threads
+        from sparqle_tvm.threads import use_threads
 
         dialect.register()
         only = tvm.IRModule({self.function: self.mod[self.function]})

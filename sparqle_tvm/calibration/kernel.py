@@ -83,7 +83,7 @@ def option_sums(
 @cache
 def _compiled(qmax: int) -> Any:
     from sparqle_tvm.compiler import host_target
-    from sparqle_tvm.host.threads import use_threads
+    from sparqle_tvm.threads import use_threads
 
     use_threads()
     kernel = _kernel(qmax).with_attr("global_symbol", NAME)

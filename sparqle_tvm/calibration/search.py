@@ -101,7 +101,11 @@ class Search:
         self.windows = {**calibration.windows(), **(windows or {})}
         macs, shares = sum(e.macs for e in calibration), stream_shares(calibration)
         weights = [_channel_weights(e, importance, shares[e.label]) for e in calibration]
-        self._tables = [self._table(e, w, macs) for e, w in zip(calibration, weights, strict=True)]
+        tables = [self._table(e, w, macs) for e, w in zip(calibration, weights, strict=True)]
+        # One column for each group of the model that has a factor of its own.
+        self._loss = np.concatenate([loss for loss, _ in tables], axis=1)
+        self._stored = np.concatenate([stored for _, stored in tables], axis=1)
+        self._ends = np.cumsum([loss.shape[1] for loss, _ in tables])
 
     def _table(
         self, e: EncodingStatistics, weights: npt.NDArray[np.float64], macs: int
@@ -112,7 +116,7 @@ class Search:
         if e.tied or not e.qmax:
             loss, stored = loss.sum(axis=1, keepdims=True), stored.sum(axis=1, keepdims=True)
         if not e.qmax:  # The scale of what arrives quantized is not ours to change.
-            loss[:], stored[:] = loss[UNCHANGED], stored[UNCHANGED]
+            loss[np.arange(len(FACTORS)) != UNCHANGED] = np.inf
         return loss, stored
 
     def at(self, multiplier: float) -> Selection:
