@@ -136,6 +136,7 @@ def pareto(
     accelerator: str | Accelerator | tvm.target.Target = "sparqle/edge",
     *,
     tokens: int = 4096,
+    seen_text: str | PathLike[str] | None = None,
     budgets: Sequence[Budget] = BUDGETS,
     importance: Importance = "weights",
     table: EnergyTable | None = None,
@@ -156,6 +157,9 @@ def pareto(
     tokens : int
         Tokens that the loss is measured on, in chunks of 512; the first chunk is the prefill that
         is counted. At least 2.
+    seen_text : path, optional
+        The text that calibration ran, of which at most 2,048 tokens are measured, too; by default
+        the second half of the built-in prose.
     budgets : sequence of Budget
         What to try.
     importance : {"weights", "fisher"}
@@ -171,7 +175,7 @@ def pareto(
         One of its classes: a calibration of another model, a budget that cannot be met, a bad
         text or target.
     """
-    from sparqle_tvm.calibration.driver import import_model, read_tokens
+    from sparqle_tvm.calibration.driver import MEASURED_TOKENS, import_model, read_tokens
     from sparqle_tvm.calibration.trial import Trial
     from sparqle_tvm.run import transformer_shape
     from sparqle_tvm.target.cost.energy_table import default_table
@@ -184,7 +188,7 @@ def pareto(
     known = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
     imported = import_model(model, progress=progress)
     name, heldout = read_tokens(imported, text, tokens, heldout=True)
-    seen_name, seen = read_tokens(imported, None, min(tokens, 2048))
+    seen_name, seen = read_tokens(imported, seen_text, min(tokens, MEASURED_TOKENS))
     search = Search(known, importance=importance)
     selections = [choose(search, budget, known.measured) for budget in budgets]
     count = (len(heldout) + len(seen)) * (1 + len(selections))

@@ -30,6 +30,11 @@ def add(commands: Any) -> None:
         "built-in prose",
     )
     pareto.add_argument(
+        "--calibration-text",
+        metavar="FILE",
+        help="UTF-8 text that calibration ran; if not given, the second half of the built-in prose",
+    )
+    pareto.add_argument(
         "--tokens", type=int, default=4096, help="how many tokens to measure losses on"
     )
     pareto.add_argument("--target", default="sparqle/edge", help="accelerator to count for")
@@ -71,6 +76,7 @@ def _pareto(arguments: argparse.Namespace) -> None:
         arguments.text,
         arguments.target,
         tokens=arguments.tokens,
+        seen_text=arguments.calibration_text,
         budgets=budgets,
         importance=arguments.importance,
     )
