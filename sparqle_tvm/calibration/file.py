@@ -93,7 +93,8 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
         If the file is missing, damaged, no calibration, or of another version.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, because NumPy leaves files open that it cannot read.
+        with open(path, "rb") as source, np.load(source, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except OSError as error:
         raise CalibrationError(
