@@ -132,6 +132,7 @@ def save_png(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 144) ->
         If the file cannot be written.
     """
     with replacing(path) as temporary, style():
+        _settle(figure)
         figure.savefig(
             temporary, format="png", dpi=dpi, facecolor="white", metadata={"Software": None}
         )
@@ -154,6 +155,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     """
     buffer = io.StringIO()
     with style(), matplotlib.rc_context({"svg.hashsalt": name}):
+        _settle(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
@@ -168,6 +170,14 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     text = re.sub(r'height="[\d.]+pt" |width="[\d.]+pt" ', "", text, count=2)
     label = _escaped(description)
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1).strip()
+
+
+def _settle(figure: Figure) -> None:
+    """Lay a figure out once; saving it would do so twice, and draw it twice for that."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def _escaped(text: str) -> str:
