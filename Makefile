@@ -20,7 +20,7 @@ run: $(VENV)/.installed
 	$(BIN)/sparqle run --tokens 512 --json out.json
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --dist loadfile
 
 bench: $(VENV)/.installed-test
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
