@@ -29,9 +29,10 @@ MAY_IMPORT = {
     "_versions": {"errors", "_versions"},
     "numerics": {"errors", "numerics"},
     "files": {"errors", "files"},
+    "script": {"script"},
     "threads": {"errors", "threads"},
-    # The simulator runs kernels of its own, on as many threads as those of the host.
-    "target": {"errors", "numerics", "threads", "target"},
+    # Verifier and simulator have kernels of their own, written and run like those of the host.
+    "target": {"errors", "numerics", "script", "threads", "target"},
     "passes": {"errors", "numerics", "dialect", "host", "target", "passes"},
 }
 

@@ -123,10 +123,10 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
         scale: Array | None,
         group_sums: Array | None,
     ) -> None:
-        source, lsb = source.view(rows, columns), lsb.view(rows, lsb_bytes)
-        pbm = pbm.view(rows, pbm_bytes)
-        scale = scale.view(rows) if scale else None
-        sums = group_sums.view(rows, spec.groups) if group_sums else None
+        source, lsb = source.reshape(rows, columns), lsb.reshape(rows, lsb_bytes)
+        pbm = pbm.reshape(rows, pbm_bytes)
+        scale = scale.reshape(rows) if scale else None
+        sums = group_sums.reshape(rows, spec.groups) if group_sums else None
         stream = scratch("uint8", rows, lsb_bytes)
 
         def encode_row(row: Any) -> None:

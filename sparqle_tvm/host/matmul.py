@@ -65,13 +65,15 @@ def matmul_kernel(spec: MatmulSpec) -> tirx.PrimFunc:
 
     def body(a: Array, b: Array, out: Array) -> None:
         if shared:
-            problem = _Problem(spec, a.view(1, rows, k), b.view(1, k, n), out.view(1, rows, n))
+            problem = _Problem(
+                spec, a.reshape(1, rows, k), b.reshape(1, k, n), out.reshape(1, rows, n)
+            )
         else:
             problem = _Problem(
                 spec,
-                a.view(_product(a_dims), m, k),
-                b.view(_product(b_dims), k, n),
-                out.view(batch, m, n),
+                a.reshape(_product(a_dims), m, k),
+                b.reshape(_product(b_dims), k, n),
+                out.reshape(batch, m, n),
             )
             problem.a_at = lambda i: _operand_index(spec.a_batch, dims, i)
             problem.b_at = lambda i: _operand_index(spec.b_batch, dims, i)

@@ -1,83 +1,47 @@
-"""A thin layer over TVM's IRBuilder, so that kernels read like the loops they are.
-
-TVMScript would need its parser for every kernel, and its parser takes seconds for code that is
-composed of shared pieces. Here the pieces are Python functions, what is known at compile time is
-plain Python (``for`` over ``range`` unrolls), and the rest is written with :class:`Array`,
-:func:`loop`, :func:`parallel` and :func:`when`. Loop variables and indices are int64.
-"""
+"""What the host kernels are written with: `sparqle_tvm.script`, and PrimFuncs that Relax takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from sparqle_tvm.script import (
+    Array,
+    Scalar,
+    cast,
+    either,
+    int64,
+    loop,
+    parallel,
+    scratch,
+    spread,
+    vector,
+    when,
+)
+
+__all__ = [
+    "Array",
+    "Scalar",
+    "build",
+    "cast",
+    "either",
+    "fixed",
+    "for_rows",
+    "int64",
+    "lead_dims",
+    "loop",
+    "parallel",
+    "scratch",
+    "vector",
+    "when",
+]
+
 # The attribute by which Relax knows that a PrimFunc must not be fused with its neighbours.
 _OPAQUE_PATTERN = 8
-
-
-class Array:
-    """A TIR buffer that is read and written with brackets.
-
-    Parameters
-    ----------
-    buffer : tvm.tirx.Buffer
-        What it stands for.
-    """
-
-    def __init__(self, buffer: Any) -> None:
-        self.buffer = buffer
-
-    def __getitem__(self, index: Any) -> Any:
-        """Read an element, or a vector of them (see :func:`vector`)."""
-        return self.buffer[index]
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        """Write an element, or a vector of them."""
-        T.buffer_store(self.buffer, value, index if isinstance(index, tuple) else [index])
-
-    @property
-    def dtype(self) -> str:
-        """Element type."""
-        return str(self.buffer.dtype)
-
-    def view(self, *shape: Any) -> Array:
-        """The same memory with another shape."""
-        return Array(T.decl_buffer(shape, self.dtype, data=self.buffer.data))
-
-
-class Scalar:
-    """A variable of one element; LLVM keeps it in a register.
-
-    Parameters
-    ----------
-    dtype : str
-        Its type.
-    value : int, float or PrimExpr
-        Its first value.
-    """
-
-    def __init__(self, dtype: str, value: Any) -> None:
-        self._array = scratch(dtype, 1)
-        self.set(value)
-
-    @property
-    def value(self) -> Any:
-        """Read the variable."""
-        return self._array[0]
-
-    def set(self, value: Any) -> None:
-        """Write the variable."""
-        dtype = self._array.dtype
-        self._array[0] = tirx.const(value, dtype) if isinstance(value, int | float) else value
-
-    def add(self, value: Any) -> None:
-        """Add to the variable."""
-        self._array[0] = self._array[0] + value
 
 
 def build(
@@ -111,16 +75,6 @@ def build(
         return builder.get()
 
 
-def scratch(dtype: str, *shape: Any) -> Array:
-    """Allocate memory for the current scope; small constant sizes lie on the stack."""
-    return Array(T.alloc_buffer(shape, dtype))
-
-
-def int64(value: Any) -> Any:
-    """An index: Python integers become int64, expressions stay what they are."""
-    return tirx.IntImm("int64", value) if isinstance(value, int) else value
-
-
 def fixed(value: Any) -> Any:
     """An index computed once, here.
 
@@ -130,50 +84,9 @@ def fixed(value: Any) -> Any:
     return Scalar("int64", int64(value)).value
 
 
-def loop(count: Any) -> Any:
-    """Context manager of a serial loop; gives the loop variable."""
-    return T.serial(int64(count))
-
-
-def parallel(count: Any) -> Any:
-    """Context manager of a loop over threads; gives the loop variable."""
-    return T.parallel(int64(count))
-
-
-@contextmanager
-def when(condition: Any) -> Iterator[None]:
-    """Do what is written inside only if `condition` holds at run time."""
-    with T.If(condition), T.Then():
-        yield
-
-
-def either(condition: Any, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
-    """Do `then` if `condition` holds at run time, `otherwise` if not."""
-    with T.If(condition):
-        with T.Then():
-            then()
-        with T.Else():
-            otherwise()
-
-
 def for_rows(rows: Any, threshold: int, work: Callable[[Any], None]) -> None:
     """Call ``work(row)`` in parallel, or serially if there are fewer rows than `threshold`."""
-
-    def run(kind: Callable[[Any], Any]) -> None:
-        with kind(rows) as row:
-            work(row)
-
-    either(rows < threshold, lambda: run(loop), lambda: run(parallel))
-
-
-def vector(start: Any, lanes: int) -> Any:
-    """Index of `lanes` consecutive elements."""
-    return T.ramp(int64(start), int64(1), lanes)
-
-
-def cast(dtype: str, value: Any, lanes: int = 1) -> Any:
-    """Convert, to a vector of `lanes` elements if there is more than one."""
-    return T.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
+    spread(rows, rows >= threshold, work)
 
 
 def lead_dims(count: int) -> tuple[list[tirx.Var], Any]:

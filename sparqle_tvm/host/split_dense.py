@@ -210,21 +210,21 @@ def _flatten(spec: DenseSpec, rows: Any, arrays: dict[str, Any]) -> tuple[Encodi
     """Views of the parameters with the leading dimensions flattened to M."""
     act_scale, sums = arrays["act_scale"], arrays["group_sums"]
     encoding = Encoding(
-        lsb=arrays["lsb"].view(rows, -(-spec.columns * spec.k // 8)),
-        pbm=arrays["pbm"].view(rows, -(-spec.columns // 8)),
+        lsb=arrays["lsb"].reshape(rows, -(-spec.columns * spec.k // 8)),
+        pbm=arrays["pbm"].reshape(rows, -(-spec.columns // 8)),
         msb=arrays["msb"],
         row_ptr=arrays["row_ptr"],
         columns=spec.columns,
         k=spec.k,
     )
     operands = _Operands(
-        act_scale=act_scale.view(rows if spec.scale_shape is None else 1) if act_scale else None,
+        act_scale=act_scale.reshape(rows if spec.scale_shape is None else 1) if act_scale else None,
         weight=arrays["weight"],
         w_scale=arrays["w_scale"],
         offset=arrays["offset"],
         w_min=arrays["w_min"],
-        sums=sums.view(rows, spec.groups) if sums else None,
-        out=arrays["out"].view(rows, spec.channels),
+        sums=sums.reshape(rows, spec.groups) if sums else None,
+        out=arrays["out"].reshape(rows, spec.channels),
     )
     return encoding, operands
 

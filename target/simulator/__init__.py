@@ -12,7 +12,6 @@ from sparqle_tvm.target.simulator.layout import (
     weight_tensors,
 )
 from sparqle_tvm.target.simulator.machine import SimResult, simulate, simulate_timing
-from sparqle_tvm.target.simulator.timeline import write_timeline
 
 __all__ = [
     "Counts",
@@ -31,5 +30,4 @@ __all__ = [
     "tensor_formats",
     "tile_order",
     "weight_tensors",
-    "write_timeline",
 ]

@@ -1,10 +1,11 @@
-"""Timelines for chrome://tracing and Perfetto: one track per engine, busy and stalled times."""
+"""Timelines for chrome://tracing and Perfetto: one track per engine, busy and stalled times.
+
+`sparqle_tvm.profile.Profile.export_trace` writes them.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,14 +60,6 @@ def timeline(runs: Sequence[SimResult], *, max_events: int = MAX_EVENTS) -> dict
             shown = max(shown, event["args"]["end_cycle"])
         begin += run.total_cycles
     return _trace(events, runs, begin)
-
-
-def write_timeline(
-    path: str | Path, runs: Sequence[SimResult], *, max_events: int = MAX_EVENTS
-) -> None:
-    """Write `timeline` as JSON, to be opened in chrome://tracing or ui.perfetto.dev."""
-    trace = timeline(runs, max_events=max_events)
-    Path(path).write_text(json.dumps(trace), encoding="utf-8")
 
 
 def _trace(events: list[Event], runs: Sequence[SimResult], shown: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from simulator_programs import TINY, dense_program, header_for, random_operands
 
 from sparqle_tvm.target.header import Engine
-from sparqle_tvm.target.simulator import SimResult, simulate, write_timeline
+from sparqle_tvm.target.simulator import SimResult, simulate
 from sparqle_tvm.target.simulator.timeline import timeline
 
 HEADER = header_for(TINY, 8, 8, 64, 32, label="an op")
@@ -37,10 +37,8 @@ def test_cycles_of_the_tracks_are_those_of_the_engines(result):
     }
 
 
-def test_runs_follow_each_other_without_overlap(result, tmp_path):
-    path = tmp_path / "trace.json"
-    write_timeline(path, [result, result])
-    events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+def test_runs_follow_each_other_without_overlap(result):
+    events = json.loads(json.dumps(timeline([result, result])))["traceEvents"]
     names = {event["args"]["name"] for event in events if event["ph"] == "M"}
     assert names == {"accelerator", "LOAD", "MMA", "STORE"}
     for engine in Engine:
