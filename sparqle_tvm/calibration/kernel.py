@@ -127,10 +127,10 @@ def _kernel(qmax: int) -> tirx.PrimFunc:
                     found[place] = found[place] + outside
             with loop(options) as option:
                 out = vector(option * width + block * LANES, LANES)
-                error.view(options * width)[out] = sums[vector(option * LANES, LANES)]
+                error.reshape(options * width)[out] = sums[vector(option * LANES, LANES)]
             with loop(2 * options) as option:
                 out = vector(option * width + block * LANES, LANES)
-                counts.view(2 * options * width)[out] = found[vector(option * LANES, LANES)]
+                counts.reshape(2 * options * width)[out] = found[vector(option * LANES, LANES)]
 
     parameters = {
         "x": ("float32", rows, blocks, int64(LANES)),
