@@ -17,6 +17,7 @@ from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import replacing
 from sparqle_tvm.report.document import Document, Picture, Table
 from sparqle_tvm.report.pictures import require_matplotlib
+from sparqle_tvm.report.tables import MAX_WIDTH_COLUMNS
 
 
 def to_markdown(document: Document) -> str:
@@ -113,15 +114,32 @@ def write_pictures(
 
 
 def print_document(document: Document, console: Console | None = None) -> None:
-    """Print title, cards and the tables that are not folded."""
+    """Print title, cards and the tables that are not folded and not too wide."""
     console = console or Console()
+    width = min(console.width, MAX_WIDTH_COLUMNS)
     parts: list[RenderableType] = [
         Text(document.title, style="bold"),
         Text(document.subtitle, style="dim"),
         _cards(document),
     ]
-    parts += [_rich(table) for table in document.tables if not table.folded]
-    console.print(Group(*parts), width=min(console.width, 100))
+    shown = [table for table in document.tables if not table.folded]
+    for table in shown:
+        # Cells of words wrap where a little is missing.
+        fits = _width_on_one_line(table) <= 1.25 * width
+        parts += [Text(), _rich(table) if fits else _too_wide(table)]
+    console.print(Group(*parts), width=width)
+
+
+def _width_on_one_line(table: Table) -> int:
+    """Columns that a table takes with every cell on one line; headings may wrap."""
+    rows = list(table.texts())
+    cells = [max((len(row[i]) for row in rows), default=0) for i in range(len(table.columns))]
+    words = [max(map(len, column.title.split()), default=0) for column in table.columns]
+    return sum(max(pair) + 3 for pair in zip(cells, words, strict=True)) + 1
+
+
+def _too_wide(table: Table) -> Text:
+    return Text(f"{table.title}: too wide to print here; see --html, --markdown or --csv", "dim")
 
 
 def _folder(folder: str | os.PathLike[str]) -> Path:
@@ -153,9 +171,17 @@ def _rich(table: Table) -> RichTable:
         caption=table.note or None,
         caption_justify="left",
     )
-    for column in table.columns:
-        shown.add_column(column.title, justify="right" if column.numeric else "left")
-    for texts in table.texts():
+    rows = list(table.texts())
+    for i, column in enumerate(table.columns):
+        words = [
+            word for text in (column.title, *(row[i] for row in rows)) for word in text.split()
+        ]
+        shown.add_column(
+            column.title,
+            justify="right" if column.numeric else "left",
+            min_width=max(map(len, words), default=0),  # only whole words wrap
+        )
+    for texts in rows:
         shown.add_row(*texts)
     return shown
 

@@ -93,14 +93,17 @@ def test_json_is_the_tables():
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])
-def test_terminal(width):
+@pytest.mark.parametrize("report", [small_report, full_report])
+def test_terminal(report, width):
     stream = io.StringIO()
-    print_document(small_report(), Console(file=stream, width=width))
+    print_document(report(), Console(file=stream, width=width))
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) <= min(width, 100)
     assert "…" not in stream.getvalue()
     assert any("bit for bit" in line for line in lines)
     assert not any("Every dense layer" in line for line in lines)
+    wide = [line for line in lines if "too wide to print" in line]
+    assert len(wide) == (report is full_report)
 
 
 def test_pictures(tmp_path):
