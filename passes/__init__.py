@@ -9,6 +9,7 @@ from sparqle_tvm.passes.collect_activations import (
     ObservedDense,
 )
 from sparqle_tvm.passes.collect_encodings import CollectEncodings, DenseInfo, EncodingInfo
+from sparqle_tvm.passes.drain_encoded import DrainEncoded
 from sparqle_tvm.passes.fold_constants import FoldConstants
 from sparqle_tvm.passes.fold_scales import FoldScales
 from sparqle_tvm.passes.fuse_quantize import FuseQuantize
@@ -29,6 +30,7 @@ __all__ = [
     "CollectActivations",
     "CollectEncodings",
     "DenseInfo",
+    "DrainEncoded",
     "EncodingInfo",
     "FoldConstants",
     "FoldScales",

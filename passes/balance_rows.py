@@ -37,7 +37,7 @@ class _Readers(PyExprVisitor):
         self.found: dict[Any, list[relax.Call]] = defaultdict(list)
 
     def visit_call_(self, op: relax.Call) -> None:
-        if dialect.is_op(op, "split_dense", "split_dense_scaled"):
+        if dialect.is_op(op, "split_dense", "split_dense_scaled", "split_dense_encoded"):
             self.found[op.args[0]].append(op)
 
 
@@ -109,7 +109,9 @@ class _Balance(Rewriter):
         label = dialect.attributes(made)["label"]
         readers = self.readers[encoding]
         reason = ""
-        if self.all_uses[encoding] != self.read[encoding]:
+        if any(dialect.is_op(reader, "split_dense_encoded") for reader in readers):
+            reason = "an encoded result is stored in the order in which its rows come"
+        elif self.all_uses[encoding] != self.read[encoding]:
             reason = "the encoding is passed on as a whole"
         elif any(dialect.is_op(reader, "split_dense") for reader in readers):
             reason = "an int32 result is stored without parameters per row, so without their order"

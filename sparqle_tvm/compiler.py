@@ -201,6 +201,7 @@ def pipeline(
         steps.append(lift)
     if collect is not None:
         steps.append(collect)
+    steps.append(passes.DrainEncoded(report=report))
     if engine == "simulator":
         steps.append(passes.BalanceRows(accelerator, balance, report=report))
         steps.append(offload or passes.OffloadDense(accelerator, tuned=tuned, report=report))

@@ -17,6 +17,7 @@ from sparqle_tvm.dialect.ops import (
     register,
     scaled_operands,
     split_dense,
+    split_dense_encoded,
     split_dense_scaled,
     with_attributes,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "register",
     "scaled_operands",
     "split_dense",
+    "split_dense_encoded",
     "split_dense_scaled",
     "with_attributes",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 from tvm import relax, sym
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.slicing import WINDOWS, max_exact
 
 # Container of a signed 2k-bit integer.
 CONTAINER = {2: "int8", 4: "int8", 8: "int16"}
@@ -70,14 +71,8 @@ def _tensor(shape: list[Any], dtype: str) -> relax.TensorType:
     return relax.TensorType(relax.ShapeExpr(shape), dtype)
 
 
-def _encoding_type(call: relax.Call, *, scaled: bool) -> relax.TupleType:
-    k = _common_attrs(call)
-    dims = _shape(call, 0, "the activation")
-    lead, columns = dims[:-1], dims[-1]
-    _dtype(call, 0, "the activation", "float32" if scaled else CONTAINER[k])
-    columns = _static(call, columns, "K")
-    if columns == 0:
-        raise _fail(call, "K = 0: the activation has no columns")
+def _plane_types(lead: list[Any], columns: int, k: int) -> list[relax.TensorType]:
+    """Types of ``lsb``, ``pbm``, ``msb`` and ``row_ptr`` of (.., columns) activations."""
     analyzer = sym.Analyzer()
     rows: Any = 1
     for dim in lead:
@@ -87,12 +82,23 @@ def _encoding_type(call: relax.Call, *, scaled: bool) -> relax.TupleType:
     def simplified(value: Any) -> Any:
         return value if isinstance(value, int) else analyzer.simplify(value)
 
-    fields = [
+    return [
         _tensor([*lead, lsb_bytes], "uint8"),
         _tensor([*lead, -(-columns // 8)], "uint8"),
         _tensor([simplified(rows * lsb_bytes)], "uint8"),
         _tensor([simplified(rows + 1)], "int32"),
     ]
+
+
+def _encoding_type(call: relax.Call, *, scaled: bool) -> relax.TupleType:
+    k = _common_attrs(call)
+    dims = _shape(call, 0, "the activation")
+    lead, columns = dims[:-1], dims[-1]
+    _dtype(call, 0, "the activation", "float32" if scaled else CONTAINER[k])
+    columns = _static(call, columns, "K")
+    if columns == 0:
+        raise _fail(call, "K = 0: the activation has no columns")
+    fields = _plane_types(lead, columns, k)
     if scaled:
         limit = 2 ** (2 * k - 1) - 1
         _int_attr(call, "qmax", lambda v: 1 <= v <= limit, f"in 1..{limit}")
@@ -185,9 +191,35 @@ def infer_split_dense(call: relax.Call, _builder: Any) -> relax.TensorType:
 
 def infer_split_dense_scaled(call: relax.Call, _builder: Any) -> relax.TensorType:
     """Type of ``split_dense_scaled``: (.., N) float32."""
+    return _tensor(_scaled_shape(call, 5), "float32")
+
+
+def infer_split_dense_encoded(call: relax.Call, _builder: Any) -> relax.TupleType:
+    """Type of ``split_dense_encoded``: the tuple of ``encode`` of (.., N) integers."""
+    shape = _scaled_shape(call, 6)
+    scale = call.args[5].ty
+    if not isinstance(scale, relax.TensorType) or scale.ndim != 0 or str(scale.dtype) != "float32":
+        raise _fail(call, f"the output scale is {scale}, one float32 without dimensions is needed")
+    window, k = str(call.attrs.get("out_window", "")), int(call.attrs["k"])
+    if window not in WINDOWS:
+        raise _fail(call, f'attribute out_window="{window}" is neither "signed" nor "unsigned"')
+    smallest, largest = -(2 ** (2 * k - 1)), max_exact(k, window)
+    rule = f"in {smallest}..{largest}"
+    low = _int_attr(call, "out_low", lambda v: smallest <= v <= largest, rule)
+    _int_attr(call, "out_high", lambda v: low <= v <= largest, f"in {low}..{largest}")
+    zeros = range(smallest, -smallest)
+    _int_attr(call, "out_zero", lambda v: v in zeros, f"in {smallest}..{-smallest - 1}")
+    return relax.TupleType(_plane_types(shape[:-1], int(shape[-1]), k))
+
+
+def _scaled_shape(call: relax.Call, count: int) -> list[Any]:
+    """Shape (.., N) of a dense with scales, which has `count` arguments that are no option."""
+    is_scaled = str(call.op.name).endswith("split_dense_scaled")
     group = _int_attr(call, "group_size", lambda v: v >= 0, "0 or a number of columns")
-    minimum = len(call.args) >= 7
-    if not 5 <= len(call.args) <= 8 or (minimum and group == 0):
+    optional = len(call.args) - count
+    # What leaves encoded is stored in the order in which its rows come.
+    forms = (0, 1, 2, 3) if is_scaled else (0, 2)
+    if optional not in forms or (optional > 1 and group == 0):
         raise _fail(call, "w_min and group_sums go together, and only with groups")
     shape, columns, outputs = _dense_shape(call, 2)
     _dtype(call, 1, "the activation scale", "float32")
@@ -202,13 +234,13 @@ def infer_split_dense_scaled(call: relax.Call, _builder: Any) -> relax.TensorTyp
             raise _fail(call, f"K = {columns} is not a multiple of group_size = {group}")
         _expect(call, 3, "the weight scale", [outputs, columns // group], "float16")
         _expect(call, 4, "the offset", [outputs], "float64")
-    if len(call.args) % 2 == 0:
+    if optional % 2:
         rows = [_row_count(shape[:-1])]
         _expect(call, len(call.args) - 1, "the row order", rows, "int32")
-    if minimum:
-        _expect(call, 5, "the weight minimum", [outputs, columns // group], "float16")
-        _expect(call, 6, "the group sums", [*shape[:-1], columns // group], "int32")
-    return _tensor(shape, "float32")
+    if optional > 1:
+        _expect(call, count, "the weight minimum", [outputs, columns // group], "float16")
+        _expect(call, count + 1, "the group sums", [*shape[:-1], columns // group], "int32")
+    return shape
 
 
 # Name -> (rule, number of inputs; -1 is any).
@@ -218,4 +250,5 @@ RULES: dict[str, tuple[Callable[..., Any], int]] = {
     "balance_rows": (infer_balance_rows, 1),
     "split_dense": (infer_split_dense, 3),
     "split_dense_scaled": (infer_split_dense_scaled, -1),
+    "split_dense_encoded": (infer_split_dense_encoded, -1),
 }

@@ -243,12 +243,77 @@ def scaled_operands(
     return (optional[0], optional[1]) if optional else None, row_order
 
 
+def split_dense_encoded(
+    encoding: relax.Expr,
+    act_scale: relax.Expr,
+    weight: relax.Expr,
+    w_scale: relax.Expr,
+    offset: relax.Expr,
+    out_scale: relax.Expr,
+    w_min: relax.Expr | None = None,
+    group_sums: relax.Expr | None = None,
+    *,
+    k: int,
+    window: str,
+    in_features: int,
+    group_size: int,
+    weight_bits: int,
+    out_window: str = "unsigned",
+    out_low: int,
+    out_high: int,
+    out_zero: int = 0,
+    label: str = "",
+    out_label: str = "",
+) -> relax.Call:
+    """Multiply as :func:`split_dense_scaled`, quantize with a static scale, and slice.
+
+    ``q = min(max(round_half_even(y / out_scale) + out_zero, out_low), out_high)`` with y the
+    float32 of :func:`split_dense_scaled` and a float32 division; the result is the tuple of
+    :func:`encode` of q, without group sums. Parameters not named here are those of
+    :func:`split_dense_scaled`.
+
+    A scale per row depends on all of a row's outputs, which no tile of the accelerator has at
+    once: such rows are quantized by :func:`quantize_encode`, on the vector unit.
+
+    Parameters
+    ----------
+    out_scale : relax.Expr
+        One number, () float32.
+    out_window : str
+        Window of the result, as of :func:`encode`.
+    out_low, out_high : int
+        Limits of q, both exact in the window: ``out_low`` is the zero point behind a ReLU.
+    out_zero : int
+        Zero point of q.
+    out_label : str
+        Name of the result in reports.
+    """
+    attrs = {
+        "k": k,
+        "window": window,
+        "in_features": in_features,
+        "group_size": group_size,
+        "weight_bits": weight_bits,
+        "out_window": out_window,
+        "out_low": out_low,
+        "out_high": out_high,
+        "out_zero": out_zero,
+        "label": label,
+        "out_label": out_label,
+    }
+    args = [encoding, act_scale, weight, w_scale, offset, out_scale]
+    if w_min is not None:
+        args += [w_min, group_sums]
+    return _call("split_dense_encoded", args, attrs)
+
+
 CONSTRUCTORS: dict[str, Callable[..., relax.Call]] = {
     "encode": encode,
     "quantize_encode": quantize_encode,
     "balance_rows": balance_rows,
     "split_dense": split_dense,
     "split_dense_scaled": split_dense_scaled,
+    "split_dense_encoded": split_dense_encoded,
 }
 
 

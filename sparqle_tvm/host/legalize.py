@@ -12,6 +12,7 @@ from typing import Any
 import tvm
 from tvm import relax, sym, tirx
 
+from sparqle_tvm import dialect
 from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.host.layout import panel_matrix, panel_vector
 from sparqle_tvm.host.matmul import matmul_kernel
@@ -82,6 +83,29 @@ def legalize_split_dense_scaled(bb: relax.BlockBuilder, call: relax.Call) -> rel
     if len(group) > 0:
         args += [_arrange_matrix(bb, group[0], "float32", cols), group[1]]
     return _call(bb, split_dense_kernel(spec), "split_dense_scaled", args, call.ty)
+
+
+def legalize_split_dense_encoded(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Lower ``R.sparqle.split_dense_encoded``: the dense, the quantization, then the encoding.
+
+    The quantization is left in the ops of Relax that it is made of in other modules, so its
+    floats are theirs, bit for bit.
+    """
+    attrs, op = dialect.attributes(call), relax.op
+    dense_attrs = ("k", "window", "in_features", "group_size", "weight_bits", "label")
+    dense = dialect.split_dense_scaled(
+        *call.args[:5], *call.args[6:], **{name: attrs[name] for name in dense_attrs}
+    )
+    y = bb.emit(legalize_split_dense_scaled(bb, bb.normalize(dense)))
+    q = bb.emit(op.round(bb.emit(op.divide(y, call.args[5]))))
+    if attrs["out_zero"]:
+        q = bb.emit(op.add(q, relax.const(float(attrs["out_zero"]), "float32")))
+    clipped = bb.emit(op.clip(q, attrs["out_low"], attrs["out_high"]))
+    container = "int16" if attrs["k"] == 8 else "int8"
+    encoding = dialect.encode(
+        bb.emit(op.astype(clipped, container)), k=attrs["k"], window=attrs["out_window"]
+    )
+    return legalize_encode(bb, bb.normalize(encoding))
 
 
 def legalize_matmul(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

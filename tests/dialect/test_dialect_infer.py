@@ -162,6 +162,20 @@ def test_orders_that_are_refused(make: Any, match: str) -> None:
         infer(make())
 
 
+def encoded_dense(**changes: Any) -> relax.Call:
+    """A dense of (3, 64) with outputs (3, 5), encoded."""
+    scaled = scaled_dense()
+    form = dialect.attributes(scaled) | {"out_low": -8, "out_high": 119, "out_window": "signed"}
+    form |= {"out_scale": relax.const(1.0, "float32")} | changes
+    return dialect.split_dense_encoded(*scaled.args[:5], **form)
+
+
+def test_type_of_an_encoded_result() -> None:
+    fields = infer(encoded_dense()).fields
+    assert [str(f.dtype) for f in fields] == ["uint8", "uint8", "uint8", "int32"]
+    assert [dims(f) for f in fields] == [[3, 3], [3, 1], [9], [4]]
+
+
 ENCODE_ERRORS = {
     "is uint8, int8 is needed": lambda: dialect.encode(tensor((3, 8), "uint8")),
     "is int8, int16 is needed": lambda: dialect.encode(tensor((3, 8), "int8"), k=8),
@@ -230,10 +244,19 @@ DENSE_ERRORS = {
     ),
 }
 
+ENCODED_ERRORS = {
+    "the output scale is": lambda: encoded_dense(out_scale=tensor((1,), "float32")),
+    "one float32 without dimensions": lambda: encoded_dense(out_scale=tensor((), "float16")),
+    'out_window="odd" is neither': lambda: encoded_dense(out_window="odd"),
+    "out_low=-129 is not in -128..119": lambda: encoded_dense(out_low=-129),
+    "out_high=120 is not in -8..119": lambda: encoded_dense(out_high=120),
+    "out_zero=128 is not in -128..127": lambda: encoded_dense(out_zero=128),
+}
 
-@pytest.mark.parametrize("message", [*ENCODE_ERRORS, *DENSE_ERRORS])
+
+@pytest.mark.parametrize("message", [*ENCODE_ERRORS, *DENSE_ERRORS, *ENCODED_ERRORS])
 def test_errors(message: str) -> None:
-    call = (ENCODE_ERRORS | DENSE_ERRORS)[message]()
+    call = (ENCODE_ERRORS | DENSE_ERRORS | ENCODED_ERRORS)[message]()
     with pytest.raises(InvalidArgumentError, match=re.escape(message)) as caught:
         infer(call)
     assert str(caught.value).startswith("sparqle.")

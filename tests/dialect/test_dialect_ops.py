@@ -81,6 +81,24 @@ class AllOps:
         return enc, clipped
 
     @R.function
+    def encoded(
+        x: R.Tensor(("n", 64), "float32"),
+        w: R.Tensor((5, 64), "int8"),
+        scale: R.Tensor((5, 2), "float16"),
+        minimum: R.Tensor((5, 2), "float16"),
+        offset: R.Tensor((5,), "float64"),
+    ):
+        with R.dataflow():
+            enc = R.sparqle.quantize_encode(x, window="unsigned", qmax=127, group_size=32)
+            y = R.sparqle.split_dense_encoded(
+                enc, enc[4], w, scale, offset, R.const(0.3, "float32"), minimum, enc[5],
+                k=4, window="unsigned", in_features=64, group_size=32, weight_bits=4,
+                out_window="signed", out_low=-100, out_high=119, out_zero=-3,
+            )  # fmt: skip
+            R.output(y)
+        return y
+
+    @R.function
     def wide(q: R.Tensor((2, 7), "int16")):
         enc = R.sparqle.encode(q, k=8, window="unsigned", group_size=7)
         return enc

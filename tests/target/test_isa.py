@@ -74,7 +74,7 @@ def test_bytes_round_trip(instruction):
 
 def test_an_unknown_opcode_is_refused():
     with pytest.raises(ProgramError, match="unknown opcode 19"):
-        read_instruction(Reader(b"\x13"))
+        read_instruction(Reader(b"\x14"))
 
 
 def test_engines():

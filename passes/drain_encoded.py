@@ -1,0 +1,191 @@
+"""Quantize and encode outputs as a dense op drains them, for the dense ops that read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import mutator
+
+from sparqle_tvm import dialect
+from sparqle_tvm.numerics import max_exact
+from sparqle_tvm.passes._constants import make_const
+from sparqle_tvm.passes._report import PassReport
+from sparqle_tvm.passes._rewrite import (
+    Rewriter,
+    apply_rewriter,
+    const_scalar,
+    dims_of,
+    dtype_of,
+    op_name,
+    same_dims,
+    static_shape,
+)
+
+
+@dataclass(frozen=True)
+class _Quantize:
+    """``clip(round(x / scale) + zero, low, high)``, and the variables between x and q."""
+
+    x: Any
+    scale: float
+    zero: int
+    low: int
+    high: int
+    between: tuple[Any, ...]
+
+
+class _NoMatch(Exception):
+    """Why a tensor is not the quantized result of a dense."""
+
+
+@mutator
+class _Drain(Rewriter):
+    def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
+        if not dialect.is_op(call, "encode"):
+            return None
+        attrs = dialect.attributes(call)
+        try:
+            fused = self._fuse(call, attrs)
+        except _NoMatch as reason:
+            self.report.skip("DrainEncoded", "encode", attrs["label"], str(reason))
+            return None
+        self.report.rewrite("DrainEncoded")
+        return fused
+
+    def _fuse(self, call: relax.Call, attrs: dict[str, Any]) -> relax.Call:
+        quantize = self._quantize(call.args[0])
+        low, between = self._through_relu(quantize)
+        dense = self.value(between[-1])
+        if not dialect.is_op(dense, "split_dense_scaled"):
+            raise _NoMatch("what is quantized is not the scaled result of a split dense op")
+        own = dialect.attributes(dense)
+        if own["k"] != attrs["k"]:
+            raise _NoMatch(f"digits of {attrs['k']} bits, the dense op has {own['k']}")
+        if not same_dims(dims_of(call.args[0]), dims_of(dense)):
+            raise _NoMatch("the quantized tensor has another shape than the result")
+        if attrs["group_size"]:
+            raise _NoMatch("its readers need group sums, which a drain does not make")
+        if not self.used_once(*between):
+            raise _NoMatch("the result of the dense op, or what becomes of it, has another reader")
+        smallest, largest = -(2 ** (2 * attrs["k"] - 1)), max_exact(attrs["k"], attrs["window"])
+        low, high = max(low, smallest), min(quantize.high, largest)
+        if not (low <= high and smallest <= quantize.zero < -smallest):
+            raise _NoMatch(f"limits [{low}, {high}] and zero point {quantize.zero} hold no values")
+        return dialect.split_dense_encoded(
+            *dense.args[:5],
+            make_const(np.float32(quantize.scale).reshape(())),
+            *dense.args[5:],
+            **own,
+            out_window=attrs["window"],
+            out_low=low,
+            out_high=high,
+            out_zero=quantize.zero,
+            out_label=attrs["label"],
+        )
+
+    def _quantize(self, q: Any) -> _Quantize:
+        """The quantization with a static scale that q is the result of."""
+        call = self.match(q, "quantize")
+        return self._chained(q) if call is None else self._one_op(q, call)
+
+    def _one_op(self, q: Any, call: relax.Call) -> _Quantize:
+        """``R.quantize(x, scale, zero)``."""
+        x, scale, zero = call.args
+        limits = np.iinfo(dtype_of(call))
+        scale, zero = self._number(scale, "scale"), self._number(zero, "zero point")
+        return self._checked(_Quantize(x, scale, int(zero), limits.min, limits.max, (q,)))
+
+    def _chained(self, q: Any) -> _Quantize:
+        """``R.astype(R.clip(R.round(R.divide(x, scale)) + zero, low, high))``."""
+        variables, zero = [q], 0.0
+        calls = self.chain(q, "astype", "clip")
+        if calls is None:
+            raise _NoMatch("the activation is not quantized in one of the known forms")
+        clip = calls[1]
+        variables += [calls[0].args[0], clip.args[0]]
+        added = self.match(clip.args[0], "add")
+        if added is not None:
+            zero = self._number(added.args[1], "zero point")
+            variables.append(added.args[0])
+        rounded = self.chain(variables[-1], "round", "divide")
+        if rounded is None:
+            raise _NoMatch("the activation is not quantized in one of the known forms")
+        variables.append(rounded[0].args[0])
+        x, scale = rounded[1].args
+        low, high = const_scalar(clip.args[1]), const_scalar(clip.args[2])
+        limits = np.iinfo(dtype_of(calls[0])) if dtype_of(calls[0]).startswith("int") else None
+        if low is None or high is None or limits is None:
+            raise _NoMatch("the limits are not constant, or the result is no integer")
+        if not (low.is_integer() and high.is_integer() and zero.is_integer()):
+            raise _NoMatch(f"limits [{low}, {high}] and zero point {zero:g} are no integers")
+        if low < limits.min or high > limits.max:
+            raise _NoMatch(f"limits [{low:g}, {high:g}] do not fit {limits.dtype}")
+        between = tuple(variables)
+        scale = self._number(scale, "scale")
+        return self._checked(_Quantize(x, scale, int(zero), int(low), int(high), between))
+
+    def _number(self, expr: Any, what: str) -> float:
+        value = self.constants.value(expr)
+        if value is None:
+            raise _NoMatch(f"the {what} is computed at run time, per token: the vector unit has it")
+        if value.size != 1:
+            raise _NoMatch(f"the {what} differs between columns")
+        if what == "scale" and value.dtype != np.float32:
+            raise _NoMatch(f"the scale is {value.dtype}, float32 is needed")
+        return float(value.reshape(-1)[0])
+
+    def _checked(self, found: _Quantize) -> _Quantize:
+        if dtype_of(found.x) != "float32":
+            raise _NoMatch(f"quantizes {dtype_of(found.x)}, float32 is needed")
+        if not (np.isfinite(found.scale) and found.scale > 0):
+            raise _NoMatch(f"the scale is {found.scale:g}, a positive number is needed")
+        return found
+
+    def _through_relu(self, quantize: _Quantize) -> tuple[int, tuple[Any, ...]]:
+        """The lower limit and the variables between with a ReLU before the quantization."""
+        x, between = quantize.x, quantize.between
+        call = self.value(x)
+        relu = op_name(call) == "relax.nn.relu"
+        if op_name(call) == "relax.maximum":
+            relu = const_scalar(call.args[1]) == 0 and static_shape(call.args[1]) == []
+        if not relu:
+            return quantize.low, (*between, x)
+        return max(quantize.low, quantize.zero), (*between, x, call.args[0])
+
+
+@tvm.transform.module_pass(opt_level=0, name="DrainEncoded")
+class DrainEncoded:
+    """Let a dense op write its outputs quantized and encoded, if only dense ops read them.
+
+    Precondition: a static scale (one constant number), a constant zero point and limits, at most
+    a ReLU between; no other reader of what is between; no group sums. Scales per token stay where
+    they are: they need the whole row, which a tile of outputs is not.
+
+    Before::
+
+        y = R.sparqle.split_dense_scaled(a, s, w, d, offset, k=4, label="up", ...)
+        q = R.quantize(R.nn.relu(y), R.const(0.5, "float32"), R.const(0, "int8"))
+        b = R.sparqle.encode(q, k=4, window="unsigned", label="down")
+
+    After::
+
+        b = R.sparqle.split_dense_encoded(a, s, w, d, offset, R.const(0.5, "float32"), k=4,
+                                          out_window="unsigned", out_low=0, out_high=127,
+                                          out_zero=0, label="up", out_label="down", ...)
+
+    Parameters
+    ----------
+    report : PassReport, optional
+        Takes the number of rewrites and what was skipped.
+    """
+
+    def __init__(self, *, report: PassReport | None = None) -> None:
+        self.report = report if report is not None else PassReport()
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Apply the pass to every Relax function of a copy of ``mod``."""
+        return apply_rewriter(mod, self.report, lambda m: _Drain(m, self.report))

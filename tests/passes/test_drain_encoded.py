@@ -1,0 +1,219 @@
+"""A static quantization behind a dense op becomes part of its drain."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pass_helpers import Runnable, apply, assert_changed, assert_equal_bits, assert_unchanged
+from tvm import relax
+from tvm.relax import op
+from tvm.script import ir as I
+from tvm.script import relax as R
+
+from sparqle_tvm import dialect
+from sparqle_tvm.compiler import split_passes
+from sparqle_tvm.passes import DrainEncoded
+
+UP = np.arange(-12, 12, dtype=np.int8).reshape(3, 8)
+DOWN = np.arange(-3, 3, dtype=np.int8).reshape(2, 3)
+UP_SCALE, DOWN_SCALE = np.array([0.1, 0.2, 0.3], np.float32), np.array([1, 2], np.float32)
+OFFSET, NONE = -8 * UP.sum(axis=1, dtype=np.int32), np.zeros(2, np.int32)
+
+
+@I.ir_module
+class Before:
+    @R.function
+    def main(a: R.Tensor(("n", 8), "int8")):
+        with R.dataflow():
+            enc = R.sparqle.encode(a, k=4, window="signed", label="up")
+            y = R.sparqle.split_dense_scaled(
+                enc, R.const(0.5, "float32"), R.const(UP), R.const(UP_SCALE), R.const(OFFSET),
+                k=4, window="signed", in_features=8, group_size=0, weight_bits=8, label="up",
+            )  # fmt: skip
+            q = R.quantize(R.nn.relu(y), R.const(0.25, "float32"), R.const(-5, "int8"))
+            mid = R.sparqle.encode(q, k=4, window="unsigned", label="down")
+            z = R.sparqle.split_dense_scaled(
+                mid, R.const(0.25, "float32"), R.const(DOWN), R.const(DOWN_SCALE), R.const(NONE),
+                k=4, window="unsigned", in_features=3, group_size=0, weight_bits=4, label="down",
+            )  # fmt: skip
+            R.output(z)
+        return z
+
+    @R.function
+    def chained(a: R.Tensor((2, "n", 8), "int8")):
+        with R.dataflow():
+            enc = R.sparqle.encode(a, k=4, window="signed", label="up")
+            y = R.sparqle.split_dense_scaled(
+                enc, R.const(0.5, "float32"), R.const(UP), R.const(UP_SCALE), R.const(OFFSET),
+                k=4, window="signed", in_features=8, group_size=0, weight_bits=8, label="up",
+            )  # fmt: skip
+            scaled = R.divide(y, R.const(0.25, "float32"))
+            shifted = R.add(R.round(scaled), R.const(3, "float32"))
+            q = R.astype(R.clip(shifted, -127, 127), "int8")
+            mid = R.sparqle.encode(q, k=4, window="signed", label="down")
+            R.output(mid)
+        return mid
+
+
+@I.ir_module
+class Expected:
+    @R.function
+    def main(a: R.Tensor(("n", 8), "int8")):
+        with R.dataflow():
+            enc = R.sparqle.encode(a, k=4, window="signed", label="up")
+            mid = R.sparqle.split_dense_encoded(
+                enc, R.const(0.5, "float32"), R.const(UP), R.const(UP_SCALE), R.const(OFFSET),
+                R.const(0.25, "float32"),
+                k=4, window="signed", in_features=8, group_size=0, weight_bits=8, label="up",
+                out_window="unsigned", out_low=-5, out_high=127, out_zero=-5, out_label="down",
+            )  # fmt: skip
+            z = R.sparqle.split_dense_scaled(
+                mid, R.const(0.25, "float32"), R.const(DOWN), R.const(DOWN_SCALE), R.const(NONE),
+                k=4, window="unsigned", in_features=3, group_size=0, weight_bits=4, label="down",
+            )  # fmt: skip
+            R.output(z)
+        return z
+
+    @R.function
+    def chained(a: R.Tensor((2, "n", 8), "int8")):
+        with R.dataflow():
+            enc = R.sparqle.encode(a, k=4, window="signed", label="up")
+            # The signed window saturates at 119, and so does the drain.
+            mid = R.sparqle.split_dense_encoded(
+                enc, R.const(0.5, "float32"), R.const(UP), R.const(UP_SCALE), R.const(OFFSET),
+                R.const(0.25, "float32"),
+                k=4, window="signed", in_features=8, group_size=0, weight_bits=8, label="up",
+                out_window="signed", out_low=-127, out_high=119, out_zero=3, out_label="down",
+            )  # fmt: skip
+            R.output(mid)
+        return mid
+
+
+def test_expected_module() -> None:
+    report = assert_changed(DrainEncoded, Before, Expected)
+    assert report.rewritten["DrainEncoded"] == 2
+    # What is encoded first is an input of the function.
+    assert {entry.label for entry in report.skipped} == {"up"}
+
+
+def layer(**changes: Any) -> tvm.IRModule:
+    """A dense op, quantized and encoded, with one part of the form changed."""
+    form: dict[str, Any] = {
+        "between": op.nn.relu,
+        "quantize": lambda y: op.quantize(y, scalar(0.25), relax.const(0, "int8")),
+        "encode": {},
+        "result": lambda y, q, enc: enc,
+        **changes,
+    }
+    builder = relax.BlockBuilder()
+    a = relax.Var("a", relax.TensorType((5, 8), "int8"))
+    with builder.function("main", [a]):
+        with builder.dataflow():
+            enc = builder.emit(dialect.encode(a, window="signed", label="up"))
+            attrs = {"k": 4, "window": "signed", "in_features": 8, "weight_bits": 8}
+            y = builder.emit(
+                dialect.split_dense_scaled(
+                    *(enc, scalar(0.5), *map(relax.const, (UP, UP_SCALE, OFFSET))),
+                    group_size=0,
+                    **attrs,
+                )
+            )
+            q = builder.emit(form["quantize"](builder.emit(form["between"](y))))
+            mid = builder.emit(dialect.encode(q, label="down", **form["encode"]))
+            found = builder.emit_output(form["result"](y, q, mid))
+        builder.emit_func_output(found)
+    return builder.finalize()
+
+
+def scalar(value: float) -> relax.Expr:
+    return relax.const(value, "float32")
+
+
+def by_hand(y: Any, scale: Any = 0.25, low: float = -127, high: float = 127) -> relax.Expr:
+    divided = op.divide(y, scalar(scale) if isinstance(scale, float) else scale)
+    return op.astype(op.clip(op.round(divided), low, high), "int8")
+
+
+def per_token(y: Any) -> relax.Expr:
+    return by_hand(y, op.divide(op.max(op.abs(y), axis=[-1], keepdims=True), scalar(127)))
+
+
+def test_relu_has_two_names() -> None:
+    for between in (op.nn.relu, lambda y: op.maximum(y, scalar(0))):
+        after, _ = apply(DrainEncoded, layer(between=between))
+        assert "out_low=0" in after.script()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"quantize": per_token}, "the scale is computed at run time, per token"),
+        (
+            {"quantize": lambda y: by_hand(y, relax.const(np.ones(3, np.float32)))},
+            "the scale differs between columns",
+        ),
+        ({"quantize": lambda y: by_hand(y, -1.0)}, "a positive number is needed"),
+        ({"quantize": lambda y: by_hand(y, low=-1.5)}, "are no integers"),
+        ({"quantize": lambda y: by_hand(y, low=-300)}, "do not fit int8"),
+        ({"quantize": lambda y: by_hand(y, low=-9, high=-3)}, "hold no values"),
+        ({"quantize": lambda y: op.astype(y, "int8")}, "in one of the known forms"),
+        ({"quantize": lambda y: op.astype(op.clip(y, 0, 9), "int8")}, "one of the known forms"),
+        ({"between": op.sigmoid}, "not the scaled result of a split dense op"),
+        ({"between": lambda y: op.maximum(y, scalar(1))}, "not the scaled result"),
+        ({"encode": {"group_size": 3}}, "need group sums, which a drain does not make"),
+        ({"encode": {"k": 2}}, "digits of 2 bits, the dense op has 4"),
+        ({"result": lambda y, q, enc: relax.Tuple([y, enc])}, "has another reader"),
+        ({"result": lambda y, q, enc: relax.Tuple([q, enc])}, "has another reader"),
+    ],
+)
+def test_what_is_left_alone_and_why(changes: dict[str, Any], reason: str) -> None:
+    found = assert_unchanged(DrainEncoded, layer(**changes))
+    assert reason in found[-1]
+
+
+@functools.cache
+def plain_and_drained() -> tuple[Runnable, Runnable]:
+    return Runnable(Before), Runnable(Before, DrainEncoded())
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_same_numbers_as_before_the_pass(rows: int, seed: int) -> None:
+    a = np.random.default_rng(seed).integers(-128, 120, (rows, 8)).astype(np.int8)
+    plain, drained = plain_and_drained()
+    assert_equal_bits(drained(a), plain(a))
+    found, expected = (f(np.stack([a, a]), function="chained") for f in (drained, plain))
+    used = int(expected[3][-1])
+    found[2], expected[2] = found[2][:used], expected[2][:used]
+    assert_equal_bits(found, expected)
+
+
+@I.ir_module
+class Mlp:
+    """Two layers as frontends give them: quantize, dequantize, matmul."""
+
+    @R.function
+    def main(x: R.Tensor(("n", 8), "float32")):
+        with R.dataflow():
+            s, z = R.const(0.5, "float32"), R.const(0, "int8")
+            q = R.dequantize(R.quantize(x, s, z), s, z)
+            y = R.matmul(q, R.dequantize(R.const(UP.T), R.const(UP_SCALE), R.const(np.zeros(3, np.int8)), axis=1))  # noqa: E501  # fmt: skip
+            t, v = R.const(0.25, "float32"), R.const(-128, "int8")
+            p = R.dequantize(R.quantize(R.nn.relu(y), t, v), t, v)
+            w = R.matmul(p, R.dequantize(R.const(DOWN.T), R.const(0.25, "float32"), R.const(0, "int8")))  # noqa: E501  # fmt: skip
+            R.output(w)
+        return w
+
+
+def test_the_pipeline_drains_what_a_frontend_gives() -> None:
+    before = tvm.transform.Sequential(split_passes())(Mlp)
+    after, report = apply(DrainEncoded, before)
+    assert report.rewritten["DrainEncoded"] == 1
+    x = np.random.default_rng(0).normal(size=(7, 8)).astype(np.float32) * 20
+    assert_equal_bits(Runnable(after)(x), Runnable(before)(x))
