@@ -43,6 +43,7 @@ from sparqle_tvm.target.isa import (
     MmaLsb,
     MmaMin,
     MmaMsb,
+    StEnc,
     StOut,
 )
 from sparqle_tvm.target.layout import STORAGES, aligned, header_of
@@ -290,7 +291,9 @@ class _Generator:
 
     def _drain(self, call: CallNode) -> None:
         vectors = {
-            self.plan.names[tile.buffer][0]: tile for tile in call.tiles if len(tile.shape) == 1
+            self.plan.names[tile.buffer][0]: tile
+            for tile in call.tiles
+            if len(tile.shape) == 1 and not tile.dram
         }
         row, chn = (
             self._address(name, vectors[name]) if name in vectors else None
@@ -307,7 +310,9 @@ class _Generator:
             if self.rows is None:
                 raise CompileError(f"{self.label}: outputs are stored before they are drained")
             order = self._address("row", self.rows)
-        self.builder.emit(StOut(self._address("acc", call.tiles[1]), *ranges, order))
+        acc = self._address("acc", call.tiles[1])
+        encoded = self.spec.output == "encoded"
+        self.builder.emit(StEnc(acc, *ranges) if encoded else StOut(acc, *ranges, order))
 
 
 _EMITTERS: Mapping[str, Callable[[_Generator, CallNode], None]] = MappingProxyType(

@@ -9,10 +9,11 @@ from enum import IntEnum
 from typing import Any, Literal, get_args
 
 from sparqle_tvm.errors import ProgramError
+from sparqle_tvm.numerics.slicing import max_exact
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.operands import Address, Affine, Buffer
 
-Output = Literal["int32", "float32"]
+Output = Literal["int32", "float32", "encoded"]
 Window = Literal["signed", "unsigned"]
 Scheme = Literal["sparqle", "dense"]
 
@@ -136,12 +137,20 @@ class Header:
         The groups have a minimum besides the scale.
     has_offset : bool
         There is a constant per channel (a bias): int32, or float64 with groups.
-    output : {"int32", "float32"}
-        What DRAIN makes. ``int32`` has no scales and needs group_size 0.
+    output : {"int32", "float32", "encoded"}
+        What DRAIN makes. ``int32`` has no scales and needs group_size 0. ``encoded``: the float32
+        quantized with a static scale, stored as planes and bitmap.
     block_rows : int
         Rows that the encoding sorted together, a multiple of `accelerator.rows`: activations lie
         in that order, ST.OUT puts rows back in their places. 0: rows are in their own order.
         Only with scheme ``sparqle`` and float32 outputs.
+    out_chunk : int
+        ``encoded`` only: output channels that the MSB stream keeps together, the K chunk of the
+        programs that read it. As `k_chunk`: a multiple of 8 and `lanes`, or at least N.
+    out_window : {"signed", "unsigned"}
+        ``encoded`` only: window of the outputs.
+    out_zero, out_low, out_high : int
+        ``encoded`` only: zero point and limits of the quantized outputs.
     allocations : tuple of Allocation
         Parts of the buffers. Every access stays within one slot of one of them.
     tokens : tuple of int
@@ -168,6 +177,11 @@ class Header:
     has_offset: bool = False
     output: Output = "float32"
     block_rows: int = 0
+    out_chunk: int = 0
+    out_window: Window = "unsigned"
+    out_zero: int = 0
+    out_low: int = 0
+    out_high: int = 0
     allocations: tuple[Allocation, ...] = ()
     tokens: tuple[int, ...] = field(default=(0,) * len(Queue))
 
@@ -203,8 +217,18 @@ class Header:
         return 2 if self.group_size < 256 and self.digit_bits < 8 else 4
 
     @property
+    def scaled(self) -> bool:
+        """Whether DRAIN makes floats, by scales of rows and channels."""
+        return self.output != "int32"
+
+    @property
+    def out_chunks(self) -> int:
+        """Chunks of the encoded outputs, 0 of others."""
+        return -(-self.out_features // self.out_chunk) if self.out_chunk else 0
+
+    @property
     def output_bytes(self) -> int:
-        """Bytes of an output in DRAM."""
+        """Bytes of an output in DRAM, if it is not encoded."""
         return 4 if self.output == "int32" else self.accelerator.float_bytes
 
     @property
@@ -215,14 +239,14 @@ class Header:
     @property
     def row_bytes(self) -> int:
         """Bytes of the parameters that DRAIN and ST.OUT need per row; 0: they need none."""
-        return 4 * (self.output == "float32") + self.order_bytes
+        return 4 * self.scaled + self.order_bytes
 
     @property
     def channel_bytes(self) -> int:
         """Bytes of the parameters that DRAIN needs per channel; 0: it needs none."""
         if self.group_size:
             return 8 * self.has_offset
-        return 4 * (self.output == "float32") + 4 * self.has_offset
+        return 4 * self.scaled + 4 * self.has_offset
 
     def buffer_bytes(self, buffer: Buffer) -> int:
         """Size of a buffer."""
@@ -243,13 +267,14 @@ def _header_problem(header: Header) -> str | None:
     return (
         _type_problem(header)
         or _op_problem(header)
+        or _encoding_problem(header)
         or _machine_problem(header.accelerator)
         or _allocation_problem(header)
     )
 
 
 def _type_problem(header: Header) -> str | None:
-    choices = {"scheme": Scheme, "window": Window, "output": Output}
+    choices = {"scheme": Scheme, "window": Window, "output": Output, "out_window": Window}
     for name, literal in choices.items():
         if getattr(header, name) not in get_args(literal):
             return f"{name} = {getattr(header, name)!r} must be one of {get_args(literal)}"
@@ -259,8 +284,11 @@ def _type_problem(header: Header) -> str | None:
     for name in ("in_features", "out_features", "m_max", "k_chunk", "weight_bits"):
         if not _is_whole(getattr(header, name), 1, _SIZE_LIMIT):
             return f"{name} = {getattr(header, name)!r} must be a positive whole number"
-    for name in ("group_size", "block_rows"):
+    for name in ("group_size", "block_rows", "out_chunk"):
         if not _is_whole(getattr(header, name), 0, _SIZE_LIMIT):
+            return f"{name} = {getattr(header, name)!r} must be a whole number"
+    for name in ("out_zero", "out_low", "out_high"):
+        if not _is_whole(getattr(header, name), -_SIZE_LIMIT, _SIZE_LIMIT):
             return f"{name} = {getattr(header, name)!r} must be a whole number"
     label: Any = header.label
     if not isinstance(label, str):
@@ -286,8 +314,25 @@ def _op_problem(header: Header) -> str | None:
         return "window signed needs scheme sparqle"
     if header.block_rows % header.accelerator.rows:
         return f"block_rows = {header.block_rows} is not a multiple of {header.accelerator.rows}"
-    if header.block_rows and (header.scheme == "dense" or header.output == "int32"):
+    if header.block_rows and (header.scheme == "dense" or header.output != "float32"):
         return "sorted rows need scheme sparqle and float32 outputs"
+    return None
+
+
+def _encoding_problem(header: Header) -> str | None:
+    """What is wrong with the format of encoded outputs."""
+    k, low, high = header.digit_bits, header.out_low, header.out_high
+    if header.output != "encoded":
+        given = (header.out_chunk, header.out_window, header.out_zero, low, high)
+        return None if given == (0, "unsigned", 0, 0, 0) else "only encoded outputs have a format"
+    unit = math.lcm(8, header.accelerator.lanes)
+    if header.out_chunk < 1 or (header.out_chunk % unit and header.out_chunk < header.out_features):
+        return f"out_chunk = {header.out_chunk} must be a multiple of {unit}, or at least N"
+    smallest, largest = -(2 ** (2 * k - 1)), max_exact(k, header.out_window)
+    if not smallest <= low <= high <= largest:
+        return f"limits [{low}, {high}] of the outputs must lie in [{smallest}, {largest}]"
+    if not smallest <= header.out_zero < -smallest:
+        return f"out_zero = {header.out_zero} must be an integer of {2 * k} bits"
     return None
 
 

@@ -20,8 +20,8 @@ op, and registered with TVM once, under a name that says both.
 ``mma_lsb``    add low digits times weights, per group times its scale
 ``mma_msb``    the same for high digits, times 2^k
 ``mma_min``    add group sums times minima
-``drain``      sum of the passes -> output: offset, scales, conversion
-``store``      write an output tile
+``drain``      sum of the passes -> output: offset, scales, conversion; if encoded, quantization
+``store``      write an output tile; codegen cuts encoded outputs into planes
 =============  ======================================================================
 """
 
@@ -145,9 +145,12 @@ def get_intrinsic(name: str, spec: DenseSpec, tile: tuple[int, int, int]) -> str
 
 def _variant(spec: DenseSpec) -> str:
     """What of the op the intrinsics depend on."""
+    limits = ""
+    if spec.output == "encoded":
+        limits = f"_{spec.out_zero}_{spec.out_low}_{spec.out_high}"
     flags = ("_min" if spec.has_min else "") + ("_offset" if spec.has_offset else "")
     digits = f"{spec.scheme}{spec.digit_bits}_{spec.window}"
-    return f"{digits}_g{spec.group_size}{flags}_{spec.output}"
+    return f"{digits}_g{spec.group_size}{flags}_{spec.output}{limits}"
 
 
 def _define(name: str, spec: DenseSpec, extents: tuple[int, int, int]) -> _Definition:
@@ -249,8 +252,8 @@ def _minimum_pass(spec: DenseSpec, tile: Tile) -> _Definition:
 def _drain(spec: DenseSpec, tile: Tile) -> _Definition:
     names = PASSES if spec.has_min else PASSES[:2]
     passes = [_accumulators(spec, tile, "r", name) for name in names]
-    out = Operand("out", (tile.m, tile.n), spec.output, SCOPES["acc"], "w")
-    scaled, per_channel = spec.output == "float32", not spec.group_size
+    out = Operand("out", (tile.m, tile.n), spec.out_dtype, SCOPES["acc"], "w")
+    scaled, per_channel = spec.scaled, not spec.group_size
     parameters = [
         _array(name, spec, tile, per_channel=True)
         for name, exists in (
@@ -260,13 +263,15 @@ def _drain(spec: DenseSpec, tile: Tile) -> _Definition:
         )
         if exists
     ]
+    if spec.output == "encoded":
+        parameters.append(Operand("out_scale", (1,), "float32", "global"))
 
     def value(buffers: dict[str, Any], at: tuple[Any, ...]) -> Any:
         i, j = at
         total = buffers[names[0]][i, j]
         for name in names[1:]:
             total = total + buffers[name][i, j]
-        index = {"offset": j, "act_scale": i, "w_scale": j}
+        index = {"offset": j, "act_scale": i, "w_scale": j, "out_scale": _int64(0)}
         elements = {o.name: buffers[o.name][index[o.name]] for o in parameters}
         return drained(spec, total, *(elements.get(name) for name in index))
 
@@ -280,7 +285,7 @@ _COMPUTE: dict[str, Callable[[DenseSpec, Tile], _Definition]] = {
     "mma_min": _minimum_pass,
     "drain": _drain,
     "store": lambda spec, tile: _copy(
-        (tile.m, tile.n), spec.output, to="global", source=SCOPES["acc"]
+        (tile.m, tile.n), spec.out_dtype, to="global", source=SCOPES["acc"]
     ),
 }
 

@@ -40,11 +40,13 @@ from sparqle_tvm.target.isa_compute import (
     MmaLsb,
     MmaMin,
     MmaMsb,
+    StEnc,
     StOut,
     burst_bytes,
     dense_span_steps,
     reduction_cycles,
     split_steps,
+    stream_order,
 )
 from sparqle_tvm.target.isa_load import (
     MSB_POINTER_BYTES,
@@ -87,6 +89,7 @@ __all__ = [
     "MmaMin",
     "MmaMsb",
     "Signal",
+    "StEnc",
     "StOut",
     "Tensor",
     "TileLoad",
@@ -97,6 +100,7 @@ __all__ = [
     "read_instruction",
     "reduction_cycles",
     "split_steps",
+    "stream_order",
     "transfer_cycles",
 ]
 
@@ -106,7 +110,7 @@ INSTRUCTIONS: Mapping[int, type[Instruction]] = MappingProxyType(
         for cls in (
             *(Loop, End, Wait, Signal),
             *(LdLsb, LdPbm, LdMsb, LdSum, LdWgt, LdGrp, LdAct, LdRow, LdChn),
-            *(MmaLsb, MmaMsb, MmaDns, MmaMin, Drain, StOut),
+            *(MmaLsb, MmaMsb, MmaDns, MmaMin, Drain, StOut, StEnc),
         )
     }
 )

@@ -25,6 +25,11 @@ class Tensor(IntEnum):
     float64 with groups, else int32. OUT (M, N) int32 or float32. ROW_ORDER (M,) uint16, or int32
     if `m_max` > 2^16: with `block_rows`, all tensors of activations lie in this order, that is
     their row i is row ROW_ORDER[i] of OUT.
+
+    Encoded outputs (`Header.output`): OUT_LSB, OUT_PBM, OUT_MSB and OUT_MSB_PTR have the formats of
+    LSB, PBM, MSB and MSB_PTR with K = N and chunks of `Header.out_chunk`, so that they are the
+    inputs of a next program as they are. OUT_SCALE (1,) float32 is no tensor in DRAM but an
+    argument of the launch, as M is: STORE has it in a register.
     """
 
     LSB = 0
@@ -40,6 +45,11 @@ class Tensor(IntEnum):
     OFFSET = 10
     OUT = 11
     ROW_ORDER = 12
+    OUT_LSB = 13
+    OUT_PBM = 14
+    OUT_MSB = 15
+    OUT_MSB_PTR = 16
+    OUT_SCALE = 17
 
 
 def ceil_div(a: Any, b: Any) -> Any:

@@ -239,16 +239,22 @@ class Drain(Instruction):
 
     The cell keeps its size (`Header.accumulator_bytes`); the output is its first 4 bytes.
     int32: ``acc + offset``. float32 without groups: ``(float32(acc + offset) * row) * w_scale``;
-    with groups ``float32(acc + offset) * row``; offset 0 if not `has_offset`.
+    with groups ``float32(acc + offset) * row``; offset 0 if not `has_offset`. encoded: the int32
+    ``min(max(round(y / out_scale) + out_zero, out_low), out_high)`` with y as for float32, a
+    float32 division and ties to even.
 
-    Cycles: ``ceil(m * n / drain_elements_per_cycle)`` on the STORE engine.
+    Only a static scale: one per row depends on all N outputs of the row, which a tile does not
+    have. Such outputs leave as float32, and the vector unit quantizes them.
+
+    Cycles: ``ceil(m * n / drain_elements_per_cycle)`` on the STORE engine; scaling, quantizing
+    and cutting into digits are stages of one pipeline, as wide as that.
 
     Attributes
     ----------
     acc : Address
         Accumulators (m, n), as the MMAs made them.
     row : Address or None
-        Row parameters in ACT as LD.ROW loaded them, scales first; None for int32.
+        Row parameters in ACT as LD.ROW loaded them, scales first; None if not `Header.scaled`.
     chn : Address or None
         Channel parameters in WGT as LD.CHN loaded them; None if `Header.channel_bytes` is 0.
     m, n : Extent
@@ -317,3 +323,84 @@ class StOut(Instruction):
         """``OUT[row +rows, col +cols] <- acc``."""
         text = f"OUT[{self.row} : +{self.rows}, {self.col} : +{self.cols}] <- {self.acc}"
         return text if self.order is None else f"{text}, rows by {self.order}"
+
+
+@dataclass(frozen=True)
+class StEnc(Instruction):
+    """Store drained outputs (rows, cols) encoded: LSB digits, bitmap, MSB digits, pointers.
+
+    Digits are those of `Header.out_window`. LSB digits and bits go to OUT_LSB and OUT_PBM at
+    (row, col). MSB digits that are not zero are appended to OUT_MSB, row by row, each row padded
+    to a byte; behind each group of `accelerator.rows` rows the end is noted in OUT_MSB_PTR. So
+    tiles come in the order of the stream: chunk by chunk of `out_chunk` columns, which a tile has
+    whole, and within a chunk row by row: with several tiles of both, channels are the outer loop.
+
+    Four DMA transfers, one after the other. Moves ``rows * (ceil(cols * k / 8) + ceil(cols / 8))``
+    bytes, the digits, which are known at run time, and 4 bytes per row group.
+
+    Attributes
+    ----------
+    acc : Address
+        Where DRAIN left them.
+    row, col : Affine
+        First row and channel; `row` is a multiple of `accelerator.rows`.
+    rows, cols : Extent
+        Rows and channels; `rows` is such a multiple too, unless the tile ends at M.
+    """
+
+    OPCODE: ClassVar[int] = 19
+    MNEMONIC: ClassVar[str] = "ST.ENC"
+    ENGINE: ClassVar[Engine] = Engine.STORE
+    TRACE: ClassVar[tuple[str, ...]] = ("acc", "row", "rows", "col", "cols")
+    TRANSFERS: ClassVar[int] = 4
+
+    acc: Address
+    row: Affine
+    rows: Extent
+    col: Affine
+    cols: Extent
+
+    @classmethod
+    def lsb_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
+        """Bytes of the LSB digits, and at most those of the MSB digits."""
+        return rows * ceil_div(cols * header.digit_bits, 8)
+
+    @classmethod
+    def pbm_bytes(cls, rows: Any, cols: Any) -> Any:
+        """Bytes of the bitmap."""
+        return rows * ceil_div(cols, 8)
+
+    @classmethod
+    def pointer_bytes(cls, header: Header, rows: Any) -> Any:
+        """Bytes of the pointers."""
+        return 4 * ceil_div(rows, header.accelerator.rows)
+
+    @classmethod
+    def fixed_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
+        """Bytes moved to DRAM but for the MSB digits."""
+        planes = cls.lsb_bytes(header, rows, cols) + cls.pbm_bytes(rows, cols)
+        return planes + cls.pointer_bytes(header, rows)
+
+    def operands(self) -> str:
+        """``OUT_ENC[row +rows, col +cols] <- acc``."""
+        return f"OUT_ENC[{self.row} : +{self.rows}, {self.col} : +{self.cols}] <- {self.acc}"
+
+
+def stream_order(header: Header, m: int, row: Any, rows: Any, col: Any) -> Any:
+    """Whether each of the tiles that ST.ENC stores, in program order, is the next of the stream.
+
+    Parameters
+    ----------
+    header : Header
+        Of the program.
+    m : int
+        Rows in all.
+    row, rows, col : ndarray of int64, shape (tiles,)
+        First row, rows and first channel of each tile.
+
+    Returns
+    -------
+    ndarray of bool, shape (tiles,)
+    """
+    place = col // header.out_chunk * m + row
+    return (col % header.out_chunk == 0) & (np.cumsum(rows) - rows == place)

@@ -111,6 +111,11 @@ def header_of(spec: DenseSpec, accelerator: Accelerator, chunk: int, label: str 
         has_offset=spec.has_offset,
         output=spec.output,
         block_rows=spec.block_rows,
+        out_chunk=spec.out_chunk,
+        out_window=spec.out_window,
+        out_zero=spec.out_zero,
+        out_low=spec.out_low,
+        out_high=spec.out_high,
     )
 
 
@@ -123,8 +128,8 @@ def storages_of(spec: DenseSpec) -> tuple[str, ...]:
         "sum": spec.has_min,
         "wgt": True,
         "grp": spec.group_size > 0,
-        "row": spec.output == "float32",
-        "chn": spec.has_offset or (spec.output == "float32" and not spec.group_size),
+        "row": spec.scaled,
+        "chn": spec.has_offset or (spec.scaled and not spec.group_size),
         "acc": True,
     }
     return tuple(name for name in STORAGES if needed[name])

@@ -33,6 +33,11 @@ def _header_lines(header: Header) -> Iterator[str]:
     )
     offset = "with offset" if header.has_offset else "no offset"
     yield f"; {header.scheme}, window {header.window}, {weights}, {offset}"
+    if header.output == "encoded":
+        yield (
+            f"; outputs in chunks of {header.out_chunk}, window {header.out_window}, "
+            f"zero {header.out_zero}, in [{header.out_low}, {header.out_high}]"
+        )
     yield (
         f"; {machine.name}: {machine.rows} x {machine.cols} PEs, "
         f"{machine.lanes} lanes of {machine.digit_bits} bits"

@@ -150,7 +150,8 @@ class _Planner:
         if call.name != "drain":
             yield from zip(call.tiles, _AXES[call.name], strict=False)
             return
-        for tile in call.tiles:
+        # The scale of encoded outputs lies in a register, it has no axis.
+        for tile in (tile for tile in call.tiles if not tile.dram):
             rows = self.plan.names.get(tile.buffer) == _LOADED["ld_row"]
             yield tile, "mn" if len(tile.shape) == 2 else ("m" if rows else "n")
 

@@ -245,6 +245,9 @@ def check_decisions(spec: DenseSpec, accelerator: Accelerator, decisions: Decisi
             f"{_op(spec)}: rows sorted {spec.block_rows} at a time are no groups of "
             f"{accelerator.rows} rows"
         )
+    problem = _stream_problem(spec, decisions)
+    if problem:
+        raise CompileError(f"{_op(spec)}: {problem}")
     slots = (decisions.activation_slots, decisions.weight_slots, decisions.accumulator_slots)
     if min(slots) < 1:
         raise CompileError(f"{_op(spec)}: {slots} slots; every operand needs at least one")
@@ -254,6 +257,20 @@ def check_decisions(spec: DenseSpec, accelerator: Accelerator, decisions: Decisi
             f"{_op(spec)}: row_split = {split} of {spec.m} rows needs {split * spec.m} PE rows, "
             f"accelerator {accelerator.name!r} has {accelerator.rows}"
         )
+
+
+def _stream_problem(spec: DenseSpec, decisions: Decisions) -> str:
+    """Why encoded outputs would not come in the order of their stream, "" if they do."""
+    if spec.output != "encoded":
+        return ""
+    if min(decisions.n, spec.n) != min(spec.out_chunk, spec.n):
+        return (
+            f"a tile of n = {decisions.n} is no chunk of {spec.out_chunk} columns of the encoded "
+            "outputs"
+        )
+    if decisions.rows_outer and spec.m > decisions.m and spec.n > decisions.n:
+        return "encoded outputs come chunk by chunk: channels have to be the outer loop"
+    return ""
 
 
 def _op(spec: DenseSpec) -> str:
@@ -341,7 +358,7 @@ class _Scheduler:
 
     def _load_drain_parameters(self, row_loop: Any, col_loop: Any) -> None:
         slots = self.decisions.accumulator_slots
-        if self.spec.output == "float32":
+        if self.spec.scaled:
             self._load("act_scale", [self.drain], row_loop, 0, slots)
             if not self.spec.group_size:
                 self._load("w_scale", [self.drain], col_loop, 0, slots)

@@ -31,6 +31,7 @@ from sparqle_tvm.target.isa import (
     MmaMin,
     MmaMsb,
     Signal,
+    StEnc,
     StOut,
     Wait,
 )
@@ -163,6 +164,10 @@ def _format_problem(header: Header, instruction: Instruction) -> str | None:
         return "the weights have no minima"
     if isinstance(instruction, LdRow) and not header.row_bytes:
         return "the outputs need no parameters per row"
+    if isinstance(instruction, StOut | StEnc):
+        encoded = header.output == "encoded"
+        if encoded != isinstance(instruction, StEnc):
+            return f"outputs of this program are {header.output}"
     if isinstance(instruction, LdChn) and not header.channel_bytes:
         return "the outputs need no parameters per channel"
     if isinstance(instruction, MmaLsb | MmaMsb | MmaDns):
@@ -170,7 +175,7 @@ def _format_problem(header: Header, instruction: Instruction) -> str | None:
     if isinstance(instruction, StOut):
         return _presence("order", instruction.order, bool(header.block_rows))
     if isinstance(instruction, Drain):
-        return _presence("row", instruction.row, header.output == "float32") or _presence(
+        return _presence("row", instruction.row, header.scaled) or _presence(
             "chn", instruction.chn, bool(header.channel_bytes)
         )
     return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from tvm import te, tirx
 
@@ -53,8 +53,11 @@ class DenseSpec:
         The groups have a minimum besides the scale, and the encoding has group sums.
     has_offset : bool
         Add a constant per output channel: a bias.
-    output : {"int32", "float32"}
-        ``int32``: the exact sum, without scales.
+    output : {"int32", "float32", "encoded"}
+        ``int32``: the exact sum, without scales. ``encoded``: the float32 quantized with a static
+        scale, as integers of `digit_bits` twice; the hardware stores them as planes.
+    out_chunk, out_window, out_zero, out_low, out_high
+        Format of encoded outputs, see `header.Header`.
     scheme : {"sparqle", "dense"}
         ``dense`` is the baseline: activations of two digits as they are, both passes dense.
     block_rows : int
@@ -78,6 +81,11 @@ class DenseSpec:
     has_min: bool = False
     has_offset: bool = False
     output: Output = "float32"
+    out_chunk: int = 0
+    out_window: Window = "unsigned"
+    out_zero: int = 0
+    out_low: int = 0
+    out_high: int = 0
     scheme: ProgramScheme = "sparqle"
     block_rows: int = 0
 
@@ -99,7 +107,7 @@ class DenseSpec:
             return (
                 "unsigned weights of 8 bits do not fit int8; subtract 128 and fold it into minima"
             )
-        if self.window not in WINDOWS or self.output not in ("int32", "float32"):
+        if self.window not in WINDOWS or self.output not in get_args(Output):
             return f"window {self.window!r} or output {self.output!r} is not known"
         if self.scheme not in SCHEMES or (self.scheme == "dense" and self.window == "signed"):
             return f"scheme {self.scheme!r} with window {self.window!r}: dense has no biased digits"
@@ -109,9 +117,21 @@ class DenseSpec:
             return "minima need groups; set group_size"
         if self.group_size and self.output == "int32":
             return "group scales need output 'float32'"
-        if self.block_rows and (self.output == "int32" or self.scheme == "dense"):
+        if self.block_rows and (self.output != "float32" or self.scheme == "dense"):
             return "sorted rows need scheme 'sparqle' and output 'float32'"
         return ""
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the drain makes floats, by scales of rows and channels."""
+        return self.output != "int32"
+
+    @property
+    def out_dtype(self) -> str:
+        """Type of an element of ``out``."""
+        if self.output != "encoded":
+            return self.output
+        return "int16" if self.digit_bits == 8 else "int8"
 
     @property
     def groups(self) -> int:
@@ -154,12 +174,13 @@ def split_dense_primfunc(
     ``msb``           (M, K) int8        high digits, zeros included
     ``act``           (M, K) int8/int16  scheme ``dense`` only, instead of the two
     ``group_sums``    (M, G) int32       if ``has_min``
-    ``act_scale``     (M,) float32       if the output is float32
+    ``act_scale``     (M,) float32       unless the output is int32
     ``w``             (N, K) int8        weights
     ``w_scale``       (N, G) float16     with groups; (N,) float32 per channel; not for int32
     ``w_min``         (N, G) float16     if ``has_min``
     ``offset``        (N,) int32         if ``has_offset``; float64 with groups
-    ``out``           (M, N)             the result
+    ``out_scale``     (1,) float32       if the output is encoded
+    ``out``           (M, N)             the result; quantized integers if encoded
     ================  =================  ======================================================
 
     Whoever calls it has to fill padding with zeros and to ignore padded outputs; the accelerator's
@@ -243,7 +264,7 @@ class _Arrays:
         dense, grouped, scaled = (
             spec.scheme == "dense",
             spec.group_size > 0,
-            spec.output == "float32",
+            spec.scaled,
         )
         self._tensors = {
             name: te.placeholder(shape, dtype, name)
@@ -258,6 +279,7 @@ class _Arrays:
                 ("w_scale", scaled and not grouped, (self.cols,), "float32"),
                 ("w_min", spec.has_min, (self.cols, groups), "float16"),
                 ("offset", spec.has_offset, (self.cols,), spec.accumulator_dtype),
+                ("out_scale", spec.output == "encoded", (_int64(1),), "float32"),
             )
             if exists
         }
@@ -303,14 +325,21 @@ def product(spec: DenseSpec, name: str, stored: Any, weight: Any, scale: Any) ->
     return exact if scale is None else exact.astype("float64") * scale.astype("float64")
 
 
-def drained(spec: DenseSpec, total: Any, offset: Any, act_scale: Any, w_scale: Any) -> Any:
+def drained(
+    spec: DenseSpec, total: Any, offset: Any, act_scale: Any, w_scale: Any, out_scale: Any
+) -> Any:
     """What the drain makes of a sum; parameters that the op does not have are None."""
     if offset is not None:
         total = total + offset
     if spec.output == "int32":
         return total
     value = total.astype("float32") * act_scale
-    return value if w_scale is None else value * w_scale
+    value = value if w_scale is None else value * w_scale
+    if out_scale is None:
+        return value
+    rounded = tirx.nearbyint(value / out_scale) + tirx.const(spec.out_zero, "float32")
+    low, high = (tirx.const(limit, "float32") for limit in (spec.out_low, spec.out_high))
+    return tirx.max(tirx.min(rounded, high), low).astype(spec.out_dtype)
 
 
 def _digit_pass(arrays: _Arrays, name: str) -> Any:
@@ -347,6 +376,7 @@ def _drained(arrays: _Arrays, passes: list[Any], i: Any, j: Any) -> Any:
         arrays["offset"][j] if "offset" in arrays else None,
         arrays["act_scale"][i] if "act_scale" in arrays else None,
         arrays["w_scale"][j] if per_channel else None,
+        arrays["out_scale"][0] if "out_scale" in arrays else None,
     )
 
 

@@ -13,7 +13,8 @@ It looks at every step of the expanded program and checks
 - accumulators: begun once, each pass (LSB, MSB, minima) over every K chunk exactly once, going on
   from a chunk to a neighbour of those done; drained once, with the parameters of the same rows
   and channels; stored where they belong; not overwritten before that;
-- outputs: each stored exactly once; sorted rows with the row numbers of just these rows.
+- outputs: each stored exactly once; sorted rows with the row numbers of just these rows, encoded
+  ones in the order of their stream.
 
 So a program that passes computes every output exactly once from all its products, in every timing.
 Refused beyond that, though harmless: K chunks in an order with gaps, reading whole rows of a tile
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.header import Engine, Queue
-from sparqle_tvm.target.isa import INSTRUCTIONS, Loop, StOut
+from sparqle_tvm.target.isa import INSTRUCTIONS, Loop, StEnc, StOut, stream_order
 from sparqle_tvm.target.operands import M
 from sparqle_tvm.target.verify_bounds import check_bounds
 from sparqle_tvm.target.verify_layout import Fault, Kind, TouchColumn
@@ -79,9 +80,11 @@ def _verify_run(run: Run) -> None:
         check_bounds(run, steps)
     table = touch_table(run, classes)
     order, clocks = _schedule(run, table)
-    stores = classes.get(StOut)
+    stores = classes.get(StEnc if run.header.output == "encoded" else StOut)
     if stores is None:
         raise ProgramError(f"program {run.header.label!r} stores nothing")
+    if stores.cls is StEnc:
+        _check_stream(run, stores)
     _check_tiles(run, table, order, clocks, stores)
 
 
@@ -156,6 +159,14 @@ def _check_tiles(
             f"program {header.label!r}, M = {run.rows}: output row {row_edges[row]}, "
             f"channel {column_edges[column]} is never stored"
         )
+
+
+def _check_stream(run: Run, stores: Steps) -> None:
+    """Refuse encoded tiles in another order than that of the MSB stream."""
+    holds = stream_order(run.header, run.rows, stores["row"], stores["rows"], stores["col"])
+    if not holds.all():
+        step = int(stores.index[np.argmin(holds)])
+        raise run.error(step, "not the next tile of the MSB stream: chunk by chunk, then by rows")
 
 
 def _output_map(

@@ -11,6 +11,7 @@ from sparqle_tvm.target.isa import (
     LdGrp,
     LdMsb,
     LdWgt,
+    StEnc,
     StOut,
 )
 from sparqle_tvm.target.operands import Buffer
@@ -60,7 +61,7 @@ def _extent_limit(run: Run, steps: Steps, name: str) -> int:
     if name == "k":
         return header.in_features
     if name == "cols":
-        return header.out_features if steps.cls is StOut else header.in_features
+        return header.out_features if steps.cls in (StOut, StEnc) else header.in_features
     channels = name == "n" or (name == "rows" and steps.cls in (LdWgt, LdGrp, LdChn))
     return header.out_features if channels else run.rows
 
@@ -72,7 +73,7 @@ def _check_tile(run: Run, steps: Steps) -> None:
     limit = _extent_limit(run, steps, "rows")
     inside = (row >= 0) & (row + rows <= limit)
     _require(run, steps, inside, f"rows leave the tensor's {limit}", row, row + rows)
-    if steps.cls is LdMsb:
+    if steps.cls in (LdMsb, StEnc):
         unit = header.accelerator.rows
         on_pointer = (row % unit == 0) & ((rows % unit == 0) | (row + rows == limit))
         _require(run, steps, on_pointer, f"there are tile pointers every {unit} rows only")
@@ -83,7 +84,7 @@ def _check_tile(run: Run, steps: Steps) -> None:
     inside = (col >= 0) & (col + cols <= limit)
     _require(run, steps, inside, f"columns leave the tensor's {limit}", col, col + cols)
     if steps.cls is not StOut:
-        chunk = header.k_chunk
+        chunk = header.out_chunk if steps.cls is StEnc else header.k_chunk
         whole = (col % chunk == 0) & (cols == np.minimum(chunk, limit - col))
         _require(run, steps, whole, f"not a whole chunk of {chunk} columns", col, col + cols)
 

@@ -28,6 +28,7 @@ from sparqle_tvm.target.isa import (
     MmaMin,
     MmaMsb,
     Signal,
+    StEnc,
     StOut,
     Wait,
 )
@@ -136,6 +137,7 @@ TOUCHES: Mapping[type[Instruction], tuple[Touch, ...]] = MappingProxyType(
             Touch("order", Mode.READ, Tag.ROW, _row_parameters, cols=""),
             Touch("acc", Mode.READ, Tag.ACC, _accumulators, row="row", col="col"),
         ),
+        StEnc: (Touch("acc", Mode.READ, Tag.ACC, _accumulators, row="row", col="col"),),
     }
 )
 """What every instruction class touches, in the order in which it is checked."""
@@ -146,7 +148,7 @@ KINDS: Mapping[type[Instruction], Kind] = MappingProxyType(
         Signal: Kind.SIGNAL,
         **dict.fromkeys((MmaLsb, MmaMsb, MmaDns, MmaMin), Kind.MMA),
         Drain: Kind.DRAIN,
-        StOut: Kind.STORE,
+        **dict.fromkeys((StOut, StEnc), Kind.STORE),
     }
 )
 """What a class does; loads are not listed."""
@@ -162,7 +164,7 @@ def touches_of(header: Header, cls: type[Instruction]) -> tuple[Touch, ...]:
     absent = set()
     if not header.group_size:
         absent.add("grp")
-    if cls is Drain and header.output == "int32":
+    if cls is Drain and not header.scaled:
         absent.add("row")
     if not header.channel_bytes:
         absent.add("chn")
@@ -202,7 +204,7 @@ def touch_table(run: Run, classes: Mapping[type[Instruction], Steps]) -> TouchTa
         if cls in (Wait, Signal):
             args[group.index] = group["queue"]
         args[group.index] += PASSES.get(cls, 0)
-        if cls is StOut:
+        if cls in (StOut, StEnc):
             args[group.index] = np.arange(len(group.index))
         counts[group.index + 1] = len(touches_of(run.header, cls))
     firsts = np.cumsum(counts, dtype=np.int32)

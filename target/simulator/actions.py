@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparqle_tvm.numerics.slicing import window_bias
 from sparqle_tvm.target.isa import (
     TRACE_OPCODE,
     Drain,
@@ -25,6 +26,7 @@ from sparqle_tvm.target.isa import (
     MmaLsb,
     MmaMin,
     MmaMsb,
+    StEnc,
     StOut,
     Tensor,
     TileLoad,
@@ -109,6 +111,8 @@ def action_table(
     for tensor, array in tensors.items():
         begins[tensor] = array.ctypes.data
     table[:, x.DRAM] += begins[plan.tensor[order]]
+    if steps.header.output == "encoded":
+        _fill_encoded(tensors, table, begins)
     offsets, scratch = aligned(steps.rows + 1, np.int64), aligned(plan.scratch, np.float64)
     return table, [*plan.pools.memory(), offsets, scratch]
 
@@ -242,10 +246,23 @@ def _fill_streams(
     table[at, x.COPY_BYTES] = pointers[chunk + ceil_div(row + rows, array_rows)] - begin
 
 
+def _fill_encoded(tensors: dict[Tensor, NDArray[Any]], table: Int64s, begins: Int64s) -> None:
+    """Fill in the scale of the outputs, and where the parts of their encoding begin."""
+    scale = tensors[Tensor.OUT_SCALE].view(np.int32)[0]
+    table[table[:, 0] == x.DRAIN, x.DRAIN_SCALE] = scale
+    stores = table[:, 0] == x.ENCODE
+    for column, tensor in (
+        (x.ENC_PBM, Tensor.OUT_PBM),
+        (x.ENC_MSB, Tensor.OUT_MSB),
+        (x.ENC_POINTERS, Tensor.OUT_MSB_PTR),
+    ):
+        table[stores, column] += begins[tensor]
+
+
 def _add_parameter_loads(b: _Builder) -> None:
     """Loads that gather parts of two tensors, one behind the other, and row scales."""
     header = b.steps.header
-    if header.output == "float32" and len(b.steps.of(LdRow)):
+    if header.scaled and len(b.steps.of(LdRow)):
         row, rows, dst = (b.get(LdRow, operand) for operand in ("row", "rows", "dst"))
         for tensor in (Tensor.ACT_SCALE, Tensor.ROW_ORDER)[: 1 + (header.block_rows > 0)]:
             size = b.pitch(tensor)
@@ -265,7 +282,7 @@ def _add_parameter_loads(b: _Builder) -> None:
             )
     if len(b.steps.of(LdChn)):
         row, rows, dst = (b.get(LdChn, operand) for operand in ("row", "rows", "dst"))
-        parts = [Tensor.W_SCALE] if header.output == "float32" and not header.group_size else []
+        parts = [Tensor.W_SCALE] if header.scaled and not header.group_size else []
         parts += [Tensor.OFFSET] if header.has_offset else []
         for tensor in parts:
             size = b.pitch(tensor)
@@ -348,9 +365,15 @@ def _add_stores(b: _Builder) -> None:
         x.DRAIN_ROW: np.maximum(b.get(Drain, "row"), 0),
         x.DRAIN_CHANNEL: np.maximum(b.get(Drain, "chn"), 0),
         x.DRAIN_OFFSET: int(header.has_offset),
-        x.DRAIN_FLOAT: int(header.output == "float32"),
+        x.DRAIN_FLOAT: int(header.scaled),
+        x.DRAIN_ZERO: header.out_zero,
+        x.DRAIN_LOW: header.out_low,
+        x.DRAIN_HIGH: header.out_high,
     }
     b.add(Drain, x.DRAIN, drains)
+    if header.output == "encoded":
+        _add_encoded_stores(b)
+        return
     pitch = b.pitch(Tensor.OUT)
     row = 0 if header.block_rows else b.get(StOut, "row")
     stores = {
@@ -362,3 +385,22 @@ def _add_stores(b: _Builder) -> None:
         x.STORE_ORDER_BYTES: header.order_bytes,
     }
     b.add(StOut, x.STORE, stores, Tensor.OUT)
+
+
+def _add_encoded_stores(b: _Builder) -> None:
+    header = b.steps.header
+    array_rows, k = header.accelerator.rows, header.digit_bits
+    row, col = b.get(StEnc, "row"), b.get(StEnc, "col")
+    lsb_pitch, pbm_pitch = b.pitch(Tensor.OUT_LSB), b.pitch(Tensor.OUT_PBM)
+    groups = col // header.out_chunk * ceil_div(b.steps.rows, array_rows) + row // array_rows
+    columns = {
+        **_accumulators(b, StEnc, "rows", "cols"),
+        x.DRAM: row * lsb_pitch + col * k // 8,
+        x.ENC_LSB_PITCH: lsb_pitch,
+        x.ENC_PBM: row * pbm_pitch + col // 8,
+        x.ENC_PBM_PITCH: pbm_pitch,
+        x.ENC_POINTERS: 4 * groups,
+        x.ENC_GROUP: array_rows,
+        x.ENC_BIAS: window_bias(k, header.out_window),
+    }
+    b.add(StEnc, x.ENCODE, columns, Tensor.OUT_LSB)

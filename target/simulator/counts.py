@@ -28,6 +28,7 @@ from sparqle_tvm.target.isa import (
     MmaLsb,
     MmaMin,
     MmaMsb,
+    StEnc,
     StOut,
     Tensor,
     Wait,
@@ -111,7 +112,7 @@ class Counts:
         per column block and weight slice, its weights once per row group (every slice has its
         share of the bits), group parameters once; it writes every accumulator once, and reads it
         unless it clears it. DRAIN reads and writes accumulators and reads its scales. ST.OUT
-        reads 4 bytes per output, and the row numbers if rows are sorted.
+        reads 4 bytes per output, as ST.ENC, and the row numbers if rows are sorted.
     lsb, msb : PlaneCounts
         MACs and idle lanes per plane.
     drained_elements : int
@@ -176,9 +177,10 @@ def count(steps: Steps, schedule: Schedule, digits: DigitTables | None) -> Count
         _count_multiply(steps, cls, schedule, read, written)
     _count_store(steps, read, written)
     transfers = sum(len(steps.of(cls)) for cls in (*LOADS, StOut))
+    transfers += StEnc.TRANSFERS * len(steps.of(StEnc))
     return Counts(
         dram_read_bytes={tensor: n for tensor, n in dram_read.items() if n},
-        dram_write_bytes={Tensor.OUT: int(schedule.dram_bytes[steps.of(StOut)].sum())},
+        dram_write_bytes=_stored_bytes(steps, schedule),
         descriptors=transfers,
         onchip_read_bytes=read,
         onchip_write_bytes=written,
@@ -203,7 +205,7 @@ def _loaded_bytes(steps: Steps, schedule: Schedule) -> tuple[dict[Tensor, int], 
     pointers = MSB_POINTER_BYTES * len(steps.of(LdMsb))
     # What is loaded in one transfer comes from up to two tensors.
     channels = int(steps.get(LdChn, "rows").sum())
-    scales = 4 * channels if header.output == "float32" and not header.group_size else 0
+    scales = 4 * channels if header.scaled and not header.group_size else 0
     orders = header.order_bytes * int(steps.get(LdRow, "rows").sum())
     minima = moved[LdGrp] // 2 if header.has_min else 0
     tensors = {
@@ -223,6 +225,20 @@ def _loaded_bytes(steps: Steps, schedule: Schedule) -> tuple[dict[Tensor, int], 
     weights = moved[LdWgt] + moved[LdGrp] + moved[LdChn]
     act = sum(moved.values()) - pointers - weights
     return tensors, {Buffer.ACT: act, Buffer.WGT: weights, Buffer.ACC: 0}
+
+
+def _stored_bytes(steps: Steps, schedule: Schedule) -> dict[Tensor, int]:
+    """Bytes that the stores wrote to every tensor."""
+    if steps.header.output != "encoded":
+        return {Tensor.OUT: int(schedule.dram_bytes[steps.of(StOut)].sum())}
+    header, rows, cols = steps.header, steps.get(StEnc, "rows"), steps.get(StEnc, "cols")
+    written = {
+        Tensor.OUT_LSB: int(StEnc.lsb_bytes(header, rows, cols).sum()),
+        Tensor.OUT_PBM: int(StEnc.pbm_bytes(rows, cols).sum()),
+        Tensor.OUT_MSB_PTR: int(StEnc.pointer_bytes(header, rows).sum()),
+    }
+    moved = int(schedule.dram_bytes[steps.of(StEnc)].sum())
+    return {**written, Tensor.OUT_MSB: moved - sum(written.values())}
 
 
 def _plane(macs: int, cycles: int, waiting: int, updates: int, steps: Steps) -> PlaneCounts:
@@ -305,7 +321,7 @@ def _count_store(steps: Steps, read: dict[Buffer, int], written: dict[Buffer, in
     header, at = steps.header, steps.of(Drain)
     elements = int((steps.get(Drain, "m") * steps.get(Drain, "n")).sum())
     lengths = (steps.reads[at, :, 1] - steps.reads[at, :, 0]).sum(axis=0)
-    stored = int((steps.get(StOut, "rows") * steps.get(StOut, "cols")).sum())
+    stored = sum(int((steps.get(c, "rows") * steps.get(c, "cols")).sum()) for c in (StOut, StEnc))
     orders = header.order_bytes * int(steps.get(StOut, "rows").sum())
     read[Buffer.ACT] += int(lengths[0]) + orders
     read[Buffer.WGT] += int(lengths[3])

@@ -23,6 +23,10 @@ from sparqle_tvm.target.simulator.spec import ValueSpec
 
 _PARALLEL_ELEMENTS = 1 << 16
 _STORE_COLUMNS = 128
+# A float32 below 2^22 in magnitude plus 1.5 * 2^23 has its integer, rounded half to even, in the
+# low bits.
+_ROUND = 12582912.0
+_ROUND_BITS = 0x4B400000
 
 
 def drain(
@@ -36,6 +40,7 @@ def drain(
     channels: Callable[[Any], Any],
     has_offset: Any,
     as_float: Any,
+    quantize: Callable[[Any], Any] | None,
     scratch: Array,
 ) -> None:
     """Emit the conversion of (m, n) accumulators from `cell` on, see `isa.Drain`.
@@ -54,6 +59,8 @@ def drain(
         Address of the channel parameters from a byte on.
     has_offset, as_float : expression
         Whether channels have an offset, and whether outputs are float32.
+    quantize : callable or None
+        The int32 that becomes of a float32; None: it stays.
     scratch : Array
         float64, at least 2n + m: for what does not lie aligned in the buffers.
     """
@@ -80,10 +87,10 @@ def drain(
         def to_float() -> None:
             with loop(n) as j:
                 value = cast("float32", acc[first + j] + offsets[j]) * scale.value
-                if spec.grouped:
-                    outputs[2 * (first + j)] = T.reinterpret("int32", value)
-                else:
-                    outputs[first + j] = T.reinterpret("int32", value * floats[weight_scales + j])
+                if not spec.grouped:
+                    value = value * floats[weight_scales + j]
+                bits = quantize(value) if quantize else T.reinterpret("int32", value)
+                outputs[(2 if spec.grouped else 1) * (first + j)] = bits
 
         def to_int() -> None:
             with loop(n) as j:
@@ -95,6 +102,31 @@ def drain(
             either(as_float != 0, to_float, to_int)
 
     spread(m, m * n >= _PARALLEL_ELEMENTS, drain_row)
+
+
+def quantizer(scale: Any, zero: Any, low: Any, high: Any) -> Callable[[Any], Any]:
+    """The quantization of a float32 with a static scale, see `isa.Drain`.
+
+    Parameters
+    ----------
+    scale : expression
+        float32.
+    zero, low, high : expression
+        Zero point and limits, int32.
+    """
+    divisor = Scalar("float32", scale)
+    bounds = [Scalar("int32", limit - zero) for limit in (low, high)]
+    floor, ceiling = (Scalar("float32", cast("float32", bound.value)) for bound in bounds)
+    shift = Scalar("int32", zero)
+
+    def quantize(value: Any) -> Any:
+        # Limits are integers: it is the same to clip before rounding, and there are fewer bits.
+        clipped = T.max(T.min(value / divisor.value, ceiling.value), floor.value)
+        rounded = T.reinterpret("int32", clipped + T.float32(_ROUND)) - _ROUND_BITS
+        inside = T.max(T.min(rounded, bounds[1].value), bounds[0].value)
+        return inside + shift.value
+
+    return quantize
 
 
 def store_outputs(

@@ -20,7 +20,8 @@ from sparqle_tvm.target.simulator.decode import (
     decode_sparse,
     decode_weights,
 )
-from sparqle_tvm.target.simulator.drain import drain, store_outputs
+from sparqle_tvm.target.simulator.drain import drain, quantizer, store_outputs
+from sparqle_tvm.target.simulator.encoded import store_encoded
 from sparqle_tvm.target.simulator.multiply import Product, add_minima, multiply
 from sparqle_tvm.target.simulator.native import compile_kernel
 from sparqle_tvm.target.simulator.script import (
@@ -39,7 +40,7 @@ from sparqle_tvm.target.simulator.script import (
 from sparqle_tvm.target.simulator.spec import ValueSpec
 
 # Actions; column 0 of the table.
-COPY, SPLIT, MULTIPLY, MINIMA, DRAIN, STORE = range(6)
+COPY, SPLIT, MULTIPLY, MINIMA, DRAIN, STORE, ENCODE = range(7)
 
 # Columns of the operands, by action. DRAM is the address in memory where there is one.
 DRAM = 1
@@ -50,6 +51,9 @@ PLANE, ACT, STREAM, WGT, GRP = range(7, 12)
 ACT_ENTRY, ACT_KEY, WGT_ENTRY, WGT_KEY, GRP_ENTRY, GRP_KEY = range(12, 18)
 DRAIN_ROW, DRAIN_CHANNEL, DRAIN_OFFSET, DRAIN_FLOAT = range(5, 9)
 STORE_PITCH, STORE_ORDER, STORE_ORDER_BYTES = range(5, 8)
+DRAIN_SCALE, DRAIN_ZERO, DRAIN_LOW, DRAIN_HIGH = range(9, 13)
+# ST.ENC: addresses in memory are those of OUT_LSB (DRAM), OUT_PBM, OUT_MSB and OUT_MSB_PTR.
+ENC_LSB_PITCH, ENC_PBM_PITCH, ENC_PBM, ENC_MSB, ENC_POINTERS, ENC_GROUP, ENC_BIAS = range(5, 12)
 COLUMNS = 18
 
 # Values of PLANE: LSB digits, the same with the top bit flipped (window ``signed``), a dense plane
@@ -104,6 +108,9 @@ def _body(spec: ValueSpec) -> None:
     }
     if spec.has_min:
         emit[MINIMA] = _minima
+    if spec.encoded:
+        del emit[STORE]
+        emit[ENCODE] = _encode
     with loop(memory.actions) as action:
         for kind, body in emit.items():
             with when(memory.table[action, 0] == kind):
@@ -246,7 +253,31 @@ def _drain(spec: ValueSpec, memory: _Memory, action: Any) -> None:
         channels=lambda offset: memory.wgt.at(table[action, DRAIN_CHANNEL] + offset),
         has_offset=table[action, DRAIN_OFFSET],
         as_float=table[action, DRAIN_FLOAT],
+        quantize=_quantizer(table, action) if spec.encoded else None,
         scratch=memory.scratch,
+    )
+
+
+def _quantizer(table: Array, action: Any) -> Callable[[Any], Any]:
+    scale = T.reinterpret("float32", cast("int32", table[action, DRAIN_SCALE]))
+    limits = (DRAIN_ZERO, DRAIN_LOW, DRAIN_HIGH)
+    return quantizer(scale, *(cast("int32", table[action, column]) for column in limits))
+
+
+def _encode(spec: ValueSpec, memory: _Memory, action: Any) -> None:
+    table = memory.table
+    store_encoded(
+        spec,
+        acc=memory.acc,
+        cell=table[action, CELL],
+        rows=table[action, M],
+        cols=table[action, N],
+        targets=(table[action, DRAM], table[action, ENC_PBM], table[action, ENC_MSB]),
+        pitches=(table[action, ENC_LSB_PITCH], table[action, ENC_PBM_PITCH]),
+        pointers=table[action, ENC_POINTERS],
+        group=table[action, ENC_GROUP],
+        bias=cast("int32", table[action, ENC_BIAS]),
+        staging=memory.scratch.view("uint8", memory.scratch.buffer.shape[0] * 8),
     )
 
 

@@ -222,14 +222,17 @@ def weight_tensors(
 
 
 def tensor_formats(header: Header, rows: int) -> dict[Tensor, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of every tensor of an op; `Tensor.MSB` is at least as long as given."""
+    """Shape and dtype of every tensor of an op; MSB and OUT_MSB are at least as long as given."""
     k, columns, channels = header.digit_bits, header.in_features, header.out_features
     groups = ceil_div(columns, header.group_size) if header.group_size else 0
     row_groups = ceil_div(rows, header.accelerator.rows)
     formats: dict[Tensor, tuple[tuple[int, ...], str]] = {
         Tensor.WGT: ((channels, plane_bytes(columns, header.weight_bits)), "uint8"),
-        Tensor.OUT: ((rows, channels), header.output),
     }
+    if header.output == "encoded":
+        formats |= _encoded_formats(header, rows)
+    else:
+        formats[Tensor.OUT] = ((rows, channels), header.output)
     if header.scheme == "dense":
         formats[Tensor.ACT] = ((rows, plane_bytes(columns, 2 * k)), "uint8")
     else:
@@ -237,13 +240,13 @@ def tensor_formats(header: Header, rows: int) -> dict[Tensor, tuple[tuple[int, .
         formats[Tensor.PBM] = ((rows, plane_bytes(columns, 1)), "uint8")
         formats[Tensor.MSB] = ((0,), "uint8")
         formats[Tensor.MSB_PTR] = ((header.chunks * row_groups + 1,), "int32")
-    if header.output == "float32":
+    if header.scaled:
         formats[Tensor.ACT_SCALE] = ((rows,), "float32")
     if header.block_rows:
         formats[Tensor.ROW_ORDER] = ((rows,), "uint16" if header.order_bytes == 2 else "int32")
     if header.group_size:
         formats[Tensor.W_SCALE] = ((channels, groups), "float16")
-    elif header.output == "float32":
+    elif header.scaled:
         formats[Tensor.W_SCALE] = ((channels,), "float32")
     if header.has_min:
         formats[Tensor.W_MIN] = ((channels, groups), "float16")
@@ -253,8 +256,26 @@ def tensor_formats(header: Header, rows: int) -> dict[Tensor, tuple[tuple[int, .
     return formats
 
 
+OUTPUTS = (Tensor.OUT, Tensor.OUT_LSB, Tensor.OUT_PBM, Tensor.OUT_MSB, Tensor.OUT_MSB_PTR)
+"""What programs write."""
+
+
+def _encoded_formats(header: Header, rows: int) -> dict[Tensor, tuple[tuple[int, ...], str]]:
+    """As `tensor_formats`, of encoded outputs; OUT_MSB as long as with every digit."""
+    k, channels, chunk = header.digit_bits, header.out_features, header.out_chunk
+    widths = [min(chunk, channels - begin) for begin in range(0, channels, chunk)]
+    row_groups = ceil_div(rows, header.accelerator.rows)
+    return {
+        Tensor.OUT_SCALE: ((1,), "float32"),
+        Tensor.OUT_LSB: ((rows, plane_bytes(channels, k)), "uint8"),
+        Tensor.OUT_PBM: ((rows, plane_bytes(channels, 1)), "uint8"),
+        Tensor.OUT_MSB: ((rows * sum(plane_bytes(width, k) for width in widths),), "uint8"),
+        Tensor.OUT_MSB_PTR: ((header.out_chunks * row_groups + 1,), "int32"),
+    }
+
+
 def check_tensors(header: Header, rows: int, tensors: DramTensors) -> dict[Tensor, NDArray[Any]]:
-    """Take the tensors that an op has, contiguous; OUT may be missing.
+    """Take the tensors that an op has, contiguous; what it writes may be missing.
 
     Raises
     ------
@@ -264,18 +285,25 @@ def check_tensors(header: Header, rows: int, tensors: DramTensors) -> dict[Tenso
     result = {}
     for tensor, (shape, dtype) in tensor_formats(header, rows).items():
         if tensor not in tensors:
-            if tensor == Tensor.OUT:
+            if tensor in OUTPUTS:
                 continue
             raise InvalidArgumentError(f"{header.label!r} needs the tensor {tensor.name}")
         array = np.asarray(tensors[tensor])
-        fits = array.ndim == 1 if tensor == Tensor.MSB else array.shape == shape
+        streams = (Tensor.MSB, Tensor.OUT_MSB)
+        fits = (
+            array.ndim == 1 and array.size >= shape[0]
+            if tensor in streams
+            else (array.shape == shape)
+        )
         if not fits or array.dtype != dtype:
             raise InvalidArgumentError(
                 f"{header.label!r}: {tensor.name} must be {dtype} {shape}, got {array.dtype} "
                 f"{array.shape}"
             )
-        if tensor == Tensor.OUT and not (array.flags.c_contiguous and array.flags.writeable):
-            raise InvalidArgumentError(f"{header.label!r}: OUT must be contiguous and writeable")
+        if tensor in OUTPUTS and not (array.flags.c_contiguous and array.flags.writeable):
+            raise InvalidArgumentError(
+                f"{header.label!r}: {tensor.name} must be contiguous and writeable"
+            )
         result[tensor] = np.ascontiguousarray(array)
     return result
 

@@ -27,7 +27,7 @@ class SimResult:
     Attributes
     ----------
     output : int32 or float32 (M, N), or None
-        The output tensor; None if only the time was asked for.
+        The output tensor; None if only the time was asked for, or if the outputs are encoded.
     total_cycles : int
         Cycles until the last engine has ended.
     engines : mapping of Engine to EngineTime
@@ -36,6 +36,8 @@ class SimResult:
         Bytes, MACs, lane-cycles.
     steps, schedule : Steps, Schedule
         Every step and when it ran, for `timeline`.
+    encoded : mapping of Tensor to ndarray, or None
+        Encoded outputs: OUT_LSB, OUT_PBM, OUT_MSB (what the pointers say counts), OUT_MSB_PTR.
     """
 
     output: NDArray[Any] | None
@@ -44,6 +46,7 @@ class SimResult:
     counts: Counts
     steps: Steps
     schedule: Schedule
+    encoded: Mapping[Tensor, NDArray[Any]] | None = None
 
 
 def simulate(program: Program, tensors: DramTensors) -> SimResult:
@@ -53,9 +56,11 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
     ----------
     program : Program
         The program. It need not be verified: what would leave a buffer or a tensor is refused.
+        Programs with encoded outputs are verified here: how long a store takes depends on the
+        values, so these must not depend on time.
     tensors : mapping of Tensor to ndarray
-        What `layout.tensor_formats` names, laid out as `isa.Tensor` says (see `layout`). OUT may be
-        given to be written in place. M is the number of rows of the activations.
+        What `layout.tensor_formats` names, laid out as `isa.Tensor` says (see `layout`). Outputs
+        may be given to be written in place. M is the number of rows of the activations.
 
     Raises
     ------
@@ -83,12 +88,28 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
         check_planes(header, digits, checked)
     check_row_order(header, checked)
     when = schedule(steps, digits)
-    output = run_values(steps, when, checked)
-    counts = count(steps, when, digits)
-    return SimResult(output, when.total_cycles, engine_times(steps, when), counts, steps, when)
+    if header.output == "encoded":
+        _verify_once(steps)
+    outputs = run_values(steps, when, checked)
+    encoded = None
+    if header.output == "encoded":
+        encoded = outputs
+        stored = RowNnz.from_pbm(outputs[Tensor.OUT_PBM], header.out_features)
+        when = schedule(steps, digits, stored)
+    counts, engines = count(steps, when, digits), engine_times(steps, when)
+    output = outputs.get(Tensor.OUT)
+    return SimResult(output, when.total_cycles, engines, counts, steps, when, encoded)
 
 
-def simulate_timing(program: Program, rows: int, nnz: RowNnz | None = None) -> SimResult:
+def _verify_once(steps: Steps) -> None:
+    if "verified" not in steps.memo:
+        steps.program.verify(steps.rows)
+        steps.memo["verified"] = True
+
+
+def simulate_timing(
+    program: Program, rows: int, nnz: RowNnz | None = None, out_nnz: RowNnz | None = None
+) -> SimResult:
     """Run a program without values: the same cycles and counts as `simulate`.
 
     Parameters
@@ -101,6 +122,8 @@ def simulate_timing(program: Program, rows: int, nnz: RowNnz | None = None) -> S
         Stored MSB digits of the (M, K) activations, from a bitmap
         (`digits.nnz_from_bitmap`) or drawn (`digits.draw_nnz`). Scheme ``dense`` needs none. Rows
         in their own order: a program with `block_rows` gets them sorted.
+    out_nnz : RowNnz, optional
+        The same of the (M, N) outputs, if they are encoded; by default they store every digit.
 
     Raises
     ------
@@ -121,6 +144,11 @@ def simulate_timing(program: Program, rows: int, nnz: RowNnz | None = None) -> S
         if header.block_rows:
             nnz = nnz.sorted(header.block_rows, header.accelerator.lanes)
         digits = digit_tables(nnz, header, steps.splits)
-    when = schedule(steps, digits)
+    if out_nnz is not None and (out_nnz.rows, out_nnz.in_features) != (rows, header.out_features):
+        raise InvalidArgumentError(
+            f"{header.label!r} makes outputs ({rows}, {header.out_features}), out_nnz is of "
+            f"({out_nnz.rows}, {out_nnz.in_features})"
+        )
+    when = schedule(steps, digits, out_nnz)
     counts = count(steps, when, digits)
     return SimResult(None, when.total_cycles, engine_times(steps, when), counts, steps, when)

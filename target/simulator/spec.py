@@ -42,6 +42,8 @@ class ValueSpec:
         Whether groups have a minimum.
     sum_bytes : int
         Bytes of a group sum.
+    encoded : bool
+        Whether outputs are quantized and stored encoded.
     dot : Dot
         The dot product.
     """
@@ -52,6 +54,7 @@ class ValueSpec:
     group_size: int
     has_min: bool
     sum_bytes: int
+    encoded: bool
     dot: Dot
 
     @classmethod
@@ -64,6 +67,7 @@ class ValueSpec:
             group_size=header.group_size,
             has_min=header.has_min,
             sum_bytes=header.sum_bytes if header.has_min else 0,
+            encoded=header.output == "encoded",
             dot=choose_dot(host_features(), header.digit_bits),
         )
 

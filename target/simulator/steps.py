@@ -36,9 +36,11 @@ from sparqle_tvm.target.isa import (
     MmaMin,
     MmaMsb,
     Signal,
+    StEnc,
     StOut,
     TileLoad,
     Wait,
+    stream_order,
 )
 from sparqle_tvm.target.operands import Buffer
 from sparqle_tvm.target.program import Program
@@ -288,17 +290,32 @@ def _place_store(steps: Steps) -> None:
     header, at = steps.header, steps.of(Drain)
     m, n = steps.get(Drain, "m"), steps.get(Drain, "n")
     steps.writes[at, 0] = _accumulators(steps, Drain, "m", "n")
-    if header.output == "float32":
+    if header.scaled:
         steps.reads[at, ACT_OPERAND] = _range(steps, Drain, "row", Buffer.ACT, 4 * m)
     if header.channel_bytes:
         nbytes = n * header.channel_bytes
         steps.reads[at, GRP_OPERAND] = _range(steps, Drain, "chn", Buffer.WGT, nbytes)
-    _check_tile(steps, StOut, steps.rows, columns=False)
-    col, cols = steps.get(StOut, "col"), steps.get(StOut, "cols")
-    inside = (col >= 0) & (cols >= 1) & (col + cols <= header.out_features)
-    steps.require(StOut, inside, f"columns leave OUT, which has {header.out_features}")
-    at = steps.of(StOut)
-    steps.reads[at, ACT_OPERAND] = _accumulators(steps, StOut, "rows", "cols")
+    for cls in (StOut, StEnc):
+        _check_tile(steps, cls, steps.rows, columns=False)
+        col, cols = steps.get(cls, "col"), steps.get(cls, "cols")
+        inside = (col >= 0) & (cols >= 1) & (col + cols <= header.out_features)
+        steps.require(cls, inside, f"columns leave OUT, which has {header.out_features}")
+        steps.reads[steps.of(cls), ACT_OPERAND] = _accumulators(steps, cls, "rows", "cols")
     if header.block_rows:
         nbytes = LdRow.onchip_bytes(header, steps.get(StOut, "rows"))
-        steps.reads[at, ORDER_OPERAND] = _range(steps, StOut, "order", Buffer.ACT, nbytes)
+        order = _range(steps, StOut, "order", Buffer.ACT, nbytes)
+        steps.reads[steps.of(StOut), ORDER_OPERAND] = order
+    if header.output == "encoded":
+        _check_stream(steps)
+
+
+def _check_stream(steps: Steps) -> None:
+    """Encoded tiles are whole chunks of whole row groups, in the order of the MSB stream."""
+    header, unit = steps.header, steps.header.accelerator.rows
+    row, rows, col, cols = (steps.get(StEnc, o) for o in ("row", "rows", "col", "cols"))
+    aligned = (row % unit == 0) & ((rows % unit == 0) | (row + rows == steps.rows))
+    steps.require(StEnc, aligned, f"rows are not groups of {unit}")
+    whole = cols == np.minimum(header.out_chunk, header.out_features - col)
+    steps.require(StEnc, whole, f"columns are not a chunk of {header.out_chunk}")
+    ordered = stream_order(header, steps.rows, row, rows, col)
+    steps.require(StEnc, ordered, "not the next tile of the MSB stream")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparqle_tvm.errors import ProgramError
+from sparqle_tvm.target.cost.shapes import RowNnz
 from sparqle_tvm.target.header import Engine, Header, Queue
 from sparqle_tvm.target.isa import (
     MSB_POINTER_BYTES,
@@ -22,6 +23,7 @@ from sparqle_tvm.target.isa import (
     MmaLsb,
     MmaMsb,
     Signal,
+    StEnc,
     StOut,
     Wait,
     ceil_div,
@@ -29,6 +31,7 @@ from sparqle_tvm.target.isa import (
 )
 from sparqle_tvm.target.simulator import events
 from sparqle_tvm.target.simulator.digits import DigitTables
+from sparqle_tvm.target.simulator.encoded import store_cycles, stored_digit_bytes
 from sparqle_tvm.target.simulator.native import aligned, aligned_copy
 from sparqle_tvm.target.simulator.steps import (
     LOADS,
@@ -80,7 +83,7 @@ class _EventTable:
     dram_bytes: Int64s
 
 
-def schedule(steps: Steps, digits: DigitTables | None) -> Schedule:
+def schedule(steps: Steps, digits: DigitTables | None, out_nnz: RowNnz | None = None) -> Schedule:
     """Find out when every step runs.
 
     Parameters
@@ -90,6 +93,8 @@ def schedule(steps: Steps, digits: DigitTables | None) -> Schedule:
     digits : DigitTables or None
         Stored digits of its activations, with the program's `Steps.splits`; None for a program of
         scheme ``dense``.
+    out_nnz : RowNnz, optional
+        Stored digits of encoded outputs; by default all of them.
 
     Raises
     ------
@@ -102,6 +107,8 @@ def schedule(steps: Steps, digits: DigitTables | None) -> Schedule:
     costs = aligned((1, 1), np.int64, fill=0)
     if digits is not None:
         table, dram_bytes, costs = _with_digits(steps, fixed, digits)
+    if steps.header.output == "encoded" and out_nnz is not None:
+        table, dram_bytes = _with_outputs(steps, table, dram_bytes, out_nnz)
     tokens = aligned_copy(np.array(steps.header.tokens), np.int64)
     times = aligned((len(steps), 4), np.int64)
     sources = aligned((len(steps), 4), np.int64, fill=255)
@@ -148,6 +155,17 @@ def _with_digits(
     return table, dram_bytes, aligned_copy(costs, np.int64)
 
 
+def _with_outputs(
+    steps: Steps, table: Int64s, dram_bytes: Int64s, out_nnz: RowNnz
+) -> tuple[Int64s, Int64s]:
+    """Step table and DRAM bytes with what encoded outputs take."""
+    table, dram_bytes, stores = aligned_copy(table, np.int64), dram_bytes.copy(), steps.of(StEnc)
+    most = stored_digit_bytes(steps, None)
+    dram_bytes[stores] += stored_digit_bytes(steps, out_nnz) - most
+    table[stores, events.CYCLES] = store_cycles(steps, dram_bytes[stores])
+    return table, dram_bytes
+
+
 def _event_table(steps: Steps) -> _EventTable:
     if "events" not in steps.memo:
         steps.memo["events"] = _make_event_table(steps)
@@ -162,6 +180,9 @@ def _make_event_table(steps: Steps) -> _EventTable:
     transfers = np.concatenate([steps.of(cls) for cls in (*LOADS, StOut)])
     table[transfers, events.KIND] = events.TRANSFER
     table[transfers, events.CYCLES] = transfer_cycles(steps.header, dram_bytes[transfers])
+    stores = steps.of(StEnc)
+    table[stores, events.KIND] = events.TRANSFER
+    table[stores, events.CYCLES] = store_cycles(steps, dram_bytes[stores])
     slots = _fill_slots(steps, table)
     engines = steps.trace[:, TRACE_ENGINE]
     agenda = np.argsort(engines, kind="stable")
@@ -215,7 +236,7 @@ def _dense_cycles(steps: Steps, cls: type[MmaLsb] | type[MmaDns]) -> Int64s:
 
 
 def _fixed_dram_bytes(steps: Steps) -> Int64s:
-    """Bytes that every step moves; of LD.MSB only the pointers."""
+    """Bytes that every step moves; of LD.MSB only the pointers, of ST.ENC all digits."""
     header, result = steps.header, np.zeros(len(steps), dtype=np.int64)
     for cls in TILE_LOADS:
         rows, cols = steps.get(cls, "rows"), steps.get(cls, "cols")
@@ -227,6 +248,9 @@ def _fixed_dram_bytes(steps: Steps) -> Int64s:
     result[steps.of(LdChn)] = LdChn.onchip_bytes(header, steps.get(LdChn, "rows"))
     rows, cols = steps.get(StOut, "rows"), steps.get(StOut, "cols")
     result[steps.of(StOut)] = StOut.dram_bytes(header, rows, cols)
+    rows, cols = steps.get(StEnc, "rows"), steps.get(StEnc, "cols")
+    digits = stored_digit_bytes(steps, None)
+    result[steps.of(StEnc)] = StEnc.fixed_bytes(header, rows, cols) + digits
     return result
 
 

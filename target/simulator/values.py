@@ -16,6 +16,7 @@ from sparqle_tvm.target.simulator.actions import action_table
 from sparqle_tvm.target.simulator.decode import BUFFER_SLACK_BYTES
 from sparqle_tvm.target.simulator.digits import DigitTables
 from sparqle_tvm.target.simulator.executor import executor
+from sparqle_tvm.target.simulator.layout import OUTPUTS, tensor_formats
 from sparqle_tvm.target.simulator.native import aligned
 from sparqle_tvm.target.simulator.spec import ValueSpec
 from sparqle_tvm.target.simulator.steps import Steps, buffer_base
@@ -28,7 +29,7 @@ _UNWRITTEN = 0x7F
 
 def run_values(
     steps: Steps, schedule: Schedule, tensors: dict[Tensor, NDArray[Any]]
-) -> NDArray[Any]:
+) -> dict[Tensor, NDArray[Any]]:
     """Execute the steps in the order of their start.
 
     Parameters
@@ -38,21 +39,17 @@ def run_values(
     schedule : Schedule
         Its order, and which loads operands come from.
     tensors : dict
-        From `layout.check_tensors`; OUT, if given, is written in place.
+        From `layout.check_tensors`; outputs, if given, are written in place.
 
     Returns
     -------
-    int32 or float32 (M, N)
-        The output tensor.
+    dict
+        What the program wrote: OUT, or the parts of encoded outputs.
     """
     ensure_threads()
     header = steps.header
-    output = tensors.get(Tensor.OUT)
-    if output is None:
-        output = aligned((steps.rows, header.out_features), header.output)
-    # What a program does not store shows: NaN, or the smallest integer.
-    output[...] = np.nan if header.output == "float32" else np.iinfo(np.int32).min
-    tensors = {**tensors, Tensor.OUT: output}
+    outputs = _outputs(steps, tensors)
+    tensors = {**tensors, **outputs}
     spec = ValueSpec.of(header)
     table, memory = action_table(steps, schedule, tensors, spec)
     used = np.maximum(steps.reads.max(axis=(0, 1)), steps.writes.max(axis=(0, 1)))[1]
@@ -63,7 +60,23 @@ def run_values(
     cells = _used_bytes(header, Buffer.ACC, used) // header.accumulator_bytes
     acc = aligned(cells, spec.accumulator, _UNWRITTEN)
     executor(spec)(table, act, wgt, acc, *memory)
-    return output
+    return outputs
+
+
+def _outputs(steps: Steps, tensors: dict[Tensor, NDArray[Any]]) -> dict[Tensor, NDArray[Any]]:
+    """Memory for what a program writes; what it does not store shows."""
+    outputs = {}
+    for tensor, (shape, dtype) in tensor_formats(steps.header, steps.rows).items():
+        if tensor not in OUTPUTS:
+            continue
+        output = tensors.get(tensor)
+        outputs[tensor] = output = aligned(shape, dtype) if output is None else output
+        # NaN, or the smallest integer; the stream begins at 0.
+        output[...] = np.nan if dtype == "float32" else np.iinfo(dtype).min
+    if Tensor.OUT_MSB_PTR in outputs:
+        outputs[Tensor.OUT_LSB][...] = outputs[Tensor.OUT_PBM][...] = 0xFF
+        outputs[Tensor.OUT_MSB_PTR][0] = 0
+    return outputs
 
 
 def check_planes(header: Header, digits: DigitTables, tensors: dict[Tensor, Any]) -> None:
