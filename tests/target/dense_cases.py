@@ -112,7 +112,10 @@ def expected(spec: DenseSpec, operands: Operands) -> Any:
 
 
 def primfunc_inputs(
-    spec: DenseSpec, operands: Operands, multiple: tuple[int, int, int] = (1, 1, 1)
+    spec: DenseSpec,
+    operands: Operands,
+    multiple: tuple[int, int, int] = (1, 1, 1),
+    out_scale: Any = None,
 ) -> tuple[list[Any], tuple[int, int]]:
     """Arguments of `split_dense_primfunc` without the output, padded; the output's shape."""
     m, n, k = (
@@ -129,15 +132,17 @@ def primfunc_inputs(
     if spec.has_min:
         sums = q.astype(np.int32).reshape(spec.m, spec.groups, -1).sum(axis=2, dtype=np.int32)
         arrays.append((sums, (m, groups)))
-    if spec.output == "float32":
+    if spec.scaled:
         arrays.append((operands.act_scale, (m,)))
     arrays.append((weights.values, (n, k)))
-    if spec.output == "float32":
+    if spec.scaled:
         arrays.append((weights.scale, (n, groups) if spec.group_size else (n,)))
     if spec.has_min:
         arrays.append((weights.minimum, (n, groups)))
     if spec.has_offset:
         arrays.append((operands.offset, (n,)))
+    if spec.output == "encoded":
+        arrays.append((out_scale, (1,)))
     return [_padded(array, shape) for array, shape in arrays], (m, n)
 
 
@@ -147,13 +152,17 @@ def _padded(array: Any, shape: tuple[int, ...]) -> Any:
 
 
 def run_primfunc(
-    function: Any, spec: DenseSpec, operands: Operands, multiple: tuple[int, int, int] = (1, 1, 1)
+    function: Any,
+    spec: DenseSpec,
+    operands: Operands,
+    multiple: tuple[int, int, int] = (1, 1, 1),
+    out_scale: Any = None,
 ) -> Any:
     """Compile a PrimFunc (or module) of the op for the host, run it, cut the padding off."""
     import tvm
 
-    inputs, shape = primfunc_inputs(spec, operands, multiple)
-    out = tvm.runtime.tensor(np.zeros(shape, dtype=spec.output))
+    inputs, shape = primfunc_inputs(spec, operands, multiple, out_scale)
+    out = tvm.runtime.tensor(np.zeros(shape, dtype=spec.out_dtype))
     compiled = tvm.compile(function, target="llvm")
     compiled(*[tvm.runtime.tensor(array) for array in inputs], out)
     return out.numpy()[: spec.m, : spec.n]

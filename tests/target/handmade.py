@@ -21,6 +21,7 @@ from sparqle_tvm.target.isa import (
     MmaLsb,
     MmaMin,
     MmaMsb,
+    StEnc,
     StOut,
 )
 from sparqle_tvm.target.operands import ALWAYS, Affine, Buffer, Condition, Extent, M
@@ -97,7 +98,7 @@ class DenseWriter:
         add("acc", Buffer.ACC, t.m * t.n * h.accumulator_bytes)
         for queue in (Queue.ACT_FREE, Queue.WGT_FREE, Queue.ACC_FREE):
             self.b.tokens(queue, t.slots)
-        if h.output == "float32":
+        if h.scaled:
             add("row", Buffer.ACT, LdRow.onchip_bytes(h, t.m))
             self.b.tokens(Queue.ROW_FREE, t.slots)
         if h.channel_bytes:
@@ -233,7 +234,10 @@ class DenseWriter:
             b.signal(Queue.ROW_FREE)
         if "chn" in s:
             b.signal(Queue.CHN_FREE)
-        b.emit(StOut(acc, row, rows, col, cols, scales if h.block_rows else None))
+        order = scales if h.block_rows else None
+        encoded = h.output == "encoded"
+        tile = (acc, row, rows, col, cols)
+        b.emit(StEnc(*tile) if encoded else StOut(*tile, order))
         b.signal(Queue.ACC_FREE)
         if h.block_rows:
             b.signal(Queue.ROW_FREE)

@@ -46,14 +46,20 @@ DENSE = dense_program(
 )
 
 
+ENCODED = dense_program(
+    replace(GROUPED, output="encoded", out_chunk=8, out_low=-128, out_high=127),
+    Tiles(8, 8, rows_outer=False),
+)
+
+
 def one_of_each() -> list[Instruction]:
-    found = {type(i): i for program in (SPLIT, DENSE) for i in program.instructions}
+    found = {type(i): i for program in (SPLIT, DENSE, ENCODED) for i in program.instructions}
     return [found[cls] for cls in INSTRUCTIONS.values()]
 
 
 def test_opcodes_mnemonics_and_trace_fit():
-    assert sorted(INSTRUCTIONS) == list(range(19))
-    assert len({cls.MNEMONIC for cls in INSTRUCTIONS.values()}) == 19
+    assert sorted(INSTRUCTIONS) == list(range(20))
+    assert len({cls.MNEMONIC for cls in INSTRUCTIONS.values()}) == 20
     for cls in INSTRUCTIONS.values():
         if cls not in (Loop, End):
             assert tuple(field.name for field in fields(cls)) == cls.TRACE
@@ -73,7 +79,7 @@ def test_bytes_round_trip(instruction):
 
 
 def test_an_unknown_opcode_is_refused():
-    with pytest.raises(ProgramError, match="unknown opcode 19"):
+    with pytest.raises(ProgramError, match="unknown opcode 20"):
         read_instruction(Reader(b"\x14"))
 
 
