@@ -69,7 +69,7 @@ def remaining_offset(rewriter: Rewriter, call: relax.Call) -> relax.Expr | None:
         If a float64 offset cannot be split exactly into the window's part and the rest.
     """
     attrs = dialect.attributes(call)
-    scaled = dialect.is_op(call, "split_dense_scaled")
+    scaled = not dialect.is_op(call, "split_dense")
     weight, offset = call.args[2 if scaled else 1], call.args[4 if scaled else 2]
     if attrs.get("group_size", 0):
         own = offset_constant(rewriter, weight, call.args[3], attrs["k"], attrs["window"])

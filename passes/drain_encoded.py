@@ -76,10 +76,10 @@ class _Drain(Rewriter):
         low, high = max(low, smallest), min(quantize.high, largest)
         if not (low <= high and smallest <= quantize.zero < -smallest):
             raise _NoMatch(f"limits [{low}, {high}] and zero point {quantize.zero} hold no values")
+        scale = make_const(np.array(quantize.scale, np.float32))
+        args: list[Any] = [*dense.args[:5], scale, *dense.args[5:]]
         return dialect.split_dense_encoded(
-            *dense.args[:5],
-            make_const(np.float32(quantize.scale).reshape(())),
-            *dense.args[5:],
+            *args,
             **own,
             out_window=attrs["window"],
             out_low=low,

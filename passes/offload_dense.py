@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,6 @@ from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import (
     Rewriter,
     apply_rewriter,
-    dims_of,
     int_shape,
     relax_functions,
 )
@@ -24,12 +25,18 @@ from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.bundle import PROGRAMS_FUNCTION, pack_bundle
+from sparqle_tvm.target.header import Output
 from sparqle_tvm.target.library import ProgramLibrary, Schedules
 from sparqle_tvm.target.schedule import Decisions
 from sparqle_tvm.target.simulator.layout import pack_weights
 from sparqle_tvm.target.tir import DenseSpec, buckets
 
 LAUNCH = "sparqle.launch"
+# What the drain of each op makes.
+DENSE_OPS: Mapping[str, Output] = MappingProxyType(
+    {"split_dense": "int32", "split_dense_scaled": "float32", "split_dense_encoded": "encoded"}
+)
+OUT_FORMAT = ("out_window", "out_zero", "out_low", "out_high")
 
 
 # Programs of an op: a spec for each row count.
@@ -60,15 +67,16 @@ class _Offload(Rewriter):
         self.bundles: list[relax.Expr] = []
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
-        if not dialect.is_op(call, "split_dense", "split_dense_scaled"):
+        if not dialect.is_op(call, *DENSE_OPS):
             return None
-        label, readers = dialect.attributes(call)["label"], self.owner.readers
+        label = dialect.attributes(call)["label"]
         try:
             op = self._describe(call)
             if self.planning:
-                readers.setdefault(original.args[0], []).append(op.specs)
+                self.owner.readers.setdefault(original.args[0], []).append(op.specs)
                 return None
-            bundle = self.owner.bundle(op.specs, readers[original.args[0]], label)
+            drained = self.bound if dialect.is_op(call, "split_dense_encoded") else None
+            bundle = self.owner.bundle(op.specs, original.args[0], drained, label)
         except (CompileError, TargetError) as error:
             if not self.planning:
                 self.report.skip("OffloadDense", str(call.op.name), label, str(error))
@@ -79,7 +87,7 @@ class _Offload(Rewriter):
         return relax.op.call_dps_packed(
             LAUNCH,
             relax.Tuple([tvm.ir.StringImm(label), bundle, *self._arguments(call, op)]),
-            out_ty=call.ty,
+            out_ty=list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else call.ty,
         )
 
     def added_functions(self) -> list[tuple[relax.GlobalVar, tvm.ir.BaseFunc]]:
@@ -95,7 +103,7 @@ class _Offload(Rewriter):
 
     def _describe(self, call: relax.Call) -> _Op:
         attrs = dialect.attributes(call)
-        weight = call.args[2 if dialect.is_op(call, "split_dense_scaled") else 1]
+        weight = call.args[1 if dialect.is_op(call, "split_dense") else 2]
         attrs["weight_bits"], signed = self._weight_format(weight, attrs["weight_bits"])
         offset = remaining_offset(self, call)
         return _Op(
@@ -117,8 +125,11 @@ class _Offload(Rewriter):
         self, call: relax.Call, attrs: dict[str, Any], weight: Any, signed: bool, has_offset: bool
     ) -> Specs:
         outputs, columns = int_shape(weight)
-        scaled = dialect.is_op(call, "split_dense_scaled")
-        minimum, row_order = dialect.scaled_operands(call) if scaled else (None, None)
+        output = DENSE_OPS[str(call.op.name).removeprefix("relax.sparqle.")]
+        minimum, row_order = None, None
+        if output == "float32":
+            minimum, row_order = dialect.scaled_operands(call)
+        outs = {name: attrs[name] for name in OUT_FORMAT if output == "encoded"}
         return tuple(
             DenseSpec(
                 m=rows,
@@ -129,10 +140,13 @@ class _Offload(Rewriter):
                 weight_bits=attrs["weight_bits"],
                 weight_signed=signed,
                 group_size=attrs.get("group_size", 0),
-                has_min=minimum is not None,
+                has_min=minimum is not None or (output == "encoded" and len(call.args) > 6),
                 has_offset=has_offset,
-                output="float32" if scaled else "int32",
+                output=output,
                 block_rows=self._block_rows(row_order, rows),
+                # The chunk of encoded outputs is chosen with the tiles.
+                out_chunk=outputs if output == "encoded" else 0,
+                **outs,
             )
             for rows in self._row_counts(call)
         )
@@ -147,7 +161,7 @@ class _Offload(Rewriter):
 
     def _row_counts(self, call: relax.Call) -> list[int]:
         """The number of rows if it is static, else every bucket: the smallest that fits runs."""
-        lead = dims_of(call)[:-1]
+        lead = list(call.args[0].ty.fields[0].shape.values)[:-1]
         if all(hasattr(d, "value") for d in lead):
             return [max(1, int(np.prod([int(d) for d in lead])))]
         return buckets(self.owner.accelerator.rows)
@@ -161,14 +175,17 @@ class _Offload(Rewriter):
         return self.constants.once(key, lambda: pack_weights(values, bits))
 
     def _arguments(self, call: relax.Call, op: _Op) -> list[relax.Expr]:
-        """Planes, weight, offset, scales, minima, group sums and row order that there are."""
+        """Planes, weight, offset, scales, minima, group sums, row order, scale of the outputs."""
         encoding = call.args[0]
         planes = [self.emit(relax.TupleGetItem(encoding, i)) for i in range(4)]
         offsets = [] if op.offset is None else [op.offset]
         operands = [*planes, self._packed(op.weight, op.attrs["weight_bits"]), *offsets]
-        if not dialect.is_op(call, "split_dense_scaled"):
+        if dialect.is_op(call, "split_dense"):
             return operands
-        return [*operands, call.args[1], call.args[3], *call.args[5:]]
+        others = list(call.args[5:])
+        if dialect.is_op(call, "split_dense_encoded"):
+            others.append(others.pop(0))
+        return [*operands, call.args[1], call.args[3], *others]
 
 
 @tvm.transform.module_pass(opt_level=0, name="OffloadDense")
@@ -209,6 +226,8 @@ class OffloadDense:
     readers : dict of relax.Var to list of tuple of DenseSpec
         The ops that read each encoding, each with a spec for every row count. They share the K
         chunk, because the MSB digits lie in DRAM chunk by chunk.
+    chunks : dict of relax.Var to tuple of int
+        K chunk, for every row count, of the encodings that a program makes.
     """
 
     def __init__(
@@ -222,24 +241,39 @@ class OffloadDense:
         self.report = report if report is not None else PassReport()
         self.library = ProgramLibrary(accelerator, tuned)
         self.readers: dict[Any, list[Specs]] = {}
+        self.chunks: dict[Any, tuple[int, ...]] = {}
         self._bundles: dict[tuple[tuple[DenseSpec, Decisions], ...], relax.Expr] = {}
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""
-        self.readers = {}
+        self.readers, self.chunks = {}, {}
         apply_rewriter(mod, self.report, lambda m: _Offload(m, self.report, self, True))
         return apply_rewriter(mod, self.report, lambda m: _Offload(m, self.report, self, False))
 
-    def bundle(self, specs: Specs, readers: list[Specs], label: str) -> relax.Expr:
+    def bundle(self, specs: Specs, encoding: Any, drained: Any, label: str) -> relax.Expr:
         """The programs of ``specs`` as a (bytes,) uint8 constant, made once.
 
-        ``readers`` are all ops that read the same encoding, this one among them.
+        ``encoding`` is the variable they read, ``drained`` that of the encoding they make or None.
         """
-        together = list(zip(specs, zip(*readers, strict=True), strict=True))
-        if any(self.library.from_database(spec, group) is not None for spec, group in together):
-            self.report.note_tuned(label)
-        key = tuple((spec, self.library.decisions(spec, group)) for spec, group in together)
+        groups = list(zip(*self.readers[encoding], strict=True))
+        chunks = self.chunks.get(encoding)
+        if chunks is not None or any(reader.output == "encoded" for reader in groups[0]):
+            # The chunk between two programs is chosen with the tiles of both, not by tuning.
+            after = list(zip(*self.readers.get(drained, []), strict=True)) or [()] * len(specs)
+            key = tuple(
+                self.library.chained(spec, group, chunk, readers)
+                for spec, group, chunk, readers in zip(
+                    specs, groups, chunks or [None] * len(specs), after, strict=True
+                )
+            )
+        else:
+            together = list(zip(specs, groups, strict=True))
+            if any(self.library.from_database(spec, group) is not None for spec, group in together):
+                self.report.note_tuned(label)
+            key = tuple((spec, self.library.decisions(spec, group)) for spec, group in together)
         if key not in self._bundles:
             data = pack_bundle([self.library.program(*chosen, label) for chosen in key])
             self._bundles[key] = relax.const(np.frombuffer(data, np.uint8), "uint8")
+        if drained is not None:
+            self.chunks[drained] = tuple(spec.out_chunk for spec, _ in key)
         return self._bundles[key]

@@ -23,6 +23,11 @@ from sparqle_tvm.target.header import Header
 from sparqle_tvm.target.isa import Tensor
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import SimResult, pack_weights, plane_tensors, simulate
+from sparqle_tvm.target.simulator.transport import transport_order
+
+ENCODED_OUTPUTS = 4
+OUTPUTS = {1: (Tensor.OUT,), ENCODED_OUTPUTS: (Tensor.OUT_LSB, Tensor.OUT_PBM)}
+"""What programs write into the memory of the caller, by the number of its tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +87,8 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
     operands : tensors
         lsb, pbm, msb, row_ptr, weight; the offset if the program has one; for float32 outputs
         act_scale and w_scale; with minima w_min and group_sums; the row order if there is one;
-        last the output, which is written. The weight is packed uint8, or int8 (N, K).
+        last the output, which is written. The weight is packed uint8, or int8 (N, K). Encoded
+        outputs take what float32 ones do, then out_scale; written are lsb, pbm, msb and row_ptr.
 
     Raises
     ------
@@ -92,20 +98,31 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
     """
     programs = _programs(np.from_dlpack(bundle).tobytes())
     arrays = [np.from_dlpack(operand) for operand in operands]
-    *inputs, out = arrays
-    rows = out.size // out.shape[-1] if out.shape[-1] else 0
+    count = ENCODED_OUTPUTS if programs[0].header.output == "encoded" else 1
+    inputs, outs = arrays[:-count], arrays[-count:]
+    rows = outs[0].size // outs[0].shape[-1] if outs[0].shape[-1] else 0
     if rows == 0:
+        # Only the pointers of an empty encoding have an element.
+        for out in outs:
+            out[...] = 0
         return
     program = select(programs, rows)
     _verify(program, rows)
     # An order comes along if programs for more or fewer rows need it, too.
     ordered = any(other.header.block_rows for other in programs)
     tensors = _tensors(program.header, rows, inputs, ordered)
-    tensors[Tensor.OUT] = out.reshape(rows, out.shape[-1])
+    tensors |= zip(OUTPUTS[count], (out.reshape(rows, -1) for out in outs[:2]), strict=False)
     result = simulate(program, tensors)
+    if result.encoded is not None:
+        _, _, msb, row_ptr = outs
+        found = result.encoded
+        digits, row_ptr[...] = transport_order(
+            program.header, found[Tensor.OUT_PBM], found[Tensor.OUT_MSB]
+        )
+        msb[: digits.size] = digits
     if _STATE.records is not None:
         # The output is the virtual machine's memory, which it may use again after the call.
-        kept = replace(result, output=None)
+        kept = replace(result, output=None, encoded=None)
         _STATE.records.append(LaunchRecord(str(label), rows, program, kept))
 
 
@@ -125,7 +142,8 @@ def _tensors(
     header: Header, rows: int, inputs: list[NDArray[Any]], ordered: bool
 ) -> dict[Tensor, NDArray[Any]]:
     """The operands as they lie in the accelerator's DRAM; if `ordered`, the last is an order."""
-    count = 5 + header.has_offset + 2 * (header.output == "float32") + 2 * header.has_min + ordered
+    count = 5 + header.has_offset + 2 * header.scaled + 2 * header.has_min + ordered
+    count += header.output == "encoded"
     if len(inputs) != count:
         raise ProgramError(
             f"{header.label!r} takes {count} operands and an output, {len(inputs) + 1} came; "
@@ -137,7 +155,9 @@ def _tensors(
     by_channel = {Tensor.WGT: packed}
     if header.has_offset:
         by_channel[Tensor.OFFSET] = others.pop(0)
-    if header.output == "float32":
+    if header.output == "encoded":
+        by_channel[Tensor.OUT_SCALE] = others.pop().reshape(1)
+    if header.scaled:
         act_scale, by_channel[Tensor.W_SCALE] = others.pop(0), others.pop(0)
         by_row[Tensor.ACT_SCALE] = np.ascontiguousarray(
             np.broadcast_to(act_scale.reshape(-1), rows)

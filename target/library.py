@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.codegen import generate
-from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
+from sparqle_tvm.target.cost.tiling import (
+    Tiling,
+    choose_drained,
+    choose_tilings,
+    tiling_of_chunk,
+)
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.schedule import Decisions, default_decisions, schedule_with
 from sparqle_tvm.target.tir import DenseSpec
@@ -80,7 +85,9 @@ class ProgramLibrary:
             return tuned
         return default_decisions(spec, self.accelerator, self.tiling(spec, readers))
 
-    def tiling(self, spec: DenseSpec, readers: Sequence[DenseSpec]) -> Tiling:
+    def tiling(
+        self, spec: DenseSpec, readers: Sequence[DenseSpec], k_chunk: int | None = None
+    ) -> Tiling:
         """Tiles of an op that share their K chunk with the other readers of its encoding.
 
         Parameters
@@ -90,12 +97,16 @@ class ProgramLibrary:
         readers : sequence of DenseSpec
             All ops that read the encoding, this one among them. Those that no tile of their own
             fits do not count: they run elsewhere.
+        k_chunk : int, optional
+            The chunk, if the program that makes the encoding determines it.
 
         Raises
         ------
         TargetError
             If no tile fits the buffers.
         """
+        if k_chunk is not None:
+            return tiling_of_chunk(spec.shape, k_chunk, self.accelerator, spec.scheme)
         try:
             return self._joint(spec, readers)
         except TargetError:
@@ -112,6 +123,44 @@ class ProgramLibrary:
         except TargetError:
             return False
         return True
+
+    def chained(
+        self,
+        spec: DenseSpec,
+        readers: Sequence[DenseSpec],
+        k_chunk: int | None,
+        out_readers: Sequence[DenseSpec],
+    ) -> tuple[DenseSpec, Decisions]:
+        """The op and its schedule if it or its neighbour encodes its outputs.
+
+        Parameters
+        ----------
+        spec, readers
+            As in :meth:`tiling`.
+        k_chunk : int or None
+            The chunk, if the program that makes the encoding determines it.
+        out_readers : sequence of DenseSpec
+            If the op has encoded outputs, all ops that read them. Those that no tile of their own
+            fits do not count.
+
+        Returns
+        -------
+        DenseSpec
+            The op; encoded outputs have their chunk.
+        Decisions
+            The default schedule.
+
+        Raises
+        ------
+        TargetError
+            If no tile fits the buffers.
+        """
+        tiling = self.tiling(spec, readers, k_chunk)
+        if spec.output == "encoded":
+            shapes = tuple(reader.shape for reader in out_readers if self._fits(reader))
+            tiling = choose_drained(spec.shape, tiling.k, shapes, self.accelerator)
+            spec = replace(spec, out_chunk=tiling.n)
+        return spec, default_decisions(spec, self.accelerator, tiling)
 
     def program(self, spec: DenseSpec, decisions: Decisions, label: str = "") -> Program:
         """The program of an op with a schedule.

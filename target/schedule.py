@@ -117,17 +117,21 @@ def default_decisions(
         keep_outer=tiling.k_tiles == 1,
         row_split=best_row_split(spec.shape, accelerator, min(tiling.k, spec.k)),
     )
-    return _shrunk_to_fit(spec, accelerator, decisions)
+    decisions = _shrunk_to_fit(spec, accelerator, decisions)
+    if spec.output == "encoded" and spec.m > decisions.m and spec.n > decisions.n:
+        decisions = replace(decisions, rows_outer=False)
+    return decisions
 
 
 def _shrunk_to_fit(spec: DenseSpec, accelerator: Accelerator, decisions: Decisions) -> Decisions:
     """Take rows or channels off a tile that alignment makes a little too large for a buffer."""
     while too_full := overflows(spec, accelerator, decisions):
         units = {"m": accelerator.rows, "n": accelerator.cols}
-        wide = decisions.n > decisions.m
+        # A tile of encoded outputs has a whole chunk of channels: only rows can be taken off.
+        wide = decisions.n > decisions.m and spec.output != "encoded"
         name = {Buffer.ACT: "m", Buffer.WGT: "n", Buffer.ACC: "n" if wide else "m"}[too_full[0]]
         extent = getattr(decisions, name) - units[name]
-        if extent < units[name]:
+        if extent < units[name] or (name == "n" and spec.output == "encoded"):
             raise TargetError(
                 f"{_op(spec)}: a tile of {decisions.tile} needs more than the "
                 f"{too_full[0].name} buffer of accelerator {accelerator.name!r} has; "

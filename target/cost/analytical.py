@@ -173,6 +173,7 @@ def dense_op_cost(
     accelerator: Accelerator,
     scheme: Scheme,
     block_rows: int = 0,
+    outputs: RowNnz | None = None,
 ) -> OpCost:
     """Cost of one dense op.
 
@@ -190,13 +191,18 @@ def dense_op_cost(
         See `OpCost`.
     block_rows : int
         Rows that the encoding sorts together (`nnz` is in the order of tokens), 0: none.
+    outputs : RowNnz, optional
+        Stored MSB digits of the (m, n) outputs, if the drain encodes them; `tiling` is then that
+        of `tiling.choose_drained`.
 
     Raises
     ------
     InvalidArgumentError
-        If `nnz` is not that of (m, k) activations.
+        If `nnz` is not that of (m, k) activations, or `outputs` of (m, n) outputs.
     """
     _check_nnz(shape, nnz)
+    if outputs is not None:
+        _check_nnz(replace(shape, k=shape.n), outputs)
     if block_rows:
         nnz = nnz.sorted(block_rows, accelerator.lanes)
     lsb = lsb_pass_cycles(shape, tiling.k, array_of(accelerator, scheme))
@@ -205,12 +211,19 @@ def dense_op_cost(
         msb = msb_pass_cycles(shape, nnz, tiling.k, accelerator)
     digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
     sums = storage.group_sum_bytes(shape.m, shape.k, shape.group_size if shape.has_min else 0)
+    output_bytes = shape.m * storage.output_bytes(shape.n, tiling.n, accelerator, block_rows)
+    encoded_bytes = 0
+    if outputs is not None:
+        encoded_bytes = output_bytes = storage.encoded_output_bytes(
+            shape.m, shape.n, tiling.n, accelerator, outputs
+        )
     loads = OpLoads(
         shape=shape,
         accelerator=accelerator,
         scheme=scheme,
         activation_bytes=digits + bitmap,
         block_rows=block_rows,
+        encoded_bytes=encoded_bytes,
     )
     tile = (tiling.m, tiling.n, tiling.k)
     pipeline = Pipeline.of_op(loads, tile, tiling.rows_outer, mma_cycles=lsb + msb)
@@ -221,7 +234,6 @@ def dense_op_cost(
     weights += tiling.channel_loads * storage.parameter_bytes(shape)
     activation_bytes, weight_bytes = tiling.activation_loads * digits, shape.n * weights
     metadata += pointers if scheme == "sparqle" else 0
-    output_bytes = shape.m * storage.output_bytes(shape.n, tiling.n, accelerator, block_rows)
     total_cycles = math.ceil(pipeline.total_cycles)
     return OpCost(
         label=shape.label,

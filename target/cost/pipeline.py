@@ -18,6 +18,9 @@ from sparqle_tvm.target.cost.shapes import DenseShape, Scheme
 # DMA descriptors of the planes of a tile: LSB, bitmap, MSB, or one of whole values.
 PLANE_DESCRIPTORS: dict[Scheme, int] = {"sparqle": 3, "dense": 1, "native": 1, "a4": 1}
 
+# Of an encoded tile of outputs: LSB, bitmap, MSB, pointers.
+ENCODED_DESCRIPTORS = 4
+
 
 def activations_outer(m_tiles: Any, n_tiles: Any, rows_outer: Any) -> Any:
     """Whether programs have row tiles in the outer loop: a loop of one tile is free there."""
@@ -51,6 +54,8 @@ class OpLoads:
     block_rows : int
         Rows that are sorted together: their numbers are loaded with their scales, and every row
         of outputs is a burst of its own. 0: rows are in their own order.
+    encoded_bytes : int
+        All bytes of encoded outputs; 0: outputs are floats.
     """
 
     shape: DenseShape
@@ -58,6 +63,7 @@ class OpLoads:
     scheme: Scheme
     activation_bytes: int
     block_rows: int = 0
+    encoded_bytes: int = 0
 
     def _cycles(self, nbytes: Any, descriptors: int = 1) -> Any:
         fixed = descriptors * self.accelerator.dma_descriptor_cycles
@@ -106,6 +112,9 @@ class OpLoads:
 
     def store(self, m: Any, n: Any) -> Any:
         """Outputs of a tile of (m, n)."""
+        if self.encoded_bytes:
+            share = m * n / (self.shape.m * self.shape.n)
+            return self._cycles(share * self.encoded_bytes, ENCODED_DESCRIPTORS)
         return self._cycles(m * storage.output_row_bytes(n, self.accelerator, self.block_rows))
 
 

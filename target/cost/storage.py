@@ -116,6 +116,23 @@ def output_bytes(n: int, tile_n: int, accelerator: Accelerator, block_rows: int)
     return int(row_bytes + output_row_bytes(rest, accelerator, block_rows))
 
 
+def encoded_output_bytes(
+    m: int, n: int, chunk: int, accelerator: Accelerator, nnz: RowNnz | None = None
+) -> int:
+    """Bytes of (m, n) outputs that leave encoded, in chunks of `chunk` columns.
+
+    `nnz` are their stored MSB digits; without it, all of them. The first pointer, 0, is not
+    written.
+    """
+    bits = accelerator.digit_bits
+    if nnz is not None:
+        stored = msb_bytes(nnz, chunk, bits)
+    else:
+        stored = sum(lsb_bytes(m, min(chunk, n - begin), bits) for begin in range(0, n, chunk))
+    pointers = pointer_bytes(m, n, chunk, accelerator.rows) - POINTER_BYTES
+    return lsb_bytes(m, n, bits) + pbm_bytes(m, n) + stored + pointers
+
+
 def accumulator_bytes(shape: DenseShape) -> int:
     """Bytes of an accumulator: int32, or 64 bits where scaled group sums are added exactly."""
     return 8 if shape.group_size else 4

@@ -141,21 +141,90 @@ def _choose_tilings(
     return tuple(tilings[best] for _, tilings in searches)
 
 
+def tiling_of_chunk(
+    shape: DenseShape, k_chunk: int, accelerator: Accelerator, scheme: Scheme
+) -> Tiling:
+    """The best tiles of a dense op for a given K chunk.
+
+    Raises
+    ------
+    TargetError
+        If no tile with that chunk fits the buffers.
+    """
+    costs, tilings = _search(shape, np.array([k_chunk]), accelerator, scheme)
+    if not np.isfinite(costs[0]):
+        raise TargetError(
+            f"accelerator {accelerator.name!r}: no tile of {shape.label!r} with K chunks of "
+            f"{k_chunk} columns fits the buffers"
+        )
+    return tilings[0]
+
+
+@lru_cache(maxsize=4096)
+def choose_drained(
+    shape: DenseShape, k_chunk: int, readers: tuple[DenseShape, ...], accelerator: Accelerator
+) -> Tiling:
+    """Choose tiles for a dense op that encodes its outputs.
+
+    The output channels of its tile are the K chunk of the ops that read them, for the MSB digits
+    are stored tile by tile; channels are the outer loop. The choice minimises the static cost of
+    the op and its readers together, see `choose_tilings`.
+
+    Parameters
+    ----------
+    shape : DenseShape
+        The op.
+    k_chunk : int
+        Its own K chunk.
+    readers : tuple of DenseShape
+        The ops that read its outputs: their `k` is its `n`.
+    accelerator : Accelerator
+        The array and its buffers.
+
+    Raises
+    ------
+    TargetError
+        If no tile fits the buffers.
+    """
+    groups = (max(reader.group_size, 1) for reader in readers)
+    unit = math.lcm(8, accelerator.lanes, accelerator.cols, *groups)
+    chunks = _tile_sizes(shape.n, unit)
+    costs, tilings = [], []
+    for chunk in chunks:
+        cost, found = _search(shape, np.array([k_chunk]), accelerator, "sparqle", int(chunk))
+        costs.append(cost[0])
+        tilings.append(found[0])
+    for reader in readers:
+        costs = costs + _search(reader, chunks, accelerator, "sparqle")[0]
+    best = int(np.argmin(costs))
+    if not np.isfinite(costs[best]):
+        raise TargetError(
+            f"accelerator {accelerator.name!r}: no tile of {shape.label!r} that encodes its "
+            f"outputs, in chunks of at least {unit} channels, fits the buffers"
+        )
+    return tilings[best]
+
+
 def _search(
     shape: DenseShape,
     chunks: NDArray[np.int64],
     accelerator: Accelerator,
     scheme: Scheme,
+    out_chunk: int = 0,
 ) -> tuple[NDArray[np.float64], list[Tiling]]:
-    """Best cost and tiling of one op for each K chunk (cost is infinite if nothing fits)."""
+    """Best cost and tiling of one op for each K chunk (cost is infinite if nothing fits).
+
+    With `out_chunk`, outputs are encoded: tiles of so many channels, which are the outer loop.
+    """
     # Axes: (chunk, row tile, column tile, loop order).
     row_sizes, col_sizes = (
         _tile_sizes(shape.m, accelerator.rows),
-        _tile_sizes(shape.n, accelerator.cols),
+        np.array([out_chunk]) if out_chunk else _tile_sizes(shape.n, accelerator.cols),
     )
     kt = chunks[:, None, None, None]
     mt, nt = row_sizes[None, :, None, None], col_sizes[None, None, :, None]
-    rows_outer = np.array([True, False])[None, None, None, :]
+    orders = np.array([False] if out_chunk else [True, False])
+    rows_outer = orders[None, None, None, :]
     row = _per_chunk(chunks, lambda k: storage.worst_row_bytes(shape, k, accelerator, scheme))
     channel = _per_chunk(chunks, lambda k: storage.channel_bytes(shape, k))
     rows, cols = np.minimum(mt, shape.m), np.minimum(nt, shape.n)
@@ -170,16 +239,16 @@ def _search(
     array, count = array_of(accelerator, scheme), 2 if scheme == "sparqle" else dense_passes(scheme)
     passes = _per_chunk(chunks, lambda k: count * lsb_pass_cycles(shape, k, array))
     candidates = np.broadcast_arrays(mt, nt, kt, rows_outer, passes)
-    loads = _worst_loads(shape, accelerator, scheme)
+    loads = _worst_loads(shape, accelerator, scheme, out_chunk)
     least = np.where(fits, _least_cycles(loads, (mt, nt, kt), rows_outer, passes), np.inf)
     costs = _cheapest(loads, [c.reshape(len(chunks), -1) for c in candidates], least)
     best = np.argmin(costs, axis=1)
     tilings = []
     for c, flat in enumerate(best):
-        i, j, order = np.unravel_index(flat, (len(row_sizes), len(col_sizes), 2))
+        i, j, order = np.unravel_index(flat, (len(row_sizes), len(col_sizes), len(orders)))
         m, n, k = int(row_sizes[i]), int(col_sizes[j]), int(chunks[c])
         counts = (math.ceil(shape.m / m), math.ceil(shape.n / n), math.ceil(shape.k / k))
-        tilings.append(Tiling(m, n, k, *counts, rows_outer=bool(order == 0)))
+        tilings.append(Tiling(m, n, k, *counts, rows_outer=bool(orders[order])))
     return costs.min(axis=1), tilings
 
 
@@ -207,12 +276,18 @@ def _cheapest(
     return costs
 
 
-def _worst_loads(shape: DenseShape, accelerator: Accelerator, scheme: Scheme) -> OpLoads:
+def _worst_loads(
+    shape: DenseShape, accelerator: Accelerator, scheme: Scheme, out_chunk: int
+) -> OpLoads:
+    encoded = 0
+    if out_chunk:
+        encoded = storage.encoded_output_bytes(shape.m, shape.n, out_chunk, accelerator)
     return OpLoads(
         shape=shape,
         accelerator=accelerator,
         scheme=scheme,
         activation_bytes=shape.m * storage.worst_plane_bytes(shape.k, accelerator, scheme),
+        encoded_bytes=encoded,
     )
 
 
@@ -227,7 +302,7 @@ def _least_cycles(loads: OpLoads, tile: tuple[Any, Any, Any], rows_outer: Any, p
     weights = shape.n * storage.weight_bytes(shape, shape.k)
     moved = _activation_loads(m_tiles, n_tiles, k_tiles, rows_outer) * loads.activation_bytes
     moved = moved + _weight_loads(m_tiles, n_tiles, k_tiles, rows_outer) * weights
-    moved = moved + shape.m * shape.n * accelerator.float_bytes
+    moved = moved + (loads.encoded_bytes or shape.m * shape.n * accelerator.float_bytes)
     return moved / accelerator.dram_bytes_per_cycle + passes
 
 
