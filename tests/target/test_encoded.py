@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dense_cases import TINY, Operands, expected, random_operands, run_primfunc
+from dense_cases import EDGE, TINY, Operands, expected, random_operands, run_primfunc
 from handmade import Tiles, dense_program, make_header
 from mutations import Mutator
 
@@ -16,9 +16,12 @@ from sparqle_tvm.errors import CompileError, InvalidArgumentError, ProgramError,
 from sparqle_tvm.numerics import encode, plane_bytes
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.codegen import generate
-from sparqle_tvm.target.cost.shapes import RowNnz
+from sparqle_tvm.target.cost.analytical import dense_op_cost
+from sparqle_tvm.target.cost.events import simulated_events
+from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
 from sparqle_tvm.target.header import Header
 from sparqle_tvm.target.isa import StEnc, StOut, Tensor
+from sparqle_tvm.target.library import ProgramLibrary
 from sparqle_tvm.target.operands import Affine, Extent
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.schedule import Decisions, schedule_with
@@ -30,6 +33,7 @@ from sparqle_tvm.target.simulator import (
     tile_order,
     weight_tensors,
 )
+from sparqle_tvm.target.tie import draw_digits
 from sparqle_tvm.target.tir import DenseSpec, split_dense_primfunc
 
 RELU = {"out_low": -9, "out_zero": -9, "out_high": 127}
@@ -355,6 +359,30 @@ def test_damaged_programs_are_refused_or_right() -> None:
             continue
         assert_encodes(found, program.header, q)
     assert refused > 50
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "density"),
+    [(1, 1536, 576, 0.3), (64, 1536, 576, 0.1), (300, 1000, 512, 0.4), (512, 3072, 768, 0.3)],
+)
+def test_the_formulas_know_encoded_outputs(m: int, n: int, k: int, density: float) -> None:
+    """Bytes and the array's cycles equal, the time nearly."""
+    rng = np.random.default_rng(m)
+    shape, reader_shape = DenseShape(m, n, k), DenseShape(m, 576, n)
+    digits, outputs = (draw_digits(rng, density, m, columns) for columns in (k, n))
+    library = ProgramLibrary(EDGE)
+    spec = replace(FORMS["relu"], m=m, n=n, k=k, out_chunk=n)
+    reading = DenseSpec(m=m, n=reader_shape.n, k=n)
+    own = library.tiling(spec, [spec])
+    spec, tiling = library.drained(spec, own.k, [reading])
+    assert library.tiling(reading, [reading], spec.out_chunk).k == spec.out_chunk
+    result = simulate_timing(library.program(spec, tiling), m, digits, outputs)
+    cost = dense_op_cost(shape, digits, tiling, EDGE, "sparqle", outputs=outputs)
+    array = next(time for e, time in result.engines.items() if e.name == "MMA")
+    assert cost.mma_cycles == array.busy
+    assert cost.dram_bytes == result.counts.dram_bytes
+    assert replace(cost.events, cycles=0) == replace(simulated_events(result), cycles=0)
+    assert abs(cost.total_cycles / result.total_cycles - 1) <= 0.1
 
 
 def test_one_tile_has_no_order() -> None:
