@@ -19,6 +19,7 @@ from sparqle_tvm.target.codegen import generate
 from sparqle_tvm.target.cost.analytical import dense_op_cost
 from sparqle_tvm.target.cost.events import simulated_events
 from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
+from sparqle_tvm.target.cost.tiling import choose_drained
 from sparqle_tvm.target.header import Header
 from sparqle_tvm.target.isa import StEnc, StOut, Tensor
 from sparqle_tvm.target.library import ProgramLibrary
@@ -374,9 +375,11 @@ def test_the_formulas_know_encoded_outputs(m: int, n: int, k: int, density: floa
     spec = replace(FORMS["relu"], m=m, n=n, k=k, out_chunk=n)
     reading = DenseSpec(m=m, n=reader_shape.n, k=n)
     own = library.tiling(spec, [spec])
-    spec, tiling = library.drained(spec, own.k, [reading])
+    tiling = choose_drained(shape, own.k, (reader_shape,), EDGE)
+    spec, decisions = library.chained(spec, [spec], None, [reading])
+    assert spec.out_chunk == tiling.n
     assert library.tiling(reading, [reading], spec.out_chunk).k == spec.out_chunk
-    result = simulate_timing(library.program(spec, tiling), m, digits, outputs)
+    result = simulate_timing(library.program(spec, decisions), m, digits, outputs)
     cost = dense_op_cost(shape, digits, tiling, EDGE, "sparqle", outputs=outputs)
     array = next(time for e, time in result.engines.items() if e.name == "MMA")
     assert cost.mma_cycles == array.busy

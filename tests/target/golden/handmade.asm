@@ -34,7 +34,7 @@
 18:     END ; i2
 19:     SIGNAL   MMA, ACC_READY
 20:     WAIT     LOAD, ROW_FREE
-21:     LD.ROW   ACT[288 + 32*((i0*n1 + i1) mod 2)] <- ACT_SCALE[8*i0 : +min(8, M - 8*i0)]
+21:     LD.ROW   ACT[288 + 32*((i0*n1 + i1) mod 2)] <- ROWS[8*i0 : +min(8, M - 8*i0)]
 22:     SIGNAL   LOAD, ROW_READY
 23:     WAIT     LOAD, CHN_FREE
 24:     LD.CHN   WGT[64 + 16*((i0*n1 + i1) mod 2)] <- CHANNELS[4*i1 : +min(4, 10 - 4*i1)]

@@ -39,7 +39,7 @@
 21:     END ; i2
 22:     SIGNAL   MMA, ACC_READY
 23:     WAIT     LOAD, ROW_FREE
-24:     LD.ROW   ACT[352 + 32*((i0*n1 + i1) mod 2)] <- ACT_SCALE[8*i0 : +min(8, M - 8*i0)]
+24:     LD.ROW   ACT[352 + 32*((i0*n1 + i1) mod 2)] <- ROWS[8*i0 : +min(8, M - 8*i0)]
 25:     SIGNAL   LOAD, ROW_READY
 26:     WAIT     LOAD, CHN_FREE
 27:     LD.CHN   WGT[128 + 32*((i0*n1 + i1) mod 2)] <- CHANNELS[4*i1 : +min(4, 10 - 4*i1)]
