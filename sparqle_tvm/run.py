@@ -37,6 +37,8 @@ from sparqle_tvm.target.cost.vector import TransformerShape
 if TYPE_CHECKING:
     import tvm
 
+    from sparqle_tvm.calibration import Budget, Calibration, Selection
+    from sparqle_tvm.calibration.held_out import ChosenFunctions
     from sparqle_tvm.compiler import EncodingRecord, Executable
     from sparqle_tvm.frontend import ImportedModel
     from sparqle_tvm.models.llama import LlamaConfig
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
 
 BUILTIN_MODEL = "smollm2"
 BUILTIN_TEXT = "built-in prose (Python's language reference)"
+
+LOSS_TOKENS = 2048
+"""Tokens that the loss of scale factors is measured on by default."""
 
 # Imports, compilations and runs of three forms (two imports), and the count.
 STEP_COUNT = 9
@@ -87,6 +92,9 @@ def run_model(
     engine: CountEngine = "simulator",
     balance: Balance = "array",
     database: str | PathLike[str] | None = None,
+    calibration: Calibration | str | PathLike[str] | None = None,
+    budget: Budget | None = None,
+    loss_tokens: int = LOSS_TOKENS,
     table: EnergyTable | None = None,
     progress: bool = True,
 ) -> RunResult:
@@ -110,6 +118,15 @@ def run_model(
     database : path, optional
         Folder that ``sparqle tune`` filled: its schedules run, and are compared with the default
         ones. Needs the simulator.
+    calibration : Calibration or path, optional
+        What `sparqle_tvm.calibrate` gave for this model: chooses windows, and scale factors within
+        the budget. With factors, exactness is that against kernels for this CPU with the same
+        factors, and their loss is measured on text that calibration did not see.
+    budget : Budget, optional
+        What the factors may lose; by default nothing. Needs a calibration.
+    loss_tokens : int
+        Tokens that the loss is measured on, at most: of `text`, or of the half of the built-in
+        prose that calibration does not run.
     table : EnergyTable, optional
         What energy is counted with; by default 7 nm and the memory that the preset stands for.
     progress : bool
@@ -123,9 +140,13 @@ def run_model(
     """
     chosen = _check_arguments(tokens, accelerator, engine, balance)
     import sparqle_tvm
+    from sparqle_tvm.calibration.budget import Budget
+    from sparqle_tvm.calibration.held_out import ChosenFunctions, held_out_loss
+    from sparqle_tvm.calibration.trial import Trial
     from sparqle_tvm.models.text import load_tokens
 
     tuned = _open_database(database, chosen, engine)
+    known, selection = _select(calibration, budget)
     name, content = _read_text(text)
     path = model_path(model, progress=progress)
     steps = Steps(STEP_COUNT, progress)
@@ -139,6 +160,8 @@ def run_model(
         engine=engine,
         balance=balance,
         tuned=tuned,
+        calibration=known,
+        budget=budget,
     )
     records = [*split.hidden, *split.head]
     with steps("count"):
@@ -150,7 +173,22 @@ def run_model(
         if tuned is not None:
             default = count_phases(encodings, shape, chosen, engine, balance)
             tuning = TuningGain(str(database), *default, prefill, decode)
-    plain = _evaluate(steps, "int8", imported, ids, chosen, split=False)
+    loss = None
+    if known is not None and selection is not None and selection.choices:
+        with steps("compile (int8)"):
+            trial = Trial(imported.mod)
+        with steps("run (int8)"):
+            plain = evaluate(ChosenFunctions(trial), ids)
+            same = evaluate(ChosenFunctions(trial, selection), ids)
+            loss = held_out_loss(
+                *(trial, imported, selection, budget or Budget()),
+                calibration_text=known.text_name,
+                text=text,
+                tokens=loss_tokens,
+            )
+        del trial
+    else:
+        plain = same = _evaluate(steps, "int8", imported, ids, chosen, split=False)
     del imported  # one model in memory at a time
     with steps("import (float)"):
         imported = sparqle_tvm.frontend.from_gguf(path, activations="float32", progress=progress)
@@ -164,7 +202,8 @@ def run_model(
         accelerator=chosen,
         table=default_table(chosen) if table is None else table,
         engine=engine,
-        exact=split.digest == plain.digest,
+        exact=split.digest == same.digest,
+        loss=loss,
         perplexity={
             "float": floating.perplexity,
             "int8": plain.perplexity,
@@ -198,6 +237,23 @@ def _check_arguments(
             "are split into digits of 4"
         )
     return chosen
+
+
+def _select(
+    calibration: Calibration | str | PathLike[str] | None, budget: Budget | None
+) -> tuple[Calibration | None, Selection | None]:
+    """The calibration and what it chooses; refused before minutes are spent."""
+    if calibration is None:
+        if budget is not None:
+            raise InvalidArgumentError(
+                "a budget needs a calibration: run sparqle calibrate, and give its file with "
+                "--calibration"
+            )
+        return None, None
+    from sparqle_tvm.calibration.apply import as_calibration, select
+
+    known = as_calibration(calibration)
+    return known, select(known, budget)
 
 
 def _open_database(
@@ -241,6 +297,8 @@ def _evaluate(
     engine: CountEngine = "analytical",
     balance: Balance = "none",
     tuned: TuningDatabase | None = None,
+    calibration: Calibration | None = None,
+    budget: Budget | None = None,
 ) -> Evaluation:
     import sparqle_tvm
 
@@ -253,6 +311,8 @@ def _evaluate(
             balance=balance,
             collect_encodings=split,
             database=tuned,
+            calibration=calibration,
+            budget=budget,
         )
     with steps(f"run ({name})"):
         return evaluate(executable, ids)
@@ -265,7 +325,7 @@ def _used_functions(mod: tvm.IRModule) -> tvm.IRModule:
     return tvm.IRModule({name: mod[name] for name in ("hidden", "head")})
 
 
-def evaluate(executable: Executable, tokens: Sequence[int]) -> Evaluation:
+def evaluate(executable: Executable | ChosenFunctions, tokens: Sequence[int]) -> Evaluation:
     """Run all tokens at once; take perplexity, digest of the logits, and the encodings.
 
     Parameters
@@ -292,7 +352,7 @@ def evaluate(executable: Executable, tokens: Sequence[int]) -> Evaluation:
 class _Recorder:
     """Functions of an executable, which keeps the encodings of the last call of each."""
 
-    def __init__(self, executable: Executable) -> None:
+    def __init__(self, executable: Executable | ChosenFunctions) -> None:
         self._executable = executable
         self.encodings: dict[str, list[EncodingRecord]] = {}
 

@@ -57,8 +57,43 @@ def add(commands: Any) -> None:
     run.add_argument(
         "--database", metavar="DIR", help="use the schedules that sparqle tune put there"
     )
+    _add_calibration_arguments(run)
     add_output_arguments(run)
     run.set_defaults(command=_run)
+
+
+def _add_calibration_arguments(run: argparse.ArgumentParser) -> None:
+    run.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="what sparqle calibrate wrote: chooses windows, and scale factors within a budget",
+    )
+    budget = run.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--max-perplexity-increase", metavar="SHARE", help="what factors may lose: 1%% or 0.01"
+    )
+    budget.add_argument(
+        "--target-msb-sparsity", metavar="SHARE", help="how sparse factors make the MSBs: 0.85"
+    )
+    budget.add_argument("--loss", choices=("none",), help="windows only, nothing lossy (default)")
+    run.add_argument(
+        "--loss-tokens",
+        type=int,
+        default=2048,
+        help="how many tokens the loss of factors is measured on, at most",
+    )
+
+
+def _budget_of(arguments: argparse.Namespace) -> Any:
+    """The budget, or None if none is given."""
+    increase, sparsity = arguments.max_perplexity_increase, arguments.target_msb_sparsity
+    if increase is None and sparsity is None and arguments.loss is None:
+        return None
+    from sparqle_tvm.calibration.budget import Budget, parse_share
+
+    if increase is not None:
+        return Budget("perplexity", parse_share(increase))
+    return Budget() if sparsity is None else Budget("sparsity", parse_share(sparsity))
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -76,6 +111,9 @@ def _run(arguments: argparse.Namespace) -> None:
         engine=arguments.engine,
         balance=arguments.balance,
         database=arguments.database,
+        calibration=arguments.calibration,
+        budget=_budget_of(arguments),
+        loss_tokens=arguments.loss_tokens,
         table=table,
     )
     if arguments.json != "-":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.report.balance import BalanceResult
 from sparqle_tvm.report.rows import layer_rows, other_rows
@@ -14,6 +14,9 @@ from sparqle_tvm.target.cost.energy import EnergyBreakdown
 from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, Totals
 from sparqle_tvm.target.cost.vector import TransformerShape
+
+if TYPE_CHECKING:
+    from sparqle_tvm.calibration.held_out import RunLoss
 
 JSON_VERSION = 2
 
@@ -257,7 +260,8 @@ class RunResult:
     engine : {"simulator", "analytical"}
         Whether the dense layers were simulated or counted by formula.
     exact : bool
-        Whether the logits of all tokens are those of the int8 model, bit for bit.
+        Whether the logits of all tokens are those of the int8 model, bit for bit (with scale
+        factors: those of kernels for this CPU with the same factors).
     perplexity : dict
         Keys ``float``, ``int8``, ``sparqle``.
     layers : tuple of LayerSparsity
@@ -270,6 +274,8 @@ class RunResult:
         Dense layers without quantized activations (float weights): in no count.
     tuning : TuningGain, optional
         What the schedules of a tuning database bring; `prefill` and `decode` have them.
+    loss : RunLoss, optional
+        What scale factors lose against plain int8; None if there are none.
     seconds : dict
         Wall time of the steps of this run on the host.
     """
@@ -290,6 +296,7 @@ class RunResult:
     balance: BalanceResult | None = None
     uncounted: tuple[str, ...] = ()
     tuning: TuningGain | None = None
+    loss: RunLoss | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def _energy_of(self, phase: PhaseResult) -> dict[str, EnergyComparison]:
@@ -328,6 +335,7 @@ class RunResult:
             },
             "uncounted": list(self.uncounted),
             "tuning": None if self.tuning is None else self.tuning.to_json(),
+            "loss": None if self.loss is None else self.loss.to_json(),
             "seconds": dict(self.seconds),
         }
 

@@ -41,6 +41,7 @@ def run_tables(result: RunResult) -> Group:
     parts: list[RenderableType] = [
         _about(result),
         _perplexity(result),
+        *_loss(result),
         _sparsity(result),
         _costs(result),
         _bounds(result),
@@ -84,6 +85,25 @@ def _perplexity(result: RunResult) -> Table:
         Text("bit for bit", style="green") if result.exact else Text("NO", style="bold red"),
     )
     return table
+
+
+def _loss(result: RunResult) -> Iterator[Table]:
+    """What scale factors lose, if there are any."""
+    if result.loss is None:
+        return
+    loss, increase = result.loss, result.loss.increase
+    table = _table("Loss of scale factors against int8, on text that calibration did not see")
+    for name in ("budget", "encodings with factors", "tokens", "perplexity", "KL, nats"):
+        table.add_column(name, justify="right")
+    table.add_row(
+        loss.budget,
+        str(loss.encodings),
+        str(increase.tokens),
+        f"{increase.ratio:+.2%} ± {increase.ratio_error:.2%}",
+        f"{increase.kl:.4f} ± {increase.kl_error:.4f}",
+    )
+    table.caption = f"calibrated on {loss.calibration_text}; measured on {loss.text}"
+    yield table
 
 
 def _sparsity(result: RunResult) -> Table:
