@@ -10,8 +10,8 @@ import tvm
 from sparqle_tvm import passes
 from sparqle_tvm.calibration.budget import Budget, choose
 from sparqle_tvm.calibration.calibration import Calibration
-from sparqle_tvm.calibration.collect import encoding_digest
 from sparqle_tvm.calibration.search import Importance, Search, Selection
+from sparqle_tvm.calibration.sums import encoding_digest
 
 
 def as_calibration(calibration: Calibration | str | PathLike[str]) -> Calibration:

@@ -16,130 +16,24 @@ from tvm import relax
 from sparqle_tvm import dialect, passes
 from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.kernel import option_sums
-from sparqle_tvm.calibration.statistics import (
-    FACTORS,
-    SAMPLED_ROWS,
-    DenseStatistics,
-    EncodingStatistics,
+from sparqle_tvm.calibration.statistics import FACTORS, SAMPLED_ROWS
+from sparqle_tvm.calibration.sums import (
+    Outputs,
+    Sums,
+    encoded_activation,
+    fresh_sums,
+    row_counts,
+    row_energy,
+    statistics_of,
+    weigh,
 )
 from sparqle_tvm.errors import CalibrationError, QuantizationError
-from sparqle_tvm.numerics import (
-    EncodingChoice,
-    QuantizedWeights,
-    encode,
-    max_exact,
-    quantize_with_choice,
-)
+from sparqle_tvm.numerics import EncodingChoice, max_exact
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
-from sparqle_tvm.passes import ActivationInfo, ObservedDense
 from sparqle_tvm.target.cost.model import EncodedActivation
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
-
-UNTIED_UNIT = 32
-"""Columns of a unit where no weight group sets it."""
-
-_Outputs = dict[tuple[int, str], npt.NDArray[np.float64]]
-"""Energy of each row, by place of the dense op and kind: "output" or "stream"."""
-
-_SMALLEST_ENERGY = 1e-30
 
 # Largest q of an input that arrives quantized, and the numbers of both int8 ends.
 _INT8_LIMIT = 128
-
-
-@dataclass(eq=False)
-class _Sums:
-    """What is added up of one encoding."""
-
-    info: ActivationInfo
-    digest: str
-    column_energy: list[npt.NDArray[np.float32]]
-    gain: list[float]
-    share: list[float]
-    unit: int
-    tied: bool
-    rows: int = 0
-    largest: float = 0.0
-    exceeding: int = 0
-    error: Any = 0.0
-    stored: Any = 0
-    sample: Any = None
-
-    @classmethod
-    def of(cls, info: ActivationInfo) -> _Sums:
-        groups = [dense.group_size for dense in info.dense]
-        grouped = [size for size in groups if size]
-        unit = int(np.lcm.reduce(grouped)) if grouped else min(UNTIED_UNIT, info.columns)
-        weights = [_weights(dense) for dense in info.dense]
-        return cls(
-            info=info,
-            digest=encoding_digest(info),
-            column_energy=[_column_energy(w) for w in weights],
-            gain=[0.0] * len(weights),
-            share=[0.0] * len(weights),
-            unit=unit,
-            tied=0 in groups,
-        )
-
-    @property
-    def unit_starts(self) -> npt.NDArray[np.int64]:
-        return np.arange(0, self.info.columns, self.unit)
-
-
-def _weights(dense: ObservedDense) -> QuantizedWeights | None:
-    """The weights of a dense op, None if they are no constants or have no scale."""
-    if dense.weight is None or dense.scale is None:
-        return None
-    minimum = None if dense.minimum is None else dense.minimum.value.numpy()
-    values, scale = dense.weight.value.numpy(), dense.scale.value.numpy()
-    return QuantizedWeights(values, scale, minimum, dense.weight_bits)
-
-
-def _column_energy(weights: QuantizedWeights | None) -> npt.NDArray[np.float32]:
-    if weights is None:
-        return np.zeros(0, np.float32)
-    real = weights.dequantize()
-    return np.asarray(np.einsum("nk,nk->k", real, real), dtype=np.float32)
-
-
-def encoded_activation(
-    info: ActivationInfo,
-    x: npt.NDArray[Any],
-    choices: Mapping[str, EncodingChoice],
-    windows: Mapping[str, str],
-) -> EncodedActivation:
-    """Quantize and encode x (M, K) as an encoding does, and count its digits."""
-    choice = choices.get(info.label, EncodingChoice())
-    window = windows.get(info.label, info.window)
-    q = x
-    if info.qmax:
-        q = quantize_with_choice(x, choice, qmax=info.qmax, window=window)[0]
-    nnz = RowNnz.from_pbm(encode(q, k=4, window=window).pbm, info.columns)
-    shapes = tuple(
-        DenseShape(
-            len(x),
-            dense.out_features,
-            info.columns,
-            dense.weight_bits,
-            dense.group_size,
-            dense.minimum is not None,
-            dense.label,
-        )
-        for dense in info.dense
-    )
-    return EncodedActivation(info.label, nnz, window, shapes)
-
-
-def encoding_digest(info: ActivationInfo) -> str:
-    """SHA-256 over an encoding's facts and the weights of all dense ops that read it."""
-    digest = hashlib.sha256(repr((info.label, info.columns, info.qmax, info.digit_bits)).encode())
-    for dense in info.dense:
-        facts = (dense.label, dense.out_features, dense.weight_bits, dense.group_size)
-        digest.update(repr(facts).encode())
-        for constant in (dense.weight, dense.scale, dense.minimum):
-            if constant is not None:
-                digest.update(np.ascontiguousarray(constant.value.numpy()))
-    return digest.hexdigest()
 
 
 @dataclass(eq=False)
@@ -171,7 +65,7 @@ class Collector:
     mod: tvm.IRModule
     function: str = "hidden"
     others: tuple[str, ...] = ()
-    _sums: dict[str, _Sums] = field(default_factory=dict, repr=False)
+    _sums: dict[str, Sums] = field(default_factory=dict, repr=False)
     _keys: npt.NDArray[np.uint64] = field(
         default_factory=lambda: np.zeros(0, np.uint64), repr=False
     )
@@ -196,7 +90,7 @@ class Collector:
                     raise CalibrationError(
                         f"{info.label}: calibration knows digits of 4 bits, not {info.digit_bits}"
                     )
-                self._sums[info.label] = _Sums.of(info)
+                self._sums[info.label] = Sums.of(info)
         if not self._sums:
             raise CalibrationError(
                 f"the function {self.function} has no quantized dense op, so there is nothing to "
@@ -217,7 +111,7 @@ class Collector:
     def fresh(self) -> Collector:
         """A collector that has seen nothing, around the same compiled function."""
         other = copy.copy(self)
-        other._sums = {label: _fresh_sums(sums) for label, sums in self._sums.items()}
+        other._sums = {label: fresh_sums(sums) for label, sums in self._sums.items()}
         other._keys = self._keys[:0]
         return other
 
@@ -295,12 +189,12 @@ class Collector:
             if len(x) < rows:
                 continue  # An output layer that sees only the last token: nothing to gain there.
             sums = self._sums[label]
-            self._add(sums, x, _weigh(sums, outputs, len(x)), keep, taken)
+            self._add(sums, x, weigh(sums, outputs, len(x)), keep, taken)
         return result
 
-    def _grouped(self, observed: Any) -> dict[str, tuple[Any, _Outputs]]:
+    def _grouped(self, observed: Any) -> dict[str, tuple[Any, Outputs]]:
         """By label: the input (M, K), and the energy of outputs and streams."""
-        groups: dict[str, tuple[Any, _Outputs]] = {}
+        groups: dict[str, tuple[Any, Outputs]] = {}
         for (info, dense, kind), tensor in zip(self._observations, observed, strict=True):
             matrix = tensor.numpy()
             matrix = matrix.reshape(-1, matrix.shape[-1])
@@ -308,7 +202,7 @@ class Collector:
                 groups[info.label] = (matrix, {})
             else:
                 outputs = groups[info.label][1]
-                outputs[info.dense.index(dense), kind] = _row_energy(matrix)
+                outputs[info.dense.index(dense), kind] = row_energy(matrix)
         return groups
 
     def _draw(self, rows: int, key: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -329,7 +223,7 @@ class Collector:
 
     def _add(
         self,
-        sums: _Sums,
+        sums: Sums,
         x: npt.NDArray[Any],
         weight: npt.NDArray[np.float32],
         keep: npt.NDArray[np.int64],
@@ -356,7 +250,7 @@ class Collector:
         sums.rows += len(x)
         sums.error = sums.error + found.error
         sums.stored = sums.stored + np.add.reduceat(found.stored, sums.unit_starts, axis=-1)
-        fresh = _row_counts(x[taken], scale[taken], limit, sums)
+        fresh = row_counts(x[taken], scale[taken], limit, sums)
         old = fresh[:0] if sums.sample is None else sums.sample[keep]
         sums.sample = np.concatenate([old, fresh])
 
@@ -388,94 +282,8 @@ class Collector:
         order = np.argsort(self._keys)
         gradients = fisher or {}
         encodings = tuple(
-            _statistics(sums, order, gradients.get(sums.info.label))
+            statistics_of(sums, order, gradients.get(sums.info.label))
             for sums in self._sums.values()
             if sums.rows
         )
         return Calibration(model_name, text_name, tokens, encodings, self._keys[order])
-
-
-def _fresh_sums(sums: _Sums) -> _Sums:
-    zeros = [0.0] * len(sums.gain)
-    return _Sums(
-        sums.info, sums.digest, sums.column_energy, zeros, zeros.copy(), sums.unit, sums.tied
-    )
-
-
-def _row_energy(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Sum of squares of each row; never zero, because it is divided by."""
-    energy = np.einsum("mn,mn->m", matrix, matrix, dtype=np.float64)
-    return np.maximum(energy, _SMALLEST_ENERGY)
-
-
-def _weigh(sums: _Sums, outputs: _Outputs, rows: int) -> npt.NDArray[np.float32]:
-    """How much the errors of each row count, (M,) float32; adds what relates it to the outputs.
-
-    An error counts relative to what it disturbs: the stream that the output is added to, or else
-    the outputs themselves. Tokens with huge activations, of which a norm later takes the size
-    away, would drown all others.
-    """
-    disturbed = {
-        place: outputs.get((place, "stream"), energy)
-        for (place, kind), energy in outputs.items()
-        if kind == "output"
-    }
-    if not disturbed:
-        return np.ones(rows, np.float32)
-    total = sum(disturbed.values())
-    for place, energy in disturbed.items():
-        sums.gain[place] += float((total / energy).sum())
-        if (place, "stream") in outputs:
-            sums.share[place] += float((outputs[place, "output"] / energy).sum())
-    return np.asarray(1.0 / total, dtype=np.float32)
-
-
-def _row_counts(
-    x: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], limit: int, sums: _Sums
-) -> npt.NDArray[np.unsignedinteger]:
-    """Stored digits in the signed window of a few rows: (rows, F, U)."""
-    dtype = np.uint8 if sums.unit <= 255 else np.uint16
-    counts = np.zeros((len(x), len(FACTORS), len(sums.unit_starts)), dtype)
-    for place, factor in enumerate(FACTORS):
-        q = np.clip(np.rint(x / (scale * factor)[:, None]), -limit, limit)
-        stored = (q < -8) | (q > 7)
-        counts[:, place] = np.add.reduceat(stored, sums.unit_starts, axis=1, dtype=dtype)
-    return counts
-
-
-def _statistics(
-    sums: _Sums, order: npt.NDArray[np.int64], fisher: npt.NDArray[np.float64] | None
-) -> EncodingStatistics:
-    info = sums.info
-    dense = tuple(
-        DenseStatistics(
-            dense.label,
-            dense.out_features,
-            dense.weight_bits,
-            dense.group_size,
-            column_energy if len(column_energy) else np.zeros(info.columns, np.float32),
-            gain,
-            share,
-            dense.stream,
-        )
-        for dense, column_energy, gain, share in zip(
-            info.dense, sums.column_energy, sums.gain, sums.share, strict=True
-        )
-    )
-    return EncodingStatistics(
-        label=info.label,
-        digest=sums.digest,
-        columns=info.columns,
-        qmax=info.qmax,
-        window=info.window,
-        unit=sums.unit,
-        tied=sums.tied,
-        rows=sums.rows,
-        largest=sums.largest,
-        exceeding=sums.exceeding,
-        error=sums.error,
-        stored=sums.stored,
-        sample=sums.sample[order],
-        fisher=fisher,
-        dense=dense,
-    )

@@ -10,9 +10,10 @@ import numpy.typing as npt
 import tvm
 
 from sparqle_tvm.calibration.budget import STORED_SHARES, MeasuredLoss
-from sparqle_tvm.calibration.collect import Collector, encoded_activation
+from sparqle_tvm.calibration.collect import Collector
 from sparqle_tvm.calibration.loss import TextLoss, chunks, compare, text_loss
 from sparqle_tvm.calibration.search import Search, Selection
+from sparqle_tvm.calibration.sums import encoded_activation
 from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.target.cost.model import EncodedActivation
 

@@ -68,7 +68,7 @@ def test_budgets_of_the_command_line(saved, monkeypatch, capsys):
         ("c.npz", Budget(), 2048),
         ("c.npz", None, 2048),
     ]
-    assert main([*command, "--max-perplexity-increase", "-1%"]) == 2
+    assert main([*command, "--max-perplexity-increase=-1%"]) == 2
     assert "0 or more" in capsys.readouterr().err
 
 
