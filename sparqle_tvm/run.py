@@ -29,6 +29,7 @@ from sparqle_tvm.report.results import LayerSparsity, RunResult, TuningGain
 from sparqle_tvm.report.rows import layer_type
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.balance import BALANCES, Balance
+from sparqle_tvm.target.cost.choice import EncodeChoice
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import EncodedActivation
 from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
@@ -401,7 +402,8 @@ def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActiva
             DenseShape(nnz.rows, c.n, c.k, c.weight_bits, c.group_size, c.has_min, c.label)
             for c in record.consumers
         )
-        encodings.append(EncodedActivation(record.label, nnz, record.window, shapes))
+        choice = EncodeChoice(record.info.has_factors, record.info.has_bands)
+        encodings.append(EncodedActivation(record.label, nnz, record.window, shapes, choice))
     return encodings
 
 

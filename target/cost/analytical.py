@@ -22,6 +22,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles
 from sparqle_tvm.target.cost.baselines import array_of, dense_passes
+from sparqle_tvm.target.cost.choice import NO_CHOICE, EncodeChoice
 from sparqle_tvm.target.cost.events import Events, op_events
 from sparqle_tvm.target.cost.pipeline import PLANE_DESCRIPTORS, OpLoads, Pipeline
 from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
@@ -116,7 +117,8 @@ class OpCost:
 class EncodeCost:
     """Cost of quantizing a tensor and writing what the dense ops read.
 
-    The vector unit does it where the tensor is produced, so nothing is read from DRAM.
+    The vector unit does it where the tensor is produced, so nothing is read from DRAM but what
+    factors and bands an encoding has.
 
     Attributes
     ----------
@@ -138,6 +140,8 @@ class EncodeCost:
         Rows that are sorted together, see `balance`; 0: none.
     waiting_cycles : int
         What does not overlap, because a block is written when all of it is sorted.
+    choice_bytes : int
+        Bytes of factors and bands, read once.
     """
 
     label: str
@@ -149,11 +153,12 @@ class EncodeCost:
     events: Events
     block_rows: int = 0
     waiting_cycles: int = 0
+    choice_bytes: int = 0
 
     @property
     def dram_bytes(self) -> int:
-        """All bytes written."""
-        return self.activation_bytes + self.metadata_bytes
+        """All bytes written and read."""
+        return self.activation_bytes + self.metadata_bytes + self.choice_bytes
 
     @property
     def total_cycles(self) -> int:
@@ -266,6 +271,7 @@ def encode_cost(
     accelerator: Accelerator,
     scheme: Scheme,
     block_rows: int = 0,
+    choice: EncodeChoice = NO_CHOICE,
 ) -> EncodeCost:
     """Cost of quantizing and writing one tensor.
 
@@ -281,13 +287,18 @@ def encode_cost(
         Weights per group if its readers need group sums, else 0.
     accelerator, scheme, block_rows
         As in `dense_op_cost`.
+    choice : EncodeChoice
+        Whether it has factors and bands; only the scheme ``sparqle`` uses them.
     """
     rows, k = nnz.rows, nnz.in_features
+    choice = choice if scheme == "sparqle" else NO_CHOICE
+    chosen_bytes = choice.read_bytes(k)
     digits, metadata = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
     metadata += storage.row_metadata_bytes(rows, k, sum_group_size)
     if scheme == "sparqle":
         metadata += storage.pointer_bytes(rows, k, tiling.k, accelerator.rows)
-    operations = rows * k * (QUANTIZE_OPS + (ENCODE_OPS if scheme == "sparqle" else 0))
+    ops = QUANTIZE_OPS + (ENCODE_OPS if scheme == "sparqle" else 0) + choice.element_operations
+    operations = rows * k * ops
     tiles = tiling.m_tiles * tiling.k_tiles
     # One more for scales, sums and pointers.
     fixed = tiles * (PLANE_DESCRIPTORS[scheme] + 1) * accelerator.dma_descriptor_cycles
@@ -297,7 +308,8 @@ def encode_cost(
         counted = storage.pbm_bytes(rows, k)
         sort_cycles, sort_operations = sort_work(rows, k, block_rows, accelerator)
     vector_cycles = math.ceil(operations / accelerator.vector_lanes) + sort_cycles
-    dma_cycles = math.ceil((digits + metadata) / accelerator.dram_bytes_per_cycle + fixed)
+    moved_bytes = digits + metadata + chosen_bytes
+    dma_cycles = math.ceil(moved_bytes / accelerator.dram_bytes_per_cycle + fixed)
     waiting_cycles = block_waits(rows, block_rows, vector_cycles, dma_cycles)
     floats = rows * k * accelerator.float_bytes
     return EncodeCost(
@@ -309,14 +321,16 @@ def encode_cost(
         dma_cycles=dma_cycles,
         events=Events(
             cycles=max(vector_cycles, dma_cycles) + waiting_cycles,
-            activation_read_bytes=2 * floats + digits + metadata + counted,
-            activation_write_bytes=floats + digits + metadata,
+            activation_read_bytes=2 * floats + digits + metadata + counted + rows * chosen_bytes,
+            activation_write_bytes=floats + moved_bytes,
+            dram_read_bytes=chosen_bytes,
             dram_write_bytes=digits + metadata,
             encoded_elements=rows * k if scheme == "sparqle" else 0,
             vector_operations=operations + sort_operations,
         ),
         block_rows=block_rows,
         waiting_cycles=waiting_cycles,
+        choice_bytes=chosen_bytes,
     )
 
 
@@ -327,10 +341,12 @@ def encoding_costs(
     accelerator: Accelerator,
     scheme: Scheme,
     block_rows: int = 0,
+    choice: EncodeChoice = NO_CHOICE,
 ) -> tuple[EncodeCost, tuple[OpCost, ...]]:
     """Cost of one encoding and of all dense ops that read it, with tiles chosen together.
 
-    `block_rows` rows are sorted together, see `balance.choose_block_rows`; 0: none.
+    `block_rows` rows are sorted together, see `balance.choose_block_rows`; 0: none. `choice` tells
+    whether the encoding has factors and bands.
 
     Raises
     ------
@@ -346,7 +362,7 @@ def encoding_costs(
     tilings = choose_tilings(consumers, accelerator, scheme)
     sum_groups = [shape.group_size for shape in consumers if shape.has_min]
     sums = min(sum_groups, default=0)
-    encode = encode_cost(label, nnz, tilings[0], sums, accelerator, scheme, block_rows)
+    encode = encode_cost(label, nnz, tilings[0], sums, accelerator, scheme, block_rows, choice)
     # Ops that differ in nothing but their names (gate and up) are counted once.
     pairs = list(zip(consumers, tilings, strict=True))
     counted = {

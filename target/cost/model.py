@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost, encoding_costs
 from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
+from sparqle_tvm.target.cost.choice import NO_CHOICE, EncodeChoice
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
@@ -36,12 +37,15 @@ class EncodedActivation:
         Window of the encoding.
     consumers : tuple of DenseShape
         The dense ops; their `m` and `k` are those of `nnz`.
+    choice : EncodeChoice
+        Whether it has factors and bands.
     """
 
     label: str
     nnz: RowNnz
     window: str
     consumers: tuple[DenseShape, ...]
+    choice: EncodeChoice = NO_CHOICE
 
     @property
     def macs(self) -> int:
@@ -166,7 +170,9 @@ def pass_cost(
     parts = []
     for e in encodings:
         block = e.block_rows(accelerator, balance) if scheme == "sparqle" else 0
-        parts.append(encoding_costs(e.label, e.nnz, e.consumers, accelerator, scheme, block))
+        parts.append(
+            encoding_costs(e.label, e.nnz, e.consumers, accelerator, scheme, block, e.choice)
+        )
     return PassCost(
         scheme=scheme,
         ops=tuple(op for _, ops in parts for op in ops),
