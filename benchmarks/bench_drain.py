@@ -4,9 +4,7 @@
 
 Without it, the first layer stores floats; the vector unit reads them, quantizes and encodes, and
 writes what the second layer reads. With it, the first layer writes that itself. Both compute the
-same bits, which is checked. The vector unit is counted by formula (`encode_cost`), and the read of
-the floats added to its transfers.
-"""
+same @@"""
 
 from __future__ import annotations
 

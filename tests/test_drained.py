@@ -16,7 +16,9 @@ from sparqle_tvm import passes
 from sparqle_tvm.compiler import lowering_passes, split_passes
 from sparqle_tvm.executable import Executable
 from sparqle_tvm.launch import recording
+from sparqle_tvm.report.timeline import spans_of
 from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.header import Engine
 from sparqle_tvm.target.isa import Tensor
 
 WIDTHS = (64, 200, 72, 48)
@@ -101,6 +103,14 @@ def test_fewer_bytes_and_cycles_than_floats(mlp: tvm.IRModule, simulated: Execut
         written = drained.result.counts.dram_write_bytes
         assert sum(written.values()) < plain.result.counts.dram_write_bytes[Tensor.OUT]
         assert drained.result.counts.lsb == plain.result.counts.lsb
+
+
+def test_the_picture_knows_the_store(simulated: Executable) -> None:
+    simulated["main"](np.ones((1, 20, WIDTHS[0]), np.float32))
+    profile = simulated.profile()
+    result = next(iter(profile)).result
+    spans = spans_of(result, Engine.STORE, 0, result.total_cycles)
+    assert {(span.family, span.name) for span in spans} >= {("store", "ST.ENC")}
 
 
 def test_export_and_load(simulated: Executable, tmp_path: Any) -> None:

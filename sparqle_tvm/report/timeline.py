@@ -48,6 +48,7 @@ _FAMILIES = {
     "MMA.DNS": "MSB pass",
     "DRAIN": "drain",
     "ST.OUT": "store",
+    "ST.ENC": "store",
 }
 _DARK = ("#0072B2", "#D55E00", "#009E73")
 _STALL = "stall"
