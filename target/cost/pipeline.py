@@ -228,11 +228,15 @@ class Iteration:
         """Cycles that the array waits for the next iteration.
 
         LOAD is two tiles ahead at most. While the array works through these two, LOAD brings the
-        operand that stays and two more tiles, and two outputs are stored.
+        operand that stays and two more tiles, and two outputs are stored. The first tile of the
+        next iteration finds room when the last but one is done, and has to come beside the last,
+        which may be small; the store of the last but one may get in between.
         """
         brought = self.load_outer + self.edge_load + self.head_load
         brought = brought + 2 * (self.load_end + self.store)
         stays = np.maximum(0, brought - self.head_mma - self.edge_mma)
+        between = np.where(self.head_drain < self.head_load - self.load_tail, self.store, 0)
+        stays = np.maximum(stays, self.head_load + between - self.edge_mma)
         chunks = np.where(self.burst > 0, self.load_outer, 0)
         return np.where(np.equal(self.k_tiles, 1), stays, chunks)
 

@@ -96,6 +96,14 @@ def test_short_last_tile_before_a_change():
     assert pipeline(outer=2, load_outer=40, edge_mma=2).total_cycles == 45 + 40 + 40 + 40 + 3
 
 
+def test_first_tile_after_a_change_comes_beside_the_last_before_it():
+    # The last MMA takes 2 of 4 * 8, the load beside it 5: 5, 32, 3, 32, 3.
+    small = {"load_outer": 0, "mma": 8, "head_mma": 10, "edge_mma": 2}
+    assert pipeline(outer=2, **small).total_cycles == 5 + 32 + 3 + 32 + 3
+    # In two transfers (3 and 2), the store 1 after a drain of 2 gets in between.
+    assert pipeline(outer=2, load_tail=2, **small).total_cycles == 5 + 32 + 4 + 32 + 3
+
+
 def test_small_last_iteration():
     small = pipeline(mma=1)
     work = replace(small, outer=2, full=pipeline().full)

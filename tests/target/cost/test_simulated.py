@@ -22,7 +22,7 @@ from sparqle_tvm.target.cost.simulated import (
 )
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.header import Engine
-from sparqle_tvm.target.schedule import default_schedule
+from sparqle_tvm.target.schedule import default_decisions, schedule_with
 from sparqle_tvm.target.simulator import simulate_timing
 from sparqle_tvm.target.tir import DenseSpec
 
@@ -98,8 +98,9 @@ def test_an_op_is_what_its_program_takes(m: int, scheme: Scheme) -> None:
         scheme=scheme,
         window="signed" if scheme == "sparqle" else "unsigned",
     )
-    program = generate(default_schedule(spec, EDGE), spec, EDGE, "q")
-    assert edge_programs().library.programs[spec, program.header.k_chunk] == program
+    decisions = default_decisions(spec, EDGE)
+    program = generate(schedule_with(spec, EDGE, decisions), spec, EDGE, "q")
+    assert edge_programs().library.programs[spec, decisions] == program
     result = simulate_timing(program, m, nnz if scheme == "sparqle" else None)
     assert op.total_cycles == result.total_cycles
     assert op.mma_cycles == result.engines[Engine.MMA].busy
