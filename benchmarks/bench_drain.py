@@ -4,7 +4,10 @@
 
 Without it, the first layer stores floats; the vector unit reads them, quantizes and encodes, and
 writes what the second layer reads. With it, the first layer writes that itself. Both compute the
-same @@"""
+same bits, which is checked. The vector unit is counted by formula (`encode_cost`: three
+operations per element, here ReLU, quantization and encoding), and the read of the floats added to
+its transfers.
+"""
 
 from __future__ import annotations
 
