@@ -129,9 +129,13 @@ class _Find(PyExprVisitor):
         """Note a sum of a dense op's output and another tensor of the same shape."""
         for operand, other in (call.args, call.args[::-1]):
             source = self._source(operand)
-            info, dense, kind = self.owners.get(source, (None, None, ""))
+            if source not in self.owners:
+                continue
+            info, dense, kind = self.owners[source]
             same = tvm_ffi.structural_equal(operand.ty, other.ty)
-            if kind == "output" and same and self._constant(other) is None and not dense.stream:
+            if dense is None or kind != "output" or dense.stream:
+                continue
+            if same and self._constant(other) is None:
                 dense.stream = True
                 self.wanted[var] = var
                 self.owners[var] = (info, dense, "stream")

@@ -81,7 +81,7 @@ class Collector:
         only = tvm.IRModule({self.function: self.mod[self.function]})
         split = tvm.transform.Sequential(split_passes())(only)
         collect, lift = passes.CollectActivations(), passes.LiftChoices()
-        observed = lift(collect(split))
+        observed = tvm.transform.Sequential([collect, lift])(split)
         self._lifted = lift.lifted.get(self.function, [])
         self._observations = collect.collected.get(self.function, [])
         for info, _, kind in self._observations:
@@ -101,7 +101,7 @@ class Collector:
             rest = tvm.transform.Sequential(split_passes())(rest)
             observed.update(rest)
             describe = passes.CollectActivations()
-            describe(rest)
+            tvm.transform.Sequential([describe])(rest)
             self.other_observations = describe.collected
         lowering = tvm.transform.Sequential(lowering_passes())
         executable = relax.build(observed, host_target(), relax_pipeline=lowering)

@@ -222,7 +222,7 @@ def pareto(
 
 
 def _cost(encodings: Any, transformer: Any, accelerator: Accelerator) -> Any:
-    from sparqle_tvm.run import count_phases
+    from sparqle_tvm.phases import count_phases
 
     return count_phases(encodings, transformer, accelerator)[0]
 

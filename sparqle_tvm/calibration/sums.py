@@ -118,7 +118,7 @@ def encoding_digest(info: ActivationInfo) -> str:
         digest.update(repr(facts).encode())
         for constant in (dense.weight, dense.scale, dense.minimum):
             if constant is not None:
-                digest.update(np.ascontiguousarray(constant.value.numpy()))
+                digest.update(np.ascontiguousarray(constant.value.numpy()).tobytes())
     return digest.hexdigest()
 
 
@@ -133,7 +133,7 @@ def fresh_sums(sums: Sums) -> Sums:
 def row_energy(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Sum of squares of each row; never zero, because it is divided by."""
     energy = np.einsum("mn,mn->m", matrix, matrix, dtype=np.float64)
-    return np.maximum(energy, _SMALLEST_ENERGY)
+    return np.asarray(np.maximum(energy, _SMALLEST_ENERGY), dtype=np.float64)
 
 
 def weigh(sums: Sums, outputs: Outputs, rows: int) -> npt.NDArray[np.float32]:

@@ -66,7 +66,7 @@ def _pareto(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.calibration.pareto import BUDGETS, pareto
     from sparqle_tvm.calibration.tables import print_pareto
 
-    budgets = BUDGETS
+    budgets: tuple[Budget, ...] = BUDGETS
     if arguments.max_perplexity_increase:
         limits = [parse_share(text) for text in arguments.max_perplexity_increase]
         budgets = (Budget(), *(Budget("perplexity", limit) for limit in limits))
