@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 STANDARD_OUTPUT = "-"
 
 
+class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults of options, but where there is none the help text says what happens."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        unset = action.default is None or isinstance(action.default, bool)
+        return action.help if unset else super()._get_help_string(action)
+
+
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--json`` and ``--verbose``."""
     parser.add_argument(

@@ -6,7 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sparqle_tvm.commands._shared import add_output_arguments, check_writable, emit_json
+from sparqle_tvm.commands._shared import (
+    DefaultsFormatter,
+    add_output_arguments,
+    check_writable,
+    emit_json,
+)
 from sparqle_tvm.errors import InvalidArgumentError
 
 
@@ -17,7 +22,7 @@ def add(commands: Any) -> None:
         help="learn from text how coarse scales may be, for sparser MSBs",
         description="Run text through a model with int8 activations, and write what the choice of "
         "scale factors needs: for sparqle run --calibration and for sparqle pareto.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     calibrate.add_argument(
         "--model", default="smollm2", help="smollm2 (fetched on first use) or a GGUF file"

@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sparqle_tvm.commands._shared import add_output_arguments, check_writable, emit_json
+from sparqle_tvm.commands._shared import (
+    DefaultsFormatter,
+    add_output_arguments,
+    check_writable,
+    emit_json,
+)
 
 
 def add(commands: Any) -> None:
@@ -15,7 +20,7 @@ def add(commands: Any) -> None:
         help="print the accelerator program of a dense layer",
         description="Schedule a dense layer for an accelerator and print its program: buffers, "
         "loops, loads, multiplies, drains and stores, and the tokens between the engines.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     disasm.add_argument("--rows", type=int, default=512, help="tokens (M), at most")
     disasm.add_argument("--n", type=int, default=1536, help="output features")

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from sparqle_tvm.commands._shared import (
+    DefaultsFormatter,
     add_output_arguments,
     add_table_arguments,
     check_writable,
@@ -24,7 +25,7 @@ def add(commands: Any) -> None:
         description="Count a pass of a published model by formula: split precision beside two "
         "dense passes (dense), wider multipliers on the same area (native) and 4-bit activations "
         "(a4, not exact). Prints time, DRAM traffic, energy with its band, and what limits them.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     estimate.add_argument("--model", default="llama2-7b", help=f"one of {MODEL_NAMES}")
     estimate.add_argument("--phase", default="prefill", help="prefill or decode")

@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sparqle_tvm.commands._shared import add_output_arguments, check_writable, emit_json
+from sparqle_tvm.commands._shared import (
+    DefaultsFormatter,
+    add_output_arguments,
+    check_writable,
+    emit_json,
+)
 
 
 def add(commands: Any) -> None:
@@ -15,7 +20,7 @@ def add(commands: Any) -> None:
         help="loss against cycles and energy, for a row of budgets",
         description="Measure what coarser scales lose (perplexity and KL divergence against int8, "
         "with standard errors) and count what they save, for no loss and a row of budgets.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     pareto.add_argument(
         "--model", default="smollm2", help="smollm2 (fetched on first use) or a GGUF file"

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from sparqle_tvm.commands._shared import (
+    DefaultsFormatter,
     add_output_arguments,
     add_table_arguments,
     check_writable,
@@ -21,7 +22,7 @@ def add(commands: Any) -> None:
         help="run a model on a text, and count what split precision saves",
         description="Run a language model on a text with float, int8 and split int8 activations. "
         "Prints perplexity, whether the split form is exact, MSB sparsity, cycles and DRAM bytes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     run.add_argument(
         "--model", default="smollm2", help="smollm2 (fetched on first use) or a GGUF file"

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.commands._shared import (
+    DefaultsFormatter,
     add_output_arguments,
     add_table_arguments,
     check_writable,
@@ -25,7 +26,7 @@ def add(commands: Any) -> None:
         description="Search tiles, loop order, buffers and dataflow of a model's dense layers with "
         "TVM's MetaSchedule and the simulator, for prefill and decode. The best schedules are kept "
         "in a folder for sparqle run --database. Killed and started again, it goes on from there.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     tune.add_argument(
         "--model", default="smollm2", help="smollm2 (fetched on first use) or a GGUF file"

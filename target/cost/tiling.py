@@ -253,7 +253,7 @@ def _search(
 
 
 def _cheapest(
-    loads: OpLoads, candidates: Sequence[NDArray[Any]], least: NDArray[np.float64]
+    loads: OpLoads, candidates: Sequence[Any], least: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Cost of the candidates that may be the best of their row; infinite for all others.
 
