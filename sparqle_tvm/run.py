@@ -121,7 +121,7 @@ def run_model(
         ones. Needs the simulator.
     calibration : Calibration or path, optional
         What `sparqle_tvm.calibrate` gave for this model: chooses windows, and scale factors within
-        the budget. With factors, exactness is that against kernels for this CPU with the same
+        the budget. With factors, exactness is that against the plain int8 form with the same
         factors, and their loss is measured on text that calibration did not see.
     budget : Budget, optional
         What the factors may lose; by default nothing. Needs a calibration.
@@ -150,7 +150,8 @@ def run_model(
     known, selection = _select(calibration, budget)
     name, content = _read_text(text)
     path = model_path(model, progress=progress)
-    steps = Steps(STEP_COUNT, progress)
+    lossy = selection is not None and bool(selection.choices)
+    steps = Steps(STEP_COUNT + 2 * lossy, progress)
     with steps("import (int8)"):
         imported = sparqle_tvm.frontend.from_gguf(path, activations="int8", progress=progress)
         ids = load_tokens(imported.tokenizer, content, tokens)
@@ -180,7 +181,6 @@ def run_model(
             trial = Trial(imported.mod)
         with steps("run (int8)"):
             plain = evaluate(ChosenFunctions(trial), ids)
-            same = evaluate(ChosenFunctions(trial, selection), ids)
             loss = held_out_loss(
                 *(trial, imported, selection, budget or Budget()),
                 calibration_text=known.text_name,
@@ -188,6 +188,9 @@ def run_model(
                 tokens=loss_tokens,
             )
         del trial
+        same = _evaluate(
+            *(steps, "int8, factors", imported, ids, chosen), split=False, selection=selection
+        )
     else:
         plain = same = _evaluate(steps, "int8", imported, ids, chosen, split=False)
     del imported  # one model in memory at a time
@@ -300,6 +303,7 @@ def _evaluate(
     tuned: TuningDatabase | None = None,
     calibration: Calibration | None = None,
     budget: Budget | None = None,
+    selection: Selection | None = None,
 ) -> Evaluation:
     import sparqle_tvm
 
@@ -314,6 +318,8 @@ def _evaluate(
             database=tuned,
             calibration=calibration,
             budget=budget,
+            choices=selection.choices if selection is not None else None,
+            windows=selection.windows if selection is not None else None,
         )
     with steps(f"run ({name})"):
         return evaluate(executable, ids)

@@ -261,7 +261,7 @@ class RunResult:
         Whether the dense layers were simulated or counted by formula.
     exact : bool
         Whether the logits of all tokens are those of the int8 model, bit for bit (with scale
-        factors: those of kernels for this CPU with the same factors).
+        factors: those of the int8 form with the same factors).
     perplexity : dict
         Keys ``float``, ``int8``, ``sparqle``.
     layers : tuple of LayerSparsity

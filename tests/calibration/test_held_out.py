@@ -33,7 +33,7 @@ def test_a_run_with_factors_is_exact_and_tells_its_loss(tiny, saved, tmp_path):
         loss_tokens=60,
         progress=False,
     )
-    assert result.exact  # simulated programs against kernels of this CPU
+    assert result.exact  # simulated programs against the plain int8 form with the same factors
     assert result.prefill.msb_sparsity > 0.5  # 0.15 without factors
     loss = result.loss
     assert loss.budget == "MSB sparsity 80.0%" and loss.encodings == 8
