@@ -67,7 +67,6 @@ def add(commands: Any) -> None:
         "--baseline", action="store_true", help="tune the baseline of two dense passes as well"
     )
     tune.add_argument("--seed", type=int, default=0, help="of all random numbers")
-    tune.add_argument("--workers", type=int, default=1, help="processes that build programs")
     add_table_arguments(tune)
     add_output_arguments(tune)
     tune.set_defaults(command=_tune)
@@ -108,7 +107,6 @@ def _tune(arguments: argparse.Namespace) -> None:
         table=table,
         schemes=("sparqle", "dense") if arguments.baseline else ("sparqle",),
         single=(OUTPUT_LABEL,),
-        workers=arguments.workers,
     )
     if arguments.json != "-":
         _print(result)

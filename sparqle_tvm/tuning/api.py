@@ -43,7 +43,6 @@ def tune(
     table: EnergyTable | None = None,
     schemes: Sequence[ProgramScheme] = ("sparqle",),
     single: Collection[str] = (),
-    workers: int = 1,
     progress: bool = True,
 ) -> TuningResult:
     """Search better schedules for the dense ops of a module, with TVM's MetaSchedule.
@@ -81,8 +80,6 @@ def tune(
         ``dense`` tunes the baseline as well.
     single : collection of str
         Labels of ops that work on one token only, as the output layer's.
-    workers : int
-        Processes that build programs.
     progress : bool
         Show a bar with the best figure so far.
 
@@ -108,7 +105,7 @@ def tune(
     for scheme in schemes:
         tasks += extract_tasks(mod, accelerator, rows=rows, data=data, scheme=scheme, single=single)
     bar = _Bar(trials, progress)
-    tuner = Tuner(meter, objective, work_dir, seed=seed, workers=workers, on_trial=bar.note)
+    tuner = Tuner(meter, objective, work_dir, seed=seed, on_trial=bar.note)
     with bar:
         bar.skip(sum(entry.task in tasks for entry in tuner.known.entries))
         return tuner.run(tasks, trials)

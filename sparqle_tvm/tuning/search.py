@@ -7,7 +7,6 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -64,7 +63,7 @@ class Journal:
 
 
 def build_to_bytes(meter: Meter, task: TuningTask, decisions: Decisions) -> bytes:
-    """The program of a candidate, as a worker process returns it; empty with formulas."""
+    """The program of a candidate; empty with formulas."""
     if meter.engine == "analytical":
         return b""
     return meter.build(task, decisions).to_bytes()
@@ -80,22 +79,16 @@ class ProgramBuilder(ms.builder.PyBuilder):
         The machine.
     folder : Path
         Where programs are put for the runner, each in a folder of its own.
-    pool : concurrent.futures.Executor, optional
-        Worker processes; by default all is built in this one.
     """
 
-    def __init__(self, meter: Meter, folder: Path, pool: Executor | None = None) -> None:
+    def __init__(self, meter: Meter, folder: Path) -> None:
         super().__init__()
-        self.meter, self.folder, self.pool = meter, folder, pool
+        self.meter, self.folder = meter, folder
 
     def build(self, build_inputs: Sequence[Any]) -> list[Any]:
         """Build candidates."""
         wanted = [(task_of(i.mod), decisions_of(i.mod)) for i in build_inputs]
-        if self.pool is None:
-            return [self._result(w, partial(build_to_bytes, self.meter, *w)) for w in wanted]
-        plain = Meter(self.meter.accelerator, engine=self.meter.engine)
-        futures = [self.pool.submit(build_to_bytes, plain, *w) for w in wanted]
-        return [self._result(w, f.result) for w, f in zip(wanted, futures, strict=True)]
+        return [self._result(w, partial(build_to_bytes, self.meter, *w)) for w in wanted]
 
     def _result(self, wanted: tuple[TuningTask, Decisions], make: Callable[[], bytes]) -> Any:
         task, decisions = wanted

@@ -7,10 +7,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -156,8 +153,6 @@ class Tuner:
         See `CandidateModel`.
     spaces : mapping of TuningTask to Space, optional
         Other spaces than `make_space`.
-    workers : int
-        Processes that build candidates; 1 builds in this one.
     on_trial : callable, optional
         Called with every `Trial`.
 
@@ -176,13 +171,12 @@ class Tuner:
         seed: int = 0,
         ranking: Ranking = "learned",
         spaces: dict[TuningTask, Space] | None = None,
-        workers: int = 1,
         on_trial: Callable[[Trial], None] | None = None,
     ) -> None:
         _require_metaschedule()
         self.meter, self.objective = meter, Objective.parse(objective)
         self.work_dir, self.seed, self.ranking = Path(work_dir), seed, ranking
-        self.spaces, self.workers = dict(spaces or {}), workers
+        self.spaces = dict(spaces or {})
         self.settings = Settings(
             meter.accelerator,
             str(self.objective),
@@ -310,10 +304,10 @@ class Tuner:
         contexts = [self._context(task, index) for index, task in enumerate(tasks)]
         model = CandidateModel(self._estimator, self.ranking, self.seed)
         self._teach(model, contexts, tasks, database)
-        with tempfile.TemporaryDirectory() as folder, self._pool() as pool:
+        with tempfile.TemporaryDirectory() as folder:
             rounds = Rounds(
                 contexts,
-                builder=ProgramBuilder(self.meter, Path(folder), pool),
+                builder=ProgramBuilder(self.meter, Path(folder)),
                 runner=ProgramRunner(self.meter, self.objective, lambda t: self.defaults[t][1]),
                 database=database,
                 model=model,
@@ -327,11 +321,6 @@ class Tuner:
         """What there is to gain: the objective of all ops that a task stands for."""
         cost = self.defaults[task][1]
         return task.weight * self.objective.value(cost, cost)
-
-    def _pool(self) -> AbstractContextManager[Executor | None]:
-        if self.workers < 2:
-            return nullcontext()
-        return ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"))
 
     def _context(self, task: TuningTask, index: int) -> Any:
         space = self._space(task)
