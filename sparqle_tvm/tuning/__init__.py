@@ -7,7 +7,13 @@ from sparqle_tvm.tuning.api import tune
 from sparqle_tvm.tuning.database import Entry, Settings, TuningDatabase
 from sparqle_tvm.tuning.estimate import Estimate, Estimator
 from sparqle_tvm.tuning.extract import extract_tasks, tasks_of_group
-from sparqle_tvm.tuning.measure import ActivationData, Measurement, Meter, Objective
+from sparqle_tvm.tuning.measure import (
+    ActivationData,
+    Measurement,
+    Meter,
+    Objective,
+    RecordedMeter,
+)
 from sparqle_tvm.tuning.search import Trial
 from sparqle_tvm.tuning.space import KNOBS, Space, default_of, make_space
 from sparqle_tvm.tuning.task import TuningTask
@@ -22,6 +28,7 @@ __all__ = [
     "Measurement",
     "Meter",
     "Objective",
+    "RecordedMeter",
     "Settings",
     "Space",
     "TaskResult",

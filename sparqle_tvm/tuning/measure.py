@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
 import numpy as np
 
-from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.errors import InvalidArgumentError, TuningError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.codegen import generate
 from sparqle_tvm.target.cost.analytical import dense_op_cost
@@ -263,6 +264,18 @@ class Meter:
             return self.count(task, decisions)
         return self.run(task, self.build(task, decisions))
 
+    def prepare(self, task: TuningTask, decisions: Decisions) -> bytes:
+        """First half of `measure`, what a builder does: the program, empty with formulas."""
+        if self.engine == "analytical":
+            return b""
+        return self.build(task, decisions).to_bytes()
+
+    def evaluate(self, task: TuningTask, decisions: Decisions, program: bytes) -> Measurement:
+        """Second half of `measure`, what a runner does with what `prepare` made."""
+        if self.engine == "analytical":
+            return self.count(task, decisions)
+        return self.run(task, Program.from_bytes(program))
+
     def _op_events(self, task: TuningTask, decisions: Decisions, nnz: RowNnz) -> Events:
         spec, tile = task.spec, decisions
         counts = (
@@ -282,3 +295,44 @@ class Meter:
         return Measurement(
             self.data.combine([float(e.cycles) for e in events]), self.data.combine(joules)
         )
+
+
+@dataclass
+class RecordedMeter(Meter):
+    """Knows measurements that were made before, and refuses all other decisions.
+
+    A search over an enumerated space needs nothing measured a second time.
+
+    Attributes
+    ----------
+    known : mapping of (TuningTask, Decisions) to Measurement
+        What a `Meter` with the same settings measured.
+    """
+
+    known: Mapping[tuple[TuningTask, Decisions], Measurement] = field(default_factory=dict)
+
+    def refuses(self, task: TuningTask, decisions: Decisions) -> str | None:
+        """Why decisions cannot be measured, None if they were."""
+        if (task, decisions) in self.known:
+            return None
+        return f"{task.name}: nobody measured {decisions}"
+
+    def measure(self, task: TuningTask, decisions: Decisions) -> Measurement:
+        """What was measured.
+
+        Raises
+        ------
+        TuningError
+            If nothing was.
+        """
+        if reason := self.refuses(task, decisions):
+            raise TuningError(reason)
+        return self.known[task, decisions]
+
+    def prepare(self, task: TuningTask, decisions: Decisions) -> bytes:
+        """Nothing needs to be built."""
+        return b""
+
+    def evaluate(self, task: TuningTask, decisions: Decisions, program: bytes) -> Measurement:
+        """What was measured, as `measure`."""
+        return self.measure(task, decisions)

@@ -16,7 +16,6 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
 from sparqle_tvm.errors import SparqleError
-from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.schedule import Decisions
 from sparqle_tvm.tuning.measure import Measurement, Meter, Objective
 from sparqle_tvm.tuning.space import decisions_of
@@ -62,13 +61,6 @@ class Journal:
         self.listener(trial)
 
 
-def build_to_bytes(meter: Meter, task: TuningTask, decisions: Decisions) -> bytes:
-    """The program of a candidate; empty with formulas."""
-    if meter.engine == "analytical":
-        return b""
-    return meter.build(task, decisions).to_bytes()
-
-
 @derived_object
 class ProgramBuilder(ms.builder.PyBuilder):
     """Schedules candidates and generates their programs; what fails is a result with a message.
@@ -88,7 +80,7 @@ class ProgramBuilder(ms.builder.PyBuilder):
     def build(self, build_inputs: Sequence[Any]) -> list[Any]:
         """Build candidates."""
         wanted = [(task_of(i.mod), decisions_of(i.mod)) for i in build_inputs]
-        return [self._result(w, partial(build_to_bytes, self.meter, *w)) for w in wanted]
+        return [self._result(w, partial(self.meter.prepare, *w)) for w in wanted]
 
     def _result(self, wanted: tuple[TuningTask, Decisions], make: Callable[[], bytes]) -> Any:
         task, decisions = wanted
@@ -151,11 +143,7 @@ class ProgramRunner(ms.runner.PyRunner):
         about = json.loads((folder / "about.json").read_text())
         task, decisions = TuningTask.from_json(about["task"]), Decisions(**about["decisions"])
         try:
-            if self.meter.engine == "analytical":
-                cost = self.meter.count(task, decisions)
-            else:
-                program = Program.from_bytes((folder / "program").read_bytes())
-                cost = self.meter.run(task, program)
+            cost = self.meter.evaluate(task, decisions, (folder / "program").read_bytes())
         except SparqleError as error:
             return _Done(None, str(error))
         return _Done([self.objective.value(cost, self.references(task))], None)

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import tvm
@@ -103,9 +104,14 @@ class TuningTask:
 
     def workload(self) -> tvm.IRModule:
         """The unscheduled op, as MetaSchedule's database keeps it."""
-        text = json.dumps(self.to_json(), sort_keys=True)
-        function = split_dense_primfunc(self.spec).with_attr(TASK_ATTR, text)
-        return tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+        return tvm.IRModule({"main": _unscheduled(self)})
+
+
+@lru_cache(maxsize=128)  # every record of a search needs it again
+def _unscheduled(task: TuningTask) -> Any:
+    text = json.dumps(task.to_json(), sort_keys=True)
+    function = split_dense_primfunc(task.spec).with_attr(TASK_ATTR, text)
+    return function.with_attr("global_symbol", "main")
 
 
 def task_of(mod: tvm.IRModule) -> TuningTask:
