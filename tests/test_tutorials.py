@@ -15,6 +15,7 @@ def test_there_are_tutorials():
         "01_split_precision.ipynb",
         "02_passes_and_target.ipynb",
         "03_cost.ipynb",
+        "04_sparsity.ipynb",
         "05_tuning.ipynb",
     ]
 

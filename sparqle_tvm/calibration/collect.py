@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,12 +159,24 @@ class Collector:
         choices, windows : mapping of label
             Factors (none by default) and window (the module's by default).
         """
-        found = []
+        return [
+            encoded_activation(info, x, choices, windows) for info, x in self._inputs_of(observed)
+        ]
+
+    def inputs(self, observed: Any) -> dict[str, npt.NDArray[Any]]:
+        """What the encodings of one call took, by label: activations (M, K).
+
+        Parameters
+        ----------
+        observed
+            What `call` returned: float32 before quantization, int8 where it arrives quantized.
+        """
+        return {info.label: x for info, x in self._inputs_of(observed)}
+
+    def _inputs_of(self, observed: Any) -> Iterator[tuple[passes.EncodingInfo, npt.NDArray[Any]]]:
         for (info, _, kind), tensor in zip(self._observations, observed, strict=True):
             if kind == "input":
-                x = tensor.numpy().reshape(-1, info.columns)
-                found.append(encoded_activation(info, x, choices, windows))
-        return found
+                yield info, tensor.numpy().reshape(-1, info.columns)
 
     def run(self, *arguments: Any, key: bytes = b"") -> Any:
         """Call the function, add up the statistics, and return the function's result.

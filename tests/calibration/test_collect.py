@@ -57,6 +57,16 @@ def layer(compiled):
     return compiled.fresh()
 
 
+def test_inputs_of_a_call(layer):
+    x, q = np.linspace(-2, 3, 24, dtype=np.float32).reshape(3, 8), W
+    _, observed = layer.call(x, q)
+    inputs = layer.inputs(observed)
+    assert list(inputs) == ["up", "given"]
+    np.testing.assert_array_equal(inputs["up"], x)
+    np.testing.assert_array_equal(inputs["given"], q)
+    assert (inputs["up"].dtype, inputs["given"].dtype) == (np.float32, np.int8)
+
+
 def test_sums_of_a_layer(layer):
     rng = np.random.default_rng(0)
     x = rng.laplace(size=(20, 8)).astype(np.float32)
