@@ -1,21 +1,26 @@
 """What tuning brings: against everything there is, against other searches, on whole models.
 
-    python benchmarks/bench_tuning.py [--only spaces models] [--quick] [--json FILE]
+    python benchmarks/bench_tuning.py [--only spaces models optimum] [--quick] [--json FILE]
 
 ``spaces``: spaces small enough to measure all of, prefill and decode, by the formulas (all tiles)
 and on the simulator (fewer tiles, and all depths of buffers). The search with the learned model,
 with the estimate alone, and at random, with equally many trials: how far the best of each lies
-above the best there is (worst and mean over some seeds).
+above the best there is (worst and mean over some seeds). And how well each orders points that it
+has not seen: rank correlation, the learned model after a quarter of the points, at most 64.
 
 ``models``: all dense layers of the blocks of SmolLM2-135M and Llama2-7B, prefill and decode, on an
 accelerator starved of bandwidth and one starved of buffers: the default schedules against the
 tuned ones, for latency and for energy, beside a bound on the cycles that no schedule goes below.
+The formulas search; the simulator then runs the default and the tuned programs, but where they
+have thousands of tiles. One search is by the simulator.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -25,6 +30,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from tvm import s_tir
+from tvm.s_tir import meta_schedule as ms
 
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.schedule import Decisions
@@ -36,11 +43,15 @@ from sparqle_tvm.tuning import (
     RecordedMeter,
     Space,
     Tuner,
+    TuningResult,
     TuningTask,
     default_of,
     make_space,
     tasks_of_group,
 )
+from sparqle_tvm.tuning.ranking import CandidateModel
+from sparqle_tvm.tuning.space import chunk_unit
+from sparqle_tvm.tuning.task import even_splits
 
 EDGE = PRESETS["sparqle/edge"]
 STARVED = replace(EDGE, name="4 bytes per cycle", dram_bytes_per_cycle=4.0)
@@ -61,6 +72,9 @@ SPACES = (
     (1, 576, 576, STARVED),
     (1, 1536, 576, CRAMPED),
 )
+# Programs with more tiles take the simulator too long here.
+MOST_TILES = 4000
+SECTIONS = ("spaces", "models", "optimum")
 SEARCHES = ("learned", "estimate", "random")
 # (N, K) of the readers of an encoding, and how many there are in the model.
 SMOLLM2 = (
@@ -110,6 +124,45 @@ def formula_space(task: TuningTask, accelerator: Accelerator) -> Space:
     return Space({**make_space(task, accelerator).knobs, **knobs})
 
 
+def ranks(values: Any) -> Any:
+    """Ranks, equal values with their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def rank_correlations(
+    task: TuningTask, space: Space, meter: RecordedMeter
+) -> dict[str, float] | None:
+    """Spearman's of scores and speed on points that the model did not learn from, None if few."""
+    rng = np.random.default_rng(0)
+    points = [point for _, point in meter.known]
+    points = [points[i] for i in rng.permutation(len(points))[:320]]
+    count = min(64, len(points) // 4)
+    seconds = [meter.measure(task, point).cycles for point in points]
+    if count < 16 or len(set(seconds[count:])) < 2:
+        return None
+
+    def candidate(point: Decisions) -> Any:
+        schedule = s_tir.Schedule(task.workload())
+        space.trace(task, point).apply_to_schedule(schedule, remove_postproc=False)
+        return ms.MeasureCandidate(schedule, [])
+
+    estimator = Estimator(task, meter.accelerator, meter.activations(task)[0])
+    with tempfile.TemporaryDirectory() as folder:
+        context = Tuner(meter, "latency", folder, spaces={task: space}).context(task)
+    candidates = [candidate(point) for point in points]
+    found = {}
+    for search in SEARCHES:
+        model = CandidateModel(lambda _: estimator, search, seed=17)
+        results = [ms.runner.RunnerResult([value], None) for value in seconds[:count]]
+        model.update(context, candidates[:count], results)
+        learned = model.model.predict if search == "learned" else model.predict
+        scores = learned(context, candidates[count:])
+        speed = -np.asarray(seconds[count:])
+        found[search] = float(np.corrcoef(ranks(scores), ranks(speed))[0, 1])
+    return found
+
+
 def bench_space(
     rows: int, n: int, k: int, accelerator: Accelerator, engine: Any, effort: Effort
 ) -> dict[str, Any]:
@@ -125,7 +178,7 @@ def bench_space(
     recorded = RecordedMeter(accelerator, engine=engine, known=known)
     best = min(cost.cycles for cost in known.values())
     # With as many trials as points every search is exhaustive, so there are fewer.
-    trials = min(effort.trials, max(8, len(points) // 8))
+    trials = min(effort.trials, max(8, len(points) // 10))
     above: dict[str, list[float]] = {search: [] for search in SEARCHES}
     for search in SEARCHES:
         for seed in range(effort.seeds):
@@ -144,12 +197,16 @@ def bench_space(
         "best_cycles": best,
         "default_above": known[task, default_of(task, accelerator)].cycles / best - 1,
         "above": above,
+        "rank_correlation": rank_correlations(task, space, recorded),
     }
 
 
 def bench_spaces(effort: Effort, console: Console) -> list[dict[str, Any]]:
     found = []
-    for engine in ("analytical", "simulator"):
+    seen = Table(title="Rank correlation on points not learned from", title_justify="left")
+    for name in ("M x N x K", "accelerator", "engine", *SEARCHES):
+        seen.add_column(name)
+    for engine in ("simulator", "analytical"):
         title = f"Above the best of all points, {engine}: mean (worst) of {effort.seeds} seeds"
         table = Table(title=title, title_justify="left")
         for name in ("M x N x K", "accelerator", "points", "trials", "default", *SEARCHES):
@@ -157,12 +214,18 @@ def bench_spaces(effort: Effort, console: Console) -> list[dict[str, Any]]:
         for rows, n, k, accelerator in effort.spaces:
             result = bench_space(rows, n, k, accelerator, engine, effort)
             found.append(result)
-            table.add_row(
+            row = (
                 *(result["task"], result["accelerator"]),
                 *(str(result["points"]), str(result["trials"]), f"{result['default_above']:.1%}"),
                 *(f"{np.mean(a):.1%} ({max(a):.1%})" for a in result["above"].values()),
             )
+            table.add_row(*row)
+            print("done:", engine, *row, result["rank_correlation"], file=sys.stderr)
+            if result["rank_correlation"]:
+                values = (f"{value:.2f}" for value in result["rank_correlation"].values())
+                seen.add_row(result["task"], result["accelerator"], engine, *values)
         console.print(table)
+    console.print(seen)
     return found
 
 
@@ -176,72 +239,144 @@ def model_tasks(model: str, rows: int, accelerator: Accelerator) -> list[TuningT
     return tasks
 
 
+def on_simulator(result: TuningResult, meter: Meter, which: str) -> Measurement | None:
+    """Cost of all ops as programs that the simulator runs, None if that takes too long."""
+    tasks = [(found.task, getattr(found, which)) for found in result.tasks]
+    if any(tiles_of(*pair) > MOST_TILES for pair in tasks):
+        return None
+    costs = [(task.weight, meter.measure(task, decisions)) for task, decisions in tasks]
+    return Measurement(
+        sum(weight * cost.cycles for weight, cost in costs),
+        sum(weight * cost.energy_pj for weight, cost in costs),
+    )
+
+
+def tiles_of(task: TuningTask, decisions: Decisions) -> int:
+    """Tiles of an op under decisions."""
+    extents = (task.rows, task.spec.n, task.spec.k)
+    return math.prod(math.ceil(e / t) for e, t in zip(extents, decisions.tile, strict=True))
+
+
 def bench_model(
     model: str, rows: int, accelerator: Accelerator, objective: str, engine: Any, trials: int
 ) -> dict[str, Any]:
     tasks = model_tasks(model, rows, accelerator)
     begin = time.process_time()
+    meter = Meter(accelerator)
     with tempfile.TemporaryDirectory() as folder:
-        meter = Meter(accelerator, engine=engine)
-        result = Tuner(meter, objective, folder).run(tasks, trials)
+        result = Tuner(Meter(accelerator, engine=engine), objective, folder).run(tasks, trials)
+    seconds = time.process_time() - begin
     bound = sum(
         task.weight * Estimator(task, accelerator, meter.activations(task)[0]).lower_bound_cycles()
         for task in tasks
     )
-    default, best = result.total("default"), result.total("best")
+    costs = {which: on_simulator(result, meter, which) for which in ("default", "best")}
+    simulated = all(costs.values())
+    if not simulated:
+        costs = {which: result.total(which) for which in costs}
+    default, best = costs["default"], costs["best"]
     return {
         "model": model,
         "rows": rows,
         "accelerator": accelerator.name,
         "objective": objective,
-        "engine": engine,
+        "searched_by": engine,
+        "figures_by": "simulator" if simulated else "analytical",
         "trials": len(result.journal),
-        "seconds": time.process_time() - begin,
+        "search_seconds": seconds,
         "cycles": {"default": default.cycles, "tuned": best.cycles, "bound": bound},
         "energy_pj": {"default": default.energy_pj, "tuned": best.energy_pj},
     }
 
 
 def bench_models(effort: Effort, console: Console) -> list[dict[str, Any]]:
-    found = []
-    title = f"Default and tuned, {effort.trials} trials each"
-    table = Table(title=title, title_justify="left")
-    columns = ("model", "tokens", "accelerator", "by", "for", "cycles", "above bound", "energy")
-    for name in columns:
-        table.add_column(name)
-    runs = [
-        (model, rows, accelerator, objective)
+    runs: list[tuple[str, int, Accelerator, str, str]] = [
+        (model, rows, accelerator, objective, "analytical")
         for model in effort.models
         for rows in (TOKENS, 1)
         for accelerator in (STARVED, CRAMPED)
         for objective in ("latency", "energy")
     ]
-    for model, rows, accelerator, objective in runs:
-        # The simulator where it counts most; the formulas are within 2 % of it.
-        whole = (model, rows, objective) == ("SmolLM2-135M", TOKENS, "latency")
-        engine = "simulator" if whole else "analytical"
+    runs.append(("SmolLM2-135M", TOKENS, STARVED, "latency", "simulator"))
+    title = f"Default and tuned, {effort.trials} trials each"
+    table = Table(title=title, title_justify="left")
+    columns = ("model", "tokens", "accelerator", "searched by", "for", "cycles", "above bound")
+    for name in (*columns, "energy", "figures by"):
+        table.add_column(name)
+    found = []
+    for model, rows, accelerator, objective, engine in runs:
         result = bench_model(model, rows, accelerator, objective, engine, effort.trials)
         found.append(result)
         cycles, joules = result["cycles"], result["energy_pj"]
         above = (f"{cycles[which] / cycles['bound'] - 1:.1%}" for which in ("default", "tuned"))
-        table.add_row(
+        row = (
             *(model, str(rows), accelerator.name, engine, objective),
             f"{cycles['tuned'] / cycles['default'] - 1:+.1%}",
             " -> ".join(above),
             f"{joules['tuned'] / joules['default'] - 1:+.1%}",
+            result["figures_by"],
         )
+        table.add_row(*row)
+        print("done:", *row, file=sys.stderr)
+    console.print(table)
+    return found
+
+
+def best_of_all(task: TuningTask, accelerator: Accelerator) -> tuple[Measurement, int]:
+    """Least cycles and least energy of every schedule that the formulas know, and their number.
+
+    All K chunks count, also those that other readers of the encoding may not like.
+    """
+    chunks = {*task.chunks, *even_splits(task.spec.k, chunk_unit(task.group, accelerator))}
+    task = replace(task, chunks=tuple(sorted(chunks)))
+    meter = Meter(accelerator, engine="analytical")
+    points = formula_space(task, accelerator).points()
+    costs = [meter.count(task, p) for p in points if meter.refuses(task, p) is None]
+    least = Measurement(min(c.cycles for c in costs), min(c.energy_pj for c in costs))
+    return least, len(costs)
+
+
+def bench_optimum(console: Console) -> list[dict[str, Any]]:
+    title = "Default schedules of SmolLM2-135M above the best of all, by the formulas"
+    table = Table(title=title, title_justify="left")
+    for name in ("tokens", "accelerator", "points", "cycles", "energy"):
+        table.add_column(name)
+    found = []
+    for rows in (TOKENS, 1):
+        for accelerator in (STARVED, CRAMPED):
+            meter = Meter(accelerator, engine="analytical")
+            sums = {"default": np.zeros(2), "best": np.zeros(2)}
+            points = 0
+            for task in model_tasks("SmolLM2-135M", rows, accelerator):
+                least, count = best_of_all(task, accelerator)
+                default = meter.count(task, default_of(task, accelerator))
+                for which, cost in (("default", default), ("best", least)):
+                    sums[which] += task.weight * np.array([cost.cycles, cost.energy_pj])
+                points += count
+            cycles, joules = sums["default"] / sums["best"] - 1
+            row = (str(rows), accelerator.name, str(points), f"{cycles:.1%}", f"{joules:.1%}")
+            table.add_row(*row)
+            print("done:", *row, file=sys.stderr)
+            found.append(
+                {
+                    "rows": rows,
+                    "accelerator": accelerator.name,
+                    "points": points,
+                    "default_above": {"cycles": cycles, "energy": joules},
+                }
+            )
     console.print(table)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=("spaces", "models"))
+    parser.add_argument("--only", nargs="+", choices=SECTIONS)
     parser.add_argument("--quick", action="store_true", help="two spaces, SmolLM2, few trials")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
-    only = arguments.only or ("spaces", "models")
-    effort = Effort(trials=200, seeds=3, spaces=SPACES, models=tuple(MODELS))
+    only = arguments.only or SECTIONS
+    effort = Effort(trials=200, seeds=2, spaces=SPACES, models=tuple(MODELS))
     if arguments.quick:
         effort = Effort(trials=40, seeds=1, spaces=SPACES[-2:], models=("SmolLM2-135M",))
     console = Console(width=120)
@@ -250,6 +385,8 @@ def main() -> None:
         figures["spaces"] = bench_spaces(effort, console)
     if "models" in only:
         figures["models"] = bench_models(effort, console)
+    if "optimum" in only:
+        figures["optimum"] = bench_optimum(console)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -27,11 +27,10 @@ from tvm.s_tir import meta_schedule as ms
 
 from sparqle_tvm.errors import CompileError, InvalidArgumentError
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.tiling import choose_tilings
+from sparqle_tvm.target.library import ProgramLibrary
 from sparqle_tvm.target.schedule import (
     Decisions,
     check_decisions,
-    default_decisions,
     overflows,
 )
 from sparqle_tvm.tuning.task import TuningTask, even_splits
@@ -181,10 +180,7 @@ def default_of(task: TuningTask, accelerator: Accelerator) -> Decisions:
     TargetError
         If not even the smallest tile fits the accelerator.
     """
-    spec = task.spec
-    shapes = tuple(other.shape for other in task.group)
-    tilings = choose_tilings(shapes, accelerator, spec.scheme)
-    return default_decisions(spec, accelerator, tilings[task.group.index(spec)])
+    return ProgramLibrary(accelerator).decisions(task.spec, task.group)
 
 
 def even_row_splits(task: TuningTask, accelerator: Accelerator) -> tuple[int, ...]:

@@ -301,7 +301,7 @@ class Tuner:
         self.journal.add(Trial(task, decisions, value))
 
     def _search(self, tasks: Sequence[TuningTask], trials: int, database: Any) -> None:
-        contexts = [self._context(task, index) for index, task in enumerate(tasks)]
+        contexts = [self.context(task, index) for index, task in enumerate(tasks)]
         model = CandidateModel(self._estimator, self.ranking, self.seed)
         self._teach(model, contexts, tasks, database)
         with tempfile.TemporaryDirectory() as folder:
@@ -322,7 +322,8 @@ class Tuner:
         cost = self.defaults[task][1]
         return task.weight * self.objective.value(cost, cost)
 
-    def _context(self, task: TuningTask, index: int) -> Any:
+    def context(self, task: TuningTask, index: int = 0) -> Any:
+        """MetaSchedule's context of a task (`ms.TuneContext`); `index` tells tasks' seeds apart."""
         space = self._space(task)
         seed = 1 + (self.seed * 1009 + index) % (2**31 - 2)
         generator = ms.space_generator.ScheduleFn(
