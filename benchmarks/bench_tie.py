@@ -81,9 +81,10 @@ def drawn_cases(tokens: int) -> Iterator[Case]:
 def smollm2_cases(tokens: int) -> list[Case]:
     """All encodings of SmolLM2 on the built-in text: the prefill, then its last token."""
     import sparqle_tvm
+    from sparqle_tvm.evaluation import encoded_activations
     from sparqle_tvm.models.builtin import fetch_builtin
     from sparqle_tvm.models.text import builtin_text, load_tokens
-    from sparqle_tvm.run import encoded_activations, prefill_encodings
+    from sparqle_tvm.phases import prefill_encodings
 
     path = fetch_builtin("smollm2", progress=False)
     model = sparqle_tvm.frontend.from_gguf(path, activations="int8", progress=False)

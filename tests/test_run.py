@@ -19,11 +19,12 @@ from sparqle_tvm.errors import (
     TextError,
     UnsupportedModelError,
 )
+from sparqle_tvm.evaluation import encoded_activations, evaluate, layer_sparsities
 from sparqle_tvm.numerics import encode
 from sparqle_tvm.passes import DenseInfo, EncodingInfo
 from sparqle_tvm.phases import count_gain, count_phases, prefill_encodings
 from sparqle_tvm.report.results import mean_sparsity
-from sparqle_tvm.run import encoded_activations, evaluate, layer_sparsities, run_model
+from sparqle_tvm.run import run_model
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.model import EncodedActivation
 from sparqle_tvm.target.cost.shapes import DenseShape

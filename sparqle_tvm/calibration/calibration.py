@@ -52,6 +52,15 @@ class Calibration:
     def _by_label(self) -> dict[str, EncodingStatistics]:
         return {encoding.label: encoding for encoding in self.encodings}
 
+    @cached_property
+    def _readers(self) -> dict[str, str]:
+        """The encoding that each dense op reads, by label."""
+        return {dense.label: e.label for e in self.encodings for dense in e.dense}
+
+    def knows(self, label: str) -> bool:
+        """Whether `row_nnz` finds this encoding or dense op."""
+        return label in self._by_label or label in self._readers
+
     def __getitem__(self, label: str) -> EncodingStatistics:
         """The statistics of an encoding.
 
@@ -107,8 +116,7 @@ class Calibration:
         """
         if rows < 1:
             raise InvalidArgumentError(f"rows must be at least 1, got {rows}")
-        readers = {d.label: e.label for e in self.encodings for d in e.dense}
-        encoding = self[label if label in self._by_label else readers.get(label, label)]
+        encoding = self[label if label in self._by_label else self._readers.get(label, label)]
         picks = np.random.default_rng(seed).integers(0, len(self.sample_keys), rows)
         return encoding.row_nnz(picks)
 

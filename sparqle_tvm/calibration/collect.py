@@ -30,6 +30,7 @@ from sparqle_tvm.calibration.sums import (
 from sparqle_tvm.errors import CalibrationError, QuantizationError
 from sparqle_tvm.numerics import EncodingChoice, max_exact
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
+from sparqle_tvm.passes.collect_activations import ActivationInfo
 from sparqle_tvm.target.cost.model import EncodedActivation
 
 # Largest q of an input that arrives quantized, and the numbers of both int8 ends.
@@ -173,7 +174,7 @@ class Collector:
         """
         return {info.label: x for info, x in self._inputs_of(observed)}
 
-    def _inputs_of(self, observed: Any) -> Iterator[tuple[passes.EncodingInfo, npt.NDArray[Any]]]:
+    def _inputs_of(self, observed: Any) -> Iterator[tuple[ActivationInfo, npt.NDArray[Any]]]:
         for (info, _, kind), tensor in zip(self._observations, observed, strict=True):
             if kind == "input":
                 yield info, tensor.numpy().reshape(-1, info.columns)

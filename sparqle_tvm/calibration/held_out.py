@@ -47,7 +47,7 @@ class RunLoss:
 
 
 class ChosenFunctions:
-    """``hidden`` and ``head`` of a trial with a choice, as `sparqle_tvm.run.evaluate` calls them.
+    """``hidden`` and ``head`` of a trial with a choice, for `sparqle_tvm.evaluation.evaluate`.
 
     Parameters
     ----------

@@ -177,7 +177,7 @@ def pareto(
     """
     from sparqle_tvm.calibration.driver import MEASURED_TOKENS, import_model, read_tokens
     from sparqle_tvm.calibration.trial import Trial
-    from sparqle_tvm.run import transformer_shape
+    from sparqle_tvm.evaluation import transformer_shape
     from sparqle_tvm.target.cost.energy_table import default_table
 
     chosen = Accelerator.from_target(accelerator)

@@ -51,7 +51,10 @@ def add(commands: Any) -> None:
         "--calibration", metavar="FILE", help="draw activations from what sparqle calibrate wrote"
     )
     tune.add_argument(
-        "--density", type=float, default=0.3, help="share of stored MSB digits without it"
+        "--density",
+        type=float,
+        default=0.3,
+        help="share of stored MSB digits without it, and of layers it does not know",
     )
     tune.add_argument("--draws", type=int, default=1, help="sets of activations to measure with")
     tune.add_argument(
@@ -77,17 +80,14 @@ def _tune(arguments: argparse.Namespace) -> None:
     import tvm
 
     import sparqle_tvm
+    from sparqle_tvm.calibration.apply import as_calibration
     from sparqle_tvm.phases import OUTPUT_LABEL
     from sparqle_tvm.run import model_path
     from sparqle_tvm.target.accelerator import Accelerator
 
     accelerator = Accelerator.from_target(arguments.target)
     table = energy_table_of(arguments, accelerator)
-    calibration = None
-    if arguments.calibration is not None:
-        from sparqle_tvm.calibration import Calibration
-
-        calibration = Calibration.load(arguments.calibration)
+    calibration = None if arguments.calibration is None else as_calibration(arguments.calibration)
     model = model_path(arguments.model)
     imported = sparqle_tvm.frontend.from_gguf(model, activations="int8")
     result = sparqle_tvm.tune(

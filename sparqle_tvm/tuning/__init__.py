@@ -14,10 +14,11 @@ from sparqle_tvm.tuning.measure import (
     Objective,
     RecordedMeter,
 )
+from sparqle_tvm.tuning.result import TaskResult, TuningResult
 from sparqle_tvm.tuning.search import Trial
 from sparqle_tvm.tuning.space import KNOBS, Space, default_of, make_space
 from sparqle_tvm.tuning.task import TuningTask
-from sparqle_tvm.tuning.tuner import TaskResult, Tuner, TuningResult
+from sparqle_tvm.tuning.tuner import Tuner
 
 __all__ = [
     "KNOBS",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tqdm import tqdm
 
+from sparqle_tvm.calibration.apply import as_calibration
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.energy_table import EnergyTable
 from sparqle_tvm.target.cost.shapes import ProgramScheme
@@ -18,12 +19,15 @@ from sparqle_tvm.tuning.measure import (
     ActivationData,
     Meter,
     Objective,
-    RowSource,
     TuningEngine,
 )
+from sparqle_tvm.tuning.result import TuningResult
 from sparqle_tvm.tuning.search import Trial
 from sparqle_tvm.tuning.task import TuningTask
-from sparqle_tvm.tuning.tuner import Tuner, TuningResult
+from sparqle_tvm.tuning.tuner import Tuner
+
+if TYPE_CHECKING:
+    from sparqle_tvm.calibration import Calibration
 
 
 def tune(
@@ -33,7 +37,7 @@ def tune(
     trials: int,
     objective: Objective | str = "latency",
     work_dir: str | PathLike[str],
-    calibration: RowSource | None = None,
+    calibration: Calibration | str | PathLike[str] | None = None,
     seed: int = 0,
     rows: Sequence[int] = (512, 1),
     density: float = DEFAULT_DENSITY,
@@ -62,14 +66,15 @@ def tune(
         ``latency``, ``energy``, ``edp``, or ``weighted:W`` with a share W of latency.
     work_dir : path
         Folder of the database, for ``pipeline(target, database=work_dir)``.
-    calibration : optional
-        Measured activations (`row_nnz(label, rows, seed)`), by default drawn with `density`.
+    calibration : Calibration or path, optional
+        What `sparqle_tvm.calibrate` gave for this model: whole rows of measured activations are
+        drawn. Ops that it does not know, as the output layer's, are measured with `density`.
     seed : int
         The same seed finds the same schedules.
     rows : sequence of int
         Tokens to tune for where the module leaves them open: prefill and decode.
     density : float
-        Share of MSB digits that are not zero, without a calibration.
+        Share of MSB digits that are not zero, where there is no calibration.
     draws, percentile
         See `ActivationData`.
     engine : {"simulator", "analytical"}
@@ -90,6 +95,8 @@ def tune(
 
     Raises
     ------
+    CalibrationError
+        If the file is no calibration, or one of another model.
     TuningError
         If there is nothing to tune, or `work_dir` is damaged or of another purpose.
     InvalidArgumentError
@@ -98,7 +105,8 @@ def tune(
         If the target is not a sparqle accelerator.
     """
     accelerator = Accelerator.from_target(target)
-    data = ActivationData(density, calibration, draws, percentile, seed)
+    known = None if calibration is None else as_calibration(calibration)
+    data = ActivationData(density, known, draws, percentile, seed)
     meter = Meter(accelerator, data, engine, table)
     objective = Objective.parse(objective)
     tasks: list[TuningTask] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
@@ -18,6 +19,9 @@ from sparqle_tvm.tuning.estimate import Estimator
 from sparqle_tvm.tuning.measure import ActivationData
 from sparqle_tvm.tuning.space import chunk_unit, default_of, make_space, reason_against
 from sparqle_tvm.tuning.task import TuningTask, even_splits
+
+if TYPE_CHECKING:
+    from sparqle_tvm.calibration import Calibration
 
 # K chunks to choose from where different ops share them, and points that the choice looks at.
 _SHARED_CHUNKS = 3
@@ -47,7 +51,7 @@ def extract_tasks(
     rows : sequence of int
         Tokens to tune for where the module has a symbolic number of rows: each makes a task.
     data : ActivationData, optional
-        What the choice of common K chunks looks at.
+        What the choice of common K chunks looks at. Its calibration is held to the module.
     scheme : {"sparqle", "dense"}
         ``dense``: the baseline of the same ops.
     single : collection of str
@@ -55,6 +59,8 @@ def extract_tasks(
 
     Raises
     ------
+    CalibrationError
+        If the calibration is one of another model.
     TuningError
         If the module has no dense op that the accelerator can run.
     InvalidArgumentError
@@ -64,7 +70,7 @@ def extract_tasks(
     if not rows or min(rows) < 1:
         raise InvalidArgumentError(f"rows {list(rows)}: numbers of tokens must be positive")
     labels: dict[tuple[int, tuple[DenseSpec, ...]], dict[DenseSpec, list[str]]] = {}
-    for info in _encodings(mod):
+    for info in _encodings(mod, data.calibration if data is not None else None):
         alone = any(consumer.label in single for consumer in info.consumers)
         counts = {info.rows} if info.rows else {1} if alone else set(rows)
         for count in sorted(counts, reverse=True):
@@ -132,10 +138,10 @@ def tasks_of_group(
     return [task(t.spec, chunks) for t in different]
 
 
-def _encodings(mod: tvm.IRModule) -> Iterator[EncodingInfo]:
+def _encodings(mod: tvm.IRModule, calibration: Calibration | None) -> Iterator[EncodingInfo]:
     dialect.register()
     collect = passes.CollectEncodings()
-    steps = tvm.transform.Sequential([*split_passes(), collect])
+    steps = tvm.transform.Sequential([*split_passes(calibration=calibration), collect])
     steps(mod)
     for infos in collect.collected.values():
         yield from (info for info in infos if info.consumers)

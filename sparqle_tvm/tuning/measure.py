@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from sparqle_tvm.target.simulator import draw_nnz, simulate_timing
 from sparqle_tvm.tuning.space import reason_against
 from sparqle_tvm.tuning.task import TuningTask
 
+if TYPE_CHECKING:
+    from sparqle_tvm.calibration import Calibration
+
 ObjectiveKind = Literal["latency", "energy", "edp", "weighted"]
 TuningEngine = Literal["simulator", "analytical"]
 
@@ -33,14 +36,6 @@ DEFAULT_DENSITY = 0.3
 
 # RowNnz counts columns by this many: every step of a PE row begins at a multiple.
 _UNIT = 8
-
-
-class RowSource(Protocol):
-    """Where measured rows come from, as a calibration."""
-
-    def row_nnz(self, label: str, rows: int, seed: int) -> RowNnz:
-        """Draw the stored digits of `rows` rows of what the op `label` reads."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -118,9 +113,10 @@ class ActivationData:
     Attributes
     ----------
     density : float
-        Share of digits that are stored, where there is no calibration.
-    calibration : RowSource, optional
-        Measured rows by the label of an op. What it does not know is an error.
+        Share of digits that are stored, where there is no calibration: for all ops without one,
+        and for those that it does not know, as the output layer's.
+    calibration : Calibration, optional
+        Measured rows by the label of an op.
     draws : int
         How many sets of activations are drawn. With a calibration each is of another of the
         equal ops that a task stands for, as far as there are.
@@ -131,7 +127,7 @@ class ActivationData:
     """
 
     density: float = DEFAULT_DENSITY
-    calibration: RowSource | None = None
+    calibration: Calibration | None = None
     draws: int = 1
     percentile: float | None = None
     seed: int = 0
@@ -148,16 +144,15 @@ class ActivationData:
     def draw(self, task: TuningTask) -> tuple[RowNnz, ...]:
         """Activations of an op; ops of one group get the same."""
         rows, columns = task.rows, task.spec.k
-        if self.calibration is None or not task.labels:
+        known = self.calibration
+        labels = [] if known is None else [name for name in task.labels if known.knows(name)]
+        if known is None or not labels:
             rng = np.random.default_rng((self.seed, rows, columns))
             return tuple(
                 draw_nnz(rng, [self.density], rows, columns, _UNIT) for _ in range(self.draws)
             )
-        labels = task.labels
         chosen = [labels[i * len(labels) // self.draws] for i in range(self.draws)]
-        return tuple(
-            self.calibration.row_nnz(label, rows, self.seed + i) for i, label in enumerate(chosen)
-        )
+        return tuple(known.row_nnz(label, rows, self.seed + i) for i, label in enumerate(chosen))
 
     def combine(self, costs: list[float]) -> float:
         """One figure of those of all draws."""
@@ -166,10 +161,13 @@ class ActivationData:
         return float(np.percentile(costs, self.percentile))
 
     def to_json(self) -> dict[str, object]:
-        """Everything but the seed; of a calibration, that there is one."""
+        """Everything but the seed; of a calibration, what tells it from others."""
+        known = self.calibration
         return {
-            "density": None if self.calibration is not None else self.density,
-            "calibration": self.calibration is not None,
+            "density": self.density,
+            "calibration": None
+            if known is None
+            else {"model": known.fingerprint, "text": known.text_name, "tokens": known.tokens},
             "draws": self.draws,
             "percentile": self.percentile,
         }

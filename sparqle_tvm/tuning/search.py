@@ -1,4 +1,15 @@
-"""The parts that build and run MetaSchedule's candidates, and the rounds of the search."""
+"""The parts that build and run MetaSchedule's candidates, and the rounds of the search.
+
+All runs in one process. A spawned worker builds the same programs, but imports TVM first, which
+takes as long as some dozens of builds; and a pool within a search hung, for a cause that was not
+found. So none is offered.
+
+Nor can other machines help yet. TVM's RPC would carry it: a `tvm.rpc.Server` whose
+``server_init_callback`` registers a function of bytes answers a client's calls with a figure.
+Missing are a server with the simulator in it (``tvm.exec.rpc_server`` loads shared libraries, not
+Python packages), and hooks for the steps of `RPCRunner`: by default it uploads a built module and
+times it with ``time_evaluator``, where ours are programs whose figure the simulator gives.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from sparqle_tvm.tuning.database import (
 from sparqle_tvm.tuning.estimate import Estimator
 from sparqle_tvm.tuning.measure import Measurement, Meter, Objective
 from sparqle_tvm.tuning.ranking import CandidateModel, Ranking
+from sparqle_tvm.tuning.result import TaskResult, TuningResult
 from sparqle_tvm.tuning.search import (
     Journal,
     ProgramBuilder,
@@ -52,88 +52,6 @@ _BATCH = {"simulator": 8, "analytical": 32}
 _POPULATION = 64
 _GENERATIONS = 3
 _RANDOM_SHARE = 0.13
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """What tuning brought to one op.
-
-    Attributes
-    ----------
-    task : TuningTask
-        The op.
-    default, best : Decisions
-        How it is scheduled without and with the database.
-    default_cost, best_cost : Measurement
-        Cycles and energy of both, from the same data.
-    trials : int
-        Candidates measured, with those of earlier runs.
-    failures : int
-        Of them without a result, in this run.
-    message : str
-        Why the default stays although there were trials; empty if nothing is to be said.
-    """
-
-    task: TuningTask
-    default: Decisions
-    best: Decisions
-    default_cost: Measurement
-    best_cost: Measurement
-    trials: int
-    failures: int
-    message: str = ""
-
-
-@dataclass(frozen=True)
-class TuningResult:
-    """What a tuning run brought.
-
-    Attributes
-    ----------
-    tasks : tuple of TaskResult
-        Every op.
-    journal : tuple of Trial
-        Every trial of this run, in order; the first of each task is the default schedule.
-    work_dir : Path
-        The database's folder, for `pipeline(database=...)`.
-    settings : Settings
-        What was tuned for.
-    """
-
-    tasks: tuple[TaskResult, ...]
-    journal: tuple[Trial, ...]
-    work_dir: Path
-    settings: Settings
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON data: settings, every op before and after, and the totals."""
-        totals = {which: asdict(self.total(which)) for which in ("default", "best")}
-        return {
-            "settings": self.settings.to_json(),
-            "work_dir": str(self.work_dir),
-            "tasks": [
-                {
-                    "name": found.task.name,
-                    "labels": list(found.task.labels),
-                    "weight": found.task.weight,
-                    "trials": found.trials,
-                    "failures": found.failures,
-                    "message": found.message,
-                    "default": {**asdict(found.default), **asdict(found.default_cost)},
-                    "best": {**asdict(found.best), **asdict(found.best_cost)},
-                }
-                for found in self.tasks
-            ],
-            "total": totals,
-        }
-
-    def total(self, which: str = "best") -> Measurement:
-        """Cycles and energy of all ops as often as they occur, of ``best`` or ``default``."""
-        costs = [(t.task.weight, getattr(t, f"{which}_cost")) for t in self.tasks]
-        return Measurement(
-            sum(weight * cost.cycles for weight, cost in costs),
-            sum(weight * cost.energy_pj for weight, cost in costs),
-        )
 
 
 class Tuner:

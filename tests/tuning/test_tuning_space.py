@@ -189,17 +189,3 @@ def test_data_is_drawn_once_and_alike_for_a_group():
     for wrong in ({"density": 2}, {"draws": 0}, {"percentile": 101}):
         with pytest.raises(InvalidArgumentError):
             ActivationData(**wrong)
-
-
-def test_calibrated_rows_come_by_label():
-    asked = []
-
-    class Rows:
-        def row_nnz(self, label, rows, seed):
-            asked.append((label, rows, seed))
-            return ActivationData(0.5).draw(task)[0]
-
-    spec = spec_of()
-    (task,) = tasks_of_group((spec,), 48, STARVED, {spec: ["a", "b", "c", "d"]})
-    ActivationData(calibration=Rows(), draws=2, seed=7).draw(task)
-    assert asked == [("a", 48, 7), ("c", 48, 8)]
