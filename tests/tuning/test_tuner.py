@@ -21,6 +21,8 @@ from sparqle_tvm.target.schedule import schedule_with
 from sparqle_tvm.tuning import Meter, Tuner, TuningDatabase, default_of, tasks_of_group
 from sparqle_tvm.tuning.database import RECORDS, SETTINGS, WORKLOADS
 
+TRIALS = 24
+
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
@@ -28,7 +30,7 @@ def tuned(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned")
     tasks = tasks_of_group((spec_of(n=96), spec_of(n=32)), 48, STARVED)
     tasks.append(task_of_spec(spec_of(n=48, k=96)))
-    result = Tuner(Meter(STARVED), "latency", folder).run(tasks, 36)
+    result = Tuner(Meter(STARVED), "latency", folder).run(tasks, TRIALS)
     return folder, tasks, result
 
 
@@ -38,7 +40,7 @@ def test_never_worse_than_the_default_and_better_somewhere(tuned):
         assert found.best_cost.cycles <= found.default_cost.cycles
         assert found.trials >= 1 and not found.message
     assert result.total("best").cycles < result.total("default").cycles
-    assert sum(found.trials for found in result.tasks) == 36
+    assert sum(found.trials for found in result.tasks) == TRIALS
     assert [t.task for t in result.journal[:3]] == tasks
     for trial, task in zip(result.journal[:3], tasks, strict=True):
         assert trial.decisions == default_of(task, STARVED)
@@ -73,12 +75,14 @@ def test_the_best_schedule_is_made_of_our_intrinsics(tuned):
 
 def test_same_seed_same_search(tuned, tmp_path):
     _, tasks, result = tuned
-    again = Tuner(Meter(STARVED), "latency", tmp_path).run(tasks, 36)
+    again = Tuner(Meter(STARVED), "latency", tmp_path / "again").run(tasks, TRIALS)
     assert [(t.task, t.decisions, t.value) for t in again.journal] == [
         (t.task, t.decisions, t.value) for t in result.journal
     ]
-    other = Tuner(Meter(STARVED), "latency", tmp_path / "other", seed=1).run(tasks[2:], 14)
-    first = Tuner(Meter(STARVED), "latency", tmp_path / "first", seed=0).run(tasks[2:], 14)
+    first, other = (
+        Tuner(Meter(STARVED), "latency", tmp_path / str(seed), seed=seed).run(tasks[2:], 8)
+        for seed in (0, 1)
+    )
     assert [t.decisions for t in other.journal] != [t.decisions for t in first.journal]
 
 
@@ -87,8 +91,9 @@ def test_tuned_is_within_3_percent_of_the_best_there_is(rows, tmp_path):
     task = task_of_spec(spec_of(m=64 if rows > 1 else 1), rows)
     space, meter = small_space(task), Meter(STARVED)
     points = [p for p in space.points() if meter.refuses(task, p) is None]
+    assert len(points) > 20
     best = min(meter.measure(task, p).cycles for p in points)
-    result = Tuner(meter, "latency", tmp_path, spaces={task: space}).run([task], 24)
+    result = Tuner(meter, "latency", tmp_path, spaces={task: space}).run([task], 16)
     assert result.tasks[0].best_cost.cycles <= 1.03 * best
 
 
@@ -140,8 +145,8 @@ def test_a_killed_run_goes_on(tmp_path):
     before = len(TuningDatabase(tmp_path).entries)
     assert 6 <= before < 100
     task = task_of_spec(spec_of())
-    result = Tuner(Meter(STARVED), "latency", tmp_path).run([task], before + 5)
-    assert result.tasks[0].trials == before + 5
+    result = Tuner(Meter(STARVED), "latency", tmp_path).run([task], before + 3)
+    assert result.tasks[0].trials == before + 3
     assert len(result.journal) == result.tasks[0].trials - before
     assert len(TuningDatabase(tmp_path).entries) == result.tasks[0].trials
     done = Tuner(Meter(STARVED), "latency", tmp_path).run([task], before)

@@ -37,11 +37,11 @@ vector_macs_per_cycle = 256
 def tuned(tmp_path_factory):
     """A tiny model, an accelerator, and the database that ``sparqle tune`` made for both."""
     folder = tmp_path_factory.mktemp("tuned")
-    model = write_tiny_model(folder)
+    model = write_tiny_model(folder, layers=1)
     target, database, result = (folder / name for name in ("starved.toml", "db", "tuned.json"))
     target.write_text(STARVED)
     command = ["tune", "--model", model, "--target", target, "--database", database]
-    command += ["--tokens", TOKENS, "--trials", 60, "--json", result]
+    command += ["--tokens", TOKENS, "--trials", 40, "--json", result]
     assert main([str(word) for word in command]) == 0
     return folder, model, target, database, json.loads(result.read_text())
 
@@ -62,24 +62,22 @@ def hidden_of(imported):
     return tvm.IRModule({"hidden": imported.mod["hidden"]})
 
 
-def test_a_tuned_module_is_exact_and_says_what_it_found(tuned):
+def test_a_tuned_module_gives_the_same_bits_and_says_what_it_found(tuned):
     _, model, target, database, _ = tuned
     imported = sparqle_tvm.frontend.from_gguf(model, activations="int8", progress=False)
     accelerator = Accelerator.from_target(str(target))
     ids = tvm.runtime.tensor(np.arange(TOKENS, dtype="int32")[None])
     outputs, cycles = [], []
-    for options in (
-        {"engine": "host"},
-        {"engine": "simulator"},
-        {"engine": "simulator", "database": database},
-    ):
-        executable = sparqle_tvm.compile(hidden_of(imported), accelerator, **options)
+    for used in (None, database):
+        executable = sparqle_tvm.compile(
+            hidden_of(imported), accelerator, engine="simulator", database=used
+        )
         outputs.append(executable["hidden"](ids).numpy())
         cycles.append(executable.profile().total_cycles)
-    assert np.array_equal(outputs[0], outputs[1]) and np.array_equal(outputs[0], outputs[2])
-    assert cycles[2] < cycles[1]
+    assert np.array_equal(*outputs)
+    assert cycles[1] < cycles[0]
     assert "blk_0_ffn_down" in executable.report.tuned
-    assert len(executable.report.tuned) == 14
+    assert len(executable.report.tuned) == 7
 
 
 def test_run_prints_the_gain(tuned, capsys):

@@ -142,9 +142,9 @@ def test_the_estimate_ranks_and_the_bound_holds():
     estimator = Estimator(task, STARVED, meter.activations(task)[0])
     points = [
         p
-        for p in make_space(task, STARVED).draw(np.random.default_rng(1), 60)
+        for p in make_space(task, STARVED).draw(np.random.default_rng(1), 40)
         if reason_against(task, STARVED, p) is None
-    ][:24]
+    ][:16]
     cycles = np.array([meter.measure(task, p).cycles for p in points])
     estimates = np.array([estimator.estimate(p).total_cycles for p in points])
     assert estimator.lower_bound_cycles() <= cycles.min()
