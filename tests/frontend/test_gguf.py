@@ -82,7 +82,7 @@ def test_imported_model(path: Path) -> None:
     assert model.activations == "int8"
     assert len(model.sha256) == 64
     assert {var.name_hint for var in model.mod.get_global_vars()} == {
-        *("prefill", "decode", "hidden", "head", "create_cache")
+        *("prefill", "decode", "hidden", "head", "create_cache", "token_limits")
     }
     with pytest.raises(ModelFileError, match=r"tokenizer\.ggml\.model"):
         _ = model.tokenizer
