@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -83,18 +84,23 @@ def print_pareto(result: ParetoResult) -> None:
         f"loss against int8 on {result.heldout_tokens} tokens that calibration did not see and "
         f"{result.calibration_tokens} that it saw"
     )
-    table = Table(title="Loss against cycles and energy (saved: share of the dense baseline's)")
+    table = Table(
+        title="Loss against cycles and energy (saved: share of the dense baseline's)",
+        box=SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.add_column("budget")
     for name in (
-        "MSB sparsity",
-        "perplexity, held out",
-        "KL, held out",
-        "perplexity, calibration",
-        "array cycles saved",
-        "dense layers saved",
-        "energy saved",
+        "zero\nMSBs",
+        "perplexity\nheld out",
+        "KL\nheld out",
+        "perplexity\nseen text",
+        "array\nsaved",
+        "dense\nsaved",
+        "energy\nsaved",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", min_width=max(map(len, name.split("\n"))))
     for p in result.points:
         table.add_row(
             p.budget,

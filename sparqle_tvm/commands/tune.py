@@ -127,8 +127,8 @@ def _print(result: TuningResult) -> None:
         box=SIMPLE,
     )
     table.add_column("M x N x K", no_wrap=True)
-    for name in ("layers", "cycles", "", "energy", "tile", "stays"):
-        side: Any = "left" if name in ("tile", "stays") else "right"
+    for name in ("layers", "cycles", "", "energy", "tile"):
+        side: Any = "left" if name == "tile" else "right"
         table.add_column(name, justify=side, no_wrap=True)
     for found in result.tasks:
         before, after = found.default_cost, found.best_cost
@@ -139,7 +139,6 @@ def _print(result: TuningResult) -> None:
             f"{after.cycles / before.cycles - 1:+.1%}",
             f"{after.energy_pj / before.energy_pj - 1:+.1%}",
             " x ".join(map(str, found.best.tile)),
-            found.best.dataflow.removesuffix("-stationary"),
         )
     console.print(table)
     for found in result.tasks:
