@@ -20,12 +20,12 @@ import numpy as np
 from bench_tie import smollm2_cases
 
 from sparqle_tvm.numerics import sorted_rows
+from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.studies.simulated import ProgramCache, simulate_op
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.cost.analytical import encoding_costs
 from sparqle_tvm.target.cost.balance import BALANCES
 from sparqle_tvm.target.cost.model import EncodedActivation
-from sparqle_tvm.target.cost.shapes import RowNnz
-from sparqle_tvm.target.cost.simulated import ProgramCache, simulate_op
 
 Json = dict[str, Any]
 Blocks = list[int]

@@ -20,12 +20,12 @@ from dataclasses import replace
 from typing import Any
 
 from sparqle_tvm.calibration import Calibration, Search, calibrate
-from sparqle_tvm.calibration.driver import import_model, read_tokens
 from sparqle_tvm.calibration.loss import compare
 from sparqle_tvm.calibration.trial import Trial
-from sparqle_tvm.evaluation import transformer_shape
-from sparqle_tvm.phases import count_phases
-from sparqle_tvm.report.rows import layer_type
+from sparqle_tvm.results.layers import layer_type
+from sparqle_tvm.studies.calibrate import import_model, read_tokens
+from sparqle_tvm.studies.count import count_phases
+from sparqle_tvm.studies.evaluation import transformer_shape
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.model import EncodedActivation
 

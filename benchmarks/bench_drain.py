@@ -22,12 +22,13 @@ from tvm.relax import op
 
 from sparqle_tvm import dialect, passes
 from sparqle_tvm.compiler import host_target, lowering_passes, split_passes
-from sparqle_tvm.launch import LaunchRecord, recording
+from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.runtime.launch import LaunchRecord, recording
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.analytical import encode_cost
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
 from sparqle_tvm.target.cost.tiling import tiling_of_chunk
 from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.op import DenseShape
 
 ACCELERATOR = PRESETS["sparqle/edge"]
 

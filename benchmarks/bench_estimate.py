@@ -17,14 +17,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sparqle_tvm.estimate import PARTS, PHASES, estimate
 from sparqle_tvm.models.shapes import MODELS
+from sparqle_tvm.studies.estimate import PARTS, PHASES, estimate
 from sparqle_tvm.target.accelerator import PRESETS
 
 AIM_SECONDS = 2.0
 TIMED = """
 import time
-from sparqle_tvm.estimate import estimate
+from sparqle_tvm.studies.estimate import estimate
 wall, cpu = time.perf_counter(), time.process_time()
 for phase in ("prefill", "decode"):
     estimate("llama2-7b", phase, seq=2048)

@@ -28,9 +28,10 @@ from pathlib import Path
 import numpy as np
 from peers import Machine, PeerCycles, run_scalesim, run_zigzag
 
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.cost.analytical import OpCost, encoding_costs
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
+from sparqle_tvm.target.op import DenseShape
 
 MACHINE = Machine()
 PREFILL = [

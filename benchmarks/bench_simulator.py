@@ -25,11 +25,12 @@ from peers import Machine, run_scalesim
 
 from sparqle_tvm.numerics import QuantizedWeights, encode
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
-from sparqle_tvm.target.codegen import generate
-from sparqle_tvm.target.header import Engine
+from sparqle_tvm.target.compile.codegen import generate
+from sparqle_tvm.target.compile.schedule import default_schedule
+from sparqle_tvm.target.compile.tir import DenseSpec
 from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.program import Program
-from sparqle_tvm.target.schedule import default_schedule
 from sparqle_tvm.target.simulator import (
     activation_tensors,
     draw_nnz,
@@ -39,7 +40,6 @@ from sparqle_tvm.target.simulator import (
     tile_order,
     weight_tensors,
 )
-from sparqle_tvm.target.tir import DenseSpec
 from sparqle_tvm.threads import use_threads
 
 Json = dict[str, Any]

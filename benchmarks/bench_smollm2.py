@@ -21,8 +21,8 @@ def measure(form: str, tokens: int, repeat: int) -> dict[str, Any]:
     import numpy as np
 
     import sparqle_tvm
+    from sparqle_tvm.frontend.text import builtin_text, load_tokens
     from sparqle_tvm.models.builtin import fetch_builtin
-    from sparqle_tvm.models.text import builtin_text, load_tokens
 
     path = fetch_builtin("smollm2", progress=False)
     begin = time.perf_counter()

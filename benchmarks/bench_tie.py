@@ -20,13 +20,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from tie import OpTie, draw_digits, tie_encoding
 
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import default_table
 from sparqle_tvm.target.cost.model import EncodedActivation
-from sparqle_tvm.target.cost.shapes import SCHEMES, DenseShape
-from sparqle_tvm.target.tie import OpTie, draw_digits, tie_encoding
+from sparqle_tvm.target.op import SCHEMES, DenseShape
 
 Json = dict[str, Any]
 Case = tuple[str, EncodedActivation]
@@ -81,10 +81,10 @@ def drawn_cases(tokens: int) -> Iterator[Case]:
 def smollm2_cases(tokens: int) -> list[Case]:
     """All encodings of SmolLM2 on the built-in text: the prefill, then its last token."""
     import sparqle_tvm
-    from sparqle_tvm.evaluation import encoded_activations
+    from sparqle_tvm.frontend.text import builtin_text, load_tokens
     from sparqle_tvm.models.builtin import fetch_builtin
-    from sparqle_tvm.models.text import builtin_text, load_tokens
-    from sparqle_tvm.phases import prefill_encodings
+    from sparqle_tvm.studies.count import prefill_encodings
+    from sparqle_tvm.studies.evaluation import encoded_activations
 
     path = fetch_builtin("smollm2", progress=False)
     model = sparqle_tvm.frontend.from_gguf(path, activations="int8", progress=False)

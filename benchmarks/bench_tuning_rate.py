@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from sparqle_tvm.target.accelerator import PRESETS
-from sparqle_tvm.target.codegen import generate
+from sparqle_tvm.target.compile.codegen import generate
+from sparqle_tvm.target.compile.schedule import schedule_with
+from sparqle_tvm.target.compile.tir import DenseSpec, bucket
 from sparqle_tvm.target.program import Program
-from sparqle_tvm.target.schedule import schedule_with
-from sparqle_tvm.target.tir import DenseSpec, bucket
+from sparqle_tvm.target.verify import verify
 from sparqle_tvm.tuning import Meter, Tuner, TuningTask, default_of, tasks_of_group
 
 EDGE = PRESETS["sparqle/edge"]
@@ -70,7 +71,7 @@ def steps(task: TuningTask) -> dict[str, float]:
         "check": mean_ms(lambda: meter.refuses(task, decisions)),
         "schedule": mean_ms(lambda: schedule_with(spec, EDGE, decisions)),
         "generate": mean_ms(lambda: generate(scheduled, spec, EDGE, verify=False)),
-        "verify": mean_ms(lambda: Program.from_bytes(data).verify()),
+        "verify": mean_ms(lambda: verify(Program.from_bytes(data))),
         "simulate": mean_ms(lambda: meter.run(task, program)),
         "formulas": mean_ms(lambda: meter.count(task, decisions)),
     }

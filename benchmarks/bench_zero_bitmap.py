@@ -28,13 +28,14 @@ from typing import Any
 import numpy as np
 
 from sparqle_tvm.numerics import sorted_rows
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.analytical import encoding_costs
 from sparqle_tvm.target.cost.balance import choose_block_rows
 from sparqle_tvm.target.cost.pipeline import OpLoads, Pipeline
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
 from sparqle_tvm.target.cost.sorting import block_waits
+from sparqle_tvm.target.op import DenseShape
 
 Json = dict[str, Any]
 QMAX = 119
@@ -64,8 +65,8 @@ def activations(tokens: int) -> Iterator[tuple[Any, list[Any]]]:
     import sparqle_tvm
     from sparqle_tvm import passes
     from sparqle_tvm.compiler import host_target, lowering_passes, split_passes
+    from sparqle_tvm.frontend.text import builtin_text, load_tokens
     from sparqle_tvm.models.builtin import fetch_builtin
-    from sparqle_tvm.models.text import builtin_text, load_tokens
 
     path = fetch_builtin("smollm2", progress=False)
     model = sparqle_tvm.frontend.from_gguf(path, activations="int8", progress=False)

@@ -23,9 +23,9 @@ from sparqle_tvm.passes._rewrite import (
     int_shape,
 )
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.compile.tir import buckets
 from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
-from sparqle_tvm.target.cost.shapes import DenseShape
-from sparqle_tvm.target.tir import buckets
+from sparqle_tvm.target.op import DenseShape
 
 
 @visitor

@@ -24,12 +24,12 @@ from sparqle_tvm.passes._rewrite import (
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.bundle import PROGRAMS_FUNCTION, pack_bundle
-from sparqle_tvm.target.header import Output
-from sparqle_tvm.target.library import ProgramLibrary, Schedules
-from sparqle_tvm.target.schedule import Decisions
-from sparqle_tvm.target.simulator.layout import pack_weights
-from sparqle_tvm.target.tir import DenseSpec, buckets
+from sparqle_tvm.target.compile.library import ProgramLibrary, Schedules
+from sparqle_tvm.target.compile.schedule import Decisions
+from sparqle_tvm.target.compile.tir import DenseSpec, buckets
+from sparqle_tvm.target.isa.header import Output
+from sparqle_tvm.target.program.bundle import PROGRAMS_FUNCTION, pack_bundle
+from sparqle_tvm.target.simulator.dram import pack_weights
 
 LAUNCH = "sparqle.launch"
 # What the drain of each op makes.

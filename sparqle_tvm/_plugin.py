@@ -44,13 +44,13 @@ def _register_launch() -> None:
 
 
 def _balance_rows(*operands: Any) -> None:
-    from sparqle_tvm.launch import balance_rows
+    from sparqle_tvm.runtime.launch import balance_rows
 
     balance_rows(*operands)
 
 
 def _launch(*operands: Any) -> None:
-    from sparqle_tvm.launch import launch
+    from sparqle_tvm.runtime.launch import launch
 
     launch(*operands)
 

@@ -17,8 +17,8 @@ from tvm import relax
 
 from sparqle_tvm import dialect, passes
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, MissingExtraError
-from sparqle_tvm.executable import EncodingRecord, Executable
 from sparqle_tvm.numerics import EncodingChoice
+from sparqle_tvm.runtime.executable import EncodingRecord, Executable
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.balance import BALANCES, Balance
 

@@ -1,4 +1,4 @@
-"""What the verifier's kernels are written with: `sparqle_tvm.script`, and conditions."""
+"""What the verifier's kernels are written with: `sparqle_tvm.tirscript`, and conditions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.script import Array, Scalar, all_of, either, loop, scratch, size, when
+from sparqle_tvm.tirscript import Array, Scalar, all_of, either, loop, scratch, size, when
 
 __all__ = [
     "Array",

@@ -53,7 +53,7 @@ def finished(monkeypatch):
         calls.append(given)
         return run_result()
 
-    monkeypatch.setattr("sparqle_tvm.run.run_model", run)
+    monkeypatch.setattr("sparqle_tvm.studies.run.run_model", run)
     return calls
 
 
@@ -81,7 +81,7 @@ def test_json_to_standard_output_is_nothing_but_json(folder, capsys, finished):
 def test_what_rows_are_sorted_for(monkeypatch, options, goal):
     goals = []
     monkeypatch.setattr(
-        "sparqle_tvm.run.run_model",
+        "sparqle_tvm.studies.run.run_model",
         lambda *_, **named: goals.append(named["balance"]) or run_result(),
     )
     assert main(["run", *options]) == 0

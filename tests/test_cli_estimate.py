@@ -7,7 +7,7 @@ import json
 import pytest
 
 from sparqle_tvm.cli import main
-from sparqle_tvm.estimate import estimate
+from sparqle_tvm.studies.estimate import estimate
 from sparqle_tvm.target.cost.energy_table import energy_table
 
 SMALL = ["estimate", "--model", "smollm2-135m", "--seq", "64"]

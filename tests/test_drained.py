@@ -14,12 +14,12 @@ from tvm.relax import op
 import sparqle_tvm
 from sparqle_tvm import passes
 from sparqle_tvm.compiler import lowering_passes, split_passes
-from sparqle_tvm.executable import Executable
-from sparqle_tvm.launch import recording
-from sparqle_tvm.report.timeline import spans_of
+from sparqle_tvm.runtime.executable import Executable
+from sparqle_tvm.runtime.launch import recording
+from sparqle_tvm.runtime.timeline_picture import spans_of
 from sparqle_tvm.target.accelerator import PRESETS
-from sparqle_tvm.target.header import Engine
 from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.isa.header import Engine
 
 WIDTHS = (64, 200, 72, 48)
 

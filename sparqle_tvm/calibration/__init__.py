@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from sparqle_tvm.calibration.budget import Budget, MeasuredLoss, choose
 from sparqle_tvm.calibration.calibration import Calibration
-from sparqle_tvm.calibration.driver import calibrate
 from sparqle_tvm.calibration.loss import LossIncrease
-from sparqle_tvm.calibration.pareto import ParetoPoint, ParetoResult, pareto
 from sparqle_tvm.calibration.search import Importance, Search, Selection
 from sparqle_tvm.calibration.statistics import FACTORS, DenseStatistics, EncodingStatistics
+from sparqle_tvm.studies.calibrate import calibrate
+from sparqle_tvm.studies.pareto import ParetoPoint, ParetoResult, pareto
 
 __all__ = [
     "FACTORS",

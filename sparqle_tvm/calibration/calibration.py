@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sparqle_tvm.calibration.statistics import SAMPLED_ROWS, EncodingStatistics
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
 from sparqle_tvm.numerics import windows_from
-from sparqle_tvm.target.cost.shapes import RowNnz
+from sparqle_tvm.numerics.row_nnz import RowNnz
 
 if TYPE_CHECKING:
     from sparqle_tvm.calibration.budget import MeasuredLoss

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparqle_tvm.errors import CalibrationError
-from sparqle_tvm.target.cost.shapes import RowNnz
+from sparqle_tvm.numerics.row_nnz import RowNnz
 
 FACTORS = np.array([2.0 ** (i / 2) for i in range(-4, 9)], dtype=np.float32)
 """The factors that are tried on each group of channels: 1/4 to 16 in steps of sqrt(2)."""

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from sparqle_tvm.calibration.statistics import FACTORS, DenseStatistics, EncodingStatistics
 from sparqle_tvm.numerics import EncodingChoice, QuantizedWeights, encode, quantize_with_choice
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.passes import ActivationInfo, ObservedDense
 from sparqle_tvm.target.cost.model import EncodedActivation
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
+from sparqle_tvm.target.op import DenseShape
 
 UNTIED_UNIT = 32
 """Columns of a unit where no weight group sets it."""

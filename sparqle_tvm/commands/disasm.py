@@ -42,9 +42,9 @@ def add(commands: Any) -> None:
 def _disasm(arguments: argparse.Namespace) -> None:
     check_writable(arguments.json)
     from sparqle_tvm.target.accelerator import Accelerator
-    from sparqle_tvm.target.codegen import generate
-    from sparqle_tvm.target.schedule import default_schedule
-    from sparqle_tvm.target.tir import DenseSpec
+    from sparqle_tvm.target.compile.codegen import generate
+    from sparqle_tvm.target.compile.schedule import default_schedule
+    from sparqle_tvm.target.compile.tir import DenseSpec
 
     accelerator = Accelerator.from_target(arguments.target)
     spec = DenseSpec(

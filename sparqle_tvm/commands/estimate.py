@@ -61,8 +61,8 @@ def add(commands: Any) -> None:
 
 def _estimate(arguments: argparse.Namespace) -> None:
     check_writable(arguments.json)
-    from sparqle_tvm.estimate import estimate
     from sparqle_tvm.report.estimate_tables import print_estimate
+    from sparqle_tvm.studies.estimate import estimate
     from sparqle_tvm.target.accelerator import Accelerator
 
     accelerator = Accelerator.from_target(arguments.target)

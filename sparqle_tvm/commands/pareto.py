@@ -68,8 +68,8 @@ def _pareto(arguments: argparse.Namespace) -> None:
 
         require_matplotlib()
     from sparqle_tvm.calibration.budget import Budget, parse_share
-    from sparqle_tvm.calibration.pareto import BUDGETS, pareto
-    from sparqle_tvm.calibration.tables import print_pareto
+    from sparqle_tvm.report.calibration_tables import print_pareto
+    from sparqle_tvm.studies.pareto import BUDGETS, pareto
 
     budgets: tuple[Budget, ...] = BUDGETS
     if arguments.max_perplexity_increase:

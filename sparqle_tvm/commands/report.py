@@ -38,12 +38,12 @@ def _report(arguments: argparse.Namespace) -> None:
 
         require_matplotlib()
     from sparqle_tvm.report.build import build_report
-    from sparqle_tvm.report.run_file import load_run, parse_run
+    from sparqle_tvm.results.run_file import load_run, parse_run
 
     if arguments.run:
         run = load_run(arguments.run)
     else:
-        from sparqle_tvm.run import run_model
+        from sparqle_tvm.studies.run import run_model
 
         run = parse_run(run_model().to_json())
     document = build_report(run)

@@ -100,7 +100,7 @@ def _budget_of(arguments: argparse.Namespace) -> Any:
 def _run(arguments: argparse.Namespace) -> None:
     check_writable(arguments.json)
     from sparqle_tvm.report.tables import print_run
-    from sparqle_tvm.run import run_model
+    from sparqle_tvm.studies.run import run_model
     from sparqle_tvm.target.accelerator import Accelerator
 
     table = energy_table_of(arguments, Accelerator.from_target(arguments.target))

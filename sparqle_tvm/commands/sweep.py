@@ -9,7 +9,7 @@ from sparqle_tvm.commands._shared import add_output_arguments, check_writable, e
 from sparqle_tvm.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from sparqle_tvm.sweep import Space, SweepResult
+    from sparqle_tvm.studies.sweep import Space, SweepResult
 
 DESCRIPTION = """Run `sparqle estimate` for every point of a grid or a list, on all cores or on a
 Dask cluster, and write a table. Names are the options of `sparqle estimate` (model, phase,
@@ -70,7 +70,7 @@ def add(commands: Any) -> None:
 def _sweep(arguments: argparse.Namespace) -> None:
     check_writable(arguments.json)
     from sparqle_tvm.report.sweep import print_sweep
-    from sparqle_tvm.sweep import run_sweep
+    from sparqle_tvm.studies.sweep import run_sweep
 
     result = run_sweep(
         _space(arguments),
@@ -86,7 +86,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
 
 def _space(arguments: argparse.Namespace) -> Space:
-    from sparqle_tvm.sweep import Space, parse_axis, read_space
+    from sparqle_tvm.studies.sweep import Space, parse_axis, read_space
 
     if arguments.points and (arguments.axis or arguments.fix):
         raise InvalidArgumentError("give either a TOML file or --axis and --fix, not both")

@@ -81,8 +81,8 @@ def _tune(arguments: argparse.Namespace) -> None:
 
     import sparqle_tvm
     from sparqle_tvm.calibration.apply import as_calibration
-    from sparqle_tvm.phases import OUTPUT_LABEL
-    from sparqle_tvm.run import model_path
+    from sparqle_tvm.studies.count import OUTPUT_LABEL
+    from sparqle_tvm.studies.run import model_path
     from sparqle_tvm.target.accelerator import Accelerator
 
     accelerator = Accelerator.from_target(arguments.target)

@@ -14,9 +14,9 @@ from tvm import relax, sym, tirx
 
 from sparqle_tvm import dialect
 from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
-from sparqle_tvm.host.layout import panel_matrix, panel_vector
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import INTEGER_LIMITS, MatmulSpec
+from sparqle_tvm.host.panels import panel_matrix, panel_vector
 from sparqle_tvm.host.split_dense import DenseSpec, split_dense_kernel
 from sparqle_tvm.host.tiling import host_tile, static_int
 

@@ -1,4 +1,4 @@
-"""What the host kernels are written with: `sparqle_tvm.script`, and PrimFuncs that Relax takes."""
+"""What the host kernels are written with: `tirscript`, and PrimFuncs that Relax takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.script import (
+from sparqle_tvm.tirscript import (
     Array,
     Scalar,
     cast,

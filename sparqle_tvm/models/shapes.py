@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.target.cost.shapes import DenseShape
 from sparqle_tvm.target.cost.vector import TransformerShape
+from sparqle_tvm.target.op import DenseShape
 
 LAYER_TYPES = ("qkv", "o", "gate_up", "down", "output")
 """Encoded tensors of a decoder by what reads them.

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.models.shapes import LAYER_TYPES
-from sparqle_tvm.target.cost.shapes import RowNnz
+from sparqle_tvm.numerics.row_nnz import RowNnz
 
 MEASURED = "measured"
 QUANTILES = 33

@@ -9,7 +9,6 @@ from sparqle_tvm.report.estimate_sections import (
     estimate_sections,
     table_of,
 )
-from sparqle_tvm.report.run_file import RunFile
 from sparqle_tvm.report.run_sections import (
     cards_of,
     cost_section,
@@ -18,6 +17,7 @@ from sparqle_tvm.report.run_sections import (
     subtitle_of,
     title_of,
 )
+from sparqle_tvm.results.run_file import RunFile
 from sparqle_tvm.target.cost.energy_table import EnergyTable
 
 

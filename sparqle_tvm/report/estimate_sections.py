@@ -10,16 +10,16 @@ from functools import cached_property
 from typing import Any
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.estimate import estimate
-from sparqle_tvm.estimates import Estimate, Phase
 from sparqle_tvm.models.shapes import ModelShape, WeightFormat
 from sparqle_tvm.models.sparsity import MsbDistribution, of_run
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.comparison import comparison_table, limits_table, stored_curves
 from sparqle_tvm.report.document import Column, Part, Picture, Section, Table
 from sparqle_tvm.report.paper import CITATION
-from sparqle_tvm.report.run_file import Layer, RunFile
 from sparqle_tvm.report.savings import Curve, Series, saving_curves
+from sparqle_tvm.results.estimate import Estimate, Phase
+from sparqle_tvm.results.run_file import Layer, RunFile
+from sparqle_tvm.studies.estimate import estimate
 from sparqle_tvm.target.cost.energy_table import (
     EnergyTable,
     default_table,

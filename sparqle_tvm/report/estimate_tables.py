@@ -8,9 +8,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sparqle_tvm.estimate import BASELINE, LIMITS, PARTS, Estimate, PartEstimate
 from sparqle_tvm.models.shapes import LAYER_TYPES
 from sparqle_tvm.report.tables import MAX_WIDTH_COLUMNS, describe
+from sparqle_tvm.studies.estimate import BASELINE, LIMITS, PARTS, Estimate, PartEstimate
 
 _PART_NAMES = {"dense_layers": "dense layers", "whole_model": "whole model"}
 _LIMIT_NAMES = {

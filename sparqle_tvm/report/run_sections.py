@@ -8,9 +8,9 @@ from typing import Any
 
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Card, Column, Picture, Section, Table
-from sparqle_tvm.report.results import reduction
-from sparqle_tvm.report.run_file import Phase, RunFile
 from sparqle_tvm.report.tables import describe
+from sparqle_tvm.results.run import reduction
+from sparqle_tvm.results.run_file import Phase, RunFile
 
 _PARTS = (("dense_layers", "dense layers"), ("whole_model", "whole model"))
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparqle_tvm.estimate import estimate
-from sparqle_tvm.estimates import PARTS, Estimate, Phase
 from sparqle_tvm.models.shapes import ModelShape, model_shape
 from sparqle_tvm.models.sparsity import MsbDistribution
+from sparqle_tvm.results.estimate import PARTS, Estimate, Phase
+from sparqle_tvm.studies.estimate import estimate
 from sparqle_tvm.target.accelerator import Accelerator
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def saving_curves(
     Parameters
     ----------
     model, phase, seq, target, table
-        As in `sparqle_tvm.estimate.estimate`; one sequence.
+        As in `sparqle_tvm.studies.estimate.estimate`; one sequence.
     measured : str or MsbDistribution
         Where the measured point comes from.
     sparsities : sequence of float
@@ -136,7 +136,7 @@ def saving_curves(
     Returns
     -------
     tuple of Curve
-        One for each of `sparqle_tvm.estimate.PARTS`.
+        One for each of `sparqle_tvm.studies.estimate.PARTS`.
     """
 
     def at(source: str | float | MsbDistribution) -> Estimate:

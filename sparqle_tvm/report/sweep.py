@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sparqle_tvm.sweep.table import SweepResult
+from sparqle_tvm.studies.sweep.table import SweepResult
 
 SHOWN_ROWS = 12
 """Points that the terminal shows; the file has all."""

@@ -8,8 +8,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sparqle_tvm.report.balance import BalanceResult
-from sparqle_tvm.report.results import (
+from sparqle_tvm.results.balance import BalanceResult
+from sparqle_tvm.results.run import (
     Comparison,
     EnergyComparison,
     LayerSparsity,

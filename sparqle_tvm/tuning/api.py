@@ -12,7 +12,7 @@ from tqdm import tqdm
 from sparqle_tvm.calibration.apply import as_calibration
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.energy_table import EnergyTable
-from sparqle_tvm.target.cost.shapes import ProgramScheme
+from sparqle_tvm.target.op import ProgramScheme
 from sparqle_tvm.tuning.extract import extract_tasks
 from sparqle_tvm.tuning.measure import (
     DEFAULT_DENSITY,

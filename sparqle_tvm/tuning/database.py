@@ -23,8 +23,8 @@ from tvm.s_tir import meta_schedule as ms
 from sparqle_tvm.errors import SparqleError, TargetError, TuningError
 from sparqle_tvm.files import write_json
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.schedule import Decisions, overflows
-from sparqle_tvm.target.tir import DenseSpec
+from sparqle_tvm.target.compile.schedule import Decisions, overflows
+from sparqle_tvm.target.compile.tir import DenseSpec
 from sparqle_tvm.tuning.space import decisions_of, reason_against
 from sparqle_tvm.tuning.task import TuningTask, schedule_key, task_of
 

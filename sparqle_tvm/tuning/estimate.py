@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.compile.schedule import Decisions
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import msb_steps
 from sparqle_tvm.target.cost.pipeline import OpLoads
-from sparqle_tvm.target.cost.shapes import RowNnz
-from sparqle_tvm.target.header import Header
-from sparqle_tvm.target.isa_compute import dense_span_steps, reduction_cycles
-from sparqle_tvm.target.schedule import Decisions
+from sparqle_tvm.target.isa.compute import dense_span_steps, reduction_cycles
+from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.tuning.task import TuningTask
 
 

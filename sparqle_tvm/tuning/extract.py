@@ -13,8 +13,8 @@ from sparqle_tvm.compiler import split_passes
 from sparqle_tvm.errors import InvalidArgumentError, TargetError, TuningError
 from sparqle_tvm.passes.collect_encodings import EncodingInfo
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.shapes import ProgramScheme
-from sparqle_tvm.target.tir import DenseSpec, bucket
+from sparqle_tvm.target.compile.tir import DenseSpec, bucket
+from sparqle_tvm.target.op import ProgramScheme
 from sparqle_tvm.tuning.estimate import Estimator
 from sparqle_tvm.tuning.measure import ActivationData
 from sparqle_tvm.tuning.space import chunk_unit, default_of, make_space, reason_against

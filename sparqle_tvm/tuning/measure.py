@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from sparqle_tvm.errors import InvalidArgumentError, TuningError
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.codegen import generate
+from sparqle_tvm.target.compile.codegen import generate
+from sparqle_tvm.target.compile.schedule import Decisions, schedule_with
 from sparqle_tvm.target.cost.analytical import dense_op_cost
 from sparqle_tvm.target.cost.array import best_row_split
 from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events, simulated_events
-from sparqle_tvm.target.cost.shapes import RowNnz
 from sparqle_tvm.target.cost.tiling import Tiling
 from sparqle_tvm.target.program import Program
-from sparqle_tvm.target.schedule import Decisions, schedule_with
 from sparqle_tvm.target.simulator import draw_nnz, simulate_timing
 from sparqle_tvm.tuning.space import reason_against
 from sparqle_tvm.tuning.task import TuningTask

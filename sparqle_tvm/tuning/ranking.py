@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
-from sparqle_tvm.target.schedule import Decisions
+from sparqle_tvm.target.compile.schedule import Decisions
 from sparqle_tvm.tuning.estimate import Estimator
 from sparqle_tvm.tuning.space import decisions_of
 from sparqle_tvm.tuning.task import TuningTask, task_of

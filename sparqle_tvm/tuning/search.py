@@ -27,7 +27,7 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
 from sparqle_tvm.errors import SparqleError
-from sparqle_tvm.target.schedule import Decisions
+from sparqle_tvm.target.compile.schedule import Decisions
 from sparqle_tvm.tuning.measure import Measurement, Meter, Objective
 from sparqle_tvm.tuning.space import decisions_of
 from sparqle_tvm.tuning.task import TuningTask, task_of

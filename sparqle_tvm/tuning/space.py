@@ -3,7 +3,7 @@
 Every knob is one ``sample_categorical`` of the trace; its value is kept as an annotation of the
 root block. Loops are not touched while the search looks for candidates, as MetaSchedule does
 it with unrolling and tensorization: a trace is replayed thousands of times, and the primitives of
-one schedule take 60 ms. `sparqle_tvm.target.schedule.schedule_with` applies what was chosen, when
+one schedule take 60 ms. `target.compile.schedule.schedule_with` applies what was chosen, when
 a candidate is built and when the database is applied.
 
 What a tile may be follows from the array: multiples of its rows, columns and lanes that split the
@@ -27,8 +27,8 @@ from tvm.s_tir import meta_schedule as ms
 
 from sparqle_tvm.errors import CompileError, InvalidArgumentError
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.library import ProgramLibrary
-from sparqle_tvm.target.schedule import (
+from sparqle_tvm.target.compile.library import ProgramLibrary
+from sparqle_tvm.target.compile.schedule import (
     Decisions,
     check_decisions,
     overflows,

@@ -17,8 +17,8 @@ from typing import Any
 import tvm
 
 from sparqle_tvm.errors import CompileError, InvalidArgumentError
-from sparqle_tvm.target.cost.shapes import DenseShape
-from sparqle_tvm.target.tir import DenseSpec, split_dense_primfunc
+from sparqle_tvm.target.compile.tir import DenseSpec, split_dense_primfunc
+from sparqle_tvm.target.op import DenseShape
 
 TASK_ATTR = "sparqle.task"
 """Attribute of the workload's PrimFunc: the task as JSON."""

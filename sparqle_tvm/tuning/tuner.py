@@ -17,7 +17,7 @@ from tvm.s_tir import meta_schedule as ms
 
 from sparqle_tvm.errors import InvalidArgumentError, MissingExtraError, SparqleError, TuningError
 from sparqle_tvm.target.accelerator import register_tags
-from sparqle_tvm.target.schedule import Decisions
+from sparqle_tvm.target.compile.schedule import Decisions
 from sparqle_tvm.tuning.database import (
     RECORDS,
     WORKLOADS,

@@ -7,7 +7,7 @@ sum * scale + group sum * minimum`` beside the next group's MACs and costs no cy
 those of `cost.storage`, with the reloads of the tiling. Loads, array, drain and stores overlap
 (`cost.pipeline`); loads and stores share the DRAM bandwidth.
 
-`sparqle_tvm.target.tie` holds all this against the simulator.
+`benchmarks/tie.py` holds all this against the simulator.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles
@@ -25,10 +26,10 @@ from sparqle_tvm.target.cost.baselines import array_of, dense_passes
 from sparqle_tvm.target.cost.choice import NO_CHOICE, EncodeChoice
 from sparqle_tvm.target.cost.events import Events, op_events
 from sparqle_tvm.target.cost.pipeline import PLANE_DESCRIPTORS, OpLoads, Pipeline
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
 from sparqle_tvm.target.cost.sorting import block_waits, sort_work
 from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
-from sparqle_tvm.target.header import row_number_bytes
+from sparqle_tvm.target.isa.header import row_number_bytes
+from sparqle_tvm.target.op import DenseShape, Scheme
 
 Bound = Literal["compute", "memory"]
 

@@ -1,6 +1,6 @@
 """Cycles of the array: both passes over a whole op, all weight slices.
 
-The rule of one instruction stands in `sparqle_tvm.target.isa_compute`; here it is summed up over
+The rule of one instruction stands in `sparqle_tvm.target.isa.compute`; here it is summed up over
 all tiles of an op. Tiles are multiples of the array's rows and columns, so only K chunks matter.
 """
 
@@ -12,10 +12,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
-from sparqle_tvm.target.header import Header
-from sparqle_tvm.target.isa_compute import dense_span_steps, reduction_cycles, step_spans
+from sparqle_tvm.target.isa.compute import dense_span_steps, reduction_cycles, step_spans
+from sparqle_tvm.target.isa.header import Header
+from sparqle_tvm.target.op import DenseShape
 
 
 def best_row_split(shape: DenseShape, accelerator: Accelerator, chunk: int) -> int:

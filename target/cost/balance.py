@@ -21,11 +21,12 @@ from typing import Literal, get_args
 import numpy as np
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import dense_op_cost, encode_cost
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
 from sparqle_tvm.target.cost.sorting import max_block_rows
 from sparqle_tvm.target.cost.tiling import choose_tilings
+from sparqle_tvm.target.op import DenseShape
 
 Balance = Literal["array", "time", "none"]
 BALANCES: tuple[Balance, ...] = get_args(Balance)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.shapes import Scheme
+from sparqle_tvm.target.op import Scheme
 
 
 def array_of(accelerator: Accelerator, scheme: Scheme) -> Accelerator:

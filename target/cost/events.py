@@ -10,13 +10,14 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_updates, msb_pass_updates
 from sparqle_tvm.target.cost.baselines import array_of, dense_passes
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
 from sparqle_tvm.target.cost.tiling import Tiling
-from sparqle_tvm.target.operands import Buffer
+from sparqle_tvm.target.isa.operands import Buffer
+from sparqle_tvm.target.op import DenseShape, Scheme
 
 if TYPE_CHECKING:
     from sparqle_tvm.target.simulator import SimResult

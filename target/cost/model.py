@@ -9,18 +9,44 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost, encoding_costs
+from sparqle_tvm.target.cost.analytical import EncodeCost, encoding_costs
 from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
 from sparqle_tvm.target.cost.choice import NO_CHOICE, EncodeChoice
 from sparqle_tvm.target.cost.events import Events
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz, Scheme
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
+from sparqle_tvm.target.op import DenseShape, Scheme
 
-if TYPE_CHECKING:
-    from sparqle_tvm.target.cost.simulated import SimulatedOp
+
+class CountedOp(Protocol):
+    """What a dense op costs, counted by formula (`OpCost`) or by the simulator."""
+
+    @property
+    def label(self) -> str:
+        """Name of the op."""
+
+    @property
+    def mma_cycles(self) -> int:
+        """Cycles of the array."""
+
+    @property
+    def total_cycles(self) -> int:
+        """Time in clock cycles."""
+
+    @property
+    def dram_bytes(self) -> int:
+        """Bytes read and written."""
+
+    @property
+    def bound(self) -> str:
+        """``compute`` or ``memory``."""
+
+    @property
+    def events(self) -> Events:
+        """What costs energy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +116,7 @@ class Totals:
         return 1.0 - self.compute_bound_share
 
     @classmethod
-    def of(cls, costs: Iterable[OpCost | SimulatedOp | EncodeCost | VectorCost]) -> Totals:
+    def of(cls, costs: Iterable[CountedOp | EncodeCost | VectorCost]) -> Totals:
         """Add up; an empty sum counts as bound by memory."""
         costs = tuple(costs)
         cycles = sum(cost.total_cycles for cost in costs)
@@ -111,7 +137,7 @@ class PassCost:
     ----------
     scheme : {"sparqle", "dense", "native", "a4"}
         How the dense layers work.
-    ops : tuple of OpCost or SimulatedOp
+    ops : tuple of CountedOp
         The dense layers in order, counted (`analytical`) or simulated (`simulated`).
     encodes : tuple of EncodeCost
         The quantization (and encoding) of their inputs.
@@ -120,7 +146,7 @@ class PassCost:
     """
 
     scheme: Scheme
-    ops: tuple[OpCost | SimulatedOp, ...]
+    ops: tuple[CountedOp, ...]
     encodes: tuple[EncodeCost, ...]
     vector: tuple[VectorCost, ...]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
-from sparqle_tvm.target.cost.shapes import DenseShape, Scheme
+from sparqle_tvm.target.op import DenseShape, Scheme
 
 # DMA descriptors of the planes of a tile: LSB, bitmap, MSB, or one of whole values.
 PLANE_DESCRIPTORS: dict[Scheme, int] = {"sparqle": 3, "dense": 1, "native": 1, "a4": 1}

@@ -14,7 +14,7 @@ import math
 
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
-from sparqle_tvm.target.header import row_number_bytes
+from sparqle_tvm.target.isa.header import row_number_bytes
 
 POPCOUNT_OPS = 1
 """Vector operations per byte of the bitmap: count its bits and add them up."""

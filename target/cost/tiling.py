@@ -22,7 +22,7 @@ from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_cycles
 from sparqle_tvm.target.cost.baselines import array_of, dense_passes
 from sparqle_tvm.target.cost.pipeline import OpLoads, Pipeline, activations_outer
-from sparqle_tvm.target.cost.shapes import DenseShape, Scheme
+from sparqle_tvm.target.op import DenseShape, Scheme
 
 FIRST_CANDIDATES = 16
 """Tilings of a K chunk whose cost is found first, those with the smallest lower bound."""

@@ -2,7 +2,7 @@
 
 from sparqle_tvm.target.simulator.counts import Counts, EngineTime, PlaneCounts
 from sparqle_tvm.target.simulator.digits import draw_bitmap, draw_nnz, nnz_from_bitmap
-from sparqle_tvm.target.simulator.layout import (
+from sparqle_tvm.target.simulator.dram import (
     activation_tensors,
     pack_activations,
     pack_weights,

@@ -33,7 +33,7 @@ from sparqle_tvm.target.isa import (
     ceil_div,
 )
 from sparqle_tvm.target.simulator import executor as x
-from sparqle_tvm.target.simulator.layout import tensor_formats
+from sparqle_tvm.target.simulator.dram import tensor_formats
 from sparqle_tvm.target.simulator.native import aligned
 from sparqle_tvm.target.simulator.pools import Pool, Pools, make_pools
 from sparqle_tvm.target.simulator.spec import ValueSpec

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from sparqle_tvm.target.header import Engine, Queue
 from sparqle_tvm.target.isa import (
     INSTRUCTIONS,
     MSB_POINTER_BYTES,
@@ -34,8 +33,9 @@ from sparqle_tvm.target.isa import (
     Wait,
     ceil_div,
 )
-from sparqle_tvm.target.isa_compute import dense_span_steps
-from sparqle_tvm.target.operands import Buffer
+from sparqle_tvm.target.isa.compute import dense_span_steps
+from sparqle_tvm.target.isa.header import Engine, Queue
+from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.simulator.digits import DigitTables
 from sparqle_tvm.target.simulator.steps import LOADS, InstructionClass, Int64s, Steps
 from sparqle_tvm.target.simulator.timing import Schedule, tile_sums

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.target.cost.shapes import RowNnz
-from sparqle_tvm.target.header import Header
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.isa import MmaMsb, ceil_div
-from sparqle_tvm.target.isa_compute import step_spans
+from sparqle_tvm.target.isa.compute import step_spans
+from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.program import Program
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.target.cost.shapes import RowNnz
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.isa import StEnc, ceil_div
 from sparqle_tvm.target.simulator import script
 from sparqle_tvm.target.simulator.script import Array, Scalar, cast, copy_bytes, loop, scratch, when

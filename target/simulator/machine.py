@@ -9,15 +9,16 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.target.cost.shapes import RowNnz
-from sparqle_tvm.target.header import Engine
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator.counts import Counts, EngineTime, count, engine_times
 from sparqle_tvm.target.simulator.digits import digit_tables, nnz_from_bitmap
-from sparqle_tvm.target.simulator.layout import DramTensors, check_tensors
+from sparqle_tvm.target.simulator.dram import DramTensors, check_tensors
 from sparqle_tvm.target.simulator.steps import Steps, bind_steps
 from sparqle_tvm.target.simulator.timing import Schedule, schedule
+from sparqle_tvm.target.verify import verify
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,7 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
 
 def _verify_once(steps: Steps) -> None:
     if "verified" not in steps.memo:
-        steps.program.verify(steps.rows)
+        verify(steps.program, steps.rows)
         steps.memo["verified"] = True
 
 

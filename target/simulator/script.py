@@ -1,4 +1,4 @@
-"""What the simulator's kernels are written with: `sparqle_tvm.script`, functions and copies."""
+"""What the simulator's kernels are written with: `sparqle_tvm.tirscript`, functions and copies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.script import (
+from sparqle_tvm.tirscript import (
     Array,
     Scalar,
     cast,

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.target.header import Header, Queue
 from sparqle_tvm.target.isa import (
     INSTRUCTIONS,
     TRACE_INSTRUCTION,
@@ -42,10 +41,11 @@ from sparqle_tvm.target.isa import (
     Wait,
     stream_order,
 )
-from sparqle_tvm.target.operands import Buffer
+from sparqle_tvm.target.isa.header import Header, Queue
+from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.program import Program
+from sparqle_tvm.target.program.structure import instruction_error
 from sparqle_tvm.target.simulator.digits import row_splits
-from sparqle_tvm.target.structure import instruction_error
 
 TILE_LOADS: tuple[type[TileLoad], ...] = (LdLsb, LdPbm, LdMsb, LdSum, LdWgt, LdGrp)
 LOADS: tuple[type[Instruction], ...] = (*TILE_LOADS, LdAct, LdRow, LdChn)

@@ -1,6 +1,6 @@
 """Timelines for chrome://tracing and Perfetto: one track per engine, busy and stalled times.
 
-`sparqle_tvm.profile.Profile.export_trace` writes them.
+`sparqle_tvm.runtime.profile.Profile.export_trace` writes them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from sparqle_tvm.target.header import Engine, Queue
 from sparqle_tvm.target.isa import (
     INSTRUCTIONS,
     TRACE_ENGINE,
@@ -19,6 +18,7 @@ from sparqle_tvm.target.isa import (
     TRACE_OPERANDS,
     Wait,
 )
+from sparqle_tvm.target.isa.header import Engine, Queue
 from sparqle_tvm.target.simulator.counts import DRAM_STALL, END_STALL
 from sparqle_tvm.target.simulator.machine import SimResult
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparqle_tvm.errors import ProgramError
-from sparqle_tvm.target.cost.shapes import RowNnz
-from sparqle_tvm.target.header import Engine, Header, Queue
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.isa import (
     MSB_POINTER_BYTES,
     TRACE_ENGINE,
@@ -29,7 +28,8 @@ from sparqle_tvm.target.isa import (
     ceil_div,
     reduction_cycles,
 )
-from sparqle_tvm.target.simulator import events
+from sparqle_tvm.target.isa.header import Engine, Header, Queue
+from sparqle_tvm.target.simulator import event_loop as events
 from sparqle_tvm.target.simulator.digits import DigitTables
 from sparqle_tvm.target.simulator.encoded import store_cycles, stored_digit_bytes
 from sparqle_tvm.target.simulator.native import aligned, aligned_copy

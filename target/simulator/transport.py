@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.target.cost.shapes import RowNnz
-from sparqle_tvm.target.header import Header
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.isa import ceil_div
+from sparqle_tvm.target.isa.header import Header
 
 
 def transport_order(

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics import is_row_order
-from sparqle_tvm.target.header import Header
 from sparqle_tvm.target.isa import Tensor
-from sparqle_tvm.target.operands import Buffer
+from sparqle_tvm.target.isa.header import Header
+from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.simulator.actions import action_table
 from sparqle_tvm.target.simulator.decode import BUFFER_SLACK_BYTES
 from sparqle_tvm.target.simulator.digits import DigitTables
+from sparqle_tvm.target.simulator.dram import OUTPUTS, tensor_formats
 from sparqle_tvm.target.simulator.executor import executor
-from sparqle_tvm.target.simulator.layout import OUTPUTS, tensor_formats
 from sparqle_tvm.target.simulator.native import aligned
 from sparqle_tvm.target.simulator.spec import ValueSpec
 from sparqle_tvm.target.simulator.steps import Steps, buffer_base

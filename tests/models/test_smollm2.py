@@ -8,9 +8,9 @@ from build_helper import build, tensor
 from torch_reference import TorchLlama
 
 from sparqle_tvm.frontend.gguf import from_gguf
+from sparqle_tvm.frontend.text import builtin_text, load_tokens
 from sparqle_tvm.models.builtin import fetch_builtin
 from sparqle_tvm.models.logits import all_logits, log_likelihoods
-from sparqle_tvm.models.text import builtin_text, load_tokens
 
 pytestmark = pytest.mark.slow
 

@@ -26,7 +26,7 @@ from sparqle_tvm.models.sparsity import (
     row_spread,
     summarize,
 )
-from sparqle_tvm.target.cost.shapes import RowNnz
+from sparqle_tvm.numerics.row_nnz import RowNnz
 
 
 def test_measured_is_what_the_stored_file_says():

@@ -11,7 +11,7 @@ from tiny_files import write_prose, write_tiny_model
 from sparqle_tvm.calibration import Calibration
 from sparqle_tvm.calibration.collect import Collector
 from sparqle_tvm.frontend import ImportedModel, from_gguf
-from sparqle_tvm.models.text import load_tokens, read_text
+from sparqle_tvm.frontend.text import load_tokens, read_text
 
 TOKENS = 200
 

@@ -18,10 +18,10 @@ from tvm.script import relax as R
 import sparqle_tvm
 from sparqle_tvm import dialect, numerics
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.launch import recording
 from sparqle_tvm.passes import BalanceRows, OffloadDense
+from sparqle_tvm.runtime.launch import recording
 from sparqle_tvm.target.accelerator import PRESETS
-from sparqle_tvm.target.header import Engine
+from sparqle_tvm.target.isa.header import Engine
 
 # Four rows wait for each other; the buffers hold a few blocks.
 TINY = replace(

@@ -17,10 +17,10 @@ from tvm.script import tirx as T
 
 from sparqle_tvm import dialect, numerics
 from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
-from sparqle_tvm.host.layout import panel_matrix, panel_vector
 from sparqle_tvm.host.legalize import HOST_LEGALIZE_MAP
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import MatmulSpec
+from sparqle_tvm.host.panels import panel_matrix, panel_vector
 from sparqle_tvm.host.split_dense import DenseSpec, split_dense_kernel
 from sparqle_tvm.host.tiling import host_tile
 from sparqle_tvm.passes import LegalizeHost, PassReport

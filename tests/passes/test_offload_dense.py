@@ -19,11 +19,11 @@ from tvm.script import tirx as T
 from sparqle_tvm import dialect, numerics
 from sparqle_tvm.passes import OffloadDense, PassReport
 from sparqle_tvm.target.accelerator import PRESETS
-from sparqle_tvm.target.bundle import PROGRAMS_FUNCTION, pack_bundle, unpack_bundle
-from sparqle_tvm.target.codegen import generate
-from sparqle_tvm.target.schedule import default_schedule
+from sparqle_tvm.target.compile.codegen import generate
+from sparqle_tvm.target.compile.schedule import default_schedule
+from sparqle_tvm.target.compile.tir import DenseSpec
+from sparqle_tvm.target.program.bundle import PROGRAMS_FUNCTION, pack_bundle, unpack_bundle
 from sparqle_tvm.target.simulator import pack_weights
-from sparqle_tvm.target.tir import DenseSpec
 
 TINY = replace(
     PRESETS["sparqle/edge"],

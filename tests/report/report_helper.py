@@ -12,7 +12,7 @@ from run_result_helper import run_result
 
 from sparqle_tvm.report.build import build_report
 from sparqle_tvm.report.document import Document
-from sparqle_tvm.report.run_file import RunFile, parse_run
+from sparqle_tvm.results.run_file import RunFile, parse_run
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _QUIET = (

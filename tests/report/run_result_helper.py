@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from sparqle_tvm.report.results import LayerSparsity, PhaseResult, RunResult
+from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.results.run import LayerSparsity, PhaseResult, RunResult
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.energy_table import default_table
 from sparqle_tvm.target.cost.model import EncodedActivation, pass_cost
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
 from sparqle_tvm.target.cost.vector import TransformerShape
+from sparqle_tvm.target.op import DenseShape
 
 EDGE = PRESETS["sparqle/edge"]
 SHAPE = TransformerShape(layers=2, embed=64, ffn=96, heads=4, kv_heads=2, head_dim=16, vocab=50)

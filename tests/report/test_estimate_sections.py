@@ -8,7 +8,7 @@ from report_helper import full_report, full_run, small_report, small_run
 from sparqle_tvm.report.document import Picture
 from sparqle_tvm.report.estimate_sections import RunModel, constants_table, shape_of, table_of
 from sparqle_tvm.report.formats import change
-from sparqle_tvm.report.run_file import parse_run
+from sparqle_tvm.results.run_file import parse_run
 from sparqle_tvm.target.cost.energy_table import default_table, energy_table
 
 TABLE = default_table(full_run().accelerator)

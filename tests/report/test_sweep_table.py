@@ -8,7 +8,7 @@ from rich.console import Console
 
 from sparqle_tvm.cli import main
 from sparqle_tvm.report.sweep import SHOWN_ROWS, print_sweep
-from sparqle_tvm.sweep import Space, SweepResult, evaluate_point
+from sparqle_tvm.studies.sweep import Space, SweepResult, evaluate_point
 
 FIXED = {"model": "smollm2-135m", "phase": "decode", "seq": 16}
 

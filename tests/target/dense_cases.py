@@ -11,7 +11,7 @@ import numpy as np
 from sparqle_tvm.numerics import encode, encode_digits, max_exact
 from sparqle_tvm.numerics.quantization import QuantizedWeights
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
-from sparqle_tvm.target.tir import DenseSpec
+from sparqle_tvm.target.compile.tir import DenseSpec
 
 EDGE = PRESETS["sparqle/edge"]
 

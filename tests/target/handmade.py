@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
-from sparqle_tvm.target.header import Allocation, Header, Queue
 from sparqle_tvm.target.isa import (
     Drain,
     LdAct,
@@ -24,7 +23,8 @@ from sparqle_tvm.target.isa import (
     StEnc,
     StOut,
 )
-from sparqle_tvm.target.operands import ALWAYS, Affine, Buffer, Condition, Extent, M
+from sparqle_tvm.target.isa.header import Allocation, Header, Queue
+from sparqle_tvm.target.isa.operands import ALWAYS, Affine, Buffer, Condition, Extent, M
 from sparqle_tvm.target.program import Program, ProgramBuilder
 
 SMALL = replace(

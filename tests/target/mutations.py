@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from sparqle_tvm.target.header import Allocation, Queue
 from sparqle_tvm.target.isa import Instruction, Loop, Signal, Wait
-from sparqle_tvm.target.operands import Address, Affine, Condition, Extent, M, When
+from sparqle_tvm.target.isa.header import Allocation, Queue
+from sparqle_tvm.target.isa.operands import Address, Affine, Condition, Extent, M, When
 from sparqle_tvm.target.program import Program
 
 _STEPS = (-64, -16, -8, -4, -2, -1, 1, 2, 4, 8, 16, 32, 64, 4096)

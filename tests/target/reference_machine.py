@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from sparqle_tvm.numerics.integers import pack_digits, sign_extend, unpack_digits
-from sparqle_tvm.target.header import Engine, Header, Queue
 from sparqle_tvm.target.isa import (
     INSTRUCTIONS,
     TRACE_ENGINE,
@@ -35,7 +34,8 @@ from sparqle_tvm.target.isa import (
     StOut,
     Wait,
 )
-from sparqle_tvm.target.operands import Buffer
+from sparqle_tvm.target.isa.header import Engine, Header, Queue
+from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.program import Program
 
 

@@ -15,9 +15,9 @@ import pytest
 from tuning_cases import CRAMPED, STARVED, small_space, spec_of, task_of_spec
 
 from sparqle_tvm.errors import InvalidArgumentError, ProgramError, TuningError
-from sparqle_tvm.target.codegen import generate
-from sparqle_tvm.target.intrinsics import PREFIX
-from sparqle_tvm.target.schedule import schedule_with
+from sparqle_tvm.target.compile.codegen import generate
+from sparqle_tvm.target.compile.intrinsics import PREFIX
+from sparqle_tvm.target.compile.schedule import schedule_with
 from sparqle_tvm.tuning import Meter, Tuner, TuningDatabase, default_of, tasks_of_group
 from sparqle_tvm.tuning.database import RECORDS, SETTINGS, WORKLOADS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sparqle_tvm.target.accelerator import PRESETS
-from sparqle_tvm.target.tir import DenseSpec
+from sparqle_tvm.target.compile.tir import DenseSpec
 from sparqle_tvm.tuning import Space, TuningTask, default_of, make_space, tasks_of_group
 
 EDGE = PRESETS["sparqle/edge"]

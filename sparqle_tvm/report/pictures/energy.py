@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from sparqle_tvm.estimates import Estimate
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.pictures.style import (
     BLUE,
@@ -29,6 +28,7 @@ from sparqle_tvm.report.pictures.style import (
     style,
     width,
 )
+from sparqle_tvm.results.estimate import Estimate
 
 _LOOKS = {
     "dram": (BLUE, ""),

@@ -26,7 +26,7 @@ from sparqle_tvm.report.pictures.style import (
     style,
     width,
 )
-from sparqle_tvm.report.run_file import Layer, Phase
+from sparqle_tvm.results.run_file import Layer, Phase
 
 _GROUPS = {
     "attn_q": "q, k, v",

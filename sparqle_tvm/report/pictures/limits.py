@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sparqle_tvm.estimates import LIMITS
 from sparqle_tvm.report.pictures.style import (
     BLUE,
     GREEN,
@@ -22,6 +21,7 @@ from sparqle_tvm.report.pictures.style import (
     width,
 )
 from sparqle_tvm.report.savings import Series
+from sparqle_tvm.results.estimate import LIMITS
 
 _LOOKS = {
     "compute": (ORANGE, "", "computation"),

@@ -23,7 +23,7 @@ from sparqle_tvm.report.pictures.style import (
     style,
     width,
 )
-from sparqle_tvm.report.run_file import Phase
+from sparqle_tvm.results.run_file import Phase
 from sparqle_tvm.target.accelerator import Accelerator
 
 _DENSE: dict[str, Any] = {

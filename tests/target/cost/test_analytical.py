@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.analytical import (
@@ -18,8 +19,8 @@ from sparqle_tvm.target.cost.analytical import (
 )
 from sparqle_tvm.target.cost.array import best_row_split, lsb_pass_cycles, msb_pass_cycles
 from sparqle_tvm.target.cost.choice import EncodeChoice
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
 from sparqle_tvm.target.cost.tiling import Tiling
+from sparqle_tvm.target.op import DenseShape
 
 EDGE = PRESETS["sparqle/edge"]
 

@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.array import (
     best_row_split,
     lsb_pass_cycles,
     msb_pass_cycles,
 )
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
-from sparqle_tvm.target.header import Header
-from sparqle_tvm.target.isa_compute import MmaLsb, MmaMsb
+from sparqle_tvm.target.isa.compute import MmaLsb, MmaMsb
+from sparqle_tvm.target.isa.header import Header
+from sparqle_tvm.target.op import DenseShape
 
 EDGE = PRESETS["sparqle/edge"]
 

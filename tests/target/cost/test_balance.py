@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.analytical import encoding_costs
 from sparqle_tvm.target.cost.balance import choose_block_rows, typical_digits
 from sparqle_tvm.target.cost.model import EncodedActivation, pass_cost
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
 from sparqle_tvm.target.cost.sorting import block_waits, max_block_rows, sort_work
 from sparqle_tvm.target.cost.vector import TransformerShape
+from sparqle_tvm.target.op import DenseShape
 
 EDGE = PRESETS["sparqle/edge"]
 WIDE = DenseShape(512, 4096, 576)

@@ -7,10 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.analytical import encoding_costs
 from sparqle_tvm.target.cost.baselines import array_of
-from sparqle_tvm.target.cost.shapes import ALL_SCHEMES, DenseShape, RowNnz
+from sparqle_tvm.target.op import ALL_SCHEMES, DenseShape
 
 EDGE = PRESETS["sparqle/edge"]
 

@@ -8,6 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.cost.analytical import encoding_costs
 from sparqle_tvm.target.cost.energy import (
@@ -21,7 +22,7 @@ from sparqle_tvm.target.cost.energy import (
 from sparqle_tvm.target.cost.energy_table import Band, energy_table
 from sparqle_tvm.target.cost.events import NAMES, Events
 from sparqle_tvm.target.cost.model import Totals
-from sparqle_tvm.target.cost.shapes import ALL_SCHEMES, DenseShape, RowNnz, Scheme
+from sparqle_tvm.target.op import ALL_SCHEMES, DenseShape, Scheme
 
 EDGE = PRESETS["sparqle/edge"]
 TABLE = energy_table("45nm", "lpddr4")

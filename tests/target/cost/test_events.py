@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import dense_op_cost
 from sparqle_tvm.target.cost.events import NAMES, Events
-from sparqle_tvm.target.cost.shapes import ALL_SCHEMES, DenseShape, RowNnz, Scheme
 from sparqle_tvm.target.cost.tiling import Tiling
+from sparqle_tvm.target.op import ALL_SCHEMES, DenseShape, Scheme
 
 
 def test_sums_and_multiples() -> None:

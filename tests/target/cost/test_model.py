@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.model import EncodedActivation, Totals, pass_cost
-from sparqle_tvm.target.cost.shapes import DenseShape, RowNnz
 from sparqle_tvm.target.cost.vector import TransformerShape, attended_pairs, vector_costs
+from sparqle_tvm.target.op import DenseShape
 
 EDGE = PRESETS["sparqle/edge"]
 SHAPE = TransformerShape(layers=2, embed=8, ffn=12, heads=2, kv_heads=1, head_dim=4, vocab=20)

@@ -7,7 +7,7 @@ import pytest
 
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.pipeline import Iteration, OpLoads, Pipeline, activations_outer
-from sparqle_tvm.target.cost.shapes import DenseShape
+from sparqle_tvm.target.op import DenseShape
 
 
 def pipeline(outer: int = 1, **change: float) -> Pipeline:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost import storage
-from sparqle_tvm.target.cost.shapes import SCHEMES, DenseShape
 from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
+from sparqle_tvm.target.op import SCHEMES, DenseShape
 
 
 def brute_force_loads(tiling: Tiling) -> tuple[int, int]:

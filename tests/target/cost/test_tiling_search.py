@@ -7,7 +7,7 @@ import pytest
 
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost import tiling
-from sparqle_tvm.target.cost.shapes import DenseShape
+from sparqle_tvm.target.op import DenseShape
 
 EDGE = PRESETS["sparqle/edge"]
 STARVED = replace(

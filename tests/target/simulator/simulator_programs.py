@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.numerics import QuantizedWeights, dense_reference, encode, max_exact
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
-from sparqle_tvm.target.header import Allocation, Header, Queue
 from sparqle_tvm.target.isa import (
     Drain,
     LdAct,
@@ -29,7 +28,8 @@ from sparqle_tvm.target.isa import (
     StOut,
     Tensor,
 )
-from sparqle_tvm.target.operands import Affine, Buffer, Condition, Extent
+from sparqle_tvm.target.isa.header import Allocation, Header, Queue
+from sparqle_tvm.target.isa.operands import Affine, Buffer, Condition, Extent
 from sparqle_tvm.target.program import Program, ProgramBuilder
 from sparqle_tvm.target.simulator import activation_tensors, weight_tensors
 

@@ -10,10 +10,10 @@ import pytest
 from simulator_programs import TINY, dense_program, header_for, random_operands
 
 from sparqle_tvm.numerics import encode
-from sparqle_tvm.target.cost.shapes import RowNnz
-from sparqle_tvm.target.header import Engine
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.isa import Drain, LdPbm, MmaMsb, StOut, Tensor
-from sparqle_tvm.target.operands import Buffer
+from sparqle_tvm.target.isa.header import Engine
+from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.simulator import (
     draw_bitmap,
     draw_nnz,

@@ -13,7 +13,6 @@ from mutations import Mutator
 from simulator_programs import TINY, dense_program, header_for, integer_header, random_operands
 
 from sparqle_tvm.errors import InvalidArgumentError, ProgramError
-from sparqle_tvm.target.header import Queue
 from sparqle_tvm.target.isa import (
     Drain,
     Instruction,
@@ -32,9 +31,11 @@ from sparqle_tvm.target.isa import (
     Tensor,
     Wait,
 )
-from sparqle_tvm.target.operands import ALWAYS, NEVER, Affine, Condition, Extent
+from sparqle_tvm.target.isa.header import Queue
+from sparqle_tvm.target.isa.operands import ALWAYS, NEVER, Affine, Condition, Extent
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import simulate
+from sparqle_tvm.target.verify import verify
 
 M, N, K = 8, 8, 64
 HEADER = header_for(TINY, M, N, K, 32)
@@ -319,7 +320,7 @@ def test_damaged_programs_do_no_harm(batch):
             continue
         exact += np.array_equal(output, operands.expected)
         try:
-            damaged.verify(11)
+            verify(damaged, 11)
         except ProgramError:
             continue
         np.testing.assert_array_equal(output, operands.expected)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from simulator_programs import TINY, dense_program, header_for, random_operands
 
-from sparqle_tvm.target.header import Engine
+from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.simulator import SimResult, simulate
 from sparqle_tvm.target.simulator.timeline import timeline
 

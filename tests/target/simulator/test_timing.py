@@ -21,8 +21,8 @@ from dataclasses import replace
 import numpy as np
 from simulator_programs import TINY, dense_program, header_for, integer_header
 
-from sparqle_tvm.target.cost.shapes import RowNnz
-from sparqle_tvm.target.header import Engine
+from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.simulator import SimResult, simulate_timing
 
 LOAD, MMA, STORE = Engine

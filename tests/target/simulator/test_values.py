@@ -23,7 +23,7 @@ from sparqle_tvm.target.simulator import (
     simulate,
     simulate_timing,
 )
-from sparqle_tvm.target.simulator.layout import DramTensors
+from sparqle_tvm.target.simulator.dram import DramTensors
 from sparqle_tvm.threads import core_count, use_threads
 
 

@@ -1,0 +1,52 @@
+"""Loss over what is saved, as a picture; needs matplotlib."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparqle_tvm.report.pictures import require_matplotlib
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sparqle_tvm.studies.pareto import ParetoResult
+
+
+def draw_pareto(result: ParetoResult) -> Figure:
+    """Draw perplexity and KL over saved cycles of the array, and over saved energy.
+
+    Raises
+    ------
+    MissingExtraError
+        If matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    axes = figure.subplots(2, 2, sharex="col", sharey="row")
+    columns = (
+        ("array cycles saved (%)", [100 * p.mma_reduction for p in result.points]),
+        ("energy of dense layers saved (%)", [100 * p.energy_reduction for p in result.points]),
+    )
+    texts = (
+        ("held out", "o-", [p.heldout for p in result.points]),
+        ("calibration text", "s--", [p.calibration for p in result.points]),
+    )
+    for (label, x), (upper, lower) in zip(columns, axes.T, strict=True):
+        for name, style, losses in texts:
+            ratio, error = ([100 * getattr(loss, k) for loss in losses] for k in _RATIO)
+            upper.errorbar(x, ratio, error, fmt=style, capsize=3, label=name)
+            kl, kl_error = ([getattr(loss, k) for loss in losses] for k in _KL)
+            lower.errorbar(x, kl, kl_error, fmt=style, capsize=3, label=name)
+        lower.set_xlabel(label)
+        for axis in (upper, lower):
+            axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("perplexity above int8 (%)")
+    axes[1][0].set_ylabel("KL to int8 (nats)")
+    axes[0][0].legend()
+    figure.suptitle(f"{result.model_name} on {result.accelerator}, one standard error")
+    return figure
+
+
+_RATIO, _KL = ("ratio", "ratio_error"), ("kl", "kl_error")

@@ -1,0 +1,1 @@
+"""Results of studies as plain data, with JSON both ways."""

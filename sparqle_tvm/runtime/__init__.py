@@ -1,0 +1,1 @@
+"""Compiled modules at run time: calls, launches of accelerator programs, profiles."""

@@ -1,0 +1,221 @@
+"""Compiled modules: callable functions, the encodings and the profile of a run, export."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from sparqle_tvm import passes
+from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
+from sparqle_tvm.files import replacing
+from sparqle_tvm.models.limits import CHECKED_FUNCTIONS, TokenLimits
+from sparqle_tvm.numerics import EncodingChoice
+from sparqle_tvm.runtime.launch import recording
+from sparqle_tvm.runtime.profile import Profile
+from sparqle_tvm.target.program import Program
+from sparqle_tvm.target.program.bundle import PROGRAMS_FUNCTION, unpack_bundle
+from sparqle_tvm.threads import use_threads
+
+
+@dataclass(frozen=True)
+class EncodingRecord:
+    """What one encoding held in the last call.
+
+    Attributes
+    ----------
+    info : passes.EncodingInfo
+        Label, window, and the dense ops that read it.
+    pbm : np.ndarray
+        (M, ceil(K/8)) uint8, the precision bitmap.
+    scale : np.ndarray or None
+        (M, 1) float32.
+    saturated : int
+        Elements that did not fit the window, or the quantizer's limits because of a factor.
+    clipped : int
+        Elements that bands clipped to the edge of the window.
+    """
+
+    info: passes.EncodingInfo
+    pbm: np.ndarray
+    scale: np.ndarray | None
+    saturated: int
+    clipped: int = 0
+
+    @property
+    def label(self) -> str:
+        """Name of the encoded tensor."""
+        return self.info.label
+
+    @property
+    def window(self) -> str:
+        """``"signed"`` or ``"unsigned"``."""
+        return self.info.window
+
+    @property
+    def consumers(self) -> list[passes.DenseInfo]:
+        """The dense ops that read the encoding."""
+        return self.info.consumers
+
+
+def _records(infos: list[passes.EncodingInfo], observed: Any) -> list[EncodingRecord]:
+    """The observations of one call, in the order ``CollectEncodings`` returns them."""
+    values = iter([value.numpy() for value in observed])
+    records = []
+    for info in infos:
+        pbm = next(values)
+        scale = next(values).reshape(-1, 1) if info.quantizes else None
+        saturated = int(next(values)) if info.may_saturate else 0
+        clipped = int(next(values)) if info.has_bands else 0
+        bitmap = pbm.reshape(-1, pbm.shape[-1])
+        records.append(EncodingRecord(info, bitmap, scale, saturated, clipped))
+    return records
+
+
+def _raise_if_non_finite(function: str, records: list[EncodingRecord]) -> None:
+    for record in records:
+        if record.scale is None or np.isfinite(record.scale).all():
+            continue
+        row = int(np.flatnonzero(~np.isfinite(record.scale))[0])
+        raise QuantizationError(
+            f"{function}: the activation of {record.label} holds NaN or Inf in row {row}; "
+            "check the input and the weights before that layer"
+        )
+
+
+class Executable:
+    """A compiled module: its functions are called by name, with NumPy arrays or TVM tensors.
+
+    Parameters
+    ----------
+    executable : relax.VMExecutable or tvm.runtime.Module
+        What ``relax.build`` made, or what was loaded.
+    collected : mapping of function name to encodings
+        What functions return beside their result.
+    lifted : mapping of function name to encodings
+        Encodings whose choices functions take as arguments; see :meth:`choose`.
+
+    Attributes
+    ----------
+    encodings : list of EncodingRecord
+        The encodings of the last call of a function that returns them.
+    report : passes.PassReport
+        What the passes did and skipped.
+    """
+
+    def __init__(
+        self,
+        executable: Any,
+        *,
+        collected: Mapping[str, list[passes.EncodingInfo]] | None = None,
+        lifted: Mapping[str, list[passes.LiftedEncoding]] | None = None,
+        report: passes.PassReport | None = None,
+    ) -> None:
+        self._executable = executable
+        self._collected = dict(collected or {})
+        self._lifted = dict(lifted or {})
+        use_threads()
+        self._vm = relax.VirtualMachine(executable, tvm.cpu())
+        self._profile = Profile([])
+        self.encodings: list[EncodingRecord] = []
+        self.report = report if report is not None else passes.PassReport()
+        self._choices: dict[str, list[Any]] = {}
+        self.choose({})
+
+    def __getitem__(self, name: str) -> Any:
+        """The compiled function ``name``, as a callable."""
+        try:
+            function = self._vm[name]
+        except (AttributeError, ValueError, RuntimeError) as error:
+            raise InvalidArgumentError(f"the executable has no function {name}") from error
+        infos = self._collected.get(name)
+        limits = TokenLimits.of(self._vm) if name in CHECKED_FUNCTIONS else None
+
+        def call(*args: Any) -> Any:
+            if limits is not None:
+                limits.check(name, args)
+            tensors = [_to_tensor(arg) for arg in args] + self._choices.get(name, [])
+            with recording() as records:
+                result = function(*tensors)
+            self._profile = Profile(records)
+            if infos is None:
+                return result
+            value, observed = result
+            self.encodings = _records(infos, observed)
+            _raise_if_non_finite(name, self.encodings)
+            return value
+
+        return call
+
+    @cached_property
+    def programs(self) -> list[Program]:
+        """The accelerator programs that the module holds, each once; none with the engine `host`.
+
+        Raises
+        ------
+        ProgramError
+            If one is damaged.
+        """
+        try:
+            function = self._vm[PROGRAMS_FUNCTION]
+        except (AttributeError, ValueError, RuntimeError):
+            return []
+        bundles = [unpack_bundle(bundle.numpy().tobytes()) for bundle in function()]
+        found = {program.to_bytes(): program for bundle in bundles for program in bundle}
+        return list(found.values())
+
+    @property
+    def choosable(self) -> dict[str, passes.LiftedEncoding]:
+        """The encodings that :meth:`choose` can set, by label; empty unless compiled for that."""
+        return {e.label: e for encodings in self._lifted.values() for e in encodings}
+
+    def choose(self, choices: Mapping[str, EncodingChoice]) -> None:
+        """Set factors and bands for the calls from now on, if compiled with ``lift_choices``.
+
+        Parameters
+        ----------
+        choices : mapping of label to EncodingChoice
+            Encodings that are not named get none: their results are those of plain int8.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If no encoding that takes choices has a label, or a choice does not suit its encoding.
+        """
+        unknown = sorted(set(choices) - set(self.choosable))
+        if unknown:
+            raise InvalidArgumentError(
+                f"{unknown[0]}: no encoding of this name takes a choice; the report of the "
+                "executable says what was left alone, choosable which do"
+            )
+        self._choices = {
+            name: [tvm.runtime.tensor(a) for a in passes.choice_arguments(encodings, choices)]
+            for name, encodings in self._lifted.items()
+        }
+
+    def profile(self) -> Profile:
+        """What the accelerator did in the last call; empty if no op is offloaded."""
+        return self._profile
+
+    def inspect_source(self) -> str:
+        """The assembly of every program."""
+        return "\n".join(program.disassemble() for program in self.programs)
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write a shared library that :func:`load` reads; ``path`` ends in ``.so``."""
+        target = Path(path)
+        if target.suffix != ".so":
+            raise InvalidArgumentError(f"{target}: an exported library has to end in .so")
+        with replacing(target) as temporary:
+            self._executable.export_library(str(temporary))
+
+
+def _to_tensor(value: Any) -> Any:
+    return tvm.runtime.tensor(value) if isinstance(value, np.ndarray) else value

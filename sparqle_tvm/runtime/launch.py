@@ -1,0 +1,188 @@
+"""Runs accelerator programs for compiled modules: the host side of ``sparqle.launch``.
+
+A compiled module calls the packed function ``sparqle.launch`` for every offloaded dense op. It
+picks the program for the number of rows, hands the operands to the simulator as they lie in the
+accelerator's DRAM, and keeps what the simulator counted for whoever asked (:func:`recording`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparqle_tvm.errors import ProgramError
+from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.isa.header import Header
+from sparqle_tvm.target.program import Program
+from sparqle_tvm.target.program.bundle import select, unpack_bundle
+from sparqle_tvm.target.simulator import SimResult, pack_weights, plane_tensors, simulate
+from sparqle_tvm.target.simulator.transport import transport_order
+from sparqle_tvm.target.verify import verify
+
+ENCODED_OUTPUTS = 4
+OUTPUTS = {1: (Tensor.OUT,), ENCODED_OUTPUTS: (Tensor.OUT_LSB, Tensor.OUT_PBM)}
+"""What programs write into the memory of the caller, by the number of its tensors."""
+
+
+@dataclass(frozen=True, eq=False)
+class LaunchRecord:
+    """One run of a program.
+
+    Attributes
+    ----------
+    label : str
+        The op.
+    rows : int
+        M of the call.
+    program : Program
+        What ran.
+    result : SimResult
+        Cycles, bytes, MACs; the output is not kept.
+    """
+
+    label: str
+    rows: int
+    program: Program
+    result: SimResult
+
+
+@dataclass
+class _State(threading.local):
+    """Per thread: where records go, if somebody listens; programs, and what was verified."""
+
+    records: list[LaunchRecord] | None = None
+    programs: dict[bytes, tuple[Program, ...]] = field(default_factory=dict)
+    # By identity: `programs` keeps them.
+    verified: set[tuple[int, int]] = field(default_factory=set)
+
+
+_STATE = _State()
+
+
+@contextmanager
+def recording() -> Iterator[list[LaunchRecord]]:
+    """Collect the launches of this thread within a ``with`` block."""
+    outer, _STATE.records = _STATE.records, []
+    try:
+        yield _STATE.records
+    finally:
+        _STATE.records = outer
+
+
+def launch(label: str, bundle: Any, *operands: Any) -> None:
+    """Run one dense op; called by compiled modules.
+
+    Parameters
+    ----------
+    label : str
+        The op.
+    bundle : tensor of uint8 (bytes,)
+        Programs, see `target.bundle`.
+    operands : tensors
+        lsb, pbm, msb, row_ptr, weight; the offset if the program has one; for float32 outputs
+        act_scale and w_scale; with minima w_min and group_sums; the row order if there is one;
+        last the output, which is written. The weight is packed uint8, or int8 (N, K). Encoded
+        outputs take what float32 ones do, then out_scale; written are lsb, pbm, msb and row_ptr.
+
+    Raises
+    ------
+    ProgramError
+        If the programs are damaged, or of an op with other operands, none is for so many rows, or
+        the one that is does not pass verification for these rows (looked at the first time).
+    """
+    programs = _programs(np.from_dlpack(bundle).tobytes())
+    arrays = [np.from_dlpack(operand) for operand in operands]
+    count = ENCODED_OUTPUTS if programs[0].header.output == "encoded" else 1
+    inputs, outs = arrays[:-count], arrays[-count:]
+    rows = outs[0].size // outs[0].shape[-1] if outs[0].shape[-1] else 0
+    if rows == 0:
+        # Only the pointers of an empty encoding have an element.
+        for out in outs:
+            out[...] = 0
+        return
+    program = select(programs, rows)
+    _verify(program, rows)
+    # An order comes along if programs for more or fewer rows need it, too.
+    ordered = any(other.header.block_rows for other in programs)
+    tensors = _tensors(program.header, rows, inputs, ordered)
+    tensors |= zip(OUTPUTS[count], (out.reshape(rows, -1) for out in outs[:2]), strict=False)
+    result = simulate(program, tensors)
+    if result.encoded is not None:
+        _, _, msb, row_ptr = outs
+        found = result.encoded
+        digits, row_ptr[...] = transport_order(
+            program.header, found[Tensor.OUT_PBM], found[Tensor.OUT_MSB]
+        )
+        msb[: digits.size] = digits
+    if _STATE.records is not None:
+        # The output is the virtual machine's memory, which it may use again after the call.
+        kept = replace(result, output=None, encoded=None)
+        _STATE.records.append(LaunchRecord(str(label), rows, program, kept))
+
+
+def _programs(data: bytes) -> tuple[Program, ...]:
+    if data not in _STATE.programs:
+        _STATE.programs[data] = unpack_bundle(data)
+    return _STATE.programs[data]
+
+
+def _verify(program: Program, rows: int) -> None:
+    if (id(program), rows) not in _STATE.verified:
+        verify(program, rows)
+        _STATE.verified.add((id(program), rows))
+
+
+def _tensors(
+    header: Header, rows: int, inputs: list[NDArray[Any]], ordered: bool
+) -> dict[Tensor, NDArray[Any]]:
+    """The operands as they lie in the accelerator's DRAM; if `ordered`, the last is an order."""
+    count = 5 + header.has_offset + 2 * header.scaled + 2 * header.has_min + ordered
+    count += header.output == "encoded"
+    if len(inputs) != count:
+        raise ProgramError(
+            f"{header.label!r} takes {count} operands and an output, {len(inputs) + 1} came; "
+            "compile the module again"
+        )
+    lsb, pbm, msb, row_ptr, weight, *others = inputs
+    packed = pack_weights(weight, header.weight_bits) if weight.dtype == np.int8 else weight
+    by_row = {Tensor.LSB: lsb.reshape(rows, -1), Tensor.PBM: pbm.reshape(rows, -1)}
+    by_channel = {Tensor.WGT: packed}
+    if header.has_offset:
+        by_channel[Tensor.OFFSET] = others.pop(0)
+    if header.output == "encoded":
+        by_channel[Tensor.OUT_SCALE] = others.pop().reshape(1)
+    if header.scaled:
+        act_scale, by_channel[Tensor.W_SCALE] = others.pop(0), others.pop(0)
+        by_row[Tensor.ACT_SCALE] = np.ascontiguousarray(
+            np.broadcast_to(act_scale.reshape(-1), rows)
+        )
+        if header.has_min:
+            by_channel[Tensor.W_MIN], sums = others.pop(0), others.pop(0)
+            dtype = np.int16 if header.sum_bytes == 2 else np.int32
+            by_row[Tensor.GROUP_SUMS] = sums.reshape(rows, -1).astype(dtype)
+    order = others[0] if header.block_rows else None
+    return {**plane_tensors(header, by_row, msb, row_ptr, order), **by_channel}
+
+
+def balance_rows(pbm: Any, in_features: int, block_rows: int, lanes: int, out: Any) -> None:
+    """Sort the rows of an encoding, see ``R.sparqle.balance_rows``; called by compiled modules.
+
+    Parameters
+    ----------
+    pbm : tensor of uint8 (.., ceil(in_features / 8))
+        Precision bitmap.
+    in_features, block_rows, lanes : int
+        As in the op.
+    out : tensor of int32 (M,)
+        Row numbers, written.
+    """
+    bitmap = np.asarray(np.from_dlpack(pbm), dtype=np.uint8)
+    nnz = RowNnz.from_pbm(bitmap.reshape(-1, bitmap.shape[-1]), in_features)
+    np.from_dlpack(out)[...] = nnz.order(block_rows, lanes)

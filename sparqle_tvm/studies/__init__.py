@@ -1,0 +1,1 @@
+"""Studies: what the commands do, from a model or its shapes to a result."""

@@ -1,0 +1,147 @@
+"""``sparqle_tvm.calibrate``: a model and a text in, a calibration out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from sparqle_tvm.calibration.budget import STORED_SHARES
+from sparqle_tvm.calibration.calibration import Calibration
+from sparqle_tvm.calibration.search import Importance, Search
+from sparqle_tvm.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from sparqle_tvm.frontend import ImportedModel
+
+CALIBRATION_TEXT = "built-in prose, second half (Python's language reference)"
+HELDOUT_TEXT = "built-in prose, first half (Python's language reference)"
+
+MEASURED_TOKENS = 2048
+"""Tokens of the calibration text that the loss of some choices is measured on, at most."""
+
+
+def calibrate(
+    model: str | PathLike[str] | ImportedModel = "smollm2",
+    text: str | PathLike[str] | None = None,
+    tokens: int = 4096,
+    *,
+    importance: Importance = "weights",
+    progress: bool = True,
+) -> Calibration:
+    """Run text through a quantized language model, and keep what choices of scales need.
+
+    One pass in chunks of 512 tokens; memory does not depend on the length of the text. Then a few
+    choices of scales are run on the first 2,048 tokens, so that a limit on perplexity can be
+    kept: what a choice is expected to lose is brought to nats with what it did lose.
+
+    Parameters
+    ----------
+    model : str, path or ImportedModel
+        ``"smollm2"`` (fetched on first use), a GGUF file, or what `frontend.from_gguf` imported
+        with int8 activations.
+    text : path, optional
+        A UTF-8 text file; by default the second half of the built-in prose, which `sparqle run`
+        does not measure on.
+    tokens : int
+        Tokens of the text to run.
+    importance : {"weights", "fisher"}
+        ``fisher`` collects squared gradients too, with torch (extra ``torch``).
+    progress : bool
+        Show progress on standard error.
+
+    Returns
+    -------
+    Calibration
+
+    Raises
+    ------
+    SparqleError
+        One of its classes: a bad model or text, NaN or Inf in activations, no torch.
+    """
+    if importance not in get_args(Importance):
+        raise InvalidArgumentError(
+            f"importance {importance!r} is unknown; known: {', '.join(get_args(Importance))}"
+        )
+    imported = import_model(model, progress=progress)
+    name, ids = read_tokens(imported, text, tokens)
+    return calibrate_tokens(imported, ids, name, importance=importance, progress=progress)
+
+
+def import_model(
+    model: str | PathLike[str] | ImportedModel, *, progress: bool = True
+) -> ImportedModel:
+    """Import a model by name or path with int8 activations; one that is imported stays."""
+    from sparqle_tvm.frontend import ImportedModel, from_gguf
+    from sparqle_tvm.studies.run import model_path
+
+    if isinstance(model, ImportedModel):
+        if model.activations != "int8":
+            raise InvalidArgumentError(
+                "calibration needs a model with int8 activations; import it with activations='int8'"
+            )
+        return model
+    return from_gguf(model_path(model, progress=progress), progress=progress)
+
+
+def read_tokens(
+    imported: ImportedModel,
+    text: str | PathLike[str] | None,
+    tokens: int,
+    *,
+    heldout: bool = False,
+) -> tuple[str, npt.NDArray[np.int32]]:
+    """Name and first tokens of a text file, or of the built-in text for calibration.
+
+    With `heldout`, the built-in text is the half that calibration does not see.
+
+    Raises
+    ------
+    TextError
+        If the text is missing, empty or too short.
+    """
+    from sparqle_tvm.frontend.text import builtin_parts, load_tokens, read_text
+
+    name = HELDOUT_TEXT if heldout else CALIBRATION_TEXT
+    content = builtin_parts()[0 if heldout else 1] if text is None else read_text(text)
+    ids = load_tokens(imported.tokenizer, content, tokens)
+    return (name if text is None else str(text)), np.asarray(ids, np.int32)
+
+
+def calibrate_tokens(
+    imported: ImportedModel,
+    ids: npt.NDArray[np.int32],
+    text_name: str,
+    *,
+    importance: Importance = "weights",
+    progress: bool = True,
+) -> Calibration:
+    """Calibrate with the tokens (T,) of a text; see :func:`calibrate`."""
+    from sparqle_tvm.calibration.trial import Trial
+
+    fisher = _gradients(imported, ids, progress) if importance == "fisher" else None
+    measured = min(len(ids), MEASURED_TOKENS) * (1 + len(STORED_SHARES))
+    with tqdm(total=len(ids) + measured, desc="compile", unit="token", disable=not progress) as bar:
+        trial = Trial(imported.mod)
+        bar.set_description("calibrate")
+        trial.collect(ids, bar.update)
+        calibration = trial.collector.result(
+            model_name=imported.name, text_name=text_name, tokens=len(ids), fisher=fisher
+        )
+        bar.set_description("measure")
+        search = Search(calibration, importance=importance)
+        return replace(
+            calibration, measured=trial.measure(search, ids[:MEASURED_TOKENS], bar.update)
+        )
+
+
+def _gradients(
+    imported: ImportedModel, ids: npt.NDArray[np.int32], progress: bool
+) -> dict[str, Any]:
+    from sparqle_tvm.calibration.fisher import squared_gradients
+
+    return squared_gradients(imported, ids, progress=progress)

@@ -1,0 +1,147 @@
+"""What one pass of a compiled model over a text gives: perplexity, digest and encodings."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sparqle_tvm.errors import UnsupportedModelError
+from sparqle_tvm.models.sparsity import row_quantiles
+from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.results.layers import layer_type
+from sparqle_tvm.results.run import LayerSparsity
+from sparqle_tvm.target.cost.choice import EncodeChoice
+from sparqle_tvm.target.cost.model import EncodedActivation
+from sparqle_tvm.target.cost.vector import TransformerShape
+from sparqle_tvm.target.op import DenseShape
+
+if TYPE_CHECKING:
+    from sparqle_tvm.compiler import EncodingRecord, Executable
+    from sparqle_tvm.models.llama import LlamaConfig
+    from sparqle_tvm.studies.held_out import ChosenFunctions
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One compiled form of the model on the text.
+
+    Attributes
+    ----------
+    perplexity : float
+        Exponential of the mean negative log-likelihood of the tokens after the first.
+    digest : str
+        SHA-256 of all logits: equal digests, equal bits.
+    hidden, head : list of EncodingRecord
+        Encodings of the decoder over all tokens, and of the output layer over the last ones.
+    """
+
+    perplexity: float
+    digest: str
+    hidden: list[EncodingRecord]
+    head: list[EncodingRecord]
+
+
+def evaluate(executable: Executable | ChosenFunctions, tokens: Sequence[int]) -> Evaluation:
+    """Run all tokens at once; take perplexity, digest of the logits, and the encodings.
+
+    Parameters
+    ----------
+    executable : Executable
+        Has the functions ``hidden`` and ``head``.
+    tokens : sequence of int
+        At least two token ids.
+    """
+    from sparqle_tvm.models.logits import log_likelihoods, logits_chunks
+
+    recorder = _Recorder(executable)
+    digest, total, position = hashlib.sha256(), 0.0, 1
+    for logits in logits_chunks(recorder, tokens):
+        digest.update(logits.tobytes())
+        following = tokens[position : position + len(logits)]
+        total += float(log_likelihoods(logits[: len(following)], following).sum())
+        position += len(logits)
+    perplexity = math.exp(-total / (len(tokens) - 1))
+    encodings = recorder.encodings
+    return Evaluation(perplexity, digest.hexdigest(), encodings["hidden"], encodings["head"])
+
+
+class _Recorder:
+    """Functions of an executable, which keeps the encodings of the last call of each."""
+
+    def __init__(self, executable: Executable | ChosenFunctions) -> None:
+        self._executable = executable
+        self.encodings: dict[str, list[EncodingRecord]] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        function = self._executable[name]
+
+        def call(*arguments: Any) -> Any:
+            self._executable.encodings = []
+            result = function(*arguments)
+            self.encodings[name] = list(self._executable.encodings)
+            return result
+
+        return call
+
+
+def transformer_shape(config: LlamaConfig) -> TransformerShape:
+    """Sizes of a model, as the cost model wants them."""
+    return TransformerShape(
+        layers=config.layers,
+        embed=config.embed,
+        ffn=config.ffn,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        vocab=config.vocab,
+    )
+
+
+def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActivation]:
+    """Turn the bitmaps of a pass into what the cost model takes.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If nothing was encoded: the model has no quantized dense layer.
+    """
+    if not records:
+        raise UnsupportedModelError(
+            "the model has no dense layer with integer weights, so there is nothing to split; "
+            "use a file with Q4_0, Q4_1 or Q8_0 weights"
+        )
+    encodings = []
+    for record in records:
+        nnz = RowNnz.from_pbm(record.pbm, record.info.columns)
+        shapes = tuple(
+            DenseShape(nnz.rows, c.n, c.k, c.weight_bits, c.group_size, c.has_min, c.label)
+            for c in record.consumers
+        )
+        choice = EncodeChoice(record.info.has_factors, record.info.has_bands)
+        encodings.append(EncodedActivation(record.label, nnz, record.window, shapes, choice))
+    return encodings
+
+
+def layer_sparsities(
+    records: Sequence[EncodingRecord], encodings: Sequence[EncodedActivation]
+) -> tuple[LayerSparsity, ...]:
+    """MSB sparsity of each encoding; its type is that of its readers without the block number."""
+    layers = []
+    for record, encoding in zip(records, encodings, strict=True):
+        consumers = tuple(shape.label for shape in encoding.consumers)
+        layers.append(
+            LayerSparsity(
+                label=encoding.label,
+                kind=" ".join(layer_type(label) for label in consumers),
+                consumers=consumers,
+                window=encoding.window,
+                msb_sparsity=encoding.nnz.msb_sparsity,
+                macs=encoding.macs,
+                saturated=record.saturated,
+                row_density=tuple(row_quantiles(RowNnz.from_pbm(record.pbm, record.info.columns))),
+            )
+        )
+    return tuple(layers)

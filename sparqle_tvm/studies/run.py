@@ -1,0 +1,316 @@
+"""The driver behind ``sparqle run``: a model on a text, measured and counted.
+
+The model is compiled three times, one after the other: with float activations, with int8
+activations, and with int8 activations in split precision. Perplexity and exactness come from the
+logits of all tokens; cycles and bytes from the bitmaps of the same pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from sparqle_tvm.errors import InvalidArgumentError, TargetError
+from sparqle_tvm.progress import Steps
+from sparqle_tvm.results.run import RunResult, TuningGain
+from sparqle_tvm.studies.count import (
+    OUTPUT_LABEL,
+    CountEngine,
+    count_gain,
+    count_phases,
+    prefill_encodings,
+)
+from sparqle_tvm.studies.evaluation import (
+    Evaluation,
+    encoded_activations,
+    evaluate,
+    layer_sparsities,
+    transformer_shape,
+)
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.balance import BALANCES, Balance
+from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
+
+if TYPE_CHECKING:
+    import tvm
+
+    from sparqle_tvm.calibration import Budget, Calibration, Selection
+    from sparqle_tvm.compiler import EncodingRecord
+    from sparqle_tvm.frontend import ImportedModel
+    from sparqle_tvm.models.llama import LlamaConfig
+    from sparqle_tvm.tuning.database import TuningDatabase
+
+BUILTIN_MODEL = "smollm2"
+BUILTIN_TEXT = "built-in prose (Python's language reference)"
+
+LOSS_TOKENS = 2048
+"""Tokens that the loss of scale factors is measured on by default."""
+
+# Imports, compilations and runs of three forms (two imports), and the count.
+STEP_COUNT = 9
+_DENSE_OF_A_BLOCK = (
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_output",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+)
+
+
+def run_model(
+    model: str | PathLike[str] = BUILTIN_MODEL,
+    text: str | PathLike[str] | None = None,
+    tokens: int = 512,
+    accelerator: str | Accelerator | tvm.target.Target = "sparqle/edge",
+    *,
+    engine: CountEngine = "simulator",
+    balance: Balance = "array",
+    database: str | PathLike[str] | None = None,
+    calibration: Calibration | str | PathLike[str] | None = None,
+    budget: Budget | None = None,
+    loss_tokens: int = LOSS_TOKENS,
+    table: EnergyTable | None = None,
+    progress: bool = True,
+) -> RunResult:
+    """Run a language model on a text in three forms, and count what the split one saves.
+
+    Parameters
+    ----------
+    model : str or path
+        ``"smollm2"`` (fetched on first use) or a GGUF file.
+    text : path, optional
+        A UTF-8 text file; prose of the standard library's documentation by default.
+    tokens : int
+        Tokens of the text to run, at least 2.
+    accelerator : str, Accelerator or tvm.target.Target
+        What cycles and bytes are counted for.
+    engine : {"simulator", "analytical"}
+        ``simulator``: the split model computes its logits on simulated accelerator programs, and
+        cycles are theirs. ``analytical``: logits from kernels for this CPU, cycles by formula.
+    balance : {"array", "time", "none"}
+        Where encodings sort their rows, see `sparqle_tvm.compile`.
+    database : path, optional
+        Folder that ``sparqle tune`` filled: its schedules run, and are compared with the default
+        ones. Needs the simulator.
+    calibration : Calibration or path, optional
+        What `sparqle_tvm.calibrate` gave for this model: chooses windows, and scale factors within
+        the budget. With factors, exactness is that against the plain int8 form with the same
+        factors, and their loss is measured on text that calibration did not see.
+    budget : Budget, optional
+        What the factors may lose; by default nothing. Needs a calibration.
+    loss_tokens : int
+        Tokens that the loss is measured on, at most: of `text`, or of the half of the built-in
+        prose that calibration does not run.
+    table : EnergyTable, optional
+        What energy is counted with; by default 7 nm and the memory that the preset stands for.
+    progress : bool
+        Show progress on standard error.
+
+    Raises
+    ------
+    SparqleError
+        One of its classes: a bad target, text or model file, a download that failed, NaN or Inf
+        in activations, an unsuitable TVM.
+    """
+    chosen = _check_arguments(tokens, accelerator, engine, balance)
+    import sparqle_tvm
+    from sparqle_tvm.calibration.budget import Budget
+    from sparqle_tvm.calibration.trial import Trial
+    from sparqle_tvm.frontend.text import load_tokens
+    from sparqle_tvm.studies.held_out import ChosenFunctions, held_out_loss
+
+    tuned = _open_database(database, chosen, engine)
+    known, selection = _select(calibration, budget)
+    name, content = _read_text(text)
+    path = model_path(model, progress=progress)
+    lossy = selection is not None and bool(selection.choices)
+    steps = Steps(STEP_COUNT + 2 * lossy, progress)
+    with steps("import (int8)"):
+        imported = sparqle_tvm.frontend.from_gguf(path, activations="int8", progress=progress)
+        ids = load_tokens(imported.tokenizer, content, tokens)
+    # The split form first: what cannot be split is refused before minutes are spent on the rest.
+    split = _evaluate(
+        *(steps, "sparqle", imported, ids, chosen),
+        split=True,
+        engine=engine,
+        balance=balance,
+        tuned=tuned,
+        calibration=known,
+        budget=budget,
+    )
+    records = [*split.hidden, *split.head]
+    with steps("count"):
+        encodings = encoded_activations(records)
+        shape = transformer_shape(imported.config)
+        prefill, decode = count_phases(encodings, shape, chosen, engine, balance, tuned)
+        gain = count_gain(prefill, shape, chosen, engine, balance, tuned)
+        tuning = None
+        if tuned is not None:
+            default = count_phases(encodings, shape, chosen, engine, balance)
+            tuning = TuningGain(str(database), *default, prefill, decode)
+    loss = None
+    if known is not None and selection is not None and selection.choices:
+        with steps("compile (int8)"):
+            trial = Trial(imported.mod)
+        with steps("run (int8)"):
+            plain = evaluate(ChosenFunctions(trial), ids)
+            loss = held_out_loss(
+                *(trial, imported, selection, budget or Budget()),
+                calibration_text=known.text_name,
+                text=text,
+                tokens=loss_tokens,
+            )
+        del trial
+        same = _evaluate(
+            *(steps, "int8, factors", imported, ids, chosen), split=False, selection=selection
+        )
+    else:
+        plain = same = _evaluate(steps, "int8", imported, ids, chosen, split=False)
+    del imported  # one model in memory at a time
+    with steps("import (float)"):
+        imported = sparqle_tvm.frontend.from_gguf(path, activations="float32", progress=progress)
+    floating = _evaluate(steps, "float", imported, ids, chosen, split=False)
+    return RunResult(
+        model_name=imported.name,
+        model_sha256=imported.sha256,
+        text_name=name,
+        tokens=tokens,
+        transformer=shape,
+        accelerator=chosen,
+        table=default_table(chosen) if table is None else table,
+        engine=engine,
+        exact=split.digest == same.digest,
+        loss=loss,
+        perplexity={
+            "float": floating.perplexity,
+            "int8": plain.perplexity,
+            "sparqle": split.perplexity,
+        },
+        layers=layer_sparsities(records, prefill_encodings(encodings)),
+        prefill=prefill,
+        decode=decode,
+        balance=gain,
+        uncounted=_uncounted(imported.config, records),
+        tuning=tuning,
+        seconds=steps.seconds,
+    )
+
+
+def _check_arguments(
+    tokens: int, accelerator: str | Accelerator | tvm.target.Target, engine: str, balance: str
+) -> Accelerator:
+    if engine not in get_args(CountEngine):
+        raise InvalidArgumentError(
+            f"engine {engine!r} is unknown; known: {', '.join(get_args(CountEngine))}"
+        )
+    if balance not in BALANCES:
+        raise InvalidArgumentError(f"balance {balance!r} is unknown; known: {', '.join(BALANCES)}")
+    if tokens < 2:
+        raise InvalidArgumentError(f"perplexity needs at least 2 tokens, {tokens} were asked for")
+    chosen = Accelerator.from_target(accelerator)
+    if chosen.digit_bits != 4:
+        raise TargetError(
+            f"accelerator {chosen.name!r} has digits of {chosen.digit_bits} bits; int8 activations "
+            "are split into digits of 4"
+        )
+    return chosen
+
+
+def _select(
+    calibration: Calibration | str | PathLike[str] | None, budget: Budget | None
+) -> tuple[Calibration | None, Selection | None]:
+    """The calibration and what it chooses; refused before minutes are spent."""
+    if calibration is None:
+        if budget is not None:
+            raise InvalidArgumentError(
+                "a budget needs a calibration: run sparqle calibrate, and give its file with "
+                "--calibration"
+            )
+        return None, None
+    from sparqle_tvm.calibration.apply import as_calibration, select
+
+    known = as_calibration(calibration)
+    return known, select(known, budget)
+
+
+def _open_database(
+    database: str | PathLike[str] | None, accelerator: Accelerator, engine: str
+) -> TuningDatabase | None:
+    if database is None:
+        return None
+    if engine != "simulator":
+        raise InvalidArgumentError(
+            "schedules of a tuning database run on the simulator; leave the database out, or use "
+            "the engine 'simulator'"
+        )
+    from sparqle_tvm.compiler import open_database
+
+    return open_database(database, accelerator)
+
+
+def model_path(model: str | PathLike[str], *, progress: bool = True) -> Path:
+    """Return the GGUF file of a model, fetching the built-in one on first use."""
+    if str(model) != BUILTIN_MODEL:
+        return Path(model)
+    from sparqle_tvm.models.builtin import fetch_builtin
+
+    return fetch_builtin(BUILTIN_MODEL, progress=progress)
+
+
+def _read_text(text: str | PathLike[str] | None) -> tuple[str, str]:
+    from sparqle_tvm.frontend.text import builtin_text, read_text
+
+    return (BUILTIN_TEXT, builtin_text()) if text is None else (str(text), read_text(text))
+
+
+def _evaluate(
+    steps: Steps,
+    name: str,
+    imported: ImportedModel,
+    ids: Sequence[int],
+    accelerator: Accelerator,
+    *,
+    split: bool,
+    engine: CountEngine = "analytical",
+    balance: Balance = "none",
+    tuned: TuningDatabase | None = None,
+    calibration: Calibration | None = None,
+    budget: Budget | None = None,
+    selection: Selection | None = None,
+) -> Evaluation:
+    import sparqle_tvm
+
+    with steps(f"compile ({name})"):
+        executable = sparqle_tvm.compile(
+            _used_functions(imported.mod),
+            accelerator,
+            split=split,
+            engine="simulator" if engine == "simulator" else "host",
+            balance=balance,
+            collect_encodings=split,
+            database=tuned,
+            calibration=calibration,
+            budget=budget,
+            choices=selection.choices if selection is not None else None,
+            windows=selection.windows if selection is not None else None,
+        )
+    with steps(f"run ({name})"):
+        return evaluate(executable, ids)
+
+
+def _used_functions(mod: tvm.IRModule) -> tvm.IRModule:
+    """Only what a run calls: the functions with a cache would double the time of compilation."""
+    import tvm
+
+    return tvm.IRModule({name: mod[name] for name in ("hidden", "head")})
+
+
+def _uncounted(config: LlamaConfig, records: Sequence[EncodingRecord]) -> tuple[str, ...]:
+    """Dense layers of the model that read no encoding, because their weights are floats."""
+    expected = [f"blk_{i}_{name}" for i in range(config.layers) for name in _DENSE_OF_A_BLOCK]
+    counted = {consumer.label for record in records for consumer in record.consumers}
+    return tuple(label for label in [*expected, OUTPUT_LABEL] if label not in counted)

@@ -1,0 +1,198 @@
+"""Runs a sweep: on processes of this machine, or on a Dask cluster; goes on after a kill."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sparqle_tvm.errors import InvalidArgumentError, SparqleError
+from sparqle_tvm.studies.sweep.journal import SUFFIX, Journal, remove_journal
+from sparqle_tvm.studies.sweep.space import ACCELERATOR_NAMES, DEFAULTS, Point, Space
+from sparqle_tvm.studies.sweep.table import SweepResult
+from sparqle_tvm.target.op import Scheme
+
+BASELINE = "dense"
+BATCH_POINTS = 8
+"""Points that a worker takes at a time, and that are kept together."""
+
+SWEEP_SCHEMES: tuple[Scheme, ...] = ("dense", "sparqle")
+"""What is estimated of every point: the baseline and the split form."""
+
+FIGURES = (
+    "cycles",
+    "seconds",
+    "dram_bytes",
+    "joules_low",
+    "joules",
+    "joules_high",
+    "compute_bound_share",
+    "weights_bound_share",
+)
+"""Columns of every scheme and part, see `sparqle_tvm.studies.estimate.Estimate.rows`."""
+
+REDUCTIONS = ("cycles_reduction", "dram_bytes_reduction", "energy_reduction")
+"""Columns of the split form: what it saves of the baseline, 0 to 1."""
+
+Batch = Sequence[tuple[int, Point]]
+Results = dict[int, dict[str, Any]]
+
+
+def evaluate_point(point: Point) -> dict[str, Any]:
+    """Estimate one point.
+
+    Parameters
+    ----------
+    point : mapping
+        See `sparqle_tvm.studies.sweep.space`.
+
+    Returns
+    -------
+    dict
+        ``energy_table``, ``msb_sparsity_source``, ``msb_sparsity_mean``, and the `FIGURES` of every
+        scheme and part of the model, as ``sparqle_dense_layers_cycles``. Or ``error``, the message,
+        if there is no such accelerator, model or number: one bad point does not end a sweep.
+    """
+    from sparqle_tvm.studies.estimate import estimate
+    from sparqle_tvm.target.accelerator import Accelerator
+    from sparqle_tvm.target.cost.energy_table import default_table, energy_table
+
+    given: dict[str, Any] = {**DEFAULTS, **point}
+    changes = {name: given.pop(name) for name in ACCELERATOR_NAMES if name in given}
+    tables = {name: given.pop(name) for name in ("node", "memory") if name in given}
+    try:
+        accelerator = Accelerator.from_target(str(given.pop("target")))
+        table = default_table(accelerator)
+        if tables:
+            table = energy_table(**{"node": table.node, "memory": table.memory, **tables})
+        accelerator = replace(accelerator, **changes)
+        found = estimate(target=accelerator, table=table, schemes=SWEEP_SCHEMES, **given)
+    except SparqleError as error:
+        return {"error": " ".join(str(error).split())}
+    rows = found.rows()
+    figures = {
+        "energy_table": rows[0]["energy_table"],
+        "msb_sparsity_source": rows[0]["msb_sparsity_source"],
+        "msb_sparsity_mean": rows[0]["msb_sparsity"],
+    }
+    for row in rows:
+        names = FIGURES if row["scheme"] == BASELINE else FIGURES + REDUCTIONS
+        prefix = f"{row['scheme']}_{row['part']}"
+        figures.update({f"{prefix}_{name}": row[name] for name in names})
+    return figures
+
+
+def run_sweep(
+    space: Space,
+    out: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    restart: bool = False,
+    progress: bool = True,
+) -> SweepResult:
+    """Estimate every point, and write the table.
+
+    What is done is kept beside `out` in a file that ends in ``.progress`` until the table is
+    written. A sweep that was killed finds it and goes on; its table is the same, bit for bit.
+
+    Parameters
+    ----------
+    space : Space
+        The points.
+    out : path
+        The table: ``.csv`` or ``.json``.
+    workers : int, optional
+        Processes; by default one for each core.
+    scheduler : str, optional
+        Address of a Dask scheduler (``tcp://host:8786``) whose workers do it instead.
+    restart : bool
+        Forget what was done before.
+    progress : bool
+        Show progress on standard error.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `out` cannot be written, or what was kept is damaged or of another sweep; if Dask is not
+        installed or does not answer.
+    """
+    SweepResult.check_name(out)
+    if workers is not None and workers < 1:
+        raise InvalidArgumentError(f"workers = {workers}: a sweep needs at least one process")
+    kept = Path(f"{out}{SUFFIX}")
+    if restart:
+        remove_journal(kept)
+    with ExitStack() as stack:
+        journal = Journal(kept, space.digest)
+        stack.callback(journal.close)
+        done = journal.read()
+        left = [(i, point) for i, point in enumerate(space.points) if i not in done]
+        bar = stack.enter_context(
+            tqdm(total=len(space.points), initial=len(done), unit="point", disable=not progress)
+        )
+        for results in _evaluated(stack, _batches(left), workers, scheduler):
+            journal.add(results)
+            done.update(results)
+            bar.update(len(results))
+    result = SweepResult(space, tuple(done[i] for i in range(len(space.points))))
+    result.write(out)
+    remove_journal(kept)
+    return result
+
+
+def _batches(left: Batch) -> list[Batch]:
+    return [left[i : i + BATCH_POINTS] for i in range(0, len(left), BATCH_POINTS)]
+
+
+def _evaluate_batch(batch: Batch) -> Results:
+    return {number: evaluate_point(point) for number, point in batch}
+
+
+def _evaluated(
+    stack: ExitStack, batches: list[Batch], workers: int | None, scheduler: str | None
+) -> Iterator[Mapping[int, dict[str, Any]]]:
+    """Results in the order in which they are ready."""
+    if not batches:
+        return
+    submit, completed = _on_dask(stack, scheduler) if scheduler else _on_processes(stack, workers)
+    for future in completed([submit(_evaluate_batch, batch) for batch in batches]):
+        yield future.result()
+
+
+def _on_processes(
+    stack: ExitStack, workers: int | None
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    count = workers or len(os.sched_getaffinity(0))
+    # Not forked: the parent may have threads.
+    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+    stack.callback(pool.shutdown, cancel_futures=True)
+    return pool.submit, as_completed
+
+
+def _on_dask(stack: ExitStack, address: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    try:
+        distributed: Any = importlib.import_module("distributed")
+    except ImportError as error:
+        raise InvalidArgumentError(
+            'a sweep on a Dask cluster needs the extra "dask": pip install "sparqle-tvm[dask]"'
+        ) from error
+    try:
+        client = stack.enter_context(distributed.Client(address, timeout="10s"))
+    except (OSError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"no Dask scheduler answers at {address!r}: {error}; start one with `dask scheduler`"
+        ) from error
+
+    def submit(function: Callable[..., Any], batch: Batch) -> Any:
+        return client.submit(function, batch, pure=False)
+
+    return submit, distributed.as_completed

@@ -1,0 +1,242 @@
+"""The points of a sweep: every combination of a grid, or a list, from TOML or the command line.
+
+A point is a mapping from names to numbers or strings. Names are the parameters of
+`studies.estimate.estimate` and the numeric fields of the accelerator, which replace those of
+the ``target``::
+
+    [fixed]                      # what all points share
+    model = "llama2-7b"
+    phase = "prefill"
+
+    [grid]                       # every combination; the last name varies fastest
+    seq = [128, 512, 2048]
+    dram_bytes_per_cycle = [8, 16, 32]
+
+or, instead of ``[grid]``, single points as ``[[points]]``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import sparqle_tvm
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.target.accelerator import Accelerator
+
+Value = str | int | float | bool
+Point = Mapping[str, Value]
+
+ESTIMATE_KINDS: Mapping[str, tuple[type, ...]] = {
+    "model": (str,),
+    "phase": (str,),
+    "seq": (int,),
+    "batch": (int,),
+    "msb_sparsity": (str, float, int),
+    "kv_bits": (int,),
+    "target": (str,),
+    "node": (str,),
+    "memory": (str,),
+}
+ACCELERATOR_NAMES = tuple(f.name for f in fields(Accelerator) if f.name != "name")
+DEFAULTS: Point = {
+    "model": "llama2-7b",
+    "phase": "prefill",
+    "seq": 2048,
+    "target": "sparqle/edge",
+}
+"""What a point has unless it says otherwise."""
+_SECTIONS = ("fixed", "grid", "points")
+MAX_POINTS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Space:
+    """The points of a sweep in order.
+
+    Attributes
+    ----------
+    points : tuple of mapping
+        Each has the same names or fewer; what a point does not name has its default.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is no point, or a name is unknown.
+    """
+
+    points: tuple[Point, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names and an empty sweep."""
+        if not self.points:
+            raise InvalidArgumentError("the sweep has no point; give a grid or points")
+        known = {*ESTIMATE_KINDS, *ACCELERATOR_NAMES}
+        for name in self.names:
+            if name not in known:
+                raise InvalidArgumentError(
+                    f"sweep: {name!r} is unknown; known: {', '.join(sorted(known))}"
+                )
+        for name, value in (pair for point in self.points for pair in point.items()):
+            kinds = ESTIMATE_KINDS.get(name, (int, float, bool))
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                names = " or ".join(kind.__name__ for kind in kinds)
+                raise InvalidArgumentError(f"sweep: {name} = {value!r} is no {names}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that occur, in the order of their first point."""
+        return tuple(dict.fromkeys(name for point in self.points for name in point))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the points and the version of this package: equal digests, equal results."""
+        content = json.dumps([sparqle_tvm.__version__, [dict(p) for p in self.points]])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @classmethod
+    def grid(cls, axes: Mapping[str, Sequence[Value]], fixed: Point | None = None) -> Space:
+        """Every combination of the axes' values; the last axis varies fastest.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If an axis is empty, is fixed as well, or the combinations are too many.
+        """
+        fixed = fixed or {}
+        for name, values in axes.items():
+            if not values:
+                raise InvalidArgumentError(f"sweep: {name} has no values")
+            if name in fixed:
+                raise InvalidArgumentError(f"sweep: {name} is both fixed and an axis of the grid")
+        count = math.prod(len(values) for values in axes.values())
+        if count > MAX_POINTS:
+            raise InvalidArgumentError(
+                f"sweep: the grid has {count} points, more than {MAX_POINTS}; take fewer values"
+            )
+        combinations = itertools.product(*axes.values())
+        return cls(tuple({**fixed, **dict(zip(axes, c, strict=True))} for c in combinations))
+
+
+def read_space(path: str | os.PathLike[str]) -> Space:
+    """Read a sweep from a TOML file.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the file is missing, no TOML, or not of the form above; names the place.
+    """
+    content = _load_toml(Path(path))
+    unknown = sorted(set(content) - set(_SECTIONS))
+    if unknown:
+        raise InvalidArgumentError(f"{path}: unknown sections {unknown}; known: {_SECTIONS}")
+    if ("grid" in content) == ("points" in content):
+        raise InvalidArgumentError(f"{path}: a sweep has either [grid] or [[points]]")
+    try:
+        fixed = _checked_point(content.get("fixed", {}), "[fixed]")
+        if "grid" in content:
+            return Space.grid(_checked_grid(content["grid"]), fixed)
+        points = content["points"]
+        if not isinstance(points, list):
+            raise InvalidArgumentError("points are written as [[points]]")
+        return Space(
+            tuple(
+                {**fixed, **_checked_point(point, f"[[points]] {number}")}
+                for number, point in enumerate(points, 1)
+            )
+        )
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"{path}: {error}") from error
+
+
+def parse_axis(text: str) -> tuple[str, list[Value]]:
+    """Read an axis of the command line.
+
+    Parameters
+    ----------
+    text : str
+        ``name=a,b,c``, or ``name=first:last:count`` for evenly spaced numbers, both ends included.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it is neither.
+
+    Examples
+    --------
+    >>> parse_axis("msb_sparsity=0:1:3")
+    ('msb_sparsity', [0.0, 0.5, 1.0])
+    >>> parse_axis("model=smollm2,llama2-7b")
+    ('model', ['smollm2', 'llama2-7b'])
+    """
+    name, equals, values = text.partition("=")
+    if not (name and equals and values):
+        raise InvalidArgumentError(
+            f"axis {text!r} is not of the form name=a,b or name=first:last:n"
+        )
+    if ":" not in values:
+        return name, [_scalar(value) for value in values.split(",")]
+    try:
+        first, last, count = values.split(":")
+        steps = int(count) - 1
+        if steps < 1:
+            raise ValueError
+        begin, end = float(first), float(last)
+    except ValueError:
+        raise InvalidArgumentError(
+            f"axis {text!r}: a range is first:last:count with at least 2 values"
+        ) from None
+    spaced = [round(begin + (end - begin) * i / steps, 12) for i in range(steps + 1)]
+    whole = all(value == int(value) for value in spaced) and "." not in values
+    return name, [int(value) if whole else value for value in spaced]
+
+
+def _scalar(text: str) -> Value:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _load_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidArgumentError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(f"{path} is no TOML: {error}") from error
+
+
+def _checked_point(point: Any, where: str) -> dict[str, Value]:
+    if not isinstance(point, dict):
+        raise InvalidArgumentError(f"{where} is no table of names and values")
+    for name, value in point.items():
+        _check_value(name, value, where)
+    return point
+
+
+def _checked_grid(grid: Any) -> dict[str, list[Value]]:
+    if not isinstance(grid, dict):
+        raise InvalidArgumentError("[grid] is no table of names and lists")
+    for name, values in grid.items():
+        if not isinstance(values, list):
+            raise InvalidArgumentError(f"[grid] {name} = {values!r} is no list")
+        for value in values:
+            _check_value(name, value, "[grid]")
+    return grid
+
+
+def _check_value(name: str, value: Any, where: str) -> None:
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not isinstance(value, (str, int, float)) or not finite:
+        raise InvalidArgumentError(f"{where} {name} = {value!r} is neither a number nor a text")

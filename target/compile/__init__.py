@@ -1,0 +1,1 @@
+"""From a dense op to a program: TIR, schedules, tiles, code generation."""

@@ -1,0 +1,336 @@
+"""From a scheduled PrimFunc to a program: loops, addresses, tokens.
+
+What the schedule says is taken from the lowered function (`target.compile.lowered`): which
+tiles are loaded where, how long they live (the loop at which they are allocated), what multiplies
+them. What the hardware needs is added here:
+
+- *Loops over rows* get the bound M instead of the bucket; edge tiles are clamped.
+- *Addresses.* A tile's bytes are those of its physical form (`target.compile.buffers`). An
+  allocation with several slots moves on to the next slot with every visit of the loops around it.
+- *Tokens.* Tiles that live in the same loop are loaded together: LOAD waits for a free slot before
+  the first load and signals after the last, the reader waits before its first use and signals
+  after its last. Accumulators pass between MMA and STORE in the same way.
+- *Accumulators.* Every pass of the function has its own; the drain adds them. The hardware adds
+  everything into one, which is the same sum exactly, cleared by the first MMA of a tile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+
+from tvm import IRModule, s_tir, tirx
+
+from sparqle_tvm.errors import CompileError, TargetError
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.compile.buffers import STORAGES, aligned, header_of
+from sparqle_tvm.target.compile.lowered import CallNode, TileRef, lower
+from sparqle_tvm.target.compile.plan import Plan, PlannedBody, PlannedLoop, make_plan
+from sparqle_tvm.target.compile.schedule import ROW_SPLIT_ATTR
+from sparqle_tvm.target.compile.tir import DenseSpec
+from sparqle_tvm.target.isa import (
+    Drain,
+    Instruction,
+    LdAct,
+    LdChn,
+    LdGrp,
+    LdLsb,
+    LdMsb,
+    LdPbm,
+    LdRow,
+    LdSum,
+    LdWgt,
+    MmaDns,
+    MmaLsb,
+    MmaMin,
+    MmaMsb,
+    StEnc,
+    StOut,
+)
+from sparqle_tvm.target.isa.header import Allocation
+from sparqle_tvm.target.isa.operands import (
+    ALWAYS,
+    NEVER,
+    Address,
+    Affine,
+    Buffer,
+    Condition,
+    Extent,
+    Limit,
+    M,
+)
+from sparqle_tvm.target.program import Program, ProgramBuilder
+from sparqle_tvm.target.verify import verify as verify_program
+
+
+def generate(
+    scheduled: s_tir.Schedule | tirx.PrimFunc | IRModule,
+    spec: DenseSpec,
+    accelerator: Accelerator,
+    label: str = "",
+    *,
+    verify: bool = True,
+) -> Program:
+    """Generate the program of a scheduled split dense op.
+
+    Parameters
+    ----------
+    scheduled : s_tir.Schedule, PrimFunc or IRModule of one function
+        Every block of it an intrinsic, as `schedule.schedule_with` leaves it.
+    spec : DenseSpec
+        The op.
+    accelerator : Accelerator
+        The machine.
+    label : str
+        Name of the op in listings.
+    verify : bool
+        Whether to check the program; leave that out only if it is checked elsewhere.
+
+    Returns
+    -------
+    Program
+        It serves every row count up to `spec.m`.
+
+    Raises
+    ------
+    CompileError
+        If the function is not of that op, or does what the hardware has no instructions for.
+    TargetError
+        If tiles do not fit a buffer.
+    ProgramError
+        If the program does not pass verification.
+    """
+    body, extents = lower(scheduled)
+    if extents != (spec.m, spec.n, spec.k):
+        raise CompileError(
+            f"the function computes {' x '.join(map(str, extents))}, the op is "
+            f"{spec.m} x {spec.n} x {spec.k}"
+        )
+    program = _Generator(spec, accelerator, label, make_plan(body, spec)).run()
+    if verify:
+        verify_program(program)
+    return program
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where tiles of one kind lie: the allocation, the loops that rotate it, bytes of a tile."""
+
+    allocation: Allocation
+    rotate: tuple[int, ...]
+    tile_bytes: int
+
+
+@dataclass(frozen=True)
+class _OpenLoop:
+    """A loop of the plan and its number in the program."""
+
+    planned: PlannedLoop
+    loop: int
+
+
+class _Generator:
+    """Emits the program of a plan."""
+
+    def __init__(self, spec: DenseSpec, accelerator: Accelerator, label: str, plan: Plan) -> None:
+        """Begin with an empty program."""
+        self.spec, self.plan = spec, plan
+        self.label = label or f"dense {spec.m} x {spec.n} x {spec.k}"
+        self.builder = ProgramBuilder(header_of(spec, accelerator, plan.tile["k"], self.label))
+        self.real = {"m": spec.m, "n": spec.n, "k": spec.k}
+        self.places: dict[str, _Place] = {}
+        self.open: list[_OpenLoop] = []
+        # Loops around the accumulators, and whether an MMA clears them already.
+        self.accumulator_depth = 0
+        self.cleared = False
+        # Row parameters of the last drain.
+        self.rows: TileRef | None = None
+
+    def run(self) -> Program:
+        """Emit everything."""
+        self._check_capacity()
+        self._body(self.plan.body)
+        return self.builder.build()
+
+    def _check_capacity(self) -> None:
+        header = self.builder.header
+        used = dict.fromkeys(Buffer, 0)
+        for name, slots in self.plan.slots.items():
+            used[STORAGES[name].buffer] += self._slot_bytes(name) * slots
+        tile = " x ".join(str(self.plan.tile[axis]) for axis in "mnk")
+        for buffer, nbytes in used.items():
+            capacity = header.buffer_bytes(buffer)
+            if nbytes > capacity:
+                raise TargetError(
+                    f"{self.label}: tiles of {tile} take {nbytes} bytes of the "
+                    f"{buffer.name} buffer, accelerator {header.accelerator.name!r} has "
+                    f"{capacity}; choose smaller tiles or fewer slots"
+                )
+
+    def _tile_bytes(self, name: str) -> int:
+        m, n, k = (min(self.plan.tile[axis], self.real[axis]) for axis in "mnk")
+        return aligned(STORAGES[name].tile_bytes(self.builder.header, m, n, k))
+
+    def _slot_bytes(self, name: str) -> int:
+        return self._tile_bytes(name) * math.prod(self.plan.grids[name])
+
+    def _body(self, body: PlannedBody) -> None:
+        for name in body.storages:
+            self._allocate(name)
+        for step in body.steps:
+            self.builder.wait(*step.waits)
+            if isinstance(step.child, PlannedLoop):
+                self._loop(step.child)
+            else:
+                _EMITTERS[step.child.name](self, step.child)
+            self.builder.signal(*step.signals)
+
+    def _allocate(self, name: str) -> None:
+        storage, slots = STORAGES[name], self.plan.slots[name]
+        allocation = self.builder.allocate(name, storage.buffer, self._slot_bytes(name), slots)
+        rotate = tuple(opened.loop for opened in self.open)
+        self.places[name] = _Place(allocation, rotate, self._tile_bytes(name))
+        self.builder.tokens(storage.free, slots)
+        if name == "acc":
+            self.accumulator_depth = len(self.open)
+
+    def _loop(self, planned: PlannedLoop) -> None:
+        limit: Limit = M if planned.axis == "m" else self.real[planned.axis]
+        with self.builder.loop(limit, planned.step) as loop:
+            self.open.append(_OpenLoop(planned, loop))
+            self._body(planned.body)
+            self.open.pop()
+
+    def _start(self, axis: str) -> Affine:
+        """First row, channel or column of the current tile."""
+        for opened in self.open:
+            if opened.planned.axis == axis:
+                return Affine.loop(opened.loop, opened.planned.step)
+        return Affine()
+
+    def _extent(self, axis: str) -> Extent:
+        """Extent of the current tile, clamped where it may be smaller."""
+        real, start = self.real[axis], self._start(axis)
+        size = min(self.plan.tile[axis], real)
+        if axis == "m":
+            return Extent(size, M, start)
+        return Extent(size, real, start) if real % size else Extent(size)
+
+    def _address(self, name: str, tile: TileRef) -> Address:
+        """Where a tile lies: its slot, and its place among the tiles of the slot."""
+        place, numbers = self.places[name], {o.planned.loop: o.loop for o in self.open}
+        index = Affine()
+        for start, extent, size in zip(tile.starts, tile.extents, tile.shape, strict=True):
+            terms = tuple((numbers[loop], c // extent) for loop, c in start.terms)
+            index = index * (size // extent) + Affine(start.const // extent, terms)
+        return place.allocation.at(place.rotate, index * place.tile_bytes)
+
+    def _clear(self, acc: TileRef) -> Condition:
+        """When an MMA has to clear its accumulators: the first one on the way through K."""
+        if self.cleared:
+            return NEVER
+        self.cleared = True
+        inside = self.open[self.accumulator_depth :]
+        through = [o.loop for o in inside if not any(o.planned.loop in s.loops for s in acc.starts)]
+        if len(through) > 1:
+            raise CompileError(f"{self.label}: accumulators are added to in {len(through)} loops")
+        return Condition.first(through[0]) if through else ALWAYS
+
+    def _load(self, cls: Callable[..., Instruction], name: str, axis: str, call: CallNode) -> None:
+        """Emit a load of the rows of `axis` and, for tiles of two axes, of a K chunk."""
+        tile = call.tiles[0]
+        axes = (axis, "k") if len(tile.shape) == 2 else (axis,)
+        ranges = [value for a in axes for value in (self._start(a), self._extent(a))]
+        self.builder.emit(cls(self._address(name, tile), *ranges))
+
+    def _load_msb(self, call: CallNode) -> None:
+        self._load(LdPbm, "pbm", "m", call)
+        self._load(LdMsb, "msb", "m", call)
+
+    def _load_dense(self, call: CallNode) -> None:
+        msb = self._address("msb", call.tiles[0])
+        self._load(lambda lsb, *ranges: LdAct(lsb, msb, *ranges), "lsb", "m", call)
+
+    def _mma(self, call: CallNode) -> None:
+        """Emit the pass over the LSB or the MSB plane."""
+        acc, plane, weights, *scales = call.tiles
+        msb = self._address("msb" if call.name == "mma_msb" else "lsb", plane)
+        make: Callable[..., Instruction] = MmaLsb
+        if call.name == "mma_msb":
+            make = MmaDns
+            if self.spec.scheme == "sparqle":
+                make = partial(MmaMsb, pbm=self._address("pbm", plane))
+        name = "lsb" if call.name == "mma_lsb" else "msb"
+        instruction = make(
+            **{name: msb},
+            acc=self._address("acc", acc),
+            wgt=self._address("wgt", weights),
+            grp=self._address("grp", scales[0]) if scales else None,
+            **self._extents(),
+            zero=self._clear(acc),
+            row_split=call.annotations.get(ROW_SPLIT_ATTR, 1),
+        )
+        self.builder.emit(instruction)
+
+    def _extents(self) -> dict[str, Extent]:
+        return {axis: self._extent(axis) for axis in "mnk"}
+
+    def _mma_min(self, call: CallNode) -> None:
+        acc, sums, minima = call.tiles
+        self.builder.emit(
+            MmaMin(
+                self._address("acc", acc),
+                self._address("sum", sums),
+                self._address("grp", minima),
+                **self._extents(),
+                zero=self._clear(acc),
+            )
+        )
+
+    def _drain(self, call: CallNode) -> None:
+        vectors = {
+            self.plan.names[tile.buffer][0]: tile
+            for tile in call.tiles
+            if len(tile.shape) == 1 and not tile.dram
+        }
+        row, chn = (
+            self._address(name, vectors[name]) if name in vectors else None
+            for name in ("row", "chn")
+        )
+        acc = self._address("acc", call.tiles[0])
+        self.rows = vectors.get("row")
+        self.builder.emit(Drain(acc, row, chn, self._extent("m"), self._extent("n")))
+
+    def _store(self, call: CallNode) -> None:
+        ranges = (self._start("m"), self._extent("m"), self._start("n"), self._extent("n"))
+        order = None
+        if self.spec.block_rows:
+            if self.rows is None:
+                raise CompileError(f"{self.label}: outputs are stored before they are drained")
+            order = self._address("row", self.rows)
+        acc = self._address("acc", call.tiles[1])
+        encoded = self.spec.output == "encoded"
+        self.builder.emit(StEnc(acc, *ranges) if encoded else StOut(acc, *ranges, order))
+
+
+_EMITTERS: Mapping[str, Callable[[_Generator, CallNode], None]] = MappingProxyType(
+    {
+        "ld_lsb": lambda generator, call: generator._load(LdLsb, "lsb", "m", call),
+        "ld_msb": _Generator._load_msb,
+        "ld_act": _Generator._load_dense,
+        "ld_sums": lambda generator, call: generator._load(LdSum, "sum", "m", call),
+        "ld_row": lambda generator, call: generator._load(LdRow, "row", "m", call),
+        "ld_wgt": lambda generator, call: generator._load(LdWgt, "wgt", "n", call),
+        "ld_scale": lambda generator, call: generator._load(LdGrp, "grp", "n", call),
+        "ld_channel": lambda generator, call: generator._load(LdChn, "chn", "n", call),
+        "ld_offset": lambda generator, call: generator._load(LdChn, "chn", "n", call),
+        "mma_lsb": _Generator._mma,
+        "mma_msb": _Generator._mma,
+        "mma_min": _Generator._mma_min,
+        "drain": _Generator._drain,
+        "store": _Generator._store,
+    }
+)

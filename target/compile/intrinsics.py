@@ -1,0 +1,342 @@
+"""TensorIntrins of the accelerator: what a block of the schedule becomes.
+
+An intrinsic has a description, the loop nest over one tile that `Schedule.tensorize` looks for, and
+an implementation, a call ``sparqle.<name>(tile pointers.., tile extents..)`` that
+`target.compile.codegen` turns into instructions. Both are generated per tile shape and kind of
+op, and registered with TVM once, under a name that says both.
+
+=============  ======================================================================
+``ld_lsb``     low digits of an activation tile
+``ld_msb``     high digits: bitmap and compressed stream
+``ld_act``     activations of scheme ``dense``, both digits
+``ld_sums``    sums of the activations over the weight groups of a K chunk
+``ld_row``     activation scales
+``ld_wgt``     weights; codegen splits them into slices of `digit_bits` bits
+``ld_scale``   group scales of a K chunk
+``ld_min``     group minima of a K chunk
+``ld_channel`` scale per channel
+``ld_offset``  constant per channel: a bias
+``zero``       clear accumulators
+``mma_lsb``    add low digits times weights, per group times its scale
+``mma_msb``    the same for high digits, times 2^k
+``mma_min``    add group sums times minima
+``drain``      sum of the passes -> output: offset, scales, conversion; if encoded, quantization
+``store``      write an output tile; codegen cuts encoded outputs into planes
+=============  ======================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.s_tir import TensorIntrin
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from sparqle_tvm.errors import CompileError
+from sparqle_tvm.target.compile.tir import PASSES, DenseSpec, drained, product
+
+PREFIX = "sparqle."
+"""Of the names of intrinsics and of the functions that their implementations call."""
+
+SCOPES = {
+    "lsb": "global.sparqle_act",
+    "act": "global.sparqle_act",
+    "msb": "global.sparqle_msb",
+    "group_sums": "global.sparqle_row",
+    "act_scale": "global.sparqle_row",
+    "w": "global.sparqle_wgt",
+    "w_scale": "global.sparqle_par",
+    "w_min": "global.sparqle_par",
+    "offset": "global.sparqle_par",
+    "acc": "global.sparqle_acc",
+}
+"""Memory scope of the on-chip copy of each array of `tir.split_dense_primfunc`."""
+
+LOADS = {
+    "lsb": "ld_lsb",
+    "msb": "ld_msb",
+    "act": "ld_act",
+    "group_sums": "ld_sums",
+    "act_scale": "ld_row",
+    "w": "ld_wgt",
+    "w_scale": "ld_scale",
+    "w_min": "ld_min",
+    "offset": "ld_offset",
+}
+"""Intrinsic that loads each array; a `w_scale` per channel is loaded by ``ld_channel``."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tile that an intrinsic takes.
+
+    Attributes
+    ----------
+    name : str
+        Of the argument; the written tile comes first.
+    shape : tuple of int
+        Extents.
+    dtype, scope : str
+        Of the buffer; scope ``global`` is DRAM.
+    access : {"r", "w", "rw"}
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    scope: str
+    access: str = "r"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Extents of a tile: rows, output channels, K columns, and weight groups in those columns."""
+
+    m: int
+    n: int
+    k: int
+    group_size: int = 0
+
+    @property
+    def groups(self) -> int:
+        """Weight groups along the K columns."""
+        return self.k // self.group_size if self.group_size else 0
+
+
+@dataclass(frozen=True)
+class _Definition:
+    """Operands of an intrinsic and the value that it computes for each point of its loops."""
+
+    operands: tuple[Operand, ...]
+    kinds: str
+    extents: tuple[int, ...]
+    value: Callable[..., Any]
+
+
+def get_intrinsic(name: str, spec: DenseSpec, tile: tuple[int, int, int]) -> str:
+    """Register an intrinsic unless that is done, and return its name for `Schedule.tensorize`.
+
+    Parameters
+    ----------
+    name : str
+        One of those above, without prefix.
+    spec : DenseSpec
+        The op: it determines dtypes and which parameters there are.
+    tile : tuple of int
+        Extents (m, n, k) of a whole tile; k is a multiple of the group size.
+
+    Raises
+    ------
+    CompileError
+        If there is no such intrinsic, or the tile splits a weight group.
+    """
+    full_name = f"{PREFIX}{name}_{'x'.join(map(str, tile))}_{_variant(spec)}"
+    if TensorIntrin.get(full_name, allow_missing=True) is None:
+        definition = _define(name, spec, tile)
+        description = _build(definition, None)
+        implementation = _build(definition, PREFIX + name)
+        TensorIntrin.register(full_name, description, implementation)
+    return full_name
+
+
+def _variant(spec: DenseSpec) -> str:
+    """What of the op the intrinsics depend on."""
+    limits = ""
+    if spec.output == "encoded":
+        limits = f"_{spec.out_zero}_{spec.out_low}_{spec.out_high}"
+    flags = ("_min" if spec.has_min else "") + ("_offset" if spec.has_offset else "")
+    digits = f"{spec.scheme}{spec.digit_bits}_{spec.window}"
+    return f"{digits}_g{spec.group_size}{flags}_{spec.output}{limits}"
+
+
+def _define(name: str, spec: DenseSpec, extents: tuple[int, int, int]) -> _Definition:
+    if spec.group_size and extents[2] % spec.group_size:
+        raise CompileError(
+            f"a tile of {extents[2]} K columns splits groups of {spec.group_size} weights; "
+            "choose a multiple"
+        )
+    tile = Tile(*extents, spec.group_size)
+    if name in _LOAD_ARRAYS:
+        return _load(_LOAD_ARRAYS[name], name, spec, tile)
+    if name in _COMPUTE:
+        return _COMPUTE[name](spec, tile)
+    raise CompileError(
+        f"no intrinsic {name!r}; known: {', '.join(sorted([*_LOAD_ARRAYS, *_COMPUTE]))}"
+    )
+
+
+def _array(name: str, spec: DenseSpec, tile: Tile, *, per_channel: bool = False) -> Operand:
+    """The on-chip tile of an array of the PrimFunc."""
+    wide = "int16" if spec.digit_bits == 8 else "int8"
+    shape, dtype = {
+        "lsb": ((tile.m, tile.k), "uint8"),
+        "msb": ((tile.m, tile.k), "int8"),
+        "act": ((tile.m, tile.k), wide),
+        "group_sums": ((tile.m, tile.groups), "int32"),
+        "act_scale": ((tile.m,), "float32"),
+        "w": ((tile.n, tile.k), "int8"),
+        "w_scale": ((tile.n,), "float32") if per_channel else ((tile.n, tile.groups), "float16"),
+        "w_min": ((tile.n, tile.groups), "float16"),
+        "offset": ((tile.n,), spec.accumulator_dtype),
+    }[name]
+    return Operand(name, shape, dtype, SCOPES[name])
+
+
+def _accumulators(spec: DenseSpec, tile: Tile, access: str, name: str = "acc") -> Operand:
+    return Operand(name, (tile.m, tile.n), spec.accumulator_dtype, SCOPES["acc"], access)
+
+
+_LOAD_ARRAYS = {**{load: array for array, load in LOADS.items()}, "ld_channel": "w_scale"}
+
+
+def _load(array: str, name: str, spec: DenseSpec, tile: Tile) -> _Definition:
+    on_chip = _array(array, spec, tile, per_channel=name == "ld_channel")
+    return _copy(on_chip.shape, on_chip.dtype, to=on_chip.scope)
+
+
+def _copy(shape: tuple[int, ...], dtype: str, *, to: str, source: str = "global") -> _Definition:
+    return _Definition(
+        (Operand("to", shape, dtype, to, "w"), Operand("source", shape, dtype, source)),
+        "S" * len(shape),
+        shape,
+        lambda buffers, at: buffers["source"][at],
+    )
+
+
+def _zero(spec: DenseSpec, tile: Tile) -> _Definition:
+    acc = _accumulators(spec, tile, "w")
+    return _Definition(
+        (acc,), "SS", acc.shape, lambda buffers, at: tirx.const(0, spec.accumulator_dtype)
+    )
+
+
+def _digit_pass(name: str) -> Callable[[DenseSpec, Tile], _Definition]:
+    def define(spec: DenseSpec, tile: Tile) -> _Definition:
+        plane = "act" if spec.scheme == "dense" else name.removeprefix("mma_")
+        operands = [_accumulators(spec, tile, "rw"), _array(plane, spec, tile)]
+        operands.append(_array("w", spec, tile))
+        if spec.group_size:
+            operands.append(_array("w_scale", spec, tile))
+
+        def value(buffers: dict[str, Any], at: tuple[Any, ...]) -> Any:
+            i, j, k = at
+            scale = None
+            if spec.group_size:
+                scale = buffers["w_scale"][j, k // _int64(spec.group_size)]
+            term = product(spec, name, buffers[plane][i, k], buffers["w"][j, k], scale)
+            return buffers["acc"][i, j] + term
+
+        return _Definition(tuple(operands), "SSR", (tile.m, tile.n, tile.k), value)
+
+    return define
+
+
+def _minimum_pass(spec: DenseSpec, tile: Tile) -> _Definition:
+    def value(buffers: dict[str, Any], at: tuple[Any, ...]) -> Any:
+        i, j, g = at
+        term = buffers["group_sums"][i, g].astype("float64")
+        return buffers["acc"][i, j] + term * buffers["w_min"][j, g].astype("float64")
+
+    operands = (
+        _accumulators(spec, tile, "rw"),
+        _array("group_sums", spec, tile),
+        _array("w_min", spec, tile),
+    )
+    return _Definition(operands, "SSR", (tile.m, tile.n, tile.groups), value)
+
+
+def _drain(spec: DenseSpec, tile: Tile) -> _Definition:
+    names = PASSES if spec.has_min else PASSES[:2]
+    passes = [_accumulators(spec, tile, "r", name) for name in names]
+    out = Operand("out", (tile.m, tile.n), spec.out_dtype, SCOPES["acc"], "w")
+    scaled, per_channel = spec.scaled, not spec.group_size
+    parameters = [
+        _array(name, spec, tile, per_channel=True)
+        for name, exists in (
+            ("offset", spec.has_offset),
+            ("act_scale", scaled),
+            ("w_scale", scaled and per_channel),
+        )
+        if exists
+    ]
+    if spec.output == "encoded":
+        parameters.append(Operand("out_scale", (1,), "float32", "global"))
+
+    def value(buffers: dict[str, Any], at: tuple[Any, ...]) -> Any:
+        i, j = at
+        total = buffers[names[0]][i, j]
+        for name in names[1:]:
+            total = total + buffers[name][i, j]
+        index = {"offset": j, "act_scale": i, "w_scale": j, "out_scale": _int64(0)}
+        elements = {o.name: buffers[o.name][index[o.name]] for o in parameters}
+        return drained(spec, total, *(elements.get(name) for name in index))
+
+    return _Definition((out, *passes, *parameters), "SS", out.shape, value)
+
+
+_COMPUTE: dict[str, Callable[[DenseSpec, Tile], _Definition]] = {
+    "zero": _zero,
+    "mma_lsb": _digit_pass("mma_lsb"),
+    "mma_msb": _digit_pass("mma_msb"),
+    "mma_min": _minimum_pass,
+    "drain": _drain,
+    "store": lambda spec, tile: _copy(
+        (tile.m, tile.n), spec.out_dtype, to="global", source=SCOPES["acc"]
+    ),
+}
+
+
+def _build(definition: _Definition, call: str | None) -> tirx.PrimFunc:
+    """Build the description, or with `call` the implementation that calls that function."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name("intrinsic")
+            buffers = {o.name: T.arg(o.name, _parameter(o)) for o in definition.operands}
+            regions = {o.name: _region(buffers[o.name], o) for o in definition.operands}
+            with T.sblock("root"):
+                T.reads(*[regions[o.name] for o in definition.operands if "r" in o.access])
+                T.writes(*[regions[o.name] for o in definition.operands if "w" in o.access])
+                if call is None:
+                    _loops(definition, buffers)
+                else:
+                    pointers = [buffers[o.name].access_ptr(o.access) for o in definition.operands]
+                    T.evaluate(T.call_extern("int32", call, *pointers, *definition.extents))
+        return builder.get()
+
+
+def _loops(definition: _Definition, buffers: dict[str, Any]) -> None:
+    """Write the loop nest. Loops of one iteration have no axis: blockizing drops those."""
+    target = buffers[definition.operands[0].name]
+    axes = [axis for axis, extent in enumerate(definition.extents) if extent > 1]
+    with T.grid(*[_int64(extent) for extent in definition.extents]) as loops:
+        variables = list(loops) if len(definition.extents) > 1 else [loops]
+        with T.sblock("tile"):
+            at = [_int64(0)] * len(variables)
+            for axis in axes:
+                at[axis] = T.axis.remap(definition.kinds[axis], [variables[axis]])
+            value = definition.value(buffers, tuple(at))
+            written = [v for v, kind in zip(at, definition.kinds, strict=True) if kind == "S"]
+            T.buffer_store(target, value, written)
+
+
+def _parameter(operand: Operand) -> Any:
+    outer = [tirx.Var(f"stride{i}", "int64") for i in range(len(operand.shape) - 1)]
+    return T.buffer(
+        [_int64(extent) for extent in operand.shape],
+        operand.dtype,
+        scope=operand.scope,
+        strides=[*outer, _int64(1)],
+        offset_factor=1,
+    )
+
+
+def _region(buffer: Any, operand: Operand) -> Any:
+    return buffer[tuple(slice(_int64(0), _int64(extent)) for extent in operand.shape)]
+
+
+def _int64(value: int) -> Any:
+    return tirx.IntImm("int64", value)

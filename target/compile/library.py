@@ -1,0 +1,188 @@
+"""Programs of dense ops for one accelerator, each generated and verified once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from sparqle_tvm.errors import TargetError
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.compile.codegen import generate
+from sparqle_tvm.target.compile.schedule import Decisions, default_decisions, schedule_with
+from sparqle_tvm.target.compile.tir import DenseSpec
+from sparqle_tvm.target.cost.tiling import (
+    Tiling,
+    choose_drained,
+    choose_tilings,
+    tiling_of_chunk,
+)
+from sparqle_tvm.target.program import Program
+
+
+class Schedules(Protocol):
+    """Where better schedules than the default ones come from: a tuning database."""
+
+    def schedules(
+        self, group: Sequence[DenseSpec], rows: int | None = None
+    ) -> tuple[Decisions, ...] | None:
+        """Schedules of all ops that read one encoding, None if there are none.
+
+        Parameters
+        ----------
+        group : sequence of DenseSpec
+            The ops.
+        rows : int, optional
+            Tokens, if they are known.
+        """
+        ...
+
+
+@dataclass
+class ProgramLibrary:
+    """Programs by op and schedule: ops that read one encoding share the K chunk.
+
+    Attributes
+    ----------
+    accelerator : Accelerator
+        The machine.
+    tuned : Schedules, optional
+        Schedules to prefer to the default ones.
+    programs : dict of (DenseSpec, Decisions) to Program
+        Every program so far, by its op and its schedule.
+    """
+
+    accelerator: Accelerator
+    tuned: Schedules | None = None
+    programs: dict[tuple[DenseSpec, Decisions], Program] = field(default_factory=dict)
+
+    def from_database(
+        self, spec: DenseSpec, readers: Sequence[DenseSpec], rows: int | None = None
+    ) -> Decisions | None:
+        """The tuned schedule of an op, None if there is none; arguments as in `decisions`."""
+        found = self.tuned.schedules(readers, rows) if self.tuned is not None else None
+        return found[list(readers).index(spec)] if found is not None else None
+
+    def decisions(
+        self, spec: DenseSpec, readers: Sequence[DenseSpec], rows: int | None = None
+    ) -> Decisions:
+        """The schedule of an op that shares its K chunk with the other readers of its encoding.
+
+        Parameters
+        ----------
+        spec, readers
+            As in :meth:`tiling`.
+        rows : int, optional
+            Tokens, if they are known.
+
+        Raises
+        ------
+        TargetError
+            If no tile fits the buffers.
+        """
+        tuned = self.from_database(spec, readers, rows)
+        if tuned is not None:
+            return tuned
+        return default_decisions(spec, self.accelerator, self.tiling(spec, readers))
+
+    def tiling(
+        self, spec: DenseSpec, readers: Sequence[DenseSpec], k_chunk: int | None = None
+    ) -> Tiling:
+        """Tiles of an op that share their K chunk with the other readers of its encoding.
+
+        Parameters
+        ----------
+        spec : DenseSpec
+            The op.
+        readers : sequence of DenseSpec
+            All ops that read the encoding, this one among them. Those that no tile of their own
+            fits do not count: they run elsewhere.
+        k_chunk : int, optional
+            The chunk, if the program that makes the encoding determines it.
+
+        Raises
+        ------
+        TargetError
+            If no tile fits the buffers.
+        """
+        if k_chunk is not None:
+            return tiling_of_chunk(spec.shape, k_chunk, self.accelerator, spec.scheme)
+        try:
+            return self._joint(spec, readers)
+        except TargetError:
+            return self._joint(spec, [r for r in readers if r == spec or self._fits(r)])
+
+    def _joint(self, spec: DenseSpec, readers: Sequence[DenseSpec]) -> Tiling:
+        shapes = [reader.shape for reader in readers]
+        tilings = choose_tilings(shapes, self.accelerator, spec.scheme)
+        return tilings[list(readers).index(spec)]
+
+    def _fits(self, spec: DenseSpec) -> bool:
+        try:
+            self._joint(spec, [spec])
+        except TargetError:
+            return False
+        return True
+
+    def chained(
+        self,
+        spec: DenseSpec,
+        readers: Sequence[DenseSpec],
+        k_chunk: int | None,
+        out_readers: Sequence[DenseSpec],
+    ) -> tuple[DenseSpec, Decisions]:
+        """The op and its schedule if it or its neighbour encodes its outputs.
+
+        Parameters
+        ----------
+        spec, readers
+            As in :meth:`tiling`.
+        k_chunk : int or None
+            The chunk, if the program that makes the encoding determines it.
+        out_readers : sequence of DenseSpec
+            If the op has encoded outputs, all ops that read them. Those that no tile of their own
+            fits do not count.
+
+        Returns
+        -------
+        DenseSpec
+            The op; encoded outputs have their chunk.
+        Decisions
+            The default schedule.
+
+        Raises
+        ------
+        TargetError
+            If no tile fits the buffers.
+        """
+        tiling = self.tiling(spec, readers, k_chunk)
+        if spec.output == "encoded":
+            shapes = tuple(reader.shape for reader in out_readers if self._fits(reader))
+            tiling = choose_drained(spec.shape, tiling.k, shapes, self.accelerator)
+            spec = replace(spec, out_chunk=tiling.n)
+        return spec, default_decisions(spec, self.accelerator, tiling)
+
+    def program(self, spec: DenseSpec, decisions: Decisions, label: str = "") -> Program:
+        """The program of an op with a schedule.
+
+        Parameters
+        ----------
+        spec : DenseSpec
+            The op.
+        decisions : Decisions
+            From :meth:`decisions`.
+        label : str
+            Name of the op in listings; the first op that needs a program names it.
+
+        Raises
+        ------
+        TargetError
+            If the tiles do not fit the buffers.
+        CompileError
+            If the op is not one that programs exist for.
+        """
+        key = (spec, decisions)
+        if key not in self.programs:
+            scheduled = schedule_with(spec, self.accelerator, decisions)
+            self.programs[key] = generate(scheduled, spec, self.accelerator, label)
+        return self.programs[key]

@@ -1,0 +1,398 @@
+"""Schedules of the split dense op: tiles that fit the buffers, loop order, what stays on chip.
+
+A schedule is made of `Decisions`. `default_decisions` takes tiles and loop order from the cost
+model's search (`sparqle_tvm.target.cost.tiling`), which fits the buffers and reloads least;
+`schedule_with` applies any decisions. The scheduled function looks like this (``rows_outer``)::
+
+    for m, n:                                   # output tiles
+        zero the accumulators of every pass
+        for k:                                  # K chunks
+            load activation digits, group sums, weights, group parameters
+            mma_lsb, mma_msb, mma_min
+        load channel parameters
+        drain, store
+
+An operand that does not change in the inner of the two outer loops is loaded in the outer one if
+`Decisions.keep_outer` says so. Activation scales are loaded per row tile, channel parameters per
+column tile. Every block is an intrinsic of `sparqle_tvm.target.compile.intrinsics`.
+
+If there are fewer rows than the array has, `row_split` PE rows share the K columns of one row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tvm import s_tir
+
+from sparqle_tvm.errors import CompileError, TargetError
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.compile.buffers import STORAGES, aligned, header_of, storages_of
+from sparqle_tvm.target.compile.intrinsics import LOADS, SCOPES, get_intrinsic
+from sparqle_tvm.target.compile.tir import PASSES, DenseSpec, split_dense_primfunc
+from sparqle_tvm.target.cost.array import best_row_split
+from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
+from sparqle_tvm.target.isa.header import Queue
+from sparqle_tvm.target.isa.operands import Buffer
+
+SLOTS_ATTR = "sparqle.slots"
+"""Block annotation of loads and ``zero``: how many tiles of the written buffer exist at a time."""
+
+ROW_SPLIT_ATTR = "sparqle.row_split"
+"""Block annotation of MMAs: PE rows that share the K columns of an activation row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decisions:
+    """What distinguishes one schedule of an op from another.
+
+    Attributes
+    ----------
+    m, n, k : int
+        Extents of a tile: multiples of the array's rows and columns, and of lanes, 8 and the
+        group size.
+    rows_outer : bool
+        Loop order (m, n, k), else (n, m, k).
+    keep_outer : bool
+        Load all K chunks of the outer loop's operand (activations with `rows_outer`, else
+        weights) once per iteration of it, and keep them there.
+    activation_slots, weight_slots, accumulator_slots : int
+        Tiles at a time; 2 lets transfers run beside the computation.
+    row_split : int
+        PE rows per activation row.
+    """
+
+    m: int
+    n: int
+    k: int
+    rows_outer: bool = True
+    keep_outer: bool = False
+    activation_slots: int = 2
+    weight_slots: int = 2
+    accumulator_slots: int = 2
+    row_split: int = 1
+
+    @property
+    def tile(self) -> tuple[int, int, int]:
+        """Extents (m, n, k) of a tile."""
+        return self.m, self.n, self.k
+
+    @property
+    def dataflow(self) -> str:
+        """What stays on chip over the inner of the two outer loops, besides the outputs."""
+        if not self.keep_outer:
+            return "output-stationary"
+        return "activation-stationary" if self.rows_outer else "weight-stationary"
+
+
+def default_decisions(
+    spec: DenseSpec, accelerator: Accelerator, tiling: Tiling | None = None
+) -> Decisions:
+    """Tiles that fit, and the order that the cost model likes best.
+
+    Parameters
+    ----------
+    spec : DenseSpec
+        The op.
+    accelerator : Accelerator
+        The array and its buffers.
+    tiling : Tiling, optional
+        Tiles to use: ops that read one encoding have to share the K chunk
+        (`cost.tiling.choose_tilings` of all of them). Default: the best for this op alone.
+
+    Raises
+    ------
+    TargetError
+        If the smallest tile does not fit a buffer.
+    """
+    if tiling is None:
+        tiling = choose_tilings((spec.shape,), accelerator, spec.scheme)[0]
+    decisions = Decisions(
+        m=tiling.m,
+        n=tiling.n,
+        k=tiling.k,
+        rows_outer=tiling.activations_outer,
+        keep_outer=tiling.k_tiles == 1,
+        row_split=best_row_split(spec.shape, accelerator, min(tiling.k, spec.k)),
+    )
+    decisions = _shrunk_to_fit(spec, accelerator, decisions)
+    if spec.output == "encoded" and spec.m > decisions.m and spec.n > decisions.n:
+        decisions = replace(decisions, rows_outer=False)
+    return decisions
+
+
+def _shrunk_to_fit(spec: DenseSpec, accelerator: Accelerator, decisions: Decisions) -> Decisions:
+    """Take rows or channels off a tile that alignment makes a little too large for a buffer."""
+    while too_full := overflows(spec, accelerator, decisions):
+        units = {"m": accelerator.rows, "n": accelerator.cols}
+        # A tile of encoded outputs has a whole chunk of channels: only rows can be taken off.
+        wide = decisions.n > decisions.m and spec.output != "encoded"
+        name = {Buffer.ACT: "m", Buffer.WGT: "n", Buffer.ACC: "n" if wide else "m"}[too_full[0]]
+        extent = getattr(decisions, name) - units[name]
+        if extent < units[name] or (name == "n" and spec.output == "encoded"):
+            raise TargetError(
+                f"{_op(spec)}: a tile of {decisions.tile} needs more than the "
+                f"{too_full[0].name} buffer of accelerator {accelerator.name!r} has; "
+                "enlarge the buffer"
+            )
+        decisions = replace(decisions, **{name: extent})
+    return decisions
+
+
+def buffer_needs(
+    spec: DenseSpec, accelerator: Accelerator, decisions: Decisions
+) -> dict[Buffer, int]:
+    """Bytes of each on-chip buffer that a schedule takes."""
+    header = header_of(spec, accelerator, decisions.k)
+    extents = (spec.m, spec.n, spec.k)
+    tiles = [math.ceil(e / t) for e, t in zip(extents, decisions.tile, strict=True)]
+    m, n, k = (min(e, t) for e, t in zip(extents, decisions.tile, strict=True))
+    keep, rows_outer = decisions.keep_outer, decisions.rows_outer
+    every, outer = math.prod(tiles), tiles[0 if rows_outer else 1]
+    # Visits of the loops at which a tile is loaded, tiles per visit, and slots wanted.
+    act = (outer, tiles[2]) if keep and rows_outer else (every, 1)
+    wgt = (outer, tiles[2]) if keep and not rows_outer else (every, 1)
+    output, slots = tiles[0] * tiles[1], decisions.accumulator_slots
+    visits = {
+        Queue.ACT_FREE: (*act, decisions.activation_slots),
+        Queue.WGT_FREE: (*wgt, decisions.weight_slots),
+        Queue.ROW_FREE: (outer if rows_outer else output, 1, slots),
+        Queue.CHN_FREE: (output if rows_outer else outer, 1, slots),
+        Queue.ACC_FREE: (output, 1, slots),
+    }
+    needs = dict.fromkeys(Buffer, 0)
+    for name in storages_of(spec):
+        storage = STORAGES[name]
+        count, per_visit, slots = visits[storage.free]
+        slot_bytes = aligned(storage.tile_bytes(header, m, n, k)) * per_visit
+        needs[storage.buffer] += slot_bytes * (slots if count > 1 else 1)
+    return needs
+
+
+def overflows(spec: DenseSpec, accelerator: Accelerator, decisions: Decisions) -> list[Buffer]:
+    """Buffers that a schedule does not fit into."""
+    header = header_of(spec, accelerator, decisions.k)
+    needs = buffer_needs(spec, accelerator, decisions)
+    return [buffer for buffer, nbytes in needs.items() if nbytes > header.buffer_bytes(buffer)]
+
+
+def default_schedule(spec: DenseSpec, accelerator: Accelerator) -> s_tir.Schedule:
+    """Schedule an op by the rule of `default_decisions`.
+
+    Raises
+    ------
+    TargetError
+        If the smallest tile does not fit a buffer.
+    CompileError
+        If the digits of the op are not those of the accelerator.
+    """
+    return schedule_with(spec, accelerator, default_decisions(spec, accelerator))
+
+
+def schedule_with(
+    spec: DenseSpec, accelerator: Accelerator, decisions: Decisions, *, tensorize: bool = True
+) -> s_tir.Schedule:
+    """Schedule an op as decided.
+
+    Parameters
+    ----------
+    spec : DenseSpec
+        The op.
+    accelerator : Accelerator
+        Its array determines what tiles may be.
+    decisions : Decisions
+        What to do. Whether it fits the buffers, `codegen.generate` finds out.
+    tensorize : bool
+        False leaves plain loops instead of intrinsics: the same computation for any TVM target.
+
+    Returns
+    -------
+    s_tir.Schedule
+        Of a module with the function ``main``.
+
+    Raises
+    ------
+    CompileError
+        If the decisions do not fit the op or the array.
+    """
+    check_decisions(spec, accelerator, decisions)
+    function = split_dense_primfunc(spec, decisions.tile)
+    return _Scheduler(spec, decisions, s_tir.Schedule(function, debug_mask="none")).run(tensorize)
+
+
+def check_decisions(spec: DenseSpec, accelerator: Accelerator, decisions: Decisions) -> None:
+    """Refuse decisions that no program exists for.
+
+    Raises
+    ------
+    CompileError
+        Says which and why.
+    """
+    depth = math.lcm(8, accelerator.lanes, max(spec.group_size, 1))
+    units = {"m": accelerator.rows, "n": accelerator.cols, "k": depth}
+    for name, unit in units.items():
+        extent = getattr(decisions, name)
+        if extent < 1 or extent % unit:
+            raise CompileError(
+                f"{_op(spec)}: a tile of {name} = {extent} is not a multiple of {unit}; "
+                f"accelerator {accelerator.name!r} needs multiples of {units}"
+            )
+    if spec.digit_bits != accelerator.digit_bits:
+        raise CompileError(
+            f"{_op(spec)} has digits of {spec.digit_bits} bits, accelerator "
+            f"{accelerator.name!r} of {accelerator.digit_bits}"
+        )
+    if spec.block_rows % accelerator.rows:
+        raise CompileError(
+            f"{_op(spec)}: rows sorted {spec.block_rows} at a time are no groups of "
+            f"{accelerator.rows} rows"
+        )
+    problem = _stream_problem(spec, decisions)
+    if problem:
+        raise CompileError(f"{_op(spec)}: {problem}")
+    slots = (decisions.activation_slots, decisions.weight_slots, decisions.accumulator_slots)
+    if min(slots) < 1:
+        raise CompileError(f"{_op(spec)}: {slots} slots; every operand needs at least one")
+    split = decisions.row_split
+    if split < 1 or (split > 1 and split * spec.m > accelerator.rows):
+        raise CompileError(
+            f"{_op(spec)}: row_split = {split} of {spec.m} rows needs {split * spec.m} PE rows, "
+            f"accelerator {accelerator.name!r} has {accelerator.rows}"
+        )
+
+
+def _stream_problem(spec: DenseSpec, decisions: Decisions) -> str:
+    """Why encoded outputs would not come in the order of their stream, "" if they do."""
+    if spec.output != "encoded":
+        return ""
+    if min(decisions.n, spec.n) != min(spec.out_chunk, spec.n):
+        return (
+            f"a tile of n = {decisions.n} is no chunk of {spec.out_chunk} columns of the encoded "
+            "outputs"
+        )
+    if decisions.rows_outer and spec.m > decisions.m and spec.n > decisions.n:
+        return "encoded outputs come chunk by chunk: channels have to be the outer loop"
+    return ""
+
+
+def _op(spec: DenseSpec) -> str:
+    return f"dense op {spec.m} x {spec.n} x {spec.k}"
+
+
+class _Scheduler:
+    """Applies decisions step by step; every step is a schedule primitive of TVM."""
+
+    def __init__(self, spec: DenseSpec, decisions: Decisions, sch: s_tir.Schedule) -> None:
+        """Find the blocks."""
+        self.spec, self.decisions, self.sch = spec, decisions, sch
+        self.passes = {name: sch.get_sblock(name) for name in PASSES[: 3 if spec.has_min else 2]}
+        self.drain = sch.get_sblock("drain")
+        groups = decisions.k // spec.group_size if spec.group_size else 0
+        self.chunk = {"mma_lsb": decisions.k, "mma_msb": decisions.k, "mma_min": groups}
+        # What becomes an intrinsic: (block, loops around it to replace, name, annotations).
+        self.found: list[tuple[Any, int, str, dict[str, int]]] = []
+
+    def run(self, tensorize: bool) -> s_tir.Schedule:
+        """Do all steps."""
+        outer, inner = self._tile_outputs()
+        self._tile_passes(inner)
+        chunk_loop = self._share_chunk_loop()
+        row_loop, col_loop = (outer, inner) if self.decisions.rows_outer else (inner, outer)
+        keep = self.decisions.keep_outer
+        rows_at = outer if keep and self.decisions.rows_outer else chunk_loop
+        cols_at = outer if keep and not self.decisions.rows_outer else chunk_loop
+        self._load_operands(rows_at, cols_at)
+        self._load_drain_parameters(row_loop, col_loop)
+        if tensorize:
+            for found in self.found:
+                self._tensorize(*found)
+        return self.sch
+
+    def _tile_outputs(self) -> tuple[Any, Any]:
+        """Tile the drain and the store; the loops over output tiles, outer and inner."""
+        sch, decisions = self.sch, self.decisions
+        store = sch.cache_write(self.drain, 0, SCOPES["acc"])
+        rows, cols = sch.get_loops(store)
+        m0, m1 = sch.split(rows, [None, decisions.m])
+        n0, n1 = sch.split(cols, [None, decisions.n])
+        outer, inner = (m0, n0) if decisions.rows_outer else (n0, m0)
+        sch.reorder(outer, inner, m1, n1)
+        sch.compute_at(self.drain, inner, preserve_unit_loops=True)
+        self._intrinsic(self.drain, 2, "drain")
+        self._intrinsic(store, 2, "store")
+        return outer, inner
+
+    def _tile_passes(self, inner: Any) -> None:
+        """Move the passes to the output tile, cut K into chunks, take the zeroing out."""
+        sch, slots = self.sch, {SLOTS_ATTR: self.decisions.accumulator_slots}
+        for name, block in self.passes.items():
+            sch.set_scope(block, 0, SCOPES["acc"])
+            sch.compute_at(block, inner, preserve_unit_loops=True)
+            rows, cols, depth = sch.get_loops(block)[-3:]
+            k0, k1 = sch.split(depth, [None, self.chunk[name]])
+            sch.reorder(k0, rows, cols, k1)
+            zero = sch.decompose_reduction(block, k0)
+            self._intrinsic(zero, 2, "zero", slots)
+            split = {} if name == "mma_min" else {ROW_SPLIT_ATTR: self.decisions.row_split}
+            self._intrinsic(block, 3, name, split)
+
+    def _share_chunk_loop(self) -> Any:
+        """Let all passes walk through the K chunks together, so that they share the tiles."""
+        loops = [self.sch.get_loops(block)[-4] for block in self.passes.values()]
+        return self.sch.merge(*loops)
+
+    def _load_operands(self, rows_at: Any, cols_at: Any) -> None:
+        decisions, spec = self.decisions, self.spec
+        digits = list(self.passes.values())[:2]
+        groups = self.chunk["mma_min"]
+        if spec.scheme == "dense":
+            self._load("act", digits, rows_at, decisions.k, decisions.activation_slots)
+        else:
+            for name, block in zip(("lsb", "msb"), digits, strict=True):
+                self._load(name, [block], rows_at, decisions.k, decisions.activation_slots)
+        self._load("w", digits, cols_at, decisions.k, decisions.weight_slots)
+        if spec.group_size:
+            self._load("w_scale", digits, cols_at, groups, decisions.weight_slots)
+        if spec.has_min:
+            last = [self.passes["mma_min"]]
+            self._load("group_sums", last, rows_at, groups, decisions.activation_slots)
+            self._load("w_min", last, cols_at, groups, decisions.weight_slots)
+
+    def _load_drain_parameters(self, row_loop: Any, col_loop: Any) -> None:
+        slots = self.decisions.accumulator_slots
+        if self.spec.scaled:
+            self._load("act_scale", [self.drain], row_loop, 0, slots)
+            if not self.spec.group_size:
+                self._load("w_scale", [self.drain], col_loop, 0, slots)
+        if self.spec.has_offset:
+            self._load("offset", [self.drain], col_loop, 0, slots)
+
+    def _load(self, array: str, users: list[Any], at: Any, columns: int, slots: int) -> None:
+        """Copy what `users` read of an array to the chip at a loop, `columns` columns at a time."""
+        sch = self.sch
+        names = [str(region.source.name) for region in sch.get(users[0]).reads]
+        block = sch.cache_read(users[0], names.index(array), SCOPES[array], consumer_blocks=users)
+        sch.compute_at(block, at, preserve_unit_loops=True)
+        if columns:
+            rows, cols = sch.get_loops(block)[-2:]
+            k0, k1 = sch.split(cols, [None, columns])
+            sch.reorder(k0, rows, k1)
+        name = "ld_channel" if array == "w_scale" and not columns else LOADS[array]
+        self._intrinsic(block, 2 if columns else 1, name, {SLOTS_ATTR: slots})
+
+    def _intrinsic(
+        self, block: Any, depth: int, name: str, annotations: dict[str, int] | None = None
+    ) -> None:
+        """Note that the innermost `depth` loops around a block are an intrinsic."""
+        self.found.append((block, depth, name, annotations or {}))
+
+    def _tensorize(self, block: Any, depth: int, name: str, annotations: dict[str, int]) -> None:
+        sch = self.sch
+        intrinsic = get_intrinsic(name, self.spec, self.decisions.tile)
+        # Tensorizing puts a block around the loops, named after the one inside.
+        outside = str(sch.get(block).name_hint) + "_o"
+        sch.tensorize(sch.get_loops(block)[-depth], intrinsic, preserve_unit_iters=False)
+        for key, value in annotations.items():
+            sch.annotate(sch.get_sblock(outside), key, value)

@@ -1,0 +1,187 @@
+"""Checks that hold for every program, whatever it computes: made when it is constructed.
+
+After them a program can be printed, saved and expanded without surprises: loops are balanced,
+operands depend only on loops around them, buffers, queues and numbers exist, and each instruction
+is one that the header's scheme and formats know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from sparqle_tvm.errors import ProgramError
+from sparqle_tvm.target.isa import (
+    Drain,
+    End,
+    Instruction,
+    LdAct,
+    LdChn,
+    LdGrp,
+    LdLsb,
+    LdMsb,
+    LdPbm,
+    LdRow,
+    LdSum,
+    LdWgt,
+    Loop,
+    MmaDns,
+    MmaLsb,
+    MmaMin,
+    MmaMsb,
+    Signal,
+    StEnc,
+    StOut,
+    Wait,
+)
+from sparqle_tvm.target.isa.header import Header, Queue
+from sparqle_tvm.target.isa.operands import (
+    MAX_LOOPS,
+    MAX_NUMBER,
+    Address,
+    Affine,
+    Buffer,
+    Extent,
+    M,
+)
+
+MAX_SLOTS = 2**16
+MAX_INSTRUCTIONS = 2**16
+
+_WGT_OPERANDS = ("wgt", "grp", "chn")
+
+
+def instruction_error(index: int, instruction: Instruction, problem: str) -> ProgramError:
+    """Error that names an instruction by index and text."""
+    return ProgramError(f"instruction {index} `{instruction}`: {problem}")
+
+
+def buffer_of(cls: type[Instruction], operand: str) -> Buffer:
+    """Buffer that an address operand of an instruction class lies in."""
+    if operand == "acc":
+        return Buffer.ACC
+    if operand == "dst":
+        return Buffer.WGT if cls in (LdWgt, LdGrp, LdChn) else Buffer.ACT
+    return Buffer.WGT if operand in _WGT_OPERANDS else Buffer.ACT
+
+
+def check_structure(header: Header, instructions: tuple[Instruction, ...]) -> None:
+    """Check a program, see the module.
+
+    Raises
+    ------
+    ProgramError
+        Names the instruction.
+    """
+    if len(instructions) > MAX_INSTRUCTIONS:
+        raise ProgramError(f"{len(instructions)} instructions; at most {MAX_INSTRUCTIONS}")
+    open_loops: list[int] = []
+    loops = 0
+    for index, instruction in enumerate(instructions):
+        problem = _problem(header, instruction, open_loops, loops)
+        if problem:
+            raise instruction_error(index, instruction, problem)
+        if isinstance(instruction, Loop):
+            open_loops.append(loops)
+            loops += 1
+        elif isinstance(instruction, End):
+            open_loops.pop()
+    if open_loops:
+        raise ProgramError(f"loop i{open_loops[-1]} has no END")
+
+
+def _problem(
+    header: Header, instruction: Instruction, open_loops: list[int], loops: int
+) -> str | None:
+    """What is wrong with an instruction, given the loops around it and the loops before it."""
+    if isinstance(instruction, Loop):
+        return _loop_problem(instruction, loops)
+    if isinstance(instruction, End):
+        return None if open_loops else "no loop is open"
+    if isinstance(instruction, Wait | Signal):
+        known = instruction.queue in tuple(Queue)
+        return None if known else f"queue {instruction.queue} does not exist"
+    for field in fields(instruction):
+        problem = _operand_problem(instruction, field.name, open_loops)
+        if problem:
+            return f"{field.name}: {problem}"
+    return _format_problem(header, instruction)
+
+
+def _loop_problem(loop: Loop, loops: int) -> str | None:
+    if loop.loop != loops or loops >= MAX_LOOPS:
+        return f"loops are numbered in order, this is i{loops}, of at most {MAX_LOOPS}"
+    if loop.step < 1 or (loop.limit != M and loop.limit < 1):
+        return "limit and step must be at least 1"
+    return None
+
+
+def _operand_problem(instruction: Instruction, name: str, open_loops: list[int]) -> str | None:
+    value: Any = getattr(instruction, name)
+    outside = [loop for loop in getattr(value, "loops", ()) if loop not in open_loops]
+    if outside:
+        return f"loop i{outside[0]} is not open here"
+    if any(abs(number) >= MAX_NUMBER for number in _numbers(value)):
+        return "a number is too large"
+    if isinstance(value, Extent) and value.size < 1:
+        return "an extent must be at least 1"
+    if name == "row_split" and value < 1:
+        return "must be at least 1"
+    if not isinstance(value, Address):
+        return None
+    buffer = buffer_of(type(instruction), name)
+    if value.buffer != buffer:
+        return f"must lie in {buffer.name}"
+    if not 1 <= value.slots <= MAX_SLOTS:
+        return f"{value.slots} slots; there must be 1 to {MAX_SLOTS}"
+    if len(set(value.rotate)) != len(value.rotate):
+        return "a loop rotates twice"
+    return None
+
+
+def _numbers(value: Any) -> list[int]:
+    if isinstance(value, Affine):
+        return [value.const, *(c for _, c in value.terms)]
+    if isinstance(value, Extent):
+        limit = [value.limit] if isinstance(value.limit, int) else []
+        return [value.size, *limit, *_numbers(value.start)]
+    if isinstance(value, Address):
+        return [value.base, value.slot_bytes, *_numbers(value.offset)]
+    return [value] if isinstance(value, int) else []
+
+
+def _format_problem(header: Header, instruction: Instruction) -> str | None:
+    """Whether the header's scheme and formats have this instruction, with these operands."""
+    other = "dense" if header.scheme == "sparqle" else "sparqle"
+    sparqle = isinstance(instruction, LdLsb | LdPbm | LdMsb | MmaMsb)
+    if (header.scheme == "dense" and sparqle) or (
+        header.scheme == "sparqle" and isinstance(instruction, LdAct | MmaDns)
+    ):
+        return f"is of scheme {other}, the program of {header.scheme}"
+    if isinstance(instruction, LdGrp) and not header.group_size:
+        return "the weights have no groups"
+    if isinstance(instruction, LdSum | MmaMin) and not header.has_min:
+        return "the weights have no minima"
+    if isinstance(instruction, LdRow) and not header.row_bytes:
+        return "the outputs need no parameters per row"
+    if isinstance(instruction, StOut | StEnc):
+        encoded = header.output == "encoded"
+        if encoded != isinstance(instruction, StEnc):
+            return f"outputs of this program are {header.output}"
+    if isinstance(instruction, LdChn) and not header.channel_bytes:
+        return "the outputs need no parameters per channel"
+    if isinstance(instruction, MmaLsb | MmaMsb | MmaDns):
+        return _presence("grp", instruction.grp, bool(header.group_size))
+    if isinstance(instruction, StOut):
+        return _presence("order", instruction.order, bool(header.block_rows))
+    if isinstance(instruction, Drain):
+        return _presence("row", instruction.row, header.scaled) or _presence(
+            "chn", instruction.chn, bool(header.channel_bytes)
+        )
+    return None
+
+
+def _presence(name: str, operand: Address | None, needed: bool) -> str | None:
+    if needed == (operand is not None):
+        return None
+    return f"{name}: must {'not be none' if needed else 'be none'} with this header"

@@ -1,0 +1,344 @@
+"""Tensors as they lie in the accelerator's DRAM, made from what the numerics define.
+
+Shapes and layouts are those of `sparqle_tvm.target.isa.Tensor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics import (
+    QuantizedWeights,
+    SlicedTensor,
+    pack_digits,
+    plane_bytes,
+)
+from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.target.isa import Tensor, ceil_div
+from sparqle_tvm.target.isa.header import Header
+from sparqle_tvm.target.simulator.native import aligned
+
+DramTensors = Mapping[Tensor, NDArray[Any]]
+
+
+def pack_weights(values: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+    """Pack weights as `Tensor.WGT`.
+
+    Parameters
+    ----------
+    values : int8 (N, K)
+        Integers of `bits` bits, signed or unsigned.
+    bits : {2, 4, 8}
+        Bits of a stored weight.
+
+    Returns
+    -------
+    uint8 (N, ceil(K * bits / 8))
+        Low element first.
+    """
+    return pack_digits(values.view(np.uint8) & np.uint8(2**bits - 1), bits)
+
+
+def pack_activations(q: NDArray[Any], k: int) -> NDArray[np.uint8]:
+    """Pack activations of 2k bits as `Tensor.ACT`.
+
+    Parameters
+    ----------
+    q : int8 (M, K) for k = 2 and 4, int16 (M, K) for k = 8
+        Integers of 2k bits.
+    k : {2, 4, 8}
+        Bits of a digit.
+
+    Returns
+    -------
+    uint8 (M, ceil(K * 2k / 8))
+    """
+    if k == 8:
+        return np.ascontiguousarray(q, dtype="<i2").view(np.uint8)
+    return pack_digits(q.astype(np.int8).view(np.uint8) & np.uint8(4**k - 1), 2 * k)
+
+
+def tile_order(
+    header: Header, pbm: NDArray[np.uint8], msb: NDArray[np.uint8], row_ptr: NDArray[np.int32]
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Reorder the MSB digits of the transport form for the loads of a program.
+
+    Parameters
+    ----------
+    header : Header
+        K chunk, rows of the array and bits of a digit.
+    pbm : uint8 (M, ceil(K / 8))
+        Precision bitmap.
+    msb : uint8 (bytes,)
+        Digits, each row in one piece; what is behind ``row_ptr[M]`` is ignored.
+    row_ptr : int32 (M + 1,)
+        Where rows begin, in any order, and where all of them end.
+
+    Returns
+    -------
+    msb : uint8 (bytes,)
+        `Tensor.MSB`.
+    pointers : int32 (chunks * row groups + 1,)
+        `Tensor.MSB_PTR`.
+    """
+    k, rows = header.digit_bits, len(pbm)
+    counts = RowNnz.from_pbm(pbm, header.in_features).per_chunk(header.k_chunk)
+    nbytes = ceil_div(counts.T * k, 8)
+    ends = np.cumsum(nbytes)
+    targets = aligned((rows, header.chunks), np.int64)
+    targets[...] = (ends.reshape(nbytes.shape) - nbytes).T
+    sources = aligned((rows, header.chunks), np.int64)
+    sources[...] = np.cumsum(counts, axis=1) - counts + row_ptr[:-1, None].astype(np.int64) * 8 // k
+    digits = aligned((rows, header.chunks), np.int64)
+    digits[...] = counts
+    total = int(ends[-1]) if ends.size else 0
+    # One byte more on both sides: the last step of a row reads and the kernel needs one.
+    stream, result = aligned(int(row_ptr[-1]) + 1, np.uint8, fill=0), aligned(total + 1, np.uint8)
+    stream[:-1] = msb[: row_ptr[-1]]
+    if rows:
+        _tile_order_kernel(k)(stream, digits, sources, targets, result)
+    groups = np.arange(0, rows, header.accelerator.rows)
+    pointers = np.append(targets.T[:, groups].reshape(-1), total).astype(np.int32)
+    return result[:total], pointers
+
+
+def activation_tensors(
+    header: Header, sliced: SlicedTensor, act_scale: NDArray[np.float32] | None = None
+) -> dict[Tensor, NDArray[Any]]:
+    """Make all tensors of one set of activations.
+
+    Parameters
+    ----------
+    header : Header
+        The op. Of scheme ``dense``, the integers are packed whole.
+    sliced : SlicedTensor (M, K)
+        Encoded activations.
+    act_scale : float32 (M,) or (M, 1), optional
+        Their scales; needed for float32 outputs.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `sliced` has another K, k or window than the op.
+    """
+    found = (sliced.shape[1], sliced.k, sliced.window)
+    expected = (header.in_features, header.digit_bits, header.window)
+    if found[:2] != expected[:2] or (header.scheme == "sparqle" and found != expected):
+        raise InvalidArgumentError(
+            f"{header.label!r} takes activations of (K, k, window) = {expected}, got {found}"
+        )
+    tensors: dict[Tensor, NDArray[Any]] = {}
+    if act_scale is not None:
+        tensors[Tensor.ACT_SCALE] = np.ascontiguousarray(act_scale, np.float32).reshape(-1)
+    if header.has_min:
+        dtype = np.int16 if header.sum_bytes == 2 else np.int32
+        tensors[Tensor.GROUP_SUMS] = sliced.group_sums(header.group_size).astype(dtype)
+    if header.scheme == "dense":
+        return {**tensors, Tensor.ACT: pack_activations(sliced.decode(), sliced.k)}
+    tensors |= {Tensor.LSB: sliced.lsb, Tensor.PBM: sliced.pbm}
+    order = None
+    if header.block_rows:
+        nnz = RowNnz.from_pbm(sliced.pbm, header.in_features)
+        order = nnz.order(header.block_rows, header.accelerator.lanes)
+    return plane_tensors(header, tensors, sliced.msb, sliced.row_ptr, order)
+
+
+def plane_tensors(
+    header: Header,
+    rows: DramTensors,
+    msb: NDArray[np.uint8],
+    row_ptr: NDArray[np.int32],
+    order: NDArray[np.int32] | None = None,
+) -> dict[Tensor, NDArray[Any]]:
+    """Complete the tensors of encoded activations: MSB digits in tile order, rows sorted.
+
+    Parameters
+    ----------
+    header : Header
+        The op.
+    rows : mapping of Tensor to ndarray (M, ..)
+        LSB, PBM, and what else there is per row, in the order of the rows.
+    msb : uint8 (bytes,)
+        Digits row by row.
+    row_ptr : int32 (M + 1,)
+        Where rows begin.
+    order : int32 (M,), optional
+        Row numbers in the order of a program with `block_rows`; others take none.
+    """
+    if header.block_rows:
+        if order is None or len(order) != len(row_ptr) - 1:
+            raise InvalidArgumentError(f"{header.label!r} needs the order of its rows")
+        row_ptr = np.append(row_ptr[:-1][order], row_ptr[-1])
+        numbers = order.astype(np.uint16 if header.order_bytes == 2 else np.int32)
+        rows = {tensor: array[order] for tensor, array in rows.items()}
+        rows = {**rows, Tensor.ROW_ORDER: numbers}
+    stream, pointers = tile_order(header, rows[Tensor.PBM], msb, row_ptr)
+    return {**rows, Tensor.MSB: stream, Tensor.MSB_PTR: pointers}
+
+
+def weight_tensors(
+    header: Header, weights: QuantizedWeights, offset: NDArray[Any] | None = None
+) -> dict[Tensor, NDArray[Any]]:
+    """Make all tensors of the weights of an op.
+
+    Parameters
+    ----------
+    header : Header
+        The op.
+    weights : QuantizedWeights (N, K)
+        Its weights.
+    offset : int32 (N,), float64 with groups, optional
+        Its constants, if `Header.has_offset`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If shape, bits or groups are not those of the op, or there is an offset where it has none.
+    """
+    found = (weights.shape, weights.bits, weights.group_size, weights.minimum is not None)
+    shape = (header.out_features, header.in_features)
+    expected = (shape, header.weight_bits, header.group_size, header.has_min)
+    if (*found, offset is not None) != (*expected, header.has_offset):
+        raise InvalidArgumentError(
+            f"{header.label!r} takes weights of (shape, bits, group_size, minima) = {expected} "
+            f"and {'an' if header.has_offset else 'no'} offset, got {found} and "
+            f"{'none' if offset is None else 'one'}"
+        )
+    tensors: dict[Tensor, NDArray[Any]] = {
+        Tensor.WGT: pack_weights(weights.values, weights.bits),
+        Tensor.W_SCALE: weights.scale,
+    }
+    if weights.minimum is not None:
+        tensors[Tensor.W_MIN] = weights.minimum
+    if offset is not None:
+        tensors[Tensor.OFFSET] = offset
+    return tensors
+
+
+def tensor_formats(header: Header, rows: int) -> dict[Tensor, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of every tensor of an op; MSB and OUT_MSB are at least as long as given."""
+    k, columns, channels = header.digit_bits, header.in_features, header.out_features
+    groups = ceil_div(columns, header.group_size) if header.group_size else 0
+    row_groups = ceil_div(rows, header.accelerator.rows)
+    formats: dict[Tensor, tuple[tuple[int, ...], str]] = {
+        Tensor.WGT: ((channels, plane_bytes(columns, header.weight_bits)), "uint8"),
+    }
+    if header.output == "encoded":
+        formats |= _encoded_formats(header, rows)
+    else:
+        formats[Tensor.OUT] = ((rows, channels), header.output)
+    if header.scheme == "dense":
+        formats[Tensor.ACT] = ((rows, plane_bytes(columns, 2 * k)), "uint8")
+    else:
+        formats[Tensor.LSB] = ((rows, plane_bytes(columns, k)), "uint8")
+        formats[Tensor.PBM] = ((rows, plane_bytes(columns, 1)), "uint8")
+        formats[Tensor.MSB] = ((0,), "uint8")
+        formats[Tensor.MSB_PTR] = ((header.chunks * row_groups + 1,), "int32")
+    if header.scaled:
+        formats[Tensor.ACT_SCALE] = ((rows,), "float32")
+    if header.block_rows:
+        formats[Tensor.ROW_ORDER] = ((rows,), "uint16" if header.order_bytes == 2 else "int32")
+    if header.group_size:
+        formats[Tensor.W_SCALE] = ((channels, groups), "float16")
+    elif header.scaled:
+        formats[Tensor.W_SCALE] = ((channels,), "float32")
+    if header.has_min:
+        formats[Tensor.W_MIN] = ((channels, groups), "float16")
+        formats[Tensor.GROUP_SUMS] = ((rows, groups), f"int{8 * header.sum_bytes}")
+    if header.has_offset:
+        formats[Tensor.OFFSET] = ((channels,), "float64" if header.group_size else "int32")
+    return formats
+
+
+OUTPUTS = (Tensor.OUT, Tensor.OUT_LSB, Tensor.OUT_PBM, Tensor.OUT_MSB, Tensor.OUT_MSB_PTR)
+"""What programs write."""
+
+
+def _encoded_formats(header: Header, rows: int) -> dict[Tensor, tuple[tuple[int, ...], str]]:
+    """As `tensor_formats`, of encoded outputs; OUT_MSB as long as with every digit."""
+    k, channels, chunk = header.digit_bits, header.out_features, header.out_chunk
+    widths = [min(chunk, channels - begin) for begin in range(0, channels, chunk)]
+    row_groups = ceil_div(rows, header.accelerator.rows)
+    return {
+        Tensor.OUT_SCALE: ((1,), "float32"),
+        Tensor.OUT_LSB: ((rows, plane_bytes(channels, k)), "uint8"),
+        Tensor.OUT_PBM: ((rows, plane_bytes(channels, 1)), "uint8"),
+        Tensor.OUT_MSB: ((rows * sum(plane_bytes(width, k) for width in widths),), "uint8"),
+        Tensor.OUT_MSB_PTR: ((header.out_chunks * row_groups + 1,), "int32"),
+    }
+
+
+def check_tensors(header: Header, rows: int, tensors: DramTensors) -> dict[Tensor, NDArray[Any]]:
+    """Take the tensors that an op has, contiguous; what it writes may be missing.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If one is missing, or has another shape or dtype than the op says.
+    """
+    result = {}
+    for tensor, (shape, dtype) in tensor_formats(header, rows).items():
+        if tensor not in tensors:
+            if tensor in OUTPUTS:
+                continue
+            raise InvalidArgumentError(f"{header.label!r} needs the tensor {tensor.name}")
+        array = np.asarray(tensors[tensor])
+        streams = (Tensor.MSB, Tensor.OUT_MSB)
+        fits = (
+            array.ndim == 1 and array.size >= shape[0]
+            if tensor in streams
+            else (array.shape == shape)
+        )
+        if not fits or array.dtype != dtype:
+            raise InvalidArgumentError(
+                f"{header.label!r}: {tensor.name} must be {dtype} {shape}, got {array.dtype} "
+                f"{array.shape}"
+            )
+        if tensor in OUTPUTS and not (array.flags.c_contiguous and array.flags.writeable):
+            raise InvalidArgumentError(
+                f"{header.label!r}: {tensor.name} must be contiguous and writeable"
+            )
+        result[tensor] = np.ascontiguousarray(array)
+    return result
+
+
+@cache
+def _tile_order_kernel(k: int) -> Callable[..., None]:
+    """Compile the copy of digits: stream, digits, sources, targets, result (see `tile_order`)."""
+    from tvm.tirx.script import builder as T
+
+    from sparqle_tvm.target.simulator import script
+    from sparqle_tvm.target.simulator.native import compile_kernel
+
+    def body() -> None:
+        rows, chunks = script.size("rows"), script.size("chunks")
+        stream = script.parameter("stream", "uint8", script.size("bytes"))
+        digits, sources, targets = (
+            script.parameter(name, "int64", rows, chunks)
+            for name in ("digits", "sources", "targets")
+        )
+        result = script.parameter("result", "uint8", script.size("result_bytes"))
+
+        def copy_row(row: Any) -> None:
+            with script.loop(chunks) as chunk:
+                bits = digits[row, chunk] * k
+                begin = sources[row, chunk] * k
+                shift = script.cast("int32", T.bitwise_and(begin, T.int64(7)))
+                first = T.shift_right(begin, T.int64(3))
+                with script.loop(script.ceil_div(bits, 8)) as byte:
+                    low = script.cast("int32", stream[first + byte])
+                    high = script.cast("int32", stream[first + byte + 1])
+                    word = T.shift_right(T.bitwise_or(low, T.shift_left(high, 8)), shift)
+                    left = script.cast("int32", T.min(bits - byte * 8, T.int64(8)))
+                    kept = T.bitwise_and(word, T.shift_left(T.int32(1), left) - 1)
+                    result[targets[row, chunk] + byte] = script.cast("uint8", kept)
+
+        script.spread(rows, rows > 16, copy_row)
+
+    return compile_kernel(script.function("tile_order", body), "tile_order")

@@ -1,0 +1,7 @@
+"""The verifier: a program is refused unless it computes its op, for the rows it is bound to."""
+
+from __future__ import annotations
+
+from sparqle_tvm.target.verify.verify import verify
+
+__all__ = ["verify"]

@@ -1,0 +1,217 @@
+"""The verifier: a program is refused unless it computes its op, for the rows it is bound to.
+
+It looks at every step of the expanded program and checks
+
+- bounds: tiles within their tensors and K chunks, addresses within a slot of an allocation and
+  aligned to their elements;
+- tokens: no deadlock, and every queue ends as it began;
+- order: no two accesses of the same bytes, one of them a write, that tokens and the engines' own
+  order leave open. So the result does not depend on timing;
+- tiles: what an instruction reads is exactly a tile (or whole rows of it) that was loaded with the
+  same columns and not overwritten since; activations, weights, sums and parameters of one
+  instruction are of the same rows, channels and columns;
+- accumulators: begun once, each pass (LSB, MSB, minima) over every K chunk exactly once, going on
+  from a chunk to a neighbour of those done; drained once, with the parameters of the same rows
+  and channels; stored where they belong; not overwritten before that;
+- outputs: each stored exactly once; sorted rows with the row numbers of just these rows, encoded
+  ones in the order of their stream.
+
+So a program that passes computes every output exactly once from all its products, in every timing.
+Refused beyond that, though harmless: K chunks in an order with gaps, reading whole rows of a tile
+that is partly overwritten, and more than `TABLE_ENTRIES` tiles in a buffer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparqle_tvm.errors import ProgramError
+from sparqle_tvm.target.isa import INSTRUCTIONS, Loop, StEnc, StOut, stream_order
+from sparqle_tvm.target.isa.header import Engine, Queue
+from sparqle_tvm.target.isa.operands import M
+from sparqle_tvm.target.verify.bound import Run, Steps
+from sparqle_tvm.target.verify.bounds import check_bounds
+from sparqle_tvm.target.verify.tables import Fault, Kind, TouchColumn
+from sparqle_tvm.target.verify.touches import TouchTable, touch_table, touches_of
+
+if TYPE_CHECKING:
+    from sparqle_tvm.target.program import Program
+
+_MAP_LIMIT = 2**26
+
+
+def verify(program: Program, rows: int | None = None) -> None:
+    """Refuse a program that does not compute its op.
+
+    Parameters
+    ----------
+    program : Program
+        The program.
+    rows : int or None
+        M. None: `header.m_max`, 1, and for each loop over M the first edges of its tiles
+        (step - 1, step, step + 1, 2 * step + 1). What runs with another M is verified for it.
+
+    Raises
+    ------
+    ProgramError
+        Names the instruction (index and text), the step, and what is wrong.
+    """
+    for m in [rows] if rows is not None else sample_rows(program):
+        _verify_run(Run(program.header, program.instructions, m))
+
+
+def sample_rows(program: Program) -> list[int]:
+    """Numbers of rows that `verify` looks at, ascending."""
+    samples = {1, program.header.m_max}
+    for loop in program.instructions:
+        if isinstance(loop, Loop) and loop.limit == M:
+            samples |= {loop.step - 1, loop.step, loop.step + 1, 2 * loop.step + 1}
+    return sorted(m for m in samples if 1 <= m <= program.header.m_max)
+
+
+def _verify_run(run: Run) -> None:
+    classes = {
+        cls: steps for cls in INSTRUCTIONS.values() if len((steps := run.steps_of(cls)).index)
+    }
+    for steps in classes.values():
+        check_bounds(run, steps)
+    table = touch_table(run, classes)
+    order, clocks = _schedule(run, table)
+    stores = classes.get(StEnc if run.header.output == "encoded" else StOut)
+    if stores is None:
+        raise ProgramError(f"program {run.header.label!r} stores nothing")
+    if stores.cls is StEnc:
+        _check_stream(run, stores)
+    _check_tiles(run, table, order, clocks, stores)
+
+
+def _schedule(run: Run, table: TouchTable) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Order of all steps and their vector clocks; refuses deadlocks and unbalanced queues."""
+    from sparqle_tvm.target.verify.kernel import kernels
+
+    steps = len(table.kinds)
+    by_engine = np.argsort(run.engines, kind="stable").astype(np.int32)
+    starts = np.searchsorted(run.engines[by_engine], np.arange(len(Engine) + 1)).astype(np.int32)
+    tokens = np.array(run.header.tokens, dtype=np.int32)
+    signals = np.bincount(table.args[table.kinds == Kind.SIGNAL], minlength=len(Queue))
+    fifo_starts = (np.cumsum(signals) - signals).astype(np.int32)
+    fifos, order = np.zeros(steps, dtype=np.int32), np.zeros(steps, dtype=np.int32)
+    clocks = np.zeros((steps, len(Engine)), dtype=np.int32)
+    reached = np.zeros(len(Engine), dtype=np.int32)
+    counts = np.zeros(len(Queue), dtype=np.int32)
+    kernels()["schedule"](
+        *(table.kinds, table.args, by_engine, starts, tokens, fifo_starts),
+        *(fifos, order, clocks, reached, counts),
+    )
+    _refuse_deadlock(run, by_engine, starts, reached)
+    for queue in Queue:
+        if counts[queue] != tokens[queue]:
+            _refuse_unbalanced(run, table, queue, int(counts[queue]))
+    return order, clocks
+
+
+def _refuse_deadlock(
+    run: Run, by_engine: NDArray[np.int32], starts: NDArray[np.int32], reached: NDArray[np.int32]
+) -> None:
+    stuck = [int(by_engine[reached[e]]) for e in Engine if reached[e] < starts[e + 1]]
+    if stuck:
+        waits = "; ".join(run.name(step) for step in stuck[1:])
+        raise run.error(stuck[0], f"waits for ever{f', as does {waits}' if waits else ''}")
+
+
+def _refuse_unbalanced(run: Run, table: TouchTable, queue: Queue, count: int) -> None:
+    users = np.isin(table.kinds, (Kind.SIGNAL, Kind.WAIT)) & (table.args == queue)
+    last = int(np.flatnonzero(users)[-1])
+    began = run.header.tokens[queue]
+    raise run.error(last, f"queue {queue.name} ends with {count} tokens, it began with {began}")
+
+
+def _check_tiles(
+    run: Run,
+    table: TouchTable,
+    order: NDArray[np.int32],
+    clocks: NDArray[np.int32],
+    stores: Steps,
+) -> None:
+    """Walk all touches in `order`; refuse the first that is wrong."""
+    from sparqle_tvm.target.verify.kernel import kernels
+    from sparqle_tvm.target.verify.tiles import new_table
+
+    header = run.header
+    result = np.zeros(4, dtype=np.int64)
+    rectangles, row_edges, column_edges = _output_map(run, stores)
+    outs = np.zeros((len(row_edges) - 1, len(column_edges) - 1), dtype=np.int8)
+    needs = np.array([header.k_chunk, header.chunks, 1, 1, header.has_min], dtype=np.int64)
+    kernels()["check_tiles"](
+        *(table.kinds, run.engines, table.args, order, clocks, table.firsts),
+        *(table.touches.reshape(-1), rectangles, outs, new_table()),
+        *(needs, result),
+    )
+    fault, step, touch, other = (int(value) for value in result)
+    if fault != Fault.NONE:
+        raise run.error(step, _fault_text(run, table, Fault(fault), step, touch, other))
+    if not outs.all():
+        row, column = np.argwhere(outs == 0)[0]
+        raise ProgramError(
+            f"program {header.label!r}, M = {run.rows}: output row {row_edges[row]}, "
+            f"channel {column_edges[column]} is never stored"
+        )
+
+
+def _check_stream(run: Run, stores: Steps) -> None:
+    """Refuse encoded tiles in another order than that of the MSB stream."""
+    holds = stream_order(run.header, run.rows, stores["row"], stores["rows"], stores["col"])
+    if not holds.all():
+        step = int(stores.index[np.argmin(holds)])
+        raise run.error(step, "not the next tile of the MSB stream: chunk by chunk, then by rows")
+
+
+def _output_map(
+    run: Run, stores: Steps
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Outputs cut at the edges of all stores: rectangle of each store, row and column edges."""
+    row, col = stores["row"], stores["col"]
+    row_end, col_end = row + stores["rows"], col + stores["cols"]
+    row_edges = np.unique(np.concatenate([row, row_end, [0, run.rows]]))
+    col_edges = np.unique(np.concatenate([col, col_end, [0, run.header.out_features]]))
+    if len(row_edges) * len(col_edges) > _MAP_LIMIT:
+        raise run.error(int(stores.index[0]), "the tiles stored are too irregular to be checked")
+    bounds = [
+        *(np.searchsorted(row_edges, values) for values in (row, row_end)),
+        *(np.searchsorted(col_edges, values) for values in (col, col_end)),
+    ]
+    return np.stack(bounds, axis=1).astype(np.int32), row_edges, col_edges
+
+
+def _fault_text(
+    run: Run, table: TouchTable, fault: Fault, step: int, touch: int, other: int
+) -> str:
+    """What `check_tiles` found, in words."""
+    number = touch - int(table.firsts[step])
+    operand = touches_of(run.header, type(run.instruction_at(step)))[number].operand
+    low, high = (int(table.touches[touch, column]) for column in (TouchColumn.LO, TouchColumn.HI))
+    name = run.name(other) if other >= 0 else "an earlier instruction"
+    what = f"{operand}, bytes [{low}, {high}): "
+    return what + _FAULT_TEXTS[fault].format(other=name)
+
+
+_FAULT_TEXTS = {
+    Fault.NOT_WRITTEN: "nothing was written there before",
+    Fault.WRONG_TILE: "that is not what lies there: see {other}",
+    Fault.EARLY_READ: "no token orders this access with {other}, which writes there",
+    Fault.EARLY_WRITE: "no token orders this write with {other}, which reads there",
+    Fault.UNORDERED_WRITE: "no token orders this write with {other}, which writes there",
+    Fault.LOST: "overwrites accumulators that were not stored, of {other}",
+    Fault.ROWS_DIFFER: "other rows than those of its other operands, see {other}",
+    Fault.CHANNELS_DIFFER: "other channels than those of its other operands, see {other}",
+    Fault.COLUMNS_DIFFER: "another K chunk than that of its other operands, see {other}",
+    Fault.COVERED: "its K chunk was added before, or is no neighbour of those that were",
+    Fault.INCOMPLETE: "not all K chunks were added by each pass",
+    Fault.STATE: "accumulators are drained once, after all MMAs, and stored after that",
+    Fault.WRONG_PLACE: "outputs of other rows or channels lie there",
+    Fault.STORED_TWICE: "these outputs were stored before",
+    Fault.FULL: "too many tiles in the buffer at a time",
+}

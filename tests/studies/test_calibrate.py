@@ -1,0 +1,140 @@
+"""Calibrating a tiny model, choosing by budget, compiling with it, and the Pareto curve."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tvm
+from tiny_files import write_tiny_model
+
+import sparqle_tvm
+from sparqle_tvm.calibration import Budget, Calibration, Search
+from sparqle_tvm.calibration.apply import select
+from sparqle_tvm.calibration.fisher import squared_gradients
+from sparqle_tvm.cli import main
+from sparqle_tvm.compiler import split_passes
+from sparqle_tvm.errors import CalibrationError, InvalidArgumentError, TextError
+from sparqle_tvm.frontend import from_gguf
+from sparqle_tvm.studies import pareto
+
+TEXT_TOKENS = 90
+
+
+@pytest.fixture(scope="module")
+def made(tiny):
+    """What `sparqle calibrate` writes."""
+    path = tiny.folder / "calib.npz"
+    files = ["--model", str(tiny.folder / "tiny.gguf"), "--text", str(tiny.folder / "prose.txt")]
+    report = tiny.folder / "calib.json"
+    command = ["calibrate", *files, "--tokens", str(TEXT_TOKENS), "--out", str(path)]
+    assert main([*command, "--json", str(report)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def curve(tiny, made):
+    budgets = (Budget(), Budget("sparsity", 0.6), Budget("perplexity", 0.5))
+    text = tiny.folder / "prose.txt"
+    known = Calibration.load(made)
+    return pareto(
+        known, tiny.imported, text, tokens=60, seen_text=text, budgets=budgets, progress=False
+    )
+
+
+def test_the_command_writes_a_calibration_with_measured_losses(tiny, made):
+    known = Calibration.load(made)
+    assert known.fingerprint == tiny.calibration.fingerprint
+    assert known.tokens == TEXT_TOKENS and not known.has_fisher
+    sparsities = [m.msb_sparsity for m in known.measured]
+    assert sparsities == sorted(sparsities) and len(sparsities) == 3
+    assert all(m.increase.tokens == TEXT_TOKENS - 1 and m.expected > 0 for m in known.measured)
+    found = json.loads((tiny.folder / "calib.json").read_text())
+    assert found["fingerprint"] == known.fingerprint and len(found["measured"]) == 3
+    assert [e["label"] for e in found["encodings"]] == [e.label for e in known]
+
+
+def test_points_of_the_curve(curve, tmp_path):
+    none, sparse, loose = curve.points
+    assert none.budget == "no loss"
+    for loss in (none.heldout, none.calibration):
+        assert loss.ratio == loss.kl == 0.0
+    assert sparse.msb_sparsity > none.msb_sparsity and sparse.heldout.kl > 0
+    assert sparse.mma_cycles < none.mma_cycles and sparse.mma_reduction > none.mma_reduction
+    assert loose.energy_joules > 0
+    assert curve.heldout_tokens == 60
+    json.dumps(curve.to_json(), allow_nan=False)
+    curve.picture(tmp_path / "pareto.png")
+    assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InvalidArgumentError, match="a picture ends in"):
+        curve.picture(tmp_path / "pareto.txt")
+
+
+def test_compiled_with_a_budget(tiny, made):
+    budget = Budget("sparsity", 0.7)
+    selection = select(made, budget)
+    only = tvm.IRModule({"hidden": tiny.imported.mod["hidden"]})
+    executable = sparqle_tvm.compile(only, calibration=made, budget=budget, collect_encodings=True)
+    assert executable.report.rewritten["RaiseMsbSparsity"] == len(selection.choices) > 0
+    ids = tiny.tokens[None, :50]
+    found = executable["hidden"](ids).numpy()
+    # The same bits as with factors that are parameters.
+    expected, observed = tiny.collector.call(ids, choices=selection.choices)
+    np.testing.assert_array_equal(found, expected.numpy())
+    counted = tiny.collector.encoded(observed, selection.choices, selection.windows)
+    for record, encoding in zip(executable.encodings, counted, strict=True):
+        assert record.label == encoding.label
+        stored = int(np.unpackbits(record.pbm).sum())
+        assert stored == encoding.nnz.total
+
+
+def test_without_a_budget_nothing_is_lost(made):
+    assert select(made).choices == {}
+    with pytest.raises(InvalidArgumentError, match="needs a calibration"):
+        sparqle_tvm.pipeline(budget=Budget("sparsity", 0.7))
+    with pytest.raises(CalibrationError, match="no measured losses"):
+        select(replace(Calibration.load(made), measured=()), Budget("perplexity", 0.01))
+
+
+def test_another_model_is_refused(tiny, tmp_path):
+    other = from_gguf(write_tiny_model(tmp_path, seed=5), progress=False)
+    check = tvm.transform.Sequential(split_passes(calibration=tiny.calibration))
+    only = tvm.IRModule({"hidden": tiny.imported.mod["hidden"]})
+    assert check(only) is not None
+    with pytest.raises(CalibrationError, match="blk_0_attn_q has other weights"):
+        check(tvm.IRModule({"hidden": other.mod["hidden"]}))
+
+
+def test_gradients_weigh_what_torch_gives(tiny):
+    fisher = squared_gradients(tiny.imported, tiny.tokens[:40], progress=False)
+    assert set(fisher) == {e.label for e in tiny.calibration}
+    for encoding in tiny.calibration:
+        assert fisher[encoding.label].shape == (encoding.columns,)
+        assert (fisher[encoding.label] >= 0).all() and fisher[encoding.label].any()
+    known = tiny.collector.result(model_name="t", text_name="t", tokens=40, fisher=fisher)
+    assert Search(known, importance="fisher").for_sparsity(0.6).msb_sparsity >= 0.6
+
+
+def test_texts_that_cannot_be_used(tiny, tmp_path, capsys):
+    model = tiny.folder / "tiny.gguf"
+    (tmp_path / "empty.txt").write_text(" \n")
+    with pytest.raises(TextError, match="empty"):
+        sparqle_tvm.calibrate(tiny.imported, tmp_path / "empty.txt", 10, progress=False)
+    with pytest.raises(InvalidArgumentError, match="importance 'luck'"):
+        sparqle_tvm.calibrate(tiny.imported, importance="luck", progress=False)
+    floating = replace(tiny.imported, activations="float32")
+    with pytest.raises(InvalidArgumentError, match="needs a model with int8"):
+        sparqle_tvm.calibrate(floating, progress=False)
+    for arguments, message in (
+        (["pareto", "--calibration", str(tmp_path / "no.npz")], "cannot be read"),
+        (["calibrate", "--out", str(tmp_path / "c.txt")], "has to end in .npz"),
+        (
+            ["pareto", "--calibration", "x.npz", "--max-perplexity-increase", "much"],
+            "neither a share",
+        ),
+    ):
+        assert main([*arguments, "--model", str(model)]) == 2
+        error = capsys.readouterr().err.strip()
+        assert message in error and "\n" not in error

@@ -1,0 +1,237 @@
+"""Estimates of published models: sums, limits, bands, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from sparqle_tvm.errors import InvalidArgumentError, TargetError
+from sparqle_tvm.models.shapes import MODELS
+from sparqle_tvm.models.sparsity import measured
+from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.studies.estimate import LIMITS, PARTS, Estimate, estimate
+from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.cost.energy_table import energy_table
+from sparqle_tvm.target.cost.model import EncodedActivation, pass_cost
+from sparqle_tvm.target.cost.vector import attended_pairs
+from sparqle_tvm.target.op import ALL_SCHEMES
+
+SMALL = dataclasses.replace(MODELS["smollm2-135m"], layers=2)
+
+
+@functools.cache
+def small(phase: str = "prefill", **options: object) -> Estimate:
+    return estimate(SMALL, phase, **{"seq": 64, **options})
+
+
+@functools.cache
+def llama(phase: str, **options: object) -> Estimate:
+    return estimate("llama2-7b", phase, **{"seq": 2048, **options})
+
+
+def array_cycles(found: Estimate, scheme: str) -> int:
+    layers = found.schemes[scheme].layers
+    return sum(layer.times * op.mma_cycles for layer in layers for op in layer.ops)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_an_estimate_is_what_the_cost_model_counts(phase):
+    """With digits of no variance, drawn layers are like any others: the sums have to be equal."""
+    found = small(phase, msb_sparsity=1.0)
+    rows = 64 if phase == "prefill" else 1
+    encodings = []
+    for layer in range(2):
+        for kind in ("qkv", "o", "gate_up", "down"):
+            readers = SMALL.readers(kind, rows)
+            nothing = RowNnz(np.zeros((rows, 1), dtype=np.int32), readers[0].k, readers[0].k)
+            encodings.append(EncodedActivation(f"{kind}{layer}", nothing, "signed", readers))
+    head = SMALL.readers("output", 1)
+    nothing = RowNnz(np.zeros((1, 1), dtype=np.int32), head[0].k, head[0].k)
+    encodings.append(EncodedActivation("head", nothing, "signed", head))
+    for scheme in ALL_SCHEMES:
+        cost = pass_cost(
+            encodings,
+            SMALL.transformer(),
+            tokens=rows,
+            past=0 if phase == "prefill" else 64,
+            accelerator=PRESETS["sparqle/edge"],
+            scheme=scheme,
+        )
+        for part in PARTS:
+            totals, figures = getattr(cost, part), getattr(found.schemes[scheme], part)
+            assert figures.events == totals.events
+            assert (figures.cycles, figures.dram_bytes) == (totals.cycles, totals.dram_bytes)
+            assert figures.compute_bound_share == pytest.approx(totals.compute_bound_share)
+            assert figures.energy.table == found.table.name
+
+
+def test_parts_and_limits_add_up():
+    found = small()
+    for estimated in found.schemes.values():
+        dense, whole = estimated.dense_layers, estimated.whole_model
+        rest = sum(cost.total_cycles for cost in estimated.vector)
+        assert dense.cycles + rest == whole.cycles
+        assert dense.seconds == dense.cycles / 1e9
+        for figures in (dense, whole):
+            assert tuple(figures.limits) == LIMITS
+            assert sum(figures.limits.values()) == pytest.approx(1.0)
+        assert sum(layer.times for layer in estimated.layers) == 4 * 2 + 1
+        assert (
+            dense.macs
+            == 64
+            * 2
+            * sum(
+                shape.n * shape.k
+                for kind in ("qkv", "o", "gate_up", "down")
+                for shape in SMALL.readers(kind, 64)
+            )
+            + SMALL.vocab * SMALL.embed
+        )
+        attention = 2 * 2 * attended_pairs(64, 0) * SMALL.heads * SMALL.head_dim
+        assert whole.macs - dense.macs == attention
+
+
+def test_llama2_prefill_gains_and_decode_waits_for_weights():
+    prefill, decode = llama("prefill"), llama("decode")
+    for found in (prefill, decode):
+        cycles = {s: e.dense_layers.cycles for s, e in found.schemes.items()}
+        joules = {s: e.dense_layers.energy.joules.mid for s, e in found.schemes.items()}
+        assert cycles["a4"] < cycles["sparqle"]
+        assert joules["a4"] < joules["native"] < joules["dense"]
+    assert 0.1 < prefill.cycles_reduction("sparqle", "dense_layers") < 0.4
+    assert 0.05 < prefill.energy_reduction("sparqle", "whole_model").mid < 0.3
+    assert prefill.dram_bytes_reduction("sparqle", "whole_model") > 0
+    assert not prefill.schemes["dense"].whole_model.weight_bound
+    for estimated in decode.schemes.values():
+        assert estimated.whole_model.weight_bound
+        assert estimated.whole_model.limits["kv_cache"] > 0.05
+    assert abs(decode.cycles_reduction("sparqle", "whole_model")) < 0.02
+
+
+def test_sparser_saves_more():
+    saved = [
+        llama("prefill", msb_sparsity=s, schemes=("dense", "sparqle")).energy_reduction(
+            "sparqle", "dense_layers"
+        )
+        for s in (0.0, 0.5, 0.9)
+    ]
+    assert saved[0].mid < 0 < saved[1].mid < saved[2].mid
+    assert all(band.low < band.mid < band.high for band in saved)
+
+
+def test_sorted_rows_shorten_the_array_s_work():
+    found = {b: llama("prefill", schemes=("sparqle",), balance=b) for b in ("none", "array")}
+    for balance, estimated in found.items():
+        layers = estimated.schemes["sparqle"].layers
+        blocks = {layer.encode.block_rows for layer in layers if layer.layer_type == "qkv"}
+        assert (blocks == {0}) == (balance == "none")
+    assert array_cycles(found["array"], "sparqle") < array_cycles(found["none"], "sparqle")
+
+
+def test_batch_shares_weights_but_not_keys():
+    one, many = (small("decode", batch=batch, schemes=("dense",)) for batch in (1, 4))
+    costs = [found.schemes["dense"] for found in (one, many)]
+    weights = [sum(op.weight_bytes for x in c.layers for op in x.ops) for c in costs]
+    assert weights[0] == weights[1]
+    cache = [sum(v.cache_bytes for v in c.vector) for c in costs]
+    assert cache[1] == 4 * cache[0]
+    # 2 layers, keys and values of 64 + 1 tokens read and of 1 token written.
+    assert cache[0] == 2 * 2 * (65 + 1) * SMALL.kv_heads * SMALL.head_dim
+    macs = [c.whole_model.macs for c in costs]
+    assert macs[1] == 4 * macs[0]
+    assert (one.tokens, many.tokens, small(batch=3).tokens) == (1, 4, 192)
+    halved = small("decode", schemes=("dense",), kv_bits=4).schemes["dense"]
+    assert 2 * sum(v.cache_bytes for v in halved.vector) == cache[0]
+
+
+def test_digits_are_those_of_the_distribution():
+    found = llama("prefill")
+    assert found.sparsity is measured()
+    kinds = {layer.layer_type: layer for layer in found.schemes["dense"].layers}
+    assert kinds["o"].msb_sparsity == measured().msb_sparsity("o")
+    sparse = found.schemes["sparqle"].layers
+    shares = [layer.msb_sparsity for layer in sparse if layer.layer_type == "o"]
+    assert len(shares) == 5
+    assert shares == sorted(shares, reverse=True)
+    assert np.mean(shares) == pytest.approx(measured().msb_sparsity("o"), abs=0.003)
+    alone = small(msb_sparsity="0.75", schemes=("sparqle",))
+    assert alone.msb_sparsity == pytest.approx(0.75, abs=0.005)
+
+
+def test_rows_are_flat_and_carry_the_table():
+    found = small(table=energy_table("45nm", "hbm2"))
+    rows = found.rows()
+    assert [(row["scheme"], row["part"]) for row in rows] == [
+        (scheme, part) for scheme in ALL_SCHEMES for part in PARTS
+    ]
+    for row in rows:
+        assert all(isinstance(value, (str, int, float, bool)) for value in row.values())
+        assert row["energy_table"] == "45nm + HBM2"
+        assert row["joules_low"] < row["joules"] < row["joules_high"]
+        assert row["transferred"]
+    baseline, last = rows[0], rows[-1]
+    assert baseline["cycles_reduction"] == baseline["energy_reduction"] == 0
+    assert last["cycles_reduction"] == found.cycles_reduction("sparqle", "whole_model")
+    data = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert data["rows"] == rows
+    assert data["msb_sparsity"]["layer_types"]["qkv"] == measured().msb_sparsity("qkv")
+    joules = sum(band["mid"] for band in data["energy"]["sparqle"]["whole_model"].values())
+    assert joules == pytest.approx(last["joules"])
+    by_layer = [row for row in data["layers"] if row["scheme"] == "sparqle"]
+    dense_cycles = sum(row["cycles"] * row["times"] for row in by_layer)
+    assert dense_cycles == found.schemes["sparqle"].dense_layers.cycles
+
+
+def test_static_power_can_be_given():
+    found = small(schemes=("dense",), static_watts=0.25).schemes["dense"].whole_model
+    static = found.energy.components["static"] * 1e-12
+    assert static.low == static.mid == static.high == pytest.approx(0.25 * found.seconds)
+
+
+def test_without_a_baseline_nothing_is_compared():
+    found = small(schemes=("sparqle", "a4"))
+    assert all(row["cycles_reduction"] is None for row in found.rows())
+    assert found.cycles_reduction("sparqle", "dense_layers", baseline="a4") < 0
+    with pytest.raises(InvalidArgumentError, match=r"schemes sparqle, a4 .*not dense"):
+        found.energy_reduction("sparqle", "dense_layers")
+    with pytest.raises(InvalidArgumentError, match="not attention"):
+        found.cycles_reduction("sparqle", "attention", baseline="a4")
+
+
+def test_targets_and_tables():
+    server = small(target="sparqle/server", schemes=("dense",))
+    assert server.table.name == "7nm + HBM2"
+    narrow = dataclasses.replace(PRESETS["sparqle/edge"], msb_across_groups=False, name="narrow")
+    got, plain = (
+        small(target=target, schemes=("dense", "sparqle"), balance="none")
+        for target in (narrow, "sparqle/edge")
+    )
+    assert array_cycles(got, "dense") == array_cycles(plain, "dense")
+    assert array_cycles(got, "sparqle") > array_cycles(plain, "sparqle")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"model": "llama9"}, InvalidArgumentError, "unknown model 'llama9'; known: smollm2-135m"),
+        ({"phase": "train"}, InvalidArgumentError, "unknown phase 'train'; known: prefill, decode"),
+        ({"seq": 0}, InvalidArgumentError, "seq = 0 must be at least 1"),
+        ({"batch": -1}, InvalidArgumentError, "batch = -1 must be at least 1"),
+        ({"kv_bits": 0}, InvalidArgumentError, "kv_bits = 0 must be positive"),
+        ({"msb_sparsity": 1.1}, InvalidArgumentError, "MSB sparsity = 1.1 must be from 0 to 1"),
+        ({"static_watts": -1.0}, InvalidArgumentError, "static_watts = -1.0 must not be negative"),
+        ({"balance": "luck"}, InvalidArgumentError, "'luck' is unknown; known: array, time, none"),
+        ({"schemes": ("int3",)}, InvalidArgumentError, "different ones of dense, native, a4"),
+        ({"schemes": ("a4", "a4")}, InvalidArgumentError, "different ones of dense, native, a4"),
+        ({"schemes": ()}, InvalidArgumentError, "different ones of dense, native, a4"),
+        ({"target": "none.toml"}, TargetError, "accelerator file none.toml"),
+    ],
+)
+def test_bad_input(change, error, message):
+    options = {"model": SMALL, "phase": "prefill", "seq": 16, **change}
+    with pytest.raises(error, match=message):
+        estimate(options.pop("model"), options.pop("phase"), **options)

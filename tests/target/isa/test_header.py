@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from handmade import SMALL, make_header
+
+from sparqle_tvm.errors import ProgramError
+from sparqle_tvm.target.isa.header import Allocation, Engine, Queue
+from sparqle_tvm.target.isa.operands import Address, Affine, Buffer
+
+
+def test_every_queue_joins_two_engines_and_its_pair_goes_back():
+    for free, ready in zip(list(Queue)[::2], list(Queue)[1::2], strict=True):
+        assert free.name.endswith("_FREE")
+        assert ready.name.endswith("_READY")
+        assert (free.producer, free.consumer) == (ready.consumer, ready.producer)
+        assert free.producer != free.consumer
+    assert Queue.ACC_READY.producer == Engine.MMA
+    assert Queue.ACC_READY.consumer == Engine.STORE
+
+
+def test_sizes_that_follow():
+    # 40 columns in chunks of 16: 16 + 16 + 8. 8-bit weights are two slices of 4-bit digits.
+    header = make_header(8, 4, 40, 16, weight_bits=8, group_size=8, has_min=True, has_offset=True)
+    assert (header.chunks, header.weight_slices, header.digit_bits) == (3, 2, 4)
+    assert (header.accumulator_bytes, header.sum_bytes, header.channel_bytes) == (8, 2, 8)
+    assert header.output_bytes == SMALL.float_bytes == 2
+    assert make_header(8, 4, 512, 512, group_size=256).sum_bytes == 4
+    plain = make_header(8, 4, 40, 16, has_offset=True)
+    assert (plain.accumulator_bytes, plain.channel_bytes) == (4, 8)
+    assert replace(plain, output="int32").channel_bytes == 4
+    assert replace(plain, output="int32").output_bytes == 4
+    assert make_header(8, 4, 40, 16).channel_bytes == 4
+    assert make_header(8, 4, 40, 16, output="int32").channel_bytes == 0
+
+
+def test_an_allocation_gives_addresses():
+    allocation = Allocation("a", Buffer.ACT, 64, 2, 32)
+    assert allocation.end == 128
+    assert allocation.at((1,), 4) == Address(Buffer.ACT, 64, (1,), 2, 32, Affine(4))
+    assert Allocation("a", Buffer.ACT, 64, 1, 32).at((1,)) == Address(Buffer.ACT, 64)
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"scheme": "sparse"}, "scheme = 'sparse'"),
+        ({"window": None}, "window = None"),
+        ({"has_min": 1}, "has_min must be true or false"),
+        ({"m_max": 0}, "m_max = 0"),
+        ({"k_chunk": 16.0}, "k_chunk = 16.0"),
+        ({"k_chunk": 12}, "must be a multiple of 8, or at least K"),
+        ({"weight_bits": 3}, "weight_bits = 3"),
+        ({"group_size": -1}, "group_size = -1"),
+        ({"group_size": 12}, "must be a multiple of 24"),
+        ({"has_min": True}, "minima need a group_size"),
+        ({"group_size": 8, "output": "int32"}, "int32 outputs cannot have groups"),
+        ({"scheme": "dense"}, "window signed needs"),
+        ({"tokens": (1,)}, "tokens must be 10"),
+        ({"tokens": (-1,) * 10}, "tokens must be 10"),
+        ({"label": 3}, "label must be a text"),
+        ({"allocations": (Allocation("x", Buffer.ACT, 0, 2, 8192),)}, "'x' ends at byte 16384"),
+        ({"allocations": (Allocation("x", Buffer.ACT, -1, 2, 8),)}, "must be whole numbers"),
+        (
+            {
+                "allocations": (
+                    Allocation("x", Buffer.ACT, 0, 2, 8),
+                    Allocation("y", Buffer.ACT, 15, 1, 8),
+                )
+            },
+            "'x' and 'y' overlap",
+        ),
+        ({"accelerator": replace(SMALL, dma_descriptor_cycles=2**31)}, "cycles is too large"),
+    ],
+)
+def test_a_header_that_does_not_hold_together_is_refused(fields, match):
+    with pytest.raises(ProgramError, match=match):
+        replace(make_header(20, 10, 40, 16), **fields)
