@@ -64,8 +64,9 @@ def activations(tokens: int) -> Iterator[tuple[Any, list[Any]]]:
 
     import sparqle_tvm
     from sparqle_tvm import passes
-    from sparqle_tvm.compiler import host_target, lowering_passes, split_passes
+    from sparqle_tvm.compiler import lowering_passes, split_passes
     from sparqle_tvm.frontend.text import builtin_text, load_tokens
+    from sparqle_tvm.host.target import host_target
     from sparqle_tvm.models.builtin import fetch_builtin
 
     path = fetch_builtin("smollm2", progress=False)

@@ -57,10 +57,8 @@ class Problem:
         msb = np.full(sliced.lsb.size, 0xAA, np.uint8)
         msb[: sliced.msb.size] = sliced.msb
         found = [sliced.lsb, sliced.pbm, msb, sliced.row_ptr]
-        weight, bias = (
-            panels(self.w, cols),
-            slicing.bias_term(self.w, spec.op.digit_bits, self.window),
-        )
+        weight, k = panels(self.w, cols), spec.op.digit_bits
+        bias = slicing.bias_term(self.w, k, self.window)
         if not spec.op.scaled:
             return [*found, weight, panels(bias, cols)]
         if not spec.op.group_size:
