@@ -23,7 +23,7 @@ from sparqle_tvm.passes._rewrite import (
     int_shape,
 )
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.tir import buckets
+from sparqle_tvm.target.compile.buckets import buckets
 from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
 from sparqle_tvm.target.op import DenseOp
 

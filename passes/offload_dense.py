@@ -24,9 +24,9 @@ from sparqle_tvm.passes._rewrite import (
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.compile.buckets import buckets
 from sparqle_tvm.target.compile.library import ProgramLibrary, Schedules
 from sparqle_tvm.target.compile.schedule import Decisions
-from sparqle_tvm.target.compile.tir import buckets
 from sparqle_tvm.target.op import DenseOp, Output
 from sparqle_tvm.target.program.bundle import PROGRAMS_FUNCTION, pack_bundle
 from sparqle_tvm.target.simulator.dram import pack_weights

@@ -13,7 +13,7 @@ from sparqle_tvm.compiler import split_passes
 from sparqle_tvm.errors import InvalidArgumentError, TargetError, TuningError
 from sparqle_tvm.passes.collect_encodings import EncodingInfo
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.tir import bucket
+from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.op import DenseOp, ProgramScheme
 from sparqle_tvm.tuning.estimate import Estimator
 from sparqle_tvm.tuning.measure import ActivationData
