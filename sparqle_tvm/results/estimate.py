@@ -12,11 +12,11 @@ from sparqle_tvm.models.sparsity import MsbDistribution
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost
 from sparqle_tvm.target.cost.balance import Balance
+from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.energy import EnergyBreakdown, reduction
 from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.vector import VectorCost
-from sparqle_tvm.target.op import Scheme
 
 JSON_VERSION = 1
 Phase = Literal["prefill", "decode"]

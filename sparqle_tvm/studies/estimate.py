@@ -33,11 +33,11 @@ from sparqle_tvm.results.estimate import (
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost, encoding_costs
 from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
+from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.energy import EnergyBreakdown, energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.vector import VectorCost, vector_costs
-from sparqle_tvm.target.op import ALL_SCHEMES, Scheme
 
 if TYPE_CHECKING:
     from tvm.target import Target

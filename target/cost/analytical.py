@@ -22,14 +22,14 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles
-from sparqle_tvm.target.cost.baselines import array_of, dense_passes
+from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.choice import NO_CHOICE, EncodeChoice
 from sparqle_tvm.target.cost.events import Events, op_events
-from sparqle_tvm.target.cost.pipeline import PLANE_DESCRIPTORS, OpLoads, Pipeline
+from sparqle_tvm.target.cost.pipeline import OpLoads, Pipeline, plane_descriptors
 from sparqle_tvm.target.cost.sorting import block_waits, sort_work
 from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
 from sparqle_tvm.target.isa.header import row_number_bytes
-from sparqle_tvm.target.op import DenseOp, Scheme
+from sparqle_tvm.target.op import DenseOp
 
 Bound = Literal["compute", "memory"]
 
@@ -212,7 +212,7 @@ def dense_op_cost(
     if block_rows:
         nnz = nnz.sorted(block_rows, accelerator.lanes)
     lsb = lsb_pass_cycles(shape, tiling.k, array_of(accelerator, scheme))
-    msb = lsb * (dense_passes(scheme) - 1)
+    msb = lsb * (baseline(scheme).passes - 1)
     if scheme == "sparqle":
         msb = msb_pass_cycles(shape, nnz, tiling.k, accelerator)
     digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
@@ -302,7 +302,7 @@ def encode_cost(
     operations = rows * k * ops
     tiles = tiling.m_tiles * tiling.k_tiles
     # One more for scales, sums and pointers.
-    fixed = tiles * (PLANE_DESCRIPTORS[scheme] + 1) * accelerator.dma_descriptor_cycles
+    fixed = tiles * (plane_descriptors(scheme) + 1) * accelerator.dma_descriptor_cycles
     sort_cycles = sort_operations = counted = 0
     if block_rows:
         metadata += rows * row_number_bytes(rows)

@@ -17,24 +17,66 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal, cast
 
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.op import Scheme
+
+Scheme = Literal["sparqle", "dense", "native", "a4"]
+"""How activations are stored and multiplied; programs exist for those of `op.ProgramScheme`."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a baseline does otherwise than ``sparqle``; a new one is an entry of `BASELINES`.
+
+    Attributes
+    ----------
+    passes : int
+        Dense passes over all products.
+    digits : int
+        Digits of an activation in memory, all of them stored.
+    lane_divisor : int
+        How many times fewer lanes than those of the k x k array have its area.
+    wide : bool
+        Whether products take whole 2k-bit activations instead of digits.
+    """
+
+    passes: int = 1
+    digits: int = 2
+    lane_divisor: int = 1
+    wide: bool = False
+
+
+BASELINES: Mapping[str, Baseline] = MappingProxyType(
+    {
+        "dense": Baseline(passes=2),
+        "native": Baseline(lane_divisor=2, wide=True),
+        "a4": Baseline(digits=1),
+    }
+)
+
+ALL_SCHEMES = cast("tuple[Scheme, ...]", (*BASELINES, "sparqle"))
+"""Schemes that the formulas know; the baselines first."""
+
+_SPARQLE = Baseline()
+
+
+def baseline(scheme: Scheme) -> Baseline:
+    """The declaration of a baseline; of ``sparqle`` what its dense pass has in common with them."""
+    return BASELINES.get(scheme, _SPARQLE)
 
 
 def array_of(accelerator: Accelerator, scheme: Scheme) -> Accelerator:
-    """The array that a scheme computes on: for ``native`` with the lanes that iso-area leaves."""
-    if scheme != "native":
+    """The array that a scheme computes on, with the lanes that iso-area leaves."""
+    divisor = baseline(scheme).lane_divisor
+    if divisor == 1:
         return accelerator
-    return replace(accelerator, lanes=max(accelerator.lanes // 2, 1))
-
-
-def dense_passes(scheme: Scheme) -> int:
-    """Passes over all products; the second pass of ``sparqle`` is not one of them."""
-    return 2 if scheme == "dense" else 1
+    return replace(accelerator, lanes=max(accelerator.lanes // divisor, 1))
 
 
 def stored_bits(accelerator: Accelerator, scheme: Scheme) -> int:
-    """Bits of an activation in memory under a baseline, all of them stored."""
-    return accelerator.digit_bits if scheme == "a4" else accelerator.activation_bits
+    """Bits of an activation in memory under a baseline."""
+    return accelerator.digit_bits * baseline(scheme).digits

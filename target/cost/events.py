@@ -14,10 +14,10 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_updates, msb_pass_updates
-from sparqle_tvm.target.cost.baselines import array_of, dense_passes
+from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.tiling import Tiling
 from sparqle_tvm.target.isa.operands import Buffer
-from sparqle_tvm.target.op import DenseOp, Scheme
+from sparqle_tvm.target.op import DenseOp
 
 if TYPE_CHECKING:
     from sparqle_tvm.target.simulator import SimResult
@@ -131,7 +131,7 @@ def op_events(
     """
     slices = shape.weight_slices
     array = array_of(accelerator, scheme)
-    passes = dense_passes(scheme)
+    wide, passes = baseline(scheme).wide, baseline(scheme).passes
     products = shape.macs * slices
     updates = passes * lsb_pass_updates(shape, tiling.k, array)
     stored = 0
@@ -142,10 +142,10 @@ def op_events(
     all_passes = passes + (scheme == "sparqle")
     groups = math.ceil(shape.k / shape.group_size) if shape.group_size else 0
     return Events(
-        lsb_products=0 if scheme == "native" else products,
-        msb_products=products if scheme == "dense" else stored * shape.n * slices,
+        lsb_products=0 if wide else products,
+        msb_products=products * (passes - 1) + stored * shape.n * slices,
         selected_products=stored * shape.n * slices,
-        wide_products=products if scheme == "native" else 0,
+        wide_products=products if wide else 0,
         accumulator_updates=updates,
         scale_operations=shape.m * shape.n * groups * (all_passes + shape.has_min),
         find_first_steps=stored * blocks,

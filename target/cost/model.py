@@ -15,10 +15,11 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, encoding_costs
 from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
+from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.choice import NO_CHOICE, EncodeChoice
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
-from sparqle_tvm.target.op import DenseOp, Scheme
+from sparqle_tvm.target.op import DenseOp
 
 
 class CountedOp(Protocol):

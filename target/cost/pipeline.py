@@ -13,13 +13,16 @@ import numpy as np
 
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
-from sparqle_tvm.target.op import DenseOp, Scheme
-
-# DMA descriptors of the planes of a tile: LSB, bitmap, MSB, or one of whole values.
-PLANE_DESCRIPTORS: dict[Scheme, int] = {"sparqle": 3, "dense": 1, "native": 1, "a4": 1}
+from sparqle_tvm.target.cost.baselines import Scheme
+from sparqle_tvm.target.op import DenseOp
 
 # Of an encoded tile of outputs: LSB, bitmap, MSB, pointers.
 ENCODED_DESCRIPTORS = 4
+
+
+def plane_descriptors(scheme: Scheme) -> int:
+    """DMA descriptors of the planes of a tile: LSB, bitmap, MSB, or one of whole values."""
+    return 3 if scheme == "sparqle" else 1
 
 
 def activations_outer(m_tiles: Any, n_tiles: Any, rows_outer: Any) -> Any:
@@ -78,7 +81,7 @@ class OpLoads:
         pointers = storage.TILE_POINTER_BYTES if self.scheme == "sparqle" else 0
         share = m * k / (self.shape.m * self.shape.k)
         planes = self.activation_bytes * share + pointers
-        return self._cycles(planes, PLANE_DESCRIPTORS[self.scheme]) + self._sums(m, k)
+        return self._cycles(planes, plane_descriptors(self.scheme)) + self._sums(m, k)
 
     def activation_tail(self, m: Any, k: Any) -> Any:
         """The last transfer of a tile: group sums, the MSB plane, or all of ``dense``."""

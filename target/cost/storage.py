@@ -15,10 +15,10 @@ from typing import Any
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.baselines import stored_bits
+from sparqle_tvm.target.cost.baselines import Scheme, stored_bits
 from sparqle_tvm.target.isa.compute import burst_bytes
 from sparqle_tvm.target.isa.header import row_number_bytes
-from sparqle_tvm.target.op import DenseOp, Scheme
+from sparqle_tvm.target.op import DenseOp
 
 POINTER_BYTES = 4
 # A load of an MSB tile fetches where it begins and where it ends.

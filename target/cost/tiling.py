@@ -20,9 +20,9 @@ from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_cycles
-from sparqle_tvm.target.cost.baselines import array_of, dense_passes
+from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.pipeline import OpLoads, Pipeline, activations_outer
-from sparqle_tvm.target.op import DenseOp, Scheme
+from sparqle_tvm.target.op import DenseOp
 
 FIRST_CANDIDATES = 16
 """Tilings of a K chunk whose cost is found first, those with the smallest lower bound."""
@@ -241,7 +241,7 @@ def _search(
             <= accelerator.accumulator_buffer_bytes
         )
     )
-    array, count = array_of(accelerator, scheme), 2 if scheme == "sparqle" else dense_passes(scheme)
+    array, count = array_of(accelerator, scheme), baseline(scheme).passes + (scheme == "sparqle")
     passes = _per_chunk(chunks, lambda k: count * lsb_pass_cycles(shape, k, array))
     candidates = np.broadcast_arrays(mt, nt, kt, rows_outer, passes)
     loads = _worst_loads(shape, accelerator, scheme, out_chunk)

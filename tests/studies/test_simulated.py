@@ -22,10 +22,11 @@ from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.library import ProgramLibrary
 from sparqle_tvm.target.compile.schedule import default_decisions, schedule_with
 from sparqle_tvm.target.cost.analytical import encoding_costs
+from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.model import EncodedActivation, Totals, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.isa.header import Engine
-from sparqle_tvm.target.op import SCHEMES, DenseOp, Scheme
+from sparqle_tvm.target.op import SCHEMES, DenseOp
 from sparqle_tvm.target.simulator import simulate_timing
 
 EDGE = PRESETS["sparqle/edge"]
