@@ -25,7 +25,7 @@ from sparqle_tvm.studies.simulated import simulate_op
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.compile.library import ProgramLibrary
 from sparqle_tvm.target.cost.analytical import encoding_costs
-from sparqle_tvm.target.cost.balance import BALANCES
+from sparqle_tvm.target.cost.block_rows import BALANCES
 from sparqle_tvm.target.cost.model import EncodedActivation
 
 Json = dict[str, Any]

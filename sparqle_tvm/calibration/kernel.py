@@ -82,7 +82,7 @@ def option_sums(
 
 @cache
 def _compiled(qmax: int) -> Any:
-    from sparqle_tvm.host.target import host_target
+    from sparqle_tvm.host.processor import host_target
     from sparqle_tvm.threads import use_threads
 
     use_threads()

@@ -15,7 +15,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.host.tiling import SERIAL_ROWS
+from sparqle_tvm.host.register_tile import SERIAL_ROWS
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 from sparqle_tvm.tirscript import (
     Array,

@@ -19,7 +19,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from sparqle_tvm.host.planes import Encoding, decode_row
-from sparqle_tvm.host.tiling import (
+from sparqle_tvm.host.register_tile import (
     SERIAL_ROWS,
     HostTile,
     block_rows,

@@ -11,8 +11,8 @@ from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape
 from sparqle_tvm.models.sparsity import MsbDistribution
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost
-from sparqle_tvm.target.cost.balance import Balance
 from sparqle_tvm.target.cost.baselines import Scheme
+from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.energy import EnergyBreakdown, reduction
 from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 from sparqle_tvm.target.cost.events import Events

@@ -11,7 +11,7 @@ from sparqle_tvm.results.balance import BalanceResult, count_balance
 from sparqle_tvm.results.run import PhaseResult
 from sparqle_tvm.studies.simulated import simulated_pass_cost
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.balance import Balance
+from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.op import ProgramScheme

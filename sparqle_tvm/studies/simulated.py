@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.cost.analytical import Bound
-from sparqle_tvm.target.cost.balance import Balance
+from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape

@@ -21,7 +21,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_cycles
 from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
-from sparqle_tvm.target.cost.pipeline import OpLoads, Pipeline, activations_outer
+from sparqle_tvm.target.cost.overlap import OpLoads, Overlap, activations_outer
 from sparqle_tvm.target.op import DenseOp
 
 FIRST_CANDIDATES = 16
@@ -320,8 +320,8 @@ def _static_cycles(loads: OpLoads, tile: tuple[Any, Any, Any], rows_outer: Any, 
     blocks = _ceil_div(shape.m, accelerator.rows) * _ceil_div(shape.n, accelerator.cols)
     waits = blocks * shape.weight_slices if loads.scheme == "sparqle" else 0
     mma_cycles = passes + waits * _ceil_div(shape.k, tile[2])
-    pipeline = Pipeline.of_op(loads, tile, rows_outer, mma_cycles=mma_cycles)
-    return pipeline.total_cycles + np.minimum(pipeline.dma_cycles, mma_cycles)
+    overlap = Overlap.of_op(loads, tile, rows_outer, mma_cycles=mma_cycles)
+    return overlap.total_cycles + np.minimum(overlap.dma_cycles, mma_cycles)
 
 
 def _tile_sizes(extent: int, unit: int) -> NDArray[np.int64]:

@@ -45,7 +45,7 @@ def host_features() -> frozenset[str]:
     """Which of the instruction sets that the kernels know the processor has."""
     from tvm.target import codegen
 
-    from sparqle_tvm.host.target import host_target
+    from sparqle_tvm.host.processor import host_target
 
     known = ("sse2", "avx2", "avx512f", "avx512bw", "avx512vnni")
     return frozenset(f for f in known if codegen.target_has_features(f, host_target()))
@@ -63,7 +63,7 @@ def compile_kernel(function: Any, name: str) -> Callable[..., None]:
     """
     import tvm
 
-    from sparqle_tvm.host.target import host_target
+    from sparqle_tvm.host.processor import host_target
 
     module = tvm.compile(tvm.IRModule({name: function}), target=host_target())
     compiled: Callable[..., None] = module[name]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_runner import GENERIC, NATIVE, panels, run_kernel, with_threads
 
+from sparqle_tvm.host.register_tile import HostTile, host_tile
 from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
-from sparqle_tvm.host.tiling import HostTile, host_tile
 from sparqle_tvm.numerics import slicing
 from sparqle_tvm.target.op import DenseOp
 

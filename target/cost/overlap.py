@@ -245,7 +245,7 @@ class Iteration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pipeline:
+class Overlap:
     """Work of an op in cycles; every field may be an array (of candidates).
 
     Attributes
@@ -282,7 +282,7 @@ class Pipeline:
         rows_outer: Any,
         *,
         mma_cycles: Any,
-    ) -> Pipeline:
+    ) -> Overlap:
         """Put the work of a dense op where its schedule has it.
 
         Parameters
