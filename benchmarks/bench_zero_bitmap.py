@@ -165,7 +165,7 @@ def _time_with_bitmap(
         blocks = -(-shape.n // accelerator.cols) * shape.weight_slices(accelerator.digit_bits)
         digits = op.activation_bytes // op.tiling.activation_loads
         loads = OpLoads(
-            shape=shape,
+            op=shape,
             accelerator=accelerator,
             scheme="sparqle",
             activation_bytes=digits + 2 * extra,

@@ -67,7 +67,7 @@ class Estimator:
         self.task, self.accelerator, self.nnz = task, accelerator, nnz
         digits, bitmap = storage.plane_bytes(nnz, spec.k, accelerator, spec.scheme)
         self.loads = OpLoads(
-            shape=shape,
+            op=shape,
             accelerator=accelerator,
             scheme=spec.scheme,
             activation_bytes=digits + bitmap,

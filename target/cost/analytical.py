@@ -173,7 +173,7 @@ class EncodeCost:
 
 
 def dense_op_cost(
-    shape: DenseOp,
+    op: DenseOp,
     nnz: RowNnz,
     tiling: Tiling,
     accelerator: Accelerator,
@@ -185,10 +185,10 @@ def dense_op_cost(
 
     Parameters
     ----------
-    shape : DenseOp
+    op : DenseOp
         The op.
     nnz : RowNnz
-        Stored MSB digits of its activations (``dense`` takes only the shape from it).
+        Stored MSB digits of its activations (``dense`` takes only the op from it).
     tiling : Tiling
         From `choose_tilings` for the same scheme.
     accelerator : Accelerator
@@ -206,25 +206,25 @@ def dense_op_cost(
     InvalidArgumentError
         If `nnz` is not that of (m, k) activations, or `outputs` of (m, n) outputs.
     """
-    _check_nnz(shape, nnz)
+    _check_nnz(op, nnz)
     if outputs is not None:
-        _check_nnz(replace(shape, k=shape.n), outputs)
+        _check_nnz(replace(op, k=op.n), outputs)
     if block_rows:
         nnz = nnz.sorted(block_rows, accelerator.lanes)
-    lsb = lsb_pass_cycles(shape, tiling.k, array_of(accelerator, scheme))
+    lsb = lsb_pass_cycles(op, tiling.k, array_of(accelerator, scheme))
     msb = lsb * (baseline(scheme).passes - 1)
     if scheme == "sparqle":
-        msb = msb_pass_cycles(shape, nnz, tiling.k, accelerator)
+        msb = msb_pass_cycles(op, nnz, tiling.k, accelerator)
     digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
-    sums = storage.group_sum_bytes(shape.m, shape.k, shape.group_size if shape.has_min else 0)
-    output_bytes = shape.m * storage.output_bytes(shape.n, tiling.n, accelerator, block_rows)
+    sums = storage.group_sum_bytes(op.m, op.k, op.group_size if op.has_min else 0)
+    output_bytes = op.m * storage.output_bytes(op.n, tiling.n, accelerator, block_rows)
     encoded_bytes = 0
     if outputs is not None:
         encoded_bytes = output_bytes = storage.encoded_output_bytes(
-            shape.m, shape.n, tiling.n, accelerator, outputs
+            op.m, op.n, tiling.n, accelerator, outputs
         )
     loads = OpLoads(
-        shape=shape,
+        op=op,
         accelerator=accelerator,
         scheme=scheme,
         activation_bytes=digits + bitmap,
@@ -235,20 +235,20 @@ def dense_op_cost(
     overlap = Overlap.of_op(loads, tile, tiling.rows_outer, mma_cycles=lsb + msb)
     pointers = storage.TILE_POINTER_BYTES * tiling.activation_tile_loads
     metadata = tiling.activation_loads * (bitmap + sums)
-    metadata += tiling.row_loads * shape.m * storage.row_parameter_bytes(shape.m, block_rows)
-    weights = tiling.weight_loads * storage.weight_bytes(shape, shape.k)
-    weights += tiling.channel_loads * storage.parameter_bytes(shape)
-    activation_bytes, weight_bytes = tiling.activation_loads * digits, shape.n * weights
+    metadata += tiling.row_loads * op.m * storage.row_parameter_bytes(op.m, block_rows)
+    weights = tiling.weight_loads * storage.weight_bytes(op, op.k)
+    weights += tiling.channel_loads * storage.parameter_bytes(op)
+    activation_bytes, weight_bytes = tiling.activation_loads * digits, op.n * weights
     metadata += pointers if scheme == "sparqle" else 0
     total_cycles = math.ceil(overlap.total_cycles)
     return OpCost(
-        label=shape.label,
+        label=op.label,
         scheme=scheme,
-        macs=shape.macs,
+        macs=op.macs,
         tiling=tiling,
         lsb_cycles=lsb,
         msb_cycles=msb,
-        drain_cycles=math.ceil(shape.m * shape.n / accelerator.drain_elements_per_cycle),
+        drain_cycles=math.ceil(op.m * op.n / accelerator.drain_elements_per_cycle),
         activation_bytes=activation_bytes,
         metadata_bytes=metadata,
         weight_bytes=weight_bytes,
@@ -256,7 +256,7 @@ def dense_op_cost(
         dma_cycles=math.ceil(overlap.dma_cycles),
         total_cycles=total_cycles,
         events=replace(
-            op_events(shape, nnz, tiling, accelerator, scheme, block_rows),
+            op_events(op, nnz, tiling, accelerator, scheme, block_rows),
             cycles=total_cycles,
             dram_read_bytes=activation_bytes + metadata + weight_bytes,
             dram_write_bytes=output_bytes,
@@ -352,16 +352,16 @@ def encoding_costs(
     Raises
     ------
     InvalidArgumentError
-        If there is no consumer, or a shape does not fit the bitmap.
+        If there is no consumer, or an op does not fit the bitmap.
     TargetError
         If no tile fits the buffers.
     """
     if not consumers:
         raise InvalidArgumentError(f"encoding {label!r} has no dense op that reads it")
-    for shape in consumers:
-        _check_nnz(shape, nnz)
+    for op in consumers:
+        _check_nnz(op, nnz)
     tilings = choose_tilings(consumers, accelerator, scheme)
-    sum_groups = [shape.group_size for shape in consumers if shape.has_min]
+    sum_groups = [op.group_size for op in consumers if op.has_min]
     sums = min(sum_groups, default=0)
     encode = encode_cost(label, nnz, tilings[0], sums, accelerator, scheme, block_rows, factors)
     # Ops that differ in nothing but their names (gate and up) are counted once.
@@ -373,9 +373,9 @@ def encoding_costs(
     return encode, tuple(replace(counted[pair], label=pair[0].label) for pair in pairs)
 
 
-def _check_nnz(shape: DenseOp, nnz: RowNnz) -> None:
-    if (shape.m, shape.k) != (nnz.rows, nnz.in_features):
+def _check_nnz(op: DenseOp, nnz: RowNnz) -> None:
+    if (op.m, op.k) != (nnz.rows, nnz.in_features):
         raise InvalidArgumentError(
-            f"dense op {shape.label!r} takes ({shape.m}, {shape.k}) activations, "
+            f"dense op {op.label!r} takes ({op.m}, {op.k}) activations, "
             f"the bitmap is of ({nnz.rows}, {nnz.in_features})"
         )

@@ -89,8 +89,8 @@ def _choose(consumers: tuple[DenseOp, ...], accelerator: Accelerator, goal: Bala
     def cycles(block: int) -> int:
         encode = encode_cost("", nnz, tilings[0], sums, accelerator, "sparqle", block)
         ops = (
-            dense_op_cost(shape, nnz, tiling, accelerator, "sparqle", block)
-            for shape, tiling in zip(consumers, tilings, strict=True)
+            dense_op_cost(op, nnz, tiling, accelerator, "sparqle", block)
+            for op, tiling in zip(consumers, tilings, strict=True)
         )
         work = (op.mma_cycles if goal == "array" else op.total_cycles for op in ops)
         return encode.total_cycles + sum(work)
@@ -117,15 +117,15 @@ def typical_digits(rows: int, in_features: int, unit: int) -> RowNnz:
 
 def _blocks(consumers: tuple[DenseOp, ...], accelerator: Accelerator) -> Iterator[int]:
     """Blocks to try, smallest first."""
-    shape = consumers[0]
-    most = max_block_rows(shape.k, _sum_group_size(consumers), accelerator)
+    op = consumers[0]
+    most = max_block_rows(op.k, _sum_group_size(consumers), accelerator)
     block = 2 * accelerator.rows
-    while shape.m > accelerator.rows and block <= most:
+    while op.m > accelerator.rows and block <= most:
         yield block
-        if block >= shape.m:
+        if block >= op.m:
             return
         block *= 2
 
 
 def _sum_group_size(consumers: tuple[DenseOp, ...]) -> int:
-    return min((shape.group_size for shape in consumers if shape.has_min), default=0)
+    return min((op.group_size for op in consumers if op.has_min), default=0)

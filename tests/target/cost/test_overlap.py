@@ -129,7 +129,7 @@ def test_loop_of_one_tile_is_the_outer_one(m_tiles, n_tiles, rows_outer, expecte
 def test_parts_of_an_op_add_up():
     shape = DenseOp(100, 200, 96, 4, 32, True)
     loads = OpLoads(
-        shape=shape,
+        op=shape,
         accelerator=PRESETS["sparqle/edge"],
         scheme="dense",
         activation_bytes=100 * 96,
