@@ -17,6 +17,7 @@ from sparqle_tvm.calibration.loss import LossIncrease, compare
 from sparqle_tvm.calibration.search import Importance, Search
 from sparqle_tvm.errors import InvalidArgumentError, TargetError
 from sparqle_tvm.files import replacing
+from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.target.accelerator import Accelerator
 
 if TYPE_CHECKING:
@@ -181,8 +182,7 @@ def pareto(
     from sparqle_tvm.target.cost.energy_table import default_table
 
     chosen = Accelerator.from_target(accelerator)
-    if chosen.digit_bits != 4:
-        raise TargetError(f"accelerator {chosen.name!r} has no digits of 4 bits")
+    require_int8(chosen.digit_bits, f"accelerator {chosen.name!r}", TargetError)
     if tokens < 2:
         raise InvalidArgumentError(f"perplexity needs at least 2 tokens, {tokens} were asked for")
     known = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)

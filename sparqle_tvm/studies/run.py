@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError, TargetError
+from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.progress import Steps
 from sparqle_tvm.results.run import RunResult, TuningGain
 from sparqle_tvm.studies.count import (
@@ -212,11 +213,7 @@ def _check_arguments(
     if tokens < 2:
         raise InvalidArgumentError(f"perplexity needs at least 2 tokens, {tokens} were asked for")
     chosen = Accelerator.from_target(accelerator)
-    if chosen.digit_bits != 4:
-        raise TargetError(
-            f"accelerator {chosen.name!r} has digits of {chosen.digit_bits} bits; int8 activations "
-            "are split into digits of 4"
-        )
+    require_int8(chosen.digit_bits, f"accelerator {chosen.name!r}", TargetError)
     return chosen
 
 
