@@ -73,8 +73,8 @@ class Accelerator:
         digits of several groups may share a cycle. False: the digits of every weight group
         begin a new cycle (cheaper PEs, longer MSB passes for group-quantized weights).
     memory : str
-        Type of DRAM, one of `MEMORIES`: its energy is counted (`cost.energy_table`); its bandwidth
-        is `dram_bytes_per_cycle`.
+        Type of DRAM, one of `MEMORIES`, in any case: what its accesses cost in energy
+        (`cost.energy_table`). Its bandwidth is `dram_bytes_per_cycle`.
 
     Raises
     ------
@@ -108,7 +108,8 @@ class Accelerator:
     def __post_init__(self) -> None:
         """Check every field, and that the smallest tile fits the buffers."""
         for field in fields(self):
-            object.__setattr__(self, field.name, _checked(self, field.name, str(field.type)))
+            value = _checked(self, field.name, str(field.type))
+            object.__setattr__(self, field.name, value.upper() if field.name == "memory" else value)
             if field.name in _CHOICES:
                 _require_one_of(self, field.name, _CHOICES[field.name])
         self._require_buffers()

@@ -88,7 +88,7 @@ def estimate(
     target : str, Accelerator or tvm.target.Target
         A preset, an accelerator file (``.toml``), an accelerator or a TVM target.
     table : EnergyTable, optional
-        Energy of single operations; by default 7 nm and the memory that the preset stands for.
+        Energy of single operations; by default 7 nm and the accelerator's memory.
     schemes : sequence of str
         What to compare.
     kv_bits : int

@@ -107,7 +107,7 @@ def run_model(
         Tokens that the loss is measured on, at most: of `text`, or of the half of the built-in
         prose that calibration does not run.
     table : EnergyTable, optional
-        What energy is counted with; by default 7 nm and the memory that the preset stands for.
+        What energy is counted with; by default 7 nm and the accelerator's memory.
     progress : bool
         Show progress on standard error.
 

@@ -35,12 +35,12 @@ def dense_passes(scheme: Scheme) -> int:
     return 2 if scheme == "dense" else 1
 
 
-def scheme_name(accelerator: Accelerator, scheme: Scheme) -> str:
+def scheme_name(accelerator: Accelerator, scheme: str) -> str:
     """What tables call a scheme: its own name, ``a4`` by the real width of a digit (``a8``)."""
     return f"a{accelerator.digit_bits}" if scheme == "a4" else scheme
 
 
-def scheme_title(accelerator: Accelerator, scheme: Scheme) -> str:
+def scheme_title(accelerator: Accelerator, scheme: str) -> str:
     """What pictures call a scheme, with the widths that it works on."""
     return {
         "dense": "dense",
