@@ -68,11 +68,12 @@ def to_json(curves: Sequence[Curve]) -> list[dict[str, Any]]:
 
 
 def stored_curves(accelerator: Accelerator) -> list[Curve] | None:
-    """The stored curves of a preset; None for any other accelerator."""
+    """The stored curves of a preset; None for an accelerator that has none."""
     if PRESETS.get(accelerator.name) != accelerator:
         return None
     text = files("sparqle_tvm.report").joinpath("data/paper.json").read_text(encoding="utf-8")
-    return [_curve(data) for data in json.loads(text)[accelerator.name]]
+    found = json.loads(text).get(accelerator.name)
+    return None if found is None else [_curve(data) for data in found]
 
 
 def comparison_table(curves: Sequence[Curve], part: str, where: str) -> Table:

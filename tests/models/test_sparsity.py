@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +63,18 @@ def test_measured_is_what_the_stored_file_says(digit_bits):
     if digit_bits == 4:
         assert by_type["qkv"] > by_type["down"] > by_type["gate_up"] > by_type["o"]
     assert 0.3 < row_spread(digit_bits) < 1.0
+
+
+@pytest.mark.slow
+def test_measuring_again_gives_the_stored_files(tmp_path, monkeypatch):
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "msb_sparsity_table.py"
+    monkeypatch.setattr("sys.argv", [str(script), "--folder", str(tmp_path)])
+    runpy.run_path(str(script), run_name="__main__")
+    for k in (2, 4, 8):
+        again, stored = from_file(tmp_path / measured_file(k).name), measured(k)
+        for kind in LAYER_TYPES:
+            # Float sums of another CPU may round an activation to the next integer.
+            assert again.msb_sparsity(kind) == pytest.approx(stored.msb_sparsity(kind), abs=0.002)
 
 
 def test_wider_digits_are_zero_less_often():

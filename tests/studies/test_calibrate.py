@@ -18,7 +18,7 @@ from sparqle_tvm.cli import main
 from sparqle_tvm.compiler import split_passes
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError, TargetError, TextError
 from sparqle_tvm.frontend import from_gguf
-from sparqle_tvm.studies import pareto
+from sparqle_tvm.studies.pareto import pareto
 from sparqle_tvm.target.accelerator import PRESETS
 
 TEXT_TOKENS = 90
