@@ -95,7 +95,7 @@ def encoded_activation(
     q = x
     if info.qmax:
         q = quantize_with_choice(x, choice, qmax=info.qmax, window=window)[0]
-    nnz = RowNnz.from_pbm(encode(q, k=4, window=window).pbm, info.columns)
+    nnz = RowNnz.from_pbm(encode(q, k=info.digit_bits, window=window).pbm, info.columns)
     shapes = tuple(
         DenseOp(
             len(x),

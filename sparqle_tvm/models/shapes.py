@@ -56,6 +56,8 @@ class ModelShape:
         See `target.cost.vector.TransformerShape`.
     weights, output_weights : WeightFormat
         Of the layers of the blocks, and of the output layer.
+    max_positions : int
+        Tokens of a sequence that the model was made for, at most; 0 = not known.
     """
 
     name: str
@@ -69,6 +71,7 @@ class ModelShape:
     vocab: int
     weights: WeightFormat
     output_weights: WeightFormat = WeightFormat(8)
+    max_positions: int = 0
 
     def transformer(self, kv_bits: int = 8) -> TransformerShape:
         """Sizes of what is not a dense layer, with keys and values of that width."""
@@ -143,6 +146,7 @@ MODELS: Mapping[str, ModelShape] = MappingProxyType(
             vocab=49152,
             weights=WeightFormat(4, 32, True),
             output_weights=WeightFormat(8, 32),
+            max_positions=8192,
         ),
         "bitnet-3b": ModelShape(
             name="BitNet b1.58 3B",
@@ -155,6 +159,7 @@ MODELS: Mapping[str, ModelShape] = MappingProxyType(
             head_dim=100,
             vocab=32002,
             weights=WeightFormat(2),
+            max_positions=2048,
         ),
         "llama2-7b": ModelShape(
             name="Llama2 7B",
@@ -167,6 +172,7 @@ MODELS: Mapping[str, ModelShape] = MappingProxyType(
             head_dim=128,
             vocab=32000,
             weights=_INT4,
+            max_positions=4096,
         ),
         "llama2-13b": ModelShape(
             name="Llama2 13B",
@@ -179,6 +185,7 @@ MODELS: Mapping[str, ModelShape] = MappingProxyType(
             head_dim=128,
             vocab=32000,
             weights=_INT4,
+            max_positions=4096,
         ),
         "llama2-70b": ModelShape(
             name="Llama2 70B",
@@ -191,6 +198,7 @@ MODELS: Mapping[str, ModelShape] = MappingProxyType(
             head_dim=128,
             vocab=32000,
             weights=_INT4,
+            max_positions=4096,
         ),
         "llama3-8b": ModelShape(
             name="Llama3 8B",
@@ -203,6 +211,7 @@ MODELS: Mapping[str, ModelShape] = MappingProxyType(
             head_dim=128,
             vocab=128256,
             weights=_INT4,
+            max_positions=8192,
         ),
     }
 )

@@ -87,8 +87,7 @@ class Profile:
         Parameters
         ----------
         table : EnergyTable, optional
-            What a single operation costs; by default 7 nm and the memory that the preset of the
-            accelerator stands for.
+            What a single operation costs; by default 7 nm and the accelerator's memory.
         static_watts : float, optional
             Leakage and idle power, if not that of the table.
 

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from typing import Any
 from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
 
-from sparqle_tvm.errors import SparqleError, TargetError, TuningError
-from sparqle_tvm.files import write_json
+from sparqle_tvm.errors import SparqleError, TuningError
+from sparqle_tvm.files import plain, read_json, typed_version, write_json
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.schedule import Decisions, overflows
 from sparqle_tvm.target.op import DenseOp
@@ -64,7 +64,7 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, with the version of the format."""
-        return {"version": VERSION, **asdict(self)}
+        return {"version": VERSION, **plain(self)}
 
     @classmethod
     def read(cls, path: Path) -> Settings:
@@ -75,19 +75,13 @@ class Settings:
         TuningError
             If it is missing, damaged or of another version.
         """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data.pop("version") != VERSION:
-                raise TuningError(f"{path} is of another version of the format; tune again")
-            data["accelerator"] = Accelerator(**data["accelerator"])
-            return cls(**data)
-        except FileNotFoundError as error:
+        if not path.exists():
             raise TuningError(
                 f"{path.parent} holds no tuning database ({path.name} is missing); make one with "
                 "sparqle tune"
-            ) from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, TargetError) as error:
-            raise TuningError(f"{path} is damaged: {error}; tune again") from error
+            )
+        data = read_json(path, TuningError, "what sparqle tune wrote; tune again")
+        return typed_version(data, cls, VERSION, path, TuningError, "tune again")
 
 
 @dataclass(frozen=True)

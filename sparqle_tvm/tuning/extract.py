@@ -15,8 +15,8 @@ from sparqle_tvm.passes.collect_encodings import EncodingInfo
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.op import DenseOp, ProgramScheme
-from sparqle_tvm.tuning.estimate import Estimator
 from sparqle_tvm.tuning.measure import ActivationData
+from sparqle_tvm.tuning.predict import Predictor
 from sparqle_tvm.tuning.space import chunk_unit, default_of, make_space, reason_against
 from sparqle_tvm.tuning.task import TuningTask, even_splits
 
@@ -169,18 +169,18 @@ def _specs(
 def _common_chunks(
     tasks: Sequence[TuningTask], accelerator: Accelerator, data: ActivationData
 ) -> tuple[int, ...]:
-    """The K chunks with which the estimates of all ops, each at its best, add up to least."""
+    """The K chunks with which the predictions of all ops, each at its best, add up to least."""
     sums: dict[int, float] = dict.fromkeys(tasks[0].chunks, 0.0)
     for task in tasks:
-        estimator = Estimator(task, accelerator, data.draw(task)[0])
+        predictor = Predictor(task, accelerator, data.draw(task)[0])
         space = make_space(task, accelerator)
         for chunk in sums:
             rng = np.random.default_rng(chunk)
             knobs = {**space.knobs, "k": (chunk,)}
             points = type(space)(knobs).draw(rng, _DRAWN)
-            points.sort(key=lambda point: estimator.estimate(point).total_cycles)
+            points.sort(key=lambda point: predictor.predict(point).total_cycles)
             fit = (p for p in points if reason_against(task, accelerator, p) is None)
             best = next(fit, None)
-            cycles = estimator.estimate(best).total_cycles if best else float("inf")
+            cycles = predictor.predict(best).total_cycles if best else float("inf")
             sums[chunk] += task.group.count(task.spec) * cycles
     return tuple(sorted(sums, key=lambda chunk: (sums[chunk], -chunk))[:_SHARED_CHUNKS])

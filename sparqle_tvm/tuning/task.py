@@ -16,7 +16,8 @@ from typing import Any
 
 import tvm
 
-from sparqle_tvm.errors import CompileError, InvalidArgumentError
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.files import typed
 from sparqle_tvm.target.compile.tir import split_dense_primfunc
 from sparqle_tvm.target.op import DenseOp
 
@@ -92,15 +93,7 @@ class TuningTask:
         InvalidArgumentError
             If the data is not that of a task.
         """
-        try:
-            return cls(
-                spec=DenseOp(**data["spec"]),
-                rows=int(data["rows"]),
-                group=tuple(DenseOp(**spec) for spec in data["group"]),
-                chunks=tuple(int(chunk) for chunk in data["chunks"]),
-            )
-        except (CompileError, KeyError, TypeError, ValueError) as error:
-            raise InvalidArgumentError(f"this is no tuning task: {error}") from error
+        return typed(data, cls, "this is no tuning task", InvalidArgumentError)
 
     def workload(self) -> tvm.IRModule:
         """The unscheduled op, as MetaSchedule's database keeps it."""

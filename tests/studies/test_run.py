@@ -171,7 +171,7 @@ def test_bad_input(folder, tmp_path):
         run_model(model, text, 16, balance="fast")
     with pytest.raises(TargetError, match="unknown target 'nope'"):
         run_model(model, text, 16, "nope")
-    with pytest.raises(TargetError, match="digits of 2 bits"):
+    with pytest.raises(TargetError, match=r"digits of 2 bits, so activations of 4; this runs int8"):
         run_model(model, text, 16, dataclasses.replace(EDGE, digit_bits=2))
     with pytest.raises(TextError, match="10000 were asked for"):
         run_model(model, text, 10000, progress=False)

@@ -1,4 +1,4 @@
-"""A quick estimate of any decisions, before anything is built: the pre-filter of the search.
+"""A quick prediction for any decisions, before anything is built: the pre-filter of the search.
 
 `target.cost.analytical` is held to the simulator within a few per cent, but knows only the
 schedules that the compiler chooses by default. Here every combination of the space has a figure,
@@ -23,7 +23,7 @@ from sparqle_tvm.tuning.task import TuningTask
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Prediction:
     """Cycles of an op under some decisions.
 
     Attributes
@@ -47,8 +47,8 @@ class Estimate:
     serial_cycles: float
 
 
-class Estimator:
-    """Estimates decisions of one task.
+class Predictor:
+    """Predicts the cycles of one task under decisions.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Estimator:
             block_rows=spec.block_rows,
         )
         self._array: dict[tuple[int, int], float] = {}
-        self._seen: dict[Decisions, Estimate] = {}
+        self._seen: dict[Decisions, Prediction] = {}
 
     def mma_cycles(self, chunk: int, split: int) -> float:
         """All work of the array with a K chunk and PE rows per activation row."""
@@ -102,13 +102,13 @@ class Estimator:
             shape.m * shape.n / array.drain_elements_per_cycle,
         )
 
-    def estimate(self, decisions: Decisions) -> Estimate:
+    def predict(self, decisions: Decisions) -> Prediction:
         """Cycles under decisions."""
         if decisions not in self._seen:
-            self._seen[decisions] = self._estimate(decisions)
+            self._seen[decisions] = self._predict(decisions)
         return self._seen[decisions]
 
-    def _estimate(self, d: Decisions) -> Estimate:
+    def _predict(self, d: Decisions) -> Prediction:
         shape, loads = self.task.shape, self.loads
         tiles = [math.ceil(e / t) for e, t in zip((shape.m, shape.n, shape.k), d.tile, strict=True)]
         m_tiles, n_tiles, k_tiles = tiles
@@ -145,7 +145,7 @@ class Estimator:
         tail = drain + store + mma_tile
         busiest = max(mma, dma, stores)
         total = max(mma + array_waits + head, dma + dma_waits + tail, stores + head)
-        return Estimate(total, dma, mma, total - busiest, max(array_waits, dma_waits))
+        return Prediction(total, dma, mma, total - busiest, max(array_waits, dma_waits))
 
     def _count_mma(self, chunk: int, split: int) -> float:
         task, array = self.task, self.accelerator
