@@ -38,6 +38,9 @@ from sparqle_tvm.numerics.integers import DIGIT_BITS
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.studies.run import BUILTIN_TEXT
 
+RUN_DIGIT_BITS = 4
+"""Digits of what was run."""
+
 HEAD_ROWS = 64
 """The output layer reads the last rows of a text, as many as `sparqle run` gives it at once."""
 
@@ -52,8 +55,11 @@ def main() -> None:
     found = list(activations(Trial(imported.mod), ids))
     for k in DIGIT_BITS:
         layers = [(kind, quantiles(x, k)) for kind, x in found]
+        label = f"measured on SmolLM2-135M-Instruct, {len(ids)} tokens of {BUILTIN_TEXT}"
+        if k != RUN_DIGIT_BITS:
+            label += f", inputs of its int8 layers quantized to {2 * k} bits"
         table = {
-            "label": f"measured on SmolLM2-135M-Instruct, {len(ids)} tokens of {BUILTIN_TEXT}",
+            "label": label,
             "command": "python benchmarks/msb_sparsity_table.py",
             "digit_bits": k,
             "model_sha256": imported.sha256,
