@@ -25,7 +25,7 @@ from sparqle_tvm.passes._rewrite import (
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.tir import buckets
 from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 
 @visitor
@@ -145,16 +145,17 @@ class _Balance(Rewriter):
         return buckets(self.owner.accelerator.rows)
 
 
-def _shape(call: relax.Call, rows: int) -> DenseShape:
+def _shape(call: relax.Call, rows: int) -> DenseOp:
     attrs = dialect.attributes(call)
     outputs, columns = int_shape(call.args[2])
-    return DenseShape(
+    return DenseOp(
         m=rows,
         n=outputs,
         k=columns,
         weight_bits=attrs["weight_bits"],
         group_size=attrs["group_size"],
         has_min=dialect.scaled_operands(call)[0] is not None,
+        digit_bits=attrs["k"],
     )
 
 

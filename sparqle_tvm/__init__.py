@@ -12,13 +12,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sparqle_tvm._versions import VERSION as __version__
+
 if TYPE_CHECKING:
     from sparqle_tvm import calibration, errors, frontend, numerics, passes, target
     from sparqle_tvm.calibration import Calibration, calibrate
     from sparqle_tvm.compiler import compile, host_pipeline, load, pipeline
     from sparqle_tvm.tuning import tune
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Calibration",

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.target.cost.vector import TransformerShape
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 LAYER_TYPES = ("qkv", "o", "gate_up", "down", "output")
 """Encoded tensors of a decoder by what reads them.
@@ -86,7 +86,7 @@ class ModelShape:
             kv_bits=kv_bits,
         )
 
-    def readers(self, layer_type: str, rows: int) -> tuple[DenseShape, ...]:
+    def readers(self, layer_type: str, rows: int, digit_bits: int = 4) -> tuple[DenseOp, ...]:
         """The dense layers that read an encoded tensor of `rows` tokens.
 
         Parameters
@@ -95,6 +95,8 @@ class ModelShape:
             One of `LAYER_TYPES`.
         rows : int
             Tokens.
+        digit_bits : int
+            Width of a digit of the accelerator that computes them.
         """
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         outputs, k = {
@@ -106,7 +108,10 @@ class ModelShape:
         }[layer_type]
         form = self.output_weights if layer_type == "output" else self.weights
         return tuple(
-            DenseShape(rows, n, k, form.bits, form.group_size, form.has_min, label)
+            DenseOp(
+                *(rows, n, k, form.bits, form.group_size, form.has_min, label),
+                digit_bits=digit_bits,
+            )
             for label, n in outputs.items()
         )
 

@@ -222,7 +222,7 @@ class Profile:
 
         record = self[label]
         header = record.program.header
-        title = f"{label}: {record.rows} x {header.out_features} x {header.in_features}"
+        title = f"{label}: {record.rows} x {header.op.n} x {header.op.k}"
         return draw_timeline(record.result, title=title, cycles=cycles)
 
 
@@ -234,8 +234,8 @@ def _shape(record: LaunchRecord) -> Json:
     return {
         "label": record.label,
         "m": record.rows,
-        "n": header.out_features,
-        "k": header.in_features,
+        "n": header.op.n,
+        "k": header.op.k,
     }
 
 

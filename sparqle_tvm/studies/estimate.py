@@ -177,7 +177,7 @@ def _layers(
     seed: int,
 ) -> Iterable[LayerEstimate]:
     """Layers of a type: one for each class of digits, or one of all if the scheme has none."""
-    readers = shape.readers(kind, rows)
+    readers = shape.readers(kind, rows, accelerator.digit_bits)
     k, group = readers[0].k, max(readers[0].group_size, 1)
     unit = math.lcm(8, accelerator.lanes, group)
     if scheme != "sparqle":

@@ -176,7 +176,7 @@ def pareto(
         One of its classes: a calibration of another model, a budget that cannot be met, a bad
         text or target.
     """
-    from sparqle_tvm.calibration.trial import Trial
+    from sparqle_tvm.calibration.choosable_model import ChoosableModel
     from sparqle_tvm.studies.calibrate import MEASURED_TOKENS, import_model, read_tokens
     from sparqle_tvm.studies.evaluation import transformer_shape
     from sparqle_tvm.target.cost.energy_table import default_table
@@ -193,19 +193,19 @@ def pareto(
     selections = [choose(search, budget, known.measured) for budget in budgets]
     count = (len(heldout) + len(seen)) * (1 + len(selections))
     with tqdm(total=count, desc="compile", unit="token", disable=not progress) as bar:
-        trial = Trial(imported.mod)
-        known.check(trial.collector.digests, imported.name)
+        choosable = ChoosableModel(imported.mod)
+        known.check(choosable.collector.digests, imported.name)
         bar.set_description("measure")
-        references = [trial.loss(ids, progress=bar.update) for ids in (heldout, seen)]
+        references = [choosable.loss(ids, progress=bar.update) for ids in (heldout, seen)]
         points = []
         for budget, selection in zip(budgets, selections, strict=True):
             losses, encodings = [], []
             for ids, reference in zip((heldout, seen), references, strict=True):
-                found = trial.loss(
+                found = choosable.loss(
                     ids, selection, reference=reference, count=ids is heldout, progress=bar.update
                 )
                 losses.append(compare(reference, found))
-                encodings.append(trial.encodings)
+                encodings.append(choosable.encodings)
             cost = _cost(encodings[0], transformer_shape(imported.config), chosen)
             points.append(_point(budget, losses, cost, chosen, table or default_table(chosen)))
     return ParetoResult(

@@ -11,14 +11,14 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.analytical import encoding_costs
 from sparqle_tvm.target.cost.baselines import array_of, scheme_name, scheme_notes, scheme_title
-from sparqle_tvm.target.op import ALL_SCHEMES, DenseShape
+from sparqle_tvm.target.op import ALL_SCHEMES, DenseOp
 
 EDGE = PRESETS["sparqle/edge"]
 
 
 def ops(m: int, density: float, weight_bits: int = 4):
     counts = np.random.default_rng(0).binomial(8, density, size=(m, 128)).astype(np.int32)
-    nnz, shape = RowNnz(counts, 8, 1024), DenseShape(m, 1024, 1024, weight_bits)
+    nnz, shape = RowNnz(counts, 8, 1024), DenseOp(m, 1024, 1024, weight_bits)
     costs = {}
     for scheme in ALL_SCHEMES:
         encode, (op,) = encoding_costs("x", nnz, [shape], EDGE, scheme)
