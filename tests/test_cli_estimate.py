@@ -52,7 +52,7 @@ def test_json_to_standard_output_is_nothing_but_json(capsys):
     assert main([*SMALL, "--json", "-", "--node", "45nm"]) == 0
     data = json.loads(capsys.readouterr().out)
     # The memory is that of the preset.
-    assert data["energy_table"] == "45nm + LPDDR4"
+    assert (data["table"]["node"], data["table"]["memory"]) == ("45nm", "lpddr4")
 
 
 def test_an_accelerator_of_ones_own(tmp_path, capsys):

@@ -3,47 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.calibration.budget import Budget
-from sparqle_tvm.calibration.loss import LossIncrease, compare
+from sparqle_tvm.calibration.loss import compare
 from sparqle_tvm.calibration.search import Selection
+from sparqle_tvm.results.losses import Loss, RunLoss
 
 if TYPE_CHECKING:
     from sparqle_tvm.calibration.choosable_model import ChoosableModel
     from sparqle_tvm.frontend import ImportedModel
-
-
-@dataclass(frozen=True)
-class RunLoss:
-    """A lossy choice that was run.
-
-    Attributes
-    ----------
-    budget : str
-        What it was held to, in words.
-    expected_msb_sparsity : float
-        What calibration expected, 0 to 1.
-    encodings : int
-        Encodings that got factors.
-    calibration_text, text : str
-        What calibration saw, and what the loss was measured on.
-    increase : LossIncrease
-        Against plain int8, on `text`.
-    """
-
-    budget: str
-    expected_msb_sparsity: float
-    encodings: int
-    calibration_text: str
-    text: str
-    increase: LossIncrease
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {**vars(self), "increase": self.increase.to_json()}
 
 
 class ChosenFunctions:
@@ -105,7 +75,7 @@ def held_out_loss(
         encodings=len(selection.choices),
         calibration_text=calibration_text,
         text=name,
-        increase=compare(reference, found),
+        increase=Loss.of(compare(reference, found)),
     )
 
 

@@ -14,12 +14,20 @@ from typing import TYPE_CHECKING, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError, TargetError
 from sparqle_tvm.progress import Stages
-from sparqle_tvm.results.run import RunResult, TuningGain
+from sparqle_tvm.results.run import (
+    Counting,
+    ModelFile,
+    MsbSparsity,
+    PhaseGain,
+    RunResult,
+    Text,
+    TuningGain,
+    by_kind,
+)
 from sparqle_tvm.studies.count import (
     OUTPUT_LABEL,
-    CountEngine,
-    count_gain,
     count_phases,
+    count_sorting,
     prefill_encodings,
 )
 from sparqle_tvm.studies.evaluation import (
@@ -67,7 +75,7 @@ def run_model(
     tokens: int = 512,
     accelerator: str | Accelerator | tvm.target.Target = "sparqle/edge",
     *,
-    engine: CountEngine = "simulator",
+    engine: Counting = "simulator",
     balance: Balance = "array",
     database: str | PathLike[str] | None = None,
     calibration: Calibration | str | PathLike[str] | None = None,
@@ -146,12 +154,15 @@ def run_model(
     with stages("count"):
         encodings = encoded_activations(records)
         shape = transformer_shape(imported.config)
-        prefill, decode = count_phases(encodings, shape, chosen, engine, balance, tuned)
-        gain = count_gain(prefill, shape, chosen, engine, balance, tuned)
+        table = table or default_table(chosen)
+        given = (encodings, shape, chosen, engine, balance)
+        passes = count_phases(*given, tuned, table)
+        sorting = count_sorting(passes[0], *given, tuned)
         tuning = None
         if tuned is not None:
-            default = count_phases(encodings, shape, chosen, engine, balance)
-            tuning = TuningGain(str(database), *default, prefill, decode)
+            default = count_phases(*given, None, table)
+            gains = (PhaseGain.of(*pair) for pair in zip(default, passes, strict=True))
+            tuning = TuningGain(str(database), *gains)
     loss = None
     if known is not None and selection is not None and selection.choices:
         with stages("compile (int8)"):
@@ -173,15 +184,14 @@ def run_model(
     del imported  # one model in memory at a time
     with stages("import (float)"):
         imported = sparqle_tvm.frontend.from_gguf(path, activations="float32", progress=progress)
+    layers = layer_sparsities(records, prefill_encodings(encodings))
     floating = _evaluate(stages, "float", imported, ids, chosen, split=False)
     return RunResult(
-        model_name=imported.name,
-        model_sha256=imported.sha256,
-        text_name=name,
-        tokens=tokens,
+        model=ModelFile(imported.name, imported.sha256),
+        text=Text(name, tokens),
         transformer=shape,
         accelerator=chosen,
-        table=default_table(chosen) if table is None else table,
+        table=table,
         engine=engine,
         exact=split.digest == same.digest,
         loss=loss,
@@ -190,10 +200,10 @@ def run_model(
             "int8": plain.perplexity,
             "sparqle": split.perplexity,
         },
-        layers=layer_sparsities(records, prefill_encodings(encodings)),
-        prefill=prefill,
-        decode=decode,
-        balance=gain,
+        msb_sparsity=MsbSparsity(passes[0].msb_sparsity, by_kind(layers), layers),
+        prefill=passes[0],
+        decode=passes[1],
+        balance=sorting,
         uncounted=_uncounted(imported.config, records),
         tuning=tuning,
         seconds=stages.seconds,
@@ -203,9 +213,9 @@ def run_model(
 def _check_arguments(
     tokens: int, accelerator: str | Accelerator | tvm.target.Target, engine: str, balance: str
 ) -> Accelerator:
-    if engine not in get_args(CountEngine):
+    if engine not in get_args(Counting):
         raise InvalidArgumentError(
-            f"engine {engine!r} is unknown; known: {', '.join(get_args(CountEngine))}"
+            f"engine {engine!r} is unknown; known: {', '.join(get_args(Counting))}"
         )
     if balance not in BALANCES:
         raise InvalidArgumentError(f"balance {balance!r} is unknown; known: {', '.join(BALANCES)}")
@@ -275,7 +285,7 @@ def _evaluate(
     accelerator: Accelerator,
     *,
     split: bool,
-    engine: CountEngine = "analytical",
+    engine: Counting = "analytical",
     balance: Balance = "none",
     tuned: TuningDatabase | None = None,
     calibration: Calibration | None = None,

@@ -33,8 +33,20 @@ class CountedOp(Protocol):
         """Cycles of the array."""
 
     @property
+    def compute_cycles(self) -> int:
+        """Cycles of the slower of array and drain."""
+
+    @property
+    def dma_cycles(self) -> int:
+        """Cycles of all transfers."""
+
+    @property
     def total_cycles(self) -> int:
         """Time in clock cycles."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights, scales, minima and offsets read."""
 
     @property
     def dram_bytes(self) -> int:

@@ -13,7 +13,7 @@ from sparqle_tvm.report.comparison import (
     to_json,
 )
 from sparqle_tvm.report.paper import MODELS, RANGES
-from sparqle_tvm.report.savings import Curve, Point
+from sparqle_tvm.studies.savings import Curve, Point
 from sparqle_tvm.target.accelerator import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -28,7 +28,7 @@ from sparqle_tvm.report.pictures.style import (
     style,
     width,
 )
-from sparqle_tvm.results.estimate import Estimate
+from sparqle_tvm.results.passes import PassResult
 
 _LOOKS = {
     "dram": (BLUE, ""),
@@ -48,7 +48,7 @@ _OTHER = (PURPLE, "")
 
 
 def draw_energy(
-    estimates: Sequence[Estimate], part: str = "whole_model", *, narrow: bool = False
+    estimates: Sequence[PassResult], part: str = "whole_model", *, narrow: bool = False
 ) -> Figure:
     """Bars of joules, stacked by component, one per scheme; a panel per estimate.
 
@@ -56,7 +56,7 @@ def draw_energy(
 
     Parameters
     ----------
-    estimates : sequence of Estimate
+    estimates : sequence of PassResult
         Their schemes are drawn in their order.
     part : {"dense_layers", "whole_model"}
         What is counted.
@@ -80,15 +80,15 @@ def name_of(component: str) -> str:
     return "DRAM" if component == "dram" else component.replace("_", " ")
 
 
-def _draw_bars(axes: Axes, result: Estimate, part: str) -> list[str]:
+def _draw_bars(axes: Axes, result: PassResult, part: str) -> list[str]:
     """Draw a panel; return the components that are not zero."""
     shown: dict[str, None] = {}
-    most = max(getattr(found, part).energy.joules.high for found in result.schemes.values())
+    most = max(found.part(part).energy.joules.high for found in result.schemes.values())
     factor, prefix = formats.prefix_of(most)
     order = [scheme for scheme in SCHEME_NAMES if scheme in result.schemes]
     for y, scheme in enumerate(order):
-        breakdown = getattr(result.schemes[scheme], part).energy
-        components = {name: band.mid * 1e-12 for name, band in breakdown.components.items()}
+        breakdown = result.schemes[scheme].part(part).energy
+        components = {name: band.mid for name, band in breakdown.components.items()}
         left = 0.0
         for name in sorted(components, key=_rank):
             if components[name]:
@@ -106,9 +106,7 @@ def _draw_bars(axes: Axes, result: Estimate, part: str) -> list[str]:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / factor:g}")
     axes.set_xlabel(f"{prefix}J")
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    prefill = result.phase == "prefill"
-    tokens = f"{result.seq:,} tokens" if prefill else f"1 token after {result.seq:,}"
-    axes.set_title(f"{result.phase}, {tokens}")
+    axes.set_title(result.name)
     return list(shown)
 
 
