@@ -24,9 +24,10 @@ from sparqle_tvm.calibration.choosable_model import ChoosableModel
 from sparqle_tvm.calibration.loss import compare
 from sparqle_tvm.results.losses import Loss
 from sparqle_tvm.results.passes import layer_type
-from sparqle_tvm.studies.calibrate import calibrate, import_model, read_tokens
+from sparqle_tvm.studies.calibrate import calibrate
 from sparqle_tvm.studies.count import count_phases
 from sparqle_tvm.studies.evaluation import transformer_shape
+from sparqle_tvm.studies.inputs import import_model, read_tokens
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.model import EncodedActivation
 

@@ -77,7 +77,7 @@ def _tune(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.frontend import from_gguf
     from sparqle_tvm.report.tuning import tuning_document
     from sparqle_tvm.studies.count import OUTPUT_LABEL
-    from sparqle_tvm.studies.run import model_path
+    from sparqle_tvm.studies.inputs import model_path
     from sparqle_tvm.target.accelerator import Accelerator
     from sparqle_tvm.tuning import tune
 

@@ -147,17 +147,23 @@ def _printed(section: Section, width: int) -> Iterator[RenderableType]:
         elif isinstance(part, Notice):
             yield Text(part.text, style="yellow")
         elif isinstance(part, Table) and not part.folded:
-            # Cells of words wrap where a little is missing.
-            fits = _width_on_one_line(part) <= 1.25 * width
-            yield _rich(part) if fits else _too_wide(part)
+            yield _rich(part) if _fits(part, width) else _too_wide(part)
 
 
-def _width_on_one_line(table: Table) -> int:
-    """Columns that a table takes with every cell on one line; headings may wrap."""
+def _fits(table: Table, width: int) -> bool:
+    """Cells of words may wrap where a little is missing, headings anyway; no word or number."""
     rows = [texts for _, group in table.groups() for texts in group]
-    cells = [max((len(row[i]) for row in rows), default=0) for i in range(len(table.shown))]
-    words = [max(map(len, column.title.split()), default=0) for column in table.shown]
-    return sum(max(pair) + 2 for pair in zip(cells, words, strict=True))
+    widths = [_widths(column, [row[i] for row in rows]) for i, column in enumerate(table.shown)]
+    gaps = 2 * len(widths) - 2
+    narrowest, whole = (sum(pair[i] for pair in widths) + gaps for i in (0, 1))
+    return narrowest <= width and whole <= 1.1 * width
+
+
+def _widths(column: Column, cells: list[str]) -> tuple[int, int]:
+    """Columns that a column takes at least, and with every cell on one line; headings wrap."""
+    heading = max(map(len, column.title.split()), default=0)
+    parts = cells if column.numeric else [word for cell in cells for word in cell.split()]
+    return max(heading, *map(len, parts), 0), max(heading, *map(len, cells), 0)
 
 
 def _too_wide(table: Table) -> Text:
@@ -212,13 +218,12 @@ def _grid(
         padding=(0, 1, 0, 0),
     )
     for i, column in enumerate(table.shown):
-        texts = [column.title, *(row[i] for row in everything)]
+        cells = [row[i] for row in everything]
         shown.add_column(
             column.title,
             justify="right" if column.numeric else "left",
-            # Only whole words wrap.
-            min_width=max((len(word) for text in texts for word in text.split()), default=0),
-            width=max(map(len, texts)) if rows is not None else None,
+            min_width=_widths(column, cells)[0],
+            width=max(map(len, [column.title, *cells])) if rows is not None else None,
         )
     for texts in everything if rows is None else rows:
         shown.add_row(*(_cell(*pair) for pair in zip(table.shown, texts, strict=True)))

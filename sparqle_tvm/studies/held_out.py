@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from sparqle_tvm.calibration.budget import Budget
 from sparqle_tvm.calibration.loss import compare
 from sparqle_tvm.calibration.search import Selection
 from sparqle_tvm.results.losses import Loss, RunLoss
+from sparqle_tvm.studies.inputs import read_tokens
 
 if TYPE_CHECKING:
     from sparqle_tvm.calibration.choosable_model import ChoosableModel
@@ -66,7 +66,7 @@ def held_out_loss(
     tokens : int
         Tokens of it, at most.
     """
-    name, ids = _heldout_tokens(imported, text, tokens)
+    name, ids = read_tokens(imported, text, tokens, heldout=True, fewer=True)
     reference = choosable.loss(ids)
     found = choosable.loss(ids, selection, reference=reference)
     return RunLoss(
@@ -77,15 +77,3 @@ def held_out_loss(
         text=name,
         increase=Loss.of(compare(reference, found)),
     )
-
-
-def _heldout_tokens(
-    imported: ImportedModel, text: str | PathLike[str] | None, tokens: int
-) -> tuple[str, Sequence[int]]:
-    """Name and first tokens of the text: all that it has, if it has fewer."""
-    from sparqle_tvm.frontend.text import builtin_parts, read_text
-    from sparqle_tvm.studies.calibrate import HELDOUT_TEXT
-
-    content = builtin_parts()[0] if text is None else read_text(text)
-    name = HELDOUT_TEXT if text is None else str(text)
-    return name, imported.tokenizer.encode(content)[:tokens]

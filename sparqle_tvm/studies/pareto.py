@@ -81,9 +81,10 @@ def pareto(
         text or target.
     """
     from sparqle_tvm.calibration.choosable_model import ChoosableModel
-    from sparqle_tvm.studies.calibrate import MEASURED_TOKENS, import_model, read_tokens
+    from sparqle_tvm.studies.calibrate import MEASURED_TOKENS
     from sparqle_tvm.studies.count import count_phases
     from sparqle_tvm.studies.evaluation import transformer_shape
+    from sparqle_tvm.studies.inputs import import_model, read_tokens
 
     chosen = Accelerator.from_target(accelerator)
     if chosen.digit_bits != 4:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError, TargetError
@@ -37,6 +36,7 @@ from sparqle_tvm.studies.evaluation import (
     layer_sparsities,
     transformer_shape,
 )
+from sparqle_tvm.studies.inputs import BUILTIN_MODEL, model_path, read_content
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.balance import BALANCES, Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
@@ -49,9 +49,6 @@ if TYPE_CHECKING:
     from sparqle_tvm.frontend import ImportedModel
     from sparqle_tvm.models.llama import LlamaConfig
     from sparqle_tvm.tuning.database import TuningDatabase
-
-BUILTIN_MODEL = "smollm2"
-BUILTIN_TEXT = "built-in prose (Python's language reference)"
 
 LOSS_TOKENS = 2048
 """Tokens that the loss of scale factors is measured on by default."""
@@ -125,20 +122,20 @@ def run_model(
         in activations, an unsuitable TVM.
     """
     chosen = _check_arguments(tokens, accelerator, engine, balance)
-    import sparqle_tvm
     from sparqle_tvm.calibration.budget import Budget
     from sparqle_tvm.calibration.choosable_model import ChoosableModel
+    from sparqle_tvm.frontend import from_gguf
     from sparqle_tvm.frontend.text import load_tokens
     from sparqle_tvm.studies.held_out import ChosenFunctions, held_out_loss
 
     tuned = _open_database(database, chosen, engine)
     known, selection = _select(calibration, budget)
-    name, content = _read_text(text)
+    name, content = read_content(text)
     path = model_path(model, progress=progress)
     lossy = selection is not None and bool(selection.choices)
     stages = Stages(STAGE_COUNT + 2 * lossy, progress)
     with stages("import (int8)"):
-        imported = sparqle_tvm.frontend.from_gguf(path, activations="int8", progress=progress)
+        imported = from_gguf(path, activations="int8", progress=progress)
         ids = load_tokens(imported.tokenizer, content, tokens)
     # The split form first: what cannot be split is refused before minutes are spent on the rest.
     split = _evaluate(
@@ -183,7 +180,7 @@ def run_model(
         plain = same = _evaluate(stages, "int8", imported, ids, chosen, split=False)
     del imported  # one model in memory at a time
     with stages("import (float)"):
-        imported = sparqle_tvm.frontend.from_gguf(path, activations="float32", progress=progress)
+        imported = from_gguf(path, activations="float32", progress=progress)
     layers = layer_sparsities(records, prefill_encodings(encodings))
     floating = _evaluate(stages, "float", imported, ids, chosen, split=False)
     return RunResult(
@@ -262,21 +259,6 @@ def _open_database(
     return open_database(database, accelerator)
 
 
-def model_path(model: str | PathLike[str], *, progress: bool = True) -> Path:
-    """Return the GGUF file of a model, fetching the built-in one on first use."""
-    if str(model) != BUILTIN_MODEL:
-        return Path(model)
-    from sparqle_tvm.models.builtin import fetch_builtin
-
-    return fetch_builtin(BUILTIN_MODEL, progress=progress)
-
-
-def _read_text(text: str | PathLike[str] | None) -> tuple[str, str]:
-    from sparqle_tvm.frontend.text import builtin_text, read_text
-
-    return (BUILTIN_TEXT, builtin_text()) if text is None else (str(text), read_text(text))
-
-
 def _evaluate(
     stages: Stages,
     name: str,
@@ -292,10 +274,11 @@ def _evaluate(
     budget: Budget | None = None,
     selection: Selection | None = None,
 ) -> Evaluation:
-    import sparqle_tvm
+
+    from sparqle_tvm.compiler import compile as compile_model
 
     with stages(f"compile ({name})"):
-        executable = sparqle_tvm.compile(
+        executable = compile_model(
             _used_functions(imported.mod),
             accelerator,
             split=split,
