@@ -21,14 +21,15 @@ from tvm import relax
 from tvm.relax import op
 
 from sparqle_tvm import dialect, passes
-from sparqle_tvm.compiler import host_target, lowering_passes, split_passes
+from sparqle_tvm.compiler import lowering_passes, split_passes
+from sparqle_tvm.host.processor import host_target
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.runtime.launch import LaunchRecord, recording
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.analytical import encode_cost
 from sparqle_tvm.target.cost.tiling import tiling_of_chunk
 from sparqle_tvm.target.isa import Tensor
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 ACCELERATOR = PRESETS["sparqle/edge"]
 
@@ -84,10 +85,10 @@ def main() -> None:
     assert plain.tobytes() == drained.tobytes(), "the two differ"
     totals = {}
     header = down.program.header
-    shape = DenseShape(options.tokens, options.width, options.hidden)
+    shape = DenseOp(options.tokens, options.width, options.hidden)
     tiling = tiling_of_chunk(shape, header.k_chunk, ACCELERATOR, "sparqle")
     # As many digits as the drain stored, spread evenly: the formula takes only their bytes.
-    stored = encoded[0].result.counts.dram_write_bytes[Tensor.OUT_MSB] * 8 // header.digit_bits
+    stored = encoded[0].result.counts.dram_write_bytes[Tensor.OUT_MSB] * 8 // header.op.digit_bits
     spans = -(-options.hidden // 8)
     even = np.full((options.tokens, spans), stored / options.tokens / spans).cumsum(axis=1)
     counts = np.diff(np.rint(even).astype(np.int64), axis=1, prepend=0)

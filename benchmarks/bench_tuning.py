@@ -34,8 +34,9 @@ from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
 
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
+from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.compile.schedule import Decisions
-from sparqle_tvm.target.compile.tir import DenseSpec, bucket
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.tuning import (
     Measurement,
     Meter,
@@ -166,9 +167,7 @@ def rank_correlations(
 def bench_space(
     rows: int, n: int, k: int, accelerator: Accelerator, engine: Any, effort: Effort
 ) -> dict[str, Any]:
-    (task,) = tasks_of_group(
-        (DenseSpec(m=bucket(rows), n=n, k=k, group_size=32),), rows, accelerator
-    )
+    (task,) = tasks_of_group((DenseOp(m=bucket(rows), n=n, k=k, group_size=32),), rows, accelerator)
     meter = Meter(accelerator, engine=engine)
     space = (small_space if engine == "simulator" else formula_space)(task, accelerator)
     points = [p for p in space.points() if meter.refuses(task, p) is None]
@@ -233,7 +232,7 @@ def model_tasks(model: str, rows: int, accelerator: Accelerator) -> list[TuningT
     groups, weights = MODELS[model]
     tasks: list[TuningTask] = []
     for group, times in groups:
-        specs = [DenseSpec(m=bucket(rows), n=n, k=k, **weights) for n, k in group]
+        specs = [DenseOp(m=bucket(rows), n=n, k=k, **weights) for n, k in group]
         for task in tasks_of_group(specs, rows, accelerator):
             tasks.append(replace(task, weight=times * task.weight))
     return tasks

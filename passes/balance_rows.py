@@ -23,9 +23,9 @@ from sparqle_tvm.passes._rewrite import (
     int_shape,
 )
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.tir import buckets
-from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.compile.buckets import buckets
+from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
+from sparqle_tvm.target.op import DenseOp
 
 
 @visitor
@@ -145,16 +145,17 @@ class _Balance(Rewriter):
         return buckets(self.owner.accelerator.rows)
 
 
-def _shape(call: relax.Call, rows: int) -> DenseShape:
+def _shape(call: relax.Call, rows: int) -> DenseOp:
     attrs = dialect.attributes(call)
     outputs, columns = int_shape(call.args[2])
-    return DenseShape(
+    return DenseOp(
         m=rows,
         n=outputs,
         k=columns,
         weight_bits=attrs["weight_bits"],
         group_size=attrs["group_size"],
         has_min=dialect.scaled_operands(call)[0] is not None,
+        digit_bits=attrs["k"],
     )
 
 
@@ -165,8 +166,8 @@ class BalanceRows:
     In the MSB pass, the rows of a group wait for the slowest of them. Sorted, rows of a group are
     alike. The dense ops that read the encoding get the order as an operand; what they compute does
     not depend on it, and on a host it is dropped. How many rows are sorted together, and whether
-    at all, is chosen for the number of rows (`target.cost.balance`); if that is symbolic, for the
-    row counts that programs are made for.
+    at all, is chosen for the number of rows (`target.cost.block_rows`); if that is symbolic, for
+    the row counts that programs are made for.
 
     Precondition: the encoding is read by ``split_dense_scaled`` only, or field by field.
 
@@ -185,7 +186,7 @@ class BalanceRows:
     accelerator : Accelerator
         The machine.
     goal : {"array", "time", "none"}
-        What should be least, see `target.cost.balance`.
+        What should be least, see `target.cost.block_rows`.
     report : PassReport, optional
         Takes the number of orders made, and why others were not.
     """

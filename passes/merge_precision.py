@@ -13,6 +13,7 @@ from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.numerics import max_exact, window_limits
+from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import (
     Rewriter,
@@ -25,8 +26,6 @@ from sparqle_tvm.passes._rewrite import (
 )
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
-
-SMALLEST_AMAX = 1e-30
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
-from sparqle_tvm.errors import CompileError, TargetError
+from sparqle_tvm.errors import CompileError, InvalidArgumentError, TargetError
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import (
     Rewriter,
@@ -24,10 +24,10 @@ from sparqle_tvm.passes._rewrite import (
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.compile.buckets import buckets
 from sparqle_tvm.target.compile.library import ProgramLibrary, Schedules
 from sparqle_tvm.target.compile.schedule import Decisions
-from sparqle_tvm.target.compile.tir import DenseSpec, buckets
-from sparqle_tvm.target.isa.header import Output
+from sparqle_tvm.target.op import DenseOp, Output
 from sparqle_tvm.target.program.bundle import PROGRAMS_FUNCTION, pack_bundle
 from sparqle_tvm.target.simulator.dram import pack_weights
 
@@ -40,7 +40,7 @@ OUT_FORMAT = ("out_window", "out_zero", "out_low", "out_high")
 
 
 # Programs of an op: a spec for each row count.
-Specs = tuple[DenseSpec, ...]
+Specs = tuple[DenseOp, ...]
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class _Offload(Rewriter):
                 self.owner.readers.setdefault(original.args[0], []).append(op.specs)
                 return None
             drained = self.bound if dialect.is_op(call, "split_dense_encoded") else None
-            bundle = self.owner.bundle(op.specs, original.args[0], drained, label)
-        except (CompileError, TargetError) as error:
+            bundle = self.owner.bundle(op.specs, original.args[0], drained)
+        except (CompileError, InvalidArgumentError, TargetError) as error:
             if not self.planning:
                 self.report.skip("OffloadDense", str(call.op.name), label, str(error))
             return None
@@ -131,10 +131,11 @@ class _Offload(Rewriter):
             minimum, row_order = dialect.scaled_operands(call)
         outs = {name: attrs[name] for name in OUT_FORMAT if output == "encoded"}
         return tuple(
-            DenseSpec(
+            DenseOp(
                 m=rows,
                 n=outputs,
                 k=columns,
+                label=attrs["label"],
                 digit_bits=attrs["k"],
                 window=attrs["window"],
                 weight_bits=attrs["weight_bits"],
@@ -223,7 +224,7 @@ class OffloadDense:
     ----------
     library : ProgramLibrary
         After the pass: every program that was generated.
-    readers : dict of relax.Var to list of tuple of DenseSpec
+    readers : dict of relax.Var to list of tuple of DenseOp
         The ops that read each encoding, each with a spec for every row count. They share the K
         chunk, because the MSB digits lie in DRAM chunk by chunk.
     chunks : dict of relax.Var to tuple of int
@@ -242,7 +243,7 @@ class OffloadDense:
         self.library = ProgramLibrary(accelerator, tuned)
         self.readers: dict[Any, list[Specs]] = {}
         self.chunks: dict[Any, tuple[int, ...]] = {}
-        self._bundles: dict[tuple[tuple[DenseSpec, Decisions], ...], relax.Expr] = {}
+        self._bundles: dict[tuple[tuple[DenseOp, Decisions], ...], relax.Expr] = {}
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""
@@ -250,7 +251,7 @@ class OffloadDense:
         apply_rewriter(mod, self.report, lambda m: _Offload(m, self.report, self, True))
         return apply_rewriter(mod, self.report, lambda m: _Offload(m, self.report, self, False))
 
-    def bundle(self, specs: Specs, encoding: Any, drained: Any, label: str) -> relax.Expr:
+    def bundle(self, specs: Specs, encoding: Any, drained: Any) -> relax.Expr:
         """The programs of ``specs`` as a (bytes,) uint8 constant, made once.
 
         ``encoding`` is the variable they read, ``drained`` that of the encoding they make or None.
@@ -269,10 +270,10 @@ class OffloadDense:
         else:
             together = list(zip(specs, groups, strict=True))
             if any(self.library.from_database(spec, group) is not None for spec, group in together):
-                self.report.note_tuned(label)
+                self.report.note_tuned(specs[0].label)
             key = tuple((spec, self.library.decisions(spec, group)) for spec, group in together)
         if key not in self._bundles:
-            data = pack_bundle([self.library.program(*chosen, label) for chosen in key])
+            data = pack_bundle([self.library.program(*chosen) for chosen in key])
             self._bundles[key] = relax.const(np.frombuffer(data, np.uint8), "uint8")
         if drained is not None:
             self.chunks[drained] = tuple(spec.out_chunk for spec, _ in key)

@@ -17,10 +17,11 @@ from tvm import relax
 
 from sparqle_tvm import dialect, passes
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, MissingExtraError
+from sparqle_tvm.host.processor import host_target
 from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.runtime.executable import EncodingRecord, Executable
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.balance import BALANCES, Balance
+from sparqle_tvm.target.cost.block_rows import BALANCES, Balance
 
 if TYPE_CHECKING:
     from sparqle_tvm.calibration import Budget, Calibration
@@ -271,11 +272,6 @@ def host_pipeline() -> tvm.transform.Pass:
         relax.transform.EliminateCommonSubexpr(),
     ]
     return tvm.transform.Sequential(shared + lowering_passes(), name="sparqle_host")
-
-
-def host_target() -> tvm.target.Target:
-    """The CPU this process runs on, as a TVM target."""
-    return tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
 
 
 def compile(

@@ -17,8 +17,9 @@ from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import INTEGER_LIMITS, MatmulSpec
 from sparqle_tvm.host.panels import panel_matrix, panel_vector
-from sparqle_tvm.host.split_dense import DenseSpec, split_dense_kernel
-from sparqle_tvm.host.tiling import host_tile, static_int
+from sparqle_tvm.host.register_tile import host_tile, static_int
+from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
+from sparqle_tvm.target.op import DenseOp, Output
 
 
 def legalize_encode(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -44,7 +45,7 @@ def legalize_balance_rows(bb: relax.BlockBuilder, call: relax.Call) -> relax.Exp
 def legalize_split_dense(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Lower ``R.sparqle.split_dense``; the weight's shape has to be static."""
     encoding, weight, bias = call.args
-    spec = _dense_spec(call, weight, form="int32")
+    spec = _dense_kernel(call, weight)
     cols = spec.tile.cols
     args = [
         *_encoding_fields(bb, encoding),
@@ -59,18 +60,18 @@ def legalize_split_dense_scaled(bb: relax.BlockBuilder, call: relax.Call) -> rel
     encoding, act_scale, weight, w_scale, offset = call.args[:5]
     # A row order behind the others is for accelerators: it changes nothing of the result.
     group = call.args[5:7] if len(call.args) >= 7 else []
-    grouped = int(call.attrs["group_size"]) > 0
-    spec = _dense_spec(
+    spec = _dense_kernel(
         call,
         weight,
-        form="grouped" if grouped else "channel",
-        minimum=len(group) > 0,
-        scale_shape=_scale_shape(call, act_scale),
+        _scale_shape(call, act_scale),
+        group_size=int(call.attrs["group_size"]),
+        has_min=len(group) > 0,
+        output="float32",
     )
     cols = spec.tile.cols
     scale = (
         _arrange_matrix(bb, w_scale, "float32", cols)
-        if grouped
+        if spec.op.group_size
         else _arrange_vector(bb, w_scale, cols)
     )
     args = [
@@ -171,26 +172,26 @@ def _legalize_encoding(bb: relax.BlockBuilder, call: relax.Call, qmax: int) -> r
     return _call(bb, encode_kernel(spec), name, list(call.args), call.ty)
 
 
-def _dense_spec(
+def _dense_kernel(
     call: relax.Call,
     weight: relax.Expr,
-    *,
-    form: str,
-    minimum: bool = False,
     scale_shape: tuple[int, ...] | None = None,
-) -> DenseSpec:
-    return DenseSpec(
-        lead=len(call.ty.shape.values) - 1,
-        columns=int(call.attrs["in_features"]),
-        channels=static_int(weight.ty.shape.values[0], f"N of {call.op.name}"),
-        k=int(call.attrs["k"]),
+    *,
+    group_size: int = 0,
+    has_min: bool = False,
+    output: Output = "int32",
+) -> DenseKernel:
+    op = DenseOp(
+        m=1,
+        n=static_int(weight.ty.shape.values[0], f"N of {call.op.name}"),
+        k=int(call.attrs["in_features"]),
+        digit_bits=int(call.attrs["k"]),
         weight_bits=int(call.attrs["weight_bits"]),
-        form=form,
-        group_size=int(call.attrs["group_size"]) if form == "grouped" else 0,
-        minimum=minimum,
-        scale_shape=scale_shape,
-        tile=host_tile(),
+        group_size=group_size,
+        has_min=has_min,
+        output=output,
     )
+    return DenseKernel(op, len(call.ty.shape.values) - 1, scale_shape, host_tile())
 
 
 def _scale_shape(call: relax.Call, act_scale: relax.Expr) -> tuple[int, ...] | None:

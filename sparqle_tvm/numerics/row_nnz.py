@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.numerics.balance import sorted_rows
+from sparqle_tvm.numerics.row_order import sorted_rows
 
 _POPCOUNT = np.array([value.bit_count() for value in range(256)], dtype=np.uint8)
 

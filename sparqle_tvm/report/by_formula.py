@@ -20,7 +20,8 @@ from sparqle_tvm.results.passes import Layer, Phase
 from sparqle_tvm.results.run import RunResult
 from sparqle_tvm.studies.estimate import estimate
 from sparqle_tvm.studies.savings import Curve, Series, saving_curves
-from sparqle_tvm.target.cost.energy_table import EnergyTable
+from sparqle_tvm.target.cost.baselines import scheme_notes
+from sparqle_tvm.target.cost.energy_table import NOT_CHECKED, EnergyTable
 
 SPARSITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 PREFILL_TOKENS = (64, 512, 4096)
@@ -141,14 +142,14 @@ def estimate_sections(model: RunModel) -> Iterator[Section]:
 def constants_table(table: EnergyTable) -> Table:
     """Every constant of an energy table with its source."""
     rows: list[dict[str, Any]] = [
-        {"name": name.replace("_", " "), **vars(constant)}
-        for name, constant in table.operations.items()
+        {
+            "name": name,
+            **vars(constant),
+            "source": ". ".join(filter(None, (constant.source, constant.note))),
+            "checked": constant.checked or NOT_CHECKED,
+        }
+        for name, constant in table.constants.items()
     ]
-    rows += [
-        {"name": f"on-chip memory, {size // 1024} KiB", **vars(constant)}
-        for size, constant in table.sram.items()
-    ]
-    rows.append({"name": table.memory_name, **vars(table.dram)})
     rows += [
         {
             "name": name.replace("_", " "),
@@ -157,6 +158,7 @@ def constants_table(table: EnergyTable) -> Table:
             "high": parameter.high,
             "unit": parameter.unit,
             "source": f"no published value: {parameter.why}",
+            "checked": "",
         }
         for name, parameter in table.parameters.items()
     ]
@@ -171,6 +173,7 @@ def constants_table(table: EnergyTable) -> Table:
             Column("unit", "unit"),
             figure("year", "year", str),
             Column("source", "source"),
+            Column("checked", "checked against"),
         ),
         rows=tuple(rows),
         folded=True,
@@ -200,10 +203,10 @@ def _energy_section(model: RunModel) -> Section:
 
     table = energy_table(
         model.phases,
+        model.run.accelerator,
         model.run.table.name,
-        "dense: two passes; native: one pass of 8-bit multipliers on the same area; a4: "
-        "activations of 4 bits, whose results are others. Bands are those of parameters without a "
-        "published value.",
+        f"{scheme_notes(model.run.accelerator)} Bands are those of parameters without a published "
+        "value.",
     )
     picture = Picture(
         "energy",

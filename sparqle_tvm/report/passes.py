@@ -12,6 +12,7 @@ from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Table
 from sparqle_tvm.results.passes import BASELINE, LIMITS, PARTS, PartCost, PassResult
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.baselines import scheme_name
 
 LIMIT_NAMES = {
     "compute": "computation",
@@ -32,13 +33,18 @@ def describe(accelerator: Accelerator) -> str:
     return (
         f"{a.name}: {a.rows}x{a.cols} PEs of {a.lanes} {a.digit_bits}-bit lanes at "
         f"{a.clock_ghz:g} GHz, {buffers_kib} KiB of buffers, "
-        f"DRAM {a.dram_bytes_per_cycle:g} bytes/cycle"
+        f"{a.memory} {a.dram_bytes_per_cycle:g} bytes/cycle"
     )
 
 
-def scheme_name(scheme: str) -> str:
-    """What readers call a scheme."""
-    return "split" if scheme == "sparqle" else scheme
+def scheme_column(accelerator: Accelerator) -> Column:
+    """A column of schemes, by the names that readers know."""
+    return Column("scheme", "scheme", lambda scheme: shown_name(accelerator, scheme))
+
+
+def shown_name(accelerator: Accelerator, scheme: str) -> str:
+    """What tables of reports call a scheme."""
+    return "split" if scheme == "sparqle" else scheme_name(accelerator, scheme)
 
 
 def figure(key: str, title: str, show: Callable[[Any], str], **more: Any) -> Column:
@@ -72,7 +78,7 @@ def cost_table(passes: Sequence[PassResult], accelerator: Accelerator) -> Table:
         "the same array)",
         columns=(
             Column("part", ""),
-            Column("scheme", "scheme", scheme_name),
+            scheme_column(accelerator),
             figure("cycles", "cycles", formats.grouped),
             figure("seconds", "time", formats.seconds),
             saving("cycles_saved"),
@@ -89,14 +95,14 @@ def cost_table(passes: Sequence[PassResult], accelerator: Accelerator) -> Table:
     )
 
 
-def limits_table(passes: Sequence[PassResult]) -> Table:
+def limits_table(passes: Sequence[PassResult], accelerator: Accelerator) -> Table:
     """Shares of the time that computation and each kind of memory traffic limit."""
     return Table(
         name="limits",
         title="What limits the time, in shares of it: computation, or memory for",
         columns=(
             Column("part", ""),
-            Column("scheme", "scheme", scheme_name),
+            scheme_column(accelerator),
             *(figure(f"{x}_bound_share", LIMIT_NAMES[x], formats.percent) for x in LIMITS),
         ),
         rows=tuple(
@@ -106,14 +112,16 @@ def limits_table(passes: Sequence[PassResult]) -> Table:
     )
 
 
-def energy_table(passes: Sequence[PassResult], table: str, note: str) -> Table:
+def energy_table(
+    passes: Sequence[PassResult], accelerator: Accelerator, table: str, note: str = ""
+) -> Table:
     """Joules and what is saved, each with its band."""
     return Table(
         name="energy",
         title=f"Energy with the table {table}, and the band of what has no published value",
         columns=(
             Column("part", ""),
-            Column("scheme", "scheme", scheme_name),
+            scheme_column(accelerator),
             figure("joules", "energy", formats.joules),
             figure("joules_low", "low", formats.joules),
             figure("joules_high", "high", formats.joules),
@@ -127,7 +135,7 @@ def energy_table(passes: Sequence[PassResult], table: str, note: str) -> Table:
     )
 
 
-def components_table(passes: Sequence[PassResult], table: str) -> Table:
+def components_table(passes: Sequence[PassResult], accelerator: Accelerator, table: str) -> Table:
     """Joules of the whole model by component, a column for each scheme."""
     schemes = list(passes[0].schemes)
     energies = [{s: p.schemes[s].whole_model.energy for s in schemes} for p in passes]
@@ -137,7 +145,7 @@ def components_table(passes: Sequence[PassResult], table: str) -> Table:
         columns=(
             Column("pass", ""),
             Column("component", "", _component),
-            *(figure(f"{s}_joules", scheme_name(s), formats.joules) for s in schemes),
+            *(figure(f"{s}_joules", shown_name(accelerator, s), formats.joules) for s in schemes),
         ),
         rows=tuple(
             {

@@ -83,7 +83,7 @@ def cost_section(run: RunResult) -> Section:
         f"{run.decode.past}. {_HOW[run.engine]} Float tensors travel at "
         f"{8 * run.accelerator.float_bytes} bits.",
         cost_table(run.passes, run.accelerator),
-        limits_table(run.passes),
+        limits_table(run.passes, run.accelerator),
         _energy_note(run),
     ]
     if run.balance is not None:

@@ -11,7 +11,8 @@ from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape
 from sparqle_tvm.models.sparsity import MsbDistribution
 from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.balance import Balance
+from sparqle_tvm.target.cost.baselines import scheme_name, scheme_notes
+from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable
 
 JSON_VERSION = 2
@@ -27,12 +28,15 @@ class DigitSource:
         In words.
     transferred : bool
         Measured on another model.
+    digit_bits : int
+        Bits k of a digit.
     layer_types : mapping of str to float
         MSB sparsity by `models.shapes.LAYER_TYPES`.
     """
 
     source: str
     transferred: bool
+    digit_bits: int
     layer_types: Mapping[str, float]
 
     @classmethod
@@ -41,6 +45,7 @@ class DigitSource:
         return cls(
             distribution.label,
             distribution.transferred,
+            distribution.digit_bits,
             {kind: distribution.msb_sparsity(kind) for kind in LAYER_TYPES},
         )
 
@@ -79,6 +84,41 @@ class Estimate(PassResult):
         """Tokens of a sequence: of the pass in prefill, in the cache before it in decode."""
         return self.past or self.tokens
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader has to know of the figures, in sentences."""
+        notes = [self.positions_note]
+        waiting = [
+            scheme_name(self.accelerator, scheme)
+            for scheme, found in self.schemes.items()
+            if found.whole_model.weight_bound
+        ]
+        if waiting:
+            notes.append(
+                f"Most of the time goes to waiting for weights under {', '.join(waiting)}: split "
+                "activations cannot help there."
+            )
+        notes.append(
+            "Counted by formula. Bands: parameters without a published value, see the energy "
+            f"table. {scheme_notes(self.accelerator)}"
+        )
+        return tuple(filter(None, (*notes, self.table.unchecked_note)))
+
+    @property
+    def positions_note(self) -> str:
+        """That a sequence is longer than the model was made for; empty if it is not."""
+        needed = self.past + self.tokens
+        limit = self.model.max_positions
+        if not limit or needed <= limit:
+            return ""
+        return (
+            f"A sequence of {needed:,} tokens is beyond the model's {limit:,} positions: it was "
+            "not made for that many."
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """JSON form; the table has every constant with its unit, source and year."""
-        return {"version": JSON_VERSION, **plain(self)}
+        """JSON form, with `notes`.
+
+        The table has every constant with its unit, source, year, and what it was checked against.
+        """
+        return {"version": JSON_VERSION, "notes": list(self.notes), **plain(self)}

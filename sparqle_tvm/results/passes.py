@@ -20,7 +20,7 @@ from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.model import CountedOp
 from sparqle_tvm.target.cost.vector import VectorCost
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -205,7 +205,7 @@ class Layer:
     msb_sparsity : float
         Share of zero MSB digits in its activations, 0 to 1.
     m, n, k, weight_bits, group_size, has_min
-        As in `target.op.DenseShape`.
+        As in `target.op.DenseOp`.
     macs : int
         Multiply-accumulates at full precision.
     costs : mapping of str to WorkCost
@@ -317,7 +317,7 @@ class CountedEncoding:
     ----------
     label, type, window, msb_sparsity, times, block_rows
         As in `Layer` and `Other`; an empty `type` is that of each op's label.
-    shapes : tuple of DenseShape
+    shapes : tuple of DenseOp
         The ops.
     costs : mapping of str to CountedCosts
         By scheme; ops in the order of `shapes`.
@@ -326,7 +326,7 @@ class CountedEncoding:
     label: str
     window: str
     msb_sparsity: float
-    shapes: tuple[DenseShape, ...]
+    shapes: tuple[DenseOp, ...]
     costs: Mapping[str, CountedCosts]
     type: str = ""
     times: int = 1

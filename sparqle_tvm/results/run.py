@@ -12,7 +12,7 @@ from sparqle_tvm.files import plain, read_json, typed_version
 from sparqle_tvm.results.losses import RunLoss
 from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.balance import Balance
+from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable
 from sparqle_tvm.target.cost.vector import TransformerShape
 
@@ -111,7 +111,7 @@ class SortingResult:
     Attributes
     ----------
     goal : {"array", "time", "none"}
-        What rows are sorted for, see `target.cost.balance`.
+        What rows are sorted for, see `target.cost.block_rows`.
     sorted_encodings, encodings : int
         Encodings that sort their rows, and all.
     block_rows : tuple of int

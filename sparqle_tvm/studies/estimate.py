@@ -22,10 +22,10 @@ from sparqle_tvm.results.estimate import DigitSource, Estimate
 from sparqle_tvm.results.passes import PHASES, CountedCosts, CountedEncoding, Phase, pass_result
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import encoding_costs
-from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
+from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
+from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.vector import vector_costs
-from sparqle_tvm.target.op import ALL_SCHEMES, Scheme
 
 if TYPE_CHECKING:
     from tvm.target import Target
@@ -59,18 +59,18 @@ def estimate(
     batch : int
         Sequences. Their rows share the weights; keys and values are those of each sequence.
     msb_sparsity : str, float, path or MsbDistribution
-        ``measured`` (on SmolLM2-135M), a share of zero MSB digits, or a JSON file; see
-        `sparqle_tvm.models.sparsity`.
+        ``measured`` (on SmolLM2-135M, with digits as wide as the accelerator's), a share of zero
+        MSB digits, or a JSON file; see `sparqle_tvm.models.sparsity`.
     target : str, Accelerator or tvm.target.Target
         A preset, an accelerator file (``.toml``), an accelerator or a TVM target.
     table : EnergyTable, optional
-        Energy of single operations; by default 7 nm and the memory that the preset stands for.
+        Energy of single operations; by default 7 nm and the accelerator's memory.
     schemes : sequence of str
         What to compare.
     kv_bits : int
-        Bits of a cached key or value; they are stored plain.
+        Bits of a cached key or value, one of `target.cost.vector.KV_BITS`; they are stored plain.
     balance : {"array", "time", "none"}
-        What rows are sorted for under ``sparqle``, see `target.cost.balance`.
+        What rows are sorted for under ``sparqle``, see `target.cost.block_rows`.
     static_watts : float, optional
         Leakage and idle power; by default that of the table's parameter.
     seed : int
@@ -79,14 +79,15 @@ def estimate(
     Raises
     ------
     InvalidArgumentError
-        If model, phase, scheme or sparsity are unknown, a number is not positive, or a power
-        is negative.
+        If model, phase, scheme or sparsity are unknown, digits were measured at another width,
+        `kv_bits` is none of `target.cost.vector.KV_BITS`, a number is not positive, or a power is
+        negative.
     TargetError
         If the accelerator is unknown, or no tile fits its buffers.
     """
-    shape, distribution = model_shape(model), msb_distribution(msb_sparsity)
+    shape, accelerator = model_shape(model), Accelerator.from_target(target)
+    distribution = msb_distribution(msb_sparsity, accelerator.digit_bits)
     _check(phase, seq, batch, schemes)
-    accelerator = Accelerator.from_target(target)
     table = default_table(accelerator) if table is None else table
     tokens = seq if phase == "prefill" else 1
     past = 0 if phase == "prefill" else seq
@@ -153,7 +154,7 @@ def _count(
     seed: int,
 ) -> Iterator[CountedEncoding]:
     """Count the layers of a type: one for each class of digits, which the baselines share."""
-    readers = shape.readers(kind, rows)
+    readers = shape.readers(kind, rows, accelerator.digit_bits)
     k, group = readers[0].k, max(readers[0].group_size, 1)
     unit = math.lcm(8, accelerator.lanes, group)
     # A baseline takes no more from the digits than how many rows and columns there are.

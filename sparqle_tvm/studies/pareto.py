@@ -13,6 +13,7 @@ from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.loss import LossIncrease, compare
 from sparqle_tvm.calibration.search import Importance, Search
 from sparqle_tvm.errors import InvalidArgumentError, TargetError
+from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.results.losses import Loss, ParetoPoint, ParetoResult
 from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.target.accelerator import Accelerator
@@ -87,8 +88,7 @@ def pareto(
     from sparqle_tvm.studies.inputs import import_model, read_tokens
 
     chosen = Accelerator.from_target(accelerator)
-    if chosen.digit_bits != 4:
-        raise TargetError(f"accelerator {chosen.name!r} has no digits of 4 bits")
+    require_int8(chosen.digit_bits, f"accelerator {chosen.name!r}", TargetError)
     if tokens < 2:
         raise InvalidArgumentError(f"perplexity needs at least 2 tokens, {tokens} were asked for")
     known = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)

@@ -12,6 +12,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError, TargetError
+from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.progress import Stages
 from sparqle_tvm.results.run import (
     Counting,
@@ -38,7 +39,7 @@ from sparqle_tvm.studies.evaluation import (
 )
 from sparqle_tvm.studies.inputs import BUILTIN_MODEL, model_path, read_content
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.balance import BALANCES, Balance
+from sparqle_tvm.target.cost.block_rows import BALANCES, Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def run_model(
         Tokens that the loss is measured on, at most: of `text`, or of the half of the built-in
         prose that calibration does not run.
     table : EnergyTable, optional
-        What energy is counted with; by default 7 nm and the memory that the preset stands for.
+        What energy is counted with; by default 7 nm and the accelerator's memory.
     progress : bool
         Show progress on standard error.
 
@@ -219,11 +220,7 @@ def _check_arguments(
     if tokens < 2:
         raise InvalidArgumentError(f"perplexity needs at least 2 tokens, {tokens} were asked for")
     chosen = Accelerator.from_target(accelerator)
-    if chosen.digit_bits != 4:
-        raise TargetError(
-            f"accelerator {chosen.name!r} has digits of {chosen.digit_bits} bits; int8 activations "
-            "are split into digits of 4"
-        )
+    require_int8(chosen.digit_bits, f"accelerator {chosen.name!r}", TargetError)
     return chosen
 
 

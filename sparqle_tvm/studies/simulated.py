@@ -8,25 +8,24 @@ one program.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.cost.analytical import Bound
-from sparqle_tvm.target.cost.balance import Balance
+from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.isa import Tensor
 from sparqle_tvm.target.isa.header import Engine
-from sparqle_tvm.target.op import DenseShape, ProgramScheme
+from sparqle_tvm.target.op import DenseOp, ProgramScheme
 from sparqle_tvm.target.program import Program
 
 if TYPE_CHECKING:
-    from sparqle_tvm.target.compile.library import ProgramLibrary, Schedules
-    from sparqle_tvm.target.compile.tir import DenseSpec
+    from sparqle_tvm.target.compile.library import ProgramLibrary
+    from sparqle_tvm.target.op import DenseOp
 
 _WEIGHTS = (Tensor.WGT, Tensor.W_SCALE, Tensor.W_MIN, Tensor.OFFSET)
 
@@ -79,98 +78,68 @@ class SimulatedOp:
         return "compute" if self.mma_cycles >= self.dma_cycles else "memory"
 
 
-@dataclass
-class ProgramCache:
-    """Programs of dense ops for one accelerator, each generated and verified once.
+def program_for(
+    op: DenseOp,
+    scheme: ProgramScheme,
+    window: str,
+    programs: ProgramLibrary,
+    readers: Sequence[DenseOp] = (),
+    block_rows: int = 0,
+) -> Program:
+    """The program of an op under a scheme; row counts share that of their bucket.
 
-    Attributes
+    Parameters
     ----------
-    accelerator : Accelerator
-        The machine.
-    tuned : Schedules, optional
-        Schedules to prefer to the default ones, of a tuning database.
+    op, scheme, window, programs, readers, block_rows
+        As in `simulate_op`.
     """
 
-    accelerator: Accelerator
-    tuned: Schedules | None = None
-
-    @cached_property
-    def library(self) -> ProgramLibrary:
-        """The programs."""
-        from sparqle_tvm.target.compile.library import ProgramLibrary
-
-        return ProgramLibrary(self.accelerator, self.tuned)
-
-    def get(
-        self,
-        shape: DenseShape,
-        scheme: ProgramScheme,
-        window: str,
-        readers: Sequence[DenseShape] = (),
-        block_rows: int = 0,
-    ) -> Program:
-        """The program of an op; row counts share those of their bucket.
-
-        `readers` are all ops that read the same encoding: they share the K chunk.
-        """
-        spec = self._spec(shape, scheme, window, block_rows)
-        specs = [self._spec(r, scheme, window, block_rows) for r in readers] or [spec]
-        decisions = self.library.decisions(spec, specs, shape.m)
-        return self.library.program(spec, decisions, shape.label)
-
-    def _spec(
-        self, shape: DenseShape, scheme: ProgramScheme, window: str, block_rows: int
-    ) -> DenseSpec:
-        from sparqle_tvm.target.compile.tir import DenseSpec, bucket
-
-        return DenseSpec(
-            m=bucket(shape.m, self.accelerator.rows),
-            n=shape.n,
-            k=shape.k,
-            digit_bits=self.accelerator.digit_bits,
+    def compiled(other: DenseOp) -> DenseOp:
+        return replace(
+            other,
+            m=bucket(other.m, programs.accelerator.rows),
             window="signed" if scheme == "sparqle" and window == "signed" else "unsigned",
-            weight_bits=shape.weight_bits,
-            group_size=shape.group_size,
-            has_min=shape.has_min,
-            has_offset=shape.has_offset,
             scheme=scheme,
             block_rows=block_rows,
         )
 
+    mine, group = compiled(op), [compiled(reader) for reader in readers or (op,)]
+    return programs.program(mine, programs.decisions(mine, group, op.m))
+
 
 def simulate_op(
-    shape: DenseShape,
+    op: DenseOp,
     nnz: RowNnz,
     scheme: ProgramScheme,
     window: str,
-    programs: ProgramCache,
-    readers: Sequence[DenseShape] = (),
+    programs: ProgramLibrary,
+    readers: Sequence[DenseOp] = (),
     block_rows: int = 0,
 ) -> SimulatedOp:
     """Run one dense op without values.
 
     Parameters
     ----------
-    shape : DenseShape
+    op : DenseOp
         The op.
     nnz : RowNnz
         Stored MSB digits of its activations.
     scheme, window, block_rows
         As in `target.cost.analytical.dense_op_cost`.
-    programs : ProgramCache
+    programs : ProgramLibrary
         Takes and keeps the program.
-    readers : sequence of DenseShape
+    readers : sequence of DenseOp
         All ops that read the same encoding; by default only this one.
     """
     from sparqle_tvm.target.simulator import simulate_timing
 
-    program = programs.get(shape, scheme, window, readers, block_rows)
-    result = simulate_timing(program, shape.m, nnz if scheme == "sparqle" else None)
+    program = program_for(op, scheme, window, programs, readers, block_rows)
+    result = simulate_timing(program, op.m, nnz if scheme == "sparqle" else None)
     array, store = result.engines[Engine.MMA], result.engines[Engine.STORE]
     return SimulatedOp(
-        label=shape.label,
+        label=op.label,
         scheme=scheme,
-        macs=shape.macs,
+        macs=op.macs,
         mma_cycles=array.busy,
         dma_cycles=result.engines[Engine.LOAD].busy + store.busy_cycles.get("ST.OUT", 0),
         weight_bytes=sum(result.counts.dram_read_bytes.get(t, 0) for t in _WEIGHTS),
@@ -187,7 +156,7 @@ def simulated_pass_cost(
     *,
     tokens: int,
     past: int,
-    programs: ProgramCache,
+    programs: ProgramLibrary,
     scheme: ProgramScheme,
     balance: Balance = "array",
     progress: Callable[[], None] = lambda: None,
@@ -198,7 +167,7 @@ def simulated_pass_cost(
     ----------
     encodings, transformer, tokens, past, scheme, balance
         As in `target.cost.model.pass_cost`.
-    programs : ProgramCache
+    programs : ProgramLibrary
         Programs of the accelerator.
     progress : callable
         Called after every op.
@@ -214,10 +183,10 @@ def simulated_pass_cost(
     )
     ops = []
     for encoding, encode in zip(encodings, counted.encodes, strict=True):
-        for shape in encoding.consumers:
+        for op in encoding.consumers:
             ops.append(
                 simulate_op(
-                    *(shape, encoding.nnz, scheme, encoding.window, programs),
+                    *(op, encoding.nnz, scheme, encoding.window, programs),
                     readers=encoding.consumers,
                     block_rows=encode.block_rows,
                 )

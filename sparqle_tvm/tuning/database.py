@@ -24,7 +24,7 @@ from sparqle_tvm.errors import SparqleError, TuningError
 from sparqle_tvm.files import plain, read_json, typed_version, write_json
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.schedule import Decisions, overflows
-from sparqle_tvm.target.compile.tir import DenseSpec
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.tuning.space import decisions_of, reason_against
 from sparqle_tvm.tuning.task import TuningTask, schedule_key, task_of
 
@@ -143,13 +143,13 @@ class TuningDatabase:
             )
 
     def schedules(
-        self, group: Sequence[DenseSpec], rows: int | None = None
+        self, group: Sequence[DenseOp], rows: int | None = None
     ) -> tuple[Decisions, ...] | None:
         """The best schedules of all ops that read one encoding, with one K chunk.
 
         Parameters
         ----------
-        group : sequence of DenseSpec
+        group : sequence of DenseOp
             The ops, equal ones as often as they occur; all of one row bucket.
         rows : int, optional
             Tokens; without, or if nobody measured with so many, what most tokens were measured
@@ -178,13 +178,13 @@ class TuningDatabase:
 
 
 def best_of_group(
-    group: Sequence[DenseSpec], entries: Iterable[Entry]
+    group: Sequence[DenseOp], entries: Iterable[Entry]
 ) -> tuple[Decisions, ...] | None:
     """The best decisions for all ops of a group with one K chunk, None if no chunk has all.
 
     The chunk is that with the smallest sum of the ops' best figures.
     """
-    best: dict[int, dict[DenseSpec, Entry]] = {}
+    best: dict[int, dict[DenseOp, Entry]] = {}
     for entry in entries:
         ops = best.setdefault(_chunk(entry), {})
         key = schedule_key(entry.task.spec)
@@ -198,7 +198,7 @@ def best_of_group(
     return tuple(whole[chosen][key].decisions for key in keys)
 
 
-def _group_key(group: Sequence[DenseSpec]) -> list[str]:
+def _group_key(group: Sequence[DenseOp]) -> list[str]:
     return sorted(repr(schedule_key(spec)) for spec in group)
 
 

@@ -13,8 +13,8 @@ from sparqle_tvm.compiler import split_passes
 from sparqle_tvm.errors import InvalidArgumentError, TargetError, TuningError
 from sparqle_tvm.passes.collect_encodings import EncodingInfo
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.tir import DenseSpec, bucket
-from sparqle_tvm.target.op import ProgramScheme
+from sparqle_tvm.target.compile.buckets import bucket
+from sparqle_tvm.target.op import DenseOp, ProgramScheme
 from sparqle_tvm.tuning.measure import ActivationData
 from sparqle_tvm.tuning.predict import Predictor
 from sparqle_tvm.tuning.space import chunk_unit, default_of, make_space, reason_against
@@ -69,7 +69,7 @@ def extract_tasks(
     accelerator = Accelerator.from_target(target)
     if not rows or min(rows) < 1:
         raise InvalidArgumentError(f"rows {list(rows)}: numbers of tokens must be positive")
-    labels: dict[tuple[int, tuple[DenseSpec, ...]], dict[DenseSpec, list[str]]] = {}
+    labels: dict[tuple[int, tuple[DenseOp, ...]], dict[DenseOp, list[str]]] = {}
     for info in _encodings(mod, data.calibration if data is not None else None):
         alone = any(consumer.label in single for consumer in info.consumers)
         counts = {info.rows} if info.rows else {1} if alone else set(rows)
@@ -90,10 +90,10 @@ def extract_tasks(
 
 
 def tasks_of_group(
-    group: Sequence[DenseSpec],
+    group: Sequence[DenseOp],
     rows: int,
     accelerator: Accelerator,
-    labels: dict[DenseSpec, list[str]] | None = None,
+    labels: dict[DenseOp, list[str]] | None = None,
     *,
     data: ActivationData | None = None,
 ) -> list[TuningTask]:
@@ -101,13 +101,13 @@ def tasks_of_group(
 
     Parameters
     ----------
-    group : sequence of DenseSpec
+    group : sequence of DenseOp
         The ops.
     rows : int
         Tokens that they are measured with.
     accelerator : Accelerator
         The machine.
-    labels : dict of DenseSpec to list of str, optional
+    labels : dict of DenseOp to list of str, optional
         Labels of all ops that each stands for; without, each counts as often as it is in `group`.
     data : ActivationData, optional
         What the choice of common K chunks looks at.
@@ -116,7 +116,7 @@ def tasks_of_group(
     names = labels or {spec: [""] * group.count(spec) for spec in group}
     chunks = even_splits(group[0].k, chunk_unit(group, accelerator))
 
-    def task(spec: DenseSpec, chunks: tuple[int, ...]) -> TuningTask:
+    def task(spec: DenseOp, chunks: tuple[int, ...]) -> TuningTask:
         mine = names[spec]
         return TuningTask(
             spec=spec,
@@ -149,9 +149,9 @@ def _encodings(mod: tvm.IRModule, calibration: Calibration | None) -> Iterator[E
 
 def _specs(
     info: EncodingInfo, rows: int, accelerator: Accelerator, scheme: ProgramScheme
-) -> list[DenseSpec]:
+) -> list[DenseOp]:
     return [
-        DenseSpec(
+        DenseOp(
             m=info.rows or bucket(rows, accelerator.rows),
             n=consumer.n,
             k=consumer.k,

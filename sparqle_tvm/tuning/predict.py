@@ -16,7 +16,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.schedule import Decisions
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import msb_steps
-from sparqle_tvm.target.cost.pipeline import OpLoads
+from sparqle_tvm.target.cost.overlap import OpLoads
 from sparqle_tvm.target.isa.compute import dense_span_steps, reduction_cycles
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.tuning.task import TuningTask
@@ -67,7 +67,7 @@ class Predictor:
         self.task, self.accelerator, self.nnz = task, accelerator, nnz
         digits, bitmap = storage.plane_bytes(nnz, spec.k, accelerator, spec.scheme)
         self.loads = OpLoads(
-            shape=shape,
+            op=shape,
             accelerator=accelerator,
             scheme=spec.scheme,
             activation_bytes=digits + bitmap,
@@ -95,7 +95,7 @@ class Predictor:
         moved = self.loads.activation_bytes + sums + shape.m * shape.n * array.float_bytes
         moved += shape.n * storage.channel_bytes(shape, shape.k)
         stored = self.nnz.total if spec.scheme == "sparqle" else shape.m * shape.k
-        products = shape.n * shape.weight_slices(array.digit_bits) * (shape.m * shape.k + stored)
+        products = shape.n * shape.weight_slices * (shape.m * shape.k + stored)
         return max(
             moved / array.dram_bytes_per_cycle,
             products / array.macs_per_cycle,
@@ -150,17 +150,7 @@ class Predictor:
     def _count_mma(self, chunk: int, split: int) -> float:
         task, array = self.task, self.accelerator
         shape, spec = task.shape, task.spec
-        header = Header(
-            accelerator=array,
-            label=task.name,
-            in_features=shape.k,
-            out_features=shape.n,
-            m_max=shape.m,
-            k_chunk=chunk,
-            weight_bits=shape.weight_bits,
-            group_size=shape.group_size,
-            has_min=shape.has_min,
-        )
+        header = Header(accelerator=array, op=shape, k_chunk=chunk)
         spans = [min(chunk, shape.k - begin) for begin in range(0, shape.k, chunk)]
         dense = sum(dense_span_steps(header, span, split) for span in spans)
         dense *= math.ceil(shape.m / array.rows)
@@ -171,6 +161,6 @@ class Predictor:
                 steps[i : i + array.rows].max(axis=0).sum() for i in range(0, shape.m, array.rows)
             ]
             sparse = int(sum(groups))
-        passes = math.ceil(shape.n / array.cols) * shape.weight_slices(array.digit_bits)
+        passes = math.ceil(shape.n / array.cols) * shape.weight_slices
         reductions = 2 * len(spans) * reduction_cycles(header, shape.n, split)
         return float((dense + sparse) * passes + reductions)

@@ -18,8 +18,8 @@ import tvm
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import typed
-from sparqle_tvm.target.compile.tir import DenseSpec, split_dense_primfunc
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.compile.tir import split_dense_primfunc
+from sparqle_tvm.target.op import DenseOp
 
 TASK_ATTR = "sparqle.task"
 """Attribute of the workload's PrimFunc: the task as JSON."""
@@ -31,11 +31,11 @@ class TuningTask:
 
     Attributes
     ----------
-    spec : DenseSpec
+    spec : DenseOp
         The op; its `m` is the row bucket that programs are made for.
     rows : int
         Tokens that it is measured with, at most `spec.m`.
-    group : tuple of DenseSpec
+    group : tuple of DenseOp
         All ops that read the same encoding, this one among them, equal ones as often as they
         occur. They share the K chunk, because the MSB digits lie in DRAM in chunk order.
     chunks : tuple of int
@@ -46,9 +46,9 @@ class TuningTask:
         The ops that it stands for.
     """
 
-    spec: DenseSpec
+    spec: DenseOp
     rows: int
-    group: tuple[DenseSpec, ...]
+    group: tuple[DenseOp, ...]
     chunks: tuple[int, ...]
     weight: int = field(default=1, compare=False)
     labels: tuple[str, ...] = field(default=(), compare=False)
@@ -71,16 +71,16 @@ class TuningTask:
         return f"{self.rows} x {self.spec.n} x {self.spec.k}{scheme}"
 
     @property
-    def shape(self) -> DenseShape:
-        """The op as the cost formulas take it, with the rows that are measured."""
-        return dataclasses.replace(self.spec.shape, m=self.rows)
+    def shape(self) -> DenseOp:
+        """The op with the rows that are measured, as the cost formulas take it."""
+        return dataclasses.replace(self.spec, m=self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """What distinguishes it, as plain JSON data."""
         return {
-            "spec": dataclasses.asdict(self.spec),
+            "spec": _op_json(self.spec),
             "rows": self.rows,
-            "group": [dataclasses.asdict(spec) for spec in self.group],
+            "group": [_op_json(op) for op in self.group],
             "chunks": list(self.chunks),
         }
 
@@ -121,19 +121,22 @@ def task_of(mod: tvm.IRModule) -> TuningTask:
     raise InvalidArgumentError(f"the module has no function with the attribute {TASK_ATTR!r}")
 
 
-def schedule_key(spec: DenseSpec) -> DenseSpec:
+def _op_json(op: DenseOp) -> dict[str, Any]:
+    """What distinguishes an op: all but its label."""
+    return {key: value for key, value in dataclasses.asdict(op).items() if key != "label"}
+
+
+def schedule_key(spec: DenseOp) -> DenseOp:
     """The op without what changes values, but neither tiles nor transfers to speak of.
 
-    Schedules are looked up by it: window, sign of the weights, bias, order of rows, type of the
-    output.
+    Schedules are looked up by it: without label, window, sign of the weights, bias, order of
+    rows, type of the output.
     """
-    return dataclasses.replace(
-        spec,
+    return DenseOp(
+        *(spec.m, spec.n, spec.k, spec.weight_bits, spec.group_size, spec.has_min),
+        digit_bits=spec.digit_bits,
+        scheme=spec.scheme,
         window="unsigned",
-        weight_signed=True,
-        has_offset=False,
-        block_rows=0,
-        output="float32",
     )
 
 

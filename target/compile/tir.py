@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from tvm import te, tirx
 
 from sparqle_tvm.errors import CompileError
-from sparqle_tvm.numerics.slicing import WINDOWS
-from sparqle_tvm.target.isa.header import Output, Window
-from sparqle_tvm.target.op import SCHEMES, DenseShape, ProgramScheme
+from sparqle_tvm.target.op import DenseOp
 
 EXTENT_ATTR = "sparqle.extent"
 """Attribute of the PrimFunc: the real (M bucket, N, K), before padding."""
@@ -28,143 +26,7 @@ PASSES = ("mma_lsb", "mma_msb", "mma_min")
 """Blocks that accumulate; ``mma_min`` exists only for weights with minima."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DenseSpec:
-    """One split dense op: what distinguishes its program from another.
-
-    Attributes
-    ----------
-    m : int
-        Rows (tokens) at most: the bucket of a symbolic row count, see `bucket`.
-    n, k : int
-        Output channels (N), input features (K).
-    digit_bits : {2, 4, 8}
-        Width of a digit; activations have twice as many bits.
-    window : {"signed", "unsigned"}
-        Window of the encoding. LSB digits of ``signed`` are stored with their top bit flipped; the
-        op multiplies what they stand for, so the window needs no offset.
-    weight_bits : {2, 4, 8}
-        Bits of a stored weight.
-    weight_signed : bool
-        Whether weights are stored in two's complement; weights of 8 bits always are.
-    group_size : int
-        Weights along K that share a float16 scale, a divisor of K; 0: one scale per channel.
-    has_min : bool
-        The groups have a minimum besides the scale, and the encoding has group sums.
-    has_offset : bool
-        Add a constant per output channel: a bias.
-    output : {"int32", "float32", "encoded"}
-        ``int32``: the exact sum, without scales. ``encoded``: the float32 quantized with a static
-        scale, as integers of `digit_bits` twice; the hardware stores them as planes.
-    out_chunk, out_window, out_zero, out_low, out_high
-        Format of encoded outputs, see `header.Header`.
-    scheme : {"sparqle", "dense"}
-        ``dense`` is the baseline: activations of two digits as they are, both passes dense.
-    block_rows : int
-        Rows that the encoding sorted together, 0: none, see `Header`. The function below works on
-        rows as they lie in memory; that they are sorted is a matter of loads and stores.
-
-    Raises
-    ------
-    CompileError
-        If the fields contradict each other.
-    """
-
-    m: int
-    n: int
-    k: int
-    digit_bits: int = 4
-    window: Window = "signed"
-    weight_bits: int = 4
-    weight_signed: bool = True
-    group_size: int = 0
-    has_min: bool = False
-    has_offset: bool = False
-    output: Output = "float32"
-    out_chunk: int = 0
-    out_window: Window = "unsigned"
-    out_zero: int = 0
-    out_low: int = 0
-    out_high: int = 0
-    scheme: ProgramScheme = "sparqle"
-    block_rows: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what no program exists for."""
-        wrong = self._contradiction()
-        if wrong:
-            raise CompileError(f"split dense op {self.m} x {self.n} x {self.k}: {wrong}")
-
-    def _contradiction(self) -> str:
-        if min(self.m, self.n, self.k) < 1:
-            return "M, N and K must be positive"
-        if self.digit_bits not in (2, 4, 8) or self.weight_bits not in (2, 4, 8):
-            return (
-                f"digit_bits = {self.digit_bits} and weight_bits = {self.weight_bits} must be "
-                "2, 4 or 8"
-            )
-        if self.weight_bits == 8 and not self.weight_signed:
-            return (
-                "unsigned weights of 8 bits do not fit int8; subtract 128 and fold it into minima"
-            )
-        if self.window not in WINDOWS or self.output not in get_args(Output):
-            return f"window {self.window!r} or output {self.output!r} is not known"
-        if self.scheme not in SCHEMES or (self.scheme == "dense" and self.window == "signed"):
-            return f"scheme {self.scheme!r} with window {self.window!r}: dense has no biased digits"
-        if self.group_size < 0 or (self.group_size and self.k % self.group_size):
-            return f"K is not a multiple of group_size = {self.group_size}; pad the weights"
-        if self.has_min and not self.group_size:
-            return "minima need groups; set group_size"
-        if self.group_size and self.output == "int32":
-            return "group scales need output 'float32'"
-        if self.block_rows and (self.output != "float32" or self.scheme == "dense"):
-            return "sorted rows need scheme 'sparqle' and output 'float32'"
-        return ""
-
-    @property
-    def scaled(self) -> bool:
-        """Whether the drain makes floats, by scales of rows and channels."""
-        return self.output != "int32"
-
-    @property
-    def out_dtype(self) -> str:
-        """Type of an element of ``out``."""
-        if self.output != "encoded":
-            return self.output
-        return "int16" if self.digit_bits == 8 else "int8"
-
-    @property
-    def groups(self) -> int:
-        """Weight groups along K, 0 without."""
-        return self.k // self.group_size if self.group_size else 0
-
-    @property
-    def weight_slices(self) -> int:
-        """Passes of digits that a weight takes."""
-        return -(-self.weight_bits // self.digit_bits)
-
-    @property
-    def accumulator_dtype(self) -> str:
-        """``int32``, or ``float64`` where scaled group sums are added."""
-        return "float64" if self.group_size else "int32"
-
-    @property
-    def shape(self) -> DenseShape:
-        """The op as the cost formulas take it."""
-        return DenseShape(
-            m=self.m,
-            n=self.n,
-            k=self.k,
-            weight_bits=self.weight_bits,
-            group_size=self.group_size,
-            has_min=self.has_min,
-            has_offset=self.has_offset,
-        )
-
-
-def split_dense_primfunc(
-    spec: DenseSpec, multiple: tuple[int, int, int] = (1, 1, 1)
-) -> tirx.PrimFunc:
+def split_dense_primfunc(op: DenseOp, multiple: tuple[int, int, int] = (1, 1, 1)) -> tirx.PrimFunc:
     """Build the PrimFunc of a split dense op.
 
     Its parameters, in order, with extents padded up to `multiple` (columns of groups too):
@@ -188,7 +50,7 @@ def split_dense_primfunc(
 
     Parameters
     ----------
-    spec : DenseSpec
+    op : DenseOp
         The op.
     multiple : tuple of int
         Tile extents (m, n, k).
@@ -197,74 +59,54 @@ def split_dense_primfunc(
     -------
     tvm.tirx.PrimFunc
         With blocks ``mma_lsb``, ``mma_msb``, ``mma_min`` (if there are minima), and ``drain``.
-    """
-    rows, cols, depth = (
-        _int64(math.ceil(extent / tile) * tile)
-        for extent, tile in zip((spec.m, spec.n, spec.k), multiple, strict=True)
-    )
-    arrays = _Arrays(spec, rows, cols, depth)
-    passes = [_digit_pass(arrays, name) for name in PASSES[:2]]
-    if spec.has_min:
-        passes.append(_minimum_pass(arrays))
-    out = te.compute((rows, cols), lambda i, j: _drained(arrays, passes, i, j), name="drain")
-    function = te.create_prim_func([*arrays.inputs(), out])
-    attrs = {"global_symbol": "split_dense", EXTENT_ATTR: [spec.m, spec.n, spec.k]}
-    return function.with_attrs(attrs)
-
-
-def bucket(m: int, rows: int = 16) -> int:
-    """Row count whose program serves `m` rows: 1, 2, 4, .. `rows`, then every second power of two.
-
-    A program is bound to the real number of rows when it runs, so a larger bucket costs no
-    computation, only tiles that are chosen for more rows. Up to the rows of the array the buckets
-    are narrow: there, rows that stand idle share K, and the fewer tokens, the more of them.
-
-    Parameters
-    ----------
-    m : int
-        Tokens.
-    rows : int
-        Rows of the array (`Accelerator.rows`).
 
     Raises
     ------
     CompileError
-        If there is no token.
+        If K ends within a group, or weights do not fit int8.
     """
-    if m < 1:
-        raise CompileError(f"a dense op of {m} rows cannot be compiled; it needs at least one")
-    exponent = (m - 1).bit_length()
-    narrow = (rows - 1).bit_length()
-    return 1 << (exponent if exponent <= narrow else exponent + (exponent - narrow) % 2)
-
-
-MAX_ROWS = 4096
-"""A symbolic number of rows gets a program for each bucket up to this one."""
-
-
-def buckets(array_rows: int, most: int = MAX_ROWS) -> list[int]:
-    """All buckets (`bucket`) of up to `most` rows, ascending."""
-    return sorted({bucket(1 << i, array_rows) for i in range(most.bit_length())})
+    if op.group_size and op.k % op.group_size:
+        raise CompileError(
+            f"dense op {op.label!r}: K = {op.k} is not a multiple of group_size = "
+            f"{op.group_size}; pad the weights"
+        )
+    if op.weight_bits == 8 and not op.weight_signed:
+        raise CompileError(
+            f"dense op {op.label!r}: unsigned weights of 8 bits do not fit int8; subtract 128 "
+            "and fold it into minima"
+        )
+    rows, cols, depth = (
+        _int64(math.ceil(extent / tile) * tile)
+        for extent, tile in zip((op.m, op.n, op.k), multiple, strict=True)
+    )
+    arrays = _Arrays(op, rows, cols, depth)
+    passes = [_digit_pass(arrays, name) for name in PASSES[:2]]
+    if op.has_min:
+        passes.append(_minimum_pass(arrays))
+    out = te.compute((rows, cols), lambda i, j: _drained(arrays, passes, i, j), name="drain")
+    function = te.create_prim_func([*arrays.inputs(), out])
+    attrs = {"global_symbol": "split_dense", EXTENT_ATTR: [op.m, op.n, op.k]}
+    return function.with_attrs(attrs)
 
 
 @dataclass
 class _Arrays:
     """Placeholders of the parameters, made where they are needed, kept in their order."""
 
-    spec: DenseSpec
+    op: DenseOp
     rows: Any
     cols: Any
     depth: Any
 
     def __post_init__(self) -> None:
-        spec = self.spec
-        group = max(spec.group_size, 1)
+        op = self.op
+        group = max(op.group_size, 1)
         groups = _int64(-(-int(self.depth) // group))
-        digits, wide = (self.rows, self.depth), "int16" if spec.digit_bits == 8 else "int8"
+        digits, wide = (self.rows, self.depth), "int16" if op.digit_bits == 8 else "int8"
         dense, grouped, scaled = (
-            spec.scheme == "dense",
-            spec.group_size > 0,
-            spec.scaled,
+            op.scheme == "dense",
+            op.group_size > 0,
+            op.scaled,
         )
         self._tensors = {
             name: te.placeholder(shape, dtype, name)
@@ -272,14 +114,14 @@ class _Arrays:
                 ("lsb", not dense, digits, "uint8"),
                 ("msb", not dense, digits, "int8"),
                 ("act", dense, digits, wide),
-                ("group_sums", spec.has_min, (self.rows, groups), "int32"),
+                ("group_sums", op.has_min, (self.rows, groups), "int32"),
                 ("act_scale", scaled, (self.rows,), "float32"),
                 ("w", True, (self.cols, self.depth), "int8"),
                 ("w_scale", grouped, (self.cols, groups), "float16"),
                 ("w_scale", scaled and not grouped, (self.cols,), "float32"),
-                ("w_min", spec.has_min, (self.cols, groups), "float16"),
-                ("offset", spec.has_offset, (self.cols,), spec.accumulator_dtype),
-                ("out_scale", spec.output == "encoded", (_int64(1),), "float32"),
+                ("w_min", op.has_min, (self.cols, groups), "float16"),
+                ("offset", op.has_offset, (self.cols,), op.accumulator_dtype),
+                ("out_scale", op.output == "encoded", (_int64(1),), "float32"),
             )
             if exists
         }
@@ -295,7 +137,7 @@ class _Arrays:
         return list(self._tensors.values())
 
 
-def digit(spec: DenseSpec, name: str, stored: Any) -> Any:
+def digit(op: DenseOp, name: str, stored: Any) -> Any:
     """Int32 factor of a pass: what the stored digit stands for, the high one times 2^k.
 
     A low digit of the window ``signed`` is stored with its top bit flipped: less 2^(k-1), it is
@@ -303,54 +145,54 @@ def digit(spec: DenseSpec, name: str, stored: Any) -> Any:
 
     Parameters
     ----------
-    spec : DenseSpec
+    op : DenseOp
         The op.
     name : {"mma_lsb", "mma_msb"}
         The pass.
     stored : PrimExpr
         Element of the plane; with scheme ``dense`` of the two-digit activations.
     """
-    value, base = stored.astype("int32"), 1 << spec.digit_bits
-    if spec.scheme == "dense":
+    value, base = stored.astype("int32"), 1 << op.digit_bits
+    if op.scheme == "dense":
         low = tirx.bitwise_and(value, tirx.const(base - 1, "int32"))
         return low if name == "mma_lsb" else value - low
     if name == "mma_msb":
         return value * tirx.const(base, "int32")
-    return value - tirx.const(base // 2, "int32") if spec.window == "signed" else value
+    return value - tirx.const(base // 2, "int32") if op.window == "signed" else value
 
 
-def product(spec: DenseSpec, name: str, stored: Any, weight: Any, scale: Any) -> Any:
+def product(op: DenseOp, name: str, stored: Any, weight: Any, scale: Any) -> Any:
     """What a pass adds to an accumulator for one column of K; `scale` is None without groups."""
-    exact = digit(spec, name, stored) * weight.astype("int32")
+    exact = digit(op, name, stored) * weight.astype("int32")
     return exact if scale is None else exact.astype("float64") * scale.astype("float64")
 
 
 def drained(
-    spec: DenseSpec, total: Any, offset: Any, act_scale: Any, w_scale: Any, out_scale: Any
+    op: DenseOp, total: Any, offset: Any, act_scale: Any, w_scale: Any, out_scale: Any
 ) -> Any:
     """What the drain makes of a sum; parameters that the op does not have are None."""
     if offset is not None:
         total = total + offset
-    if spec.output == "int32":
+    if op.output == "int32":
         return total
     value = total.astype("float32") * act_scale
     value = value if w_scale is None else value * w_scale
     if out_scale is None:
         return value
-    rounded = tirx.nearbyint(value / out_scale) + tirx.const(spec.out_zero, "float32")
-    low, high = (tirx.const(limit, "float32") for limit in (spec.out_low, spec.out_high))
-    return tirx.max(tirx.min(rounded, high), low).astype(spec.out_dtype)
+    rounded = tirx.nearbyint(value / out_scale) + tirx.const(op.out_zero, "float32")
+    low, high = (tirx.const(limit, "float32") for limit in (op.out_low, op.out_high))
+    return tirx.max(tirx.min(rounded, high), low).astype(op.out_dtype)
 
 
 def _digit_pass(arrays: _Arrays, name: str) -> Any:
-    spec = arrays.spec
-    plane = arrays["act" if spec.scheme == "dense" else name.removeprefix("mma_")]
+    op = arrays.op
+    plane = arrays["act" if op.scheme == "dense" else name.removeprefix("mma_")]
     column = te.reduce_axis((0, arrays.depth), "k")
-    group = max(spec.group_size, 1)
+    group = max(op.group_size, 1)
 
     def element(i: Any, j: Any) -> Any:
-        scale = arrays["w_scale"][j, column // group] if spec.group_size else None
-        return te.sum(product(spec, name, plane[i, column], arrays["w"][j, column], scale), column)
+        scale = arrays["w_scale"][j, column // group] if op.group_size else None
+        return te.sum(product(op, name, plane[i, column], arrays["w"][j, column], scale), column)
 
     return te.compute((arrays.rows, arrays.cols), element, name=name)
 
@@ -369,9 +211,9 @@ def _drained(arrays: _Arrays, passes: list[Any], i: Any, j: Any) -> Any:
     total = passes[0][i, j]
     for other in passes[1:]:
         total = total + other[i, j]
-    per_channel = "w_scale" in arrays and not arrays.spec.group_size
+    per_channel = "w_scale" in arrays and not arrays.op.group_size
     return drained(
-        arrays.spec,
+        arrays.op,
         total,
         arrays["offset"][j] if "offset" in arrays else None,
         arrays["act_scale"][i] if "act_scale" in arrays else None,

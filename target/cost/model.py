@@ -14,11 +14,12 @@ from typing import Protocol
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, encoding_costs
-from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
-from sparqle_tvm.target.cost.choice import NO_CHOICE, EncodeChoice
+from sparqle_tvm.target.cost.baselines import Scheme
+from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
 from sparqle_tvm.target.cost.events import Events
+from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
-from sparqle_tvm.target.op import DenseShape, Scheme
+from sparqle_tvm.target.op import DenseOp
 
 
 class CountedOp(Protocol):
@@ -73,17 +74,17 @@ class EncodedActivation:
         Stored MSB digits of each token.
     window : {"signed", "unsigned"}
         Window of the encoding.
-    consumers : tuple of DenseShape
+    consumers : tuple of DenseOp
         The dense ops; their `m` and `k` are those of `nnz`.
-    choice : EncodeChoice
+    factors : EncodeFactors
         Whether it has factors and bands.
     """
 
     label: str
     nnz: RowNnz
     window: str
-    consumers: tuple[DenseShape, ...]
-    choice: EncodeChoice = NO_CHOICE
+    consumers: tuple[DenseOp, ...]
+    factors: EncodeFactors = NO_FACTORS
 
     @property
     def macs(self) -> int:
@@ -209,7 +210,7 @@ def pass_cost(
     for e in encodings:
         block = e.block_rows(accelerator, balance) if scheme == "sparqle" else 0
         parts.append(
-            encoding_costs(e.label, e.nnz, e.consumers, accelerator, scheme, block, e.choice)
+            encoding_costs(e.label, e.nnz, e.consumers, accelerator, scheme, block, e.factors)
         )
     return PassCost(
         scheme=scheme,

@@ -12,12 +12,12 @@ from tie import draw_digits
 from sparqle_tvm.results.run import SortingResult
 from sparqle_tvm.studies.count import count_phases, count_sorting
 from sparqle_tvm.target.cost.model import EncodedActivation, pass_cost
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 
 def test_a_pass_beside_itself_with_rows_in_order() -> None:
     nnz = draw_digits(np.random.default_rng(0), 0.3, 96, 320)
-    shape = DenseShape(96, 1536, 320, label="blk_0_attn_q")
+    shape = DenseOp(96, 1536, 320, label="blk_0_attn_q")
     both = [EncodedActivation("a", nnz, "signed", (shape,)), *encodings(96)]
     prefill, _ = count_phases(both, SHAPE, EDGE)
     found = count_sorting(prefill, both, SHAPE, EDGE, "analytical", "array")

@@ -18,11 +18,11 @@ from sparqle_tvm.results.estimate import Estimate
 from sparqle_tvm.results.passes import LIMITS, PARTS
 from sparqle_tvm.studies.estimate import estimate
 from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.cost.baselines import ALL_SCHEMES
 from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import energy_table
 from sparqle_tvm.target.cost.model import EncodedActivation, pass_cost
 from sparqle_tvm.target.cost.vector import attended_pairs
-from sparqle_tvm.target.op import ALL_SCHEMES
 
 SMALL = dataclasses.replace(MODELS["smollm2-135m"], layers=2)
 
@@ -166,22 +166,60 @@ def test_batch_shares_weights_but_not_keys():
 
 def test_digits_are_those_of_the_distribution():
     found = llama("prefill")
-    assert found.digits.source == measured().label
+    assert found.digits.source == measured(4).label
     assert found.digits.transferred
-    assert found.digits.layer_types["o"] == measured().msb_sparsity("o")
+    assert found.digits.layer_types["o"] == measured(4).msb_sparsity("o")
     shares = [layer.msb_sparsity for layer in found.layers if layer.type == "o"]
     assert len(shares) == 5
     assert shares == sorted(shares, reverse=True)
-    assert np.mean(shares) == pytest.approx(measured().msb_sparsity("o"), abs=0.003)
+    assert np.mean(shares) == pytest.approx(measured(4).msb_sparsity("o"), abs=0.003)
     alone = small(msb_sparsity="0.75", schemes=("sparqle",))
     assert alone.msb_sparsity == pytest.approx(0.75, abs=0.005)
+
+
+@pytest.mark.parametrize("k", [2, 4, 8])
+def test_digits_are_those_measured_at_the_accelerator_s_width(k):
+    machine = dataclasses.replace(PRESETS["sparqle/edge"], name="mine", digit_bits=k)
+    found = llama("prefill", target=machine, schemes=("dense", "sparqle", "a4"))
+    assert found.digits.source == measured(k).label
+    assert found.to_json()["digits"]["digit_bits"] == k
+    saved = found.saved("sparqle", "dense_layers").cycles
+    # 16-bit activations have hardly a digit of 8 bits that is zero: there is nothing to gain.
+    assert (saved > 0.1) == (k != 8)
+    assert (found.msb_sparsity < 0.1) == (k == 8)
+    assert f"a{k}: activations of {k} bits" in " ".join(found.notes)
+    # A number is the user's word, at any width.
+    assert small(target=machine, msb_sparsity=0.7).msb_sparsity == pytest.approx(0.7, abs=0.005)
+
+
+def test_more_tokens_than_positions_are_noted():
+    within = estimate("bitnet-3b", "prefill", seq=2048, schemes=("dense",))
+    beyond = estimate("bitnet-3b", "decode", seq=2048, schemes=("dense",))
+    assert within.positions_note == ""
+    assert "2,049 tokens is beyond the model's 2,048 positions" in beyond.positions_note
+    assert beyond.to_json()["notes"] == list(beyond.notes)
+    assert beyond.notes[0] == beyond.positions_note
+    unknown = dataclasses.replace(MODELS["bitnet-3b"], max_positions=0)
+    assert not estimate(unknown, "decode", seq=4096, schemes=("dense",)).positions_note
+
+
+def test_unchecked_constants_are_noted():
+    assert any("Not checked" in note and "LPDDR5" in note for note in mobile().notes)
+    checked = small(table=energy_table("45nm", "ddr4"))
+    assert not any("Not checked" in note for note in checked.notes)
+
+
+def mobile() -> Estimate:
+    return small(target="sparqle/mobile", schemes=("dense",))
 
 
 def test_json_is_the_whole_estimate():
     found = small(table=energy_table("45nm", "hbm2"))
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert data["version"] == 2
+    assert data.pop("notes") == list(found.notes)
     read = typed_version(data, Estimate, 2, "estimate", ResultFileError, "")
+    assert read.notes == found.notes
     assert read.to_json() == found.to_json()
     assert read.schemes == found.schemes
     assert read.table.name == "45nm + HBM2"
@@ -197,7 +235,7 @@ def test_json_is_the_whole_estimate():
             assert saved.cycles == 1 - cost[part]["cycles"] / dense.cycles
             if scheme == "dense":
                 assert saved.cycles == saved.dram_bytes == saved.energy.mid == 0
-    assert data["digits"]["layer_types"]["qkv"] == measured().msb_sparsity("qkv")
+    assert data["digits"]["layer_types"]["qkv"] == measured(4).msb_sparsity("qkv")
 
 
 def test_static_power_can_be_given():
@@ -238,6 +276,8 @@ def test_targets_and_tables():
         ({"seq": 0}, InvalidArgumentError, "seq = 0 must be at least 1"),
         ({"batch": -1}, InvalidArgumentError, "batch = -1 must be at least 1"),
         ({"kv_bits": 0}, InvalidArgumentError, "kv_bits = 0 must be positive"),
+        ({"kv_bits": 6}, InvalidArgumentError, "kv_bits = 6 must be one of 4, 8, 16"),
+        ({"msb_sparsity": measured(8)}, InvalidArgumentError, "is about digits of 8 bits, the acc"),
         ({"msb_sparsity": 1.1}, InvalidArgumentError, "MSB sparsity = 1.1 must be from 0 to 1"),
         ({"static_watts": -1.0}, InvalidArgumentError, "static_watts = -1.0 must not be negative"),
         ({"balance": "luck"}, InvalidArgumentError, "'luck' is unknown; known: array, time, none"),

@@ -19,7 +19,7 @@ from sparqle_tvm.report.pictures.style import (
     INK,
     ORANGE,
     PURPLE,
-    SCHEME_NAMES,
+    SCHEME_COLORS,
     SKY,
     VERMILION,
     YELLOW,
@@ -28,7 +28,8 @@ from sparqle_tvm.report.pictures.style import (
     style,
     width,
 )
-from sparqle_tvm.results.passes import PassResult
+from sparqle_tvm.results.estimate import Estimate
+from sparqle_tvm.target.cost.baselines import scheme_title
 
 _LOOKS = {
     "dram": (BLUE, ""),
@@ -48,7 +49,7 @@ _OTHER = (PURPLE, "")
 
 
 def draw_energy(
-    estimates: Sequence[PassResult], part: str = "whole_model", *, narrow: bool = False
+    estimates: Sequence[Estimate], part: str = "whole_model", *, narrow: bool = False
 ) -> Figure:
     """Bars of joules, stacked by component, one per scheme; a panel per estimate.
 
@@ -56,7 +57,7 @@ def draw_energy(
 
     Parameters
     ----------
-    estimates : sequence of PassResult
+    estimates : sequence of Estimate
         Their schemes are drawn in their order.
     part : {"dense_layers", "whole_model"}
         What is counted.
@@ -80,12 +81,12 @@ def name_of(component: str) -> str:
     return "DRAM" if component == "dram" else component.replace("_", " ")
 
 
-def _draw_bars(axes: Axes, result: PassResult, part: str) -> list[str]:
+def _draw_bars(axes: Axes, result: Estimate, part: str) -> list[str]:
     """Draw a panel; return the components that are not zero."""
     shown: dict[str, None] = {}
     most = max(found.part(part).energy.joules.high for found in result.schemes.values())
     factor, prefix = formats.prefix_of(most)
-    order = [scheme for scheme in SCHEME_NAMES if scheme in result.schemes]
+    order = [scheme for scheme in SCHEME_COLORS if scheme in result.schemes]
     for y, scheme in enumerate(order):
         breakdown = result.schemes[scheme].part(part).energy
         components = {name: band.mid for name, band in breakdown.components.items()}
@@ -98,7 +99,7 @@ def _draw_bars(axes: Axes, result: PassResult, part: str) -> list[str]:
         total = breakdown.joules
         ends = [[total.mid - total.low], [total.high - total.mid]]
         axes.errorbar(total.mid, y, xerr=ends, color=INK, linewidth=1, capsize=3)
-    axes.set_yticks(range(len(order)), [SCHEME_NAMES[scheme] for scheme in order])
+    axes.set_yticks(range(len(order)), [scheme_title(result.accelerator, s) for s in order])
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     no_ticks(axes, "y")

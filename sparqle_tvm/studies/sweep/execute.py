@@ -19,7 +19,7 @@ from sparqle_tvm.results.passes import BASELINE, PARTS, PartCost
 from sparqle_tvm.studies.sweep.checkpoint import SUFFIX, Checkpoint, remove_checkpoint
 from sparqle_tvm.studies.sweep.points import ACCELERATOR_NAMES, DEFAULTS, Point, Sweep
 from sparqle_tvm.studies.sweep.table import SweepResult
-from sparqle_tvm.target.op import Scheme
+from sparqle_tvm.target.cost.baselines import Scheme
 
 BATCH_POINTS = 8
 """Points that a worker takes at a time, and that are kept together."""
@@ -42,23 +42,21 @@ def evaluate_point(point: Point) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``energy_table``, ``msb_sparsity_source``, ``msb_sparsity_mean``, and for every scheme and
-        part of the model figures as ``sparqle_dense_layers_cycles``. Or ``error``, the message,
+        ``energy_table``, ``msb_sparsity_source``, ``msb_sparsity_mean``, ``beyond_positions``
+        (sequences are longer than the model was made for), and for every scheme and part of the
+        model figures as ``sparqle_dense_layers_cycles``. Or ``error``, the message,
         if there is no such accelerator, model or number: one bad point does not end a sweep.
     """
     from sparqle_tvm.studies.estimate import estimate
     from sparqle_tvm.target.accelerator import Accelerator
-    from sparqle_tvm.target.cost.energy_table import default_table, energy_table
+    from sparqle_tvm.target.cost.energy_table import DEFAULT_NODE, default_table
 
     given: dict[str, Any] = {**DEFAULTS, **point}
     changes = {name: given.pop(name) for name in ACCELERATOR_NAMES if name in given}
-    tables = {name: given.pop(name) for name in ("node", "memory") if name in given}
+    node = given.pop("node", DEFAULT_NODE)
     try:
-        accelerator = Accelerator.from_target(str(given.pop("target")))
-        table = default_table(accelerator)
-        if tables:
-            table = energy_table(**{"node": table.node, "memory": table.memory, **tables})
-        accelerator = replace(accelerator, **changes)
+        accelerator = replace(Accelerator.from_target(str(given.pop("target"))), **changes)
+        table = default_table(accelerator, node)
         found = estimate(target=accelerator, table=table, schemes=SWEEP_SCHEMES, **given)
     except SparqleError as error:
         return {"error": " ".join(str(error).split())}
@@ -66,6 +64,7 @@ def evaluate_point(point: Point) -> dict[str, Any]:
         "energy_table": table.name,
         "msb_sparsity_source": found.digits.source,
         "msb_sparsity_mean": found.msb_sparsity,
+        "beyond_positions": bool(found.positions_note),
         **{
             f"{scheme}_{part}_{name}": value
             for scheme, cost in found.schemes.items()

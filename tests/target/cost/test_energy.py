@@ -11,6 +11,7 @@ import pytest
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.cost.analytical import encoding_costs
+from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.energy import (
     COMPONENTS,
     EnergyBreakdown,
@@ -22,7 +23,7 @@ from sparqle_tvm.target.cost.energy import (
 from sparqle_tvm.target.cost.energy_table import Band, energy_table
 from sparqle_tvm.target.cost.events import NAMES, Events
 from sparqle_tvm.target.cost.model import Totals
-from sparqle_tvm.target.op import ALL_SCHEMES, DenseShape, Scheme
+from sparqle_tvm.target.op import DenseOp
 
 EDGE = PRESETS["sparqle/edge"]
 TABLE = energy_table("45nm", "lpddr4")
@@ -32,7 +33,7 @@ SOME = Events(**{name: 10 + i for i, name in enumerate(NAMES)})
 def events_of(scheme: Scheme, density: float = 0.3, m: int = 64) -> Events:
     rng = np.random.default_rng(0)
     nnz = RowNnz(rng.binomial(8, density, size=(m, 32)).astype(np.int32), 8, 256)
-    shape = DenseShape(m, 192, 256, 4, 32)
+    shape = DenseOp(m, 192, 256, 4, 32)
     encode, ops = encoding_costs("x", nnz, [shape], EDGE, scheme)
     return Totals.of((encode, *ops)).events
 

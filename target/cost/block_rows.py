@@ -26,7 +26,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import dense_op_cost, encode_cost
 from sparqle_tvm.target.cost.sorting import max_block_rows
 from sparqle_tvm.target.cost.tiling import choose_tilings
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 Balance = Literal["array", "time", "none"]
 BALANCES: tuple[Balance, ...] = get_args(Balance)
@@ -37,7 +37,7 @@ _SEED = 0
 
 
 def choose_block_rows(
-    consumers: Sequence[DenseShape],
+    consumers: Sequence[DenseOp],
     accelerator: Accelerator,
     goal: Balance = "array",
 ) -> int:
@@ -48,7 +48,7 @@ def choose_block_rows(
 
     Parameters
     ----------
-    consumers : sequence of DenseShape
+    consumers : sequence of DenseOp
         The dense ops that read the encoding; their `m` and `k` are the same.
     accelerator : Accelerator
         Where they run.
@@ -77,7 +77,7 @@ def choose_block_rows(
 
 
 @lru_cache(maxsize=1024)
-def _choose(consumers: tuple[DenseShape, ...], accelerator: Accelerator, goal: Balance) -> int:
+def _choose(consumers: tuple[DenseOp, ...], accelerator: Accelerator, goal: Balance) -> int:
     rows, k = consumers[0].m, consumers[0].k
     blocks = list(_blocks(consumers, accelerator))
     if not blocks:
@@ -89,8 +89,8 @@ def _choose(consumers: tuple[DenseShape, ...], accelerator: Accelerator, goal: B
     def cycles(block: int) -> int:
         encode = encode_cost("", nnz, tilings[0], sums, accelerator, "sparqle", block)
         ops = (
-            dense_op_cost(shape, nnz, tiling, accelerator, "sparqle", block)
-            for shape, tiling in zip(consumers, tilings, strict=True)
+            dense_op_cost(op, nnz, tiling, accelerator, "sparqle", block)
+            for op, tiling in zip(consumers, tilings, strict=True)
         )
         work = (op.mma_cycles if goal == "array" else op.total_cycles for op in ops)
         return encode.total_cycles + sum(work)
@@ -115,17 +115,17 @@ def typical_digits(rows: int, in_features: int, unit: int) -> RowNnz:
     return RowNnz(np.rint(share * widths).astype(np.int32), unit, in_features)
 
 
-def _blocks(consumers: tuple[DenseShape, ...], accelerator: Accelerator) -> Iterator[int]:
+def _blocks(consumers: tuple[DenseOp, ...], accelerator: Accelerator) -> Iterator[int]:
     """Blocks to try, smallest first."""
-    shape = consumers[0]
-    most = max_block_rows(shape.k, _sum_group_size(consumers), accelerator)
+    op = consumers[0]
+    most = max_block_rows(op.k, _sum_group_size(consumers), accelerator)
     block = 2 * accelerator.rows
-    while shape.m > accelerator.rows and block <= most:
+    while op.m > accelerator.rows and block <= most:
         yield block
-        if block >= shape.m:
+        if block >= op.m:
             return
         block *= 2
 
 
-def _sum_group_size(consumers: tuple[DenseShape, ...]) -> int:
-    return min((shape.group_size for shape in consumers if shape.has_min), default=0)
+def _sum_group_size(consumers: tuple[DenseOp, ...]) -> int:
+    return min((op.group_size for op in consumers if op.has_min), default=0)
