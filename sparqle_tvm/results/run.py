@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from sparqle_tvm.errors import ResultFileError
 from sparqle_tvm.files import plain, read_json, typed_version
@@ -14,12 +14,10 @@ from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable
+from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.cost.vector import TransformerShape
 
 JSON_VERSION = 3
-
-Counting = Literal["simulator", "analytical"]
-"""Whether dense layers run as simulated programs or are counted by formula."""
 
 
 @dataclass(frozen=True)

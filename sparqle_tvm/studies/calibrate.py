@@ -13,7 +13,7 @@ from tqdm import tqdm
 from sparqle_tvm.calibration.budget import STORED_SHARES
 from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.search import Importance, Search
-from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.errors import require_known
 from sparqle_tvm.studies.inputs import import_model, read_tokens
 
 if TYPE_CHECKING:
@@ -61,10 +61,7 @@ def calibrate(
     SparqleError
         One of its classes: a bad model or text, NaN or Inf in activations, no torch.
     """
-    if importance not in get_args(Importance):
-        raise InvalidArgumentError(
-            f"importance {importance!r} is unknown; known: {', '.join(get_args(Importance))}"
-        )
+    require_known("importance", importance, get_args(Importance))
     imported = import_model(model, progress=progress)
     name, ids = read_tokens(imported, text, tokens)
     return calibrate_tokens(imported, ids, name, importance=importance, progress=progress)

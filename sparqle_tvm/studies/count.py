@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.results.passes import CountedEncoding, PassResult, Phase, pass_result
-from sparqle_tvm.results.run import Counting, SortingResult
+from sparqle_tvm.results.run import SortingResult
 from sparqle_tvm.studies.simulated import simulated_pass_cost
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
-from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
+from sparqle_tvm.target.cost.model import Counting, EncodedActivation, PassCost, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.op import ProgramScheme
 

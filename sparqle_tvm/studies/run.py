@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, get_args
 
-from sparqle_tvm.errors import InvalidArgumentError, TargetError
+from sparqle_tvm.errors import InvalidArgumentError, TargetError, require_known
 from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.progress import Stages
 from sparqle_tvm.results.run import (
-    Counting,
     ModelFile,
     MsbSparsity,
     PhaseGain,
@@ -41,6 +40,7 @@ from sparqle_tvm.studies.inputs import BUILTIN_MODEL, model_path, read_content
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import BALANCES, Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
+from sparqle_tvm.target.cost.model import Counting
 
 if TYPE_CHECKING:
     import tvm
@@ -211,12 +211,8 @@ def run_model(
 def _check_arguments(
     tokens: int, accelerator: str | Accelerator | tvm.target.Target, engine: str, balance: str
 ) -> Accelerator:
-    if engine not in get_args(Counting):
-        raise InvalidArgumentError(
-            f"engine {engine!r} is unknown; known: {', '.join(get_args(Counting))}"
-        )
-    if balance not in BALANCES:
-        raise InvalidArgumentError(f"balance {balance!r} is unknown; known: {', '.join(BALANCES)}")
+    require_known("engine", engine, get_args(Counting))
+    require_known("balance", balance, BALANCES)
     if tokens < 2:
         raise InvalidArgumentError(f"perplexity needs at least 2 tokens, {tokens} were asked for")
     chosen = Accelerator.from_target(accelerator)
