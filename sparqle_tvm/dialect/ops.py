@@ -139,7 +139,8 @@ class Op:
         # As text leaves out what is optional, the number of operands tells which they are.
         if None not in operands and not {*every} & {*named}:
             every = list(cls.operand_names(len(operands), named.get("label", "")))
-        return cls(**dict(zip(every, operands, strict=False)), **named).call()
+        given: dict[str, Any] = dict(zip(every, operands, strict=False))
+        return cls(**given, **named).call()
 
     def call(self) -> relax.Call:
         """Build the call that this is a view of."""
@@ -169,7 +170,7 @@ class Op:
 
 
 @cache
-def _operands(op: type[Op]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _operands(op: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the operands that an op needs, and of those that it may have."""
     found = [f for f in dataclasses.fields(op) if not f.kw_only]
     required = tuple(f.name for f in found if f.default is dataclasses.MISSING)
@@ -177,7 +178,7 @@ def _operands(op: type[Op]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 @cache
-def _attributes(op: type[Op]) -> tuple[str, ...]:
+def _attributes(op: Any) -> tuple[str, ...]:
     """Names of an op's attributes, the labels last."""
     names = [f.name for f in dataclasses.fields(op) if f.kw_only]
     return tuple(sorted(names, key=lambda name: name.endswith("label")))

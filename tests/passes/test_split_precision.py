@@ -15,7 +15,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from sparqle_tvm import dialect
-from sparqle_tvm.compiler import pipeline
+from sparqle_tvm.api import pipeline
 from sparqle_tvm.numerics.quantization import pack_int4
 from sparqle_tvm.passes import SplitPrecision
 
