@@ -114,9 +114,7 @@ def pipeline(
         offload=offload,
         report=report,
     )
-    return compiler.sequence(
-        compiler.phases(accelerator, options), stop_after=stop_after, dump=dump
-    )
+    return compiler.sequence(compiler.phases(options), stop_after=stop_after, dump=dump)
 
 
 def compile(
@@ -192,9 +190,7 @@ database, dump
         collect=passes.CollectEncodings(report=report) if collect_encodings and split else None,
         report=report,
     )
-    return compiler.compile(
-        mod, accelerator, options, split=split, host=host, stop_after=stop_after, dump=dump
-    )
+    return compiler.compile(mod, options, split=split, host=host, stop_after=stop_after, dump=dump)
 
 
 def load(path: str | os.PathLike[str]) -> Executable:
@@ -238,6 +234,7 @@ def _options(
         choices = {**selection.choices, **choices}
         checks.append(CheckCalibration(known))
     return Options(
+        accelerator=accelerator,
         windows=windows,
         choices=choices,
         checks=checks,

@@ -27,6 +27,8 @@ from sparqle_tvm.target.cost.balance import BALANCES, Balance
 # What runs the dense ops: kernels for this CPU, or accelerator programs on the simulator.
 Executor = Literal["host", "simulator"]
 Phases = Mapping[str, Sequence[tvm.transform.Pass]]
+# The phases that end in split-precision form: the module holds R.sparqle ops.
+SPLIT = ("import", "split", "choose")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Options:
 
     Attributes
     ----------
+    accelerator : Accelerator, optional
+        What the engine ``simulator`` simulates.
     checks : sequence of tvm.transform.Pass
         Passes that refuse a module in split-precision form that the options do not suit.
     lift : passes.LiftChoices, optional
@@ -51,9 +55,10 @@ class Options:
     Raises
     ------
     InvalidArgumentError
-        If the engine or the goal of the balance is unknown.
+        If the engine or the goal of the balance is unknown, or the simulator has no accelerator.
     """
 
+    accelerator: Accelerator | None = None
     windows: Mapping[str, str] = field(default_factory=dict)
     default_window: str | None = None
     allow_saturation: bool = False
@@ -76,6 +81,18 @@ class Options:
             report=self.report,
         )
 
+    def balance_rows(self) -> passes.BalanceRows:
+        """The pass that lets encodings sort their rows."""
+        assert self.accelerator is not None
+        return passes.BalanceRows(self.accelerator, self.balance, report=self.report)
+
+    def offload_dense(self) -> passes.OffloadDense:
+        """The pass that generates the programs."""
+        if self.offload is not None:
+            return self.offload
+        assert self.accelerator is not None
+        return passes.OffloadDense(self.accelerator, tuned=self.schedules, report=self.report)
+
     def __post_init__(self) -> None:
         """Check the words."""
         if self.engine not in get_args(Executor):
@@ -83,10 +100,12 @@ class Options:
         if self.balance not in BALANCES:
             known = ", ".join(BALANCES)
             raise InvalidArgumentError(f'balance "{self.balance}" is not one of {known}')
+        if self.engine == "simulator" and self.accelerator is None:
+            raise InvalidArgumentError("the simulator needs an accelerator")
 
 
-def split_phases(options: Options) -> dict[str, list[tvm.transform.Pass]]:
-    """The first phases, which end in split-precision form: the module holds ``R.sparqle`` ops."""
+def phases(options: Options) -> Phases:
+    """The passes of each phase, in their order: the table of contents of a compilation."""
     given, report = options, options.report
     return {
         # Bring the forms of other frameworks into integer ops.
@@ -110,23 +129,10 @@ def split_phases(options: Options) -> dict[str, list[tvm.transform.Pass]]:
             *([given.lift] if given.lift is not None else []),
             *([given.collect] if given.collect is not None else []),
         ],
-    }
-
-
-def phases(accelerator: Accelerator, options: Options) -> Phases:
-    """The passes of each phase, in their order: the table of contents of a compilation."""
-    given, report = options, options.report
-    return {
-        **split_phases(options),
         # Dense ops that write their outputs encoded.
         "drain": [passes.DrainEncoded(report=report)],
         # Dense ops that become calls of accelerator programs.
-        "offload": [
-            passes.BalanceRows(accelerator, given.balance, report=report),
-            given.offload or passes.OffloadDense(accelerator, tuned=given.schedules, report=report),
-        ]
-        if given.engine == "simulator"
-        else [],
+        "offload": [] if given.engine == "host" else [given.balance_rows(), given.offload_dense()],
         # All that is left, for a host CPU.
         "lower": lowering_passes(),
     }
@@ -138,10 +144,11 @@ def reference_phases(options: Options) -> Phases:
     Quantization and dense ops are plain Relax ops on integers, without planes and without the
     kernels for them: the reference that the split form equals bit for bit.
     """
+    split = phases(options)
     return {
-        **split_phases(options),
+        **{name: split[name] for name in SPLIT},
         "merge": [passes.MergePrecision(report=options.report)],
-        "lower": lowering_passes(),
+        "lower": split["lower"],
     }
 
 
@@ -152,8 +159,9 @@ def host_phases() -> Phases:
 
 
 def split_passes(**options: Any) -> list[tvm.transform.Pass]:
-    """The passes of :func:`split_phases`; keywords are attributes of `Options`."""
-    return [each for found in split_phases(Options(**options)).values() for each in found]
+    """The passes of the phases up to the `SPLIT` form; keywords are attributes of `Options`."""
+    found = phases(Options(**options))
+    return [each for name in SPLIT for each in found[name]]
 
 
 def lowering_passes() -> list[tvm.transform.Pass]:
@@ -260,7 +268,6 @@ def host_target() -> tvm.target.Target:
 
 def compile(
     mod: tvm.IRModule,
-    accelerator: Accelerator,
     options: Options,
     *,
     split: bool = True,
@@ -270,7 +277,7 @@ def compile(
 ) -> Executable | tvm.IRModule:
     """Compile a Relax module; see `sparqle_tvm.compile`."""
     if split:
-        found = phases(accelerator, options)
+        found = phases(options)
     elif options.choices or options.lift is not None:
         found = reference_phases(options)
     else:

@@ -78,14 +78,13 @@ class Op:
 
     def __post_init__(self) -> None:
         """Refuse optional operands that do not come together: InvalidArgumentError."""
-        _, optional = _operands(type(self))
+        _, optional = _operands(self.NAME)
         given = tuple(name for name in optional if getattr(self, name) is not None)
         if given not in self.FORMS:
-            missing = [
-                [n for n in form if n not in given] for form in self.FORMS if {*given} < {*form}
-            ]
-            needed = " and ".join(min(missing, key=len)) if missing else "no others beside them"
-            raise self.error(f"{' and '.join(given)} need {needed}")
+            # Every set of optional operands is part of the last, longest form.
+            wider = next(form for form in self.FORMS if {*given} < {*form})
+            missing = " and ".join(name for name in wider if name not in given)
+            raise self.error(f"{' and '.join(given)} need {missing}")
 
     @classmethod
     def of(cls, expr: Any) -> Self | None:
@@ -96,8 +95,8 @@ class Op:
     @classmethod
     def _read(cls, call: relax.Call) -> Self:
         names = cls.operand_names(len(call.args), str(call.attrs.get("label", "")))
-        known = _attributes(cls)
-        attributes = {
+        known = _attributes(cls.NAME)
+        attributes: dict[str, Any] = {
             str(name): str(value) if isinstance(value, str) else int(value)
             for name, value in call.attrs.items()
             if str(name) in known
@@ -110,7 +109,7 @@ class Op:
     @classmethod
     def operand_names(cls, count: int, label: str = "") -> tuple[str, ...]:
         """What so many operands are; InvalidArgumentError if the op is never called with them."""
-        required, optional = _operands(cls)
+        required, optional = _operands(cls.NAME)
         for form in cls.FORMS:
             if len(required) + len(form) == count:
                 return (*required, *form)
@@ -123,7 +122,7 @@ class Op:
     @classmethod
     def operand_count(cls) -> int:
         """Number of operands, -1 if some are optional."""
-        required, optional = _operands(cls)
+        required, optional = _operands(cls.NAME)
         return -1 if optional else len(required)
 
     @classmethod
@@ -135,7 +134,7 @@ class Op:
         InvalidArgumentError
             If optional operands are missing that go together with a given one.
         """
-        every = [name for names in _operands(cls) for name in names]
+        every = [name for names in _operands(cls.NAME) for name in names]
         # As text leaves out what is optional, the number of operands tells which they are.
         if None not in operands and not {*every} & {*named}:
             every = list(cls.operand_names(len(operands), named.get("label", "")))
@@ -144,7 +143,7 @@ class Op:
 
     def call(self) -> relax.Call:
         """Build the call that this is a view of."""
-        operands = [getattr(self, name) for names in _operands(type(self)) for name in names]
+        operands = [getattr(self, name) for names in _operands(self.NAME) for name in names]
         given = [operand for operand in operands if operand is not None]
         node = make_node("ir.DictAttrs", **self.attributes)
         return relax.Call(tvm.ir.Op.get(PREFIX + self.NAME), given, node)
@@ -156,7 +155,7 @@ class Op:
     @property
     def attributes(self) -> dict[str, Any]:
         """The static attributes, as Python ints and strings."""
-        return {name: getattr(self, name) for name in _attributes(type(self))}
+        return {name: getattr(self, name) for name in _attributes(self.NAME)}
 
     @staticmethod
     def text(operand: str) -> str:
@@ -170,17 +169,17 @@ class Op:
 
 
 @cache
-def _operands(op: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _operands(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the operands that an op needs, and of those that it may have."""
-    found = [f for f in dataclasses.fields(op) if not f.kw_only]
+    found = [f for f in dataclasses.fields(OPS[name]) if not f.kw_only]
     required = tuple(f.name for f in found if f.default is dataclasses.MISSING)
     return required, tuple(f.name for f in found if f.default is not dataclasses.MISSING)
 
 
 @cache
-def _attributes(op: Any) -> tuple[str, ...]:
+def _attributes(name: str) -> tuple[str, ...]:
     """Names of an op's attributes, the labels last."""
-    names = [f.name for f in dataclasses.fields(op) if f.kw_only]
+    names = [f.name for f in dataclasses.fields(OPS[name]) if f.kw_only]
     return tuple(sorted(names, key=lambda name: name.endswith("label")))
 
 
