@@ -20,8 +20,8 @@ from dataclasses import replace
 from typing import Any
 
 from sparqle_tvm.calibration import Calibration, Search
+from sparqle_tvm.calibration.choosable_model import ChoosableModel
 from sparqle_tvm.calibration.loss import compare
-from sparqle_tvm.calibration.trial import Trial
 from sparqle_tvm.results.layers import layer_type
 from sparqle_tvm.studies.calibrate import calibrate, import_model, read_tokens
 from sparqle_tvm.studies.count import count_phases
@@ -61,18 +61,18 @@ def measure(arguments: argparse.Namespace) -> Iterator[Json]:
     calibration = calibrate(imported, tokens=arguments.tokens, importance=importance)
     print(f"calibration with {arguments.tokens} tokens: {time.perf_counter() - begin:.0f} s")
     _, ids = read_tokens(imported, None, arguments.measure, heldout=True)
-    trial, shape = Trial(imported.mod), transformer_shape(imported.config)
-    reference = trial.loss(ids)
+    choosable, shape = ChoosableModel(imported.mod), transformer_shape(imported.config)
+    reference = choosable.loss(ids)
     for name, search in ways(calibration):
         for target in arguments.sparsity:
             selection = search.for_sparsity(target)
-            found = trial.loss(ids, selection, reference=reference, count=True)
-            prefill = count_phases(trial.encodings, shape, PRESETS["sparqle/edge"])[0]
+            found = choosable.loss(ids, selection, reference=reference, count=True)
+            prefill = count_phases(choosable.encodings, shape, PRESETS["sparqle/edge"])[0]
             yield {
                 "way": name,
                 "expected_loss": selection.loss,
                 "msb_sparsity": prefill.msb_sparsity,
-                "by_type": by_type(trial.encodings),
+                "by_type": by_type(choosable.encodings),
                 "mma_reduction": prefill.mma_reduction,
                 **compare(reference, found).to_json(),
             }

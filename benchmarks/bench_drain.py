@@ -28,7 +28,7 @@ from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.analytical import encode_cost
 from sparqle_tvm.target.cost.tiling import tiling_of_chunk
 from sparqle_tvm.target.isa import Tensor
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 ACCELERATOR = PRESETS["sparqle/edge"]
 
@@ -84,10 +84,10 @@ def main() -> None:
     assert plain.tobytes() == drained.tobytes(), "the two differ"
     totals = {}
     header = down.program.header
-    shape = DenseShape(options.tokens, options.width, options.hidden)
+    shape = DenseOp(options.tokens, options.width, options.hidden)
     tiling = tiling_of_chunk(shape, header.k_chunk, ACCELERATOR, "sparqle")
     # As many digits as the drain stored, spread evenly: the formula takes only their bytes.
-    stored = encoded[0].result.counts.dram_write_bytes[Tensor.OUT_MSB] * 8 // header.digit_bits
+    stored = encoded[0].result.counts.dram_write_bytes[Tensor.OUT_MSB] * 8 // header.op.digit_bits
     spans = -(-options.hidden // 8)
     even = np.full((options.tokens, spans), stored / options.tokens / spans).cumsum(axis=1)
     counts = np.diff(np.rint(even).astype(np.int64), axis=1, prepend=0)

@@ -19,8 +19,9 @@ import tvm
 from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import MatmulSpec
-from sparqle_tvm.host.split_dense import DenseSpec, split_dense_kernel
+from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
 from sparqle_tvm.host.tiling import host_tile
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.threads import use_threads
 
 TARGET = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
@@ -91,9 +92,10 @@ def bench_dense(form: str, rows: int, channels: int, columns: int, seconds: floa
     cols, groups = TILE.cols, columns // 32
     panels = -(-channels // cols)
     grouped = form == "grouped"
-    spec = DenseSpec(1, columns, channels, 4, 4, form, 0, False, None, TILE)
+    op = DenseOp(1, channels, columns, output="int32" if form == "int32" else "float32")
     if grouped:
-        spec = replace(spec, group_size=32, minimum=True)
+        op = replace(op, group_size=32, has_min=True)
+    spec = DenseKernel(op, 1, None, TILE)
     encode_spec = EncodeSpec(1, columns, 4, True, 32, 119)
     encoding = encode(rows, columns, encode_spec)
     compiled(encode_kernel(encode_spec))(*encoding)

@@ -31,7 +31,7 @@ from peers import Machine, PeerCycles, run_scalesim, run_zigzag
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.cost.analytical import OpCost, encoding_costs
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 MACHINE = Machine()
 PREFILL = [
@@ -66,7 +66,7 @@ def accelerator() -> Accelerator:
 def ours(m: int, n: int, k: int) -> OpCost:
     """The GEMM by our formula, in one pass."""
     nothing = RowNnz(np.zeros((m, 1), dtype=np.int32), k, k)
-    shape = DenseShape(m, n, k, weight_bits=8, label="gemm")
+    shape = DenseOp(m, n, k, weight_bits=8, label="gemm")
     _, (cost,) = encoding_costs("gemm", nothing, [shape], accelerator(), "a4")
     return cost
 

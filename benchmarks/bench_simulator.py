@@ -27,9 +27,9 @@ from sparqle_tvm.numerics import QuantizedWeights, encode
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.schedule import default_schedule
-from sparqle_tvm.target.compile.tir import DenseSpec
 from sparqle_tvm.target.isa import Tensor
 from sparqle_tvm.target.isa.header import Engine
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import (
     activation_tensors,
@@ -65,15 +65,15 @@ def fastest(call: Callable[[], Any], repeats: int) -> float:
     return min(seconds)
 
 
-def compile_op(spec: DenseSpec, accelerator: Accelerator = EDGE, label: str = "") -> Program:
-    return generate(default_schedule(spec, accelerator), spec, accelerator, label)
+def compile_op(spec: DenseOp, accelerator: Accelerator = EDGE) -> Program:
+    return generate(default_schedule(spec, accelerator), spec, accelerator)
 
 
 class Op:
     """A dense op with random operands, ready to be simulated."""
 
     def __init__(
-        self, spec: DenseSpec, rng: np.random.Generator, accelerator: Accelerator = EDGE
+        self, spec: DenseOp, rng: np.random.Generator, accelerator: Accelerator = EDGE
     ) -> None:
         shape = (spec.m, spec.k)
         wide = rng.random(shape) < DENSITY
@@ -96,7 +96,7 @@ class Op:
         return simulate(self.program, tensors).total_cycles
 
 
-def _scales(spec: DenseSpec, rng: np.random.Generator) -> tuple[Any, Any]:
+def _scales(spec: DenseOp, rng: np.random.Generator) -> tuple[Any, Any]:
     if not spec.group_size:
         return rng.uniform(0.001, 0.1, spec.n).astype(np.float32), None
     shape = (spec.n, spec.k // spec.group_size)
@@ -105,7 +105,7 @@ def _scales(spec: DenseSpec, rng: np.random.Generator) -> tuple[Any, Any]:
 
 
 def bench_values(repeats: int) -> Json:
-    spec = DenseSpec(m=2048, n=4096, k=4096)
+    spec = DenseOp(m=2048, n=4096, k=4096)
     op = Op(spec, np.random.default_rng(0))
     op.run()
     seconds = fastest(op.run, repeats)
@@ -153,8 +153,8 @@ def int_mm_seconds(q: np.ndarray, w: np.ndarray) -> tuple[float | None, int]:
 def bench_model(tokens: int) -> Json:
     rng = np.random.default_rng(0)
     q4_1 = {"group_size": 32, "has_min": True, "weight_signed": False}
-    specs = [DenseSpec(m=tokens, n=n, k=k, **q4_1) for n, k in SMOLLM2]
-    head = DenseSpec(m=1, n=SMOLLM2_HEAD[0], k=SMOLLM2_HEAD[1], **q4_1)
+    specs = [DenseOp(m=tokens, n=n, k=k, **q4_1) for n, k in SMOLLM2]
+    head = DenseOp(m=1, n=SMOLLM2_HEAD[0], k=SMOLLM2_HEAD[1], **q4_1)
     made = {spec: Op(spec, rng) for spec in {*specs, head}}
     first = time.perf_counter()
     for op in made.values():
@@ -175,7 +175,7 @@ def bench_model(tokens: int) -> Json:
 def bench_timing() -> Json:
     rng = np.random.default_rng(0)
     begin = time.perf_counter()
-    specs = [DenseSpec(m=2048, n=n, k=k, group_size=32) for n, k in LLAMA2]
+    specs = [DenseOp(m=2048, n=n, k=k, group_size=32) for n, k in LLAMA2]
     programs = {spec: compile_op(spec) for spec in set(specs)}
     generated = time.perf_counter()
     cycles = stalled = 0
@@ -208,7 +208,7 @@ def bench_scalesim(python: str | None, repeats: int) -> Json | None:
     if isinstance(found, str):
         print(f"scalesim did not run: {found}")
         return None
-    spec = DenseSpec(m=m, n=n, k=k)
+    spec = DenseOp(m=m, n=n, k=k)
     op = Op(
         spec, np.random.default_rng(0), replace(EDGE, name="32 x 32", rows=32, cols=32, lanes=1)
     )

@@ -26,7 +26,7 @@ from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import default_table
 from sparqle_tvm.target.cost.model import EncodedActivation
-from sparqle_tvm.target.op import SCHEMES, DenseShape
+from sparqle_tvm.target.op import SCHEMES, DenseOp
 
 Json = dict[str, Any]
 Case = tuple[str, EncodedActivation]
@@ -60,7 +60,7 @@ def drawn_cases(tokens: int) -> Iterator[Case]:
     def case(
         name: str, m: int, outputs: tuple[int, ...], k: int, density: float, weights: Any
     ) -> Case:
-        shapes = tuple(DenseShape(m, n, k, *weights, label=f"{m}x{n}x{k}") for n in outputs)
+        shapes = tuple(DenseOp(m, n, k, *weights, label=f"{m}x{n}x{k}") for n in outputs)
         return name, EncodedActivation(name, draw_digits(rng, density, m, k), "signed", shapes)
 
     for m in (tokens, 1):

@@ -4,7 +4,7 @@
 
 ``spaces``: spaces small enough to measure all of, prefill and decode, by the formulas (all tiles)
 and on the simulator (fewer tiles, and all depths of buffers). The search with the learned model,
-with the estimate alone, and at random, with equally many trials: how far the best of each lies
+with the prediction alone, and at random, with equally many trials: how far the best of each lies
 above the best there is (worst and mean over some seeds). And how well each orders points that it
 has not seen: rank correlation, the learned model after a quarter of the points, at most 64.
 
@@ -35,11 +35,12 @@ from tvm.s_tir import meta_schedule as ms
 
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.compile.schedule import Decisions
-from sparqle_tvm.target.compile.tir import DenseSpec, bucket
+from sparqle_tvm.target.compile.tir import bucket
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.tuning import (
-    Estimator,
     Measurement,
     Meter,
+    Predictor,
     RecordedMeter,
     Space,
     Tuner,
@@ -75,7 +76,7 @@ SPACES = (
 # Programs with more tiles take the simulator too long here.
 MOST_TILES = 4000
 SECTIONS = ("spaces", "models", "optimum")
-SEARCHES = ("learned", "estimate", "random")
+SEARCHES = ("learned", "predicted", "random")
 # (N, K) of the readers of an encoding, and how many there are in the model.
 SMOLLM2 = (
     (((576, 576), (192, 576), (192, 576)), 30),
@@ -147,13 +148,13 @@ def rank_correlations(
         space.trace(task, point).apply_to_schedule(schedule, remove_postproc=False)
         return ms.MeasureCandidate(schedule, [])
 
-    estimator = Estimator(task, meter.accelerator, meter.activations(task)[0])
+    predictor = Predictor(task, meter.accelerator, meter.activations(task)[0])
     with tempfile.TemporaryDirectory() as folder:
         context = Tuner(meter, "latency", folder, spaces={task: space}).context(task)
     candidates = [candidate(point) for point in points]
     found = {}
     for search in SEARCHES:
-        model = CandidateModel(lambda _: estimator, search, seed=17)
+        model = CandidateModel(lambda _: predictor, search, seed=17)
         results = [ms.runner.RunnerResult([value], None) for value in seconds[:count]]
         model.update(context, candidates[:count], results)
         learned = model.model.predict if search == "learned" else model.predict
@@ -166,9 +167,7 @@ def rank_correlations(
 def bench_space(
     rows: int, n: int, k: int, accelerator: Accelerator, engine: Any, effort: Effort
 ) -> dict[str, Any]:
-    (task,) = tasks_of_group(
-        (DenseSpec(m=bucket(rows), n=n, k=k, group_size=32),), rows, accelerator
-    )
+    (task,) = tasks_of_group((DenseOp(m=bucket(rows), n=n, k=k, group_size=32),), rows, accelerator)
     meter = Meter(accelerator, engine=engine)
     space = (small_space if engine == "simulator" else formula_space)(task, accelerator)
     points = [p for p in space.points() if meter.refuses(task, p) is None]
@@ -233,7 +232,7 @@ def model_tasks(model: str, rows: int, accelerator: Accelerator) -> list[TuningT
     groups, weights = MODELS[model]
     tasks: list[TuningTask] = []
     for group, times in groups:
-        specs = [DenseSpec(m=bucket(rows), n=n, k=k, **weights) for n, k in group]
+        specs = [DenseOp(m=bucket(rows), n=n, k=k, **weights) for n, k in group]
         for task in tasks_of_group(specs, rows, accelerator):
             tasks.append(replace(task, weight=times * task.weight))
     return tasks
@@ -267,7 +266,7 @@ def bench_model(
         result = Tuner(Meter(accelerator, engine=engine), objective, folder).run(tasks, trials)
     seconds = time.process_time() - begin
     bound = sum(
-        task.weight * Estimator(task, accelerator, meter.activations(task)[0]).lower_bound_cycles()
+        task.weight * Predictor(task, accelerator, meter.activations(task)[0]).lower_bound_cycles()
         for task in tasks
     )
     costs = {which: on_simulator(result, meter, which) for which in ("default", "best")}

@@ -20,7 +20,8 @@ from typing import Any
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.schedule import schedule_with
-from sparqle_tvm.target.compile.tir import DenseSpec, bucket
+from sparqle_tvm.target.compile.tir import bucket
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.verify import verify
 from sparqle_tvm.tuning import Meter, Tuner, TuningTask, default_of, tasks_of_group
@@ -35,7 +36,7 @@ def smollm2_tasks() -> list[TuningTask]:
     tasks: list[TuningTask] = []
     for group in GROUPS:
         specs = [
-            DenseSpec(m=bucket(TOKENS), n=n, k=k, group_size=32, has_min=True, weight_signed=False)
+            DenseOp(m=bucket(TOKENS), n=n, k=k, group_size=32, has_min=True, weight_signed=False)
             for n, k in group
         ]
         tasks += tasks_of_group(specs, TOKENS, EDGE)

@@ -35,7 +35,7 @@ from sparqle_tvm.target.cost.analytical import encoding_costs
 from sparqle_tvm.target.cost.balance import choose_block_rows
 from sparqle_tvm.target.cost.pipeline import OpLoads, Pipeline
 from sparqle_tvm.target.cost.sorting import block_waits
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 Json = dict[str, Any]
 QMAX = 119
@@ -48,7 +48,7 @@ class Layer:
     """A tensor that dense layers read: their shapes, and quantized values (M, K) int8."""
 
     kind: str
-    readers: tuple[DenseShape, ...]
+    readers: tuple[DenseOp, ...]
     q: Any
 
     def nnz(self, marked: Any) -> RowNnz:
@@ -94,7 +94,7 @@ def layers_of(inputs: list[tuple[Any, list[Any]]], coarser: float) -> list[Layer
     layers = []
     for x, dense in inputs:
         shapes = tuple(
-            DenseShape(
+            DenseOp(
                 len(x),
                 d.out_features,
                 x.shape[1],

@@ -16,13 +16,12 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.schedule import default_decisions, schedule_with
-from sparqle_tvm.target.compile.tir import DenseSpec
 from sparqle_tvm.target.cost.analytical import Bound, OpCost, encoding_costs
 from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.cost.model import EncodedActivation
 from sparqle_tvm.target.cost.tiling import Tiling
-from sparqle_tvm.target.isa.header import Engine, Window
-from sparqle_tvm.target.op import DenseShape, ProgramScheme
+from sparqle_tvm.target.isa.header import Engine
+from sparqle_tvm.target.op import DenseOp, ProgramScheme, Window
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import simulate_timing
 
@@ -33,7 +32,7 @@ class OpTie:
 
     Attributes
     ----------
-    shape : DenseShape
+    shape : DenseOp
         The op.
     analytical : OpCost
         By formula.
@@ -45,7 +44,7 @@ class OpTie:
         Cycles that each engine (``LOAD``, ``MMA``, ``STORE``) stalled, per reason.
     """
 
-    shape: DenseShape
+    shape: DenseOp
     analytical: OpCost
     total_cycles: int
     mma_cycles: int
@@ -102,7 +101,7 @@ def tie_encoding(
 
 
 def _tie(
-    shape: DenseShape,
+    shape: DenseOp,
     nnz: RowNnz,
     cost: OpCost,
     accelerator: Accelerator,
@@ -128,14 +127,14 @@ def _tie(
 
 @lru_cache(maxsize=1024)
 def _program(
-    shape: DenseShape,
+    shape: DenseOp,
     tiling: Tiling,
     accelerator: Accelerator,
     scheme: ProgramScheme,
     window: Window,
     block_rows: int,
 ) -> Program:
-    spec = DenseSpec(
+    spec = DenseOp(
         m=shape.m,
         n=shape.n,
         k=shape.k,

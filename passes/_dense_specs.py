@@ -13,8 +13,7 @@ from sparqle_tvm.passes._rewrite import Rewriter, row_counts
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.tir import DenseSpec
-from sparqle_tvm.target.isa.header import Output
+from sparqle_tvm.target.op import DenseOp, Output
 
 # What the drain of each op makes.
 OUTPUTS: Mapping[type[dialect.Dense], Output] = MappingProxyType(
@@ -26,7 +25,7 @@ OUTPUTS: Mapping[type[dialect.Dense], Output] = MappingProxyType(
 )
 OUT_FORMAT = ("out_window", "out_zero", "out_low", "out_high")
 # Programs of an op: a spec for each row count.
-Specs = tuple[DenseSpec, ...]
+Specs = tuple[DenseOp, ...]
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class OffloadedOp:
     ----------
     offset : relax.Expr or None
         What is added besides the bias of the window's digits, which the accelerator undoes.
-    specs : tuple of DenseSpec
+    specs : tuple of DenseOp
         For every row count that a program is made for.
     """
 
@@ -65,10 +64,11 @@ def describe(rewriter: Rewriter, op: dialect.Dense, accelerator: Accelerator) ->
     windows = {name: getattr(op, name) for name in ("window", *(OUT_FORMAT if encoded else ()))}
     lead = list(op.encoding.ty.fields[0].shape.values)[:-1]
     specs = tuple(
-        DenseSpec(
+        DenseOp(
             m=rows,
             n=op.out_features,
             k=op.in_features,
+            label=op.label,
             digit_bits=op.k,
             weight_bits=bits,
             weight_signed=signed,

@@ -23,7 +23,7 @@ from sparqle_tvm.passes._rewrite import (
 )
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 # A dense op that reads an encoding, and its call.
 Reader = tuple[dialect.Dense, relax.Call]
@@ -132,14 +132,15 @@ class _Balance(Rewriter):
         return best
 
 
-def _shape(dense: dialect.Dense, rows: int) -> DenseShape:
-    return DenseShape(
+def _shape(dense: dialect.Dense, rows: int) -> DenseOp:
+    return DenseOp(
         m=rows,
         n=dense.out_features,
         k=dense.in_features,
         weight_bits=dense.weight_bits,
         group_size=dense.group_size,
         has_min=dense.has_min,
+        digit_bits=dense.k,
     )
 
 

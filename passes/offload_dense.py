@@ -10,14 +10,14 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
-from sparqle_tvm.errors import CompileError, TargetError
+from sparqle_tvm.errors import CompileError, InvalidArgumentError, TargetError
 from sparqle_tvm.passes._dense_specs import OffloadedOp, Specs, describe
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, apply_rewriter, relax_functions
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.library import ProgramLibrary, Schedules
 from sparqle_tvm.target.compile.schedule import Decisions
-from sparqle_tvm.target.compile.tir import DenseSpec
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program.bundle import PROGRAMS_FUNCTION, pack_bundle
 from sparqle_tvm.target.simulator.dram import pack_weights
 
@@ -33,7 +33,7 @@ class _Plan(Rewriter):
         if op is not None and before is not None:
             try:
                 specs = describe(self, op, self.owner.accelerator).specs
-            except (CompileError, TargetError):
+            except (CompileError, InvalidArgumentError, TargetError):
                 return None
             self.owner.readers.setdefault(before.encoding, []).append(specs)
         return None
@@ -53,8 +53,8 @@ class _Offload(Rewriter):
         drained = self.bound if isinstance(op, dialect.SplitDenseEncoded) else None
         try:
             found = describe(self, op, self.owner.accelerator)
-            bundle = self.owner.bundle(found.specs, before.encoding, drained, op.label)
-        except (CompileError, TargetError) as error:
+            bundle = self.owner.bundle(found.specs, before.encoding, drained)
+        except (CompileError, InvalidArgumentError, TargetError) as error:
             self.skip(str(call.op.name), op.label, str(error))
             return None
         if not any(bundle.same_as(other) for other in self.bundles):
@@ -130,7 +130,7 @@ class OffloadDense(RewritePass):
     ----------
     library : ProgramLibrary
         After the pass: every program that was generated.
-    readers : dict of relax.Var to list of tuple of DenseSpec
+    readers : dict of relax.Var to list of tuple of DenseOp
         The ops that read each encoding, each with a spec for every row count. They share the K
         chunk, because the MSB digits lie in DRAM chunk by chunk.
     chunks : dict of relax.Var to tuple of int
@@ -151,7 +151,7 @@ class OffloadDense(RewritePass):
         self.library = ProgramLibrary(accelerator, tuned)
         self.readers: dict[Any, list[Specs]] = {}
         self.chunks: dict[Any, tuple[int, ...]] = {}
-        self._bundles: dict[tuple[tuple[DenseSpec, Decisions], ...], relax.Expr] = {}
+        self._bundles: dict[tuple[tuple[DenseOp, Decisions], ...], relax.Expr] = {}
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""
@@ -159,7 +159,7 @@ class OffloadDense(RewritePass):
         apply_rewriter(mod, _Plan(mod, self))
         return super().transform_module(mod, _ctx)
 
-    def bundle(self, specs: Specs, encoding: Any, drained: Any, label: str) -> relax.Expr:
+    def bundle(self, specs: Specs, encoding: Any, drained: Any) -> relax.Expr:
         """The programs of ``specs`` as a (bytes,) uint8 constant, made once.
 
         ``encoding`` is the variable they read, ``drained`` that of the encoding they make or None.
@@ -178,10 +178,10 @@ class OffloadDense(RewritePass):
         else:
             together = list(zip(specs, groups, strict=True))
             if any(self.library.from_database(spec, group) is not None for spec, group in together):
-                self.report.note_tuned(label)
+                self.report.note_tuned(specs[0].label)
             key = tuple((spec, self.library.decisions(spec, group)) for spec, group in together)
         if key not in self._bundles:
-            data = pack_bundle([self.library.program(*chosen, label) for chosen in key])
+            data = pack_bundle([self.library.program(*chosen) for chosen in key])
             self._bundles[key] = relax.const(np.frombuffer(data, np.uint8), "uint8")
         if drained is not None:
             self.chunks[drained] = tuple(spec.out_chunk for spec, _ in key)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sparqle_tvm._versions import VERSION as __version__
+
 if TYPE_CHECKING:
     from sparqle_tvm import calibration, errors, frontend, numerics, passes, target
     from sparqle_tvm.api import compile, load, pipeline
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from sparqle_tvm.compiler import host_pipeline
     from sparqle_tvm.studies.calibrate import calibrate
     from sparqle_tvm.tuning import tune
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Calibration",

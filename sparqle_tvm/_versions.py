@@ -1,4 +1,4 @@
-"""The pair of TVM releases that this package works with, and the check for it.
+"""The version of this package, the pair of TVM releases that it works with, and their check.
 
 The check reads the metadata of the installed distributions and imports nothing: a wrong tvm-ffi
 ends in a segmentation fault, which no message can follow.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from sparqle_tvm.errors import VersionError
+
+VERSION = "0.1.0"
 
 REQUIRED = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
 

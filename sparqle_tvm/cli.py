@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-import sparqle_tvm
+from sparqle_tvm._versions import VERSION
 from sparqle_tvm.commands import add_all
 from sparqle_tvm.errors import SparqleError
 
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="sparqle",
         description="Split precision (sub-precision sparsity) for quantized language models.",
     )
-    parser.add_argument("--version", action="version", version=f"sparqle {sparqle_tvm.__version__}")
+    parser.add_argument("--version", action="version", version=f"sparqle {VERSION}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_all(commands)
     return parser

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and data of files in checked types."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sparqle_tvm.errors import InvalidArgumentError
+import msgspec
+
+from sparqle_tvm.errors import InvalidArgumentError, SparqleError
+
+_T = TypeVar("_T")
 
 
 @contextmanager
@@ -47,3 +51,83 @@ def write_json(path: str | os.PathLike[str], data: Any, *, indent: int | None = 
     text = json.dumps(data, indent=indent, separators=separators, allow_nan=False)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike[str], error: type[SparqleError], what: str) -> Any:
+    """Read a JSON file; `error` in one line if it is missing or no JSON, which is `what`."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise error(f"{path} cannot be read: {problem.strerror or problem}") from problem
+    except ValueError as problem:
+        raise error(f"{path} is not JSON ({problem}); it must be {what}") from problem
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as dictionaries and lists: what `typed` reads."""
+    return msgspec.to_builtins(value, str_keys=True, enc_hook=dict)
+
+
+def typed(data: Any, kind: type[_T], where: object, error: type[SparqleError]) -> _T:
+    """Read a dataclass (or another type that msgspec knows) from plain data.
+
+    Parameters
+    ----------
+    data : JSON values
+        What `plain` gave, maybe out of a file.
+    kind : type
+        What it has to be, part by part; a dataclass refuses values that it does not take.
+    where : object
+        Where the data came from, for the error.
+    error : type
+        What is raised, with the place in the data: ``$.prefill.layers[3].macs``.
+    """
+    try:
+        found = msgspec.convert(data, kind, str_keys=True)
+    except (msgspec.ValidationError, SparqleError) as problem:
+        raise error(f"{where}: {problem}") from problem
+    unknown = _unknown(data, plain(found), "$")
+    if unknown:
+        raise error(f"{where}: {unknown} is unknown")
+    return found
+
+
+def typed_version(
+    data: Any, kind: type[_T], version: int, where: object, error: type[SparqleError], remedy: str
+) -> _T:
+    """Read plain data as `typed` does, if its key ``version`` is the one wanted.
+
+    Parameters
+    ----------
+    data, kind, where, error
+        As in `typed`.
+    version : int
+        The only one that is read.
+    remedy : str
+        What to do about another one.
+    """
+    found = data.get("version") if isinstance(data, dict) else None
+    if found != version:
+        raise error(
+            f"{where} has version {found!r}, not {version}: it is damaged, or of another version; "
+            f"{remedy}"
+        )
+    content = {key: value for key, value in data.items() if key != "version"}
+    return typed(content, kind, where, error)
+
+
+def _unknown(data: Any, known: Any, place: str) -> str:
+    """Place of the first key of `data` that `known` has not; empty if there is none."""
+    if isinstance(data, dict) and isinstance(known, dict):
+        pairs = [(f"{place}.{key}", data[key], known.get(key, _MISSING)) for key in data]
+    elif isinstance(data, list) and isinstance(known, list):
+        pairs = [(f"{place}[{i}]", *pair) for i, pair in enumerate(zip(data, known, strict=True))]
+    else:
+        return ""
+    for inner, mine, theirs in pairs:
+        if theirs is _MISSING or (found := _unknown(mine, theirs, inner)):
+            return inner if theirs is _MISSING else found
+    return ""
+
+
+_MISSING = object()

@@ -1,4 +1,4 @@
-"""A progress bar over the named steps of long work."""
+"""A progress bar over the named stages of long work."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import Any
 from tqdm import tqdm
 
 
-class Steps:
-    """Names the step that runs on a progress bar, and keeps the time of each.
+class Stages:
+    """Names the stage that runs on a progress bar, and keeps the time of each.
 
     Parameters
     ----------
     count : int
-        Number of steps in all.
+        Number of stages in all.
     progress : bool
         Whether to show the bar.
 
     Attributes
     ----------
     seconds : dict of str to float
-        Wall time of each finished step.
+        Wall time of each finished stage.
     """
 
     def __init__(self, count: int, progress: bool) -> None:
         self.seconds: dict[str, float] = {}
         self._count = count
         self._bar: Any = tqdm(
-            total=count, unit="step", desc="start", disable=not progress, leave=False
+            total=count, unit="stage", desc="start", disable=not progress, leave=False
         )
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Run the ``with`` block as the step ``name``."""
+        """Run the ``with`` block as the stage ``name``."""
         self._bar.set_description(name)
         start = time.perf_counter()
         try:

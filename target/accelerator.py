@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.errors import TargetError
+from sparqle_tvm.numerics.integers import DIGIT_BITS
 
 if TYPE_CHECKING:
     from tvm.target import Target
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
 TARGET_KIND = "ext_dev"
 TARGET_KEY = "sparqle"
 _FEATURE_PREFIX = "feature."
-_DIGIT_BITS = (2, 4, 8)
-_FLOAT_BYTES = (2, 4)
+MEMORIES = ("LPDDR4", "LPDDR5", "DDR4", "HBM2")
+"""Types of DRAM. Each has a table of energy, ``target/cost/data/memory_*.toml``."""
+_CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {"digit_bits": DIGIT_BITS, "float_bytes": (2, 4), "memory": MEMORIES}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,9 @@ class Accelerator:
         True: a PE has a segmented adder tree with one partial sum per weight group, so the MSB
         digits of several groups may share a cycle. False: the digits of every weight group
         begin a new cycle (cheaper PEs, longer MSB passes for group-quantized weights).
+    memory : str
+        Type of DRAM, one of `MEMORIES`, in any case: what its accesses cost in energy
+        (`cost.energy_table`). Its bandwidth is `dram_bytes_per_cycle`.
 
     Raises
     ------
@@ -96,13 +103,15 @@ class Accelerator:
     digit_bits: int = 4
     float_bytes: int = 2
     msb_across_groups: bool = True
+    memory: str = MEMORIES[0]
 
     def __post_init__(self) -> None:
         """Check every field, and that the smallest tile fits the buffers."""
         for field in fields(self):
-            object.__setattr__(self, field.name, _checked(self, field.name, str(field.type)))
-        _require_one_of(self, "digit_bits", _DIGIT_BITS)
-        _require_one_of(self, "float_bytes", _FLOAT_BYTES)
+            value = _checked(self, field.name, str(field.type))
+            object.__setattr__(self, field.name, value.upper() if field.name == "memory" else value)
+            if field.name in _CHOICES:
+                _require_one_of(self, field.name, _CHOICES[field.name])
         self._require_buffers()
 
     def _require_buffers(self) -> None:
@@ -256,11 +265,11 @@ def _checked(accelerator: Accelerator, field: str, kind: str) -> Any:
     return float(value)
 
 
-def _require_one_of(accelerator: Accelerator, field: str, choices: tuple[int, ...]) -> None:
+def _require_one_of(accelerator: Accelerator, field: str, choices: tuple[Any, ...]) -> None:
     value = getattr(accelerator, field)
     if value not in choices:
         raise TargetError(
-            f"accelerator {accelerator.name!r}: {field} = {value} must be one of {choices}"
+            f"accelerator {accelerator.name!r}: {field} = {value!r} must be one of {choices}"
         )
 
 
@@ -301,6 +310,7 @@ PRESETS: Mapping[str, Accelerator] = MappingProxyType(
                 drain_elements_per_cycle=64,
                 vector_lanes=256,
                 vector_macs_per_cycle=1024,
+                memory="LPDDR5",
             ),
             # A data-centre accelerator: about 1 TB/s, HBM2.
             Accelerator(
@@ -317,6 +327,7 @@ PRESETS: Mapping[str, Accelerator] = MappingProxyType(
                 drain_elements_per_cycle=512,
                 vector_lanes=1024,
                 vector_macs_per_cycle=8192,
+                memory="HBM2",
             ),
         )
     }

@@ -1,12 +1,12 @@
-"""One dense op: its schemes and its shape."""
+"""One dense op: what distinguishes it, for kernels, programs and cost formulas alike."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.slicing import max_exact
 
 ProgramScheme = Literal["sparqle", "dense"]
 """``sparqle``: LSB plane, bitmap and compressed MSB plane. ``dense``: two dense passes."""
@@ -20,25 +20,64 @@ SCHEMES: tuple[ProgramScheme, ...] = ("sparqle", "dense")
 ALL_SCHEMES: tuple[Scheme, ...] = ("dense", "native", "a4", "sparqle")
 """Schemes that the formulas know; the baselines first."""
 
+Window = Literal["signed", "unsigned"]
+"""Windows of encodings, see `numerics.slicing`."""
+
+Output = Literal["int32", "float32", "encoded"]
+"""What a dense op makes of its sums."""
+
+_WIDTHS = (2, 4, 8)
+_SIZE_LIMIT = 2**31
+
 
 @dataclass(frozen=True)
-class DenseShape:
+class DenseOp:
     """One dense op: (m, k) quantized activations times (n, k) integer weights.
 
     Attributes
     ----------
-    m, n, k : int
-        Tokens, output channels, input features. All positive.
-    weight_bits : int
-        Bits of a stored weight: 2, 4 or 8.
+    m : int
+        Rows (tokens); of a program the most that it can be bound to.
+    n, k : int
+        Output channels (N), input features (K).
+    weight_bits : {2, 4, 8}
+        Bits of a stored weight.
     group_size : int
-        Weights along K that share a scale; 0 = one scale per output channel.
+        Weights along K that share a float16 scale; 0: one scale per channel.
     has_min : bool
         The groups have a minimum besides the scale (GGUF ``Q4_1``); needs group sums.
     label : str
-        Name for reports; ops that differ in nothing else are equal.
+        Name for listings and reports; ops that differ in nothing else are equal.
     has_offset : bool
-        There is a constant per output channel (a bias) that the drain adds.
+        There is a constant per channel (a bias) that the drain adds: int32, float64 with groups.
+    weight_signed : bool
+        Whether weights are stored in two's complement.
+    digit_bits : {2, 4, 8}
+        Width of a digit; activations have twice as many bits.
+    scheme : {"sparqle", "dense"}
+        Planes and bitmap, or as a baseline activations of two digits as they are.
+    window : {"signed", "unsigned"}
+        What stored LSB digits stand for: those of ``signed`` have their top bit flipped. The op
+        multiplies what they stand for, so the window needs no offset. ``dense`` has ``unsigned``.
+    block_rows : int
+        Rows that the encoding sorted together: activations lie in that order in memory, stores put
+        rows back in their places. 0: rows are in their own order. Only with scheme ``sparqle`` and
+        float32 outputs.
+    output : {"int32", "float32", "encoded"}
+        ``int32``: the exact sum, without scales and groups. ``encoded``: the float32 quantized with
+        a static scale, as integers of `digit_bits` twice; the hardware stores them as planes.
+    out_chunk : int
+        ``encoded`` only: output channels that the MSB stream keeps together, the K chunk of the
+        programs that read it.
+    out_window : {"signed", "unsigned"}
+        ``encoded`` only: window of the outputs.
+    out_zero, out_low, out_high : int
+        ``encoded`` only: zero point and limits of the quantized outputs.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a field has the wrong type or value, or fields do not agree.
     """
 
     m: int
@@ -49,25 +88,108 @@ class DenseShape:
     has_min: bool = False
     label: str = field(default="", compare=False)
     has_offset: bool = False
+    weight_signed: bool = True
+    digit_bits: int = 4
+    scheme: ProgramScheme = "sparqle"
+    window: Window = "signed"
+    block_rows: int = 0
+    output: Output = "float32"
+    out_chunk: int = 0
+    out_window: Window = "unsigned"
+    out_zero: int = 0
+    out_low: int = 0
+    out_high: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be counted."""
-        if min(self.m, self.n, self.k) < 1 or self.weight_bits not in (2, 4, 8):
+        """Refuse what does not hold together."""
+        problem = self._type_problem() or self._contradiction() or self._encoding_problem()
+        if problem:
+            name = f" {self.label!r}" if self.label else ""
             raise InvalidArgumentError(
-                f"dense op {self.label!r}: m, n, k = {self.m}, {self.n}, {self.k} must be positive "
-                f"and weight_bits = {self.weight_bits} one of 2, 4, 8"
+                f"dense op{name} of {self.m} x {self.n} x {self.k}: {problem}"
             )
-        if self.group_size < 0 or (self.has_min and not self.group_size):
-            raise InvalidArgumentError(
-                f"dense op {self.label!r}: group_size = {self.group_size} must not be negative, "
-                "and minima need groups"
-            )
+
+    def _type_problem(self) -> str:
+        choices: dict[str, tuple[Any, ...]] = {
+            "scheme": SCHEMES,
+            "window": get_args(Window),
+            "output": get_args(Output),
+            "out_window": get_args(Window),
+            "weight_bits": _WIDTHS,
+            "digit_bits": _WIDTHS,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                return f"{name} = {getattr(self, name)!r} must be one of {known}"
+        for name in ("weight_signed", "has_min", "has_offset"):
+            if not isinstance(getattr(self, name), bool):
+                return f"{name} must be true or false"
+        lowest = dict.fromkeys(("m", "n", "k"), 1)
+        lowest |= dict.fromkeys(("group_size", "block_rows", "out_chunk"), 0)
+        lowest |= dict.fromkeys(("out_zero", "out_low", "out_high"), -_SIZE_LIMIT)
+        for name, low in lowest.items():
+            if not is_whole(getattr(self, name), low, _SIZE_LIMIT):
+                return f"{name} = {getattr(self, name)!r} must be a whole number from {low} on"
+        label: Any = self.label
+        return "" if isinstance(label, str) else "label must be a text"
+
+    def _contradiction(self) -> str:
+        if self.has_min and not self.group_size:
+            return "minima need groups; set group_size"
+        if self.group_size and self.output == "int32":
+            return "int32 outputs cannot have groups; group scales need output 'float32'"
+        if self.scheme == "dense" and self.window == "signed":
+            return "window 'signed' needs scheme 'sparqle': dense has no biased digits"
+        if self.block_rows and (self.scheme == "dense" or self.output != "float32"):
+            return "sorted rows need scheme 'sparqle' and output 'float32'"
+        return ""
+
+    def _encoding_problem(self) -> str:
+        low, high = self.out_low, self.out_high
+        if self.output != "encoded":
+            given = (self.out_chunk, self.out_window, self.out_zero, low, high)
+            return "" if given == (0, "unsigned", 0, 0, 0) else "only encoded outputs have a format"
+        bits = 2 * self.digit_bits
+        smallest, largest = -(2 ** (bits - 1)), max_exact(self.digit_bits, self.out_window)
+        if not smallest <= low <= high <= largest:
+            return f"limits [{low}, {high}] of the outputs must lie in [{smallest}, {largest}]"
+        if not smallest <= self.out_zero < -smallest:
+            return f"out_zero = {self.out_zero} must be an integer of {bits} bits"
+        return ""
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates at full precision."""
         return self.m * self.n * self.k
 
-    def weight_slices(self, digit_bits: int) -> int:
+    @property
+    def weight_slices(self) -> int:
         """Slices of `digit_bits` bits that a weight needs; each is one more pass."""
-        return math.ceil(self.weight_bits / digit_bits)
+        return -(-self.weight_bits // self.digit_bits)
+
+    @property
+    def groups(self) -> int:
+        """Weight groups along K, 0 without."""
+        return -(-self.k // self.group_size) if self.group_size else 0
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the drain makes floats, by scales of rows and channels."""
+        return self.output != "int32"
+
+    @property
+    def accumulator_dtype(self) -> str:
+        """``int32``, or ``float64`` where scaled group sums are added."""
+        return "float64" if self.group_size else "int32"
+
+    @property
+    def out_dtype(self) -> str:
+        """Type of an element of the result; of encoded outputs that of the quantized integers."""
+        if self.output != "encoded":
+            return self.output
+        return "int16" if self.digit_bits == 8 else "int8"
+
+
+def is_whole(value: Any, low: int, high: int) -> bool:
+    """Whether a value is an integer, no bool, in [low, high)."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value < high

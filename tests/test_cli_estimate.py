@@ -25,6 +25,8 @@ def test_prints_tables(capsys):
         "Energy of the whole model by component, 7nm + LPDDR4",
         "waiting for weights under dense, native, a4, sparqle",
         "KV cache",
+        "a4: activations of 4 bits",
+        "Not checked against a copy of their source: on-chip memory, 8 KiB",
     ):
         assert text in " ".join(printed.split()), text
     assert max(map(len, printed.splitlines())) <= 100
@@ -65,6 +67,20 @@ def test_an_accelerator_of_ones_own(tmp_path, capsys):
     )
     assert main([*SMALL, "--target", str(path)]) == 0
     assert "mine: 8x8 PEs" in capsys.readouterr().out
+    path.write_text(path.read_text() + 'digit_bits = 8\nmemory = "HBM2"\n')
+    assert main([*SMALL, "--target", str(path)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for text in ("table 7nm + HBM2", "8-bit lanes", "│ a8", "a8: activations of 8 bits"):
+        assert text in printed
+    assert "of 16-bit activations" in printed
+    assert "a4" not in printed
+
+
+def test_more_tokens_than_positions_are_said(capsys):
+    options = ["--model", "bitnet-3b", "--phase", "decode", "--seq", "2048"]
+    assert main(["estimate", *options]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "beyond the model's 2,048 positions" in printed
 
 
 @pytest.mark.parametrize(
@@ -75,6 +91,7 @@ def test_an_accelerator_of_ones_own(tmp_path, capsys):
         (["--seq", "0"], "seq = 0"),
         (["--node", "3nm"], "unknown node '3nm'"),
         (["--memory", "tape"], "unknown memory 'tape'"),
+        (["--kv-bits", "3"], "kv_bits = 3 must be one of 4, 8, 16"),
         (["--msb-sparsity", "-0.5"], "must be from 0 to 1"),
         (["--msb-sparsity", "none.json"], "nor a JSON file"),
         (["--target", "none.toml"], "accelerator file none.toml"),

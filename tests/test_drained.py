@@ -85,7 +85,7 @@ def test_programs_agree_on_the_chunk_between_them(simulated: Executable) -> None
     for tokens in (1, 40):
         simulated["main"](np.ones((1, tokens, WIDTHS[0]), np.float32))
         headers = [record.program.header for record in simulated.profile()]
-        assert [header.output for header in headers] == ["encoded", "encoded", "float32"]
+        assert [header.op.output for header in headers] == ["encoded", "encoded", "float32"]
         for first, second in pairwise(headers):
             assert (first.out_window, first.digit_bits) == (second.window, second.digit_bits)
             assert first.out_chunks == second.chunks

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from sparqle_tvm.calibration.budget import Budget, MeasuredLoss, choose
+from sparqle_tvm.calibration.budget import Budget, choose
 from sparqle_tvm.calibration.calibration import Calibration
-from sparqle_tvm.calibration.loss import LossIncrease
+from sparqle_tvm.calibration.loss import LossIncrease, MeasuredLoss
 from sparqle_tvm.calibration.search import Importance, Search, Selection
 from sparqle_tvm.calibration.statistics import FACTORS, DenseStatistics, EncodingStatistics
 

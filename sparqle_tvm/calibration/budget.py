@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sparqle_tvm.calibration.loss import LossIncrease
+from sparqle_tvm.calibration.loss import MeasuredLoss
 from sparqle_tvm.calibration.search import Search, Selection
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
 
@@ -65,28 +65,6 @@ def parse_share(text: str) -> float:
     if not math.isfinite(value):
         raise InvalidArgumentError(f"{text!r} is no finite number")
     return value
-
-
-@dataclass(frozen=True)
-class MeasuredLoss:
-    """What a choice did lose on calibration text, beside what the search expected.
-
-    Attributes
-    ----------
-    importance : str
-        Importance that the search went by.
-    expected : float
-        `Selection.loss`.
-    msb_sparsity : float
-        `Selection.msb_sparsity`.
-    increase : LossIncrease
-        As measured against no factors.
-    """
-
-    importance: str
-    expected: float
-    msb_sparsity: float
-    increase: LossIncrease
 
 
 def nats_per_expected(measured: Sequence[MeasuredLoss]) -> tuple[float, float]:

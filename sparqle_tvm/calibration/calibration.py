@@ -5,20 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from sparqle_tvm.calibration.file import Content, read_content, write_content
+from sparqle_tvm.calibration.loss import MeasuredLoss
 from sparqle_tvm.calibration.statistics import SAMPLED_ROWS, EncodingStatistics
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
 from sparqle_tvm.numerics import windows_from
 from sparqle_tvm.numerics.row_nnz import RowNnz
-
-if TYPE_CHECKING:
-    from sparqle_tvm.calibration.budget import MeasuredLoss
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,9 +197,7 @@ class Calibration:
         InvalidArgumentError
             If it cannot be written, or the name does not end in .npz.
         """
-        from sparqle_tvm.calibration.file import save_calibration
-
-        save_calibration(self, path)
+        write_content(Content(**{f.name: getattr(self, f.name) for f in fields(self)}), path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -212,6 +208,4 @@ class Calibration:
         CalibrationError
             If the file is missing, damaged, no calibration, or of another version.
         """
-        from sparqle_tvm.calibration.file import load_calibration
-
-        return load_calibration(path)
+        return cls(**vars(read_content(path)))

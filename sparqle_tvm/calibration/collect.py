@@ -29,6 +29,7 @@ from sparqle_tvm.calibration.sums import (
 )
 from sparqle_tvm.errors import CalibrationError, QuantizationError
 from sparqle_tvm.numerics import EncodingChoice, max_exact
+from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 from sparqle_tvm.passes.collect_activations import ActivationInfo
 from sparqle_tvm.target.cost.model import EncodedActivation
@@ -87,10 +88,7 @@ class Collector:
         self._observations = collect.collected.get(self.function, [])
         for info, _, kind in self._observations:
             if kind == "input":
-                if info.digit_bits != 4:
-                    raise CalibrationError(
-                        f"{info.label}: calibration knows digits of 4 bits, not {info.digit_bits}"
-                    )
+                require_int8(info.digit_bits, info.label, CalibrationError)
                 self._sums[info.label] = Sums.of(info)
         if not self._sums:
             raise CalibrationError(
@@ -254,7 +252,7 @@ class Collector:
                 )
             scale = np.maximum(amax, SMALLEST_AMAX) / np.float32(info.qmax)
         else:
-            sums.exceeding += int(np.count_nonzero(x > max_exact(4, "signed")))
+            sums.exceeding += int(np.count_nonzero(x > max_exact(info.digit_bits, "signed")))
             x = x.astype(np.float32)
             scale = np.ones(len(x), np.float32)
         limit = info.qmax or _INT8_LIMIT

@@ -12,38 +12,61 @@ import json
 import os
 import zipfile
 import zlib
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from sparqle_tvm.calibration.budget import MeasuredLoss
-from sparqle_tvm.calibration.calibration import Calibration
-from sparqle_tvm.calibration.loss import LossIncrease
+from sparqle_tvm.calibration.loss import MeasuredLoss
 from sparqle_tvm.calibration.statistics import FACTORS, DenseStatistics, EncodingStatistics
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
-from sparqle_tvm.files import replacing
+from sparqle_tvm.files import plain, replacing, typed
 
 FORMAT = "sparqle-calibration"
 VERSION = 1
-_SCALARS = (
-    "label",
-    "digest",
-    "columns",
-    "qmax",
-    "window",
-    "unit",
-    "tied",
-    "rows",
-    "largest",
-    "exceeding",
+
+
+def _facts_of(kind: type, **more: Any) -> Any:
+    """A type with the fields of a dataclass that are no arrays, and more."""
+    hints = get_type_hints(kind)
+    facts = [(f.name, hints[f.name]) for f in fields(kind) if hints[f.name] in _SCALARS]
+    return msgspec.defstruct(kind.__name__, [*facts, *more.items()])
+
+
+_SCALARS = (str, int, float, bool)
+_DenseFacts = _facts_of(DenseStatistics)
+_EncodingFacts = _facts_of(EncodingStatistics, dense=tuple[_DenseFacts, ...])
+_Header = msgspec.defstruct(
+    "Header",
+    [
+        ("format", str),
+        ("version", int),
+        ("model_name", str),
+        ("text_name", str),
+        ("tokens", int),
+        ("measured", tuple[MeasuredLoss, ...]),
+        ("encodings", tuple[_EncodingFacts, ...]),
+    ],
 )
-_DENSE = ("label", "out_features", "weight_bits", "group_size", "gain", "share", "stream")
 
 
-def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> None:
+@dataclass(frozen=True)
+class Content:
+    """What a file holds; fields as in `calibration.Calibration`."""
+
+    model_name: str
+    text_name: str
+    tokens: int
+    encodings: tuple[EncodingStatistics, ...]
+    sample_keys: npt.NDArray[np.uint64]
+    measured: tuple[MeasuredLoss, ...]
+
+
+def write_content(content: Content, path: str | os.PathLike[str]) -> None:
     """Write a calibration; the file is whole or not there.
 
     Raises
@@ -54,25 +77,21 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
     target = Path(path)
     if target.suffix != ".npz":
         raise InvalidArgumentError(f"{target}: the file of a calibration has to end in .npz")
-    encodings = calibration.encodings
-    header = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model_name": calibration.model_name,
-        "text_name": calibration.text_name,
-        "tokens": calibration.tokens,
-        "measured": [asdict(m) for m in calibration.measured],
-        "encodings": [
-            {key: getattr(e, key) for key in _SCALARS}
-            | {"dense": [{key: getattr(d, key) for key in _DENSE} for d in e.dense]}
-            for e in encodings
-        ],
-    }
+    encodings = content.encodings
+    header = _Header(
+        FORMAT,
+        VERSION,
+        content.model_name,
+        content.text_name,
+        content.tokens,
+        content.measured,
+        msgspec.convert(encodings, tuple[_EncodingFacts, ...], from_attributes=True),
+    )
     fisher = [e.fisher for e in encodings if e.fisher is not None]
     arrays: dict[str, npt.NDArray[Any]] = {
-        "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
+        "header": np.frombuffer(json.dumps(plain(header)).encode(), np.uint8),
         "factors": FACTORS,
-        "sample_keys": calibration.sample_keys,
+        "sample_keys": content.sample_keys,
         "error": np.concatenate([e.error for e in encodings], axis=1).astype(np.float32),
         "stored": np.concatenate([e.stored for e in encodings], axis=2),
         "sample": np.concatenate([e.sample for e in encodings], axis=2),
@@ -84,7 +103,7 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
-def load_calibration(path: str | os.PathLike[str]) -> Calibration:
+def read_content(path: str | os.PathLike[str]) -> Content:
     """Read a calibration.
 
     Raises
@@ -106,14 +125,22 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
         ) from error
     header = _header(arrays, path)
     try:
-        return _build(header, arrays)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        encodings = tuple(_build(header.encodings, arrays))
+    except (KeyError, ValueError, IndexError) as error:
         raise CalibrationError(
             f"{path}: the calibration is damaged: {error!r}; calibrate again"
         ) from error
+    return Content(
+        header.model_name,
+        header.text_name,
+        header.tokens,
+        encodings,
+        arrays["sample_keys"],
+        header.measured,
+    )
 
 
-def _header(arrays: dict[str, npt.NDArray[Any]], path: str | os.PathLike[str]) -> dict[str, Any]:
+def _header(arrays: dict[str, npt.NDArray[Any]], path: str | os.PathLike[str]) -> Any:
     try:
         header = json.loads(arrays["header"].tobytes())
     except (KeyError, ValueError) as error:
@@ -126,32 +153,30 @@ def _header(arrays: dict[str, npt.NDArray[Any]], path: str | os.PathLike[str]) -
             f"{path}: the calibration is of version {version}, this program reads version "
             f"{VERSION}; calibrate again"
         )
-    return header
+    where = f"{path}: the calibration is damaged, calibrate again"
+    return typed(header, _Header, where, CalibrationError)
 
 
-def _build(header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Calibration:
+def _build(
+    encodings: Sequence[Any], arrays: dict[str, npt.NDArray[Any]]
+) -> Iterator[EncodingStatistics]:
     column = unit = energy = 0
-    encodings = []
     if arrays["error"].shape[0] != len(FACTORS) or arrays["stored"].shape[:2] != (2, len(FACTORS)):
         raise ValueError("the arrays do not fit the factors")
-    has_fisher = arrays["fisher"].size > 0
-    for facts in header["encodings"]:
-        columns, units = facts["columns"], -(-facts["columns"] // facts["unit"])
+    for facts in encodings:
+        columns, units = facts.columns, -(-facts.columns // facts.unit)
         dense = []
-        for one in facts["dense"]:
+        for one in facts.dense:
             part = arrays["column_energy"][energy : energy + columns]
-            dense.append(DenseStatistics(**one, column_energy=part))
+            dense.append(DenseStatistics(**msgspec.structs.asdict(one), column_energy=part))
             energy += columns
         across, inside = slice(column, column + columns), slice(unit, unit + units)
-        encodings.append(
-            EncodingStatistics(
-                **{key: facts[key] for key in _SCALARS},
-                error=arrays["error"][:, across].astype(np.float64),
-                stored=arrays["stored"][:, :, inside],
-                sample=arrays["sample"][:, :, inside],
-                fisher=arrays["fisher"][across] if has_fisher else None,
-                dense=tuple(dense),
-            )
+        yield EncodingStatistics(
+            **{**msgspec.structs.asdict(facts), "dense": tuple(dense)},
+            error=arrays["error"][:, across].astype(np.float64),
+            stored=arrays["stored"][:, :, inside],
+            sample=arrays["sample"][:, :, inside],
+            fisher=arrays["fisher"][across] if arrays["fisher"].size else None,
         )
         column, unit = column + columns, unit + units
     ends = (arrays["error"].shape[1], arrays["stored"].shape[2], arrays["sample"].shape[2])
@@ -159,15 +184,3 @@ def _build(header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Calib
         raise ValueError("the arrays do not fit the header")
     if len(arrays["sample"]) != len(arrays["sample_keys"]):
         raise ValueError("the sample does not fit its keys")
-    return Calibration(
-        header["model_name"],
-        header["text_name"],
-        header["tokens"],
-        tuple(encodings),
-        arrays["sample_keys"],
-        tuple(_measured(facts) for facts in header["measured"]),
-    )
-
-
-def _measured(facts: dict[str, Any]) -> MeasuredLoss:
-    return MeasuredLoss(**{**facts, "increase": LossIncrease(**facts["increase"])})

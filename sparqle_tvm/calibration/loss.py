@@ -83,17 +83,27 @@ class LossIncrease:
         """Standard error of `ratio`."""
         return math.exp(self.nats) * self.nats_error
 
-    def to_json(self) -> dict[str, float | int]:
-        """All figures as plain numbers."""
-        return {
-            "tokens": self.tokens,
-            "reference_perplexity": self.reference_perplexity,
-            "perplexity": self.perplexity,
-            "perplexity_increase": self.ratio,
-            "perplexity_increase_error": self.ratio_error,
-            "kl_nats": self.kl,
-            "kl_nats_error": self.kl_error,
-        }
+
+@dataclass(frozen=True)
+class MeasuredLoss:
+    """What a choice did lose on calibration text, beside what the search expected.
+
+    Attributes
+    ----------
+    importance : str
+        Importance that the search went by.
+    expected : float
+        `Selection.loss`.
+    msb_sparsity : float
+        `Selection.msb_sparsity`.
+    increase : LossIncrease
+        As measured against no factors.
+    """
+
+    importance: str
+    expected: float
+    msb_sparsity: float
+    increase: LossIncrease
 
 
 def compare(reference: TextLoss, other: TextLoss) -> LossIncrease:

@@ -15,7 +15,7 @@ from sparqle_tvm.numerics import EncodingChoice, QuantizedWeights, encode, quant
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.passes import ActivationInfo, ObservedDense
 from sparqle_tvm.target.cost.model import EncodedActivation
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 UNTIED_UNIT = 32
 """Columns of a unit where no weight group sets it."""
@@ -95,9 +95,9 @@ def encoded_activation(
     q = x
     if info.qmax:
         q = quantize_with_choice(x, choice, qmax=info.qmax, window=window)[0]
-    nnz = RowNnz.from_pbm(encode(q, k=4, window=window).pbm, info.columns)
+    nnz = RowNnz.from_pbm(encode(q, k=info.digit_bits, window=window).pbm, info.columns)
     shapes = tuple(
-        DenseShape(
+        DenseOp(
             len(x),
             dense.out_features,
             info.columns,
@@ -105,6 +105,7 @@ def encoded_activation(
             dense.group_size,
             dense.minimum is not None,
             dense.label,
+            digit_bits=info.digit_bits,
         )
         for dense in info.dense
     )

@@ -44,7 +44,7 @@ def add_table_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory",
         help="memory of the energy table: lpddr4, ddr4, hbm2 or lpddr5 (an estimate); if not "
-        "given, that of the preset",
+        "given, that of the target",
     )
 
 

@@ -44,10 +44,10 @@ def _disasm(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.target.accelerator import Accelerator
     from sparqle_tvm.target.compile.codegen import generate
     from sparqle_tvm.target.compile.schedule import default_schedule
-    from sparqle_tvm.target.compile.tir import DenseSpec
+    from sparqle_tvm.target.op import DenseOp
 
     accelerator = Accelerator.from_target(arguments.target)
-    spec = DenseSpec(
+    spec = DenseOp(
         m=arguments.rows,
         n=arguments.n,
         k=arguments.k,
@@ -58,8 +58,7 @@ def _disasm(arguments: argparse.Namespace) -> None:
         has_min=arguments.minimum,
         scheme=arguments.scheme,
     )
-    label = f"dense {spec.m} x {spec.n} x {spec.k}"
-    program = generate(default_schedule(spec, accelerator), spec, accelerator, label)
+    program = generate(default_schedule(spec, accelerator), spec, accelerator)
     listing = program.disassemble()
     if arguments.json is None:
         print(listing)

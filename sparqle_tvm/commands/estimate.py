@@ -23,8 +23,9 @@ def add(commands: Any) -> None:
         "estimate",
         help="estimate seconds and joules of a published model, and what limits it",
         description="Count a pass of a published model by formula: split precision beside two "
-        "dense passes (dense), wider multipliers on the same area (native) and 4-bit activations "
-        "(a4, not exact). Prints time, DRAM traffic, energy with its band, and what limits them.",
+        "dense passes (dense), wider multipliers on the same area (native) and activations of one "
+        "digit (a4 if it has 4 bits, not exact). Prints time, DRAM traffic, energy with its band, "
+        "and what limits them.",
         formatter_class=DefaultsFormatter,
     )
     estimate.add_argument("--model", default="llama2-7b", help=f"one of {MODEL_NAMES}")
@@ -37,14 +38,17 @@ def add(commands: Any) -> None:
         "--msb-sparsity",
         default="measured",
         metavar="measured|S|FILE",
-        help="measured on SmolLM2-135M; a share of zero MSB digits, 0 to 1; or a JSON file: such "
-        "a share by layer type (qkv, o, gate_up, down, output), or what sparqle run --json wrote",
+        help="measured on SmolLM2-135M, with digits as wide as the target's; a share of zero MSB "
+        "digits, 0 to 1; or a JSON file: such a share by layer type (qkv, o, gate_up, down, "
+        "output; digit_bits, 4 if not said), or what sparqle run --json wrote",
     )
     estimate.add_argument(
         "--target", default="sparqle/edge", metavar="NAME|FILE.toml", help="accelerator"
     )
     add_table_arguments(estimate)
-    estimate.add_argument("--kv-bits", type=int, default=8, help="bits of a cached key or value")
+    estimate.add_argument(
+        "--kv-bits", type=int, default=8, help="bits of a cached key or value: 4, 8 or 16"
+    )
     estimate.add_argument(
         "--balance",
         default="array",

@@ -18,8 +18,9 @@ from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import INTEGER_LIMITS, MatmulSpec
 from sparqle_tvm.host.panels import panel_matrix, panel_vector
-from sparqle_tvm.host.split_dense import DenseSpec, split_dense_kernel
+from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
 from sparqle_tvm.host.tiling import host_tile, static_int
+from sparqle_tvm.target.op import DenseOp, Output
 
 
 def legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -56,7 +57,7 @@ def legalize_balance_rows(_: relax.BlockBuilder, op: dialect.BalanceRows, ty: An
 
 def legalize_split_dense(bb: relax.BlockBuilder, op: dialect.SplitDense, ty: Any) -> relax.Expr:
     """Lower ``R.sparqle.split_dense``."""
-    spec = _dense_spec(op, ty, form="int32")
+    spec = _dense_kernel(op, ty, "int32")
     cols = spec.tile.cols
     args = [
         *_encoding_fields(bb, op.encoding),
@@ -73,13 +74,11 @@ def legalize_split_dense_scaled(
 
     A row order is for accelerators: it changes nothing of the result.
     """
-    grouped = op.group_size > 0
-    scale_shape = _scale_shape(ty, op.act_scale)
-    spec = _dense_spec(op, ty, form="grouped" if grouped else "channel", scale_shape=scale_shape)
+    spec = _dense_kernel(op, ty, "float32", _scale_shape(ty, op.act_scale))
     cols = spec.tile.cols
     scale = (
         _arrange_matrix(bb, op.w_scale, "float32", cols)
-        if grouped
+        if op.group_size
         else _arrange_vector(bb, op.w_scale, cols)
     )
     args = [
@@ -159,25 +158,23 @@ def _batch_flags(a: list[Any], b: list[Any]) -> tuple[tuple[str, ...], tuple[str
     return tuple(x for x, _ in pairs), tuple(y for _, y in pairs)
 
 
-def _dense_spec(
+def _dense_kernel(
     op: dialect.Dense,
     ty: relax.TensorType,
-    *,
-    form: str,
+    output: Output,
     scale_shape: tuple[int, ...] | None = None,
-) -> DenseSpec:
-    return DenseSpec(
-        lead=len(ty.shape.values) - 1,
-        columns=op.in_features,
-        channels=static_int(op.weight.ty.shape.values[0], f"N of {op.NAME}"),
-        k=op.k,
+) -> DenseKernel:
+    described = DenseOp(
+        m=1,
+        n=static_int(op.weight.ty.shape.values[0], f"N of {op.NAME}"),
+        k=op.in_features,
+        digit_bits=op.k,
         weight_bits=op.weight_bits,
-        form=form,
         group_size=op.group_size,
-        minimum=op.has_min,
-        scale_shape=scale_shape,
-        tile=host_tile(),
+        has_min=op.has_min,
+        output=output,
     )
+    return DenseKernel(described, len(ty.shape.values) - 1, scale_shape, host_tile())
 
 
 def _scale_shape(ty: relax.TensorType, act_scale: relax.Expr) -> tuple[int, ...] | None:

@@ -40,77 +40,48 @@ from sparqle_tvm.host.tiling import (
     largest_divisor,
     plane_chunk,
 )
+from sparqle_tvm.target.op import DenseOp
 
 
 @dataclass(frozen=True)
-class DenseSpec:
-    """What distinguishes one split-precision dense kernel from another.
+class DenseKernel:
+    """A dense op and what a host kernel adds to it.
 
     Attributes
     ----------
+    op : DenseOp
+        The op. Rows and window are left at 1 and the default: one kernel serves any number of rows,
+        and what a window adds lies in the constants of the channels.
     lead : int
         Number of leading dimensions of the activation; they are symbolic in the kernel.
-    columns, channels : int
-        K and N.
-    k : int
-        Bits of a digit: 2, 4 or 8.
-    weight_bits : int
-        2, 4 or 8.
-    form : str
-        ``"int32"``, ``"channel"`` (a scale per channel) or ``"grouped"`` (a scale per group).
-    group_size : int
-        Columns of a group; 0 if not grouped.
-    minimum : bool
-        Whether groups have a minimum.
     scale_shape : tuple of int, or None
         None: activation scale (.., 1), one per row. A tuple: one scale in all, of that shape.
     tile : HostTile
         Register tile; its `cols` is the width of the weights' panels.
     """
 
+    op: DenseOp
     lead: int
-    columns: int
-    channels: int
-    k: int
-    weight_bits: int
-    form: str
-    group_size: int
-    minimum: bool
     scale_shape: tuple[int, ...] | None
     tile: HostTile
 
     @property
-    def total_dtype(self) -> str:
-        """What the chunks are added up in."""
-        return "float64" if self.form == "grouped" else "int32"
-
-    @property
-    def out_dtype(self) -> str:
-        """Type of the result."""
-        return "int32" if self.form == "int32" else "float32"
-
-    @property
-    def groups(self) -> int:
-        """G, the number of groups along K."""
-        return self.columns // self.group_size if self.form == "grouped" else 1
-
-    @property
     def panels(self) -> int:
         """P, the number of panels of output channels."""
-        return -(-self.channels // self.tile.cols)
+        return -(-self.op.n // self.tile.cols)
 
     @property
     def chunk(self) -> int:
         """Columns per float32 accumulation; divides the group size, if there are groups."""
-        exact, _ = plane_chunk(self.k, self.weight_bits)
-        if self.form == "grouped":
-            return largest_divisor(self.group_size, exact)
-        return min(self.columns, exact)
+        exact, _ = plane_chunk(self.op.digit_bits, self.op.weight_bits)
+        if self.op.group_size:
+            return largest_divisor(self.op.group_size, exact)
+        return min(self.op.k, exact)
 
 
 @dataclass(frozen=True)
 class _Operands:
-    """Parameters of the kernel besides the encoding; None where the form does not have them."""
+    """Parameters of the kernel besides the encoding; None where the op does not have them."""
 
     act_scale: Array | None
     weight: Array
@@ -122,20 +93,20 @@ class _Operands:
 
 
 @cache
-def split_dense_kernel(spec: DenseSpec) -> tirx.PrimFunc:
+def split_dense_kernel(spec: DenseKernel) -> tirx.PrimFunc:
     """Build the kernel of ``split_dense`` or ``split_dense_scaled``.
 
-    Parameters of the PrimFunc, in order; those that the form does not have are left out. P is the
+    Parameters of the PrimFunc, in order; those that the op does not have are left out. P is the
     number of panels of ``spec.tile.cols`` channels, G of groups.
 
     lsb, pbm, msb, row_ptr
         The encoding.
     act_scale : float32 (.., 1) or ``spec.scale_shape``
-        Forms channel and grouped.
+        Unless the output is int32.
     weight : int8 (P, K, cols)
-    w_scale : float32 (P, cols), or (P, G, cols)
-        Forms channel and grouped.
-    offset : int32 (P, cols), or float64 for the form grouped
+    w_scale : float32 (P, cols), or (P, G, cols) with groups
+        Unless the output is int32.
+    offset : int32 (P, cols), or float64 with groups
     w_min : float32 (P, G, cols)
         Only with a minimum.
     group_sums : int32 (.., G)
@@ -144,21 +115,21 @@ def split_dense_kernel(spec: DenseSpec) -> tirx.PrimFunc:
 
     Parameters
     ----------
-    spec : DenseSpec
+    spec : DenseKernel
     """
     dims, rows = lead_dims(spec.lead)
     tile_rows = spec.tile.rows // 2
-    block = block_rows(8 * spec.columns, tile_rows)
+    block = block_rows(8 * spec.op.k, tile_rows)
 
     def body(**arrays: Any) -> None:
         encoding, operands = _flatten(spec, rows, arrays)
-        planes = scratch("float32", block * 2, spec.columns)
-        block_sums = scratch("float64", block, spec.groups) if spec.minimum else None
+        planes = scratch("float32", block * 2, spec.op.k)
+        block_sums = scratch("float64", block, spec.op.groups) if spec.op.has_min else None
 
         def prepare(first: Any, row: Any) -> None:
             decode_row(encoding, first + row, planes, row * 2)
             if block_sums and operands.sums:
-                with loop(spec.groups) as group:
+                with loop(spec.op.groups) as group:
                     block_sums[row, group] = cast("float64", operands.sums[first + row, group])
 
         def one_row() -> None:
@@ -182,40 +153,40 @@ def split_dense_kernel(spec: DenseSpec) -> tirx.PrimFunc:
 
         either(rows == 1, one_row, blocks_of_rows)
 
-    name = "split_dense" if spec.form == "int32" else "split_dense_scaled"
+    name = "split_dense_scaled" if spec.op.scaled else "split_dense"
     return build(name, _parameters(spec, dims, rows), body)
 
 
-def _parameters(spec: DenseSpec, dims: list[Any], rows: Any) -> dict[str, tuple[Any, ...] | None]:
-    cols, panels, groups = spec.tile.cols, spec.panels, spec.groups
-    scaled, grouped = spec.form != "int32", spec.form == "grouped"
+def _parameters(spec: DenseKernel, dims: list[Any], rows: Any) -> dict[str, tuple[Any, ...] | None]:
+    cols, panels, groups = spec.tile.cols, spec.panels, spec.op.groups
+    scaled, grouped = spec.op.scaled, spec.op.group_size > 0
     scale_shape = (*dims, 1) if spec.scale_shape is None else spec.scale_shape
     w_scale_shape = (panels, groups, cols) if grouped else (panels, cols)
     return {
-        "lsb": ("uint8", *dims, -(-spec.columns * spec.k // 8)),
-        "pbm": ("uint8", *dims, -(-spec.columns // 8)),
+        "lsb": ("uint8", *dims, -(-spec.op.k * spec.op.digit_bits // 8)),
+        "pbm": ("uint8", *dims, -(-spec.op.k // 8)),
         "msb": ("uint8", tirx.Var("capacity", "int64")),
         "row_ptr": ("int32", rows + 1),
         "act_scale": ("float32", *scale_shape) if scaled else None,
-        "weight": ("int8", panels, spec.columns, cols),
+        "weight": ("int8", panels, spec.op.k, cols),
         "w_scale": ("float32", *w_scale_shape) if scaled else None,
-        "offset": (spec.total_dtype, panels, cols),
-        "w_min": ("float32", panels, groups, cols) if spec.minimum else None,
-        "group_sums": ("int32", *dims, groups) if spec.minimum else None,
-        "out": (spec.out_dtype, *dims, spec.channels),
+        "offset": (spec.op.accumulator_dtype, panels, cols),
+        "w_min": ("float32", panels, groups, cols) if spec.op.has_min else None,
+        "group_sums": ("int32", *dims, groups) if spec.op.has_min else None,
+        "out": (spec.op.out_dtype, *dims, spec.op.n),
     }
 
 
-def _flatten(spec: DenseSpec, rows: Any, arrays: dict[str, Any]) -> tuple[Encoding, _Operands]:
+def _flatten(spec: DenseKernel, rows: Any, arrays: dict[str, Any]) -> tuple[Encoding, _Operands]:
     """Views of the parameters with the leading dimensions flattened to M."""
     act_scale, sums = arrays["act_scale"], arrays["group_sums"]
     encoding = Encoding(
-        lsb=arrays["lsb"].reshape(rows, -(-spec.columns * spec.k // 8)),
-        pbm=arrays["pbm"].reshape(rows, -(-spec.columns // 8)),
+        lsb=arrays["lsb"].reshape(rows, -(-spec.op.k * spec.op.digit_bits // 8)),
+        pbm=arrays["pbm"].reshape(rows, -(-spec.op.k // 8)),
         msb=arrays["msb"],
         row_ptr=arrays["row_ptr"],
-        columns=spec.columns,
-        k=spec.k,
+        columns=spec.op.k,
+        k=spec.op.digit_bits,
     )
     operands = _Operands(
         act_scale=act_scale.reshape(rows if spec.scale_shape is None else 1) if act_scale else None,
@@ -223,8 +194,8 @@ def _flatten(spec: DenseSpec, rows: Any, arrays: dict[str, Any]) -> tuple[Encodi
         w_scale=arrays["w_scale"],
         offset=arrays["offset"],
         w_min=arrays["w_min"],
-        sums=sums.reshape(rows, spec.groups) if sums else None,
-        out=arrays["out"].reshape(rows, spec.channels),
+        sums=sums.reshape(rows, spec.op.groups) if sums else None,
+        out=arrays["out"].reshape(rows, spec.op.n),
     )
     return encoding, operands
 
@@ -234,7 +205,7 @@ class _Tile:
 
     def __init__(
         self,
-        spec: DenseSpec,
+        spec: DenseKernel,
         rows: int,
         operands: _Operands,
         planes: Array,
@@ -245,9 +216,9 @@ class _Tile:
         self.planes, self.block_sums, self.panel = planes, block_sums, panel
         self.lanes = spec.tile.lanes
         self.starts = range(0, spec.tile.cols, self.lanes)
-        self.merge = plane_chunk(spec.k, spec.weight_bits)[1]
+        self.merge = plane_chunk(spec.op.digit_bits, spec.op.weight_bits)[1]
         self.acc = scratch("float32", rows * 2, spec.tile.cols)
-        self.total = scratch(spec.total_dtype, rows, spec.tile.cols)
+        self.total = scratch(spec.op.accumulator_dtype, rows, spec.tile.cols)
 
     def narrow_weight(self, column: Any, at: Any) -> Any:
         """A vector of weights, converted from int8."""
@@ -255,8 +226,8 @@ class _Tile:
 
     def widen(self) -> Array:
         """The panel's weights as float32."""
-        wide = scratch("float32", self.spec.columns, self.spec.tile.cols)
-        with loop(self.spec.columns) as column:
+        wide = scratch("float32", self.spec.op.k, self.spec.tile.cols)
+        with loop(self.spec.op.k) as column:
             for start in self.starts:
                 at = vector(start, self.lanes)
                 wide[column, at] = self.narrow_weight(column, at)
@@ -266,26 +237,26 @@ class _Tile:
         """Fill `total` for the rows of `planes` from `row` on."""
         spec, chunk = self.spec, self.spec.chunk
         self._each(lambda r, at: self._set_total(r, at, self.operands.offset[self.panel, at]))
-        if spec.form == "grouped":
-            parts = spec.group_size // chunk
-            with loop(spec.groups) as group:
+        if spec.op.group_size:
+            parts = spec.op.group_size // chunk
+            with loop(spec.op.groups) as group:
                 with loop(parts) as part:
                     self._accumulate(row, weight, (group * parts + part) * chunk, chunk)
                     self._each(lambda r, at: self._add_group(group, r, at))
                 self._each(lambda r, at: self._add_minimum(row, group, r, at))
             return
-        whole = spec.columns // chunk
+        whole = spec.op.k // chunk
         with loop(whole) as part:
             self._accumulate(row, weight, part * chunk, chunk)
             self._each(self._add_chunk)
-        if spec.columns % chunk:
-            self._accumulate(row, weight, int64(whole * chunk), spec.columns % chunk)
+        if spec.op.k % chunk:
+            self._accumulate(row, weight, int64(whole * chunk), spec.op.k % chunk)
             self._each(self._add_chunk)
 
     def store(self, first: Any, limit: Any) -> None:
         """Write the result's rows from `first` on, those below `limit`."""
         spec, cols = self.spec, self.spec.tile.cols
-        tail = spec.channels % cols
+        tail = spec.op.n % cols
 
         def store_row(r: int) -> None:
             def full() -> None:
@@ -330,7 +301,7 @@ class _Tile:
                     self.acc[r, at] = self.acc[r, at] + digit * weight(start + i, at)
 
     def _partial_sum(self, r: int, at: Any) -> Any:
-        dtype = self.spec.total_dtype
+        dtype = self.spec.op.accumulator_dtype
         lsb, msb = self.acc[r * 2, at], self.acc[r * 2 + 1, at]
         if self.merge:
             return cast(dtype, lsb + msb, self.lanes)
@@ -361,6 +332,6 @@ class _Tile:
             return total
         step = self.operands.act_scale[first + r if self.spec.scale_shape is None else 0]
         scaled = cast("float32", total, lanes) * (T.broadcast(step, lanes) if lanes > 1 else step)
-        if self.spec.form == "grouped" or self.operands.w_scale is None:
+        if self.spec.op.group_size or self.operands.w_scale is None:
             return scaled
         return scaled * self.operands.w_scale[self.panel, at]

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.target.cost.vector import TransformerShape
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 LAYER_TYPES = ("qkv", "o", "gate_up", "down", "output")
 """Encoded tensors of a decoder by what reads them.
@@ -56,6 +56,8 @@ class ModelShape:
         See `target.cost.vector.TransformerShape`.
     weights, output_weights : WeightFormat
         Of the layers of the blocks, and of the output layer.
+    max_positions : int
+        Tokens of a sequence that the model was made for, at most; 0 = not known.
     """
 
     name: str
@@ -69,6 +71,7 @@ class ModelShape:
     vocab: int
     weights: WeightFormat
     output_weights: WeightFormat = WeightFormat(8)
+    max_positions: int = 0
 
     def transformer(self, kv_bits: int = 8) -> TransformerShape:
         """Sizes of what is not a dense layer, with keys and values of that width."""
@@ -83,7 +86,7 @@ class ModelShape:
             kv_bits=kv_bits,
         )
 
-    def readers(self, layer_type: str, rows: int) -> tuple[DenseShape, ...]:
+    def readers(self, layer_type: str, rows: int, digit_bits: int = 4) -> tuple[DenseOp, ...]:
         """The dense layers that read an encoded tensor of `rows` tokens.
 
         Parameters
@@ -92,6 +95,8 @@ class ModelShape:
             One of `LAYER_TYPES`.
         rows : int
             Tokens.
+        digit_bits : int
+            Width of a digit of the accelerator that computes them.
         """
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         outputs, k = {
@@ -103,7 +108,10 @@ class ModelShape:
         }[layer_type]
         form = self.output_weights if layer_type == "output" else self.weights
         return tuple(
-            DenseShape(rows, n, k, form.bits, form.group_size, form.has_min, label)
+            DenseOp(
+                *(rows, n, k, form.bits, form.group_size, form.has_min, label),
+                digit_bits=digit_bits,
+            )
             for label, n in outputs.items()
         )
 
@@ -138,6 +146,7 @@ MODELS: Mapping[str, ModelShape] = MappingProxyType(
             vocab=49152,
             weights=WeightFormat(4, 32, True),
             output_weights=WeightFormat(8, 32),
+            max_positions=8192,
         ),
         "bitnet-3b": ModelShape(
             name="BitNet b1.58 3B",
@@ -150,6 +159,7 @@ MODELS: Mapping[str, ModelShape] = MappingProxyType(
             head_dim=100,
             vocab=32002,
             weights=WeightFormat(2),
+            max_positions=2048,
         ),
         "llama2-7b": ModelShape(
             name="Llama2 7B",
@@ -162,6 +172,7 @@ MODELS: Mapping[str, ModelShape] = MappingProxyType(
             head_dim=128,
             vocab=32000,
             weights=_INT4,
+            max_positions=4096,
         ),
         "llama2-13b": ModelShape(
             name="Llama2 13B",
@@ -174,6 +185,7 @@ MODELS: Mapping[str, ModelShape] = MappingProxyType(
             head_dim=128,
             vocab=32000,
             weights=_INT4,
+            max_positions=4096,
         ),
         "llama2-70b": ModelShape(
             name="Llama2 70B",
@@ -186,6 +198,7 @@ MODELS: Mapping[str, ModelShape] = MappingProxyType(
             head_dim=128,
             vocab=32000,
             weights=_INT4,
+            max_positions=4096,
         ),
         "llama3-8b": ModelShape(
             name="Llama3 8B",
@@ -198,6 +211,7 @@ MODELS: Mapping[str, ModelShape] = MappingProxyType(
             head_dim=128,
             vocab=128256,
             weights=_INT4,
+            max_positions=8192,
         ),
     }
 )

@@ -3,15 +3,17 @@
 A distribution has, for every layer type (`shapes.LAYER_TYPES`), one or more classes of layers; a
 class is a quantile function of the share of stored digits per row (token). There are three sources:
 
-- ``measured``: what a run of SmolLM2-135M measured, stored with the package. For another model it
-  is *transferred*: nobody ran that model.
+- ``measured``: what was measured on SmolLM2-135M, for digits of 2, 4 and 8 bits, stored with the
+  package. For another model it is *transferred*: nobody ran that model.
 - a number s: all layers alike. The logarithm of the odds of a row's share is normally distributed
   around a mean such that the shares have the mean 1 - s; its standard deviation is that within the
   measured layers (`row_spread`).
 - a JSON file: ``{"qkv": 0.9, "o": ..., "gate_up": ..., "down": ..., "output": ...}``, or the output
-  of ``sparqle run --json``.
+  of ``sparqle run --json``. It says with ``"digit_bits": k`` what digits it is about; if it does
+  not, they have 4 bits.
 
-Stored digits of a row are then drawn evenly over its columns.
+What was measured with digits of one width says nothing about another (of 8-bit digits hardly one is
+zero): `msb_distribution` refuses it. Stored digits of a row are drawn evenly over its columns.
 """
 
 from __future__ import annotations
@@ -32,9 +34,12 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.models.shapes import LAYER_TYPES
+from sparqle_tvm.numerics.integers import require_digit_bits
 from sparqle_tvm.numerics.row_nnz import RowNnz
 
 MEASURED = "measured"
+DIGIT_BITS = 4
+"""Width of the digits of a file that does not say it."""
 QUANTILES = 33
 """Points of a stored quantile function, evenly spaced from 0 to 1."""
 CLASSES = 5
@@ -43,7 +48,7 @@ MAX_DRAWN_ROWS = 1024
 """More rows than that repeat."""
 
 _BLOCK = re.compile(r"^blk_\d+_")
-_MEASURED_FILE = Path(__file__).parent / "data" / "msb_sparsity_smollm2.json"
+_DATA = Path(__file__).parent / "data"
 _TYPE_OF_READER = {
     "attn_q": "qkv",
     "attn_k": "qkv",
@@ -71,11 +76,14 @@ class MsbDistribution:
     classes : mapping of str to tuple of ndarray
         For every layer type its classes of layers, equally frequent: quantile functions of the
         share of stored digits per row, float64, evenly spaced from 0 to 1.
+    digit_bits : int
+        Bits k of a digit.
     """
 
     label: str
     transferred: bool
     classes: Mapping[str, tuple[Density, ...]]
+    digit_bits: int = DIGIT_BITS
 
     def msb_sparsity(self, layer_type: str) -> float:
         """Mean share of zero MSB digits of a layer type, 0 to 1."""
@@ -115,6 +123,7 @@ class MsbDistribution:
 
 def msb_distribution(
     source: str | float | os.PathLike[str] | MsbDistribution = MEASURED,
+    digit_bits: int = DIGIT_BITS,
 ) -> MsbDistribution:
     """Find the distribution that a user names.
 
@@ -122,32 +131,51 @@ def msb_distribution(
     ----------
     source : str, float, path or MsbDistribution
         ``measured``, an MSB sparsity from 0 to 1 (a number, or its text), or a JSON file.
+    digit_bits : {2, 4, 8}
+        Bits k of the accelerator's digits. A number is taken as it is for any k.
 
     Raises
     ------
     InvalidArgumentError
-        If a number lies outside [0, 1], or the file cannot be read or has not what is needed.
+        If a number lies outside [0, 1], the file cannot be read or has not what is needed, or the
+        digits have another width.
     """
-    if isinstance(source, MsbDistribution):
-        return source
-    if source == MEASURED:
-        return measured()
-    try:
-        sparsity = float(source)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return from_file(source)  # type: ignore[arg-type]
-    return constant(sparsity)
+    if isinstance(source, str) and source == MEASURED:
+        return measured(digit_bits)
+    if not isinstance(source, MsbDistribution):
+        try:
+            sparsity = float(source)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            source = from_file(source)  # type: ignore[arg-type]
+        else:
+            return constant(sparsity, digit_bits)
+    if source.digit_bits != digit_bits:
+        raise InvalidArgumentError(
+            f"{source.label} is about digits of {source.digit_bits} bits, the accelerator has "
+            f"digits of {digit_bits}: use {MEASURED!r}, a number from 0 to 1, or a file that was "
+            f'measured at that width and says "digit_bits": {digit_bits}'
+        )
+    return source
 
 
-@lru_cache(maxsize=1)
-def measured() -> MsbDistribution:
-    """What a run of SmolLM2-135M measured; its file says with which command."""
-    data = json.loads(_MEASURED_FILE.read_text(encoding="utf-8"))
-    return MsbDistribution(data["label"], True, _classes_of(data["layer_types"], "measured"))
+@lru_cache
+def measured(digit_bits: int) -> MsbDistribution:
+    """What was measured on SmolLM2-135M with digits of that width.
+
+    The files say with which command, ``benchmarks/msb_sparsity_table.py`` how.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there are no such digits.
+    """
+    require_digit_bits(digit_bits)
+    data = json.loads(measured_file(digit_bits).read_text(encoding="utf-8"))
+    return _distribution(data["label"], True, data["layer_types"], digit_bits, MEASURED)
 
 
 @lru_cache(maxsize=64)
-def constant(sparsity: float) -> MsbDistribution:
+def constant(sparsity: float, digit_bits: int = DIGIT_BITS) -> MsbDistribution:
     """All layers with this mean MSB sparsity, rows spread as those of the measured layers.
 
     Raises
@@ -155,10 +183,9 @@ def constant(sparsity: float) -> MsbDistribution:
     InvalidArgumentError
         If it is not from 0 to 1.
     """
-    quantiles = _spread_around(_checked(sparsity, "MSB sparsity"))
-    return MsbDistribution(
-        f"MSB sparsity {sparsity:g} in all layers", False, dict.fromkeys(LAYER_TYPES, (quantiles,))
-    )
+    quantiles = _spread_around(_checked(sparsity, "MSB sparsity"), digit_bits)
+    label = f"MSB sparsity {sparsity:g} in all layers"
+    return MsbDistribution(label, False, dict.fromkeys(LAYER_TYPES, (quantiles,)), digit_bits)
 
 
 def from_file(path: str | os.PathLike[str]) -> MsbDistribution:
@@ -176,24 +203,37 @@ def from_file(path: str | os.PathLike[str]) -> MsbDistribution:
             f"MSB sparsity {str(path)!r} is neither {MEASURED!r}, nor a number from 0 to 1, nor a "
             f"JSON file: {error}"
         ) from error
+    label = f"MSB sparsity of {Path(path).name}"
     if isinstance(data, dict) and "msb_sparsity" in data:
-        data = summarize(from_run(data, str(path)))
-    elif isinstance(data, dict) and "layer_types" in data:
-        data = data["layer_types"]
+        return of_run(data, label, str(path))
+    digit_bits = DIGIT_BITS
+    if isinstance(data, dict):
+        digit_bits = data.pop("digit_bits", DIGIT_BITS)
+        data = data.get("layer_types", data)
     if not isinstance(data, dict):
         raise InvalidArgumentError(f"{path}: a JSON object by layer type is expected")
-    return MsbDistribution(f"MSB sparsity of {Path(path).name}", False, _classes_of(data, path))
+    return _distribution(label, False, data, digit_bits, path)
 
 
-def of_run(data: Mapping[str, Any], label: str) -> MsbDistribution:
+def of_run(data: Mapping[str, Any], label: str, where: str = "the run") -> MsbDistribution:
     """What ``sparqle run --json`` measured, for the model that was run.
+
+    Parameters
+    ----------
+    data : mapping
+        Content of the file.
+    label : str
+        For reports.
+    where : str
+        Name of the file, for errors.
 
     Raises
     ------
     InvalidArgumentError
         If it says nothing about rows, or lacks a layer type.
     """
-    return MsbDistribution(label, False, _classes_of(summarize(from_run(data, label)), label))
+    digit_bits = data.get("accelerator", {}).get("digit_bits", DIGIT_BITS)
+    return _distribution(label, False, summarize(_layers_of(data, where)), digit_bits, where)
 
 
 def row_quantiles(nnz: RowNnz) -> list[float]:
@@ -232,26 +272,13 @@ def summarize(layers: Sequence[tuple[str, Sequence[float]]]) -> dict[str, list[l
     return result
 
 
-def measured_file() -> Path:
-    """Where the package keeps what was measured."""
-    return _MEASURED_FILE
+def measured_file(digit_bits: int = DIGIT_BITS) -> Path:
+    """Where the package keeps what was measured with digits of that width."""
+    return _DATA / f"msb_sparsity_smollm2_k{digit_bits}.json"
 
 
-def from_run(data: Mapping[str, Any], path: str) -> list[tuple[str, list[float]]]:
-    """Layer type and quantile function of each layer that ``sparqle run --json`` wrote about.
-
-    Parameters
-    ----------
-    data : mapping
-        Content of the file.
-    path : str
-        Its name, for errors.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If it says nothing about rows.
-    """
+def _layers_of(data: Mapping[str, Any], path: str) -> list[tuple[str, list[float]]]:
+    """Layer type and quantile function of each layer that ``sparqle run --json`` wrote about."""
     try:
         found = [
             (layer_type_of(layer["consumers"]), layer["row_density"])
@@ -268,14 +295,14 @@ def from_run(data: Mapping[str, Any], path: str) -> list[tuple[str, list[float]]
     return [(kind, quantiles) for kind, quantiles in found if kind is not None]
 
 
-@lru_cache(maxsize=1)
-def row_spread() -> float:
+@lru_cache
+def row_spread(digit_bits: int = DIGIT_BITS) -> float:
     """Standard deviation of the logarithm of the odds of a row's share, within measured layers.
 
     The mean over all classes of the types in the blocks.
     """
     spreads = []
-    for layer_type, classes in measured().classes.items():
+    for layer_type, classes in measured(digit_bits).classes.items():
         if layer_type != "output":
             for quantiles in classes:
                 shares = np.clip(_strata(quantiles, 256), 1e-4, 1 - 1e-4)
@@ -306,7 +333,7 @@ def _draw(
     return RowNnz(counts, unit, in_features)
 
 
-def _spread_around(sparsity: float) -> Density:
+def _spread_around(sparsity: float, digit_bits: int) -> Density:
     if sparsity in (0.0, 1.0):
         return np.full(QUANTILES, 1.0 - sparsity)
     # Ends of the normal distribution are cut where a run of some hundred rows ends.
@@ -314,7 +341,7 @@ def _spread_around(sparsity: float) -> Density:
     normal = np.array([NormalDist().inv_cdf(float(p)) for p in points])
 
     def shares(center: float) -> Density:
-        return np.asarray(1 / (1 + np.exp(-(center + row_spread() * normal))))
+        return np.asarray(1 / (1 + np.exp(-(center + row_spread(digit_bits) * normal))))
 
     low, high = -40.0, 40.0
     for _ in range(80):
@@ -340,17 +367,25 @@ def _strata(quantiles: Density, parts: int) -> Density:
     return np.asarray(np.clip(np.diff(values) * parts, 0.0, 1.0))
 
 
-def _classes_of(data: Mapping[str, Any], where: object) -> dict[str, tuple[Density, ...]]:
+def _distribution(
+    label: str, transferred: bool, data: Mapping[str, Any], digit_bits: int, where: object
+) -> MsbDistribution:
+    """Check the content of a file by layer type."""
+    try:
+        require_digit_bits(digit_bits)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"{where}: digit_bits: {error}") from error
     unknown, missing = sorted(set(data) - set(LAYER_TYPES)), sorted(set(LAYER_TYPES) - set(data))
     if unknown or missing:
         what = f"unknown layer types {unknown}" if unknown else f"missing layer types {missing}"
         raise InvalidArgumentError(f"{where}: {what}; known: {', '.join(LAYER_TYPES)}")
-    return {kind: _classes(data[kind], f"{where}: {kind}") for kind in LAYER_TYPES}
+    classes = {kind: _classes(data[kind], f"{where}: {kind}", digit_bits) for kind in LAYER_TYPES}
+    return MsbDistribution(label, transferred, classes, digit_bits)
 
 
-def _classes(value: Any, where: str) -> tuple[Density, ...]:
+def _classes(value: Any, where: str, digit_bits: int) -> tuple[Density, ...]:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return (_spread_around(_checked(value, where)),)
+        return (_spread_around(_checked(value, where), digit_bits),)
     try:
         classes = tuple(np.array(quantiles, dtype=np.float64) for quantiles in value)
     except (TypeError, ValueError) as error:

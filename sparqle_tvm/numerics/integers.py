@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
+from sparqle_tvm.errors import InvalidArgumentError, QuantizationError, SparqleError
 
 INT32_MAX = 2**31 - 1
 DIGIT_BITS = (2, 4, 8)
@@ -27,6 +27,33 @@ def require_digit_bits(k: int) -> None:
     """
     if not isinstance(k, int) or k not in DIGIT_BITS:
         raise InvalidArgumentError(f"k must be 2, 4 or 8 (bits per digit), got {k!r}")
+
+
+def require_int8(k: int, what: str, error: type[SparqleError] = InvalidArgumentError) -> None:
+    """Refuse digits other than 4 bits where activations are int8.
+
+    The one place that says so: our models quantize activations to int8, which are two digits of 4
+    bits (2k = 8), and calibration tries its factors on those.
+
+    Parameters
+    ----------
+    k : int
+        Bits of a digit.
+    what : str
+        What has these digits, for the message.
+    error : type of SparqleError
+        What to raise.
+
+    Raises
+    ------
+    SparqleError
+        Of the type `error`, if `k` is not 4.
+    """
+    if 2 * k != 8:
+        raise error(
+            f"{what} has digits of {k} bits, so activations of {2 * k}; this runs int8 activations "
+            "alone, which are two digits of 4 bits (sparqle estimate counts other widths)"
+        )
 
 
 def require_matrix(a: Any, dtypes: tuple[str, ...], name: str) -> None:

@@ -131,9 +131,9 @@ def require_finite(x: npt.NDArray[Any], name: str) -> None:
 
 
 def quantize_per_token(
-    x: npt.NDArray[np.float32], *, qmax: int = 119, name: str = "activation"
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Quantize each row with a scale of its own: dynamic, symmetric.
+    x: npt.NDArray[np.float32], *, qmax: int = 119, k: int = 4, name: str = "activation"
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """Quantize each row with a scale of its own: dynamic, symmetric, to integers of 2k bits.
 
     ``scale = max(max|x|, 1e-30) / qmax`` in float32, ``q = clip(round(x / scale), -qmax, qmax)``.
 
@@ -142,30 +142,35 @@ def quantize_per_token(
     x : float32 (M, K)
         Activations, one token per row.
     qmax : int
-        Largest magnitude, 1 to 127. The default is the largest of the signed window for k = 4.
+        Largest magnitude, 1 to 2^(2k - 1) - 1. The default is the largest of the signed window
+        for k = 4; `slicing.max_exact` has that of any k.
+    k : {2, 4, 8}
+        Bits of a digit.
     name : str
         Name of the tensor in error messages.
 
     Returns
     -------
-    q : int8 (M, K)
+    q : int8 (M, K), int16 for k = 8
     scale : float32 (M, 1)
         ``x`` is about ``q * scale``.
 
     Raises
     ------
     InvalidArgumentError
-        If `qmax` is out of range.
+        If `k` is not known, or `qmax` is out of range.
     QuantizationError
         If `x` is no float32 matrix, K = 0, or an element is NaN or infinite.
     """
-    if not 1 <= qmax <= 127:
-        raise InvalidArgumentError(f"qmax must be 1 to 127, got {qmax}")
+    require_digit_bits(k)
+    largest = 2 ** (2 * k - 1) - 1
+    if not 1 <= qmax <= largest:
+        raise InvalidArgumentError(f"qmax must be 1 to {largest}, got {qmax}")
     require_matrix(x, ("float32",), name)
     require_finite(x, name)
     amax = np.abs(x).max(axis=1, keepdims=True)
     scale = np.maximum(amax, SMALLEST_AMAX) / np.float32(qmax)
-    q = np.clip(np.rint(x / scale), -qmax, qmax).astype(np.int8)
+    q = np.clip(np.rint(x / scale), -qmax, qmax).astype(np.int16 if k == 8 else np.int8)
     return q, scale
 
 

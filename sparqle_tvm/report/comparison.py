@@ -8,11 +8,12 @@ curves in ``report/data/paper.json``; ``benchmarks/compare_with_paper.py`` write
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
+from sparqle_tvm.models.shapes import MODELS as SHAPES
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Document, Section, Table
 from sparqle_tvm.report.paper import CITATION, MODELS, PHASES, QUANTITIES, RANGES
@@ -67,11 +68,12 @@ def to_json(curves: Sequence[Curve]) -> list[dict[str, Any]]:
 
 
 def stored_curves(accelerator: Accelerator) -> list[Curve] | None:
-    """The stored curves of a preset; None for any other accelerator."""
+    """The stored curves of a preset; None for an accelerator that has none."""
     if PRESETS.get(accelerator.name) != accelerator:
         return None
     text = files("sparqle_tvm.report").joinpath("data/paper.json").read_text(encoding="utf-8")
-    return [_curve(data) for data in json.loads(text)[accelerator.name]]
+    found = json.loads(text).get(accelerator.name)
+    return None if found is None else [_curve(data) for data in found]
 
 
 def comparison_table(curves: Sequence[Curve], part: str, where: str) -> Table:
@@ -178,7 +180,7 @@ def paper_document(curves: dict[str, list[Curve]], tables: dict[str, str]) -> Do
         f"reports for its own: prefill of {SEQ:,} tokens, and decode of one token after as many, "
         "one sequence. Written by `python benchmarks/compare_with_paper.py`.",
         cards=(),
-        sections=(Section("How to read it", (WHY, PICTURE)), *sections),
+        sections=(Section("How to read it", (WHY, *_beyond(), PICTURE)), *sections),
     )
 
 
@@ -186,6 +188,16 @@ PICTURE = (
     "![Savings against MSB sparsity, with the paper's ranges as bands](paper.png)\n\n"
     "Whole model on `sparqle/edge`; stars are measured digits, thin lines the band of the energy."
 )
+
+
+def _beyond() -> Iterator[str]:
+    """Which models were not made for as many tokens as decode has here."""
+    for shape in (SHAPES[name] for name in MODELS):
+        if shape.max_positions <= SEQ:
+            yield (
+                f"{shape.name} has {shape.max_positions:,} positions: decode of the token after "
+                f"{SEQ:,} is beyond them, and shown to compare."
+            )
 
 
 def _rounded(data: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.cost.energy import Price, prices
 from sparqle_tvm.target.cost.energy_table import (
+    NOT_CHECKED,
     Band,
     Constant,
     EnergyTable,
@@ -27,7 +28,8 @@ def energy_markdown() -> str:
         "",
         f"Made by `{COMMAND}` from the files in `target/cost/data`; a test holds it to them. "
         "A table is a node and a memory type (`--node`, `--memory`); every report of energy names "
-        "its table.",
+        "its table. Figures were written down from their sources, and most compared with public "
+        "copies of them since; those that were not say so.",
         "",
         *_nodes(),
         *_memories(),
@@ -41,13 +43,13 @@ def _nodes() -> Iterator[str]:
     tables = [energy_table(node) for node in nodes()]
     yield from ("## Operations, pJ", "")
     rows = [
-        [name.replace("_", " "), *(f"{t.operations[name].value:g}" for t in tables)]
+        [name.replace("_", " "), *(_value(t.operations[name]) for t in tables)]
         for name in tables[0].operations
     ]
     yield from _table(["", *(t.node for t in tables)], rows)
     yield from ("", "## On-chip memory, pJ per 64 bits", "")
     sizes = sorted(tables[0].sram)
-    rows = [[f"{s // 1024} KiB", *(f"{t.sram[s].value:g}" for t in tables)] for s in sizes]
+    rows = [[f"{s // 1024} KiB", *(_value(t.sram[s]) for t in tables)] for s in sizes]
     yield from _table(["", *(t.node for t in tables)], rows)
     yield from (
         "",
@@ -56,8 +58,10 @@ def _nodes() -> Iterator[str]:
         "",
     )
     for table in tables:
-        sources = {_source(c) for c in (*table.operations.values(), *table.sram.values())}
-        yield from (f"- {table.node}: {source}" for source in sorted(sources))
+        constants = (*table.operations.values(), *table.sram.values())
+        for source in sorted({_source(c) for c in constants}):
+            checked = sorted({c.checked for c in constants if c.checked})
+            yield f"- {table.node}: {source}. Checked against {', '.join(checked)}"
     yield ""
 
 
@@ -69,8 +73,9 @@ def _memories() -> Iterator[str]:
         band = table.dram_pj_per_byte * (1 / 8)
         unit = f"{table.dram.value:g} {table.dram.unit}"
         name = table.memory_name + (" (estimate)" if table.estimate else "")
-        rows.append([name, _band(band), unit, _source(table.dram)])
-    yield from _table(["", "pJ per bit", "as published", "source"], rows)
+        source = ". ".join(filter(None, (_source(table.dram), table.dram.note)))
+        rows.append([name, _band(band), unit, source, table.dram.checked or NOT_CHECKED])
+    yield from _table(["", "pJ per bit", "as published", "source", "checked against"], rows)
     yield ""
 
 
@@ -102,6 +107,10 @@ def _prices(accelerator: Accelerator, table: EnergyTable) -> Iterator[str]:
 
 def _uncertain(price: Price) -> str:
     return price.uncertain if price.pj.low != price.pj.high else ""
+
+
+def _value(constant: Constant) -> str:
+    return f"{constant.value:g}" + ("" if constant.checked else f" ({NOT_CHECKED})")
 
 
 def _source(constant: Constant) -> str:

@@ -20,7 +20,9 @@ from sparqle_tvm.report.savings import Curve, Series, saving_curves
 from sparqle_tvm.results.estimate import Estimate, Phase
 from sparqle_tvm.results.run_file import Layer, RunFile
 from sparqle_tvm.studies.estimate import estimate
+from sparqle_tvm.target.cost.baselines import scheme_name, scheme_notes
 from sparqle_tvm.target.cost.energy_table import (
+    NOT_CHECKED,
     EnergyTable,
     default_table,
     energy_table,
@@ -158,14 +160,14 @@ def estimate_sections(model: RunModel) -> Iterator[Section]:
 def constants_table(table: EnergyTable) -> Table:
     """Every constant of an energy table with its source."""
     rows: list[dict[str, Any]] = [
-        {"name": name.replace("_", " "), **vars(constant)}
-        for name, constant in table.operations.items()
+        {
+            "name": name,
+            **vars(constant),
+            "source": ". ".join(filter(None, (constant.source, constant.note))),
+            "checked": constant.checked or NOT_CHECKED,
+        }
+        for name, constant in table.constants.items()
     ]
-    rows += [
-        {"name": f"on-chip memory, {size // 1024} KiB", **vars(constant)}
-        for size, constant in table.sram.items()
-    ]
-    rows.append({"name": table.memory_name, **vars(table.dram)})
     rows += [
         {
             "name": name.replace("_", " "),
@@ -174,6 +176,7 @@ def constants_table(table: EnergyTable) -> Table:
             "high": parameter.high,
             "unit": parameter.unit,
             "source": f"no published value: {parameter.why}",
+            "checked": "",
         }
         for name, parameter in table.parameters.items()
     ]
@@ -188,6 +191,7 @@ def constants_table(table: EnergyTable) -> Table:
             Column("unit", "unit"),
             Column("year", "year", str, True),
             Column("source", "source"),
+            Column("checked", "checked against"),
         ),
         rows=tuple(rows),
         folded=True,
@@ -224,7 +228,11 @@ def _energy_section(model: RunModel) -> Section:
                 rows.append(
                     {
                         "part": f"{result.phase}, {name}",
-                        "scheme": "split" if scheme == "sparqle" else scheme,
+                        "scheme": (
+                            "split"
+                            if scheme == "sparqle"
+                            else scheme_name(result.accelerator, scheme)
+                        ),
                         "joules_low": joules.low,
                         "joules": joules.mid,
                         "joules_high": joules.high,
@@ -247,9 +255,8 @@ def _energy_section(model: RunModel) -> Section:
             Column("energy_reduction_low", "to", formats.change, True),
         ),
         rows=tuple(rows),
-        note="dense: two passes; native: one pass of 8-bit multipliers on the same area; a4: "
-        "activations of 4 bits, whose results are others. Bands are those of parameters without "
-        "a published value.",
+        note=f"{scheme_notes(model.run.accelerator)} Bands are those of parameters without a "
+        "published value.",
     )
     picture = Picture(
         "energy",

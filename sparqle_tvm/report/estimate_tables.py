@@ -10,7 +10,8 @@ from rich.text import Text
 
 from sparqle_tvm.models.shapes import LAYER_TYPES
 from sparqle_tvm.report.tables import MAX_WIDTH_COLUMNS, describe
-from sparqle_tvm.studies.estimate import BASELINE, LIMITS, PARTS, Estimate, PartEstimate
+from sparqle_tvm.results.estimate import BASELINE, LIMITS, PARTS, Estimate, PartEstimate
+from sparqle_tvm.target.cost.baselines import scheme_name
 
 _PART_NAMES = {"dense_layers": "dense layers", "whole_model": "whole model"}
 _LIMIT_NAMES = {
@@ -65,7 +66,8 @@ def _costs(result: Estimate) -> Table:
     for part in PARTS:
         table.add_row(Text(_PART_NAMES[part], style="bold"))
         for scheme in result.schemes:
-            table.add_row(f"  {scheme}", *_figures(result, scheme, part))
+            name = scheme_name(result.accelerator, scheme)
+            table.add_row(f"  {name}", *_figures(result, scheme, part))
         table.add_section()
     return table
 
@@ -90,7 +92,8 @@ def _limits(result: Estimate) -> Table:
         table.add_row(Text(_PART_NAMES[part], style="bold"))
         for scheme, found in result.schemes.items():
             limits = getattr(found, part).limits
-            table.add_row(f"  {scheme}", *(f"{limits[limit]:.1%}" for limit in LIMITS))
+            name = scheme_name(result.accelerator, scheme)
+            table.add_row(f"  {name}", *(f"{limits[limit]:.1%}" for limit in LIMITS))
         table.add_section()
     return table
 
@@ -100,7 +103,7 @@ def _energy(result: Estimate) -> Table:
     table.add_column("", no_wrap=True)
     parts = {s: found.whole_model.energy for s, found in result.schemes.items()}
     for scheme in parts:
-        table.add_column(scheme, justify="right", no_wrap=True)
+        table.add_column(scheme_name(result.accelerator, scheme), justify="right", no_wrap=True)
     components = {scheme: breakdown.components for scheme, breakdown in parts.items()}
     for name in next(iter(components.values())):
         row = [components[scheme][name].mid * 1e-12 for scheme in parts]
@@ -120,17 +123,8 @@ def _energy(result: Estimate) -> Table:
 
 
 def _notes(result: Estimate) -> Iterator[Text]:
-    weights = [s for s, found in result.schemes.items() if found.whole_model.weight_bound]
-    if weights:
-        yield Text(
-            f"Most of the time goes to waiting for weights under {', '.join(weights)}: split "
-            "activations cannot help there."
-        )
-    yield Text(
-        "Counted by formula. Bands: parameters without a published value, see the energy table. "
-        "Only sparqle, dense and native give the results of 8-bit activations.",
-        style="dim",
-    )
+    for note in result.notes:
+        yield Text(note, style="dim")
 
 
 def _seconds(seconds: float) -> str:

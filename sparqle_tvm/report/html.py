@@ -8,7 +8,7 @@ from collections.abc import Callable
 from html import escape
 from importlib.resources import files
 
-import sparqle_tvm
+from sparqle_tvm._versions import VERSION
 from sparqle_tvm.files import replacing
 from sparqle_tvm.report.document import Document, Part, Picture, Section, Table
 from sparqle_tvm.report.pictures import require_matplotlib
@@ -61,7 +61,7 @@ def to_html(document: Document, *, progress: Callable[[], None] = lambda: None) 
 <main>
 {sections}
 </main>
-<footer>Made by <code>sparqle report</code>, sparqle_tvm {sparqle_tvm.__version__}.</footer>
+<footer>Made by <code>sparqle report</code>, sparqle_tvm {VERSION}.</footer>
 </body>
 </html>
 """

@@ -69,7 +69,7 @@ def describe(accelerator: Accelerator) -> str:
     return (
         f"{a.name}: {a.rows}x{a.cols} PEs of {a.lanes} {a.digit_bits}-bit lanes at "
         f"{a.clock_ghz:g} GHz, {buffers_kib} KiB of buffers, "
-        f"DRAM {a.dram_bytes_per_cycle:g} bytes/cycle"
+        f"{a.memory} {a.dram_bytes_per_cycle:g} bytes/cycle"
     )
 
 

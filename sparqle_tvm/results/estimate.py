@@ -12,6 +12,7 @@ from sparqle_tvm.models.sparsity import MsbDistribution
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost
 from sparqle_tvm.target.cost.balance import Balance
+from sparqle_tvm.target.cost.baselines import scheme_name, scheme_notes
 from sparqle_tvm.target.cost.energy import EnergyBreakdown, reduction
 from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 from sparqle_tvm.target.cost.events import Events
@@ -174,6 +175,38 @@ class Estimate:
         return self.batch * (self.seq if self.phase == "prefill" else 1)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader has to know of the figures, in sentences."""
+        notes = [self.positions_note]
+        waiting = [
+            scheme_name(self.accelerator, scheme)
+            for scheme, found in self.schemes.items()
+            if found.whole_model.weight_bound
+        ]
+        if waiting:
+            notes.append(
+                f"Most of the time goes to waiting for weights under {', '.join(waiting)}: split "
+                "activations cannot help there."
+            )
+        notes.append(
+            "Counted by formula. Bands: parameters without a published value, see the energy "
+            f"table. {scheme_notes(self.accelerator)}"
+        )
+        return tuple(filter(None, (*notes, self.table.unchecked_note)))
+
+    @property
+    def positions_note(self) -> str:
+        """That a sequence is longer than the model was made for; empty if it is not."""
+        needed = self.seq if self.phase == "prefill" else self.seq + 1
+        limit = self.model.max_positions
+        if not limit or needed <= limit:
+            return ""
+        return (
+            f"A sequence of {needed:,} tokens is beyond the model's {limit:,} positions: it was "
+            "not made for that many."
+        )
+
+    @property
     def msb_sparsity(self) -> float:
         """MSB sparsity of all dense layers, weighted by MACs."""
         layers = next(iter(self.schemes.values())).layers
@@ -224,6 +257,7 @@ class Estimate:
             "energy_table": self.table.name,
             "msb_sparsity_source": self.sparsity.label,
             "transferred": self.sparsity.transferred,
+            "beyond_positions": bool(self.positions_note),
             "msb_sparsity": self.msb_sparsity,
         }
         return [
@@ -256,9 +290,10 @@ class Estimate:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """JSON form: the question, `rows`, energy by component, and the layers by type.
+        """JSON form: the question, `notes`, `rows`, energy by component, and the layers by type.
 
-        ``energy_constants`` has every constant with its unit, source and year.
+        ``energy_constants`` has every constant with its unit, source, year, and what it was
+        checked against.
         """
         return {
             "version": JSON_VERSION,
@@ -274,9 +309,11 @@ class Estimate:
             "msb_sparsity": {
                 "source": self.sparsity.label,
                 "transferred": self.sparsity.transferred,
+                "digit_bits": self.sparsity.digit_bits,
                 "mean": self.msb_sparsity,
                 "layer_types": {kind: self.sparsity.msb_sparsity(kind) for kind in LAYER_TYPES},
             },
+            "notes": list(self.notes),
             "rows": self.rows(),
             "energy": {
                 scheme: {

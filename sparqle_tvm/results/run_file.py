@@ -45,7 +45,7 @@ class Layer:
     msb_sparsity : float
         Share of zero MSB digits in its activations, 0 to 1.
     m, n, k, weight_bits, group_size, has_min
-        As in `target.op.DenseShape`.
+        As in `target.op.DenseOp`.
     macs : int
         Multiply-accumulates at full precision.
     costs : mapping of str to LayerCost

@@ -99,7 +99,7 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
     """
     programs = _programs(np.from_dlpack(bundle).tobytes())
     arrays = [np.from_dlpack(operand) for operand in operands]
-    count = ENCODED_OUTPUTS if programs[0].header.output == "encoded" else 1
+    count = ENCODED_OUTPUTS if programs[0].header.op.output == "encoded" else 1
     inputs, outs = arrays[:-count], arrays[-count:]
     rows = outs[0].size // outs[0].shape[-1] if outs[0].shape[-1] else 0
     if rows == 0:
@@ -110,7 +110,7 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
     program = select(programs, rows)
     _verify(program, rows)
     # An order comes along if programs for more or fewer rows need it, too.
-    ordered = any(other.header.block_rows for other in programs)
+    ordered = any(other.header.op.block_rows for other in programs)
     tensors = _tensors(program.header, rows, inputs, ordered)
     tensors |= zip(OUTPUTS[count], (out.reshape(rows, -1) for out in outs[:2]), strict=False)
     result = simulate(program, tensors)
@@ -143,31 +143,31 @@ def _tensors(
     header: Header, rows: int, inputs: list[NDArray[Any]], ordered: bool
 ) -> dict[Tensor, NDArray[Any]]:
     """The operands as they lie in the accelerator's DRAM; if `ordered`, the last is an order."""
-    count = 5 + header.has_offset + 2 * header.scaled + 2 * header.has_min + ordered
-    count += header.output == "encoded"
+    count = 5 + header.op.has_offset + 2 * header.op.scaled + 2 * header.op.has_min + ordered
+    count += header.op.output == "encoded"
     if len(inputs) != count:
         raise ProgramError(
             f"{header.label!r} takes {count} operands and an output, {len(inputs) + 1} came; "
             "compile the module again"
         )
     lsb, pbm, msb, row_ptr, weight, *others = inputs
-    packed = pack_weights(weight, header.weight_bits) if weight.dtype == np.int8 else weight
+    packed = pack_weights(weight, header.op.weight_bits) if weight.dtype == np.int8 else weight
     by_row = {Tensor.LSB: lsb.reshape(rows, -1), Tensor.PBM: pbm.reshape(rows, -1)}
     by_channel = {Tensor.WGT: packed}
-    if header.has_offset:
+    if header.op.has_offset:
         by_channel[Tensor.OFFSET] = others.pop(0)
-    if header.output == "encoded":
+    if header.op.output == "encoded":
         by_channel[Tensor.OUT_SCALE] = others.pop().reshape(1)
-    if header.scaled:
+    if header.op.scaled:
         act_scale, by_channel[Tensor.W_SCALE] = others.pop(0), others.pop(0)
         by_row[Tensor.ACT_SCALE] = np.ascontiguousarray(
             np.broadcast_to(act_scale.reshape(-1), rows)
         )
-        if header.has_min:
+        if header.op.has_min:
             by_channel[Tensor.W_MIN], sums = others.pop(0), others.pop(0)
             dtype = np.int16 if header.sum_bytes == 2 else np.int32
             by_row[Tensor.GROUP_SUMS] = sums.reshape(rows, -1).astype(dtype)
-    order = others[0] if header.block_rows else None
+    order = others[0] if header.op.block_rows else None
     return {**plane_tensors(header, by_row, msb, row_ptr, order), **by_channel}
 
 

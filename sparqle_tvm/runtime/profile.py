@@ -87,8 +87,7 @@ class Profile:
         Parameters
         ----------
         table : EnergyTable, optional
-            What a single operation costs; by default 7 nm and the memory that the preset of the
-            accelerator stands for.
+            What a single operation costs; by default 7 nm and the accelerator's memory.
         static_watts : float, optional
             Leakage and idle power, if not that of the table.
 
@@ -223,7 +222,7 @@ class Profile:
 
         record = self[label]
         header = record.program.header
-        title = f"{label}: {record.rows} x {header.out_features} x {header.in_features}"
+        title = f"{label}: {record.rows} x {header.op.n} x {header.op.k}"
         return draw_timeline(record.result, title=title, cycles=cycles)
 
 
@@ -235,8 +234,8 @@ def _shape(record: LaunchRecord) -> Json:
     return {
         "label": record.label,
         "m": record.rows,
-        "n": header.out_features,
-        "k": header.in_features,
+        "n": header.op.n,
+        "k": header.op.k,
     }
 
 

@@ -121,21 +121,21 @@ def calibrate_tokens(
     progress: bool = True,
 ) -> Calibration:
     """Calibrate with the tokens (T,) of a text; see :func:`calibrate`."""
-    from sparqle_tvm.calibration.trial import Trial
+    from sparqle_tvm.calibration.choosable_model import ChoosableModel
 
     fisher = _gradients(imported, ids, progress) if importance == "fisher" else None
     measured = min(len(ids), MEASURED_TOKENS) * (1 + len(STORED_SHARES))
     with tqdm(total=len(ids) + measured, desc="compile", unit="token", disable=not progress) as bar:
-        trial = Trial(imported.mod)
+        choosable = ChoosableModel(imported.mod)
         bar.set_description("calibrate")
-        trial.collect(ids, bar.update)
-        calibration = trial.collector.result(
+        choosable.collect(ids, bar.update)
+        calibration = choosable.collector.result(
             model_name=imported.name, text_name=text_name, tokens=len(ids), fisher=fisher
         )
         bar.set_description("measure")
         search = Search(calibration, importance=importance)
         return replace(
-            calibration, measured=trial.measure(search, ids[:MEASURED_TOKENS], bar.update)
+            calibration, measured=choosable.measure(search, ids[:MEASURED_TOKENS], bar.update)
         )
 
 

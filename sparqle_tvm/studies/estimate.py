@@ -83,16 +83,16 @@ def estimate(
     batch : int
         Sequences. Their rows share the weights; keys and values are those of each sequence.
     msb_sparsity : str, float, path or MsbDistribution
-        ``measured`` (on SmolLM2-135M), a share of zero MSB digits, or a JSON file; see
-        `sparqle_tvm.models.sparsity`.
+        ``measured`` (on SmolLM2-135M, with digits as wide as the accelerator's), a share of zero
+        MSB digits, or a JSON file; see `sparqle_tvm.models.sparsity`.
     target : str, Accelerator or tvm.target.Target
         A preset, an accelerator file (``.toml``), an accelerator or a TVM target.
     table : EnergyTable, optional
-        Energy of single operations; by default 7 nm and the memory that the preset stands for.
+        Energy of single operations; by default 7 nm and the accelerator's memory.
     schemes : sequence of str
         What to compare.
     kv_bits : int
-        Bits of a cached key or value; they are stored plain.
+        Bits of a cached key or value, one of `target.cost.vector.KV_BITS`; they are stored plain.
     balance : {"array", "time", "none"}
         What rows are sorted for under ``sparqle``, see `target.cost.balance`.
     static_watts : float, optional
@@ -103,14 +103,15 @@ def estimate(
     Raises
     ------
     InvalidArgumentError
-        If model, phase, scheme or sparsity are unknown, a number is not positive, or a power
-        is negative.
+        If model, phase, scheme or sparsity are unknown, digits were measured at another width,
+        `kv_bits` is none of `target.cost.vector.KV_BITS`, a number is not positive, or a power is
+        negative.
     TargetError
         If the accelerator is unknown, or no tile fits its buffers.
     """
-    shape, distribution = model_shape(model), msb_distribution(msb_sparsity)
+    shape, accelerator = model_shape(model), Accelerator.from_target(target)
+    distribution = msb_distribution(msb_sparsity, accelerator.digit_bits)
     _check(phase, seq, batch, schemes)
-    accelerator = Accelerator.from_target(target)
     table = default_table(accelerator) if table is None else table
     tokens = seq if phase == "prefill" else 1
     past = 0 if phase == "prefill" else seq
@@ -176,7 +177,7 @@ def _layers(
     seed: int,
 ) -> Iterable[LayerEstimate]:
     """Layers of a type: one for each class of digits, or one of all if the scheme has none."""
-    readers = shape.readers(kind, rows)
+    readers = shape.readers(kind, rows, accelerator.digit_bits)
     k, group = readers[0].k, max(readers[0].group_size, 1)
     unit = math.lcm(8, accelerator.lanes, group)
     if scheme != "sparqle":

@@ -16,7 +16,7 @@ from sparqle_tvm.results.run import LayerSparsity
 from sparqle_tvm.target.cost.choice import EncodeChoice
 from sparqle_tvm.target.cost.model import EncodedActivation
 from sparqle_tvm.target.cost.vector import TransformerShape
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 if TYPE_CHECKING:
     from sparqle_tvm.models.llama import LlamaConfig
@@ -117,7 +117,10 @@ def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActiva
     for record in records:
         nnz = RowNnz.from_pbm(record.pbm, record.info.columns)
         shapes = tuple(
-            DenseShape(nnz.rows, c.n, c.k, c.weight_bits, c.group_size, c.has_min, c.label)
+            DenseOp(
+                *(nnz.rows, c.n, c.k, c.weight_bits, c.group_size, c.has_min, c.label),
+                digit_bits=record.info.digit_bits,
+            )
             for c in record.consumers
         )
         choice = EncodeChoice(record.info.has_factors, record.info.has_bands)

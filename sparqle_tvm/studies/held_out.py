@@ -12,7 +12,7 @@ from sparqle_tvm.calibration.loss import LossIncrease, compare
 from sparqle_tvm.calibration.search import Selection
 
 if TYPE_CHECKING:
-    from sparqle_tvm.calibration.trial import Trial
+    from sparqle_tvm.calibration.choosable_model import ChoosableModel
     from sparqle_tvm.frontend import ImportedModel
 
 
@@ -47,30 +47,30 @@ class RunLoss:
 
 
 class ChosenFunctions:
-    """``hidden`` and ``head`` of a trial with a choice, for `studies.evaluation.evaluate`.
+    """``hidden`` and ``head`` of a choosable model with a choice, for `evaluation.evaluate`.
 
     Parameters
     ----------
-    trial : Trial
+    choosable : ChoosableModel
         The compiled model.
     selection : Selection, optional
         Its factors; by default none.
     """
 
-    def __init__(self, trial: Trial, selection: Selection | None = None) -> None:
-        self._trial = trial
+    def __init__(self, choosable: ChoosableModel, selection: Selection | None = None) -> None:
+        self._choosable = choosable
         self._choices = selection.choices if selection is not None else {}
         self.encodings: list[Any] = []
 
     def __getitem__(self, name: str) -> Any:
         """A function by name."""
         if name != "hidden":
-            return self._trial.collector[name]
-        return lambda tokens: self._trial.collector.call(tokens, choices=self._choices)[0]
+            return self._choosable.collector[name]
+        return lambda tokens: self._choosable.collector.call(tokens, choices=self._choices)[0]
 
 
 def held_out_loss(
-    trial: Trial,
+    choosable: ChoosableModel,
     imported: ImportedModel,
     selection: Selection,
     budget: Budget,
@@ -83,7 +83,7 @@ def held_out_loss(
 
     Parameters
     ----------
-    trial : Trial
+    choosable : ChoosableModel
         The compiled model.
     imported : ImportedModel
         The same model, for its tokenizer.
@@ -97,8 +97,8 @@ def held_out_loss(
         Tokens of it, at most.
     """
     name, ids = _heldout_tokens(imported, text, tokens)
-    reference = trial.loss(ids)
-    found = trial.loss(ids, selection, reference=reference)
+    reference = choosable.loss(ids)
+    found = choosable.loss(ids, selection, reference=reference)
     return RunLoss(
         budget=str(budget),
         expected_msb_sparsity=selection.msb_sparsity,

@@ -17,6 +17,7 @@ from sparqle_tvm.calibration.loss import LossIncrease, compare
 from sparqle_tvm.calibration.search import Importance, Search
 from sparqle_tvm.errors import InvalidArgumentError, TargetError
 from sparqle_tvm.files import replacing
+from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.target.accelerator import Accelerator
 
 if TYPE_CHECKING:
@@ -175,14 +176,13 @@ def pareto(
         One of its classes: a calibration of another model, a budget that cannot be met, a bad
         text or target.
     """
-    from sparqle_tvm.calibration.trial import Trial
+    from sparqle_tvm.calibration.choosable_model import ChoosableModel
     from sparqle_tvm.studies.calibrate import MEASURED_TOKENS, import_model, read_tokens
     from sparqle_tvm.studies.evaluation import transformer_shape
     from sparqle_tvm.target.cost.energy_table import default_table
 
     chosen = Accelerator.from_target(accelerator)
-    if chosen.digit_bits != 4:
-        raise TargetError(f"accelerator {chosen.name!r} has no digits of 4 bits")
+    require_int8(chosen.digit_bits, f"accelerator {chosen.name!r}", TargetError)
     if tokens < 2:
         raise InvalidArgumentError(f"perplexity needs at least 2 tokens, {tokens} were asked for")
     known = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
@@ -193,19 +193,19 @@ def pareto(
     selections = [choose(search, budget, known.measured) for budget in budgets]
     count = (len(heldout) + len(seen)) * (1 + len(selections))
     with tqdm(total=count, desc="compile", unit="token", disable=not progress) as bar:
-        trial = Trial(imported.mod)
-        known.check(trial.collector.digests, imported.name)
+        choosable = ChoosableModel(imported.mod)
+        known.check(choosable.collector.digests, imported.name)
         bar.set_description("measure")
-        references = [trial.loss(ids, progress=bar.update) for ids in (heldout, seen)]
+        references = [choosable.loss(ids, progress=bar.update) for ids in (heldout, seen)]
         points = []
         for budget, selection in zip(budgets, selections, strict=True):
             losses, encodings = [], []
             for ids, reference in zip((heldout, seen), references, strict=True):
-                found = trial.loss(
+                found = choosable.loss(
                     ids, selection, reference=reference, count=ids is heldout, progress=bar.update
                 )
                 losses.append(compare(reference, found))
-                encodings.append(trial.encodings)
+                encodings.append(choosable.encodings)
             cost = _cost(encodings[0], transformer_shape(imported.config), chosen)
             points.append(_point(budget, losses, cost, chosen, table or default_table(chosen)))
     return ParetoResult(

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError, TargetError
-from sparqle_tvm.progress import Steps
+from sparqle_tvm.numerics.integers import require_int8
+from sparqle_tvm.progress import Stages
 from sparqle_tvm.results.run import RunResult, TuningGain
 from sparqle_tvm.studies.count import (
     OUTPUT_LABEL,
@@ -49,7 +50,7 @@ LOSS_TOKENS = 2048
 """Tokens that the loss of scale factors is measured on by default."""
 
 # Imports, compilations and runs of three forms (two imports), and the count.
-STEP_COUNT = 9
+STAGE_COUNT = 9
 _DENSE_OF_A_BLOCK = (
     "attn_q",
     "attn_k",
@@ -106,7 +107,7 @@ def run_model(
         Tokens that the loss is measured on, at most: of `text`, or of the half of the built-in
         prose that calibration does not run.
     table : EnergyTable, optional
-        What energy is counted with; by default 7 nm and the memory that the preset stands for.
+        What energy is counted with; by default 7 nm and the accelerator's memory.
     progress : bool
         Show progress on standard error.
 
@@ -119,7 +120,7 @@ def run_model(
     chosen = _check_arguments(tokens, accelerator, engine, balance)
     import sparqle_tvm
     from sparqle_tvm.calibration.budget import Budget
-    from sparqle_tvm.calibration.trial import Trial
+    from sparqle_tvm.calibration.choosable_model import ChoosableModel
     from sparqle_tvm.frontend.text import load_tokens
     from sparqle_tvm.studies.held_out import ChosenFunctions, held_out_loss
 
@@ -128,13 +129,13 @@ def run_model(
     name, content = _read_text(text)
     path = model_path(model, progress=progress)
     lossy = selection is not None and bool(selection.choices)
-    steps = Steps(STEP_COUNT + 2 * lossy, progress)
-    with steps("import (int8)"):
+    stages = Stages(STAGE_COUNT + 2 * lossy, progress)
+    with stages("import (int8)"):
         imported = sparqle_tvm.frontend.from_gguf(path, activations="int8", progress=progress)
         ids = load_tokens(imported.tokenizer, content, tokens)
     # The split form first: what cannot be split is refused before minutes are spent on the rest.
     split = _evaluate(
-        *(steps, "sparqle", imported, ids, chosen),
+        *(stages, "sparqle", imported, ids, chosen),
         split=True,
         engine=engine,
         balance=balance,
@@ -143,7 +144,7 @@ def run_model(
         budget=budget,
     )
     records = [*split.hidden, *split.head]
-    with steps("count"):
+    with stages("count"):
         encodings = encoded_activations(records)
         shape = transformer_shape(imported.config)
         prefill, decode = count_phases(encodings, shape, chosen, engine, balance, tuned)
@@ -154,26 +155,26 @@ def run_model(
             tuning = TuningGain(str(database), *default, prefill, decode)
     loss = None
     if known is not None and selection is not None and selection.choices:
-        with steps("compile (int8)"):
-            trial = Trial(imported.mod)
-        with steps("run (int8)"):
-            plain = evaluate(ChosenFunctions(trial), ids)
+        with stages("compile (int8)"):
+            choosable = ChoosableModel(imported.mod)
+        with stages("run (int8)"):
+            plain = evaluate(ChosenFunctions(choosable), ids)
             loss = held_out_loss(
-                *(trial, imported, selection, budget or Budget()),
+                *(choosable, imported, selection, budget or Budget()),
                 calibration_text=known.text_name,
                 text=text,
                 tokens=loss_tokens,
             )
-        del trial
+        del choosable
         same = _evaluate(
-            *(steps, "int8, factors", imported, ids, chosen), split=False, selection=selection
+            *(stages, "int8, factors", imported, ids, chosen), split=False, selection=selection
         )
     else:
-        plain = same = _evaluate(steps, "int8", imported, ids, chosen, split=False)
+        plain = same = _evaluate(stages, "int8", imported, ids, chosen, split=False)
     del imported  # one model in memory at a time
-    with steps("import (float)"):
+    with stages("import (float)"):
         imported = sparqle_tvm.frontend.from_gguf(path, activations="float32", progress=progress)
-    floating = _evaluate(steps, "float", imported, ids, chosen, split=False)
+    floating = _evaluate(stages, "float", imported, ids, chosen, split=False)
     return RunResult(
         model_name=imported.name,
         model_sha256=imported.sha256,
@@ -196,7 +197,7 @@ def run_model(
         balance=gain,
         uncounted=_uncounted(imported.config, records),
         tuning=tuning,
-        seconds=steps.seconds,
+        seconds=stages.seconds,
     )
 
 
@@ -212,11 +213,7 @@ def _check_arguments(
     if tokens < 2:
         raise InvalidArgumentError(f"perplexity needs at least 2 tokens, {tokens} were asked for")
     chosen = Accelerator.from_target(accelerator)
-    if chosen.digit_bits != 4:
-        raise TargetError(
-            f"accelerator {chosen.name!r} has digits of {chosen.digit_bits} bits; int8 activations "
-            "are split into digits of 4"
-        )
+    require_int8(chosen.digit_bits, f"accelerator {chosen.name!r}", TargetError)
     return chosen
 
 
@@ -268,7 +265,7 @@ def _read_text(text: str | PathLike[str] | None) -> tuple[str, str]:
 
 
 def _evaluate(
-    steps: Steps,
+    stages: Stages,
     name: str,
     imported: ImportedModel,
     ids: Sequence[int],
@@ -284,7 +281,7 @@ def _evaluate(
 ) -> Evaluation:
     import sparqle_tvm
 
-    with steps(f"compile ({name})"):
+    with stages(f"compile ({name})"):
         executable = sparqle_tvm.compile(
             _used_functions(imported.mod),
             accelerator,
@@ -298,7 +295,7 @@ def _evaluate(
             choices=selection.choices if selection is not None else None,
             windows=selection.windows if selection is not None else None,
         )
-    with steps(f"run ({name})"):
+    with stages(f"run ({name})"):
         return evaluate(executable, ids)
 
 

@@ -8,7 +8,7 @@ one program.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,12 +20,12 @@ from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.isa.header import Engine
-from sparqle_tvm.target.op import DenseShape, ProgramScheme
+from sparqle_tvm.target.op import DenseOp, ProgramScheme
 from sparqle_tvm.target.program import Program
 
 if TYPE_CHECKING:
     from sparqle_tvm.target.compile.library import ProgramLibrary, Schedules
-    from sparqle_tvm.target.compile.tir import DenseSpec
+    from sparqle_tvm.target.op import DenseOp
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ class ProgramCache:
 
     def get(
         self,
-        shape: DenseShape,
+        shape: DenseOp,
         scheme: ProgramScheme,
         window: str,
-        readers: Sequence[DenseShape] = (),
+        readers: Sequence[DenseOp] = (),
         block_rows: int = 0,
     ) -> Program:
         """The program of an op; row counts share those of their bucket.
@@ -107,42 +107,34 @@ class ProgramCache:
         spec = self._spec(shape, scheme, window, block_rows)
         specs = [self._spec(r, scheme, window, block_rows) for r in readers] or [spec]
         decisions = self.library.decisions(spec, specs, shape.m)
-        return self.library.program(spec, decisions, shape.label)
+        return self.library.program(spec, decisions)
 
-    def _spec(
-        self, shape: DenseShape, scheme: ProgramScheme, window: str, block_rows: int
-    ) -> DenseSpec:
-        from sparqle_tvm.target.compile.tir import DenseSpec, bucket
+    def _spec(self, shape: DenseOp, scheme: ProgramScheme, window: str, block_rows: int) -> DenseOp:
+        from sparqle_tvm.target.compile.tir import bucket
 
-        return DenseSpec(
+        return replace(
+            shape,
             m=bucket(shape.m, self.accelerator.rows),
-            n=shape.n,
-            k=shape.k,
-            digit_bits=self.accelerator.digit_bits,
             window="signed" if scheme == "sparqle" and window == "signed" else "unsigned",
-            weight_bits=shape.weight_bits,
-            group_size=shape.group_size,
-            has_min=shape.has_min,
-            has_offset=shape.has_offset,
             scheme=scheme,
             block_rows=block_rows,
         )
 
 
 def simulate_op(
-    shape: DenseShape,
+    shape: DenseOp,
     nnz: RowNnz,
     scheme: ProgramScheme,
     window: str,
     programs: ProgramCache,
-    readers: Sequence[DenseShape] = (),
+    readers: Sequence[DenseOp] = (),
     block_rows: int = 0,
 ) -> SimulatedOp:
     """Run one dense op without values.
 
     Parameters
     ----------
-    shape : DenseShape
+    shape : DenseOp
         The op.
     nnz : RowNnz
         Stored MSB digits of its activations.
@@ -150,7 +142,7 @@ def simulate_op(
         As in `target.cost.analytical.dense_op_cost`.
     programs : ProgramCache
         Takes and keeps the program.
-    readers : sequence of DenseShape
+    readers : sequence of DenseOp
         All ops that read the same encoding; by default only this one.
     """
     from sparqle_tvm.target.simulator import simulate_timing

@@ -5,7 +5,6 @@ Needs the extra ``tune`` (psutil, cloudpickle, xgboost).
 
 from sparqle_tvm.tuning.api import tune
 from sparqle_tvm.tuning.database import Entry, Settings, TuningDatabase
-from sparqle_tvm.tuning.estimate import Estimate, Estimator
 from sparqle_tvm.tuning.extract import extract_tasks, tasks_of_group
 from sparqle_tvm.tuning.measure import (
     ActivationData,
@@ -14,6 +13,7 @@ from sparqle_tvm.tuning.measure import (
     Objective,
     RecordedMeter,
 )
+from sparqle_tvm.tuning.predict import Prediction, Predictor
 from sparqle_tvm.tuning.result import TaskResult, TuningResult
 from sparqle_tvm.tuning.search import Trial
 from sparqle_tvm.tuning.space import KNOBS, Space, default_of, make_space
@@ -24,11 +24,11 @@ __all__ = [
     "KNOBS",
     "ActivationData",
     "Entry",
-    "Estimate",
-    "Estimator",
     "Measurement",
     "Meter",
     "Objective",
+    "Prediction",
+    "Predictor",
     "RecordedMeter",
     "Settings",
     "Space",

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from typing import Any
 from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
 
-from sparqle_tvm.errors import SparqleError, TargetError, TuningError
-from sparqle_tvm.files import write_json
+from sparqle_tvm.errors import SparqleError, TuningError
+from sparqle_tvm.files import plain, read_json, typed_version, write_json
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.schedule import Decisions, overflows
-from sparqle_tvm.target.compile.tir import DenseSpec
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.tuning.space import decisions_of, reason_against
 from sparqle_tvm.tuning.task import TuningTask, schedule_key, task_of
 
@@ -64,7 +64,7 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, with the version of the format."""
-        return {"version": VERSION, **asdict(self)}
+        return {"version": VERSION, **plain(self)}
 
     @classmethod
     def read(cls, path: Path) -> Settings:
@@ -75,19 +75,13 @@ class Settings:
         TuningError
             If it is missing, damaged or of another version.
         """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data.pop("version") != VERSION:
-                raise TuningError(f"{path} is of another version of the format; tune again")
-            data["accelerator"] = Accelerator(**data["accelerator"])
-            return cls(**data)
-        except FileNotFoundError as error:
+        if not path.exists():
             raise TuningError(
                 f"{path.parent} holds no tuning database ({path.name} is missing); make one with "
                 "sparqle tune"
-            ) from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, TargetError) as error:
-            raise TuningError(f"{path} is damaged: {error}; tune again") from error
+            )
+        data = read_json(path, TuningError, "what sparqle tune wrote; tune again")
+        return typed_version(data, cls, VERSION, path, TuningError, "tune again")
 
 
 @dataclass(frozen=True)
@@ -149,13 +143,13 @@ class TuningDatabase:
             )
 
     def schedules(
-        self, group: Sequence[DenseSpec], rows: int | None = None
+        self, group: Sequence[DenseOp], rows: int | None = None
     ) -> tuple[Decisions, ...] | None:
         """The best schedules of all ops that read one encoding, with one K chunk.
 
         Parameters
         ----------
-        group : sequence of DenseSpec
+        group : sequence of DenseOp
             The ops, equal ones as often as they occur; all of one row bucket.
         rows : int, optional
             Tokens; without, or if nobody measured with so many, what most tokens were measured
@@ -184,13 +178,13 @@ class TuningDatabase:
 
 
 def best_of_group(
-    group: Sequence[DenseSpec], entries: Iterable[Entry]
+    group: Sequence[DenseOp], entries: Iterable[Entry]
 ) -> tuple[Decisions, ...] | None:
     """The best decisions for all ops of a group with one K chunk, None if no chunk has all.
 
     The chunk is that with the smallest sum of the ops' best figures.
     """
-    best: dict[int, dict[DenseSpec, Entry]] = {}
+    best: dict[int, dict[DenseOp, Entry]] = {}
     for entry in entries:
         ops = best.setdefault(_chunk(entry), {})
         key = schedule_key(entry.task.spec)
@@ -204,7 +198,7 @@ def best_of_group(
     return tuple(whole[chosen][key].decisions for key in keys)
 
 
-def _group_key(group: Sequence[DenseSpec]) -> list[str]:
+def _group_key(group: Sequence[DenseOp]) -> list[str]:
     return sorted(repr(schedule_key(spec)) for spec in group)
 
 

@@ -14,10 +14,10 @@ from sparqle_tvm.compiler import split_passes
 from sparqle_tvm.errors import InvalidArgumentError, TargetError, TuningError
 from sparqle_tvm.passes.collect_encodings import EncodingInfo
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.tir import DenseSpec, bucket
-from sparqle_tvm.target.op import ProgramScheme
-from sparqle_tvm.tuning.estimate import Estimator
+from sparqle_tvm.target.compile.tir import bucket
+from sparqle_tvm.target.op import DenseOp, ProgramScheme
 from sparqle_tvm.tuning.measure import ActivationData
+from sparqle_tvm.tuning.predict import Predictor
 from sparqle_tvm.tuning.space import chunk_unit, default_of, make_space, reason_against
 from sparqle_tvm.tuning.task import TuningTask, even_splits
 
@@ -70,7 +70,7 @@ def extract_tasks(
     accelerator = Accelerator.from_target(target)
     if not rows or min(rows) < 1:
         raise InvalidArgumentError(f"rows {list(rows)}: numbers of tokens must be positive")
-    labels: dict[tuple[int, tuple[DenseSpec, ...]], dict[DenseSpec, list[str]]] = {}
+    labels: dict[tuple[int, tuple[DenseOp, ...]], dict[DenseOp, list[str]]] = {}
     for info in _encodings(mod, data.calibration if data is not None else None):
         alone = any(consumer.label in single for consumer in info.consumers)
         counts = {info.rows} if info.rows else {1} if alone else set(rows)
@@ -91,10 +91,10 @@ def extract_tasks(
 
 
 def tasks_of_group(
-    group: Sequence[DenseSpec],
+    group: Sequence[DenseOp],
     rows: int,
     accelerator: Accelerator,
-    labels: dict[DenseSpec, list[str]] | None = None,
+    labels: dict[DenseOp, list[str]] | None = None,
     *,
     data: ActivationData | None = None,
 ) -> list[TuningTask]:
@@ -102,13 +102,13 @@ def tasks_of_group(
 
     Parameters
     ----------
-    group : sequence of DenseSpec
+    group : sequence of DenseOp
         The ops.
     rows : int
         Tokens that they are measured with.
     accelerator : Accelerator
         The machine.
-    labels : dict of DenseSpec to list of str, optional
+    labels : dict of DenseOp to list of str, optional
         Labels of all ops that each stands for; without, each counts as often as it is in `group`.
     data : ActivationData, optional
         What the choice of common K chunks looks at.
@@ -117,7 +117,7 @@ def tasks_of_group(
     names = labels or {spec: [""] * group.count(spec) for spec in group}
     chunks = even_splits(group[0].k, chunk_unit(group, accelerator))
 
-    def task(spec: DenseSpec, chunks: tuple[int, ...]) -> TuningTask:
+    def task(spec: DenseOp, chunks: tuple[int, ...]) -> TuningTask:
         mine = names[spec]
         return TuningTask(
             spec=spec,
@@ -150,9 +150,9 @@ def _encodings(mod: tvm.IRModule, calibration: Calibration | None) -> Iterator[E
 
 def _specs(
     info: EncodingInfo, rows: int, accelerator: Accelerator, scheme: ProgramScheme
-) -> list[DenseSpec]:
+) -> list[DenseOp]:
     return [
-        DenseSpec(
+        DenseOp(
             m=info.rows or bucket(rows, accelerator.rows),
             n=consumer.n,
             k=consumer.k,
@@ -170,18 +170,18 @@ def _specs(
 def _common_chunks(
     tasks: Sequence[TuningTask], accelerator: Accelerator, data: ActivationData
 ) -> tuple[int, ...]:
-    """The K chunks with which the estimates of all ops, each at its best, add up to least."""
+    """The K chunks with which the predictions of all ops, each at its best, add up to least."""
     sums: dict[int, float] = dict.fromkeys(tasks[0].chunks, 0.0)
     for task in tasks:
-        estimator = Estimator(task, accelerator, data.draw(task)[0])
+        predictor = Predictor(task, accelerator, data.draw(task)[0])
         space = make_space(task, accelerator)
         for chunk in sums:
             rng = np.random.default_rng(chunk)
             knobs = {**space.knobs, "k": (chunk,)}
             points = type(space)(knobs).draw(rng, _DRAWN)
-            points.sort(key=lambda point: estimator.estimate(point).total_cycles)
+            points.sort(key=lambda point: predictor.predict(point).total_cycles)
             fit = (p for p in points if reason_against(task, accelerator, p) is None)
             best = next(fit, None)
-            cycles = estimator.estimate(best).total_cycles if best else float("inf")
+            cycles = predictor.predict(best).total_cycles if best else float("inf")
             sums[chunk] += task.group.count(task.spec) * cycles
     return tuple(sorted(sums, key=lambda chunk: (sums[chunk], -chunk))[:_SHARED_CHUNKS])

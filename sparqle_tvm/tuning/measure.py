@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -236,7 +236,7 @@ class Meter:
         """
         spec = task.spec
         scheduled = schedule_with(spec, self.accelerator, decisions)
-        return generate(scheduled, spec, self.accelerator, task.name)
+        return generate(scheduled, replace(spec, label=task.name), self.accelerator)
 
     def run(self, task: TuningTask, program: Program) -> Measurement:
         """Simulate a program with every draw of the data."""

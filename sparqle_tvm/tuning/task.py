@@ -16,9 +16,10 @@ from typing import Any
 
 import tvm
 
-from sparqle_tvm.errors import CompileError, InvalidArgumentError
-from sparqle_tvm.target.compile.tir import DenseSpec, split_dense_primfunc
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.files import typed
+from sparqle_tvm.target.compile.tir import split_dense_primfunc
+from sparqle_tvm.target.op import DenseOp
 
 TASK_ATTR = "sparqle.task"
 """Attribute of the workload's PrimFunc: the task as JSON."""
@@ -30,11 +31,11 @@ class TuningTask:
 
     Attributes
     ----------
-    spec : DenseSpec
+    spec : DenseOp
         The op; its `m` is the row bucket that programs are made for.
     rows : int
         Tokens that it is measured with, at most `spec.m`.
-    group : tuple of DenseSpec
+    group : tuple of DenseOp
         All ops that read the same encoding, this one among them, equal ones as often as they
         occur. They share the K chunk, because the MSB digits lie in DRAM in chunk order.
     chunks : tuple of int
@@ -45,9 +46,9 @@ class TuningTask:
         The ops that it stands for.
     """
 
-    spec: DenseSpec
+    spec: DenseOp
     rows: int
-    group: tuple[DenseSpec, ...]
+    group: tuple[DenseOp, ...]
     chunks: tuple[int, ...]
     weight: int = field(default=1, compare=False)
     labels: tuple[str, ...] = field(default=(), compare=False)
@@ -70,9 +71,9 @@ class TuningTask:
         return f"{self.rows} x {self.spec.n} x {self.spec.k}{scheme}"
 
     @property
-    def shape(self) -> DenseShape:
-        """The op as the cost formulas take it, with the rows that are measured."""
-        return dataclasses.replace(self.spec.shape, m=self.rows)
+    def shape(self) -> DenseOp:
+        """The op with the rows that are measured, as the cost formulas take it."""
+        return dataclasses.replace(self.spec, m=self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """What distinguishes it, as plain JSON data."""
@@ -92,15 +93,7 @@ class TuningTask:
         InvalidArgumentError
             If the data is not that of a task.
         """
-        try:
-            return cls(
-                spec=DenseSpec(**data["spec"]),
-                rows=int(data["rows"]),
-                group=tuple(DenseSpec(**spec) for spec in data["group"]),
-                chunks=tuple(int(chunk) for chunk in data["chunks"]),
-            )
-        except (CompileError, KeyError, TypeError, ValueError) as error:
-            raise InvalidArgumentError(f"this is no tuning task: {error}") from error
+        return typed(data, cls, "this is no tuning task", InvalidArgumentError)
 
     def workload(self) -> tvm.IRModule:
         """The unscheduled op, as MetaSchedule's database keeps it."""
@@ -128,19 +121,17 @@ def task_of(mod: tvm.IRModule) -> TuningTask:
     raise InvalidArgumentError(f"the module has no function with the attribute {TASK_ATTR!r}")
 
 
-def schedule_key(spec: DenseSpec) -> DenseSpec:
+def schedule_key(spec: DenseOp) -> DenseOp:
     """The op without what changes values, but neither tiles nor transfers to speak of.
 
-    Schedules are looked up by it: window, sign of the weights, bias, order of rows, type of the
-    output.
+    Schedules are looked up by it: without label, window, sign of the weights, bias, order of
+    rows, type of the output.
     """
-    return dataclasses.replace(
-        spec,
+    return DenseOp(
+        *(spec.m, spec.n, spec.k, spec.weight_bits, spec.group_size, spec.has_min),
+        digit_bits=spec.digit_bits,
+        scheme=spec.scheme,
         window="unsigned",
-        weight_signed=True,
-        has_offset=False,
-        block_rows=0,
-        output="float32",
     )
 
 

@@ -27,8 +27,8 @@ from sparqle_tvm.tuning.database import (
     best_of_group,
     open_for_tuning,
 )
-from sparqle_tvm.tuning.estimate import Estimator
 from sparqle_tvm.tuning.measure import Measurement, Meter, Objective
+from sparqle_tvm.tuning.predict import Predictor
 from sparqle_tvm.tuning.ranking import CandidateModel, Ranking
 from sparqle_tvm.tuning.result import TaskResult, TuningResult
 from sparqle_tvm.tuning.search import (
@@ -44,7 +44,7 @@ from sparqle_tvm.tuning.task import TuningTask, task_of
 
 LOG = logging.getLogger("sparqle_tvm.tuning")
 
-# Points of which the estimate chooses what is simulated first.
+# Points of which the prediction chooses what is simulated first.
 _DRAWN = 3000
 
 # Candidates of a task that are built and measured together, and the search that finds them.
@@ -67,7 +67,7 @@ class Tuner:
         Folder of the database; what is there already counts.
     seed : int
         Of all random numbers: the same seed finds the same schedules.
-    ranking : {"learned", "estimate", "random"}
+    ranking : {"learned", "predicted", "random"}
         See `CandidateModel`.
     spaces : mapping of TuningTask to Space, optional
         Other spaces than `make_space`.
@@ -108,7 +108,7 @@ class Tuner:
         register_tags()
         self.target = tvm.target.Target(meter.accelerator.to_target_config())
         self.defaults: dict[TuningTask, tuple[Decisions, Measurement]] = {}
-        self._estimators: dict[TuningTask, Estimator] = {}
+        self._predictors: dict[TuningTask, Predictor] = {}
         self.known = open_for_tuning(self.work_dir, self.settings)
 
     def run(self, tasks: Sequence[TuningTask], trials: int) -> TuningResult:
@@ -160,11 +160,11 @@ class Tuner:
             self.spaces[task] = space
         return self.spaces[task]
 
-    def _estimator(self, task: TuningTask) -> Estimator:
-        if task not in self._estimators:
+    def _predictor(self, task: TuningTask) -> Predictor:
+        if task not in self._predictors:
             nnz = self.meter.activations(task)[0]
-            self._estimators[task] = Estimator(task, self.meter.accelerator, nnz)
-        return self._estimators[task]
+            self._predictors[task] = Predictor(task, self.meter.accelerator, nnz)
+        return self._predictors[task]
 
     def _measure_default(self, task: TuningTask, database: Any, *, known: bool) -> None:
         """Measure the default schedule first: nothing worse than it is ever chosen."""
@@ -184,14 +184,14 @@ class Tuner:
         self.journal.add(Trial(task, decisions, value))
 
     def _measure_favourites(self, task: TuningTask, count: int, database: Any) -> None:
-        """Measure what the estimate likes best of many points, for evolution to begin with.
+        """Measure what the prediction likes best of many points, for evolution to begin with.
 
         Ops that share their K chunk with others measure some of every chunk.
         """
-        space, estimator = self._space(task), self._estimator(task)
+        space, predictor = self._space(task), self._predictor(task)
         rng = np.random.default_rng((self.seed, 1))
         points = sorted(
-            space.draw(rng, _DRAWN), key=lambda point: estimator.estimate(point).total_cycles
+            space.draw(rng, _DRAWN), key=lambda point: predictor.predict(point).total_cycles
         )
         chunks = len(space.knobs["k"]) if len(set(task.group)) > 1 else 1
         per_chunk = Counter({chunk: -(-count // chunks) for chunk in space.knobs["k"]})
@@ -220,7 +220,7 @@ class Tuner:
 
     def _search(self, tasks: Sequence[TuningTask], trials: int, database: Any) -> None:
         contexts = [self.context(task, index) for index, task in enumerate(tasks)]
-        model = CandidateModel(self._estimator, self.ranking, self.seed)
+        model = CandidateModel(self._predictor, self.ranking, self.seed)
         self._teach(model, contexts, tasks, database)
         with tempfile.TemporaryDirectory() as folder:
             rounds = Rounds(

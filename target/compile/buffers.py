@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.tir import DenseSpec
 from sparqle_tvm.target.isa import LdChn, LdGrp, LdLsb, LdMsb, LdPbm, LdRow, LdSum, LdWgt
 from sparqle_tvm.target.isa.header import Header, Queue
 from sparqle_tvm.target.isa.operands import Buffer
+from sparqle_tvm.target.op import DenseOp
 
 ALIGNMENT = 8
 """Bytes that tiles and slots begin at a multiple of: the largest element, a float64."""
@@ -81,45 +80,7 @@ def aligned(nbytes: int) -> int:
     return math.ceil(nbytes / ALIGNMENT) * ALIGNMENT
 
 
-def header_of(spec: DenseSpec, accelerator: Accelerator, chunk: int, label: str = "") -> Header:
-    """Header of an op's program, without allocations and tokens.
-
-    Parameters
-    ----------
-    spec : DenseSpec
-        The op.
-    accelerator : Accelerator
-        The machine.
-    chunk : int
-        Columns of a K chunk.
-    label : str
-        Name of the op in listings.
-    """
-    return Header(
-        accelerator=accelerator,
-        label=label,
-        scheme=spec.scheme,
-        window=spec.window,
-        in_features=spec.k,
-        out_features=spec.n,
-        m_max=spec.m,
-        k_chunk=chunk,
-        weight_bits=spec.weight_bits,
-        weight_signed=spec.weight_signed,
-        group_size=spec.group_size,
-        has_min=spec.has_min,
-        has_offset=spec.has_offset,
-        output=spec.output,
-        block_rows=spec.block_rows,
-        out_chunk=spec.out_chunk,
-        out_window=spec.out_window,
-        out_zero=spec.out_zero,
-        out_low=spec.out_low,
-        out_high=spec.out_high,
-    )
-
-
-def storages_of(spec: DenseSpec) -> tuple[str, ...]:
+def storages_of(spec: DenseOp) -> tuple[str, ...]:
     """Kinds of tiles that an op needs."""
     needed = {
         "lsb": True,

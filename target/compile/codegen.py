@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -26,11 +26,10 @@ from tvm import IRModule, s_tir, tirx
 
 from sparqle_tvm.errors import CompileError, TargetError
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.buffers import STORAGES, aligned, header_of
+from sparqle_tvm.target.compile.buffers import STORAGES, aligned
 from sparqle_tvm.target.compile.lowered import CallNode, TileRef, lower
 from sparqle_tvm.target.compile.plan import Plan, PlannedBody, PlannedLoop, make_plan
 from sparqle_tvm.target.compile.schedule import ROW_SPLIT_ATTR
-from sparqle_tvm.target.compile.tir import DenseSpec
 from sparqle_tvm.target.isa import (
     Drain,
     Instruction,
@@ -50,7 +49,7 @@ from sparqle_tvm.target.isa import (
     StEnc,
     StOut,
 )
-from sparqle_tvm.target.isa.header import Allocation
+from sparqle_tvm.target.isa.header import Allocation, Header
 from sparqle_tvm.target.isa.operands import (
     ALWAYS,
     NEVER,
@@ -62,15 +61,15 @@ from sparqle_tvm.target.isa.operands import (
     Limit,
     M,
 )
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program, ProgramBuilder
 from sparqle_tvm.target.verify import verify as verify_program
 
 
 def generate(
     scheduled: s_tir.Schedule | tirx.PrimFunc | IRModule,
-    spec: DenseSpec,
+    spec: DenseOp,
     accelerator: Accelerator,
-    label: str = "",
     *,
     verify: bool = True,
 ) -> Program:
@@ -80,12 +79,10 @@ def generate(
     ----------
     scheduled : s_tir.Schedule, PrimFunc or IRModule of one function
         Every block of it an intrinsic, as `schedule.schedule_with` leaves it.
-    spec : DenseSpec
-        The op.
+    spec : DenseOp
+        The op; without a label its extents are its name in listings.
     accelerator : Accelerator
         The machine.
-    label : str
-        Name of the op in listings.
     verify : bool
         Whether to check the program; leave that out only if it is checked elsewhere.
 
@@ -109,7 +106,9 @@ def generate(
             f"the function computes {' x '.join(map(str, extents))}, the op is "
             f"{spec.m} x {spec.n} x {spec.k}"
         )
-    program = _Generator(spec, accelerator, label, make_plan(body, spec)).run()
+    if not spec.label:
+        spec = replace(spec, label=f"dense {spec.m} x {spec.n} x {spec.k}")
+    program = _Generator(spec, accelerator, make_plan(body, spec)).run()
     if verify:
         verify_program(program)
     return program
@@ -135,11 +134,11 @@ class _OpenLoop:
 class _Generator:
     """Emits the program of a plan."""
 
-    def __init__(self, spec: DenseSpec, accelerator: Accelerator, label: str, plan: Plan) -> None:
+    def __init__(self, spec: DenseOp, accelerator: Accelerator, plan: Plan) -> None:
         """Begin with an empty program."""
         self.spec, self.plan = spec, plan
-        self.label = label or f"dense {spec.m} x {spec.n} x {spec.k}"
-        self.builder = ProgramBuilder(header_of(spec, accelerator, plan.tile["k"], self.label))
+        header = Header(accelerator=accelerator, op=spec, k_chunk=plan.tile["k"])
+        self.builder = ProgramBuilder(header)
         self.real = {"m": spec.m, "n": spec.n, "k": spec.k}
         self.places: dict[str, _Place] = {}
         self.open: list[_OpenLoop] = []
@@ -165,7 +164,7 @@ class _Generator:
             capacity = header.buffer_bytes(buffer)
             if nbytes > capacity:
                 raise TargetError(
-                    f"{self.label}: tiles of {tile} take {nbytes} bytes of the "
+                    f"{self.spec.label}: tiles of {tile} take {nbytes} bytes of the "
                     f"{buffer.name} buffer, accelerator {header.accelerator.name!r} has "
                     f"{capacity}; choose smaller tiles or fewer slots"
                 )
@@ -236,7 +235,9 @@ class _Generator:
         inside = self.open[self.accumulator_depth :]
         through = [o.loop for o in inside if not any(o.planned.loop in s.loops for s in acc.starts)]
         if len(through) > 1:
-            raise CompileError(f"{self.label}: accumulators are added to in {len(through)} loops")
+            raise CompileError(
+                f"{self.spec.label}: accumulators are added to in {len(through)} loops"
+            )
         return Condition.first(through[0]) if through else ALWAYS
 
     def _load(self, cls: Callable[..., Instruction], name: str, axis: str, call: CallNode) -> None:
@@ -309,7 +310,7 @@ class _Generator:
         order = None
         if self.spec.block_rows:
             if self.rows is None:
-                raise CompileError(f"{self.label}: outputs are stored before they are drained")
+                raise CompileError(f"{self.spec.label}: outputs are stored before they are drained")
             order = self._address("row", self.rows)
         acc = self._address("acc", call.tiles[1])
         encoded = self.spec.output == "encoded"

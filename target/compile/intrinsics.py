@@ -37,7 +37,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from sparqle_tvm.errors import CompileError
-from sparqle_tvm.target.compile.tir import PASSES, DenseSpec, drained, product
+from sparqle_tvm.target.compile.tir import PASSES, drained, product
+from sparqle_tvm.target.op import DenseOp
 
 PREFIX = "sparqle."
 """Of the names of intrinsics and of the functions that their implementations call."""
@@ -117,14 +118,14 @@ class _Definition:
     value: Callable[..., Any]
 
 
-def get_intrinsic(name: str, spec: DenseSpec, tile: tuple[int, int, int]) -> str:
+def get_intrinsic(name: str, spec: DenseOp, tile: tuple[int, int, int]) -> str:
     """Register an intrinsic unless that is done, and return its name for `Schedule.tensorize`.
 
     Parameters
     ----------
     name : str
         One of those above, without prefix.
-    spec : DenseSpec
+    spec : DenseOp
         The op: it determines dtypes and which parameters there are.
     tile : tuple of int
         Extents (m, n, k) of a whole tile; k is a multiple of the group size.
@@ -143,7 +144,7 @@ def get_intrinsic(name: str, spec: DenseSpec, tile: tuple[int, int, int]) -> str
     return full_name
 
 
-def _variant(spec: DenseSpec) -> str:
+def _variant(spec: DenseOp) -> str:
     """What of the op the intrinsics depend on."""
     limits = ""
     if spec.output == "encoded":
@@ -153,7 +154,7 @@ def _variant(spec: DenseSpec) -> str:
     return f"{digits}_g{spec.group_size}{flags}_{spec.output}{limits}"
 
 
-def _define(name: str, spec: DenseSpec, extents: tuple[int, int, int]) -> _Definition:
+def _define(name: str, spec: DenseOp, extents: tuple[int, int, int]) -> _Definition:
     if spec.group_size and extents[2] % spec.group_size:
         raise CompileError(
             f"a tile of {extents[2]} K columns splits groups of {spec.group_size} weights; "
@@ -169,7 +170,7 @@ def _define(name: str, spec: DenseSpec, extents: tuple[int, int, int]) -> _Defin
     )
 
 
-def _array(name: str, spec: DenseSpec, tile: Tile, *, per_channel: bool = False) -> Operand:
+def _array(name: str, spec: DenseOp, tile: Tile, *, per_channel: bool = False) -> Operand:
     """The on-chip tile of an array of the PrimFunc."""
     wide = "int16" if spec.digit_bits == 8 else "int8"
     shape, dtype = {
@@ -186,14 +187,14 @@ def _array(name: str, spec: DenseSpec, tile: Tile, *, per_channel: bool = False)
     return Operand(name, shape, dtype, SCOPES[name])
 
 
-def _accumulators(spec: DenseSpec, tile: Tile, access: str, name: str = "acc") -> Operand:
+def _accumulators(spec: DenseOp, tile: Tile, access: str, name: str = "acc") -> Operand:
     return Operand(name, (tile.m, tile.n), spec.accumulator_dtype, SCOPES["acc"], access)
 
 
 _LOAD_ARRAYS = {**{load: array for array, load in LOADS.items()}, "ld_channel": "w_scale"}
 
 
-def _load(array: str, name: str, spec: DenseSpec, tile: Tile) -> _Definition:
+def _load(array: str, name: str, spec: DenseOp, tile: Tile) -> _Definition:
     on_chip = _array(array, spec, tile, per_channel=name == "ld_channel")
     return _copy(on_chip.shape, on_chip.dtype, to=on_chip.scope)
 
@@ -207,15 +208,15 @@ def _copy(shape: tuple[int, ...], dtype: str, *, to: str, source: str = "global"
     )
 
 
-def _zero(spec: DenseSpec, tile: Tile) -> _Definition:
+def _zero(spec: DenseOp, tile: Tile) -> _Definition:
     acc = _accumulators(spec, tile, "w")
     return _Definition(
         (acc,), "SS", acc.shape, lambda buffers, at: tirx.const(0, spec.accumulator_dtype)
     )
 
 
-def _digit_pass(name: str) -> Callable[[DenseSpec, Tile], _Definition]:
-    def define(spec: DenseSpec, tile: Tile) -> _Definition:
+def _digit_pass(name: str) -> Callable[[DenseOp, Tile], _Definition]:
+    def define(spec: DenseOp, tile: Tile) -> _Definition:
         plane = "act" if spec.scheme == "dense" else name.removeprefix("mma_")
         operands = [_accumulators(spec, tile, "rw"), _array(plane, spec, tile)]
         operands.append(_array("w", spec, tile))
@@ -235,7 +236,7 @@ def _digit_pass(name: str) -> Callable[[DenseSpec, Tile], _Definition]:
     return define
 
 
-def _minimum_pass(spec: DenseSpec, tile: Tile) -> _Definition:
+def _minimum_pass(spec: DenseOp, tile: Tile) -> _Definition:
     def value(buffers: dict[str, Any], at: tuple[Any, ...]) -> Any:
         i, j, g = at
         term = buffers["group_sums"][i, g].astype("float64")
@@ -249,7 +250,7 @@ def _minimum_pass(spec: DenseSpec, tile: Tile) -> _Definition:
     return _Definition(operands, "SSR", (tile.m, tile.n, tile.groups), value)
 
 
-def _drain(spec: DenseSpec, tile: Tile) -> _Definition:
+def _drain(spec: DenseOp, tile: Tile) -> _Definition:
     names = PASSES if spec.has_min else PASSES[:2]
     passes = [_accumulators(spec, tile, "r", name) for name in names]
     out = Operand("out", (tile.m, tile.n), spec.out_dtype, SCOPES["acc"], "w")
@@ -278,7 +279,7 @@ def _drain(spec: DenseSpec, tile: Tile) -> _Definition:
     return _Definition((out, *passes, *parameters), "SS", out.shape, value)
 
 
-_COMPUTE: dict[str, Callable[[DenseSpec, Tile], _Definition]] = {
+_COMPUTE: dict[str, Callable[[DenseOp, Tile], _Definition]] = {
     "zero": _zero,
     "mma_lsb": _digit_pass("mma_lsb"),
     "mma_msb": _digit_pass("mma_msb"),

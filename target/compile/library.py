@@ -10,13 +10,13 @@ from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.schedule import Decisions, default_decisions, schedule_with
-from sparqle_tvm.target.compile.tir import DenseSpec
 from sparqle_tvm.target.cost.tiling import (
     Tiling,
     choose_drained,
     choose_tilings,
     tiling_of_chunk,
 )
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program
 
 
@@ -24,13 +24,13 @@ class Schedules(Protocol):
     """Where better schedules than the default ones come from: a tuning database."""
 
     def schedules(
-        self, group: Sequence[DenseSpec], rows: int | None = None
+        self, group: Sequence[DenseOp], rows: int | None = None
     ) -> tuple[Decisions, ...] | None:
         """Schedules of all ops that read one encoding, None if there are none.
 
         Parameters
         ----------
-        group : sequence of DenseSpec
+        group : sequence of DenseOp
             The ops.
         rows : int, optional
             Tokens, if they are known.
@@ -48,23 +48,23 @@ class ProgramLibrary:
         The machine.
     tuned : Schedules, optional
         Schedules to prefer to the default ones.
-    programs : dict of (DenseSpec, Decisions) to Program
+    programs : dict of (DenseOp, Decisions) to Program
         Every program so far, by its op and its schedule.
     """
 
     accelerator: Accelerator
     tuned: Schedules | None = None
-    programs: dict[tuple[DenseSpec, Decisions], Program] = field(default_factory=dict)
+    programs: dict[tuple[DenseOp, Decisions], Program] = field(default_factory=dict)
 
     def from_database(
-        self, spec: DenseSpec, readers: Sequence[DenseSpec], rows: int | None = None
+        self, spec: DenseOp, readers: Sequence[DenseOp], rows: int | None = None
     ) -> Decisions | None:
         """The tuned schedule of an op, None if there is none; arguments as in `decisions`."""
         found = self.tuned.schedules(readers, rows) if self.tuned is not None else None
         return found[list(readers).index(spec)] if found is not None else None
 
     def decisions(
-        self, spec: DenseSpec, readers: Sequence[DenseSpec], rows: int | None = None
+        self, spec: DenseOp, readers: Sequence[DenseOp], rows: int | None = None
     ) -> Decisions:
         """The schedule of an op that shares its K chunk with the other readers of its encoding.
 
@@ -86,15 +86,15 @@ class ProgramLibrary:
         return default_decisions(spec, self.accelerator, self.tiling(spec, readers))
 
     def tiling(
-        self, spec: DenseSpec, readers: Sequence[DenseSpec], k_chunk: int | None = None
+        self, spec: DenseOp, readers: Sequence[DenseOp], k_chunk: int | None = None
     ) -> Tiling:
         """Tiles of an op that share their K chunk with the other readers of its encoding.
 
         Parameters
         ----------
-        spec : DenseSpec
+        spec : DenseOp
             The op.
-        readers : sequence of DenseSpec
+        readers : sequence of DenseOp
             All ops that read the encoding, this one among them. Those that no tile of their own
             fits do not count: they run elsewhere.
         k_chunk : int, optional
@@ -106,18 +106,18 @@ class ProgramLibrary:
             If no tile fits the buffers.
         """
         if k_chunk is not None:
-            return tiling_of_chunk(spec.shape, k_chunk, self.accelerator, spec.scheme)
+            return tiling_of_chunk(spec, k_chunk, self.accelerator, spec.scheme)
         try:
             return self._joint(spec, readers)
         except TargetError:
             return self._joint(spec, [r for r in readers if r == spec or self._fits(r)])
 
-    def _joint(self, spec: DenseSpec, readers: Sequence[DenseSpec]) -> Tiling:
-        shapes = [reader.shape for reader in readers]
+    def _joint(self, spec: DenseOp, readers: Sequence[DenseOp]) -> Tiling:
+        shapes = [reader for reader in readers]
         tilings = choose_tilings(shapes, self.accelerator, spec.scheme)
         return tilings[list(readers).index(spec)]
 
-    def _fits(self, spec: DenseSpec) -> bool:
+    def _fits(self, spec: DenseOp) -> bool:
         try:
             self._joint(spec, [spec])
         except TargetError:
@@ -126,11 +126,11 @@ class ProgramLibrary:
 
     def chained(
         self,
-        spec: DenseSpec,
-        readers: Sequence[DenseSpec],
+        spec: DenseOp,
+        readers: Sequence[DenseOp],
         k_chunk: int | None,
-        out_readers: Sequence[DenseSpec],
-    ) -> tuple[DenseSpec, Decisions]:
+        out_readers: Sequence[DenseOp],
+    ) -> tuple[DenseOp, Decisions]:
         """The op and its schedule if it or its neighbour encodes its outputs.
 
         Parameters
@@ -139,13 +139,13 @@ class ProgramLibrary:
             As in :meth:`tiling`.
         k_chunk : int or None
             The chunk, if the program that makes the encoding determines it.
-        out_readers : sequence of DenseSpec
+        out_readers : sequence of DenseOp
             If the op has encoded outputs, all ops that read them. Those that no tile of their own
             fits do not count.
 
         Returns
         -------
-        DenseSpec
+        DenseOp
             The op; encoded outputs have their chunk.
         Decisions
             The default schedule.
@@ -157,22 +157,20 @@ class ProgramLibrary:
         """
         tiling = self.tiling(spec, readers, k_chunk)
         if spec.output == "encoded":
-            shapes = tuple(reader.shape for reader in out_readers if self._fits(reader))
-            tiling = choose_drained(spec.shape, tiling.k, shapes, self.accelerator)
+            shapes = tuple(reader for reader in out_readers if self._fits(reader))
+            tiling = choose_drained(spec, tiling.k, shapes, self.accelerator)
             spec = replace(spec, out_chunk=tiling.n)
         return spec, default_decisions(spec, self.accelerator, tiling)
 
-    def program(self, spec: DenseSpec, decisions: Decisions, label: str = "") -> Program:
+    def program(self, spec: DenseOp, decisions: Decisions) -> Program:
         """The program of an op with a schedule.
 
         Parameters
         ----------
-        spec : DenseSpec
-            The op.
+        spec : DenseOp
+            The op; the first one that needs a program names it in listings.
         decisions : Decisions
             From :meth:`decisions`.
-        label : str
-            Name of the op in listings; the first op that needs a program names it.
 
         Raises
         ------
@@ -184,5 +182,5 @@ class ProgramLibrary:
         key = (spec, decisions)
         if key not in self.programs:
             scheduled = schedule_with(spec, self.accelerator, decisions)
-            self.programs[key] = generate(scheduled, spec, self.accelerator, label)
+            self.programs[key] = generate(scheduled, spec, self.accelerator)
         return self.programs[key]

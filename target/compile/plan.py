@@ -15,8 +15,8 @@ from sparqle_tvm.errors import CompileError
 from sparqle_tvm.target.compile.buffers import STORAGES
 from sparqle_tvm.target.compile.lowered import Body, CallNode, LoopNode, TileRef, calls_of
 from sparqle_tvm.target.compile.schedule import SLOTS_ATTR
-from sparqle_tvm.target.compile.tir import DenseSpec
 from sparqle_tvm.target.isa.header import Queue
+from sparqle_tvm.target.op import DenseOp
 
 _LOADED: dict[str, tuple[str, ...]] = {
     "ld_lsb": ("lsb",),
@@ -88,7 +88,7 @@ class Plan:
     body: PlannedBody = field(default_factory=lambda: PlannedBody((), ()))
 
 
-def make_plan(body: Body, spec: DenseSpec) -> Plan:
+def make_plan(body: Body, spec: DenseOp) -> Plan:
     """Find loops, buffers and tokens of a lowered function.
 
     Raises
@@ -102,7 +102,7 @@ def make_plan(body: Body, spec: DenseSpec) -> Plan:
 class _Planner:
     """Collects facts over all calls first, then plans body by body."""
 
-    def __init__(self, body: Body, spec: DenseSpec) -> None:
+    def __init__(self, body: Body, spec: DenseOp) -> None:
         self.spec = spec
         self.real = {"m": spec.m, "n": spec.n, "k": spec.k}
         self.plan = Plan()

@@ -29,13 +29,14 @@ from tvm import s_tir
 
 from sparqle_tvm.errors import CompileError, TargetError
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.buffers import STORAGES, aligned, header_of, storages_of
+from sparqle_tvm.target.compile.buffers import STORAGES, aligned, storages_of
 from sparqle_tvm.target.compile.intrinsics import LOADS, SCOPES, get_intrinsic
-from sparqle_tvm.target.compile.tir import PASSES, DenseSpec, split_dense_primfunc
+from sparqle_tvm.target.compile.tir import PASSES, split_dense_primfunc
 from sparqle_tvm.target.cost.array import best_row_split
 from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
-from sparqle_tvm.target.isa.header import Queue
+from sparqle_tvm.target.isa.header import Header, Queue
 from sparqle_tvm.target.isa.operands import Buffer
+from sparqle_tvm.target.op import DenseOp
 
 SLOTS_ATTR = "sparqle.slots"
 """Block annotation of loads and ``zero``: how many tiles of the written buffer exist at a time."""
@@ -88,13 +89,13 @@ class Decisions:
 
 
 def default_decisions(
-    spec: DenseSpec, accelerator: Accelerator, tiling: Tiling | None = None
+    spec: DenseOp, accelerator: Accelerator, tiling: Tiling | None = None
 ) -> Decisions:
     """Tiles that fit, and the order that the cost model likes best.
 
     Parameters
     ----------
-    spec : DenseSpec
+    spec : DenseOp
         The op.
     accelerator : Accelerator
         The array and its buffers.
@@ -105,17 +106,17 @@ def default_decisions(
     Raises
     ------
     TargetError
-        If the smallest tile does not fit a buffer.
+        If the smallest tile does not fit a buffer, or digits have not the width of the array.
     """
     if tiling is None:
-        tiling = choose_tilings((spec.shape,), accelerator, spec.scheme)[0]
+        tiling = choose_tilings((spec,), accelerator, spec.scheme)[0]
     decisions = Decisions(
         m=tiling.m,
         n=tiling.n,
         k=tiling.k,
         rows_outer=tiling.activations_outer,
         keep_outer=tiling.k_tiles == 1,
-        row_split=best_row_split(spec.shape, accelerator, min(tiling.k, spec.k)),
+        row_split=best_row_split(spec, accelerator, min(tiling.k, spec.k)),
     )
     decisions = _shrunk_to_fit(spec, accelerator, decisions)
     if spec.output == "encoded" and spec.m > decisions.m and spec.n > decisions.n:
@@ -123,7 +124,7 @@ def default_decisions(
     return decisions
 
 
-def _shrunk_to_fit(spec: DenseSpec, accelerator: Accelerator, decisions: Decisions) -> Decisions:
+def _shrunk_to_fit(spec: DenseOp, accelerator: Accelerator, decisions: Decisions) -> Decisions:
     """Take rows or channels off a tile that alignment makes a little too large for a buffer."""
     while too_full := overflows(spec, accelerator, decisions):
         units = {"m": accelerator.rows, "n": accelerator.cols}
@@ -142,10 +143,10 @@ def _shrunk_to_fit(spec: DenseSpec, accelerator: Accelerator, decisions: Decisio
 
 
 def buffer_needs(
-    spec: DenseSpec, accelerator: Accelerator, decisions: Decisions
+    spec: DenseOp, accelerator: Accelerator, decisions: Decisions
 ) -> dict[Buffer, int]:
     """Bytes of each on-chip buffer that a schedule takes."""
-    header = header_of(spec, accelerator, decisions.k)
+    header = Header(accelerator=accelerator, op=spec, k_chunk=decisions.k)
     extents = (spec.m, spec.n, spec.k)
     tiles = [math.ceil(e / t) for e, t in zip(extents, decisions.tile, strict=True)]
     m, n, k = (min(e, t) for e, t in zip(extents, decisions.tile, strict=True))
@@ -171,14 +172,14 @@ def buffer_needs(
     return needs
 
 
-def overflows(spec: DenseSpec, accelerator: Accelerator, decisions: Decisions) -> list[Buffer]:
+def overflows(spec: DenseOp, accelerator: Accelerator, decisions: Decisions) -> list[Buffer]:
     """Buffers that a schedule does not fit into."""
-    header = header_of(spec, accelerator, decisions.k)
+    header = Header(accelerator=accelerator, op=spec, k_chunk=decisions.k)
     needs = buffer_needs(spec, accelerator, decisions)
     return [buffer for buffer, nbytes in needs.items() if nbytes > header.buffer_bytes(buffer)]
 
 
-def default_schedule(spec: DenseSpec, accelerator: Accelerator) -> s_tir.Schedule:
+def default_schedule(spec: DenseOp, accelerator: Accelerator) -> s_tir.Schedule:
     """Schedule an op by the rule of `default_decisions`.
 
     Raises
@@ -192,13 +193,13 @@ def default_schedule(spec: DenseSpec, accelerator: Accelerator) -> s_tir.Schedul
 
 
 def schedule_with(
-    spec: DenseSpec, accelerator: Accelerator, decisions: Decisions, *, tensorize: bool = True
+    spec: DenseOp, accelerator: Accelerator, decisions: Decisions, *, tensorize: bool = True
 ) -> s_tir.Schedule:
     """Schedule an op as decided.
 
     Parameters
     ----------
-    spec : DenseSpec
+    spec : DenseOp
         The op.
     accelerator : Accelerator
         Its array determines what tiles may be.
@@ -222,7 +223,7 @@ def schedule_with(
     return _Scheduler(spec, decisions, s_tir.Schedule(function, debug_mask="none")).run(tensorize)
 
 
-def check_decisions(spec: DenseSpec, accelerator: Accelerator, decisions: Decisions) -> None:
+def check_decisions(spec: DenseOp, accelerator: Accelerator, decisions: Decisions) -> None:
     """Refuse decisions that no program exists for.
 
     Raises
@@ -263,7 +264,7 @@ def check_decisions(spec: DenseSpec, accelerator: Accelerator, decisions: Decisi
         )
 
 
-def _stream_problem(spec: DenseSpec, decisions: Decisions) -> str:
+def _stream_problem(spec: DenseOp, decisions: Decisions) -> str:
     """Why encoded outputs would not come in the order of their stream, "" if they do."""
     if spec.output != "encoded":
         return ""
@@ -277,14 +278,14 @@ def _stream_problem(spec: DenseSpec, decisions: Decisions) -> str:
     return ""
 
 
-def _op(spec: DenseSpec) -> str:
+def _op(spec: DenseOp) -> str:
     return f"dense op {spec.m} x {spec.n} x {spec.k}"
 
 
 class _Scheduler:
     """Applies decisions step by step; every step is a schedule primitive of TVM."""
 
-    def __init__(self, spec: DenseSpec, decisions: Decisions, sch: s_tir.Schedule) -> None:
+    def __init__(self, spec: DenseOp, decisions: Decisions, sch: s_tir.Schedule) -> None:
         """Find the blocks."""
         self.spec, self.decisions, self.sch = spec, decisions, sch
         self.passes = {name: sch.get_sblock(name) for name in PASSES[: 3 if spec.has_min else 2]}

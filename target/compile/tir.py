@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from tvm import te, tirx
 
 from sparqle_tvm.errors import CompileError
-from sparqle_tvm.numerics.slicing import WINDOWS
-from sparqle_tvm.target.isa.header import Output, Window
-from sparqle_tvm.target.op import SCHEMES, DenseShape, ProgramScheme
+from sparqle_tvm.target.op import DenseOp
 
 EXTENT_ATTR = "sparqle.extent"
 """Attribute of the PrimFunc: the real (M bucket, N, K), before padding."""
@@ -28,142 +26,8 @@ PASSES = ("mma_lsb", "mma_msb", "mma_min")
 """Blocks that accumulate; ``mma_min`` exists only for weights with minima."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DenseSpec:
-    """One split dense op: what distinguishes its program from another.
-
-    Attributes
-    ----------
-    m : int
-        Rows (tokens) at most: the bucket of a symbolic row count, see `bucket`.
-    n, k : int
-        Output channels (N), input features (K).
-    digit_bits : {2, 4, 8}
-        Width of a digit; activations have twice as many bits.
-    window : {"signed", "unsigned"}
-        Window of the encoding. LSB digits of ``signed`` are stored with their top bit flipped; the
-        op multiplies what they stand for, so the window needs no offset.
-    weight_bits : {2, 4, 8}
-        Bits of a stored weight.
-    weight_signed : bool
-        Whether weights are stored in two's complement; weights of 8 bits always are.
-    group_size : int
-        Weights along K that share a float16 scale, a divisor of K; 0: one scale per channel.
-    has_min : bool
-        The groups have a minimum besides the scale, and the encoding has group sums.
-    has_offset : bool
-        Add a constant per output channel: a bias.
-    output : {"int32", "float32", "encoded"}
-        ``int32``: the exact sum, without scales. ``encoded``: the float32 quantized with a static
-        scale, as integers of `digit_bits` twice; the hardware stores them as planes.
-    out_chunk, out_window, out_zero, out_low, out_high
-        Format of encoded outputs, see `header.Header`.
-    scheme : {"sparqle", "dense"}
-        ``dense`` is the baseline: activations of two digits as they are, both passes dense.
-    block_rows : int
-        Rows that the encoding sorted together, 0: none, see `Header`. The function below works on
-        rows as they lie in memory; that they are sorted is a matter of loads and stores.
-
-    Raises
-    ------
-    CompileError
-        If the fields contradict each other.
-    """
-
-    m: int
-    n: int
-    k: int
-    digit_bits: int = 4
-    window: Window = "signed"
-    weight_bits: int = 4
-    weight_signed: bool = True
-    group_size: int = 0
-    has_min: bool = False
-    has_offset: bool = False
-    output: Output = "float32"
-    out_chunk: int = 0
-    out_window: Window = "unsigned"
-    out_zero: int = 0
-    out_low: int = 0
-    out_high: int = 0
-    scheme: ProgramScheme = "sparqle"
-    block_rows: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what no program exists for."""
-        wrong = self._contradiction()
-        if wrong:
-            raise CompileError(f"split dense op {self.m} x {self.n} x {self.k}: {wrong}")
-
-    def _contradiction(self) -> str:
-        if min(self.m, self.n, self.k) < 1:
-            return "M, N and K must be positive"
-        if self.digit_bits not in (2, 4, 8) or self.weight_bits not in (2, 4, 8):
-            return (
-                f"digit_bits = {self.digit_bits} and weight_bits = {self.weight_bits} must be "
-                "2, 4 or 8"
-            )
-        if self.weight_bits == 8 and not self.weight_signed:
-            return (
-                "unsigned weights of 8 bits do not fit int8; subtract 128 and fold it into minima"
-            )
-        if self.window not in WINDOWS or self.output not in get_args(Output):
-            return f"window {self.window!r} or output {self.output!r} is not known"
-        if self.scheme not in SCHEMES or (self.scheme == "dense" and self.window == "signed"):
-            return f"scheme {self.scheme!r} with window {self.window!r}: dense has no biased digits"
-        if self.group_size < 0 or (self.group_size and self.k % self.group_size):
-            return f"K is not a multiple of group_size = {self.group_size}; pad the weights"
-        if self.has_min and not self.group_size:
-            return "minima need groups; set group_size"
-        if self.group_size and self.output == "int32":
-            return "group scales need output 'float32'"
-        if self.block_rows and (self.output != "float32" or self.scheme == "dense"):
-            return "sorted rows need scheme 'sparqle' and output 'float32'"
-        return ""
-
-    @property
-    def scaled(self) -> bool:
-        """Whether the drain makes floats, by scales of rows and channels."""
-        return self.output != "int32"
-
-    @property
-    def out_dtype(self) -> str:
-        """Type of an element of ``out``."""
-        if self.output != "encoded":
-            return self.output
-        return "int16" if self.digit_bits == 8 else "int8"
-
-    @property
-    def groups(self) -> int:
-        """Weight groups along K, 0 without."""
-        return self.k // self.group_size if self.group_size else 0
-
-    @property
-    def weight_slices(self) -> int:
-        """Passes of digits that a weight takes."""
-        return -(-self.weight_bits // self.digit_bits)
-
-    @property
-    def accumulator_dtype(self) -> str:
-        """``int32``, or ``float64`` where scaled group sums are added."""
-        return "float64" if self.group_size else "int32"
-
-    @property
-    def shape(self) -> DenseShape:
-        """The op as the cost formulas take it."""
-        return DenseShape(
-            m=self.m,
-            n=self.n,
-            k=self.k,
-            weight_bits=self.weight_bits,
-            group_size=self.group_size,
-            has_min=self.has_min,
-            has_offset=self.has_offset,
-        )
-
-
 def split_dense_primfunc(
-    spec: DenseSpec, multiple: tuple[int, int, int] = (1, 1, 1)
+    spec: DenseOp, multiple: tuple[int, int, int] = (1, 1, 1)
 ) -> tirx.PrimFunc:
     """Build the PrimFunc of a split dense op.
 
@@ -188,7 +52,7 @@ def split_dense_primfunc(
 
     Parameters
     ----------
-    spec : DenseSpec
+    spec : DenseOp
         The op.
     multiple : tuple of int
         Tile extents (m, n, k).
@@ -197,7 +61,22 @@ def split_dense_primfunc(
     -------
     tvm.tirx.PrimFunc
         With blocks ``mma_lsb``, ``mma_msb``, ``mma_min`` (if there are minima), and ``drain``.
+
+    Raises
+    ------
+    CompileError
+        If K ends within a group, or weights do not fit int8.
     """
+    if spec.group_size and spec.k % spec.group_size:
+        raise CompileError(
+            f"dense op {spec.label!r}: K = {spec.k} is not a multiple of group_size = "
+            f"{spec.group_size}; pad the weights"
+        )
+    if spec.weight_bits == 8 and not spec.weight_signed:
+        raise CompileError(
+            f"dense op {spec.label!r}: unsigned weights of 8 bits do not fit int8; subtract 128 "
+            "and fold it into minima"
+        )
     rows, cols, depth = (
         _int64(math.ceil(extent / tile) * tile)
         for extent, tile in zip((spec.m, spec.n, spec.k), multiple, strict=True)
@@ -251,7 +130,7 @@ def buckets(array_rows: int, most: int = MAX_ROWS) -> list[int]:
 class _Arrays:
     """Placeholders of the parameters, made where they are needed, kept in their order."""
 
-    spec: DenseSpec
+    spec: DenseOp
     rows: Any
     cols: Any
     depth: Any
@@ -295,7 +174,7 @@ class _Arrays:
         return list(self._tensors.values())
 
 
-def digit(spec: DenseSpec, name: str, stored: Any) -> Any:
+def digit(spec: DenseOp, name: str, stored: Any) -> Any:
     """Int32 factor of a pass: what the stored digit stands for, the high one times 2^k.
 
     A low digit of the window ``signed`` is stored with its top bit flipped: less 2^(k-1), it is
@@ -303,7 +182,7 @@ def digit(spec: DenseSpec, name: str, stored: Any) -> Any:
 
     Parameters
     ----------
-    spec : DenseSpec
+    spec : DenseOp
         The op.
     name : {"mma_lsb", "mma_msb"}
         The pass.
@@ -319,14 +198,14 @@ def digit(spec: DenseSpec, name: str, stored: Any) -> Any:
     return value - tirx.const(base // 2, "int32") if spec.window == "signed" else value
 
 
-def product(spec: DenseSpec, name: str, stored: Any, weight: Any, scale: Any) -> Any:
+def product(spec: DenseOp, name: str, stored: Any, weight: Any, scale: Any) -> Any:
     """What a pass adds to an accumulator for one column of K; `scale` is None without groups."""
     exact = digit(spec, name, stored) * weight.astype("int32")
     return exact if scale is None else exact.astype("float64") * scale.astype("float64")
 
 
 def drained(
-    spec: DenseSpec, total: Any, offset: Any, act_scale: Any, w_scale: Any, out_scale: Any
+    spec: DenseOp, total: Any, offset: Any, act_scale: Any, w_scale: Any, out_scale: Any
 ) -> Any:
     """What the drain makes of a sum; parameters that the op does not have are None."""
     if offset is not None:

@@ -29,7 +29,7 @@ from sparqle_tvm.target.cost.pipeline import PLANE_DESCRIPTORS, OpLoads, Pipelin
 from sparqle_tvm.target.cost.sorting import block_waits, sort_work
 from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
 from sparqle_tvm.target.isa.header import row_number_bytes
-from sparqle_tvm.target.op import DenseShape, Scheme
+from sparqle_tvm.target.op import DenseOp, Scheme
 
 Bound = Literal["compute", "memory"]
 
@@ -173,7 +173,7 @@ class EncodeCost:
 
 
 def dense_op_cost(
-    shape: DenseShape,
+    shape: DenseOp,
     nnz: RowNnz,
     tiling: Tiling,
     accelerator: Accelerator,
@@ -185,7 +185,7 @@ def dense_op_cost(
 
     Parameters
     ----------
-    shape : DenseShape
+    shape : DenseOp
         The op.
     nnz : RowNnz
         Stored MSB digits of its activations (``dense`` takes only the shape from it).
@@ -338,7 +338,7 @@ def encode_cost(
 def encoding_costs(
     label: str,
     nnz: RowNnz,
-    consumers: Sequence[DenseShape],
+    consumers: Sequence[DenseOp],
     accelerator: Accelerator,
     scheme: Scheme,
     block_rows: int = 0,
@@ -373,7 +373,7 @@ def encoding_costs(
     return encode, tuple(replace(counted[pair], label=pair[0].label) for pair in pairs)
 
 
-def _check_nnz(shape: DenseShape, nnz: RowNnz) -> None:
+def _check_nnz(shape: DenseOp, nnz: RowNnz) -> None:
     if (shape.m, shape.k) != (nnz.rows, nnz.in_features):
         raise InvalidArgumentError(
             f"dense op {shape.label!r} takes ({shape.m}, {shape.k}) activations, "

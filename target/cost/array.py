@@ -16,10 +16,10 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.isa.compute import dense_span_steps, reduction_cycles, step_spans
 from sparqle_tvm.target.isa.header import Header
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 
-def best_row_split(shape: DenseShape, accelerator: Accelerator, chunk: int) -> int:
+def best_row_split(shape: DenseOp, accelerator: Accelerator, chunk: int) -> int:
     """PE rows per activation row with which a dense pass over a K chunk takes fewest cycles.
 
     ``slices * ceil(ceil(chunk / lanes) / r)`` steps and ``ceil(log2 r)`` to add r partial sums,
@@ -27,7 +27,7 @@ def best_row_split(shape: DenseShape, accelerator: Accelerator, chunk: int) -> i
 
     Parameters
     ----------
-    shape : DenseShape
+    shape : DenseOp
         The op.
     accelerator : Accelerator
         The array.
@@ -35,7 +35,7 @@ def best_row_split(shape: DenseShape, accelerator: Accelerator, chunk: int) -> i
         Columns of a K chunk, K at most.
     """
     steps = math.ceil(chunk / accelerator.lanes)
-    slices = shape.weight_slices(accelerator.digit_bits)
+    slices = shape.weight_slices
 
     def cycles(split: int) -> int:
         return slices * math.ceil(steps / split) + (split - 1).bit_length()
@@ -44,12 +44,12 @@ def best_row_split(shape: DenseShape, accelerator: Accelerator, chunk: int) -> i
 
 
 @lru_cache(maxsize=1 << 16)
-def lsb_pass_cycles(shape: DenseShape, chunk: int, accelerator: Accelerator) -> int:
+def lsb_pass_cycles(shape: DenseOp, chunk: int, accelerator: Accelerator) -> int:
     """Cycles of one dense pass over the whole op.
 
     Parameters
     ----------
-    shape : DenseShape
+    shape : DenseOp
         The op.
     chunk : int
         Columns of a K chunk.
@@ -65,7 +65,7 @@ def lsb_pass_cycles(shape: DenseShape, chunk: int, accelerator: Accelerator) -> 
     return groups * steps * _passes(shape, accelerator) + _reductions(header, split)
 
 
-def msb_pass_cycles(shape: DenseShape, nnz: RowNnz, chunk: int, accelerator: Accelerator) -> int:
+def msb_pass_cycles(shape: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator) -> int:
     """Cycles of the sparse pass over the whole op; `nnz` are the digits of its activations."""
     header = _header(shape, chunk, accelerator)
     split = best_row_split(shape, accelerator, min(chunk, shape.k))
@@ -74,7 +74,7 @@ def msb_pass_cycles(shape: DenseShape, nnz: RowNnz, chunk: int, accelerator: Acc
     return int(slowest.sum()) * _passes(shape, accelerator) + _reductions(header, split)
 
 
-def lsb_pass_updates(shape: DenseShape, chunk: int, accelerator: Accelerator) -> int:
+def lsb_pass_updates(shape: DenseOp, chunk: int, accelerator: Accelerator) -> int:
     """Sums of up to `lanes` products that PEs add to their accumulators in a dense pass.
 
     Parameters are those of `lsb_pass_cycles`. However many PE rows share an activation row, each
@@ -84,15 +84,15 @@ def lsb_pass_updates(shape: DenseShape, chunk: int, accelerator: Accelerator) ->
     whole, rest = divmod(shape.k, chunk)
     steps = whole * dense_span_steps(header, chunk, 1) if whole else 0
     steps += dense_span_steps(header, rest, 1) if rest else 0
-    return shape.m * shape.n * steps * shape.weight_slices(accelerator.digit_bits)
+    return shape.m * shape.n * steps * shape.weight_slices
 
 
-def msb_pass_updates(shape: DenseShape, nnz: RowNnz, chunk: int, accelerator: Accelerator) -> int:
+def msb_pass_updates(shape: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator) -> int:
     """Such sums in the sparse pass; segments of a split row have steps of their own."""
     header = _header(shape, chunk, accelerator)
     split = best_row_split(shape, accelerator, min(chunk, shape.k))
     steps = int(_segment_steps(header, nnz, split, np.add).sum())
-    return shape.n * steps * shape.weight_slices(accelerator.digit_bits)
+    return shape.n * steps * shape.weight_slices
 
 
 def msb_steps(header: Header, nnz: RowNnz, split: int) -> NDArray[np.int64]:
@@ -110,7 +110,7 @@ def msb_steps(header: Header, nnz: RowNnz, split: int) -> NDArray[np.int64]:
 def _segment_steps(header: Header, nnz: RowNnz, split: int, reduce: np.ufunc) -> NDArray[np.int64]:
     """Steps of every row per K chunk, reduced over its `split` segments: int64 (m, chunks)."""
     lanes = header.accelerator.lanes
-    if split == 1 and (header.accelerator.msb_across_groups or not header.group_size):
+    if split == 1 and (header.accelerator.msb_across_groups or not header.op.group_size):
         return -(-nnz.per_chunk(header.k_chunk) // lanes)
     chunks = []
     for begin in range(0, nnz.in_features, header.k_chunk):
@@ -136,26 +136,16 @@ def _counts_before(nnz: RowNnz, columns: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 @lru_cache(maxsize=4096)
-def _header(shape: DenseShape, chunk: int, accelerator: Accelerator) -> Header:
+def _header(shape: DenseOp, chunk: int, accelerator: Accelerator) -> Header:
     """What the rules of the instructions need to know of the op."""
-    return Header(
-        accelerator=accelerator,
-        label=shape.label,
-        in_features=shape.k,
-        out_features=shape.n,
-        m_max=shape.m,
-        k_chunk=chunk,
-        weight_bits=shape.weight_bits,
-        group_size=shape.group_size,
-        has_min=shape.has_min,
-    )
+    return Header(accelerator=accelerator, op=shape, k_chunk=chunk)
 
 
-def _passes(shape: DenseShape, accelerator: Accelerator) -> int:
+def _passes(shape: DenseOp, accelerator: Accelerator) -> int:
     """Column blocks times weight slices: how often a row group is walked."""
-    return math.ceil(shape.n / accelerator.cols) * shape.weight_slices(accelerator.digit_bits)
+    return math.ceil(shape.n / accelerator.cols) * shape.weight_slices
 
 
 def _reductions(header: Header, split: int) -> int:
     """Cycles to add partial sums in all K chunks; more than one needs a single row group."""
-    return header.chunks * reduction_cycles(header, header.out_features, split)
+    return header.chunks * reduction_cycles(header, header.op.n, split)

@@ -26,7 +26,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import dense_op_cost, encode_cost
 from sparqle_tvm.target.cost.sorting import max_block_rows
 from sparqle_tvm.target.cost.tiling import choose_tilings
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 Balance = Literal["array", "time", "none"]
 BALANCES: tuple[Balance, ...] = get_args(Balance)
@@ -37,7 +37,7 @@ _SEED = 0
 
 
 def choose_block_rows(
-    consumers: Sequence[DenseShape],
+    consumers: Sequence[DenseOp],
     accelerator: Accelerator,
     goal: Balance = "array",
 ) -> int:
@@ -48,7 +48,7 @@ def choose_block_rows(
 
     Parameters
     ----------
-    consumers : sequence of DenseShape
+    consumers : sequence of DenseOp
         The dense ops that read the encoding; their `m` and `k` are the same.
     accelerator : Accelerator
         Where they run.
@@ -77,7 +77,7 @@ def choose_block_rows(
 
 
 @lru_cache(maxsize=1024)
-def _choose(consumers: tuple[DenseShape, ...], accelerator: Accelerator, goal: Balance) -> int:
+def _choose(consumers: tuple[DenseOp, ...], accelerator: Accelerator, goal: Balance) -> int:
     rows, k = consumers[0].m, consumers[0].k
     blocks = list(_blocks(consumers, accelerator))
     if not blocks:
@@ -115,7 +115,7 @@ def typical_digits(rows: int, in_features: int, unit: int) -> RowNnz:
     return RowNnz(np.rint(share * widths).astype(np.int32), unit, in_features)
 
 
-def _blocks(consumers: tuple[DenseShape, ...], accelerator: Accelerator) -> Iterator[int]:
+def _blocks(consumers: tuple[DenseOp, ...], accelerator: Accelerator) -> Iterator[int]:
     """Blocks to try, smallest first."""
     shape = consumers[0]
     most = max_block_rows(shape.k, _sum_group_size(consumers), accelerator)
@@ -127,5 +127,5 @@ def _blocks(consumers: tuple[DenseShape, ...], accelerator: Accelerator) -> Iter
         block *= 2
 
 
-def _sum_group_size(consumers: tuple[DenseShape, ...]) -> int:
+def _sum_group_size(consumers: tuple[DenseOp, ...]) -> int:
     return min((shape.group_size for shape in consumers if shape.has_min), default=0)

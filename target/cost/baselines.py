@@ -10,9 +10,9 @@
     The rule also explains published energies: 32 x 32 bits take 15.5 times as much as 8 x 8 bits
     (3.1 and 0.2 pJ: Horowitz, ISSCC 2014). Adders, buffers and control are left as they are.
 ``a4``
-    Activations of k bits (4 of 8): one dense pass, half the activation bytes. Its results are not
-    those of 2k-bit activations. It is the floor: what would remain if no MSB digit were stored
-    and nothing had to say so.
+    Activations of k bits (4 of 8; reports name it by the real k): one dense pass, half the
+    activation bytes. Its results are not those of 2k-bit activations. It is the floor: what would
+    remain if no MSB digit were stored and nothing had to say so.
 """
 
 from __future__ import annotations
@@ -33,6 +33,31 @@ def array_of(accelerator: Accelerator, scheme: Scheme) -> Accelerator:
 def dense_passes(scheme: Scheme) -> int:
     """Passes over all products; the second pass of ``sparqle`` is not one of them."""
     return 2 if scheme == "dense" else 1
+
+
+def scheme_name(accelerator: Accelerator, scheme: str) -> str:
+    """What tables call a scheme: its own name, ``a4`` by the real width of a digit (``a8``)."""
+    return f"a{accelerator.digit_bits}" if scheme == "a4" else scheme
+
+
+def scheme_title(accelerator: Accelerator, scheme: str) -> str:
+    """What pictures call a scheme, with the widths that it works on."""
+    return {
+        "dense": "dense",
+        "native": f"native {accelerator.activation_bits}-bit",
+        "a4": f"{accelerator.digit_bits}-bit, not exact",
+        "sparqle": "split",
+    }[scheme]
+
+
+def scheme_notes(accelerator: Accelerator) -> str:
+    """What the baselines are, in a sentence, with the widths that they work on."""
+    k, bits = accelerator.digit_bits, accelerator.activation_bits
+    return (
+        f"dense: two passes; native: one pass of {bits}-bit multipliers on the same area; "
+        f"{scheme_name(accelerator, 'a4')}: activations of {k} bits, whose results are others. "
+        f"The results of the rest are those of {bits}-bit activations."
+    )
 
 
 def stored_bits(accelerator: Accelerator, scheme: Scheme) -> int:

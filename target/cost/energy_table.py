@@ -1,8 +1,8 @@
 """Energy of single operations and accesses: cited constants, and parameters that have no source.
 
 An `EnergyTable` is a technology node and a memory type. Its constants are read from TOML files in
-``target/cost/data``, where each has value, unit, source and year. What has no citable value is a
-parameter with low, mid and high (``parameters.toml``): a `Band` here.
+``target/cost/data``, where each has value, unit, source, year, and what it was checked against.
+What has no citable value is a parameter with low, mid and high (``parameters.toml``): a `Band`.
 
 Between cited sizes of on-chip memory, energy per access is a power of the size (a straight line
 in both logarithms); the line of the last two sizes goes on beyond them, as that of the first two
@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.accelerator import MEMORIES, Accelerator
 
 DEFAULT_NODE = "7nm"
-DEFAULT_MEMORY = "lpddr4"
-_MEMORY_OF_PRESET = {"sparqle/mobile": "lpddr5", "sparqle/server": "hbm2"}
+NOT_CHECKED = "not checked"
+"""What reports say of a constant that was compared with nothing."""
+_Key = TypeVar("_Key", str, int)
 _DATA = Path(__file__).parent / "data"
 _BITS = {"pJ per bit": 1, "pJ per 64 bits": 64}
 
@@ -68,16 +69,22 @@ class Constant:
         Unit, and where it was published.
     year : int
         When.
+    checked : str
+        What the figure was compared with, besides our memory of the source; empty: with nothing.
     low, high : float or None
         Range; None without one.
+    note : str
+        What else has to be said of it.
     """
 
     value: float
     unit: str
     source: str
     year: int
+    checked: str
     low: float | None = None
     high: float | None = None
+    note: str = ""
 
     @property
     def band(self) -> Band:
@@ -119,7 +126,7 @@ class EnergyTable:
     sram : mapping of int to Constant
         Energy per access by size of the memory in bytes.
     dram : Constant
-        Energy of a DRAM access, interface included.
+        Energy of a DRAM access.
     parameters : mapping of str to Parameter
         What has no source.
     """
@@ -137,6 +144,23 @@ class EnergyTable:
     def name(self) -> str:
         """Name for reports: ``7nm + LPDDR4``."""
         return f"{self.node} + {self.memory_name}" + (" (estimate)" if self.estimate else "")
+
+    @property
+    def constants(self) -> dict[str, Constant]:
+        """All constants by what reports call them: ``int8 add``, ``on-chip memory, 8 KiB``."""
+        return {
+            **{name.replace("_", " "): constant for name, constant in self.operations.items()},
+            **{f"on-chip memory, {size // 1024} KiB": c for size, c in self.sram.items()},
+            self.memory_name: self.dram,
+        }
+
+    @property
+    def unchecked_note(self) -> str:
+        """Which constants were not compared with a copy of their source; empty if all were."""
+        names = [name for name, constant in self.constants.items() if not constant.checked]
+        if not names:
+            return ""
+        return f"Not checked against a copy of their source: {'; '.join(names)}."
 
     def operation_pj(self, name: str) -> float:
         """Energy of an operation in pJ."""
@@ -178,15 +202,15 @@ class EnergyTable:
 
 def nodes() -> tuple[str, ...]:
     """Technology nodes that there are tables for."""
-    return _keys("node_")
+    return tuple(sorted(f.stem.removeprefix("node_") for f in _DATA.glob("node_*.toml")))
 
 
 def memories() -> tuple[str, ...]:
-    """Memory types that there are tables for."""
-    return _keys("memory_")
+    """Memory types that there are tables for: the names of `Accelerator.memory` in lower case."""
+    return tuple(sorted(name.lower() for name in MEMORIES))
 
 
-def energy_table(node: str = DEFAULT_NODE, memory: str = DEFAULT_MEMORY) -> EnergyTable:
+def energy_table(node: str = DEFAULT_NODE, memory: str = MEMORIES[0]) -> EnergyTable:
     """Read the table of a node and a memory type.
 
     Parameters
@@ -194,7 +218,7 @@ def energy_table(node: str = DEFAULT_NODE, memory: str = DEFAULT_MEMORY) -> Ener
     node : str
         ``45nm`` or ``7nm``.
     memory : str
-        ``lpddr4``, ``ddr4``, ``hbm2`` or ``lpddr5`` (an estimate).
+        ``lpddr4``, ``ddr4``, ``hbm2`` or ``lpddr5`` (an estimate), in any case.
 
     Raises
     ------
@@ -206,18 +230,15 @@ def energy_table(node: str = DEFAULT_NODE, memory: str = DEFAULT_MEMORY) -> Ener
     >>> energy_table("45nm", "ddr4").operation_pj("int8_multiply")
     0.2
     """
-    for kind, key, known in (("node", node, nodes()), ("memory", memory, memories())):
+    for kind, key, known in (("node", node, nodes()), ("memory", memory.lower(), memories())):
         if key not in known:
             raise InvalidArgumentError(f"unknown {kind} {key!r}; known: {', '.join(known)}")
-    return _table(node, memory)
+    return _table(node, memory.lower())
 
 
 def default_table(accelerator: Accelerator, node: str = DEFAULT_NODE) -> EnergyTable:
-    """The table with the memory that a preset stands for; LPDDR4 for an accelerator of one's own.
-
-    ``sparqle/edge`` has LPDDR4, ``sparqle/mobile`` LPDDR5, ``sparqle/server`` HBM2.
-    """
-    return energy_table(node, _MEMORY_OF_PRESET.get(accelerator.name, DEFAULT_MEMORY))
+    """The table with the accelerator's memory."""
+    return energy_table(node, accelerator.memory)
 
 
 @lru_cache
@@ -228,8 +249,8 @@ def _table(node: str, memory: str) -> EnergyTable:
         memory=memory,
         memory_name=dram["name"],
         estimate=dram["estimate"],
-        operations=_constants(logic["operations"]),
-        sram=MappingProxyType({int(size): Constant(**c) for size, c in logic["sram"].items()}),
+        operations=_constants(logic, "operations", str),
+        sram=_constants(logic, "sram", int),
         dram=Constant(**dram["access"]),
         parameters=MappingProxyType(
             {name: Parameter(**values) for name, values in _read("parameters").items()}
@@ -237,16 +258,17 @@ def _table(node: str, memory: str) -> EnergyTable:
     )
 
 
-def _constants(values: dict[str, Any]) -> Mapping[str, Constant]:
-    return MappingProxyType({name: Constant(**fields) for name, fields in values.items()})
+def _constants(
+    logic: dict[str, Any], section: str, key: Callable[[str], _Key]
+) -> Mapping[_Key, Constant]:
+    """The constants of a section; what all of a node have in common is said once."""
+    return MappingProxyType(
+        {key(name): Constant(**logic["shared"], **c) for name, c in logic[section].items()}
+    )
 
 
 def _pj_per_byte(access: Constant) -> Band:
     return access.band * (8 / _BITS[access.unit])
-
-
-def _keys(prefix: str) -> tuple[str, ...]:
-    return tuple(sorted(f.stem.removeprefix(prefix) for f in _DATA.glob(f"{prefix}*.toml")))
 
 
 def _read(stem: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from sparqle_tvm.target.cost.array import lsb_pass_updates, msb_pass_updates
 from sparqle_tvm.target.cost.baselines import array_of, dense_passes
 from sparqle_tvm.target.cost.tiling import Tiling
 from sparqle_tvm.target.isa.operands import Buffer
-from sparqle_tvm.target.op import DenseShape, Scheme
+from sparqle_tvm.target.op import DenseOp, Scheme
 
 if TYPE_CHECKING:
     from sparqle_tvm.target.simulator import SimResult
@@ -105,7 +105,7 @@ NAMES = tuple(field.name for field in fields(Events))
 
 
 def op_events(
-    shape: DenseShape,
+    shape: DenseOp,
     nnz: RowNnz,
     tiling: Tiling,
     accelerator: Accelerator,
@@ -116,7 +116,7 @@ def op_events(
 
     Parameters
     ----------
-    shape : DenseShape
+    shape : DenseOp
         The op.
     nnz : RowNnz
         Stored MSB digits of its activations; only ``sparqle`` depends on them.
@@ -129,7 +129,7 @@ def op_events(
     block_rows : int
         Rows that are sorted together, 0: none.
     """
-    slices = shape.weight_slices(accelerator.digit_bits)
+    slices = shape.weight_slices
     array = array_of(accelerator, scheme)
     passes = dense_passes(scheme)
     products = shape.macs * slices
@@ -155,7 +155,7 @@ def op_events(
 
 
 def _buffer_bytes(
-    shape: DenseShape,
+    shape: DenseOp,
     nnz: RowNnz,
     tiling: Tiling,
     accelerator: Accelerator,
@@ -164,7 +164,7 @@ def _buffer_bytes(
     block_rows: int,
 ) -> dict[str, int]:
     """Traffic of the buffers by the rule of `simulator.counts.Counts`."""
-    slices = shape.weight_slices(accelerator.digit_bits)
+    slices = shape.weight_slices
     blocks = math.ceil(shape.n / accelerator.cols) * slices
     row_groups = math.ceil(shape.m / accelerator.rows)
     digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
@@ -198,7 +198,7 @@ def simulated_events(result: SimResult) -> Events:
         cycles=result.total_cycles,
         lsb_products=counts.lsb.macs,
         msb_products=counts.msb.macs,
-        selected_products=counts.msb.macs if result.steps.header.scheme == "sparqle" else 0,
+        selected_products=counts.msb.macs if result.steps.header.op.scheme == "sparqle" else 0,
         accumulator_updates=counts.lsb.accumulator_updates + counts.msb.accumulator_updates,
         scale_operations=counts.scale_operations,
         find_first_steps=counts.find_first_steps,

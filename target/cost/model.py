@@ -18,7 +18,7 @@ from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
 from sparqle_tvm.target.cost.choice import NO_CHOICE, EncodeChoice
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
-from sparqle_tvm.target.op import DenseShape, Scheme
+from sparqle_tvm.target.op import DenseOp, Scheme
 
 
 class CountedOp(Protocol):
@@ -61,7 +61,7 @@ class EncodedActivation:
         Stored MSB digits of each token.
     window : {"signed", "unsigned"}
         Window of the encoding.
-    consumers : tuple of DenseShape
+    consumers : tuple of DenseOp
         The dense ops; their `m` and `k` are those of `nnz`.
     choice : EncodeChoice
         Whether it has factors and bands.
@@ -70,7 +70,7 @@ class EncodedActivation:
     label: str
     nnz: RowNnz
     window: str
-    consumers: tuple[DenseShape, ...]
+    consumers: tuple[DenseOp, ...]
     choice: EncodeChoice = NO_CHOICE
 
     @property

@@ -13,7 +13,7 @@ import numpy as np
 
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
-from sparqle_tvm.target.op import DenseShape, Scheme
+from sparqle_tvm.target.op import DenseOp, Scheme
 
 # DMA descriptors of the planes of a tile: LSB, bitmap, MSB, or one of whole values.
 PLANE_DESCRIPTORS: dict[Scheme, int] = {"sparqle": 3, "dense": 1, "native": 1, "a4": 1}
@@ -43,7 +43,7 @@ class OpLoads:
 
     Attributes
     ----------
-    shape : DenseShape
+    shape : DenseOp
         The op.
     accelerator : Accelerator
         Bandwidth, and cycles of a descriptor.
@@ -58,7 +58,7 @@ class OpLoads:
         All bytes of encoded outputs; 0: outputs are floats.
     """
 
-    shape: DenseShape
+    shape: DenseOp
     accelerator: Accelerator
     scheme: Scheme
     activation_bytes: int

@@ -22,7 +22,7 @@ from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_cycles
 from sparqle_tvm.target.cost.baselines import array_of, dense_passes
 from sparqle_tvm.target.cost.pipeline import OpLoads, Pipeline, activations_outer
-from sparqle_tvm.target.op import DenseShape, Scheme
+from sparqle_tvm.target.op import DenseOp, Scheme
 
 FIRST_CANDIDATES = 16
 """Tilings of a K chunk whose cost is found first, those with the smallest lower bound."""
@@ -96,7 +96,7 @@ class Tiling:
 
 
 def choose_tilings(
-    shapes: Sequence[DenseShape], accelerator: Accelerator, scheme: Scheme
+    shapes: Sequence[DenseOp], accelerator: Accelerator, scheme: Scheme
 ) -> tuple[Tiling, ...]:
     """Choose tiles for the dense ops that read one encoding.
 
@@ -107,7 +107,7 @@ def choose_tilings(
 
     Parameters
     ----------
-    shapes : sequence of DenseShape
+    shapes : sequence of DenseOp
         The ops; `m` and `k` are the same in all.
     accelerator : Accelerator
         The array and its buffers.
@@ -117,14 +117,14 @@ def choose_tilings(
     Raises
     ------
     TargetError
-        If the smallest tile does not fit a buffer.
+        If the smallest tile does not fit a buffer, or digits have not the width of the array.
     """
     return _choose_tilings(tuple(shapes), accelerator, scheme)
 
 
 @lru_cache(maxsize=4096)
 def _choose_tilings(
-    shapes: tuple[DenseShape, ...], accelerator: Accelerator, scheme: Scheme
+    shapes: tuple[DenseOp, ...], accelerator: Accelerator, scheme: Scheme
 ) -> tuple[Tiling, ...]:
     lanes = array_of(accelerator, scheme).lanes
     unit = math.lcm(8, lanes, *(max(s.group_size, 1) for s in shapes))
@@ -142,14 +142,14 @@ def _choose_tilings(
 
 
 def tiling_of_chunk(
-    shape: DenseShape, k_chunk: int, accelerator: Accelerator, scheme: Scheme
+    shape: DenseOp, k_chunk: int, accelerator: Accelerator, scheme: Scheme
 ) -> Tiling:
     """The best tiles of a dense op for a given K chunk.
 
     Raises
     ------
     TargetError
-        If no tile with that chunk fits the buffers.
+        If no tile with that chunk fits the buffers, or digits have not the width of the array.
     """
     costs, tilings = _search(shape, np.array([k_chunk]), accelerator, scheme)
     if not np.isfinite(costs[0]):
@@ -162,7 +162,7 @@ def tiling_of_chunk(
 
 @lru_cache(maxsize=4096)
 def choose_drained(
-    shape: DenseShape, k_chunk: int, readers: tuple[DenseShape, ...], accelerator: Accelerator
+    shape: DenseOp, k_chunk: int, readers: tuple[DenseOp, ...], accelerator: Accelerator
 ) -> Tiling:
     """Choose tiles for a dense op that encodes its outputs.
 
@@ -172,11 +172,11 @@ def choose_drained(
 
     Parameters
     ----------
-    shape : DenseShape
+    shape : DenseOp
         The op.
     k_chunk : int
         Its own K chunk.
-    readers : tuple of DenseShape
+    readers : tuple of DenseOp
         The ops that read its outputs: their `k` is its `n`.
     accelerator : Accelerator
         The array and its buffers.
@@ -206,7 +206,7 @@ def choose_drained(
 
 
 def _search(
-    shape: DenseShape,
+    shape: DenseOp,
     chunks: NDArray[np.int64],
     accelerator: Accelerator,
     scheme: Scheme,
@@ -216,6 +216,11 @@ def _search(
 
     With `out_chunk`, outputs are encoded: tiles of so many channels, which are the outer loop.
     """
+    if shape.digit_bits != accelerator.digit_bits:
+        raise TargetError(
+            f"{shape.label!r} has digits of {shape.digit_bits} bits, accelerator "
+            f"{accelerator.name!r} of {accelerator.digit_bits}"
+        )
     # Axes: (chunk, row tile, column tile, loop order).
     row_sizes, col_sizes = (
         _tile_sizes(shape.m, accelerator.rows),
@@ -277,7 +282,7 @@ def _cheapest(
 
 
 def _worst_loads(
-    shape: DenseShape, accelerator: Accelerator, scheme: Scheme, out_chunk: int
+    shape: DenseOp, accelerator: Accelerator, scheme: Scheme, out_chunk: int
 ) -> OpLoads:
     encoded = 0
     if out_chunk:
@@ -313,7 +318,7 @@ def _static_cycles(loads: OpLoads, tile: tuple[Any, Any, Any], rows_outer: Any, 
     """
     shape, accelerator = loads.shape, loads.accelerator
     blocks = _ceil_div(shape.m, accelerator.rows) * _ceil_div(shape.n, accelerator.cols)
-    waits = blocks * shape.weight_slices(accelerator.digit_bits) if loads.scheme == "sparqle" else 0
+    waits = blocks * shape.weight_slices if loads.scheme == "sparqle" else 0
     mma_cycles = passes + waits * _ceil_div(shape.k, tile[2])
     pipeline = Pipeline.of_op(loads, tile, rows_outer, mma_cycles=mma_cycles)
     return pipeline.total_cycles + np.minimum(pipeline.dma_cycles, mma_cycles)

@@ -27,6 +27,10 @@ SWIGLU_OPS = 5
 RESIDUAL_OPS = 1
 
 
+KV_BITS = (4, 8, 16)
+"""Widths of a cached key or value: integers of 4 or 8 bits, or float16."""
+
+
 @dataclass(frozen=True)
 class TransformerShape:
     """Sizes of a llama-family decoder.
@@ -40,7 +44,7 @@ class TransformerShape:
     vocab : int
         Number of tokens.
     kv_bits : int
-        Bits of a key or value element in the cache.
+        Bits of a key or value element in the cache, one of `KV_BITS`.
     """
 
     layers: int
@@ -57,6 +61,11 @@ class TransformerShape:
         for name, value in vars(self).items():
             if value < 1:
                 raise InvalidArgumentError(f"transformer shape: {name} = {value} must be positive")
+        if self.kv_bits not in KV_BITS:
+            raise InvalidArgumentError(
+                f"kv_bits = {self.kv_bits} must be one of {', '.join(map(str, KV_BITS))}: integers "
+                "of 4 or 8 bits, or float16"
+            )
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ class Tensor(IntEnum):
     GROUP_SUMS (M, K/g) int16, or int32 if g >= 256. WGT (N, K) packed at `weight_bits`, low
     element first. W_SCALE (N, K/g) float16 or (N,) float32. W_MIN (N, K/g) float16. OFFSET (N,)
     float64 with groups, else int32. OUT (M, N) int32 or float32. ROW_ORDER (M,) uint16, or int32
-    if `m_max` > 2^16: with `block_rows`, all tensors of activations lie in this order, that is
+    if `DenseOp.m` > 2^16: with `block_rows`, all tensors of activations lie in this order, that is
     their row i is row ROW_ORDER[i] of OUT.
 
-    Encoded outputs (`Header.output`): OUT_LSB, OUT_PBM, OUT_MSB and OUT_MSB_PTR have the formats of
-    LSB, PBM, MSB and MSB_PTR with K = N and chunks of `Header.out_chunk`, so that they are the
+    Encoded outputs (`DenseOp.output`): OUT_LSB, OUT_PBM, OUT_MSB and OUT_MSB_PTR have the formats
+    of LSB, PBM, MSB and MSB_PTR with K = N and chunks of `DenseOp.out_chunk`, so that they are the
     inputs of a next program as they are. OUT_SCALE (1,) float32 is no tensor in DRAM but an
     argument of the launch, as M is: STORE has it in a register.
     """

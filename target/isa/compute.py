@@ -45,8 +45,8 @@ def step_spans(header: Header, k: int, row_split: int) -> list[tuple[int, int, i
     group begins a new span within its segment.
     """
     width = header.accelerator.lanes * int(split_steps(header, k, row_split))
-    alone = header.group_size and not header.accelerator.msb_across_groups
-    group = header.group_size if alone else k
+    alone = header.op.group_size and not header.accelerator.msb_across_groups
+    group = header.op.group_size if alone else k
     cuts = sorted({*range(0, k, width), *range(0, k, group), k})
     return [(begin // width, begin, end) for begin, end in itertools.pairwise(cuts)]
 
@@ -118,7 +118,7 @@ class MmaLsb(Instruction):
         """Cycles, see the class."""
         accelerator = header.accelerator
         groups = int(ceil_div(m, accelerator.rows))
-        blocks = int(ceil_div(n, accelerator.cols)) * header.weight_slices
+        blocks = int(ceil_div(n, accelerator.cols)) * header.op.weight_slices
         steps = dense_span_steps(header, k, row_split)
         return groups * blocks * steps + reduction_cycles(header, n, row_split)
 
@@ -169,7 +169,7 @@ class MmaMsb(Instruction):
         for segment, begin, end in step_spans(header, k, row_split):
             segments[:, segment] += ceil_div(np.count_nonzero(bits[:, begin:end], axis=1), lanes)
         slowest = np.maximum.reduceat(segments.max(axis=1), np.arange(0, m, rows))
-        blocks = int(ceil_div(n, header.accelerator.cols)) * header.weight_slices
+        blocks = int(ceil_div(n, header.accelerator.cols)) * header.op.weight_slices
         return blocks * int(slowest.sum()) + reduction_cycles(header, n, row_split)
 
 
@@ -254,7 +254,7 @@ class Drain(Instruction):
     acc : Address
         Accumulators (m, n), as the MMAs made them.
     row : Address or None
-        Row parameters in ACT as LD.ROW loaded them, scales first; None if not `Header.scaled`.
+        Row parameters in ACT as LD.ROW loaded them, scales first; None if not `DenseOp.scaled`.
     chn : Address or None
         Channel parameters in WGT as LD.CHN loaded them; None if `Header.channel_bytes` is 0.
     m, n : Extent
@@ -297,7 +297,7 @@ class StOut(Instruction):
         Rows and channels.
     order : Address or None
         Row parameters in ACT as LD.ROW loaded them for just these rows; None without
-        `Header.block_rows`.
+        `DenseOp.block_rows`.
     """
 
     OPCODE: ClassVar[int] = 18
@@ -315,7 +315,7 @@ class StOut(Instruction):
     @classmethod
     def dram_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
         """Bytes moved to DRAM."""
-        if not header.block_rows:
+        if not header.op.block_rows:
             return rows * cols * header.output_bytes
         return rows * burst_bytes(cols * header.output_bytes)
 
@@ -329,7 +329,7 @@ class StOut(Instruction):
 class StEnc(Instruction):
     """Store drained outputs (rows, cols) encoded: LSB digits, bitmap, MSB digits, pointers.
 
-    Digits are those of `Header.out_window`. LSB digits and bits go to OUT_LSB and OUT_PBM at
+    Digits are those of `DenseOp.out_window`. LSB digits and bits go to OUT_LSB and OUT_PBM at
     (row, col). MSB digits that are not zero are appended to OUT_MSB, row by row, each row padded
     to a byte; behind each group of `accelerator.rows` rows the end is noted in OUT_MSB_PTR. So
     tiles come in the order of the stream: chunk by chunk of `out_chunk` columns, which a tile has
@@ -363,7 +363,7 @@ class StEnc(Instruction):
     @classmethod
     def lsb_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
         """Bytes of the LSB digits, and at most those of the MSB digits."""
-        return rows * ceil_div(cols * header.digit_bits, 8)
+        return rows * ceil_div(cols * header.op.digit_bits, 8)
 
     @classmethod
     def pbm_bytes(cls, rows: Any, cols: Any) -> Any:
@@ -402,5 +402,5 @@ def stream_order(header: Header, m: int, row: Any, rows: Any, col: Any) -> Any:
     -------
     ndarray of bool, shape (tiles,)
     """
-    place = col // header.out_chunk * m + row
-    return (col % header.out_chunk == 0) & (np.cumsum(rows) - rows == place)
+    place = col // header.op.out_chunk * m + row
+    return (col % header.op.out_chunk == 0) & (np.cumsum(rows) - rows == place)

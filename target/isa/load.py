@@ -76,7 +76,7 @@ class LdLsb(TileLoad):
     @classmethod
     def row_bytes(cls, header: Header, cols: Any) -> Any:
         """``ceil(cols * k / 8)``."""
-        return ceil_div(cols * header.digit_bits, 8)
+        return ceil_div(cols * header.op.digit_bits, 8)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class LdMsb(TileLoad):
     @classmethod
     def row_bytes(cls, header: Header, cols: Any) -> Any:
         """``ceil(cols * k / 8)``, if all digits are stored."""
-        return ceil_div(cols * header.digit_bits, 8)
+        return ceil_div(cols * header.op.digit_bits, 8)
 
     @classmethod
     def dram_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
@@ -129,7 +129,7 @@ class LdSum(TileLoad):
     @classmethod
     def row_bytes(cls, header: Header, cols: Any) -> Any:
         """``ceil(cols / g) * sum_bytes``."""
-        return ceil_div(cols, max(header.group_size, 1)) * header.sum_bytes
+        return ceil_div(cols, max(header.op.group_size, 1)) * header.sum_bytes
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class LdWgt(TileLoad):
     @classmethod
     def row_bytes(cls, header: Header, cols: Any) -> Any:
         """``ceil(cols * weight_bits / 8)``."""
-        return ceil_div(cols * header.weight_bits, 8)
+        return ceil_div(cols * header.op.weight_bits, 8)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class LdGrp(TileLoad):
     @classmethod
     def row_bytes(cls, header: Header, cols: Any) -> Any:
         """``ceil(cols / g) * 2``, twice with minima."""
-        return ceil_div(cols, max(header.group_size, 1)) * (4 if header.has_min else 2)
+        return ceil_div(cols, max(header.op.group_size, 1)) * (4 if header.op.has_min else 2)
 
 
 @dataclass(frozen=True)
@@ -198,12 +198,12 @@ class LdAct(Instruction):
     @classmethod
     def plane_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
         """Bytes of one plane on chip."""
-        return rows * ceil_div(cols * header.digit_bits, 8)
+        return rows * ceil_div(cols * header.op.digit_bits, 8)
 
     @classmethod
     def dram_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
         """Bytes moved from DRAM."""
-        return rows * ceil_div(cols * 2 * header.digit_bits, 8)
+        return rows * ceil_div(cols * 2 * header.op.digit_bits, 8)
 
     def operands(self) -> str:
         """``lsb, msb <- ACT[row +rows, col +cols]``."""

@@ -15,14 +15,15 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
-from sparqle_tvm.errors import ProgramError, TargetError
+from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.isa import Instruction, read_instruction
 from sparqle_tvm.target.isa.header import Allocation, Header
 from sparqle_tvm.target.isa.operands import Buffer, Reader
+from sparqle_tvm.target.op import DenseOp
 
 MAGIC = b"SPQP"
 VERSION = 2
@@ -30,6 +31,9 @@ VERSION = 2
 _PREFIX = struct.Struct("<4sHQ")
 _COUNT = struct.Struct("<I")
 _DIGEST_BYTES = hashlib.sha256().digest_size
+# Fields of the op that have other names in the file.
+_OP_KEYS = {"m": "m_max", "n": "out_features", "k": "in_features"}
+_MALFORMED = (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
 
 
 def pack(header: Header, instructions: tuple[Instruction, ...]) -> bytes:
@@ -99,22 +103,33 @@ def _read_count(reader: Reader) -> int:
 
 
 def _header_json(header: Header) -> dict[str, Any]:
-    return {
-        **{f.name: getattr(header, f.name) for f in fields(Header)},
+    op = {_OP_KEYS.get(name, name): value for name, value in asdict(header.op).items()}
+    # The machine tells the width of digits.
+    del op["digit_bits"]
+    return op | {
         "accelerator": asdict(header.accelerator),
+        "k_chunk": header.k_chunk,
         "allocations": [asdict(a) | {"buffer": a.buffer.name} for a in header.allocations],
+        "tokens": header.tokens,
     }
 
 
 def _read_header(text: bytes) -> Header:
     try:
         values = json.loads(text)
-        accelerator = Accelerator(**values["accelerator"])
+        accelerator = Accelerator(**values.pop("accelerator"))
         allocations = tuple(
-            Allocation(**(a | {"buffer": Buffer[a["buffer"]]})) for a in values["allocations"]
+            Allocation(**(a | {"buffer": Buffer[a["buffer"]]})) for a in values.pop("allocations")
         )
-        tokens = tuple(values["tokens"])
-        fixed = {"accelerator": accelerator, "allocations": allocations, "tokens": tokens}
-        return Header(**(values | fixed))
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, TargetError) as error:
+        k_chunk, tokens = values.pop("k_chunk"), tuple(values.pop("tokens"))
+        names = {key: name for name, key in _OP_KEYS.items()}
+        fields = {names.get(key, key): value for key, value in values.items()}
+        return Header(
+            accelerator=accelerator,
+            op=DenseOp(**fields, digit_bits=accelerator.digit_bits),
+            k_chunk=k_chunk,
+            allocations=allocations,
+            tokens=tokens,
+        )
+    except _MALFORMED as error:
         raise ProgramError(f"program has a malformed header: {error}") from error

@@ -43,11 +43,11 @@ def select(programs: Sequence[Program], rows: int) -> Program:
     ProgramError
         If no bucket is large enough.
     """
-    fitting = [program for program in programs if program.header.m_max >= rows]
+    fitting = [program for program in programs if program.header.op.m >= rows]
     if not fitting:
-        largest = max(program.header.m_max for program in programs)
+        largest = max(program.header.op.m for program in programs)
         raise ProgramError(
             f"{programs[0].header.label!r} was compiled for at most {largest} rows, {rows} came; "
             "run the tokens in parts"
         )
-    return min(fitting, key=lambda program: program.header.m_max)
+    return min(fitting, key=lambda program: program.header.op.m)

@@ -107,9 +107,9 @@ def place(instructions: tuple[Instruction, ...], rows: int) -> Iterator[Placed]:
 
 def expand(header: Header, instructions: tuple[Instruction, ...], rows: int) -> NDArray[np.int64]:
     """Expand a program, see `Program.bind`."""
-    if not 1 <= rows <= header.m_max:
+    if not 1 <= rows <= header.op.m:
         raise ProgramError(
-            f"program {header.label!r} takes 1 to {header.m_max} rows, it was bound to {rows}"
+            f"program {header.label!r} takes 1 to {header.op.m} rows, it was bound to {rows}"
         )
     trips = trip_counts(instructions, rows)
     steps = body_steps(instructions, trips)[-1]

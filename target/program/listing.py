@@ -22,21 +22,18 @@ def disassemble(header: Header, instructions: tuple[Instruction, ...]) -> str:
 
 
 def _header_lines(header: Header) -> Iterator[str]:
-    machine = header.accelerator
-    weights = f"{'' if header.weight_signed else 'u'}int{header.weight_bits} weights"
-    if header.group_size:
-        weights += f", a scale{' and a minimum' * header.has_min} per {header.group_size} along K"
+    machine, op = header.accelerator, header.op
+    weights = f"{'' if op.weight_signed else 'u'}int{op.weight_bits} weights"
+    if op.group_size:
+        weights += f", a scale{' and a minimum' * op.has_min} per {op.group_size} along K"
     yield f"; {header.label or 'unnamed'}"
-    yield (
-        f"; M <= {header.m_max}, N = {header.out_features}, K = {header.in_features} "
-        f"in chunks of {header.k_chunk}, out {header.output}"
-    )
-    offset = "with offset" if header.has_offset else "no offset"
-    yield f"; {header.scheme}, window {header.window}, {weights}, {offset}"
-    if header.output == "encoded":
+    yield (f"; M <= {op.m}, N = {op.n}, K = {op.k} in chunks of {header.k_chunk}, out {op.output}")
+    offset = "with offset" if op.has_offset else "no offset"
+    yield f"; {op.scheme}, window {op.window}, {weights}, {offset}"
+    if op.output == "encoded":
         yield (
-            f"; outputs in chunks of {header.out_chunk}, window {header.out_window}, "
-            f"zero {header.out_zero}, in [{header.out_low}, {header.out_high}]"
+            f"; outputs in chunks of {op.out_chunk}, window {op.out_window}, "
+            f"zero {op.out_zero}, in [{op.out_low}, {op.out_high}]"
         )
     yield (
         f"; {machine.name}: {machine.rows} x {machine.cols} PEs, "

@@ -23,7 +23,7 @@ from sparqle_tvm.target.program.structure import check_structure
 class Program:
     """A program: what it assumes, and its instructions.
 
-    One program serves every number of rows M from 1 to `header.m_max`.
+    One program serves every number of rows M from 1 to `header.op.m`.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Program:
         Raises
         ------
         ProgramError
-            If `rows` is not in 1 ... `header.m_max`, or there are too many steps.
+            If `rows` is not in 1 ... `header.op.m`, or there are too many steps.
         """
         return expand(self.header, self.instructions, rows)
 
@@ -97,7 +97,7 @@ class ProgramBuilder:
     >>> with b.loop("M", 64) as i:                              # doctest: +SKIP
     ...     b.wait(Queue.ACT_FREE)
     ...     b.emit(LdLsb(act.at((i,)), Affine.loop(i, 64), Extent(64, "M", Affine.loop(i, 64)),
-    ...                  Affine(), Extent(header.in_features)))
+    ...                  Affine(), Extent(header.op.k)))
     ...     b.signal(Queue.ACT_READY)
     """
 

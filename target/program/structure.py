@@ -152,30 +152,30 @@ def _numbers(value: Any) -> list[int]:
 
 def _format_problem(header: Header, instruction: Instruction) -> str | None:
     """Whether the header's scheme and formats have this instruction, with these operands."""
-    other = "dense" if header.scheme == "sparqle" else "sparqle"
+    other = "dense" if header.op.scheme == "sparqle" else "sparqle"
     sparqle = isinstance(instruction, LdLsb | LdPbm | LdMsb | MmaMsb)
-    if (header.scheme == "dense" and sparqle) or (
-        header.scheme == "sparqle" and isinstance(instruction, LdAct | MmaDns)
+    if (header.op.scheme == "dense" and sparqle) or (
+        header.op.scheme == "sparqle" and isinstance(instruction, LdAct | MmaDns)
     ):
-        return f"is of scheme {other}, the program of {header.scheme}"
-    if isinstance(instruction, LdGrp) and not header.group_size:
+        return f"is of scheme {other}, the program of {header.op.scheme}"
+    if isinstance(instruction, LdGrp) and not header.op.group_size:
         return "the weights have no groups"
-    if isinstance(instruction, LdSum | MmaMin) and not header.has_min:
+    if isinstance(instruction, LdSum | MmaMin) and not header.op.has_min:
         return "the weights have no minima"
     if isinstance(instruction, LdRow) and not header.row_bytes:
         return "the outputs need no parameters per row"
     if isinstance(instruction, StOut | StEnc):
-        encoded = header.output == "encoded"
+        encoded = header.op.output == "encoded"
         if encoded != isinstance(instruction, StEnc):
-            return f"outputs of this program are {header.output}"
+            return f"outputs of this program are {header.op.output}"
     if isinstance(instruction, LdChn) and not header.channel_bytes:
         return "the outputs need no parameters per channel"
     if isinstance(instruction, MmaLsb | MmaMsb | MmaDns):
-        return _presence("grp", instruction.grp, bool(header.group_size))
+        return _presence("grp", instruction.grp, bool(header.op.group_size))
     if isinstance(instruction, StOut):
-        return _presence("order", instruction.order, bool(header.block_rows))
+        return _presence("order", instruction.order, bool(header.op.block_rows))
     if isinstance(instruction, Drain):
-        return _presence("row", instruction.row, header.scaled) or _presence(
+        return _presence("row", instruction.row, header.op.scaled) or _presence(
             "chn", instruction.chn, bool(header.channel_bytes)
         )
     return None

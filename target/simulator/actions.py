@@ -111,7 +111,7 @@ def action_table(
     for tensor, array in tensors.items():
         begins[tensor] = array.ctypes.data
     table[:, x.DRAM] += begins[plan.tensor[order]]
-    if steps.header.output == "encoded":
+    if steps.header.op.output == "encoded":
         _fill_encoded(tensors, table, begins)
     offsets, scratch = aligned(steps.rows + 1, np.int64), aligned(plan.scratch, np.float64)
     return table, [*plan.pools.memory(), offsets, scratch]
@@ -138,8 +138,8 @@ def _plan(steps: Steps, schedule: Schedule, spec: ValueSpec) -> ActionPlan:
     _add_minima(b, pools)
     _add_stores(b)
     m, n = (np.concatenate([steps.get(c, o) for c in (MmaLsb, Drain)]).max(initial=1) for o in "mn")
-    groups = spec.groups(steps.header.in_features) if spec.grouped else 0
-    row_bytes = LdAct.dram_bytes(steps.header, 1, steps.header.in_features)
+    groups = spec.groups(steps.header.op.k) if spec.grouped else 0
+    row_bytes = LdAct.dram_bytes(steps.header, 1, steps.header.op.k)
     steps.memo["actions"] = plan = ActionPlan(
         sources=schedule.sources,
         spec=spec,
@@ -262,17 +262,17 @@ def _fill_encoded(tensors: dict[Tensor, NDArray[Any]], table: Int64s, begins: In
 def _add_parameter_loads(b: _Builder) -> None:
     """Loads that gather parts of two tensors, one behind the other, and row scales."""
     header = b.steps.header
-    if header.scaled and len(b.steps.of(LdRow)):
+    if header.op.scaled and len(b.steps.of(LdRow)):
         row, rows, dst = (b.get(LdRow, operand) for operand in ("row", "rows", "dst"))
-        for tensor in (Tensor.ACT_SCALE, Tensor.ROW_ORDER)[: 1 + (header.block_rows > 0)]:
+        for tensor in (Tensor.ACT_SCALE, Tensor.ROW_ORDER)[: 1 + (header.op.block_rows > 0)]:
             size = b.pitch(tensor)
             b.copy(LdRow, tensor, dst=dst, offset=size * row, nbytes=size * rows, rows=1)
             dst = dst + size * rows
-    if header.group_size and len(b.steps.of(LdGrp)):
+    if header.op.group_size and len(b.steps.of(LdGrp)):
         row, rows, dst = (b.get(LdGrp, operand) for operand in ("row", "rows", "dst"))
-        nbytes = 2 * ceil_div(b.get(LdGrp, "cols"), header.group_size)
-        begin = 2 * (b.get(LdGrp, "col") // header.group_size)
-        for i, tensor in enumerate((Tensor.W_SCALE, Tensor.W_MIN)[: 1 + header.has_min]):
+        nbytes = 2 * ceil_div(b.get(LdGrp, "cols"), header.op.group_size)
+        begin = 2 * (b.get(LdGrp, "col") // header.op.group_size)
+        for i, tensor in enumerate((Tensor.W_SCALE, Tensor.W_MIN)[: 1 + header.op.has_min]):
             b.copy(
                 *(LdGrp, tensor),
                 dst=dst + i * rows * nbytes,
@@ -282,8 +282,8 @@ def _add_parameter_loads(b: _Builder) -> None:
             )
     if len(b.steps.of(LdChn)):
         row, rows, dst = (b.get(LdChn, operand) for operand in ("row", "rows", "dst"))
-        parts = [Tensor.W_SCALE] if header.scaled and not header.group_size else []
-        parts += [Tensor.OFFSET] if header.has_offset else []
+        parts = [Tensor.W_SCALE] if header.op.scaled and not header.op.group_size else []
+        parts += [Tensor.OFFSET] if header.op.has_offset else []
         for tensor in parts:
             size = b.pitch(tensor)
             b.copy(LdChn, tensor, dst=dst, offset=size * row, nbytes=size * rows, rows=1)
@@ -308,7 +308,7 @@ def _add_dense_loads(b: _Builder) -> None:
 
 def _find_tiles(steps: Steps, schedule: Schedule, spec: ValueSpec) -> Pools:
     activations, weights, parameters = (Pool(steps, schedule) for _ in range(3))
-    dense = steps.header.scheme == "dense"
+    dense = steps.header.op.scheme == "dense"
     activations.add(MmaLsb, ACT_OPERAND, LdAct if dense else LdLsb, "m")
     activations.add(MmaMsb, ACT_OPERAND, LdPbm, "m")
     activations.add(MmaDns, ACT_OPERAND, LdAct, "m", write=1)
@@ -325,7 +325,7 @@ def _accumulators(b: _Builder, cls: InstructionClass, m: str, n: str) -> dict[in
 
 
 def _add_multiplies(b: _Builder, cls: InstructionClass, pools: Pools) -> None:
-    low = x.FLIPPED_PLANE if b.steps.header.window == "signed" else x.LSB_PLANE
+    low = x.FLIPPED_PLANE if b.steps.header.op.window == "signed" else x.LSB_PLANE
     plane = {MmaLsb: low, MmaMsb: x.SPARSE_PLANE, MmaDns: x.MSB_PLANE}[cls]
     operand = {MmaLsb: "lsb", MmaMsb: "pbm", MmaDns: "msb"}[cls]
     columns = {
@@ -364,18 +364,18 @@ def _add_stores(b: _Builder) -> None:
         **_accumulators(b, Drain, "m", "n"),
         x.DRAIN_ROW: np.maximum(b.get(Drain, "row"), 0),
         x.DRAIN_CHANNEL: np.maximum(b.get(Drain, "chn"), 0),
-        x.DRAIN_OFFSET: int(header.has_offset),
-        x.DRAIN_FLOAT: int(header.scaled),
-        x.DRAIN_ZERO: header.out_zero,
-        x.DRAIN_LOW: header.out_low,
-        x.DRAIN_HIGH: header.out_high,
+        x.DRAIN_OFFSET: int(header.op.has_offset),
+        x.DRAIN_FLOAT: int(header.op.scaled),
+        x.DRAIN_ZERO: header.op.out_zero,
+        x.DRAIN_LOW: header.op.out_low,
+        x.DRAIN_HIGH: header.op.out_high,
     }
     b.add(Drain, x.DRAIN, drains)
-    if header.output == "encoded":
+    if header.op.output == "encoded":
         _add_encoded_stores(b)
         return
     pitch = b.pitch(Tensor.OUT)
-    row = 0 if header.block_rows else b.get(StOut, "row")
+    row = 0 if header.op.block_rows else b.get(StOut, "row")
     stores = {
         **_accumulators(b, StOut, "rows", "cols"),
         x.DRAM: row * pitch + 4 * b.get(StOut, "col"),
@@ -389,10 +389,10 @@ def _add_stores(b: _Builder) -> None:
 
 def _add_encoded_stores(b: _Builder) -> None:
     header = b.steps.header
-    array_rows, k = header.accelerator.rows, header.digit_bits
+    array_rows, k = header.accelerator.rows, header.op.digit_bits
     row, col = b.get(StEnc, "row"), b.get(StEnc, "col")
     lsb_pitch, pbm_pitch = b.pitch(Tensor.OUT_LSB), b.pitch(Tensor.OUT_PBM)
-    groups = col // header.out_chunk * ceil_div(b.steps.rows, array_rows) + row // array_rows
+    groups = col // header.op.out_chunk * ceil_div(b.steps.rows, array_rows) + row // array_rows
     columns = {
         **_accumulators(b, StEnc, "rows", "cols"),
         x.DRAM: row * lsb_pitch + col * k // 8,
@@ -401,6 +401,6 @@ def _add_encoded_stores(b: _Builder) -> None:
         x.ENC_PBM_PITCH: pbm_pitch,
         x.ENC_POINTERS: 4 * groups,
         x.ENC_GROUP: array_rows,
-        x.ENC_BIAS: window_bias(k, header.out_window),
+        x.ENC_BIAS: window_bias(k, header.op.out_window),
     }
     b.add(StEnc, x.ENCODE, columns, Tensor.OUT_LSB)

@@ -205,9 +205,9 @@ def _loaded_bytes(steps: Steps, schedule: Schedule) -> tuple[dict[Tensor, int], 
     pointers = MSB_POINTER_BYTES * len(steps.of(LdMsb))
     # What is loaded in one transfer comes from up to two tensors.
     channels = int(steps.get(LdChn, "rows").sum())
-    scales = 4 * channels if header.scaled and not header.group_size else 0
+    scales = 4 * channels if header.op.scaled and not header.op.group_size else 0
     orders = header.order_bytes * int(steps.get(LdRow, "rows").sum())
-    minima = moved[LdGrp] // 2 if header.has_min else 0
+    minima = moved[LdGrp] // 2 if header.op.has_min else 0
     tensors = {
         Tensor.LSB: moved[LdLsb],
         Tensor.PBM: moved[LdPbm],
@@ -229,7 +229,7 @@ def _loaded_bytes(steps: Steps, schedule: Schedule) -> tuple[dict[Tensor, int], 
 
 def _stored_bytes(steps: Steps, schedule: Schedule) -> dict[Tensor, int]:
     """Bytes that the stores wrote to every tensor."""
-    if steps.header.output != "encoded":
+    if steps.header.op.output != "encoded":
         return {Tensor.OUT: int(schedule.dram_bytes[steps.of(StOut)].sum())}
     header, rows, cols = steps.header, steps.get(StEnc, "rows"), steps.get(StEnc, "cols")
     written = {
@@ -256,7 +256,7 @@ def _dense_plane(steps: Steps, schedule: Schedule, cls: InstructionClass) -> Pla
     widths, which = np.unique(k, return_inverse=True)
     per_row = [dense_span_steps(steps.header, int(width), 1) for width in widths]
     row_steps = np.array(per_row, dtype=np.int64)[which.reshape(-1)]
-    slices = steps.header.weight_slices
+    slices = steps.header.op.weight_slices
     macs, updates = int((m * n * k).sum()) * slices, int((m * n * row_steps).sum()) * slices
     return _plane(macs, _cycles(steps, schedule, cls), 0, updates, steps)
 
@@ -268,7 +268,7 @@ def _sparse_plane(steps: Steps, schedule: Schedule, digits: DigitTables) -> tupl
     stored = tile_sums(steps, LdPbm, digits.digits)[load]
     splits = np.searchsorted(steps.splits, steps.get(MmaMsb, "row_split"))
     waited = np.stack([tile_sums(steps, LdPbm, w) for w in digits.waited], axis=-1)
-    slices, lanes = header.weight_slices, header.accelerator.lanes
+    slices, lanes = header.op.weight_slices, header.accelerator.lanes
     macs = int((stored * n).sum()) * slices
     waiting = int((waited[load, splits] * n).sum()) * slices * lanes
     taken = np.stack([tile_sums(steps, LdPbm, s) for s in digits.steps], axis=-1)
@@ -279,7 +279,7 @@ def _sparse_plane(steps: Steps, schedule: Schedule, digits: DigitTables) -> tupl
 
 
 def _scale_operations(steps: Steps) -> int:
-    group = steps.header.group_size
+    group = steps.header.op.group_size
     if not group:
         return 0
     total = 0
@@ -306,7 +306,7 @@ def _count_multiply(
     machine = header.accelerator
     lengths = (steps.reads[at, :, 1] - steps.reads[at, :, 0]).T
     m, n = steps.get(cls, "m"), steps.get(cls, "n")
-    passes: Any = 1 if cls is MmaMin else ceil_div(n, machine.cols) * header.weight_slices
+    passes: Any = 1 if cls is MmaMin else ceil_div(n, machine.cols) * header.op.weight_slices
     stream = lengths[1]
     if cls is MmaMsb:
         stream = schedule.dram_bytes[schedule.sources[at, 1]] - MSB_POINTER_BYTES

@@ -62,17 +62,17 @@ def nnz_from_bitmap(pbm: NDArray[np.uint8], program: Program) -> RowNnz:
         What multiplies it.
     """
     header = program.header
-    last = header.in_features - (header.chunks - 1) * header.k_chunk
+    last = header.op.k - (header.chunks - 1) * header.k_chunk
     starts = {
         start
         for split in row_splits(program)
-        for k in (min(header.k_chunk, header.in_features), last)
+        for k in (min(header.k_chunk, header.op.k), last)
         for _, start, _ in step_spans(header, k, split)
     }
     if all(start % 8 == 0 for start in starts):
-        return RowNnz.from_pbm(pbm, header.in_features)
-    bits = np.unpackbits(pbm, axis=1, count=header.in_features, bitorder="little")
-    return RowNnz(bits, 1, header.in_features)
+        return RowNnz.from_pbm(pbm, header.op.k)
+    bits = np.unpackbits(pbm, axis=1, count=header.op.k, bitorder="little")
+    return RowNnz(bits, 1, header.op.k)
 
 
 def digit_tables(nnz: RowNnz, header: Header, splits: tuple[int, ...]) -> DigitTables:
@@ -92,15 +92,15 @@ def digit_tables(nnz: RowNnz, header: Header, splits: tuple[int, ...]) -> DigitT
     InvalidArgumentError
         If `nnz` is of another K, or counts more columns together than a PE row works on.
     """
-    if nnz.in_features != header.in_features:
+    if nnz.in_features != header.op.k:
         raise InvalidArgumentError(
-            f"{header.label!r} has K = {header.in_features}, the digits are of {nnz.in_features}"
+            f"{header.label!r} has K = {header.op.k}, the digits are of {nnz.in_features}"
         )
     counts = nnz.per_chunk(header.k_chunk).T
     steps = [_row_steps(nnz, header, split) for split in splits]
     return DigitTables(
         digits=_running(counts, header, "sum"),
-        nbytes=_running(ceil_div(counts * header.digit_bits, 8), header, "sum"),
+        nbytes=_running(ceil_div(counts * header.op.digit_bits, 8), header, "sum"),
         slowest=tuple(_running(s.max(axis=2), header, "max") for s in steps),
         waited=tuple(_waited(s, header) for s in steps),
         steps=tuple(_running(s.sum(axis=2), header, "sum") for s in steps),
@@ -143,12 +143,12 @@ def _row_steps(nnz: RowNnz, header: Header, split: int) -> NDArray[np.int64]:
     """Steps of every row and segment: int64 (chunks, M, split)."""
     lanes, unit = header.accelerator.lanes, nnz.unit
     result = np.zeros((header.chunks, nnz.rows, split), dtype=np.int64)
-    if split == 1 and (header.accelerator.msb_across_groups or not header.group_size):
+    if split == 1 and (header.accelerator.msb_across_groups or not header.op.group_size):
         result[:, :, 0] = ceil_div(nnz.per_chunk(header.k_chunk), lanes).T
         return result
     for chunk in range(header.chunks):
         begin = chunk * header.k_chunk
-        k = min(header.k_chunk, header.in_features - begin)
+        k = min(header.k_chunk, header.op.k - begin)
         segments, starts, _ = np.array(step_spans(header, k, split)).T
         if (begin % unit) or (starts % unit).any():
             raise InvalidArgumentError(

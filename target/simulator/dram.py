@@ -87,8 +87,8 @@ def tile_order(
     pointers : int32 (chunks * row groups + 1,)
         `Tensor.MSB_PTR`.
     """
-    k, rows = header.digit_bits, len(pbm)
-    counts = RowNnz.from_pbm(pbm, header.in_features).per_chunk(header.k_chunk)
+    k, rows = header.op.digit_bits, len(pbm)
+    counts = RowNnz.from_pbm(pbm, header.op.k).per_chunk(header.k_chunk)
     nbytes = ceil_div(counts.T * k, 8)
     ends = np.cumsum(nbytes)
     targets = aligned((rows, header.chunks), np.int64)
@@ -128,24 +128,24 @@ def activation_tensors(
         If `sliced` has another K, k or window than the op.
     """
     found = (sliced.shape[1], sliced.k, sliced.window)
-    expected = (header.in_features, header.digit_bits, header.window)
-    if found[:2] != expected[:2] or (header.scheme == "sparqle" and found != expected):
+    expected = (header.op.k, header.op.digit_bits, header.op.window)
+    if found[:2] != expected[:2] or (header.op.scheme == "sparqle" and found != expected):
         raise InvalidArgumentError(
             f"{header.label!r} takes activations of (K, k, window) = {expected}, got {found}"
         )
     tensors: dict[Tensor, NDArray[Any]] = {}
     if act_scale is not None:
         tensors[Tensor.ACT_SCALE] = np.ascontiguousarray(act_scale, np.float32).reshape(-1)
-    if header.has_min:
+    if header.op.has_min:
         dtype = np.int16 if header.sum_bytes == 2 else np.int32
-        tensors[Tensor.GROUP_SUMS] = sliced.group_sums(header.group_size).astype(dtype)
-    if header.scheme == "dense":
+        tensors[Tensor.GROUP_SUMS] = sliced.group_sums(header.op.group_size).astype(dtype)
+    if header.op.scheme == "dense":
         return {**tensors, Tensor.ACT: pack_activations(sliced.decode(), sliced.k)}
     tensors |= {Tensor.LSB: sliced.lsb, Tensor.PBM: sliced.pbm}
     order = None
-    if header.block_rows:
-        nnz = RowNnz.from_pbm(sliced.pbm, header.in_features)
-        order = nnz.order(header.block_rows, header.accelerator.lanes)
+    if header.op.block_rows:
+        nnz = RowNnz.from_pbm(sliced.pbm, header.op.k)
+        order = nnz.order(header.op.block_rows, header.accelerator.lanes)
     return plane_tensors(header, tensors, sliced.msb, sliced.row_ptr, order)
 
 
@@ -171,7 +171,7 @@ def plane_tensors(
     order : int32 (M,), optional
         Row numbers in the order of a program with `block_rows`; others take none.
     """
-    if header.block_rows:
+    if header.op.block_rows:
         if order is None or len(order) != len(row_ptr) - 1:
             raise InvalidArgumentError(f"{header.label!r} needs the order of its rows")
         row_ptr = np.append(row_ptr[:-1][order], row_ptr[-1])
@@ -194,7 +194,7 @@ def weight_tensors(
     weights : QuantizedWeights (N, K)
         Its weights.
     offset : int32 (N,), float64 with groups, optional
-        Its constants, if `Header.has_offset`.
+        Its constants, if `DenseOp.has_offset`.
 
     Raises
     ------
@@ -202,12 +202,12 @@ def weight_tensors(
         If shape, bits or groups are not those of the op, or there is an offset where it has none.
     """
     found = (weights.shape, weights.bits, weights.group_size, weights.minimum is not None)
-    shape = (header.out_features, header.in_features)
-    expected = (shape, header.weight_bits, header.group_size, header.has_min)
-    if (*found, offset is not None) != (*expected, header.has_offset):
+    shape = (header.op.n, header.op.k)
+    expected = (shape, header.op.weight_bits, header.op.group_size, header.op.has_min)
+    if (*found, offset is not None) != (*expected, header.op.has_offset):
         raise InvalidArgumentError(
             f"{header.label!r} takes weights of (shape, bits, group_size, minima) = {expected} "
-            f"and {'an' if header.has_offset else 'no'} offset, got {found} and "
+            f"and {'an' if header.op.has_offset else 'no'} offset, got {found} and "
             f"{'none' if offset is None else 'one'}"
         )
     tensors: dict[Tensor, NDArray[Any]] = {
@@ -223,36 +223,36 @@ def weight_tensors(
 
 def tensor_formats(header: Header, rows: int) -> dict[Tensor, tuple[tuple[int, ...], str]]:
     """Shape and dtype of every tensor of an op; MSB and OUT_MSB are at least as long as given."""
-    k, columns, channels = header.digit_bits, header.in_features, header.out_features
-    groups = ceil_div(columns, header.group_size) if header.group_size else 0
+    k, columns, channels = header.op.digit_bits, header.op.k, header.op.n
+    groups = ceil_div(columns, header.op.group_size) if header.op.group_size else 0
     row_groups = ceil_div(rows, header.accelerator.rows)
     formats: dict[Tensor, tuple[tuple[int, ...], str]] = {
-        Tensor.WGT: ((channels, plane_bytes(columns, header.weight_bits)), "uint8"),
+        Tensor.WGT: ((channels, plane_bytes(columns, header.op.weight_bits)), "uint8"),
     }
-    if header.output == "encoded":
+    if header.op.output == "encoded":
         formats |= _encoded_formats(header, rows)
     else:
-        formats[Tensor.OUT] = ((rows, channels), header.output)
-    if header.scheme == "dense":
+        formats[Tensor.OUT] = ((rows, channels), header.op.output)
+    if header.op.scheme == "dense":
         formats[Tensor.ACT] = ((rows, plane_bytes(columns, 2 * k)), "uint8")
     else:
         formats[Tensor.LSB] = ((rows, plane_bytes(columns, k)), "uint8")
         formats[Tensor.PBM] = ((rows, plane_bytes(columns, 1)), "uint8")
         formats[Tensor.MSB] = ((0,), "uint8")
         formats[Tensor.MSB_PTR] = ((header.chunks * row_groups + 1,), "int32")
-    if header.scaled:
+    if header.op.scaled:
         formats[Tensor.ACT_SCALE] = ((rows,), "float32")
-    if header.block_rows:
+    if header.op.block_rows:
         formats[Tensor.ROW_ORDER] = ((rows,), "uint16" if header.order_bytes == 2 else "int32")
-    if header.group_size:
+    if header.op.group_size:
         formats[Tensor.W_SCALE] = ((channels, groups), "float16")
-    elif header.scaled:
+    elif header.op.scaled:
         formats[Tensor.W_SCALE] = ((channels,), "float32")
-    if header.has_min:
+    if header.op.has_min:
         formats[Tensor.W_MIN] = ((channels, groups), "float16")
         formats[Tensor.GROUP_SUMS] = ((rows, groups), f"int{8 * header.sum_bytes}")
-    if header.has_offset:
-        formats[Tensor.OFFSET] = ((channels,), "float64" if header.group_size else "int32")
+    if header.op.has_offset:
+        formats[Tensor.OFFSET] = ((channels,), "float64" if header.op.group_size else "int32")
     return formats
 
 
@@ -262,7 +262,7 @@ OUTPUTS = (Tensor.OUT, Tensor.OUT_LSB, Tensor.OUT_PBM, Tensor.OUT_MSB, Tensor.OU
 
 def _encoded_formats(header: Header, rows: int) -> dict[Tensor, tuple[tuple[int, ...], str]]:
     """As `tensor_formats`, of encoded outputs; OUT_MSB as long as with every digit."""
-    k, channels, chunk = header.digit_bits, header.out_features, header.out_chunk
+    k, channels, chunk = header.op.digit_bits, header.op.n, header.op.out_chunk
     widths = [min(chunk, channels - begin) for begin in range(0, channels, chunk)]
     row_groups = ceil_div(rows, header.accelerator.rows)
     return {

@@ -33,10 +33,10 @@ def stored_digit_bytes(steps: Steps, nnz: RowNnz | None) -> Int64s:
     row, rows, col, cols = (steps.get(StEnc, o) for o in ("row", "rows", "col", "cols"))
     if nnz is None:
         return np.asarray(StEnc.lsb_bytes(header, rows, cols))
-    nbytes = ceil_div(nnz.per_chunk(header.out_chunk).T * header.digit_bits, 8)
+    nbytes = ceil_div(nnz.per_chunk(header.op.out_chunk).T * header.op.digit_bits, 8)
     running = np.zeros((nbytes.shape[0], nbytes.shape[1] + 1), dtype=np.int64)
     np.cumsum(nbytes, axis=1, out=running[:, 1:])
-    chunk = col // header.out_chunk
+    chunk = col // header.op.out_chunk
     return np.asarray(running[chunk, row + rows] - running[chunk, row])
 
 

@@ -76,26 +76,26 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
     from sparqle_tvm.target.simulator.values import check_planes, check_row_order, run_values
 
     header = program.header
-    activations = Tensor.ACT if header.scheme == "dense" else Tensor.PBM
+    activations = Tensor.ACT if header.op.scheme == "dense" else Tensor.PBM
     if activations not in tensors:
         raise InvalidArgumentError(f"{header.label!r} needs the tensor {activations.name}")
     rows = len(tensors[activations])
     checked = check_tensors(header, rows, tensors)
     steps = bind_steps(program, rows)
     digits = None
-    if header.scheme == "sparqle":
+    if header.op.scheme == "sparqle":
         nnz = nnz_from_bitmap(checked[Tensor.PBM], program)
         digits = digit_tables(nnz, header, steps.splits)
         check_planes(header, digits, checked)
     check_row_order(header, checked)
     when = schedule(steps, digits)
-    if header.output == "encoded":
+    if header.op.output == "encoded":
         _verify_once(steps)
     outputs = run_values(steps, when, checked)
     encoded = None
-    if header.output == "encoded":
+    if header.op.output == "encoded":
         encoded = outputs
-        stored = RowNnz.from_pbm(outputs[Tensor.OUT_PBM], header.out_features)
+        stored = RowNnz.from_pbm(outputs[Tensor.OUT_PBM], header.op.n)
         when = schedule(steps, digits, stored)
     counts, engines = count(steps, when, digits), engine_times(steps, when)
     output = outputs.get(Tensor.OUT)
@@ -136,18 +136,18 @@ def simulate_timing(
     header = program.header
     steps = bind_steps(program, rows)
     digits = None
-    if header.scheme == "sparqle":
+    if header.op.scheme == "sparqle":
         if nnz is None or nnz.rows != rows:
             given = "none" if nnz is None else f"those of {nnz.rows} rows"
             raise InvalidArgumentError(
                 f"{header.label!r} needs the stored digits of {rows} rows, got {given}"
             )
-        if header.block_rows:
-            nnz = nnz.sorted(header.block_rows, header.accelerator.lanes)
+        if header.op.block_rows:
+            nnz = nnz.sorted(header.op.block_rows, header.accelerator.lanes)
         digits = digit_tables(nnz, header, steps.splits)
-    if out_nnz is not None and (out_nnz.rows, out_nnz.in_features) != (rows, header.out_features):
+    if out_nnz is not None and (out_nnz.rows, out_nnz.in_features) != (rows, header.op.n):
         raise InvalidArgumentError(
-            f"{header.label!r} makes outputs ({rows}, {header.out_features}), out_nnz is of "
+            f"{header.label!r} makes outputs ({rows}, {header.op.n}), out_nnz is of "
             f"({out_nnz.rows}, {out_nnz.in_features})"
         )
     when = schedule(steps, digits, out_nnz)

@@ -61,14 +61,14 @@ class ValueSpec:
     def of(cls, header: Header) -> ValueSpec:
         """The spec of a program on this processor."""
         return cls(
-            k=header.digit_bits,
-            weight_bits=header.weight_bits,
-            weight_signed=header.weight_signed,
-            group_size=header.group_size,
-            has_min=header.has_min,
-            sum_bytes=header.sum_bytes if header.has_min else 0,
-            encoded=header.output == "encoded",
-            dot=choose_dot(host_features(), header.digit_bits),
+            k=header.op.digit_bits,
+            weight_bits=header.op.weight_bits,
+            weight_signed=header.op.weight_signed,
+            group_size=header.op.group_size,
+            has_min=header.op.has_min,
+            sum_bytes=header.sum_bytes if header.op.has_min else 0,
+            encoded=header.op.output == "encoded",
+            dot=choose_dot(host_features(), header.op.digit_bits),
         )
 
     @property

@@ -195,7 +195,7 @@ def _check_tile(steps: Steps, cls: InstructionClass, limit: int, columns: bool) 
     if columns:
         header = steps.header
         col, cols = steps.get(cls, "col"), steps.get(cls, "cols")
-        whole = np.minimum(header.k_chunk, header.in_features - col)
+        whole = np.minimum(header.k_chunk, header.op.k - col)
         holds = (col >= 0) & (col % header.k_chunk == 0) & (cols == whole) & (cols >= 1)
         steps.require(cls, holds, f"columns are not a chunk of {header.k_chunk}")
 
@@ -217,7 +217,7 @@ def _range(
 
 def _place_tile_load(steps: Steps, cls: type[TileLoad]) -> None:
     weights = cls in (LdWgt, LdGrp)
-    _check_tile(steps, cls, steps.header.out_features if weights else steps.rows, columns=True)
+    _check_tile(steps, cls, steps.header.op.n if weights else steps.rows, columns=True)
     if cls in (LdPbm, LdMsb):
         array_rows = steps.header.accelerator.rows
         row, rows = steps.get(cls, "row"), steps.get(cls, "rows")
@@ -237,7 +237,7 @@ def _place_other_loads(steps: Steps) -> None:
     _check_tile(steps, LdRow, steps.rows, columns=False)
     nbytes = LdRow.onchip_bytes(header, steps.get(LdRow, "rows"))
     steps.writes[steps.of(LdRow), 0] = _range(steps, LdRow, "dst", Buffer.ACT, nbytes)
-    _check_tile(steps, LdChn, header.out_features, columns=False)
+    _check_tile(steps, LdChn, header.op.n, columns=False)
     nbytes = LdChn.onchip_bytes(header, steps.get(LdChn, "rows"))
     steps.writes[steps.of(LdChn), 0] = _range(steps, LdChn, "dst", Buffer.WGT, nbytes)
 
@@ -245,7 +245,7 @@ def _place_other_loads(steps: Steps) -> None:
 def _accumulators(steps: Steps, cls: InstructionClass, rows: str, cols: str) -> Int64s:
     header, cell = steps.header, steps.header.accumulator_bytes
     m, n = steps.get(cls, rows), steps.get(cls, cols)
-    sizes = (m >= 1) & (m <= steps.rows) & (n >= 1) & (n <= header.out_features)
+    sizes = (m >= 1) & (m <= steps.rows) & (n >= 1) & (n <= header.op.n)
     steps.require(cls, sizes, f"{rows} or {cols} is no number of rows or channels")
     fits = m <= header.buffer_bytes(Buffer.ACC) // cell // np.maximum(n, 1)
     steps.require(cls, fits, "the accumulators do not fit ACC")
@@ -256,7 +256,7 @@ def _place_multiply(steps: Steps, cls: InstructionClass) -> None:
     header, at = steps.header, steps.of(cls)
     m, n, k = (steps.get(cls, operand) for operand in "mnk")
     steps.writes[at, 0] = _accumulators(steps, cls, "m", "n")
-    steps.require(cls, (k >= 1) & (k <= header.in_features), "k is no number of columns")
+    steps.require(cls, (k >= 1) & (k <= header.op.k), "k is no number of columns")
     split = steps.get(cls, "row_split")
     fits = (split == 1) | ((split > 1) & (m * split <= header.accelerator.rows))
     steps.require(cls, fits, f"row_split needs m * row_split <= {header.accelerator.rows}")
@@ -268,7 +268,7 @@ def _place_multiply(steps: Steps, cls: InstructionClass) -> None:
         "grp": (GRP_OPERAND, n * LdGrp.row_bytes(header, k)),
     }
     for operand, (position, nbytes) in operands.items():
-        if operand not in cls.TRACE or (operand == "grp" and not header.group_size):
+        if operand not in cls.TRACE or (operand == "grp" and not header.op.group_size):
             continue
         buffer = Buffer.WGT if position >= WGT_OPERAND else Buffer.ACT
         if cls is MmaDns and operand == "msb":
@@ -280,7 +280,7 @@ def _place_minima(steps: Steps) -> None:
     header, at = steps.header, steps.of(MmaMin)
     m, n, k = (steps.get(MmaMin, operand) for operand in "mnk")
     steps.writes[at, 0] = _accumulators(steps, MmaMin, "m", "n")
-    steps.require(MmaMin, (k >= 1) & (k <= header.in_features), "k is no number of columns")
+    steps.require(MmaMin, (k >= 1) & (k <= header.op.k), "k is no number of columns")
     sums, groups = m * LdSum.row_bytes(header, k), n * LdGrp.row_bytes(header, k)
     steps.reads[at, ACT_OPERAND] = _range(steps, MmaMin, "sum", Buffer.ACT, sums)
     steps.reads[at, GRP_OPERAND] = _range(steps, MmaMin, "grp", Buffer.WGT, groups)
@@ -290,7 +290,7 @@ def _place_store(steps: Steps) -> None:
     header, at = steps.header, steps.of(Drain)
     m, n = steps.get(Drain, "m"), steps.get(Drain, "n")
     steps.writes[at, 0] = _accumulators(steps, Drain, "m", "n")
-    if header.scaled:
+    if header.op.scaled:
         steps.reads[at, ACT_OPERAND] = _range(steps, Drain, "row", Buffer.ACT, 4 * m)
     if header.channel_bytes:
         nbytes = n * header.channel_bytes
@@ -298,14 +298,14 @@ def _place_store(steps: Steps) -> None:
     for cls in (StOut, StEnc):
         _check_tile(steps, cls, steps.rows, columns=False)
         col, cols = steps.get(cls, "col"), steps.get(cls, "cols")
-        inside = (col >= 0) & (cols >= 1) & (col + cols <= header.out_features)
-        steps.require(cls, inside, f"columns leave OUT, which has {header.out_features}")
+        inside = (col >= 0) & (cols >= 1) & (col + cols <= header.op.n)
+        steps.require(cls, inside, f"columns leave OUT, which has {header.op.n}")
         steps.reads[steps.of(cls), ACT_OPERAND] = _accumulators(steps, cls, "rows", "cols")
-    if header.block_rows:
+    if header.op.block_rows:
         nbytes = LdRow.onchip_bytes(header, steps.get(StOut, "rows"))
         order = _range(steps, StOut, "order", Buffer.ACT, nbytes)
         steps.reads[steps.of(StOut), ORDER_OPERAND] = order
-    if header.output == "encoded":
+    if header.op.output == "encoded":
         _check_stream(steps)
 
 
@@ -315,7 +315,7 @@ def _check_stream(steps: Steps) -> None:
     row, rows, col, cols = (steps.get(StEnc, o) for o in ("row", "rows", "col", "cols"))
     aligned = (row % unit == 0) & ((rows % unit == 0) | (row + rows == steps.rows))
     steps.require(StEnc, aligned, f"rows are not groups of {unit}")
-    whole = cols == np.minimum(header.out_chunk, header.out_features - col)
-    steps.require(StEnc, whole, f"columns are not a chunk of {header.out_chunk}")
+    whole = cols == np.minimum(header.op.out_chunk, header.op.n - col)
+    steps.require(StEnc, whole, f"columns are not a chunk of {header.op.out_chunk}")
     ordered = stream_order(header, steps.rows, row, rows, col)
     steps.require(StEnc, ordered, "not the next tile of the MSB stream")

@@ -107,7 +107,7 @@ def schedule(steps: Steps, digits: DigitTables | None, out_nnz: RowNnz | None = 
     costs = aligned((1, 1), np.int64, fill=0)
     if digits is not None:
         table, dram_bytes, costs = _with_digits(steps, fixed, digits)
-    if steps.header.output == "encoded" and out_nnz is not None:
+    if steps.header.op.output == "encoded" and out_nnz is not None:
         table, dram_bytes = _with_outputs(steps, table, dram_bytes, out_nnz)
     tokens = aligned_copy(np.array(steps.header.tokens), np.int64)
     times = aligned((len(steps), 4), np.int64)
@@ -221,7 +221,7 @@ def _fill_kinds(steps: Steps, table: Int64s) -> None:
         unit = reduction_cycles(header, 1, value)
         table[sparse[at], events.CYCLES] = blocks[at] * unit
     table[sparse, events.KIND] = events.SPARSE
-    table[sparse, events.BLOCKS] = blocks * header.weight_slices
+    table[sparse, events.BLOCKS] = blocks * header.op.weight_slices
     table[sparse, events.SPLIT] = np.searchsorted(steps.splits, split)
     table[:, events.COST] = -1
     table[steps.of(LdPbm), events.COST] = np.arange(len(steps.of(LdPbm)))
@@ -305,7 +305,7 @@ def _raise_for(steps: Steps, status: Int64s, times: Int64s) -> None:
 def _check_orders(steps: Steps, sources: Int64s) -> None:
     """Check that every ST.OUT of sorted rows has the numbers of just its rows."""
     at = steps.of(StOut)
-    if not steps.header.block_rows or not len(at):
+    if not steps.header.op.block_rows or not len(at):
         return
     source = sources[at, ORDER_OPERAND]
     loaded = (source >= 0) & np.isin(source, steps.of(LdRow))

@@ -31,8 +31,8 @@ def transport_order(
     row_ptr : int32 (M + 1,)
         Where rows begin.
     """
-    k, per_byte = header.digit_bits, 8 // header.digit_bits
-    counts = RowNnz.from_pbm(pbm, header.out_features).per_chunk(header.out_chunk)
+    k, per_byte = header.op.digit_bits, 8 // header.op.digit_bits
+    counts = RowNnz.from_pbm(pbm, header.op.n).per_chunk(header.op.out_chunk)
     nbytes = ceil_div(counts.T * k, 8)
     ends = np.cumsum(nbytes)
     begins = (ends.reshape(nbytes.shape) - nbytes).T

@@ -87,7 +87,7 @@ def check_planes(header: Header, digits: DigitTables, tensors: dict[Tensor, Any]
     InvalidArgumentError
         If they do not.
     """
-    if header.in_features % 8 and (tensors[Tensor.PBM][:, -1] >> header.in_features % 8).any():
+    if header.op.k % 8 and (tensors[Tensor.PBM][:, -1] >> header.op.k % 8).any():
         raise InvalidArgumentError(f"{header.label!r}: PBM has bits set behind the last column")
     pointers = tensors[Tensor.MSB_PTR].astype(np.int64)
     expected = np.diff(digits.nbytes, axis=1).reshape(-1)
@@ -111,11 +111,11 @@ def check_row_order(header: Header, tensors: dict[Tensor, Any]) -> None:
     InvalidArgumentError
         If it has not.
     """
-    if not header.block_rows or is_row_order(tensors[Tensor.ROW_ORDER], header.block_rows):
+    if not header.op.block_rows or is_row_order(tensors[Tensor.ROW_ORDER], header.op.block_rows):
         return
     raise InvalidArgumentError(
         f"{header.label!r}: ROW_ORDER does not have each row of every block of "
-        f"{header.block_rows} rows exactly once"
+        f"{header.op.block_rows} rows exactly once"
     )
 
 

@@ -59,11 +59,11 @@ def _extent_limit(run: Run, steps: Steps, name: str) -> int:
     """Extent of the tensor dimension behind an operand."""
     header = run.header
     if name == "k":
-        return header.in_features
+        return header.op.k
     if name == "cols":
-        return header.out_features if steps.cls in (StOut, StEnc) else header.in_features
+        return header.op.n if steps.cls in (StOut, StEnc) else header.op.k
     channels = name == "n" or (name == "rows" and steps.cls in (LdWgt, LdGrp, LdChn))
-    return header.out_features if channels else run.rows
+    return header.op.n if channels else run.rows
 
 
 def _check_tile(run: Run, steps: Steps) -> None:
@@ -84,7 +84,7 @@ def _check_tile(run: Run, steps: Steps) -> None:
     inside = (col >= 0) & (col + cols <= limit)
     _require(run, steps, inside, f"columns leave the tensor's {limit}", col, col + cols)
     if steps.cls is not StOut:
-        chunk = header.out_chunk if steps.cls is StEnc else header.k_chunk
+        chunk = header.op.out_chunk if steps.cls is StEnc else header.k_chunk
         whole = (col % chunk == 0) & (cols == np.minimum(chunk, limit - col))
         _require(run, steps, whole, f"not a whole chunk of {chunk} columns", col, col + cols)
 

@@ -75,7 +75,7 @@ class Touch:
             Tag.ROW: 4,
             Tag.ORDERED: 4,
             Tag.GRP: 2,
-            Tag.CHN: 8 if header.group_size else 4,
+            Tag.CHN: 8 if header.op.group_size else 4,
             Tag.ACC: header.accumulator_bytes,
         }
         return sizes.get(self.tag, 1)
@@ -162,13 +162,13 @@ PASSES: Mapping[type[Instruction], int] = MappingProxyType(
 def touches_of(header: Header, cls: type[Instruction]) -> tuple[Touch, ...]:
     """What a class touches in programs with this header: operands that are None do not count."""
     absent = set()
-    if not header.group_size:
+    if not header.op.group_size:
         absent.add("grp")
-    if cls is Drain and not header.scaled:
+    if cls is Drain and not header.op.scaled:
         absent.add("row")
     if not header.channel_bytes:
         absent.add("chn")
-    if not header.block_rows:
+    if not header.op.block_rows:
         absent.add("order")
     return tuple(touch for touch in TOUCHES.get(cls, ()) if touch.operand not in absent)
 
@@ -230,7 +230,7 @@ def touch_rows(header: Header, steps: Steps, touch: Touch) -> NDArray[np.int64]:
     table[:, TouchColumn.BUFFER] = buffer_of(steps.cls, touch.operand)
     table[:, TouchColumn.LO] = low
     table[:, TouchColumn.HI] = low + touch.nbytes(header, rows, cols)
-    ordered = touch.tag == Tag.ROW and header.block_rows
+    ordered = touch.tag == Tag.ROW and header.op.block_rows
     table[:, TouchColumn.TAG] = Tag.ORDERED if ordered else touch.tag
     table[:, TouchColumn.ROW] = steps[touch.row] if touch.row else zero
     table[:, TouchColumn.ROWS] = rows

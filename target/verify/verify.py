@@ -51,7 +51,7 @@ def verify(program: Program, rows: int | None = None) -> None:
     program : Program
         The program.
     rows : int or None
-        M. None: `header.m_max`, 1, and for each loop over M the first edges of its tiles
+        M. None: `header.op.m`, 1, and for each loop over M the first edges of its tiles
         (step - 1, step, step + 1, 2 * step + 1). What runs with another M is verified for it.
 
     Raises
@@ -65,11 +65,11 @@ def verify(program: Program, rows: int | None = None) -> None:
 
 def sample_rows(program: Program) -> list[int]:
     """Numbers of rows that `verify` looks at, ascending."""
-    samples = {1, program.header.m_max}
+    samples = {1, program.header.op.m}
     for loop in program.instructions:
         if isinstance(loop, Loop) and loop.limit == M:
             samples |= {loop.step - 1, loop.step, loop.step + 1, 2 * loop.step + 1}
-    return sorted(m for m in samples if 1 <= m <= program.header.m_max)
+    return sorted(m for m in samples if 1 <= m <= program.header.op.m)
 
 
 def _verify_run(run: Run) -> None:
@@ -80,7 +80,7 @@ def _verify_run(run: Run) -> None:
         check_bounds(run, steps)
     table = touch_table(run, classes)
     order, clocks = _schedule(run, table)
-    stores = classes.get(StEnc if run.header.output == "encoded" else StOut)
+    stores = classes.get(StEnc if run.header.op.output == "encoded" else StOut)
     if stores is None:
         raise ProgramError(f"program {run.header.label!r} stores nothing")
     if stores.cls is StEnc:
@@ -144,7 +144,7 @@ def _check_tiles(
     result = np.zeros(4, dtype=np.int64)
     rectangles, row_edges, column_edges = _output_map(run, stores)
     outs = np.zeros((len(row_edges) - 1, len(column_edges) - 1), dtype=np.int8)
-    needs = np.array([header.k_chunk, header.chunks, 1, 1, header.has_min], dtype=np.int64)
+    needs = np.array([header.k_chunk, header.chunks, 1, 1, header.op.has_min], dtype=np.int64)
     kernels()["check_tiles"](
         *(table.kinds, run.engines, table.args, order, clocks, table.firsts),
         *(table.touches.reshape(-1), rectangles, outs, new_table()),
@@ -176,7 +176,7 @@ def _output_map(
     row, col = stores["row"], stores["col"]
     row_end, col_end = row + stores["rows"], col + stores["cols"]
     row_edges = np.unique(np.concatenate([row, row_end, [0, run.rows]]))
-    col_edges = np.unique(np.concatenate([col, col_end, [0, run.header.out_features]]))
+    col_edges = np.unique(np.concatenate([col, col_end, [0, run.header.op.n]]))
     if len(row_edges) * len(col_edges) > _MAP_LIMIT:
         raise run.error(int(stores.index[0]), "the tiles stored are too irregular to be checked")
     bounds = [

@@ -115,7 +115,23 @@ def test_a_sample_holds_whole_rows_whatever_the_order(layer):
     assert set(one["up"].sample[:, UNCHANGED, 0].tolist()) <= counts
 
 
+@I.ir_module
+class Wide:
+    """The same with digits of 8 bits."""
+
+    @R.function
+    def main(q: R.Tensor(("n", 8), "int16")):
+        given = R.sparqle.encode(q, k=8, window="signed", label="wide")
+        acc = R.sparqle.split_dense(
+            given, R.const(W), R.const(np.zeros(3, np.int32)),
+            k=8, window="signed", in_features=8, weight_bits=8, label="wide",
+        )  # fmt: skip
+        return acc
+
+
 def test_what_cannot_be_collected(layer):
+    with pytest.raises(CalibrationError, match=r"wide has digits of 8 bits, .* int8 activations"):
+        Collector(Wide, "main")
     with pytest.raises(CalibrationError, match="function main has no quantized dense op"):
         Collector(Plain, "main")
     with pytest.raises(CalibrationError, match="nothing was run"):

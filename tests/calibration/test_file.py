@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from sparqle_tvm.calibration import Calibration
-from sparqle_tvm.calibration.budget import MeasuredLoss
-from sparqle_tvm.calibration.loss import LossIncrease
+from sparqle_tvm.calibration.loss import LossIncrease, MeasuredLoss
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
 
 MEASURED = MeasuredLoss("weights", 0.5, 0.9, LossIncrease(7, 2.0, 2.1, 0.05, 0.01, 0.02, 0.003))

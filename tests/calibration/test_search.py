@@ -10,12 +10,11 @@ import pytest
 from sparqle_tvm.calibration import Calibration, Search
 from sparqle_tvm.calibration.budget import (
     Budget,
-    MeasuredLoss,
     choose,
     nats_per_expected,
     parse_share,
 )
-from sparqle_tvm.calibration.loss import LossIncrease
+from sparqle_tvm.calibration.loss import LossIncrease, MeasuredLoss
 from sparqle_tvm.calibration.search import stream_shares
 from sparqle_tvm.calibration.statistics import (
     FACTORS,

@@ -11,40 +11,45 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_runner import GENERIC, NATIVE, panels, run_kernel, with_threads
 
-from sparqle_tvm.host.split_dense import DenseSpec, split_dense_kernel
+from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
 from sparqle_tvm.host.tiling import HostTile, host_tile
 from sparqle_tvm.numerics import slicing
+from sparqle_tvm.target.op import DenseOp
 
 TILE = host_tile(NATIVE)
 
 
-def spec_of(form: str, columns: int, channels: int, **changes: Any) -> DenseSpec:
-    group = 8 if form == "grouped" else 0
-    spec = DenseSpec(1, columns, channels, 4, 4, form, group, form == "grouped", None, TILE)
-    return replace(spec, **changes)
+def spec_of(form: str, columns: int, channels: int, **changes: Any) -> DenseKernel:
+    """A kernel with int32 outputs, a scale per channel, or groups with minima."""
+    grouped = form == "grouped"
+    op = DenseOp(1, channels, columns, output="int32" if form == "int32" else "float32")
+    op = replace(op, group_size=8 * grouped, has_min=grouped)
+    outside = {"scale_shape": None, "tile": TILE}
+    outside |= {name: changes.pop(name) for name in outside if name in changes}
+    return DenseKernel(replace(op, **changes), lead=1, **outside)
 
 
 class Problem:
     """Random operands of a kernel, with its exact result."""
 
-    def __init__(self, spec: DenseSpec, rows: int, window: str = "signed", seed: int = 0) -> None:
+    def __init__(self, spec: DenseKernel, rows: int, window: str = "signed", seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
-        k, shape = spec.k, (rows, spec.columns)
+        k, shape = spec.op.digit_bits, (rows, spec.op.k)
         low, high = -(2 ** (2 * k - 1)), slicing.max_exact(k, window)
         q = np.clip(np.rint(rng.standard_normal(shape) * high / 6), low, high)
         q[rng.random(shape) < 0.1] = rng.choice([low, high])
         self.q = q.astype("int16" if k == 8 else "int8")
-        bits = spec.weight_bits
+        bits = spec.op.weight_bits
         span = (-128, 128) if bits == 8 else (0, 2**bits)
-        self.w = rng.integers(*span, (spec.channels, spec.columns)).astype(np.int8)
+        self.w = rng.integers(*span, (spec.op.n, spec.op.k)).astype(np.int8)
         self.spec, self.window = spec, window
         self.sliced = slicing.encode(self.q, k=k, window=window)
         scale_shape = (rows, 1) if spec.scale_shape is None else spec.scale_shape
         self.act_scale = (rng.random(scale_shape) + 0.1).astype(np.float32)
-        scales = (spec.channels, spec.groups)
+        scales = (spec.op.n, max(spec.op.groups, 1))
         self.d = (rng.standard_normal(scales) * 0.01).astype(np.float16)
         self.m = (rng.standard_normal(scales) * 0.05).astype(np.float16)
-        self.w_scale = rng.standard_normal(spec.channels).astype(np.float32)
+        self.w_scale = rng.standard_normal(spec.op.n).astype(np.float32)
 
     def inputs(self) -> list[np.ndarray]:
         spec, sliced, cols = self.spec, self.sliced, self.spec.tile.cols
@@ -52,35 +57,39 @@ class Problem:
         msb = np.full(sliced.lsb.size, 0xAA, np.uint8)
         msb[: sliced.msb.size] = sliced.msb
         found = [sliced.lsb, sliced.pbm, msb, sliced.row_ptr]
-        weight, bias = panels(self.w, cols), slicing.bias_term(self.w, spec.k, self.window)
-        if spec.form == "int32":
+        weight, bias = (
+            panels(self.w, cols),
+            slicing.bias_term(self.w, spec.op.digit_bits, self.window),
+        )
+        if not spec.op.scaled:
             return [*found, weight, panels(bias, cols)]
-        if spec.form == "channel":
+        if not spec.op.group_size:
             return [*found, self.act_scale, weight, panels(self.w_scale, cols), panels(bias, cols)]
-        group_w = self.w.reshape(spec.channels, spec.groups, -1).sum(axis=2, dtype=np.int32)
-        offset = -slicing.window_bias(spec.k, self.window) * (group_w * self.d.astype("f8")).sum(1)
+        group_w = self.w.reshape(spec.op.n, max(spec.op.groups, 1), -1).sum(axis=2, dtype=np.int32)
+        bias = slicing.window_bias(spec.op.digit_bits, self.window)
+        offset = -bias * (group_w * self.d.astype("f8")).sum(1)
         found += [self.act_scale, weight, panels(self.d, cols, "float32"), panels(offset, cols)]
-        if spec.minimum:
-            found += [panels(self.m, cols, "float32"), self.sliced.group_sums(spec.group_size)]
+        if spec.op.has_min:
+            found += [panels(self.m, cols, "float32"), self.sliced.group_sums(spec.op.group_size)]
         return found
 
     def run(self, target: Any = NATIVE) -> np.ndarray:
-        shape = (self.q.shape[0], self.spec.channels)
+        shape = (self.q.shape[0], self.spec.op.n)
         kernel = split_dense_kernel(self.spec)
-        return run_kernel(kernel, self.inputs(), [(shape, self.spec.out_dtype)], target)[0]
+        return run_kernel(kernel, self.inputs(), [(shape, self.spec.op.out_dtype)], target)[0]
 
     def expected(self) -> np.ndarray:
         q, w = self.q.astype(np.int64), self.w.astype(np.int64)
-        if self.spec.form != "grouped":
+        if not self.spec.op.group_size:
             acc = (q @ w.T).astype(np.int32)
-            if self.spec.form == "int32":
+            if not self.spec.op.scaled:
                 return acc
             return (acc.astype(np.float32) * self.act_scale) * self.w_scale
         total = np.zeros((q.shape[0], w.shape[0]))
-        for g in range(self.spec.groups):
-            of = slice(g * self.spec.group_size, (g + 1) * self.spec.group_size)
+        for g in range(self.spec.op.groups):
+            of = slice(g * self.spec.op.group_size, (g + 1) * self.spec.op.group_size)
             total += (q[:, of] @ w[:, of].T) * self.d[:, g].astype(np.float64)
-            if self.spec.minimum:
+            if self.spec.op.has_min:
                 total += q[:, of].sum(1, keepdims=True) * self.m[:, g].astype(np.float64)
         return total.astype(np.float32) * self.act_scale
 
@@ -93,9 +102,9 @@ class Problem:
 def test_equals_the_integer_product(form: str, k: int, bits: int) -> None:
     # N is no multiple of a panel; K no multiple of a byte's digits where there are no groups.
     columns = 40 if form == "grouped" else 37
-    spec = spec_of(form, columns, 2 * TILE.cols + 5, k=k, weight_bits=bits, minimum=False)
+    spec = spec_of(form, columns, 2 * TILE.cols + 5, digit_bits=k, weight_bits=bits)
     if form == "grouped":
-        spec = replace(spec, minimum=bits == 4)
+        spec = replace(spec, op=replace(spec.op, has_min=bits == 4))
     for rows, window in [(0, "signed"), (1, "signed"), (1, "unsigned"), (7, "unsigned")]:
         Problem(spec, rows, window).check()
 

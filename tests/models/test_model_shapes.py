@@ -7,7 +7,7 @@ import pytest
 from sparqle_tvm.commands.estimate import MODEL_NAMES
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.models.shapes import LAYER_TYPES, MODELS, model_shape
-from sparqle_tvm.target.cost.vector import TransformerShape
+from sparqle_tvm.target.cost.vector import KV_BITS, TransformerShape
 
 # Dense weights and the embedding, in millions, as published; SmolLM2 and BitNet use the embedding
 # as output layer.
@@ -48,6 +48,21 @@ def test_layers_fit_together(name):
 def test_transformer_of_a_model():
     shape = MODELS["llama3-8b"].transformer(kv_bits=4)
     assert shape == TransformerShape(32, 4096, 14336, 32, 8, 128, 128256, 4)
+
+
+def test_positions():
+    found = {name: model.max_positions for name, model in MODELS.items()}
+    # Powers of two as published; BitNet 3B was trained with the shortest texts.
+    assert min(found, key=found.__getitem__) == "bitnet-3b"
+    assert all(n and not n & (n - 1) for n in found.values())
+
+
+@pytest.mark.parametrize("bits", [1, 2, 5, 32])
+def test_widths_of_the_cache(bits):
+    with pytest.raises(InvalidArgumentError, match=rf"kv_bits = {bits} must be .*4.*8.*16"):
+        MODELS["llama2-7b"].transformer(kv_bits=bits)
+    for known in KV_BITS:
+        assert MODELS["llama2-7b"].transformer(kv_bits=known).kv_bits == known
 
 
 def test_names():

@@ -13,6 +13,7 @@ from sparqle_tvm.numerics import (
     QuantizedWeights,
     check_weight_range,
     encode,
+    max_exact,
     pack_int4,
     quantize_per_tensor,
     quantize_per_token,
@@ -24,15 +25,20 @@ finite_floats = st.floats(-(2.0**100), 2.0**100, width=32)
 
 
 @settings(max_examples=60, deadline=None)
-@given(x=hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2), elements=finite_floats))
-def test_per_token_is_exact_in_the_signed_window(x):
-    q, scale = quantize_per_token(x)
-    assert (q.dtype, scale.dtype, scale.shape) == (np.int8, np.float32, (x.shape[0], 1))
-    assert np.abs(q.astype(np.int32)).max() <= 119
-    assert encode(q).saturated_count == 0
-    # Half a step, and one rounding of the quotient at magnitude 119.
+@given(
+    x=hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2), elements=finite_floats),
+    k=st.sampled_from([2, 4, 8]),
+)
+def test_per_token_is_exact_in_the_signed_window(x, k):
+    qmax = max_exact(k, "signed")
+    q, scale = quantize_per_token(x, qmax=qmax, k=k)
+    dtype = np.int16 if k == 8 else np.int8
+    assert (q.dtype, scale.dtype, scale.shape) == (dtype, np.float32, (x.shape[0], 1))
+    assert np.abs(q.astype(np.int32)).max() <= qmax
+    assert encode(q, k=k).saturated_count == 0
+    # Half a step, and one rounding of the quotient at magnitude qmax.
     error = np.abs(q * scale.astype(np.float64) - x)
-    assert (error <= scale.astype(np.float64) * (0.5 + 119 * 2**-22)).all()
+    assert (error <= scale.astype(np.float64) * (0.5 + qmax * 2**-22)).all()
 
 
 def test_per_token_by_hand():
@@ -79,6 +85,10 @@ def test_quantizers_refuse_wrong_arguments():
         quantize_per_token(x[:, :0])
     with pytest.raises(InvalidArgumentError, match="qmax must be 1 to 127"):
         quantize_per_token(x, qmax=128)
+    with pytest.raises(InvalidArgumentError, match="qmax must be 1 to 7"):
+        quantize_per_token(x, qmax=8, k=2)
+    with pytest.raises(InvalidArgumentError, match="k must be"):
+        quantize_per_token(x, k=3)
     for scale in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(InvalidArgumentError, match="scale must be positive and finite"):
             quantize_per_tensor(x, scale)

@@ -176,7 +176,9 @@ class Offloaded:
     def __init__(self, mod: Any, goal: str) -> None:
         offload = OffloadDense(TINY)
         self.run = Runnable(mod, BalanceRows(TINY, goal), offload)  # type: ignore[arg-type]
-        self.blocks = {program.header.block_rows for program in offload.library.programs.values()}
+        self.blocks = {
+            program.header.op.block_rows for program in offload.library.programs.values()
+        }
 
     def __call__(self, x: np.ndarray) -> tuple[np.ndarray, int]:
         """The result, and the array's cycles."""

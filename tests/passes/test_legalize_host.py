@@ -21,9 +21,10 @@ from sparqle_tvm.host.legalize import HOST_LEGALIZE_MAP
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import MatmulSpec
 from sparqle_tvm.host.panels import panel_matrix, panel_vector
-from sparqle_tvm.host.split_dense import DenseSpec, split_dense_kernel
+from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
 from sparqle_tvm.host.tiling import host_tile
 from sparqle_tvm.passes import LegalizeHost, PassReport
+from sparqle_tvm.target.op import DenseOp
 
 W = np.arange(-12, 12, dtype=np.int8).reshape(3, 8)
 BIAS = np.array([5, -7, 0], np.int32)
@@ -55,17 +56,8 @@ def expected() -> tvm.IRModule:
     v = relax.Var("v", relax.TensorType((3, 2), "float32"))
     encode = encode_kernel(EncodeSpec(1, 8, k=4, signed=False, group_size=0))
     dense = split_dense_kernel(
-        DenseSpec(
-            lead=1,
-            columns=8,
-            channels=3,
-            k=4,
-            weight_bits=8,
-            form="int32",
-            group_size=0,
-            minimum=False,
-            scale_shape=None,
-            tile=tile,
+        DenseKernel(
+            DenseOp(1, 3, 8, weight_bits=8, output="int32"), lead=1, scale_shape=None, tile=tile
         )
     )
     matmul = matmul_kernel(MatmulSpec((), (), 3, 2, "float32", "float32", "float32", tile))

@@ -21,7 +21,7 @@ from sparqle_tvm.passes import OffloadDense, PassReport
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.schedule import default_schedule
-from sparqle_tvm.target.compile.tir import DenseSpec
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program.bundle import PROGRAMS_FUNCTION, pack_bundle, unpack_bundle
 from sparqle_tvm.target.simulator import pack_weights
 
@@ -39,16 +39,17 @@ TINY = replace(
 BUCKETS = [1, 2, 4, 16, 64, 256, 1024, 4096]
 
 
-def programs_of(*specs: DenseSpec, label: str = "up") -> Any:
+def programs_of(*specs: DenseOp, label: str = "up") -> Any:
     """What the pass makes of these ops, as the array of its constant."""
-    made = [generate(default_schedule(spec, TINY), spec, TINY, label) for spec in specs]
+    named = [replace(spec, label=label) for spec in specs]
+    made = [generate(default_schedule(spec, TINY), spec, TINY) for spec in named]
     return np.frombuffer(pack_bundle(made), np.uint8)
 
 
 W = np.arange(-8, 8, dtype=np.int8).repeat(3).reshape(3, 16)
 BIAS = np.array([4, 0, -9], np.int32)
-INTEGER = DenseSpec(m=6, n=3, k=16, window="unsigned", has_offset=True, output="int32")
-GROUPED = DenseSpec(m=1, n=3, k=16, weight_bits=8, group_size=8, has_min=True, has_offset=True)
+INTEGER = DenseOp(m=6, n=3, k=16, window="unsigned", has_offset=True, output="int32")
+GROUPED = DenseOp(m=1, n=3, k=16, weight_bits=8, group_size=8, has_min=True, has_offset=True)
 PACKED = pack_weights(W, 4)
 INTEGER_PROGRAMS = programs_of(INTEGER)
 GROUPED_PROGRAMS = programs_of(*(replace(GROUPED, m=m) for m in BUCKETS))
@@ -272,14 +273,14 @@ def test_all_programs_can_be_reached() -> None:
     bundles = [field.value.numpy().tobytes() for field in fields]
     found = [program for bundle in bundles for program in unpack_bundle(bundle)]
     assert found == [*offload.library.programs.values(), *again.library.programs.values()]
-    assert [(p.header.m_max, p.header.out_features) for p in found] == [(2, 3), (2, 5), (3, 3)]
+    assert [(p.header.op.m, p.header.op.n) for p in found] == [(2, 3), (2, 5), (3, 3)]
 
 
 def test_symbolic_rows_have_a_program_per_bucket() -> None:
     offload = OffloadDense(TINY)
     (launch,) = launches(offload(dense_module((3, 16))))
     programs = unpack_bundle(operands_of(launch)[1].value.numpy().tobytes())
-    assert [program.header.m_max for program in programs] == BUCKETS
+    assert [program.header.op.m for program in programs] == BUCKETS
     assert [spec.m for spec, _ in offload.library.programs] == BUCKETS
     assert programs == tuple(offload.library.programs.values())
 

@@ -8,7 +8,7 @@ from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.energy_table import default_table
 from sparqle_tvm.target.cost.model import EncodedActivation, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 EDGE = PRESETS["sparqle/edge"]
 SHAPE = TransformerShape(layers=2, embed=64, ffn=96, heads=4, kv_heads=2, head_dim=16, vocab=50)
@@ -17,7 +17,7 @@ SHAPE = TransformerShape(layers=2, embed=64, ffn=96, heads=4, kv_heads=2, head_d
 def encoding(label: str, readers: dict[str, int], tokens: int, density: float) -> EncodedActivation:
     mask = np.random.default_rng(0).random((tokens, 64)) < density
     nnz = RowNnz.from_pbm(np.packbits(mask, axis=1, bitorder="little"), 64)
-    shapes = tuple(DenseShape(tokens, n, 64, 4, 32, True, name) for name, n in readers.items())
+    shapes = tuple(DenseOp(tokens, n, 64, 4, 32, True, name) for name, n in readers.items())
     return EncodedActivation(label, nnz, "signed", shapes)
 
 

@@ -125,9 +125,9 @@ def test_functions_that_share_their_weights(
 
 def test_functions_share_their_programs(grouped: Executable) -> None:
     headers = [program.header for program in grouped.programs]
-    assert all(sum(h.m_max == one.m_max for h in headers) == 2 for one in headers)
+    assert all(sum(h.op.m == one.op.m for h in headers) == 2 for one in headers)
     # `decode` made those of one row, and `prefill` took them.
-    labels = {h.label for h in headers if h.m_max == 1}
+    labels = {h.label for h in headers if h.op.m == 1}
     assert labels == {"decode_up", "decode_gate"}
     assert grouped.inspect_source() == "\n".join(p.disassemble() for p in grouped.programs)
 
@@ -192,7 +192,7 @@ def test_digits_and_weights_of_every_width(k: int, window: str, bits: int, group
     machine = replace(EDGE, name=f"edge of {k}", digit_bits=k)
     simulator = sparqle_tvm.compile(mod, machine, engine="simulator")
     (program,) = simulator.programs
-    assert (program.header.digit_bits, program.header.weight_bits) == (k, bits)
+    assert (program.header.op.digit_bits, program.header.op.weight_bits) == (k, bits)
     found = simulator["main"](q).numpy()
     exact = np.zeros((5, 7))
     size = group or 48
@@ -244,7 +244,7 @@ def test_launch_writes_its_last_operand(parameters: Executable) -> None:
     (record,) = records
     # The label is that of the call; the program may be another op's.
     assert (record.label, record.rows, record.program.header.label) == ("anything", 3, "up")
-    assert record.program.header.m_max == 4
+    assert record.program.header.op.m == 4
 
 
 def test_damaged_programs_are_refused_before_anything_is_written(parameters: Executable) -> None:

@@ -87,9 +87,9 @@ def test_a_symbolic_row_count_takes_the_smallest_program_that_fits(dynamic, rows
     found = dynamic["main"](*arguments).numpy()
     assert found.tobytes() == expected(*arguments).tobytes()
     (record,) = dynamic.profile()
-    buckets = sorted(program.header.m_max for program in dynamic.programs)
+    buckets = sorted(program.header.op.m for program in dynamic.programs)
     assert record.rows == rows
-    assert record.program.header.m_max == min(m for m in buckets if m >= rows)
+    assert record.program.header.op.m == min(m for m in buckets if m >= rows)
 
 
 @pytest.mark.parametrize("minimum", [False, True], ids=["scales", "minima"])
@@ -117,7 +117,7 @@ def test_an_inner_recording_takes_its_launches_from_the_outer_one(dynamic):
 
 
 def test_more_rows_than_any_program_holds(dynamic):
-    most = max(program.header.m_max for program in dynamic.programs)
+    most = max(program.header.op.m for program in dynamic.programs)
     with pytest.raises(ProgramError, match=f"'up' was compiled for at most {most} rows"):
         dynamic["main"](*operands(most + 1))
 

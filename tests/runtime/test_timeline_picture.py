@@ -16,8 +16,8 @@ from sparqle_tvm.runtime.timeline_picture import Span, draw_timeline, shares_of,
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.schedule import default_schedule
-from sparqle_tvm.target.compile.tir import DenseSpec
 from sparqle_tvm.target.isa.header import Engine
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.simulator import simulate_timing
 
 # Little memory, so that the op has many tiles.
@@ -32,8 +32,8 @@ ROWS, K = 48, 96
 
 @pytest.fixture(scope="module")
 def result():
-    spec = DenseSpec(m=ROWS, n=80, k=K)
-    program = generate(default_schedule(spec, SMALL), spec, SMALL, "up")
+    spec = DenseOp(m=ROWS, n=80, k=K, label="up")
+    program = generate(default_schedule(spec, SMALL), spec, SMALL)
     pbm = np.random.default_rng(0).integers(0, 256, (ROWS, K // 8)).astype(np.uint8)
     return simulate_timing(program, ROWS, RowNnz.from_pbm(pbm, K))
 

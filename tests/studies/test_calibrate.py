@@ -16,9 +16,10 @@ from sparqle_tvm.calibration.apply import CheckCalibration, select
 from sparqle_tvm.calibration.fisher import squared_gradients
 from sparqle_tvm.cli import main
 from sparqle_tvm.compiler import split_passes
-from sparqle_tvm.errors import CalibrationError, InvalidArgumentError, TextError
+from sparqle_tvm.errors import CalibrationError, InvalidArgumentError, TargetError, TextError
 from sparqle_tvm.frontend import from_gguf
-from sparqle_tvm.studies import pareto
+from sparqle_tvm.studies.pareto import pareto
+from sparqle_tvm.target.accelerator import PRESETS
 
 TEXT_TOKENS = 90
 
@@ -54,6 +55,12 @@ def test_the_command_writes_a_calibration_with_measured_losses(tiny, made):
     found = json.loads((tiny.folder / "calib.json").read_text())
     assert found["fingerprint"] == known.fingerprint and len(found["measured"]) == 3
     assert [e["label"] for e in found["encodings"]] == [e.label for e in known]
+
+
+def test_digits_of_another_width_are_refused(made):
+    wide = replace(PRESETS["sparqle/edge"], digit_bits=8)
+    with pytest.raises(TargetError, match=r"'sparqle/edge' has digits of 8 bits, .* int8"):
+        pareto(made, accelerator=wide)
 
 
 def test_points_of_the_curve(curve, tmp_path):

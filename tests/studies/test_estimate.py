@@ -150,16 +150,53 @@ def test_batch_shares_weights_but_not_keys():
 
 def test_digits_are_those_of_the_distribution():
     found = llama("prefill")
-    assert found.sparsity is measured()
+    assert found.sparsity is measured(4)
     kinds = {layer.layer_type: layer for layer in found.schemes["dense"].layers}
-    assert kinds["o"].msb_sparsity == measured().msb_sparsity("o")
+    assert kinds["o"].msb_sparsity == measured(4).msb_sparsity("o")
     sparse = found.schemes["sparqle"].layers
     shares = [layer.msb_sparsity for layer in sparse if layer.layer_type == "o"]
     assert len(shares) == 5
     assert shares == sorted(shares, reverse=True)
-    assert np.mean(shares) == pytest.approx(measured().msb_sparsity("o"), abs=0.003)
+    assert np.mean(shares) == pytest.approx(measured(4).msb_sparsity("o"), abs=0.003)
     alone = small(msb_sparsity="0.75", schemes=("sparqle",))
     assert alone.msb_sparsity == pytest.approx(0.75, abs=0.005)
+
+
+@pytest.mark.parametrize("k", [2, 4, 8])
+def test_digits_are_those_measured_at_the_accelerator_s_width(k):
+    machine = dataclasses.replace(PRESETS["sparqle/edge"], name="mine", digit_bits=k)
+    found = llama("prefill", target=machine, schemes=("dense", "sparqle", "a4"))
+    assert found.sparsity is measured(k)
+    assert found.to_json()["msb_sparsity"]["digit_bits"] == k
+    saved = found.cycles_reduction("sparqle", "dense_layers")
+    # 16-bit activations have hardly a digit of 8 bits that is zero: there is nothing to gain.
+    assert (saved > 0.1) == (k != 8)
+    assert (found.msb_sparsity < 0.1) == (k == 8)
+    assert f"a{k}: activations of {k} bits" in " ".join(found.notes)
+    # A number is the user's word, at any width.
+    assert small(target=machine, msb_sparsity=0.7).msb_sparsity == pytest.approx(0.7, abs=0.005)
+
+
+def test_more_tokens_than_positions_are_noted():
+    within = estimate("bitnet-3b", "prefill", seq=2048, schemes=("dense",))
+    beyond = estimate("bitnet-3b", "decode", seq=2048, schemes=("dense",))
+    assert within.positions_note == ""
+    assert "2,049 tokens is beyond the model's 2,048 positions" in beyond.positions_note
+    assert [found.rows()[0]["beyond_positions"] for found in (within, beyond)] == [False, True]
+    assert beyond.to_json()["notes"] == list(beyond.notes)
+    assert beyond.notes[0] == beyond.positions_note
+    unknown = dataclasses.replace(MODELS["bitnet-3b"], max_positions=0)
+    assert not estimate(unknown, "decode", seq=4096, schemes=("dense",)).positions_note
+
+
+def test_unchecked_constants_are_noted():
+    assert any("Not checked" in note and "LPDDR5" in note for note in mobile().notes)
+    checked = small(table=energy_table("45nm", "ddr4"))
+    assert not any("Not checked" in note for note in checked.notes)
+
+
+def mobile() -> Estimate:
+    return small(target="sparqle/mobile", schemes=("dense",))
 
 
 def test_rows_are_flat_and_carry_the_table():
@@ -178,7 +215,7 @@ def test_rows_are_flat_and_carry_the_table():
     assert last["cycles_reduction"] == found.cycles_reduction("sparqle", "whole_model")
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert data["rows"] == rows
-    assert data["msb_sparsity"]["layer_types"]["qkv"] == measured().msb_sparsity("qkv")
+    assert data["msb_sparsity"]["layer_types"]["qkv"] == measured(4).msb_sparsity("qkv")
     joules = sum(band["mid"] for band in data["energy"]["sparqle"]["whole_model"].values())
     assert joules == pytest.approx(last["joules"])
     by_layer = [row for row in data["layers"] if row["scheme"] == "sparqle"]
@@ -222,6 +259,8 @@ def test_targets_and_tables():
         ({"seq": 0}, InvalidArgumentError, "seq = 0 must be at least 1"),
         ({"batch": -1}, InvalidArgumentError, "batch = -1 must be at least 1"),
         ({"kv_bits": 0}, InvalidArgumentError, "kv_bits = 0 must be positive"),
+        ({"kv_bits": 6}, InvalidArgumentError, "kv_bits = 6 must be one of 4, 8, 16"),
+        ({"msb_sparsity": measured(8)}, InvalidArgumentError, "is about digits of 8 bits, the acc"),
         ({"msb_sparsity": 1.1}, InvalidArgumentError, "MSB sparsity = 1.1 must be from 0 to 1"),
         ({"static_watts": -1.0}, InvalidArgumentError, "static_watts = -1.0 must not be negative"),
         ({"balance": "luck"}, InvalidArgumentError, "'luck' is unknown; known: array, time, none"),

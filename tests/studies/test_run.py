@@ -29,7 +29,7 @@ from sparqle_tvm.studies.run import run_model
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.model import EncodedActivation
 from sparqle_tvm.target.cost.vector import TransformerShape
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 EDGE = PRESETS["sparqle/edge"]
 SHAPE = TransformerShape(layers=1, embed=64, ffn=96, heads=4, kv_heads=2, head_dim=16, vocab=257)
@@ -142,7 +142,7 @@ def test_evaluation_by_hand():
 @pytest.mark.parametrize("engine", ["analytical", "simulator"])
 def test_what_sorted_rows_bring(engine):
     nnz = draw_digits(np.random.default_rng(0), 0.3, 96, 320)
-    wide = EncodedActivation("a", nnz, "signed", (DenseShape(96, 1536, 320, label="blk_0_attn_q"),))
+    wide = EncodedActivation("a", nnz, "signed", (DenseOp(96, 1536, 320, label="blk_0_attn_q"),))
     encodings = [wide, *encoded_activations([record("c", {"output": 257}, 1, seed=2)])]
     prefill, decode = count_phases(encodings, SHAPE, EDGE, engine, "array")
     gain = count_gain(prefill, SHAPE, EDGE, engine, "array")
@@ -171,7 +171,7 @@ def test_bad_input(folder, tmp_path):
         run_model(model, text, 16, balance="fast")
     with pytest.raises(TargetError, match="unknown target 'nope'"):
         run_model(model, text, 16, "nope")
-    with pytest.raises(TargetError, match="digits of 2 bits"):
+    with pytest.raises(TargetError, match=r"digits of 2 bits, so activations of 4; this runs int8"):
         run_model(model, text, 16, dataclasses.replace(EDGE, digit_bits=2))
     with pytest.raises(TextError, match="10000 were asked for"):
         run_model(model, text, 10000, progress=False)

@@ -20,12 +20,11 @@ from sparqle_tvm.studies.simulated import (
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.schedule import default_decisions, schedule_with
-from sparqle_tvm.target.compile.tir import DenseSpec
 from sparqle_tvm.target.cost.analytical import encoding_costs
 from sparqle_tvm.target.cost.model import EncodedActivation, Totals, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.isa.header import Engine
-from sparqle_tvm.target.op import SCHEMES, DenseShape, Scheme
+from sparqle_tvm.target.op import SCHEMES, DenseOp, Scheme
 from sparqle_tvm.target.simulator import simulate_timing
 
 EDGE = PRESETS["sparqle/edge"]
@@ -41,9 +40,9 @@ def random_nnz(m: int, k: int, share: float = 0.3) -> RowNnz:
 def encodings(m: int, scale: int = 1) -> list[EncodedActivation]:
     """A model of three dense ops on two encodings."""
     k = 64 * scale
-    q = DenseShape(m, 32 * scale, k, 4, 32, True, "q")
-    v = DenseShape(m, 16 * scale, k, 4, 32, True, "v")
-    out = DenseShape(m, 64 * scale, k, 8, label="out")
+    q = DenseOp(m, 32 * scale, k, 4, 32, True, "q")
+    v = DenseOp(m, 16 * scale, k, 4, 32, True, "v")
+    out = DenseOp(m, 64 * scale, k, 8, label="out")
     return [
         EncodedActivation("x", random_nnz(m, k), "signed", (q, v)),
         EncodedActivation("y", random_nnz(m, k, 0.6), "unsigned", (out,)),
@@ -88,10 +87,10 @@ def test_parts_add_up(scheme: Scheme) -> None:
 @pytest.mark.parametrize("m", [1, 20])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_an_op_is_what_its_program_takes(m: int, scheme: Scheme) -> None:
-    shape, nnz = DenseShape(m, 48, 64, 4, 32, True, "q"), random_nnz(m, 64)
+    shape, nnz = DenseOp(m, 48, 64, 4, 32, True, "q"), random_nnz(m, 64)
     op = simulate_op(shape, nnz, scheme, "signed", edge_programs())
     # 20 rows run the program of the bucket of 64 rows; the dense baseline has no window.
-    spec = DenseSpec(
+    spec = DenseOp(
         m=64 if m == 20 else 1,
         n=48,
         k=64,
@@ -99,9 +98,10 @@ def test_an_op_is_what_its_program_takes(m: int, scheme: Scheme) -> None:
         has_min=True,
         scheme=scheme,
         window="signed" if scheme == "sparqle" else "unsigned",
+        label="q",
     )
     decisions = default_decisions(spec, EDGE)
-    program = generate(schedule_with(spec, EDGE, decisions), spec, EDGE, "q")
+    program = generate(schedule_with(spec, EDGE, decisions), spec, EDGE)
     assert edge_programs().library.programs[spec, decisions] == program
     result = simulate_timing(program, m, nnz if scheme == "sparqle" else None)
     assert op.total_cycles == result.total_cycles
@@ -113,7 +113,7 @@ def test_an_op_is_what_its_program_takes(m: int, scheme: Scheme) -> None:
 
 def test_equal_ops_share_a_program() -> None:
     programs = ProgramCache(EDGE)
-    shape = DenseShape(20, 16, 64, 4, 32, label="up")
+    shape = DenseOp(20, 16, 64, 4, 32, label="up")
     first = programs.get(shape, "sparqle", "signed")
     assert first.header.label == "up"
     for same in (replace(shape, label="gate"), replace(shape, m=17), replace(shape, m=64)):
@@ -132,7 +132,7 @@ def test_equal_ops_share_a_program() -> None:
 def test_readers_of_one_encoding_share_the_chunk() -> None:
     # Weights of 8 bits leave room for shorter chunks than those of 4 bits, if each has its own.
     machine = replace(EDGE, weight_buffer_bytes=16384, activation_buffer_bytes=16384)
-    readers = (DenseShape(64, 256, 2048, 8, label="a"), DenseShape(64, 16, 2048, 4, label="b"))
+    readers = (DenseOp(64, 256, 2048, 8, label="a"), DenseOp(64, 16, 2048, 4, label="b"))
     cache = ProgramCache(machine)
     alone = [cache.get(shape, "sparqle", "signed") for shape in readers]
     shared = [cache.get(shape, "sparqle", "signed", readers) for shape in readers]
@@ -173,7 +173,7 @@ def test_programs_stay_near_the_formulas(m: int, scale: int, scheme: Scheme) -> 
 
 
 def test_sparser_activations_take_less() -> None:
-    shape = DenseShape(20, 48, 64, 4, 32, label="q")
+    shape = DenseOp(20, 48, 64, 4, 32, label="q")
     sparse, full = (
         simulate_op(shape, random_nnz(20, 64, share), "sparqle", "signed", edge_programs())
         for share in (0.1, 1.0)
@@ -185,6 +185,6 @@ def test_sparser_activations_take_less() -> None:
 
 def test_an_op_that_does_not_fit_is_refused() -> None:
     # One K chunk of 8192 columns in one group: 2 rows have 1024 bytes for it.
-    shape = DenseShape(2, 2, 8192, 4, 8192, label="down")
+    shape = DenseOp(2, 2, 8192, 4, 8192, label="down")
     with pytest.raises(TargetError, match="tiny"):
         simulate_op(shape, random_nnz(2, 8192), "sparqle", "signed", ProgramCache(TINY))

@@ -11,7 +11,7 @@ import numpy as np
 from sparqle_tvm.numerics import encode, encode_digits, max_exact
 from sparqle_tvm.numerics.quantization import QuantizedWeights
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
-from sparqle_tvm.target.compile.tir import DenseSpec
+from sparqle_tvm.target.op import DenseOp
 
 EDGE = PRESETS["sparqle/edge"]
 
@@ -27,28 +27,28 @@ TINY = replace(
 )
 
 SPECS = {
-    "int32": DenseSpec(m=5, n=9, k=40, output="int32"),
-    "unsigned": DenseSpec(m=6, n=7, k=24, window="unsigned", output="int32"),
-    "signed offset": DenseSpec(m=3, n=8, k=32, has_offset=True, group_size=16),
-    "offset": DenseSpec(m=3, n=8, k=32, window="unsigned", has_offset=True),
-    "channel": DenseSpec(m=9, n=5, k=48, weight_bits=8),
-    "ternary": DenseSpec(m=4, n=4, k=16, weight_bits=2),
-    "unsigned weights": DenseSpec(m=3, n=6, k=32, weight_signed=False, group_size=16),
-    "grouped": DenseSpec(m=7, n=10, k=64, group_size=32),
-    "minima": DenseSpec(m=6, n=9, k=96, group_size=32, has_min=True),
-    "digits of 2": DenseSpec(m=5, n=6, k=32, digit_bits=2, group_size=16, has_min=True),
-    "digits of 8": DenseSpec(m=5, n=6, k=16, digit_bits=8, weight_bits=8),
-    "sorted": DenseSpec(m=19, n=10, k=64, group_size=32, has_min=True, block_rows=8),
-    "sorted channel": DenseSpec(m=9, n=5, k=48, weight_bits=8, block_rows=4),
-    "dense": DenseSpec(m=6, n=5, k=40, scheme="dense", window="unsigned"),
-    "dense grouped": DenseSpec(
+    "int32": DenseOp(m=5, n=9, k=40, output="int32"),
+    "unsigned": DenseOp(m=6, n=7, k=24, window="unsigned", output="int32"),
+    "signed offset": DenseOp(m=3, n=8, k=32, has_offset=True, group_size=16),
+    "offset": DenseOp(m=3, n=8, k=32, window="unsigned", has_offset=True),
+    "channel": DenseOp(m=9, n=5, k=48, weight_bits=8),
+    "ternary": DenseOp(m=4, n=4, k=16, weight_bits=2),
+    "unsigned weights": DenseOp(m=3, n=6, k=32, weight_signed=False, group_size=16),
+    "grouped": DenseOp(m=7, n=10, k=64, group_size=32),
+    "minima": DenseOp(m=6, n=9, k=96, group_size=32, has_min=True),
+    "digits of 2": DenseOp(m=5, n=6, k=32, digit_bits=2, group_size=16, has_min=True),
+    "digits of 8": DenseOp(m=5, n=6, k=16, digit_bits=8, weight_bits=8),
+    "sorted": DenseOp(m=19, n=10, k=64, group_size=32, has_min=True, block_rows=8),
+    "sorted channel": DenseOp(m=9, n=5, k=48, weight_bits=8, block_rows=4),
+    "dense": DenseOp(m=6, n=5, k=40, scheme="dense", window="unsigned"),
+    "dense grouped": DenseOp(
         m=6, n=5, k=64, scheme="dense", window="unsigned", group_size=32, has_min=True
     ),
-    "one row": DenseSpec(m=1, n=11, k=128, group_size=32, has_min=True),
+    "one row": DenseOp(m=1, n=11, k=128, group_size=32, has_min=True),
 }
 
 
-def accelerator_for(spec: DenseSpec, accelerator: Accelerator = TINY) -> Accelerator:
+def accelerator_for(spec: DenseOp, accelerator: Accelerator = TINY) -> Accelerator:
     """The accelerator with the digits of a spec."""
     return replace(accelerator, digit_bits=spec.digit_bits)
 
@@ -68,7 +68,7 @@ class Operands:
     constant: Any
 
 
-def random_operands(spec: DenseSpec, seed: int) -> Operands:
+def random_operands(spec: DenseOp, seed: int) -> Operands:
     """Operands with about half of the MSB digits zero."""
     rng = np.random.default_rng(seed)
     limit = 1 << (2 * spec.digit_bits - 1)
@@ -91,7 +91,7 @@ def random_operands(spec: DenseSpec, seed: int) -> Operands:
     return Operands(q, weights, act_scale, offset, constant)
 
 
-def expected(spec: DenseSpec, operands: Operands) -> Any:
+def expected(spec: DenseOp, operands: Operands) -> Any:
     """The exact value of the op, computed without digits: (M, N) int32 or float32."""
     q, weights = operands.q.astype(np.int64), operands.weights
     w = weights.values.astype(np.int64)
@@ -112,7 +112,7 @@ def expected(spec: DenseSpec, operands: Operands) -> Any:
 
 
 def primfunc_inputs(
-    spec: DenseSpec,
+    spec: DenseOp,
     operands: Operands,
     multiple: tuple[int, int, int] = (1, 1, 1),
     out_scale: Any = None,
@@ -153,7 +153,7 @@ def _padded(array: Any, shape: tuple[int, ...]) -> Any:
 
 def run_primfunc(
     function: Any,
-    spec: DenseSpec,
+    spec: DenseOp,
     operands: Operands,
     multiple: tuple[int, int, int] = (1, 1, 1),
     out_scale: Any = None,
@@ -173,7 +173,7 @@ def simulated(program: Any, operands: Operands, rows: int) -> Any:
     from sparqle_tvm.target.simulator import activation_tensors, simulate, weight_tensors
 
     header = program.header
-    sliced = encode(operands.q[:rows], k=header.digit_bits, window=header.window)
+    sliced = encode(operands.q[:rows], k=header.op.digit_bits, window=header.op.window)
     tensors = activation_tensors(header, sliced, operands.act_scale[:rows])
     tensors |= weight_tensors(header, operands.weights, operands.offset)
     return simulate(program, tensors).output

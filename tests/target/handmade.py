@@ -25,6 +25,7 @@ from sparqle_tvm.target.isa import (
 )
 from sparqle_tvm.target.isa.header import Allocation, Header, Queue
 from sparqle_tvm.target.isa.operands import ALWAYS, Affine, Buffer, Condition, Extent, M
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program, ProgramBuilder
 
 SMALL = replace(
@@ -57,13 +58,14 @@ def make_header(
     """Header of a small op; `fields` override defaults."""
     return Header(
         accelerator=accelerator,
-        label="hand",
-        in_features=k,
-        out_features=n,
-        m_max=m_max,
+        op=DenseOp(*(m_max, n, k), label="hand", digit_bits=accelerator.digit_bits, **fields),  # type: ignore[arg-type]
         k_chunk=k_chunk,
-        **fields,  # type: ignore[arg-type]
     )
+
+
+def with_op(header: Header, **fields: object) -> Header:
+    """The header with other fields of its op."""
+    return replace(header, op=replace(header.op, **fields))  # type: ignore[arg-type]
 
 
 class DenseWriter:
@@ -73,7 +75,7 @@ class DenseWriter:
         self.tiles = tiles
         self.header = header
         self.b = ProgramBuilder(header)
-        self.k_cols = min(header.k_chunk, header.in_features)
+        self.k_cols = min(header.k_chunk, header.op.k)
         self._allocate()
 
     def _allocate(self) -> None:
@@ -83,22 +85,22 @@ class DenseWriter:
         def add(name: str, buffer: Buffer, nbytes: int) -> None:
             self.slots[name] = self.b.allocate(name, buffer, nbytes, t.slots)
 
-        if h.scheme == "sparqle":
+        if h.op.scheme == "sparqle":
             add("lsb", Buffer.ACT, LdLsb.onchip_bytes(h, t.m, k))
             add("pbm", Buffer.ACT, LdPbm.onchip_bytes(h, t.m, k))
             add("msb", Buffer.ACT, LdMsb.onchip_bytes(h, t.m, k))
         else:
             add("lsb", Buffer.ACT, LdAct.plane_bytes(h, t.m, k))
             add("msb", Buffer.ACT, LdAct.plane_bytes(h, t.m, k))
-        if h.has_min:
+        if h.op.has_min:
             add("sum", Buffer.ACT, LdSum.onchip_bytes(h, t.m, k))
         add("wgt", Buffer.WGT, LdWgt.onchip_bytes(h, t.n, k))
-        if h.group_size:
+        if h.op.group_size:
             add("grp", Buffer.WGT, LdGrp.onchip_bytes(h, t.n, k))
         add("acc", Buffer.ACC, t.m * t.n * h.accumulator_bytes)
         for queue in (Queue.ACT_FREE, Queue.WGT_FREE, Queue.ACC_FREE):
             self.b.tokens(queue, t.slots)
-        if h.scaled:
+        if h.op.scaled:
             add("row", Buffer.ACT, LdRow.onchip_bytes(h, t.m))
             self.b.tokens(Queue.ROW_FREE, t.slots)
         if h.channel_bytes:
@@ -108,7 +110,7 @@ class DenseWriter:
     def write(self) -> Program:
         """The program: loops over rows and channels (in the order asked for), K innermost."""
         h, t, b = self.header, self.tiles, self.b
-        bounds = [(M, t.m), (h.out_features, t.n)]
+        bounds = [(M, t.m), (h.op.n, t.n)]
         outer, inner = bounds if t.rows_outer else bounds[::-1]
         stay = t.stay and h.chunks == 1
         with b.loop(*outer) as first:
@@ -132,7 +134,7 @@ class DenseWriter:
         self.visit = visit
         b.wait(Queue.ACC_FREE)
         if self.header.chunks > 1:
-            with b.loop(self.header.in_features, self.k_cols) as k:
+            with b.loop(self.header.op.k, self.k_cols) as k:
                 self.k_loops = (k,)
                 self._chunk((*visit, k), (*visit, k), Condition.first(k), False, False)
             self.k_loops = ()
@@ -150,22 +152,22 @@ class DenseWriter:
 
     def _channels(self) -> tuple[Affine, Extent]:
         start = Affine.loop(self.n_loop, self.tiles.n)
-        return start, Extent(self.tiles.n, self.header.out_features, start)
+        return start, Extent(self.tiles.n, self.header.op.n, start)
 
     def _columns(self) -> tuple[Affine, Extent]:
         start = Affine.loop(self.k_loops[0], self.k_cols) if self.k_loops else Affine()
-        return start, Extent(self.k_cols, self.header.in_features, start)
+        return start, Extent(self.k_cols, self.header.op.k, start)
 
     def _load_act(self, visit: tuple[int, ...]) -> None:
         b, s = self.b, self.slots
         tile = (*self._rows(), *self._columns())
         b.wait(Queue.ACT_FREE)
-        if self.header.scheme == "sparqle":
+        if self.header.op.scheme == "sparqle":
             b.emit(LdLsb(s["lsb"].at(visit), *tile), LdPbm(s["pbm"].at(visit), *tile))
             b.emit(LdMsb(s["msb"].at(visit), *tile))
         else:
             b.emit(LdAct(s["lsb"].at(visit), s["msb"].at(visit), *tile))
-        if self.header.has_min:
+        if self.header.op.has_min:
             b.emit(LdSum(s["sum"].at(visit), *tile))
         b.signal(Queue.ACT_READY)
 
@@ -174,7 +176,7 @@ class DenseWriter:
         tile = (*self._channels(), *self._columns())
         b.wait(Queue.WGT_FREE)
         b.emit(LdWgt(s["wgt"].at(visit), *tile))
-        if self.header.group_size:
+        if self.header.op.group_size:
             b.emit(LdGrp(s["grp"].at(visit), *tile))
         b.signal(Queue.WGT_READY)
 
@@ -194,16 +196,16 @@ class DenseWriter:
             self._load_wgt(wgt)
             b.wait(Queue.WGT_READY)
         acc, w = s["acc"].at(self.visit), s["wgt"].at(wgt)
-        grp = s["grp"].at(wgt) if h.group_size else None
+        grp = s["grp"].at(wgt) if h.op.group_size else None
         sizes = (self._rows()[1], self._channels()[1], self._columns()[1])
         split = self.tiles.row_split
         b.emit(MmaLsb(acc, s["lsb"].at(act), w, grp, *sizes, zero=zero, row_split=split))
-        if h.scheme == "sparqle":
+        if h.op.scheme == "sparqle":
             pbm, msb = s["pbm"].at(act), s["msb"].at(act)
             b.emit(MmaMsb(acc, pbm, msb, w, grp, *sizes, row_split=split))
         else:
             b.emit(MmaDns(acc, s["msb"].at(act), w, grp, *sizes, row_split=split))
-        if h.has_min:
+        if h.op.has_min:
             assert grp is not None
             b.emit(MmaMin(acc, s["sum"].at(act), grp, *sizes))
         if not act_stays:
@@ -230,16 +232,16 @@ class DenseWriter:
         scales = s["row"].at(visit) if "row" in s else None
         channels = s["chn"].at(visit) if "chn" in s else None
         b.emit(Drain(acc, scales, channels, rows, cols))
-        if "row" in s and not h.block_rows:
+        if "row" in s and not h.op.block_rows:
             b.signal(Queue.ROW_FREE)
         if "chn" in s:
             b.signal(Queue.CHN_FREE)
-        order = scales if h.block_rows else None
-        encoded = h.output == "encoded"
+        order = scales if h.op.block_rows else None
+        encoded = h.op.output == "encoded"
         tile = (acc, row, rows, col, cols)
         b.emit(StEnc(*tile) if encoded else StOut(*tile, order))
         b.signal(Queue.ACC_FREE)
-        if h.block_rows:
+        if h.op.block_rows:
             b.signal(Queue.ROW_FREE)
 
 

@@ -55,11 +55,11 @@ class Tensors:
 
     @classmethod
     def random(cls, header: Header, rows: int, rng: np.random.Generator) -> Tensors:
-        k, n, columns = header.digit_bits, header.out_features, header.in_features
-        groups = -(-columns // header.group_size) if header.group_size else 1
+        k, n, columns = header.op.digit_bits, header.op.n, header.op.k
+        groups = -(-columns // header.op.group_size) if header.op.group_size else 1
         msb = rng.integers(-(2 ** (k - 1)), 2 ** (k - 1), (rows, columns))
-        bits = header.weight_bits
-        low = -(2 ** (bits - 1)) if header.weight_signed else 0
+        bits = header.op.weight_bits
+        low = -(2 ** (bits - 1)) if header.op.weight_signed else 0
         return cls(
             lsb=rng.integers(0, 2**k, (rows, columns)).astype(np.uint8),
             msb=np.where(rng.random((rows, columns)) < 0.7, 0, msb),
@@ -67,35 +67,37 @@ class Tensors:
             row=rng.integers(1, 99, rows).astype(np.float32),
             weights=rng.integers(low, low + 2**bits, (n, columns)),
             scales=rng.integers(1, 99, (n, groups)).astype(
-                np.float16 if header.group_size else np.float32
+                np.float16 if header.op.group_size else np.float32
             ),
             minima=rng.integers(1, 99, (n, groups)).astype(np.float16),
-            offset=rng.integers(-999, 999, n).astype(np.float64 if header.group_size else np.int32),
+            offset=rng.integers(-999, 999, n).astype(
+                np.float64 if header.op.group_size else np.int32
+            ),
             order=_random_order(header, rows, rng),
         )
 
     def outputs(self, header: Header) -> Any:
         """What the op is: (rows, out_features) int32 or float32, rows in their own order."""
         outputs = self._outputs_in_order(header)
-        if header.block_rows:
+        if header.op.block_rows:
             outputs[self.order] = outputs.copy()
         return outputs
 
     def _outputs_in_order(self, header: Header) -> Any:
         low = self.lsb.astype(np.int64) - _bias(header)
-        digits = low + 2**header.digit_bits * self.msb
-        offset = self.offset.astype(np.float64) * header.has_offset
-        if not header.group_size:
+        digits = low + 2**header.op.digit_bits * self.msb
+        offset = self.offset.astype(np.float64) * header.op.has_offset
+        if not header.op.group_size:
             acc = digits @ self.weights.T + offset.astype(np.int64)
-            if header.output == "int32":
+            if header.op.output == "int32":
                 return acc.astype(np.int32)
             return acc.astype(np.float32) * self.row[:, None] * self.scales[:, 0]
-        acc = np.zeros((len(self.lsb), header.out_features)) + offset
+        acc = np.zeros((len(self.lsb), header.op.n)) + offset
         for group in range(self.scales.shape[1]):
-            part = slice(group * header.group_size, (group + 1) * header.group_size)
+            part = slice(group * header.op.group_size, (group + 1) * header.op.group_size)
             sums = (digits[:, part] @ self.weights[:, part].T).astype(np.float64)
             acc += sums * self.scales[:, group].astype(np.float64)
-            if header.has_min:
+            if header.op.has_min:
                 minima = self.minima[:, group].astype(np.float64)
                 acc += np.outer(self.sums[:, group].astype(np.float64), minima)
         return acc.astype(np.float32) * self.row[:, None]
@@ -103,12 +105,12 @@ class Tensors:
 
 def _bias(header: Header) -> int:
     """What stored LSB digits are larger by than those they stand for."""
-    return 2 ** (header.digit_bits - 1) if header.window == "signed" else 0
+    return 2 ** (header.op.digit_bits - 1) if header.op.window == "signed" else 0
 
 
 def _random_order(header: Header, rows: int, rng: np.random.Generator) -> Any:
     """Rows in any order within blocks."""
-    size = header.block_rows or max(rows, 1)
+    size = header.op.block_rows or max(rows, 1)
     blocks = [np.arange(at, min(at + size, rows)) for at in range(0, rows, size)]
     order = np.concatenate([rng.permutation(block) for block in blocks])
     return order.astype("u2" if header.order_bytes == 2 else "i4")
@@ -129,8 +131,8 @@ class Machine:
         self.memory = {
             b: rng.integers(0, 256, self.header.buffer_bytes(b)).astype(np.uint8) for b in Buffer
         }
-        dtype = np.int32 if self.header.output == "int32" else np.float32
-        self.out = np.full((rows, self.header.out_features), 7, dtype=dtype)
+        dtype = np.int32 if self.header.op.output == "int32" else np.float32
+        self.out = np.full((rows, self.header.op.n), 7, dtype=dtype)
         self.tokens = list(self.header.tokens)
         self.trace = program.bind(rows)
         self.rng = rng
@@ -160,8 +162,8 @@ class Machine:
             self.tokens[o["queue"]] += 1 if cls is Signal else -1
         elif cls is LdAct:
             self._put(Buffer.ACT, o["lsb"], self._tile(LdLsb, o))
-            digits = self._cut(self.tensors.msb, o) & (2**self.header.digit_bits - 1)
-            packed = pack_digits(digits.astype(np.uint8), self.header.digit_bits)
+            digits = self._cut(self.tensors.msb, o) & (2**self.header.op.digit_bits - 1)
+            packed = pack_digits(digits.astype(np.uint8), self.header.op.digit_bits)
             self._put(Buffer.ACT, o["msb"], packed)
         elif "dst" in o:
             buffer = Buffer.WGT if cls in (LdWgt, LdGrp, LdChn) else Buffer.ACT
@@ -172,7 +174,7 @@ class Machine:
             cells = self._cells(o["acc"], o["rows"], o["cols"])
             values = np.ascontiguousarray(cells[:, :, :4]).view(self.out.dtype)[:, :, 0]
             rows = np.arange(o["row"], o["row"] + o["rows"])
-            if self.header.block_rows:
+            if self.header.op.block_rows:
                 at, width = o["order"] + 4 * o["rows"], self.header.order_bytes
                 numbers = self._get(Buffer.ACT, at, o["rows"] * width).copy()
                 # A wrong program may read any bytes: what leaves OUT gets lost in its row 0.
@@ -194,7 +196,7 @@ class Machine:
         return array[o["row"] : o["row"] + o["rows"], o["col"] : o["col"] + o["cols"]]
 
     def _tile(self, cls: type, o: dict[str, int]) -> Any:
-        t, h, k = self.tensors, self.header, self.header.digit_bits
+        t, h, k = self.tensors, self.header, self.header.op.digit_bits
         rows = slice(o["row"], o["row"] + o["rows"])
         if cls is LdLsb:
             return pack_digits(self._cut(t.lsb, o), k)
@@ -206,22 +208,22 @@ class Machine:
             stream = [as_bytes(pack_digits(row[None], k)) for row in digits if len(row)]
             return np.concatenate(stream) if stream else np.zeros(0, dtype=np.uint8)
         if cls is LdWgt:
-            weights = self._cut(t.weights, o) & (2**h.weight_bits - 1)
-            return pack_digits(weights.astype(np.uint8), h.weight_bits)
+            weights = self._cut(t.weights, o) & (2**h.op.weight_bits - 1)
+            return pack_digits(weights.astype(np.uint8), h.op.weight_bits)
         if cls is LdRow:
-            numbers = as_bytes(t.order[rows]) if h.block_rows else np.zeros(0, dtype=np.uint8)
+            numbers = as_bytes(t.order[rows]) if h.op.block_rows else np.zeros(0, dtype=np.uint8)
             return np.concatenate([as_bytes(t.row[rows]), numbers])
         if cls is LdChn:
-            if h.group_size:
+            if h.op.group_size:
                 return t.offset[rows]
-            parts = [t.scales[rows, 0]] if h.output == "float32" else []
-            parts += [t.offset[rows]] if h.has_offset else []
+            parts = [t.scales[rows, 0]] if h.op.output == "float32" else []
+            parts += [t.offset[rows]] if h.op.has_offset else []
             return np.concatenate([as_bytes(part) for part in parts])
-        groups = slice(o["col"] // h.group_size, -(-(o["col"] + o["cols"]) // h.group_size))
+        groups = slice(o["col"] // h.op.group_size, -(-(o["col"] + o["cols"]) // h.op.group_size))
         if cls is LdSum:
             return t.sums[rows, groups]
         assert cls is LdGrp
-        minima = as_bytes(t.minima[rows, groups]) if h.has_min else np.zeros(0, dtype=np.uint8)
+        minima = as_bytes(t.minima[rows, groups]) if h.op.has_min else np.zeros(0, dtype=np.uint8)
         return np.concatenate([as_bytes(t.scales[rows, groups]), minima])
 
     def _cells(self, address: int, m: int, n: int) -> Any:
@@ -229,7 +231,7 @@ class Machine:
         return self._get(Buffer.ACC, address, m * n * size).reshape(m, n, size)
 
     def _digits(self, cls: type, o: dict[str, int]) -> Any:
-        k, m, columns = self.header.digit_bits, o["m"], o["k"]
+        k, m, columns = self.header.op.digit_bits, o["m"], o["k"]
         pitch = -(-columns * k // 8)
         if cls is MmaLsb:
             packed = self._get(Buffer.ACT, o["lsb"], m * pitch).reshape(m, pitch)
@@ -253,46 +255,46 @@ class Machine:
 
     def _mma(self, cls: type, o: dict[str, int]) -> None:
         h, (m, n, columns) = self.header, (o["m"], o["n"], o["k"])
-        kind = np.float64 if h.group_size else np.int32
+        kind = np.float64 if h.op.group_size else np.int32
         acc = self._cells(o["acc"], m, n).view(kind)[:, :, 0]
         if o["zero"]:
             acc[...] = 0
-        groups = -(-columns // h.group_size) if h.group_size else 1
+        groups = -(-columns // h.op.group_size) if h.op.group_size else 1
         parameters = self._get(Buffer.WGT, o["grp"], n * groups * 4).copy().view(np.float16)
         if cls is MmaMin:
             sums = self._get(Buffer.ACT, o["sum"], m * groups * h.sum_bytes).copy()
             sums = sums.view(f"i{h.sum_bytes}").reshape(m, groups).astype(np.float64)
             acc += sums @ parameters[n * groups :].reshape(n, groups).astype(np.float64).T
             return
-        pitch = -(-columns * h.weight_bits // 8)
+        pitch = -(-columns * h.op.weight_bits // 8)
         packed = self._get(Buffer.WGT, o["wgt"], n * pitch).reshape(n, pitch)
-        weights = unpack_digits(packed, h.weight_bits, columns)
-        if h.weight_signed:
-            weights = sign_extend(weights, h.weight_bits)
+        weights = unpack_digits(packed, h.op.weight_bits, columns)
+        if h.op.weight_signed:
+            weights = sign_extend(weights, h.op.weight_bits)
         weights = weights.astype(np.int64)
         digits = self._digits(cls, o)
-        if not h.group_size:
+        if not h.op.group_size:
             acc += (digits @ weights.T).astype(np.int32)
             return
         scales = parameters[: n * groups].reshape(n, groups).astype(np.float64)
         for group in range(groups):
-            part = slice(group * h.group_size, (group + 1) * h.group_size)
+            part = slice(group * h.op.group_size, (group + 1) * h.op.group_size)
             acc += (digits[:, part] @ weights[:, part].T) * scales[:, group]
 
     def _drain(self, o: dict[str, int]) -> None:
         h, m, n = self.header, o["m"], o["n"]
         cells = self._cells(o["acc"], m, n)
-        acc = cells.view(np.float64 if h.group_size else np.int32)[:, :, 0].copy()
+        acc = cells.view(np.float64 if h.op.group_size else np.int32)[:, :, 0].copy()
         row = self._get(Buffer.ACT, max(o["row"], 0), 4 * m).copy().view(np.float32)[:, None]
         nbytes = n * h.channel_bytes
         channels = self._get(Buffer.WGT, max(o["chn"], 0), nbytes).copy()
-        if h.group_size:
-            offset = channels.view(np.float64) if h.has_offset else 0.0
+        if h.op.group_size:
+            offset = channels.view(np.float64) if h.op.has_offset else 0.0
             out = (acc + offset).astype(np.float32) * row
-        elif h.output == "int32":
-            out = acc + (channels.view(np.int32) if h.has_offset else 0)
+        elif h.op.output == "int32":
+            out = acc + (channels.view(np.int32) if h.op.has_offset else 0)
         else:
-            offset = channels[4 * n :].view(np.int32) if h.has_offset else 0
+            offset = channels[4 * n :].view(np.int32) if h.op.has_offset else 0
             out = (acc + offset).astype(np.float32) * row * channels[: 4 * n].view(np.float32)
         cells[:, :, :4] = np.ascontiguousarray(out)[:, :, None].view(np.uint8)
 

@@ -39,7 +39,12 @@ def test_round_trip_of_an_own_accelerator_and_of_a_bound_function():
     from tvm.script import tirx as T
 
     own = dataclasses.replace(
-        EDGE, name="mine", clock_ghz=1.25, float_bytes=4, msb_across_groups=False
+        EDGE,
+        name="mine",
+        clock_ghz=1.25,
+        float_bytes=4,
+        msb_across_groups=False,
+        memory="HBM2",
     )
     target = tvm.target.Target(own.to_target_config())
 
@@ -79,6 +84,7 @@ def test_other_kind_is_refused():
         ({"feature.rows": None}, r"missing \['rows'\]"),
         ({"feature.rowz": 3}, r"unknown \['rowz'\]"),
         ({"feature.rows": 0}, "rows = 0 must be positive"),
+        ({"feature.memory": "tape"}, "memory = 'TAPE' must be one of"),
     ],
 )
 def test_wrong_features(change, message):
@@ -103,6 +109,8 @@ def test_wrong_features(change, message):
         ("float_bytes", 8, "float_bytes = 8 must be one of"),
         ("msb_across_groups", "yes", "must be true or false"),
         ("name", "", "must be a non-empty string"),
+        ("memory", "tape", "memory = 'TAPE' must be one of .*'LPDDR4', 'LPDDR5', 'DDR4', 'HBM2'"),
+        ("memory", 4, "memory = 4 must be a non-empty string"),
         ("activation_buffer_bytes", 575, "use at least 576"),
         ("weight_buffer_bytes", 511, "use at least 512"),
         ("accumulator_buffer_bytes", 4095, "use at least 4096"),
@@ -111,6 +119,16 @@ def test_wrong_features(change, message):
 def test_wrong_field_is_named(field, value, message):
     with pytest.raises(TargetError, match=message):
         dataclasses.replace(EDGE, **{field: value})
+
+
+def test_presets_have_their_memory_and_any_case_will_do():
+    found = {name: accelerator.memory for name, accelerator in PRESETS.items()}
+    assert found == {
+        "sparqle/edge": "LPDDR4",
+        "sparqle/mobile": "LPDDR5",
+        "sparqle/server": "HBM2",
+    }
+    assert dataclasses.replace(EDGE, memory="hbm2").memory == "HBM2"
 
 
 def test_descriptors_may_be_free():
@@ -140,8 +158,9 @@ def test_a_file_describes_an_accelerator(tmp_path):
     assert Accelerator.from_toml(path) == EDGE
     assert Accelerator.from_target(str(path)) == EDGE
     # What has a default may be left out; the name is that of the file.
-    short = write_toml(tmp_path, name=None, float_bytes=None, rows=32)
-    assert Accelerator.from_toml(short) == dataclasses.replace(EDGE, name="mine", rows=32)
+    short = write_toml(tmp_path, name=None, float_bytes=None, rows=32, memory="ddr4")
+    expected = dataclasses.replace(EDGE, name="mine", rows=32, memory="DDR4")
+    assert Accelerator.from_toml(short) == expected
 
 
 @pytest.mark.parametrize(
@@ -155,6 +174,7 @@ def test_a_file_describes_an_accelerator(tmp_path):
         ({"clock_ghz": "fast"}, "clock_ghz = 'fast' must be a number"),
         ({"rows": 1.5}, "rows = 1.5 must be a whole number"),
         ({"digit_bits": 3}, "digit_bits = 3 must be one of"),
+        ({"memory": "tape"}, "memory = 'TAPE' must be one of"),
         ({"weight_buffer_bytes": 100}, "weight_buffer_bytes = 100 is too small: two tiles"),
         ({"accumulator_buffer_bytes": 4095}, "accumulator_buffer_bytes = 4095 is too small"),
     ],

@@ -1,68 +1,58 @@
-"""Shapes and the counts of stored digits."""
+from __future__ import annotations
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.target.op import DenseShape
-
-
-@given(
-    m=st.integers(1, 5), k=st.integers(1, 70), chunk=st.integers(1, 12), seed=st.integers(0, 9999)
-)
-def test_counts_are_those_of_the_bitmap(m, k, chunk, seed):
-    mask = np.random.default_rng(seed).random((m, k)) < 0.4
-    nnz = RowNnz.from_pbm(np.packbits(mask, axis=1, bitorder="little"), k)
-    assert nnz.total == mask.sum()
-    assert nnz.msb_sparsity == pytest.approx(1 - mask.mean())
-    chunks = nnz.per_chunk(8 * chunk)
-    for c in range(chunks.shape[1]):
-        expected = mask[:, 8 * chunk * c : 8 * chunk * (c + 1)].sum(axis=1)
-        assert (chunks[:, c] == expected).all()
-    assert (nnz.last_row().per_chunk(k)[0] == mask[-1].sum()).all()
-
-
-@given(m=st.integers(0, 40), block=st.integers(1, 12), seed=st.integers(0, 9999))
-def test_sorted_rows_are_the_same_rows_with_most_steps_first_in_each_block(m, block, seed):
-    counts = np.random.default_rng(seed).integers(0, 9, (m, 3))
-    nnz = RowNnz(counts, 8, 24)
-    order = nnz.order(block, 4)
-    np.testing.assert_array_equal(nnz.sorted(block, 4).counts, counts[order])
-    for begin in range(0, m, block):
-        mine = order[begin : begin + block]
-        assert sorted(mine.tolist()) == list(range(begin, min(begin + block, m)))
-        steps = -(-counts[mine].sum(axis=1) // 4)
-        assert (np.diff(steps) <= 0).all()
-        assert all(a < b for a, b, d in zip(mine, mine[1:], np.diff(steps), strict=False) if not d)
-
-
-def test_counts_of_long_rows_do_not_overflow():
-    nnz = RowNnz.from_pbm(np.full((1, 1000), 255, np.uint8), 8000)
-    assert nnz.total == 8000
-    assert nnz.per_chunk(8000).tolist() == [[8000]]
-    assert nnz.per_chunk(4096).tolist() == [[4096, 3904]]
-
-
-def test_wrong_chunk_or_counts():
-    with pytest.raises(
-        InvalidArgumentError, match="chunk of 12 columns is not a multiple of the 8"
-    ):
-        RowNnz.from_pbm(np.zeros((1, 2), np.uint8), 16).per_chunk(12)
-    with pytest.raises(InvalidArgumentError, match="do not cover 17 columns"):
-        RowNnz.from_pbm(np.zeros((1, 2), np.uint8), 17)
+from sparqle_tvm.target.op import DenseOp
 
 
 @pytest.mark.parametrize(
-    "change", [{"m": 0}, {"k": 0}, {"weight_bits": 5}, {"group_size": -1}, {"has_min": True}]
+    ("fields", "problem"),
+    [
+        ({"m": 0}, "m = 0 must be a whole number from 1 on"),
+        ({"k": 2**31}, "k = 2147483648"),
+        ({"n": True}, "n = True"),
+        ({"m": "20"}, "m = '20'"),
+        ({"digit_bits": 3}, "digit_bits = 3"),
+        ({"weight_bits": 5}, "weight_bits = 5"),
+        ({"window": "round"}, "window = 'round'"),
+        ({"window": None}, "window = None"),
+        ({"output": "float16"}, "output = 'float16'"),
+        ({"scheme": "dense"}, "dense has no biased digits"),
+        ({"scheme": "sparse"}, "scheme = 'sparse'"),
+        ({"has_min": 1}, "has_min must be true or false"),
+        ({"group_size": -1}, "group_size = -1"),
+        ({"has_min": True}, "minima need groups"),
+        ({"group_size": 8, "output": "int32"}, "need output 'float32'"),
+        ({"out_chunk": 8}, "only encoded outputs have a format"),
+        ({"label": 3}, "label must be a text"),
+    ],
 )
-def test_wrong_shapes(change):
-    with pytest.raises(InvalidArgumentError, match="'up'"):
-        DenseShape(**{"m": 1, "n": 1, "k": 8, "label": "up", **change})
+def test_contradictions_are_refused(fields: dict[str, object], problem: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=problem):
+        DenseOp(**{"m": 4, "n": 4, "k": 40, **fields})  # type: ignore[arg-type]
 
 
-def test_weight_slices():
-    bits = {bits: DenseShape(1, 1, 8, bits).weight_slices(4) for bits in (2, 4, 8)}
-    assert bits == {2: 1, 4: 1, 8: 2}
+def test_a_refusal_names_the_op() -> None:
+    with pytest.raises(InvalidArgumentError, match="dense op 'up' of 4 x 4 x 0"):
+        DenseOp(4, 4, 0, label="up")
+
+
+def test_ops_of_other_names_are_equal() -> None:
+    assert DenseOp(4, 4, 8, label="up") == DenseOp(4, 4, 8, label="gate")
+
+
+@pytest.mark.parametrize(
+    ("weight_bits", "digit_bits", "slices"), [(2, 4, 1), (4, 4, 1), (8, 4, 2), (8, 2, 4), (4, 8, 1)]
+)
+def test_weight_slices(weight_bits: int, digit_bits: int, slices: int) -> None:
+    assert DenseOp(1, 1, 8, weight_bits, digit_bits=digit_bits).weight_slices == slices
+
+
+def test_types_follow_from_output_and_groups() -> None:
+    plain, grouped = DenseOp(4, 4, 40), DenseOp(4, 4, 40, group_size=8)
+    assert (plain.groups, plain.accumulator_dtype, plain.out_dtype) == (0, "int32", "float32")
+    assert (grouped.groups, grouped.accumulator_dtype, grouped.scaled) == (5, "float64", True)
+    assert not DenseOp(4, 4, 40, output="int32").scaled
+    encoded = {bits: DenseOp(4, 4, 40, output="encoded", digit_bits=bits) for bits in (4, 8)}
+    assert {bits: op.out_dtype for bits, op in encoded.items()} == {4: "int8", 8: "int16"}

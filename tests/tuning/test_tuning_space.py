@@ -14,9 +14,9 @@ from sparqle_tvm.target.compile.schedule import overflows
 from sparqle_tvm.tuning import (
     KNOBS,
     ActivationData,
-    Estimator,
     Meter,
     Objective,
+    Predictor,
     Space,
     TuningTask,
     default_of,
@@ -136,19 +136,19 @@ def test_a_key_keeps_what_schedules_depend_on():
     assert schedule_key(spec) != schedule_key(spec_of(has_min=True))
 
 
-def test_the_estimate_ranks_and_the_bound_holds():
+def test_the_prediction_ranks_and_the_bound_holds():
     task = task_of_spec(spec_of())
     meter = Meter(STARVED)
-    estimator = Estimator(task, STARVED, meter.activations(task)[0])
+    predictor = Predictor(task, STARVED, meter.activations(task)[0])
     points = [
         p
         for p in make_space(task, STARVED).draw(np.random.default_rng(1), 40)
         if reason_against(task, STARVED, p) is None
     ][:16]
     cycles = np.array([meter.measure(task, p).cycles for p in points])
-    estimates = np.array([estimator.estimate(p).total_cycles for p in points])
-    assert estimator.lower_bound_cycles() <= cycles.min()
-    ranks = [np.argsort(np.argsort(values)) for values in (cycles, estimates)]
+    predictions = np.array([predictor.predict(p).total_cycles for p in points])
+    assert predictor.lower_bound_cycles() <= cycles.min()
+    ranks = [np.argsort(np.argsort(values)) for values in (cycles, predictions)]
     assert np.corrcoef(*ranks)[0, 1] > 0.8
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sparqle_tvm.target.accelerator import PRESETS
-from sparqle_tvm.target.compile.tir import DenseSpec
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.tuning import Space, TuningTask, default_of, make_space, tasks_of_group
 
 EDGE = PRESETS["sparqle/edge"]
@@ -19,11 +19,11 @@ CRAMPED = replace(
 )
 
 
-def spec_of(n: int = 96, k: int = 128, m: int = 64, **others) -> DenseSpec:
-    return DenseSpec(m=m, n=n, k=k, group_size=32, **others)
+def spec_of(n: int = 96, k: int = 128, m: int = 64, **others) -> DenseOp:
+    return DenseOp(m=m, n=n, k=k, group_size=32, **others)
 
 
-def task_of_spec(spec: DenseSpec, rows: int = 48, accelerator=STARVED) -> TuningTask:
+def task_of_spec(spec: DenseOp, rows: int = 48, accelerator=STARVED) -> TuningTask:
     (task,) = tasks_of_group((spec,), rows, accelerator)
     return task
 

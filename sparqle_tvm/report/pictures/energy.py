@@ -19,7 +19,7 @@ from sparqle_tvm.report.pictures.style import (
     INK,
     ORANGE,
     PURPLE,
-    SCHEME_NAMES,
+    SCHEME_COLORS,
     SKY,
     VERMILION,
     YELLOW,
@@ -29,6 +29,7 @@ from sparqle_tvm.report.pictures.style import (
     width,
 )
 from sparqle_tvm.results.estimate import Estimate
+from sparqle_tvm.target.cost.baselines import scheme_title
 
 _LOOKS = {
     "dram": (BLUE, ""),
@@ -85,7 +86,7 @@ def _draw_bars(axes: Axes, result: Estimate, part: str) -> list[str]:
     shown: dict[str, None] = {}
     most = max(getattr(found, part).energy.joules.high for found in result.schemes.values())
     factor, prefix = formats.prefix_of(most)
-    order = [scheme for scheme in SCHEME_NAMES if scheme in result.schemes]
+    order = [scheme for scheme in SCHEME_COLORS if scheme in result.schemes]
     for y, scheme in enumerate(order):
         breakdown = getattr(result.schemes[scheme], part).energy
         components = {name: band.mid * 1e-12 for name, band in breakdown.components.items()}
@@ -98,7 +99,7 @@ def _draw_bars(axes: Axes, result: Estimate, part: str) -> list[str]:
         total = breakdown.joules
         ends = [[total.mid - total.low], [total.high - total.mid]]
         axes.errorbar(total.mid, y, xerr=ends, color=INK, linewidth=1, capsize=3)
-    axes.set_yticks(range(len(order)), [SCHEME_NAMES[scheme] for scheme in order])
+    axes.set_yticks(range(len(order)), [scheme_title(result.accelerator, s) for s in order])
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     no_ticks(axes, "y")

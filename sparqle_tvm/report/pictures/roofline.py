@@ -17,7 +17,6 @@ from sparqle_tvm.report.pictures.style import (
     INK,
     MUTED,
     SCHEME_COLORS,
-    SCHEME_NAMES,
     new_figure,
     round_ticks,
     style,
@@ -27,14 +26,14 @@ from sparqle_tvm.results.run_file import Phase
 from sparqle_tvm.target.accelerator import Accelerator
 
 _DENSE: dict[str, Any] = {
-    "label": SCHEME_NAMES["dense"],
+    "label": "dense",
     "marker": "o",
     "color": SCHEME_COLORS["dense"],
     "fillstyle": "none",
     "markersize": 6,
 }
 _SPLIT: dict[str, Any] = {
-    "label": SCHEME_NAMES["sparqle"],
+    "label": "split",
     "marker": "o",
     "color": SCHEME_COLORS["sparqle"],
     "markersize": 4,

@@ -51,12 +51,6 @@ CSS_NAMES = {
 """Colour -> name of its CSS variable, without the leading dashes."""
 
 SCHEME_COLORS = {"dense": GREY, "native": ORANGE, "a4": GREEN, "sparqle": BLUE}
-SCHEME_NAMES = {
-    "dense": "dense",
-    "native": "native 8-bit",
-    "a4": "4-bit, not exact",
-    "sparqle": "split",
-}
 
 NARROW_INCHES = 4.2
 WIDE_INCHES = 9.0

@@ -57,23 +57,21 @@ def evaluate_point(point: Point) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``energy_table``, ``msb_sparsity_source``, ``msb_sparsity_mean``, and the `FIGURES` of every
-        scheme and part of the model, as ``sparqle_dense_layers_cycles``. Or ``error``, the message,
+        ``energy_table``, ``msb_sparsity_source``, ``msb_sparsity_mean``, ``beyond_positions``
+        (sequences are longer than the model was made for), and the `FIGURES` of every scheme and
+        part of the model, as ``sparqle_dense_layers_cycles``. Or ``error``, the message,
         if there is no such accelerator, model or number: one bad point does not end a sweep.
     """
     from sparqle_tvm.studies.estimate import estimate
     from sparqle_tvm.target.accelerator import Accelerator
-    from sparqle_tvm.target.cost.energy_table import default_table, energy_table
+    from sparqle_tvm.target.cost.energy_table import DEFAULT_NODE, default_table
 
     given: dict[str, Any] = {**DEFAULTS, **point}
     changes = {name: given.pop(name) for name in ACCELERATOR_NAMES if name in given}
-    tables = {name: given.pop(name) for name in ("node", "memory") if name in given}
+    node = given.pop("node", DEFAULT_NODE)
     try:
-        accelerator = Accelerator.from_target(str(given.pop("target")))
-        table = default_table(accelerator)
-        if tables:
-            table = energy_table(**{"node": table.node, "memory": table.memory, **tables})
-        accelerator = replace(accelerator, **changes)
+        accelerator = replace(Accelerator.from_target(str(given.pop("target"))), **changes)
+        table = default_table(accelerator, node)
         found = estimate(target=accelerator, table=table, schemes=SWEEP_SCHEMES, **given)
     except SparqleError as error:
         return {"error": " ".join(str(error).split())}
@@ -82,6 +80,7 @@ def evaluate_point(point: Point) -> dict[str, Any]:
         "energy_table": rows[0]["energy_table"],
         "msb_sparsity_source": rows[0]["msb_sparsity_source"],
         "msb_sparsity_mean": rows[0]["msb_sparsity"],
+        "beyond_positions": rows[0]["beyond_positions"],
     }
     for row in rows:
         names = FIGURES if row["scheme"] == BASELINE else FIGURES + REDUCTIONS

@@ -50,6 +50,17 @@ def test_more_bandwidth_is_never_slower_and_more_zeros_neither():
     assert cycles(msb_sparsity=1.0) < cycles(msb_sparsity=0.0)
 
 
+def test_memory_and_node_choose_the_table_digits_their_distribution():
+    found = evaluate_point({**FIXED, "memory": "ddr4", "node": "45nm"})
+    assert found["energy_table"] == "45nm + DDR4"
+    assert evaluate_point({**FIXED, "target": "sparqle/server"})["energy_table"] == "7nm + HBM2"
+    assert "memory = 'TAPE' must be one of" in evaluate_point({**FIXED, "memory": "tape"})["error"]
+    sparsity = [evaluate_point({**FIXED, "digit_bits": k})["msb_sparsity_mean"] for k in (2, 4, 8)]
+    assert sparsity == sorted(sparsity, reverse=True)
+    seqs = (8191, 8192)  # Decode needs one more.
+    assert [evaluate_point({**FIXED, "seq": n})["beyond_positions"] for n in seqs] == [False, True]
+
+
 def test_a_point_that_cannot_be_is_a_row_with_its_reason(tmp_path):
     space = Space.grid({"weight_buffer_bytes": [16, 1 << 20]}, FIXED)
     result = run_sweep(space, tmp_path / "out.csv", workers=1, progress=False)

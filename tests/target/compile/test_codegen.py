@@ -29,16 +29,17 @@ from sparqle_tvm.target.compile.schedule import (
     overflows,
     schedule_with,
 )
-from sparqle_tvm.target.compile.tir import DenseSpec, split_dense_primfunc
+from sparqle_tvm.target.compile.tir import split_dense_primfunc
 from sparqle_tvm.target.isa import Drain, LdChn, LdRow, LdWgt, Loop, MmaLsb, MmaMsb, StOut
 from sparqle_tvm.target.isa.header import Queue
 from sparqle_tvm.target.isa.operands import M
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program
 
 FUZZ_BATCHES, FUZZ_CASES = 10, 22
 
 
-def compiled(spec: DenseSpec, decisions: Decisions, accelerator: Accelerator = TINY) -> Program:
+def compiled(spec: DenseOp, decisions: Decisions, accelerator: Accelerator = TINY) -> Program:
     """Program of an op, scheduled as decided; verified."""
     return generate(schedule_with(spec, accelerator, decisions), spec, accelerator)
 
@@ -53,12 +54,12 @@ def only(program: Program, cls: type) -> Any:
 # arrays are random.
 FORMATS = [
     *SPECS.values(),
-    DenseSpec(m=1, n=1, k=12, group_size=12, weight_bits=2, has_min=True, has_offset=True),
-    DenseSpec(m=1, n=1, k=8, group_size=8, weight_bits=8, window="unsigned"),
+    DenseOp(m=1, n=1, k=12, group_size=12, weight_bits=2, has_min=True, has_offset=True),
+    DenseOp(m=1, n=1, k=8, group_size=8, weight_bits=8, window="unsigned"),
 ]
 
 
-def random_case(rng: np.random.Generator) -> tuple[DenseSpec, Decisions, Accelerator]:
+def random_case(rng: np.random.Generator) -> tuple[DenseOp, Decisions, Accelerator]:
     """An op, a schedule that fits, and an array."""
 
     def pick(*values: Any) -> Any:
@@ -117,17 +118,18 @@ def test_fuzzed_programs_verify_and_are_exact(batch: int) -> None:
 
 
 LISTED = {
-    "prefill": DenseSpec(m=512, n=1536, k=576, group_size=32, has_min=True, weight_signed=False),
-    "sorted": DenseSpec(m=512, n=960, k=576, group_size=32, block_rows=512),
-    "decode": DenseSpec(m=1, n=576, k=1536, group_size=32, has_min=True, weight_signed=False),
-    "large": DenseSpec(m=4096, n=11008, k=4096, weight_bits=8),
-    "dense": DenseSpec(m=256, n=1000, k=2048, scheme="dense", window="unsigned", output="int32"),
+    "prefill": DenseOp(m=512, n=1536, k=576, group_size=32, has_min=True, weight_signed=False),
+    "sorted": DenseOp(m=512, n=960, k=576, group_size=32, block_rows=512),
+    "decode": DenseOp(m=1, n=576, k=1536, group_size=32, has_min=True, weight_signed=False),
+    "large": DenseOp(m=4096, n=11008, k=4096, weight_bits=8),
+    "dense": DenseOp(m=256, n=1000, k=2048, scheme="dense", window="unsigned", output="int32"),
 }
 
 
 @pytest.mark.parametrize("name", LISTED)
 def test_listing(name: str, golden: Callable[[str, str], None]) -> None:
-    program = generate(default_schedule(LISTED[name], EDGE), LISTED[name], EDGE, label=name)
+    spec = replace(LISTED[name], label=name)
+    program = generate(default_schedule(spec, EDGE), spec, EDGE)
     golden(f"codegen_{name}", program.disassemble())
 
 
@@ -140,7 +142,7 @@ def test_program_of_one_tile_has_no_loop() -> None:
 
 
 def test_loops_bind_rows_and_clamp_edges() -> None:
-    program = compiled(DenseSpec(m=10, n=9, k=40), Decisions(m=4, n=4, k=16))
+    program = compiled(DenseOp(m=10, n=9, k=40), Decisions(m=4, n=4, k=16))
     loops = [(i.limit, i.step) for i in program.instructions if isinstance(i, Loop)]
     assert loops == [(M, 4), (9, 4), (40, 16)]
     mma = only(program, MmaLsb)
@@ -153,14 +155,14 @@ def test_loops_bind_rows_and_clamp_edges() -> None:
 
 
 def test_whole_tiles_are_not_clamped() -> None:
-    mma = only(compiled(DenseSpec(m=8, n=8, k=32), Decisions(m=4, n=4, k=16)), MmaLsb)
+    mma = only(compiled(DenseOp(m=8, n=8, k=32), Decisions(m=4, n=4, k=16)), MmaLsb)
     assert [str(e) for e in (mma.m, mma.n, mma.k)] == ["min(4, M - 4*i0)", "4", "16"]
 
 
 @pytest.mark.parametrize("rows_outer", [True, False])
 def test_parameters_are_loaded_with_what_they_belong_to(rows_outer: bool) -> None:
     decisions = Decisions(m=4, n=4, k=16, rows_outer=rows_outer)
-    program = compiled(DenseSpec(m=8, n=8, k=32), decisions)
+    program = compiled(DenseOp(m=8, n=8, k=32), decisions)
     rows, channels, outputs = (only(program, cls).dst for cls in (LdRow, LdChn, LdWgt))
     assert rows.rotate == ((0,) if rows_outer else (0, 1))
     assert channels.rotate == ((0, 1) if rows_outer else (0,))
@@ -171,7 +173,7 @@ def test_parameters_are_loaded_with_what_they_belong_to(rows_outer: bool) -> Non
 def test_kept_chunks_lie_side_by_side() -> None:
     # Two chunks of 4 x 16 weights, 32 bytes each, in a slot of 64 bytes per column tile.
     decisions = Decisions(m=4, n=4, k=16, rows_outer=False, keep_outer=True)
-    program = compiled(DenseSpec(m=12, n=8, k=32), decisions)
+    program = compiled(DenseOp(m=12, n=8, k=32), decisions)
     weights = next(a for a in program.header.allocations if a.name == "wgt")
     assert (weights.slots, weights.slot_bytes) == (2, 64)
     loaded, used = only(program, LdWgt).dst, only(program, MmaLsb).wgt
@@ -183,7 +185,7 @@ def test_kept_chunks_lie_side_by_side() -> None:
 
 def test_tokens_are_slots() -> None:
     decisions = Decisions(m=4, n=4, k=16, activation_slots=3, weight_slots=2, accumulator_slots=1)
-    tokens = compiled(DenseSpec(m=8, n=8, k=32), decisions).header.tokens
+    tokens = compiled(DenseOp(m=8, n=8, k=32), decisions).header.tokens
     assert {Queue(i): count for i, count in enumerate(tokens) if count} == {
         Queue.ACT_FREE: 3,
         Queue.WGT_FREE: 2,
@@ -194,14 +196,14 @@ def test_tokens_are_slots() -> None:
 
 
 def test_one_row_is_split_over_the_array() -> None:
-    spec = DenseSpec(m=1, n=8, k=256)
+    spec = DenseOp(m=1, n=8, k=256)
     program = generate(default_schedule(spec, EDGE), spec, EDGE)
     # 256 columns, 16 lanes: 16 steps; 8 PE rows need 2 + 3 cycles, 16 need 1 + 4, 4 need 4 + 2.
     assert only(program, MmaLsb).row_split == only(program, MmaMsb).row_split == 8
 
 
 def test_dram_bytes_of_the_program_are_those_of_the_op() -> None:
-    spec = DenseSpec(m=10, n=9, k=64, group_size=32, has_min=True)
+    spec = DenseOp(m=10, n=9, k=64, group_size=32, has_min=True)
     program = compiled(spec, Decisions(m=4, n=4, k=32))
     steps = program.bind(10)
     row, col = LdWgt.column("rows"), LdWgt.column("cols")
@@ -214,10 +216,10 @@ def test_dram_bytes_of_the_program_are_those_of_the_op() -> None:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_default_schedules_verify(name: str) -> None:
-    spec, accelerator = SPECS[name], accelerator_for(SPECS[name])
-    program = generate(default_schedule(spec, accelerator), spec, accelerator, label=name)
+    spec, accelerator = replace(SPECS[name], label=name), accelerator_for(SPECS[name])
+    program = generate(default_schedule(spec, accelerator), spec, accelerator)
     assert program.header.label == name
-    assert program.header.m_max == spec.m
+    assert program.header.op.m == spec.m
 
 
 @pytest.mark.parametrize(
@@ -226,14 +228,14 @@ def test_default_schedules_verify(name: str) -> None:
 @pytest.mark.parametrize("group_size", [0, 32])
 def test_model_layers_compile(shape: tuple[int, int, int], group_size: int) -> None:
     m, n, k = shape
-    spec = DenseSpec(m=m, n=n, k=k, group_size=group_size, has_min=group_size > 0)
+    spec = DenseOp(m=m, n=n, k=k, group_size=group_size, has_min=group_size > 0)
     program = generate(default_schedule(spec, EDGE), spec, EDGE)
     assert len(program.instructions) < 60
 
 
 def test_too_large_tiles_are_refused() -> None:
     # Weights: 4 slots of 64 * 64 / 2 bytes; scale and offset of 64 channels, 2 slots of 512 bytes.
-    spec = DenseSpec(m=64, n=128, k=128, has_offset=True)
+    spec = DenseOp(m=64, n=128, k=128, has_offset=True)
     with pytest.raises(TargetError, match="4 x 64 x 64 take 9216 bytes of the WGT buffer"):
         compiled(spec, Decisions(m=4, n=64, k=64, weight_slots=4))
 
@@ -264,7 +266,7 @@ def block_loops(sch: s_tir.Schedule, name: str) -> list[Any]:
 
 
 def test_loops_that_engines_cannot_walk_are_refused() -> None:
-    spec, decisions = DenseSpec(m=16, n=8, k=32), Decisions(m=4, n=4, k=16)
+    spec, decisions = DenseOp(m=16, n=8, k=32), Decisions(m=4, n=4, k=16)
     sch = schedule_with(spec, TINY, decisions)
     sch.unroll(block_loops(sch, "drain_o")[0])
     with pytest.raises(CompileError, match="not serial"):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dense_cases import EDGE, TINY, Operands, expected, random_operands, run_primfunc
-from handmade import Tiles, dense_program, make_header
+from handmade import Tiles, dense_program, make_header, with_op
 from mutations import Mutator
 from tie import draw_digits
 
@@ -20,14 +20,14 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.library import ProgramLibrary
 from sparqle_tvm.target.compile.schedule import Decisions, schedule_with
-from sparqle_tvm.target.compile.tir import DenseSpec, split_dense_primfunc
+from sparqle_tvm.target.compile.tir import split_dense_primfunc
 from sparqle_tvm.target.cost.analytical import dense_op_cost
 from sparqle_tvm.target.cost.events import simulated_events
 from sparqle_tvm.target.cost.tiling import choose_drained
 from sparqle_tvm.target.isa import StEnc, StOut, Tensor
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.isa.operands import Affine, Extent
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import (
     SimResult,
@@ -41,8 +41,8 @@ from sparqle_tvm.target.verify import verify
 
 RELU = {"out_low": -9, "out_zero": -9, "out_high": 127}
 FORMS = {
-    "relu": DenseSpec(m=1, n=1, k=1, output="encoded", out_chunk=8, **RELU),
-    "groups": DenseSpec(
+    "relu": DenseOp(m=1, n=1, k=1, output="encoded", out_chunk=8, **RELU),
+    "groups": DenseOp(
         m=1,
         n=1,
         k=16,
@@ -54,7 +54,7 @@ FORMS = {
         out_low=-127,
         out_high=119,
     ),
-    "digits of 2": DenseSpec(
+    "digits of 2": DenseOp(
         m=1,
         n=1,
         k=1,
@@ -66,7 +66,7 @@ FORMS = {
         out_low=-8,
         out_high=5,
     ),
-    "digits of 8": DenseSpec(
+    "digits of 8": DenseOp(
         m=1,
         n=1,
         k=1,
@@ -82,7 +82,7 @@ OUT_SCALE = np.array([0.7], np.float32)
 CASES = 7
 
 
-def quantized(spec: DenseSpec, operands: Operands, scale: Any = OUT_SCALE) -> Any:
+def quantized(spec: DenseOp, operands: Operands, scale: Any = OUT_SCALE) -> Any:
     """What the drain makes of the float outputs: (M, N) int8 or int16, in plain NumPy."""
     y = expected(replace(spec, output="float32", **NO_FORMAT), operands)
     q = np.clip(np.round(y / scale) + np.float32(spec.out_zero), spec.out_low, spec.out_high)
@@ -92,13 +92,13 @@ def quantized(spec: DenseSpec, operands: Operands, scale: Any = OUT_SCALE) -> An
 NO_FORMAT = {"out_chunk": 0, "out_window": "unsigned", "out_zero": 0, "out_low": 0, "out_high": 0}
 
 
-def compiled(spec: DenseSpec, decisions: Decisions, accelerator: Accelerator = TINY) -> Program:
+def compiled(spec: DenseOp, decisions: Decisions, accelerator: Accelerator = TINY) -> Program:
     return generate(schedule_with(spec, accelerator, decisions), spec, accelerator)
 
 
 def run(program: Program, operands: Operands, rows: int) -> SimResult:
     header = program.header
-    sliced = encode(operands.q[:rows], k=header.digit_bits, window=header.window)
+    sliced = encode(operands.q[:rows], k=header.op.digit_bits, window=header.op.window)
     tensors = activation_tensors(header, sliced, operands.act_scale[:rows])
     tensors |= weight_tensors(header, operands.weights, operands.offset)
     return simulate(program, {**tensors, Tensor.OUT_SCALE: OUT_SCALE})
@@ -107,15 +107,15 @@ def run(program: Program, operands: Operands, rows: int) -> SimResult:
 def reader(header: Header) -> Header:
     """Header of a program that reads the outputs."""
     return make_header(
-        *(header.m_max, 4, header.out_features, header.out_chunk, header.accelerator),
-        window=header.out_window,
+        *(header.op.m, 4, header.op.n, header.op.out_chunk, header.accelerator),
+        window=header.op.out_window,
         output="int32",
     )
 
 
 def assert_encodes(result: SimResult, header: Header, q: Any) -> None:
     """The outputs of a run are q as a next program reads it, byte by byte."""
-    sliced = encode(q, k=header.digit_bits, window=header.out_window)
+    sliced = encode(q, k=header.op.digit_bits, window=header.op.out_window)
     stream, pointers = tile_order(reader(header), sliced.pbm, sliced.msb, sliced.row_ptr)
     assert result.output is None
     assert result.encoded is not None
@@ -132,7 +132,7 @@ def assert_encodes(result: SimResult, header: Header, q: Any) -> None:
     }
 
 
-def random_case(rng: np.random.Generator, form: DenseSpec) -> tuple[DenseSpec, Decisions, Any]:
+def random_case(rng: np.random.Generator, form: DenseOp) -> tuple[DenseOp, Decisions, Any]:
     """An op of a form, a schedule and an array: chunks may end anywhere, rows too."""
     rows, cols, lanes = (int(rng.choice(sizes)) for sizes in ((1, 2, 4), (1, 4, 8), (1, 8)))
     group = form.group_size
@@ -306,7 +306,6 @@ def test_schedules_that_break_the_stream_are_refused(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"out_chunk": 12}, "out_chunk = 12 must be a multiple of 8"),
         ({"out_low": -129}, r"limits .* must lie in"),
         ({"out_window": "signed"}, r"limits .*127.* must lie in"),
         ({"out_low": 5, "out_high": 4}, "limits"),
@@ -314,12 +313,18 @@ def test_schedules_that_break_the_stream_are_refused(
         ({"out_zero": 0.5}, "out_zero = 0.5 must be a whole number"),
         ({"out_window": "odd"}, "out_window"),
         ({"output": "float32"}, "only encoded outputs have a format"),
-        ({"block_rows": 8}, "sorted rows need .* float32 outputs"),
+        ({"block_rows": 8}, "sorted rows need .* output 'float32'"),
     ],
 )
-def test_headers_that_contradict_themselves(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ProgramError, match=message):
-        replace(PROGRAM.header, **fields)
+def test_formats_that_contradict_themselves(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        replace(PROGRAM.header.op, **fields)
+
+
+@pytest.mark.parametrize(("chunk", "message"), [(12, "multiple of 8"), (0, "positive")])
+def test_streams_have_chunks_of_whole_steps(chunk: int, message: str) -> None:
+    with pytest.raises(ProgramError, match=f"out_chunk = {chunk} must be a {message}"):
+        with_op(PROGRAM.header, out_chunk=chunk)
 
 
 def test_each_kind_of_output_has_its_store() -> None:
@@ -328,7 +333,7 @@ def test_each_kind_of_output_has_its_store() -> None:
 
     with pytest.raises(ProgramError, match="outputs of this program are encoded"):
         with_stores(other)
-    header = replace(PROGRAM.header, output="float32", **NO_FORMAT)
+    header = with_op(PROGRAM.header, output="float32", **NO_FORMAT)
     with pytest.raises(ProgramError, match="outputs of this program are float32"):
         Program(header, PROGRAM.instructions)
 
@@ -371,11 +376,11 @@ def test_damaged_programs_are_refused_or_right() -> None:
 def test_the_formulas_know_encoded_outputs(m: int, n: int, k: int, density: float) -> None:
     """Bytes and the array's cycles equal, the time nearly."""
     rng = np.random.default_rng(m)
-    shape, reader_shape = DenseShape(m, n, k), DenseShape(m, 576, n)
+    shape, reader_shape = DenseOp(m, n, k), DenseOp(m, 576, n)
     digits, outputs = (draw_digits(rng, density, m, columns) for columns in (k, n))
     library = ProgramLibrary(EDGE)
     spec = replace(FORMS["relu"], m=m, n=n, k=k, out_chunk=n)
-    reading = DenseSpec(m=m, n=reader_shape.n, k=n)
+    reading = DenseOp(m=m, n=reader_shape.n, k=n)
     own = library.tiling(spec, [spec])
     tiling = choose_drained(shape, own.k, (reader_shape,), EDGE)
     spec, decisions = library.chained(spec, [spec], None, [reading])

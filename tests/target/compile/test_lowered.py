@@ -9,7 +9,8 @@ from tvm.tirx.script import builder as T
 from sparqle_tvm.errors import CompileError
 from sparqle_tvm.target.compile.lowered import Body, LoopNode, calls_of, lower
 from sparqle_tvm.target.compile.schedule import Decisions, schedule_with
-from sparqle_tvm.target.compile.tir import EXTENT_ATTR, DenseSpec
+from sparqle_tvm.target.compile.tir import EXTENT_ATTR
+from sparqle_tvm.target.op import DenseOp
 
 
 def loops(body: Body) -> list[tuple[int, int]]:
@@ -22,7 +23,7 @@ def loops(body: Body) -> list[tuple[int, int]]:
 
 
 def test_tree_of_a_schedule() -> None:
-    sch = schedule_with(DenseSpec(m=10, n=9, k=40), TINY, Decisions(m=4, n=4, k=16))
+    sch = schedule_with(DenseOp(m=10, n=9, k=40), TINY, Decisions(m=4, n=4, k=16))
     body, extents = lower(sch)
     assert extents == (10, 9, 40)
     assert loops(body) == [(0, 3), (1, 3), (2, 3)]
@@ -46,7 +47,7 @@ def test_same_array_same_number() -> None:
 
 
 def test_single_iterations_leave_no_loop() -> None:
-    spec = DenseSpec(m=4, n=4, k=16)
+    spec = DenseOp(m=4, n=4, k=16)
     body, _ = lower(schedule_with(spec, TINY, Decisions(m=4, n=4, k=16)))
     assert loops(body) == []
     assert len(list(body.calls())) == len(body.children)

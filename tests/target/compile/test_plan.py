@@ -11,11 +11,11 @@ from sparqle_tvm.errors import CompileError
 from sparqle_tvm.target.compile.lowered import Body, CallNode, LoopNode, lower
 from sparqle_tvm.target.compile.plan import PlannedBody, PlannedLoop, make_plan
 from sparqle_tvm.target.compile.schedule import SLOTS_ATTR, Decisions, schedule_with
-from sparqle_tvm.target.compile.tir import DenseSpec
 from sparqle_tvm.target.isa.header import Queue
 from sparqle_tvm.target.isa.operands import Affine
+from sparqle_tvm.target.op import DenseOp
 
-SPEC = DenseSpec(m=8, n=8, k=64, group_size=32, has_min=True, has_offset=True)
+SPEC = DenseOp(m=8, n=8, k=64, group_size=32, has_min=True, has_offset=True)
 DECISIONS = Decisions(m=4, n=4, k=32)
 
 

@@ -23,9 +23,9 @@ from sparqle_tvm.target.compile.schedule import (
     overflows,
     schedule_with,
 )
-from sparqle_tvm.target.compile.tir import DenseSpec
 from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
 from sparqle_tvm.target.isa.operands import Buffer
+from sparqle_tvm.target.op import DenseOp
 
 SMALL_TILE = Decisions(m=4, n=4, k=32)
 
@@ -105,7 +105,7 @@ def test_default_fits_every_shape(
     dense: bool,
     preset: str,
 ) -> None:
-    spec = DenseSpec(
+    spec = DenseOp(
         m=m,
         n=n,
         k=k32 * (group or 31),
@@ -123,8 +123,8 @@ def test_default_fits_every_shape(
 
 
 def test_default_follows_the_search() -> None:
-    spec = DenseSpec(m=512, n=1536, k=576, group_size=32, has_min=True)
-    tiling = choose_tilings((spec.shape,), EDGE, "sparqle")[0]
+    spec = DenseOp(m=512, n=1536, k=576, group_size=32, has_min=True)
+    tiling = choose_tilings((spec,), EDGE, "sparqle")[0]
     decisions = default_decisions(spec, EDGE)
     assert decisions.tile == (tiling.m, tiling.n, tiling.k)
     other = replace(tiling, k=96, k_tiles=6)
@@ -133,7 +133,7 @@ def test_default_follows_the_search() -> None:
 
 def test_single_tiles_stay_on_chip() -> None:
     # All rows fit one tile: they are loaded once, outside, whatever the search preferred.
-    spec = DenseSpec(m=8, n=4096, k=512)
+    spec = DenseOp(m=8, n=4096, k=512)
     decisions = default_decisions(spec, EDGE)
     assert decisions.rows_outer and decisions.keep_outer
 
@@ -141,7 +141,7 @@ def test_single_tiles_stay_on_chip() -> None:
 def test_tile_shrinks_to_what_fits() -> None:
     # The search counts 45 + 6 + 4 bytes per row, 880 for two tiles of 8 rows. But planes lie apart:
     # 8 * (23 + 6 + 23 + 4) = 448, two of them 896.
-    spec = DenseSpec(m=64, n=4, k=45)
+    spec = DenseOp(m=64, n=4, k=45)
     tiling = Tiling(8, 4, 48, m_tiles=8, n_tiles=1, k_tiles=1, rows_outer=True)
     small = replace(TINY, activation_buffer_bytes=880)
     assert default_decisions(spec, replace(small, activation_buffer_bytes=896), tiling).m == 8
@@ -152,7 +152,7 @@ def test_tile_shrinks_to_what_fits() -> None:
 
 
 def test_smallest_tile_may_not_fit() -> None:
-    spec = DenseSpec(m=64, n=4, k=45)
+    spec = DenseOp(m=64, n=4, k=45)
     tiling = Tiling(4, 4, 48, m_tiles=16, n_tiles=1, k_tiles=1, rows_outer=True)
     with pytest.raises(TargetError, match="ACT buffer of accelerator 'tiny'"):
         default_decisions(spec, replace(TINY, activation_buffer_bytes=456), tiling)
@@ -160,7 +160,7 @@ def test_smallest_tile_may_not_fit() -> None:
 
 def test_needs_by_hand() -> None:
     # m = 4, n = 4, k = 32 of 8 x 12 x 64: 2 x 3 x 2 tiles, groups of 32 with minima.
-    spec = DenseSpec(m=8, n=12, k=64, group_size=32, has_min=True, has_offset=True)
+    spec = DenseOp(m=8, n=12, k=64, group_size=32, has_min=True, has_offset=True)
     decisions = replace(SMALL_TILE, keep_outer=True)
     # Rows outside, both chunks kept: 2 slots x 2 tiles of lsb 64, pbm 16, msb 64, sums 8; scales
     # 2 x 16.
@@ -196,5 +196,7 @@ def test_wrong_decisions_are_refused(changes: dict[str, int], problem: str) -> N
 
 
 def test_other_digits_are_refused() -> None:
-    with pytest.raises(CompileError, match="digits of 2 bits"):
+    with pytest.raises(TargetError, match="digits of 2 bits, accelerator 'tiny' of 4"):
         default_schedule(SPECS["digits of 2"], TINY)
+    with pytest.raises(CompileError, match="digits of 2 bits"):
+        schedule_with(SPECS["digits of 2"], TINY, SMALL_TILE)

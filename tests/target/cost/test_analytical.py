@@ -20,7 +20,7 @@ from sparqle_tvm.target.cost.analytical import (
 from sparqle_tvm.target.cost.array import best_row_split, lsb_pass_cycles, msb_pass_cycles
 from sparqle_tvm.target.cost.choice import EncodeChoice
 from sparqle_tvm.target.cost.tiling import Tiling
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 EDGE = PRESETS["sparqle/edge"]
 
@@ -41,7 +41,7 @@ ONE_TILE = Tiling(4, 4, 8, 1, 1, 1, True)
 
 def test_one_tile_by_hand(tiny):
     nnz = rows_with([[5], [0], [3]])
-    cost = dense_op_cost(DenseShape(3, 3, 8, has_offset=True), nnz, ONE_TILE, tiny, "sparqle")
+    cost = dense_op_cost(DenseOp(3, 3, 8, has_offset=True), nnz, ONE_TILE, tiny, "sparqle")
     # 2 row groups * 2 column blocks * 8 columns / 4 lanes
     assert cost.lsb_cycles == 2 * 2 * 2
     # Group (5, 0): ceil(5/4) = 2, group (3): 1; for each of 2 column blocks
@@ -65,7 +65,7 @@ def test_one_tile_by_hand(tiny):
 
 def test_dense_one_tile_by_hand(tiny):
     nnz = rows_with([[5], [0], [3]])
-    cost = dense_op_cost(DenseShape(3, 3, 8), nnz, ONE_TILE, tiny, "dense")
+    cost = dense_op_cost(DenseOp(3, 3, 8), nnz, ONE_TILE, tiny, "dense")
     assert (cost.lsb_cycles, cost.msb_cycles) == (8, 8)
     assert (cost.activation_bytes, cost.metadata_bytes) == (3 * 8, 3 * 4)
     assert cost.weight_bytes == 3 * (4 + 4)
@@ -78,7 +78,7 @@ def test_dense_one_tile_by_hand(tiny):
 def test_two_column_tiles_overlap(tiny):
     nnz = rows_with([[5], [0], [3]])
     tiling = Tiling(4, 2, 8, 1, 2, 1, True)
-    cost = dense_op_cost(DenseShape(3, 3, 8, has_offset=True), nnz, tiling, tiny, "sparqle")
+    cost = dense_op_cost(DenseOp(3, 3, 8, has_offset=True), nnz, tiling, tiny, "sparqle")
     # The activations stay: 37 + 13. Two tiles of weights 3 + 2*10, of parameters 6 + 2*10,
     # of outputs 4.5 + 2*10
     assert cost.dma_cycles == 124  # 50 + 23 + 26 + 24.5
@@ -88,7 +88,7 @@ def test_two_column_tiles_overlap(tiny):
 
 
 def test_row_tiles_reload_weights_and_columns_reload_activations(tiny):
-    shape, nnz = DenseShape(4, 4, 16), rows_with([[1, 2], [3, 4], [5, 6], [7, 8]])
+    shape, nnz = DenseOp(4, 4, 16), rows_with([[1, 2], [3, 4], [5, 6], [7, 8]])
     once = dense_op_cost(shape, nnz, Tiling(4, 4, 16, 1, 1, 1, True), tiny, "sparqle")
     rows = dense_op_cost(shape, nnz, Tiling(2, 2, 16, 2, 2, 1, True), tiny, "sparqle")
     cols = dense_op_cost(shape, nnz, Tiling(2, 2, 16, 2, 2, 1, False), tiny, "sparqle")
@@ -102,14 +102,14 @@ def test_row_tiles_reload_weights_and_columns_reload_activations(tiny):
 
 
 def test_chunks_make_rows_wait_more_often(tiny):
-    shape, nnz = DenseShape(2, 2, 16), rows_with([[1, 7], [7, 1]])
+    shape, nnz = DenseOp(2, 2, 16), rows_with([[1, 7], [7, 1]])
     # Whole K: both rows have 8 digits, 2 steps. Chunks of 8: 2 + 2 steps.
     assert msb_pass_cycles(shape, nnz, 16, tiny) == 2
     assert msb_pass_cycles(shape, nnz, 8, tiny) == 4
 
 
 def test_one_slow_row_and_an_empty_plane(tiny):
-    shape = DenseShape(4, 2, 16)
+    shape = DenseOp(4, 2, 16)
     # Group (16, 0) takes 4 steps although one of its rows is idle; group (0, 0) none.
     assert msb_pass_cycles(shape, rows_with([[8, 8], [0, 0], [0, 0], [0, 0]]), 16, tiny) == 4
     assert msb_pass_cycles(shape, rows_with([[0, 0]] * 4), 16, tiny) == 0
@@ -117,14 +117,14 @@ def test_one_slow_row_and_an_empty_plane(tiny):
 
 @pytest.mark.parametrize(("bits", "slices"), [(2, 1), (4, 1), (8, 2)])
 def test_weight_slices_multiply_both_passes(tiny, bits, slices):
-    shape, nnz = DenseShape(2, 2, 8, bits), rows_with([[5], [0]])
+    shape, nnz = DenseOp(2, 2, 8, bits), rows_with([[5], [0]])
     cost = dense_op_cost(shape, nnz, ONE_TILE, tiny, "sparqle")
     assert (cost.lsb_cycles, cost.msb_cycles) == (2 * slices, 2 * slices)
     assert cost.weight_bytes == 2 * (bits + 4)
 
 
 def test_groups_minima_and_offsets_by_hand(tiny):
-    shape, nnz = DenseShape(2, 2, 16, 4, 8, True), rows_with([[1, 1], [1, 1]])
+    shape, nnz = DenseOp(2, 2, 16, 4, 8, True), rows_with([[1, 1], [1, 1]])
     tiling = Tiling(2, 2, 16, 1, 1, 1, True)
     cost = dense_op_cost(shape, nnz, tiling, tiny, "sparqle")
     # Per channel: 8 bytes of weights, 2 scales and 2 minima of 2 bytes
@@ -137,12 +137,12 @@ def test_groups_minima_and_offsets_by_hand(tiny):
 
 
 def test_digits_of_groups_share_cycles_only_with_segmented_adders(tiny):
-    shape, nnz = DenseShape(2, 2, 16, 4, 8), rows_with([[1, 1], [2, 2]])
+    shape, nnz = DenseOp(2, 2, 16, 4, 8), rows_with([[1, 1], [2, 2]])
     assert msb_pass_cycles(shape, nnz, 16, tiny) == 1
     simple = dataclasses.replace(tiny, msb_across_groups=False)
     assert msb_pass_cycles(shape, nnz, 16, simple) == 2
     assert lsb_pass_cycles(shape, 16, simple) == lsb_pass_cycles(shape, 16, tiny) == 4
-    per_channel = DenseShape(2, 2, 16)
+    per_channel = DenseOp(2, 2, 16)
     assert msb_pass_cycles(per_channel, nnz, 16, simple) == 1
 
 
@@ -179,7 +179,7 @@ def test_encode_with_factors_and_bands_by_hand(tiny):
 
 def test_what_is_written_is_what_one_load_reads():
     nnz = random_nnz(50, 576, 0.3)
-    shapes = [DenseShape(50, n, 576, 4, 32, True) for n in (64, 128)]
+    shapes = [DenseOp(50, n, 576, 4, 32, True) for n in (64, 128)]
     for scheme in ("sparqle", "dense"):
         encode, ops = encoding_costs("x", nnz, shapes, EDGE, scheme)
         pointers = storage.pointer_bytes(50, 576, ops[0].tiling.k, EDGE.rows)
@@ -201,7 +201,7 @@ def test_bits_per_element_are_those_of_the_idea():
 
 
 shapes_strategy = st.builds(
-    DenseShape,
+    DenseOp,
     m=st.integers(1, 70),
     n=st.integers(1, 80),
     k=st.sampled_from([32, 64, 96, 576]),
@@ -234,7 +234,7 @@ def test_bounds_against_dense(shape, seed, density):
     assert sparqle.lsb_cycles == dense.lsb_cycles
     assert sparqle.msb_cycles <= dense.msb_cycles
     # The array can do no more than rows * cols * lanes products per cycle.
-    products = (shape.macs + nnz.total * shape.n) * shape.weight_slices(4)
+    products = (shape.macs + nnz.total * shape.n) * shape.weight_slices
     assert sparqle.mma_cycles * EDGE.macs_per_cycle >= products
     for cost in (sparqle, dense):
         assert cost.total_cycles >= max(cost.compute_cycles, cost.dma_cycles)
@@ -257,6 +257,6 @@ def test_without_digits_half_of_the_array_time_remains(shape):
 
 def test_bitmap_of_another_shape():
     with pytest.raises(InvalidArgumentError, match=r"takes \(3, 16\).*of \(2, 16\)"):
-        encoding_costs("x", random_nnz(2, 16, 0.5), [DenseShape(3, 1, 16)], EDGE, "dense")
+        encoding_costs("x", random_nnz(2, 16, 0.5), [DenseOp(3, 1, 16)], EDGE, "dense")
     with pytest.raises(InvalidArgumentError, match="no dense op"):
         encoding_costs("x", random_nnz(2, 16, 0.5), [], EDGE, "dense")

@@ -16,7 +16,7 @@ from sparqle_tvm.target.cost.array import (
 )
 from sparqle_tvm.target.isa.compute import MmaLsb, MmaMsb
 from sparqle_tvm.target.isa.header import Header
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 EDGE = PRESETS["sparqle/edge"]
 
@@ -27,7 +27,7 @@ def nnz_of(bits: np.ndarray) -> RowNnz:
 
 def test_row_split_by_hand(tiny):
     array = replace(tiny, rows=4, lanes=8)
-    shape = DenseShape(1, 4, 96)
+    shape = DenseOp(1, 4, 96)
     # 1 row, 96 columns, 8 lanes: 12 steps. r = 1: 12; 2: 6 + 1; 3: 4 + 2; 4: 3 + 2 = 5.
     assert best_row_split(shape, array, 96) == 4
     # 2 rows leave r <= 2; 3 rows leave none.
@@ -40,7 +40,7 @@ def test_row_split_by_hand(tiny):
 
 
 def test_one_token_by_hand(tiny):
-    shape = DenseShape(1, 3, 16)
+    shape = DenseOp(1, 3, 16)
     bits = np.zeros((1, 16), bool)
     bits[0, :5] = bits[0, 15] = True
     # 4 steps; two rows take 2 each. 2 column blocks, and 1 cycle per block to add the halves.
@@ -53,13 +53,13 @@ def test_one_token_by_hand(tiny):
 
 def test_last_chunk_by_hand(tiny):
     # Chunks of 32 and 8 columns: 8 steps and 2; 2 row groups.
-    assert lsb_pass_cycles(DenseShape(4, 2, 40), 32, tiny) == 2 * (8 + 2)
+    assert lsb_pass_cycles(DenseOp(4, 2, 40), 32, tiny) == 2 * (8 + 2)
 
 
 def test_digits_counted_together_are_spread_evenly(tiny):
     # 48 columns, r = 2: halves of 24. Spans of 16 with 16, 8 and 0 digits: 16 + 4 and 4 digits.
     nnz = RowNnz(np.array([[16, 8, 0]]), 16, 48)
-    assert msb_pass_cycles(DenseShape(1, 2, 48), nnz, 48, tiny) == 5 + 1
+    assert msb_pass_cycles(DenseOp(1, 2, 48), nnz, 48, tiny) == 5 + 1
 
 
 @pytest.mark.parametrize("across", [True, False])
@@ -73,17 +73,13 @@ def test_digits_counted_together_are_spread_evenly(tiny):
 )
 def test_one_tile_is_one_instruction(across, m, n, k, bits, group, seed):
     array = replace(EDGE, msb_across_groups=across)
-    shape = DenseShape(m, n, k, bits, group)
+    shape = DenseOp(m, n, k, bits, group)
     mask = np.random.default_rng(seed).random((m, k)) < 0.4
     split = best_row_split(shape, array, k)
     header = Header(
         accelerator=array,
-        in_features=k,
-        out_features=n,
-        m_max=m,
+        op=shape,
         k_chunk=k,
-        weight_bits=bits,
-        group_size=group,
     )
     assert lsb_pass_cycles(shape, k, array) == MmaLsb.cycles(header, m, n, k, split)
     assert msb_pass_cycles(shape, nnz_of(mask), k, array) == MmaMsb.cycles(header, mask, n, split)

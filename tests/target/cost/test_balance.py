@@ -16,10 +16,10 @@ from sparqle_tvm.target.cost.balance import choose_block_rows, typical_digits
 from sparqle_tvm.target.cost.model import EncodedActivation, pass_cost
 from sparqle_tvm.target.cost.sorting import block_waits, max_block_rows, sort_work
 from sparqle_tvm.target.cost.vector import TransformerShape
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 EDGE = PRESETS["sparqle/edge"]
-WIDE = DenseShape(512, 4096, 576)
+WIDE = DenseOp(512, 4096, 576)
 
 
 def test_a_block_is_half_the_activation_buffer() -> None:
@@ -85,7 +85,7 @@ def test_costs_of_a_sorted_encoding(block: int) -> None:
 def test_a_row_of_outputs_on_its_own_moves_whole_bursts() -> None:
     # 20 channels of 2 bytes: 40 bytes, two bursts of 32.
     nnz = typical_digits(64, 64, 64)
-    shape = DenseShape(64, 20, 64)
+    shape = DenseOp(64, 20, 64)
     (waiting,), (ordered,) = (
         encoding_costs("x", nnz, [shape], EDGE, "sparqle", block)[1] for block in (0, 32)
     )

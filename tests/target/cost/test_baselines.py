@@ -10,15 +10,15 @@ import pytest
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.analytical import encoding_costs
-from sparqle_tvm.target.cost.baselines import array_of
-from sparqle_tvm.target.op import ALL_SCHEMES, DenseShape
+from sparqle_tvm.target.cost.baselines import array_of, scheme_name, scheme_notes, scheme_title
+from sparqle_tvm.target.op import ALL_SCHEMES, DenseOp
 
 EDGE = PRESETS["sparqle/edge"]
 
 
 def ops(m: int, density: float, weight_bits: int = 4):
     counts = np.random.default_rng(0).binomial(8, density, size=(m, 128)).astype(np.int32)
-    nnz, shape = RowNnz(counts, 8, 1024), DenseShape(m, 1024, 1024, weight_bits)
+    nnz, shape = RowNnz(counts, 8, 1024), DenseOp(m, 1024, 1024, weight_bits)
     costs = {}
     for scheme in ALL_SCHEMES:
         encode, (op,) = encoding_costs("x", nnz, [shape], EDGE, scheme)
@@ -36,6 +36,18 @@ def test_native_has_the_area_of_the_array():
         assert array_of(accelerator, "dense") is array_of(accelerator, "a4") is accelerator
     single = dataclasses.replace(EDGE, lanes=1)
     assert array_of(single, "native").lanes == 1
+
+
+@pytest.mark.parametrize("k", [2, 4, 8])
+def test_names_have_the_real_widths(k):
+    accelerator = dataclasses.replace(EDGE, digit_bits=k)
+    names = [scheme_name(accelerator, scheme) for scheme in ALL_SCHEMES]
+    assert names == ["dense", "native", f"a{k}", "sparqle"]
+    titles = [scheme_title(accelerator, scheme) for scheme in ALL_SCHEMES]
+    assert titles == ["dense", f"native {2 * k}-bit", f"{k}-bit, not exact", "split"]
+    notes = scheme_notes(accelerator)
+    for words in (f"{2 * k}-bit multipliers", f"a{k}: activations of {k} bits", f"{2 * k}-bit act"):
+        assert words in notes
 
 
 @pytest.mark.parametrize("weight_bits", [2, 4, 8])

@@ -22,7 +22,7 @@ from sparqle_tvm.target.cost.energy import (
 from sparqle_tvm.target.cost.energy_table import Band, energy_table
 from sparqle_tvm.target.cost.events import NAMES, Events
 from sparqle_tvm.target.cost.model import Totals
-from sparqle_tvm.target.op import ALL_SCHEMES, DenseShape, Scheme
+from sparqle_tvm.target.op import ALL_SCHEMES, DenseOp, Scheme
 
 EDGE = PRESETS["sparqle/edge"]
 TABLE = energy_table("45nm", "lpddr4")
@@ -32,7 +32,7 @@ SOME = Events(**{name: 10 + i for i, name in enumerate(NAMES)})
 def events_of(scheme: Scheme, density: float = 0.3, m: int = 64) -> Events:
     rng = np.random.default_rng(0)
     nnz = RowNnz(rng.binomial(8, density, size=(m, 32)).astype(np.int32), 8, 256)
-    shape = DenseShape(m, 192, 256, 4, 32)
+    shape = DenseOp(m, 192, 256, 4, 32)
     encode, ops = encoding_costs("x", nnz, [shape], EDGE, scheme)
     return Totals.of((encode, *ops)).events
 

@@ -9,7 +9,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import dense_op_cost
 from sparqle_tvm.target.cost.events import NAMES, Events
 from sparqle_tvm.target.cost.tiling import Tiling
-from sparqle_tvm.target.op import ALL_SCHEMES, DenseShape, Scheme
+from sparqle_tvm.target.op import ALL_SCHEMES, DenseOp, Scheme
 
 
 def test_sums_and_multiples() -> None:
@@ -23,7 +23,7 @@ def test_sums_and_multiples() -> None:
 
 # 3 x 4 x 16 on 2 x 2 PEs of 4 lanes, in row tiles of 2 and column tiles of 2, K at once. The
 # stored digits are 4, 5 and 0.
-SHAPE = DenseShape(3, 4, 16)
+SHAPE = DenseOp(3, 4, 16)
 TILING = Tiling(2, 2, 16, 2, 2, 1, rows_outer=True)
 NNZ = RowNnz(np.array([[4, 0], [2, 3], [0, 0]]), 8, 16)
 

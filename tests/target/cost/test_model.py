@@ -8,7 +8,7 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.model import EncodedActivation, Totals, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape, attended_pairs, vector_costs
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 EDGE = PRESETS["sparqle/edge"]
 SHAPE = TransformerShape(layers=2, embed=8, ffn=12, heads=2, kv_heads=1, head_dim=4, vocab=20)
@@ -63,10 +63,10 @@ def test_wrong_sizes():
 def encodings(m: int) -> list[EncodedActivation]:
     mask = np.random.default_rng(0).random((m, 64)) < 0.3
     nnz = RowNnz.from_pbm(np.packbits(mask, axis=1, bitorder="little"), 64)
-    shapes = (DenseShape(m, 32, 64, 4, 32, True, "q"), DenseShape(m, 16, 64, 4, 32, True, "k"))
+    shapes = (DenseOp(m, 32, 64, 4, 32, True, "q"), DenseOp(m, 16, 64, 4, 32, True, "k"))
     return [
         EncodedActivation("x", nnz, "signed", shapes),
-        EncodedActivation("y", nnz, "unsigned", (DenseShape(m, 64, 64, 8, label="out"),)),
+        EncodedActivation("y", nnz, "unsigned", (DenseOp(m, 64, 64, 8, label="out"),)),
     ]
 
 

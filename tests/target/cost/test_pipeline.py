@@ -7,7 +7,7 @@ import pytest
 
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.pipeline import Iteration, OpLoads, Pipeline, activations_outer
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 
 def pipeline(outer: int = 1, **change: float) -> Pipeline:
@@ -127,7 +127,7 @@ def test_loop_of_one_tile_is_the_outer_one(m_tiles, n_tiles, rows_outer, expecte
 
 
 def test_parts_of_an_op_add_up():
-    shape = DenseShape(100, 200, 96, 4, 32, True)
+    shape = DenseOp(100, 200, 96, 4, 32, True)
     loads = OpLoads(
         shape=shape,
         accelerator=PRESETS["sparqle/edge"],

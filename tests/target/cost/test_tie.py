@@ -12,7 +12,7 @@ from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import energy_table
 from sparqle_tvm.target.cost.model import EncodedActivation
-from sparqle_tvm.target.op import SCHEMES, DenseShape, ProgramScheme
+from sparqle_tvm.target.op import SCHEMES, DenseOp, ProgramScheme
 
 COMPUTE_BOUND_TOLERANCE = 0.03
 TOLERANCE = 0.10
@@ -52,7 +52,7 @@ def ties(
     readers, k, density, bits, group, has_min = layer
     # Drawn like this the layers of one model differ, and every run draws the same.
     rng = np.random.default_rng([rows, k, int(100 * density)])
-    shapes = tuple(DenseShape(rows, n, k, bits, group, has_min, f"{n}x{k}") for n in readers)
+    shapes = tuple(DenseOp(rows, n, k, bits, group, has_min, f"{n}x{k}") for n in readers)
     encoding = EncodedActivation("x", draw_digits(rng, density, rows, k), "signed", shapes)
     accelerator = PRESETS[preset]
     return tie_encoding(encoding, accelerator, scheme, block_groups * accelerator.rows)
@@ -129,7 +129,7 @@ def test_loads_that_get_in_the_way_of_stores(has_min: bool, scheme: ProgramSchem
 
 
 def test_windows_cost_the_same_and_offsets_their_bytes() -> None:
-    plain = DenseShape(64, 192, 576, 4, 32, True)
+    plain = DenseOp(64, 192, 576, 4, 32, True)
     nnz = draw_digits(np.random.default_rng(0), 0.5, 64, 576)
     signed, unsigned, biased = (
         tie_encoding(

@@ -10,7 +10,7 @@ from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
-from sparqle_tvm.target.op import SCHEMES, DenseShape
+from sparqle_tvm.target.op import SCHEMES, DenseOp
 
 
 def brute_force_loads(tiling: Tiling) -> tuple[int, int]:
@@ -51,7 +51,7 @@ def test_loads_are_those_of_the_loop_nest(m, n, k, rows_outer):
 )
 def test_tiles_cover_the_op_and_fit_half_of_each_buffer(m, n, k, group, name, scheme):
     accelerator = PRESETS[name]
-    shape = DenseShape(m, n, k, 4, group, group > 0)
+    shape = DenseOp(m, n, k, 4, group, group > 0)
     (t,) = choose_tilings([shape], accelerator, scheme)
     assert (t.m_tiles - 1) * t.m < m <= t.m_tiles * t.m
     assert (t.n_tiles - 1) * t.n < n <= t.n_tiles * t.n
@@ -67,26 +67,26 @@ def test_tiles_cover_the_op_and_fit_half_of_each_buffer(m, n, k, group, name, sc
 
 
 def test_consumers_of_one_encoding_share_the_chunk():
-    shapes = [DenseShape(2048, n, 4096, 4, 32, True) for n in (4096, 1024, 11008)]
+    shapes = [DenseOp(2048, n, 4096, 4, 32, True) for n in (4096, 1024, 11008)]
     tilings = choose_tilings(shapes, PRESETS["sparqle/edge"], "sparqle")
     assert len({t.k for t in tilings}) == 1
 
 
 def test_small_operands_are_loaded_once():
-    shape = DenseShape(64, 64, 64)
+    shape = DenseOp(64, 64, 64)
     (t,) = choose_tilings([shape], PRESETS["sparqle/edge"], "dense")
     assert (t.activation_loads, t.weight_loads) == (1, 1)
 
 
 def test_equal_ops_are_searched_once():
-    shapes = [DenseShape(333, 96, 96, label=label) for label in ("blk_0", "blk_1")]
+    shapes = [DenseOp(333, 96, 96, label=label) for label in ("blk_0", "blk_1")]
     assert shapes[0] == shapes[1]
     tilings = [choose_tilings([s], PRESETS["sparqle/edge"], "dense") for s in shapes]
     assert tilings[0] is tilings[1]
 
 
 def test_no_tile_fits(tiny):
-    shape = DenseShape(2, 2, 4096, 4, 4096, False, label="wide")
+    shape = DenseOp(2, 2, 4096, 4, 4096, False, label="wide")
     with pytest.raises(TargetError, match=r"'tiny': no tile of 'wide' .* at least 4096 columns"):
         choose_tilings([shape], tiny, "sparqle")
     roomy = dataclasses.replace(tiny, activation_buffer_bytes=2**20, weight_buffer_bytes=2**20)

@@ -7,7 +7,7 @@ import pytest
 
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost import tiling
-from sparqle_tvm.target.op import DenseShape
+from sparqle_tvm.target.op import DenseOp
 
 EDGE = PRESETS["sparqle/edge"]
 STARVED = replace(
@@ -25,7 +25,7 @@ def random_shapes(count: int):
         group = int(rng.choice([0, 32]))
         k = 32 * int(rng.integers(1, 40)) if group else int(rng.integers(16, 1500))
         rows, cols = (int(n) for n in rng.integers(1, 900, 2))
-        yield DenseShape(rows, cols, k, int(rng.choice([2, 4, 8])), group, bool(group and k % 64))
+        yield DenseOp(rows, cols, k, int(rng.choice([2, 4, 8])), group, bool(group and k % 64))
 
 
 @pytest.mark.parametrize("scheme", ["sparqle", "dense"])

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from handmade import SMALL, Tiles, dense_program, make_header
+from handmade import SMALL, Tiles, dense_program, make_header, with_op
 
 from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.accelerator import PRESETS
@@ -41,13 +41,13 @@ EDGE = PRESETS["sparqle/edge"]
 GROUPED = make_header(20, 10, 40, 16, group_size=8, has_min=True, has_offset=True)
 SPLIT = dense_program(GROUPED, Tiles(8, 4))
 DENSE = dense_program(
-    replace(GROUPED, scheme="dense", window="unsigned", has_min=False, has_offset=False),
+    with_op(GROUPED, scheme="dense", window="unsigned", has_min=False, has_offset=False),
     Tiles(8, 4),
 )
 
 
 ENCODED = dense_program(
-    replace(GROUPED, output="encoded", out_chunk=8, out_low=-128, out_high=127),
+    with_op(GROUPED, output="encoded", out_chunk=8, out_low=-128, out_high=127),
     Tiles(8, 8, rows_outer=False),
 )
 
@@ -113,7 +113,7 @@ def test_bytes_on_chip():
     # 17 2-bit weights are 5 bytes; 3 groups have a scale and a minimum of 2 bytes each.
     assert LdWgt.onchip_bytes(header, 3, 17) == 3 * 5
     assert LdGrp.onchip_bytes(header, 3, 17) == 3 * 3 * 4
-    assert LdGrp.onchip_bytes(replace(header, has_min=False), 3, 17) == 3 * 3 * 2
+    assert LdGrp.onchip_bytes(with_op(header, has_min=False), 3, 17) == 3 * 3 * 2
     # The two planes of 17 activations take 9 bytes each on chip, and 17 in DRAM.
     assert LdAct.plane_bytes(header, 3, 17) == 3 * 9
     assert LdAct.dram_bytes(header, 3, 17) == 3 * 17
@@ -140,7 +140,7 @@ def test_cycles_of_a_dense_pass():
     assert MmaLsb.cycles(header, 17, 33, 100, 1) == 2 * 3 * 7
     assert MmaDns.cycles(header, 17, 33, 100, 1) == 2 * 3 * 7
     # 8-bit weights are two slices of 4 bits.
-    assert MmaLsb.cycles(replace(header, weight_bits=8), 17, 33, 100, 1) == 2 * 2 * 3 * 7
+    assert MmaLsb.cycles(with_op(header, weight_bits=8), 17, 33, 100, 1) == 2 * 2 * 3 * 7
     # One row on 4 PE rows: segments of ceil(7 / 4) = 2 steps, 3 column blocks, and 2 cycles per
     # block to add 4 partial sums.
     assert MmaLsb.cycles(header, 1, 33, 100, 4) == 3 * 2 + 3 * 2

@@ -10,7 +10,7 @@ from dense_cases import TINY
 from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.schedule import default_schedule
-from sparqle_tvm.target.compile.tir import DenseSpec
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.program.bundle import pack_bundle, select, unpack_bundle
 
@@ -18,8 +18,8 @@ from sparqle_tvm.target.program.bundle import pack_bundle, select, unpack_bundle
 @cache
 def programs() -> tuple[Program, ...]:
     """An op for at most 1, 4 and 64 rows."""
-    specs = [DenseSpec(m=m, n=5, k=16) for m in (1, 4, 64)]
-    return tuple(generate(default_schedule(spec, TINY), spec, TINY, "up") for spec in specs)
+    specs = [DenseOp(m=m, n=5, k=16, label="up") for m in (1, 4, 64)]
+    return tuple(generate(default_schedule(spec, TINY), spec, TINY) for spec in specs)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -31,9 +31,9 @@ def test_what_is_packed_comes_back(count: int) -> None:
 
 @pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (2, 4), (4, 4), (5, 64), (63, 64), (64, 64)])
 def test_the_smallest_bucket_that_fits(rows: int, bucket: int) -> None:
-    assert select(programs(), rows).header.m_max == bucket
+    assert select(programs(), rows).header.op.m == bucket
     # The order in the bundle does not matter.
-    assert select(programs()[::-1], rows).header.m_max == bucket
+    assert select(programs()[::-1], rows).header.op.m == bucket
 
 
 def test_more_rows_than_any_bucket() -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from handmade import Tiles, dense_program, make_header
+from handmade import Tiles, dense_program, make_header, with_op
 
 from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.isa import End, LdLsb, Loop, Signal, Wait
@@ -21,10 +20,10 @@ from sparqle_tvm.target.program.binary import MAGIC, VERSION
 HEADER = make_header(20, 10, 40, 16)
 PROGRAM = dense_program(HEADER, Tiles(8, 4))
 GROUPED = dense_program(
-    replace(HEADER, group_size=8, has_min=True, has_offset=True), Tiles(8, 4, stay=True)
+    with_op(HEADER, group_size=8, has_min=True, has_offset=True), Tiles(8, 4, stay=True)
 )
 DENSE = dense_program(
-    replace(HEADER, scheme="dense", window="unsigned", output="int32", weight_bits=8),
+    with_op(HEADER, scheme="dense", window="unsigned", output="int32", weight_bits=8),
     Tiles(8, 4, rows_outer=False),
 )
 
@@ -144,8 +143,8 @@ def test_sealed_like_this_a_program_is_read():
         (sealed(payload_with(header_json() | {"accelerator": {}})), "malformed header"),
         (sealed(payload_with(header_json() | {"tokens": 3})), "malformed header"),
         (sealed(payload_with(header_json() | {"allocations": [{}]})), "malformed header"),
-        (sealed(payload_with(header_json() | {"m_max": "20"})), "m_max = '20'"),
-        (sealed(payload_with(header_json() | {"m_max": 10**400})), "must be a positive"),
+        (sealed(payload_with(header_json() | {"m_max": "20"})), "m = '20'"),
+        (sealed(payload_with(header_json() | {"m_max": 10**400})), "must be a whole number"),
         (sealed(payload_with(header_json(), 1)), "instruction 0 of 1: program ends"),
         (sealed(payload_with(header_json(), 1, b"\xc8")), "instruction 0 of 1: unknown opcode 200"),
         (sealed(payload_with(header_json(), 0, b"\x01")), "1 bytes behind its last instruction"),

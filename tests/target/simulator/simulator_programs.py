@@ -30,6 +30,7 @@ from sparqle_tvm.target.isa import (
 )
 from sparqle_tvm.target.isa.header import Allocation, Header, Queue
 from sparqle_tvm.target.isa.operands import Affine, Buffer, Condition, Extent
+from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program, ProgramBuilder
 from sparqle_tvm.target.simulator import activation_tensors, weight_tensors
 
@@ -85,7 +86,7 @@ def allocate(builder: ProgramBuilder, rows: int, cols: int, chunk: int, slots: i
     def wgt(name: str, nbytes: int) -> Allocation:
         return builder.allocate(name, Buffer.WGT, nbytes, slots)
 
-    sparqle = header.scheme == "sparqle"
+    sparqle = header.op.scheme == "sparqle"
     return Slots(
         lsb=act("lsb", LdLsb.onchip_bytes(header, rows, chunk)),
         pbm=act("pbm", LdPbm.onchip_bytes(header, rows, chunk)) if sparqle else None,
@@ -94,8 +95,8 @@ def allocate(builder: ProgramBuilder, rows: int, cols: int, chunk: int, slots: i
         acc=builder.allocate("acc", Buffer.ACC, rows * cols * header.accumulator_bytes, slots),
         row=act("row", rows * header.row_bytes) if header.row_bytes else None,
         chn=wgt("chn", cols * header.channel_bytes) if header.channel_bytes else None,
-        sum=act("sum", LdSum.onchip_bytes(header, rows, chunk)) if header.has_min else None,
-        grp=wgt("grp", LdGrp.onchip_bytes(header, cols, chunk)) if header.group_size else None,
+        sum=act("sum", LdSum.onchip_bytes(header, rows, chunk)) if header.op.has_min else None,
+        grp=wgt("grp", LdGrp.onchip_bytes(header, cols, chunk)) if header.op.group_size else None,
     )
 
 
@@ -104,7 +105,7 @@ def dense_program(
 ) -> Program:
     """Program of tiles of `rows` x `cols` x `header.k_chunk`: row tiles, column tiles, chunks."""
     b = ProgramBuilder(header)
-    chunk = min(header.k_chunk, header.in_features)
+    chunk = min(header.k_chunk, header.op.k)
     s = allocate(b, rows, cols, chunk, slots)
     for queue in (Queue.ACT_FREE, Queue.WGT_FREE, Queue.ACC_FREE):
         b.tokens(queue, slots)
@@ -119,15 +120,15 @@ def dense_program(
             b.emit(LdRow(s.row.at((i,)), m.begin, m.extent))
             b.signal(Queue.ROW_READY)
             b.wait(Queue.ROW_READY)
-        with b.loop(header.out_features, cols) as j:
-            n = tile(j, cols, header.out_features)
+        with b.loop(header.op.n, cols) as j:
+            n = tile(j, cols, header.op.n)
             if s.chn:
                 b.wait(Queue.CHN_FREE)
                 b.emit(LdChn(s.chn.at((i, j)), n.begin, n.extent))
                 b.signal(Queue.CHN_READY)
             b.wait(Queue.ACC_FREE)
-            with b.loop(header.in_features, chunk) as c:
-                k = tile(c, chunk, header.in_features)
+            with b.loop(header.op.k, chunk) as c:
+                k = tile(c, chunk, header.op.k)
                 _load_chunk(b, s, (i, j, c), m, n, k)
                 _multiply_chunk(b, s, (i, j, c), m, n, k, row_split)
             b.signal(Queue.ACC_READY)
@@ -185,7 +186,7 @@ def _store_tile(b: ProgramBuilder, s: Slots, at: tuple[int, int], m: Tile, n: Ti
         b.wait(Queue.CHN_READY)
     row, chn = s.row.at(at[:1]) if s.row else None, s.chn.at(at) if s.chn else None
     b.emit(Drain(acc, row, chn, m.extent, n.extent))
-    order = row if b.header.block_rows else None
+    order = row if b.header.op.block_rows else None
     b.emit(StOut(acc, m.begin, m.extent, n.begin, n.extent, order))
     b.signal(Queue.ACC_FREE)
     if s.chn:
@@ -193,14 +194,14 @@ def _store_tile(b: ProgramBuilder, s: Slots, at: tuple[int, int], m: Tile, n: Ti
 
 
 def header_for(
-    accelerator: Accelerator, m: int, n: int, k: int, chunk: int, **options: object
+    accelerator: Accelerator, m: int, n: int, k: int, chunk: int, m_max: int = 0, **options: object
 ) -> Header:
     return Header(
         accelerator=accelerator,
-        in_features=k,
-        out_features=n,
+        op=DenseOp(
+            **{"m": m_max or m, "n": n, "k": k, "digit_bits": accelerator.digit_bits, **options}
+        ),  # type: ignore[arg-type]
         k_chunk=chunk,
-        **{"m_max": m, **options},  # type: ignore[arg-type]
     )
 
 
@@ -226,8 +227,8 @@ def random_operands(
     rng: np.random.Generator, header: Header, rows: int, density: float = 0.3
 ) -> Operands:
     """Draw activations with about `density` stored MSBs, weights and scales for a header."""
-    k, window, n = header.digit_bits, header.window, header.out_features
-    shape = (rows, header.in_features)
+    k, window, n = header.op.digit_bits, header.op.window, header.op.n
+    shape = (rows, header.op.k)
     low, high = -(2 ** (2 * k - 1)), max_exact(k, window)
     narrow = (-(2 ** (k - 1)), 2 ** (k - 1)) if window == "signed" else (0, 2**k)
     wide = rng.random(shape) < density
@@ -235,8 +236,8 @@ def random_operands(
     q = q.astype(np.int16 if k == 8 else np.int8)
     weights = _random_weights(rng, header)
     offset = None
-    if header.has_offset:
-        offset = rng.integers(-99, 99, n).astype(np.float64 if header.group_size else np.int32)
+    if header.op.has_offset:
+        offset = rng.integers(-99, 99, n).astype(np.float64 if header.op.group_size else np.int32)
     scale = rng.uniform(0.01, 1.0, (rows, 1)).astype(np.float32)
     tensors = {
         **activation_tensors(header, encode(q, k=k, window=window), scale),
@@ -246,14 +247,14 @@ def random_operands(
 
 
 def _random_weights(rng: np.random.Generator, header: Header) -> QuantizedWeights:
-    bits, shape = header.weight_bits, (header.out_features, header.in_features)
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if header.weight_signed else (0, 2**bits)
+    bits, shape = header.op.weight_bits, (header.op.n, header.op.k)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if header.op.weight_signed else (0, 2**bits)
     values = rng.integers(low, min(high, 128), shape).astype(np.int8)
-    if not header.group_size:
+    if not header.op.group_size:
         scale = rng.uniform(0.001, 0.1, shape[0]).astype(np.float32)
         return QuantizedWeights(values, scale, bits=bits)
-    groups = (shape[0], shape[1] // header.group_size)
-    minimum = rng.uniform(-1, 1, groups).astype(np.float16) if header.has_min else None
+    groups = (shape[0], shape[1] // header.op.group_size)
+    minimum = rng.uniform(-1, 1, groups).astype(np.float16) if header.op.has_min else None
     return QuantizedWeights(
         values, rng.uniform(-0.1, 0.1, groups).astype(np.float16), minimum, bits=bits
     )
@@ -266,19 +267,19 @@ def _expected(
     scale: NDArray[np.float32],
     offset: NDArray[Any] | None,
 ) -> NDArray[Any]:
-    if q.dtype == np.int8 and header.output == "float32" and offset is None:
+    if q.dtype == np.int8 and header.op.output == "float32" and offset is None:
         return dense_reference(q, scale, weights)
     product = q.astype(np.int64) @ weights.values.astype(np.int64).T
-    if not header.group_size and offset is not None:
+    if not header.op.group_size and offset is not None:
         product += offset
-    if header.output == "int32":
+    if header.op.output == "int32":
         return product.astype(np.int32)
-    if not header.group_size:
+    if not header.op.group_size:
         return (product.astype(np.float32) * scale) * weights.scale
     # Every term is a multiple of 2^-24, sums are exact.
-    total = np.zeros((len(q), header.out_features)) + (0 if offset is None else offset)
-    for group, begin in enumerate(range(0, q.shape[1], header.group_size)):
-        columns = slice(begin, begin + header.group_size)
+    total = np.zeros((len(q), header.op.n)) + (0 if offset is None else offset)
+    for group, begin in enumerate(range(0, q.shape[1], header.op.group_size)):
+        columns = slice(begin, begin + header.op.group_size)
         part = q[:, columns].astype(np.int64)
         products = part @ weights.values[:, columns].astype(np.int64).T
         total += products * weights.scale[:, group].astype(np.float64)

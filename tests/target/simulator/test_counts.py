@@ -55,9 +55,9 @@ def test_bytes_are_sizes_times_reloads(options):
         Tensor.WGT: row_tiles * tensors[Tensor.WGT].nbytes,
         Tensor.W_SCALE: row_tiles * tensors[Tensor.W_SCALE].nbytes,
     }
-    if header.has_offset:
+    if header.op.has_offset:
         expected[Tensor.OFFSET] = row_tiles * tensors[Tensor.OFFSET].nbytes
-    if header.has_min:
+    if header.op.has_min:
         expected[Tensor.GROUP_SUMS] = col_tiles * tensors[Tensor.GROUP_SUMS].nbytes
         expected[Tensor.W_MIN] = row_tiles * tensors[Tensor.W_MIN].nbytes
     assert counts.dram_read_bytes == expected
@@ -66,7 +66,7 @@ def test_bytes_are_sizes_times_reloads(options):
     onchip = counts.onchip_write_bytes
     read = sum(counts.dram_read_bytes.values()) - expected[Tensor.MSB_PTR]
     assert onchip[Buffer.ACT] + onchip[Buffer.WGT] == read
-    transfers = {True: 6, False: 4}[bool(header.group_size)]  # with LD.SUM and LD.GRP
+    transfers = {True: 6, False: 4}[bool(header.op.group_size)]  # with LD.SUM and LD.GRP
     tiles = row_tiles * col_tiles
     # For every output tile the store, and LD.CHN if there is anything to load; LD.ROW.
     parameters = 1 if header.channel_bytes else 0
@@ -77,7 +77,7 @@ def test_bytes_are_sizes_times_reloads(options):
 @pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
 def test_macs_are_digits_times_channels(options):
     header, operands, result, _ = run(options)
-    slices = header.weight_slices
+    slices = header.op.weight_slices
     stored = int(encode(operands.q).row_nnz().sum())
     assert result.counts.lsb.macs == M * N * K * slices
     assert result.counts.msb.macs == stored * N * slices

@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from handmade import SMALL, Tiles, dense_program, make_header
+from handmade import SMALL, Tiles, dense_program, make_header, with_op
 from mutations import Mutator
 from reference_machine import run_everywhere
 
@@ -436,7 +436,7 @@ def test_odd_numbers_of_tokens_are_accepted_where_they_do_no_harm(queue, count):
 
 
 def test_two_loads_into_each_other_are_refused():
-    header = replace(op("dense"), has_min=False)
+    header = with_op(op("dense"), has_min=False)
     program = dense_program(header, Tiles(8, 4))
     code = list(program.instructions)
     at = find(code, LdAct)
@@ -500,7 +500,7 @@ FUZZED = [
 
 def is_harmless(damaged: Program, sound: Program, seed: int) -> bool:
     """Whether the damaged program does the same steps, or computes its op all the same."""
-    rows = min(ROWS, damaged.header.m_max)
+    rows = min(ROWS, damaged.header.op.m)
     if rows == ROWS and np.array_equal(damaged.bind(rows), sound.bind(rows)):
         same = replace(damaged.header, tokens=sound.header.tokens)
         if same == sound.header and damaged.header.tokens == sound.header.tokens:
@@ -536,7 +536,7 @@ def test_damaged_bytes_with_a_mended_checksum_are_refused_or_harmless(block):
         mended = bytes(data) + hashlib.sha256(data).digest()
         try:
             damaged = Program.from_bytes(mended)
-            verify(damaged, min(ROWS, damaged.header.m_max))
+            verify(damaged, min(ROWS, damaged.header.op.m))
         except ProgramError:
             refused += 1
             continue

@@ -1,4 +1,4 @@
-"""A quick estimate of any decisions, before anything is built: the pre-filter of the search.
+"""A quick prediction for any decisions, before anything is built: the pre-filter of the search.
 
 `target.cost.analytical` is held to the simulator within a few per cent, but knows only the
 schedules that the compiler chooses by default. Here every combination of the space has a figure,
@@ -23,7 +23,7 @@ from sparqle_tvm.tuning.task import TuningTask
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Prediction:
     """Cycles of an op under some decisions.
 
     Attributes
@@ -47,8 +47,8 @@ class Estimate:
     serial_cycles: float
 
 
-class Estimator:
-    """Estimates decisions of one task.
+class Predictor:
+    """Predicts the cycles of one task under decisions.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Estimator:
             block_rows=spec.block_rows,
         )
         self._array: dict[tuple[int, int], float] = {}
-        self._seen: dict[Decisions, Estimate] = {}
+        self._seen: dict[Decisions, Prediction] = {}
 
     def mma_cycles(self, chunk: int, split: int) -> float:
         """All work of the array with a K chunk and PE rows per activation row."""
@@ -95,20 +95,20 @@ class Estimator:
         moved = self.loads.activation_bytes + sums + shape.m * shape.n * array.float_bytes
         moved += shape.n * storage.channel_bytes(shape, shape.k)
         stored = self.nnz.total if spec.scheme == "sparqle" else shape.m * shape.k
-        products = shape.n * shape.weight_slices(array.digit_bits) * (shape.m * shape.k + stored)
+        products = shape.n * shape.weight_slices * (shape.m * shape.k + stored)
         return max(
             moved / array.dram_bytes_per_cycle,
             products / array.macs_per_cycle,
             shape.m * shape.n / array.drain_elements_per_cycle,
         )
 
-    def estimate(self, decisions: Decisions) -> Estimate:
+    def predict(self, decisions: Decisions) -> Prediction:
         """Cycles under decisions."""
         if decisions not in self._seen:
-            self._seen[decisions] = self._estimate(decisions)
+            self._seen[decisions] = self._predict(decisions)
         return self._seen[decisions]
 
-    def _estimate(self, d: Decisions) -> Estimate:
+    def _predict(self, d: Decisions) -> Prediction:
         shape, loads = self.task.shape, self.loads
         tiles = [math.ceil(e / t) for e, t in zip((shape.m, shape.n, shape.k), d.tile, strict=True)]
         m_tiles, n_tiles, k_tiles = tiles
@@ -145,22 +145,12 @@ class Estimator:
         tail = drain + store + mma_tile
         busiest = max(mma, dma, stores)
         total = max(mma + array_waits + head, dma + dma_waits + tail, stores + head)
-        return Estimate(total, dma, mma, total - busiest, max(array_waits, dma_waits))
+        return Prediction(total, dma, mma, total - busiest, max(array_waits, dma_waits))
 
     def _count_mma(self, chunk: int, split: int) -> float:
         task, array = self.task, self.accelerator
         shape, spec = task.shape, task.spec
-        header = Header(
-            accelerator=array,
-            label=task.name,
-            in_features=shape.k,
-            out_features=shape.n,
-            m_max=shape.m,
-            k_chunk=chunk,
-            weight_bits=shape.weight_bits,
-            group_size=shape.group_size,
-            has_min=shape.has_min,
-        )
+        header = Header(accelerator=array, op=shape, k_chunk=chunk)
         spans = [min(chunk, shape.k - begin) for begin in range(0, shape.k, chunk)]
         dense = sum(dense_span_steps(header, span, split) for span in spans)
         dense *= math.ceil(shape.m / array.rows)
@@ -171,6 +161,6 @@ class Estimator:
                 steps[i : i + array.rows].max(axis=0).sum() for i in range(0, shape.m, array.rows)
             ]
             sparse = int(sum(groups))
-        passes = math.ceil(shape.n / array.cols) * shape.weight_slices(array.digit_bits)
+        passes = math.ceil(shape.n / array.cols) * shape.weight_slices
         reductions = 2 * len(spans) * reduction_cycles(header, shape.n, split)
         return float((dense + sparse) * passes + reductions)

@@ -23,7 +23,7 @@ CHUNK_TOKENS = 512
 Progress = Callable[[int], Any]
 
 
-class Trial:
+class ChoosableModel:
     """The functions ``hidden`` and ``head`` of a model, factors as parameters.
 
     Parameters
