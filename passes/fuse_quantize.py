@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
+from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 from sparqle_tvm.numerics.window import largest_integer
 from sparqle_tvm.passes._rewrite import (
     RewritePass,
@@ -20,9 +20,6 @@ from sparqle_tvm.passes._rewrite import (
     count_field_readers,
     dtype_of,
 )
-
-# The smallest absolute maximum of a row that quantization divides by (numerics/quantization.py).
-MIN_AMAX = float(np.float32(1e-30))
 
 
 @mutator
@@ -100,8 +97,8 @@ class _Fuse(Rewriter):
         axes = [int(a) for a in amax.attrs.axis] if amax.attrs.axis is not None else []
         if not amax.attrs.keepdims or axes not in ([-1], [x.ty.ndim - 1]):
             return "the scale is not per row"
-        if const_scalar(floor.args[1]) != MIN_AMAX:
-            return f"the absolute maximum is not bounded below by {MIN_AMAX:g}"
+        if const_scalar(floor.args[1]) != SMALLEST_AMAX:
+            return f"the absolute maximum is not bounded below by {SMALLEST_AMAX:g}"
         return ""
 
 

@@ -19,8 +19,9 @@ from sparqle_tvm.numerics import (
     QuantizedWeights,
     group_factors,
 )
-from sparqle_tvm.numerics.choice import BAND_DTYPES, LARGEST_FACTOR
+from sparqle_tvm.numerics.choice import LARGEST_FACTOR
 from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT, exact_sum_bound
+from sparqle_tvm.numerics.integers import CONTAINER
 from sparqle_tvm.numerics.window import WINDOWS, largest_integer
 from sparqle_tvm.passes._choosable import Choosable, choosable_encodings
 from sparqle_tvm.passes._report import PassReport
@@ -195,8 +196,8 @@ class _Lift(Rewriter):
         factors, bands = self.operands
         chosen = self.emit(self._slice(factors, encoding), "factors")
         limits = self.emit(self._slice(bands, encoding), "bands")
-        if BAND_DTYPES[encoding.k] != dtype_of(limits):
-            limits = self.emit(relax.op.astype(limits, BAND_DTYPES[encoding.k]), "bands")
+        if CONTAINER[encoding.k] != dtype_of(limits):
+            limits = self.emit(relax.op.astype(limits, CONTAINER[encoding.k]), "bands")
         return op.changed(factors=chosen, bands=limits)
 
     def _by_group(self, encoding: LiftedEncoding, size: int) -> relax.Var:

@@ -13,6 +13,8 @@ from tvm.relax import op
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
+from sparqle_tvm.numerics.integers import CONTAINER
+from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.passes._rewrite import (
     RewritePass,
@@ -25,8 +27,6 @@ from sparqle_tvm.passes._rewrite import (
 )
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
-
-SMALLEST_AMAX = 1e-30
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class _Merge(Rewriter):
         """The integers and the scales of ``quantize_encode``, as `numerics.choice` has them."""
         x, qmax = encode.x, encode.qmax
         amax = self.emit(op.max(op.abs(x), axis=[-1], keepdims=True), "amax")
-        bounded = op.maximum(amax, relax.const(SMALLEST_AMAX, "float32"))
+        bounded = op.maximum(amax, relax.const(float(SMALLEST_AMAX), "float32"))
         scale = step = self.emit(op.divide(bounded, relax.const(float(qmax), "float32")), "scale")
         if encode.factors is not None:
             step = self.emit(op.multiply(scale, encode.factors), "step")
@@ -95,7 +95,7 @@ class _Merge(Rewriter):
         q = self.emit(op.clip(op.round(op.divide(x, step)), -qmax, largest), "q")
         if encode.bands is not None:
             q = self._clip_to_window(q, encode)
-        return self.emit(op.astype(q, dialect.CONTAINER[encode.k]), "q"), scale
+        return self.emit(op.astype(q, CONTAINER[encode.k]), "q"), scale
 
     def _clip_to_window(self, q: relax.Var, encode: dialect.QuantizeEncode) -> relax.Var:
         """Move the q in the bands (2, K) to the edges of the window, all in float32."""

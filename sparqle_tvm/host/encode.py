@@ -26,6 +26,7 @@ from sparqle_tvm.host.script import (
     scratch,
 )
 from sparqle_tvm.host.tiling import SERIAL_ROWS
+from sparqle_tvm.numerics.window import window_of
 
 # A float32 below 2^22 in magnitude plus 1.5 * 2^23 has its integer, rounded half to even, in the
 # low mantissa bits: exact, vectorised everywhere, and it needs no SSE4.1 or call of libm.
@@ -49,8 +50,8 @@ class EncodeSpec:
         K.
     k : int
         Bits of a digit: 2, 4 or 8.
-    signed : bool
-        The window.
+    window : str
+        How integers are split.
     group_size : int
         Columns per group sum, a divisor of K; 0: no sums.
     qmax : int
@@ -64,7 +65,7 @@ class EncodeSpec:
     lead: int
     columns: int
     k: int
-    signed: bool
+    window: str
     group_size: int
     qmax: int = 0
     factors: bool = False
@@ -73,12 +74,12 @@ class EncodeSpec:
     @property
     def bias(self) -> int:
         """What is added before the split."""
-        return 2 ** (self.k - 1) if self.signed else 0
+        return window_of(self.window).bias(self.k)
 
     @property
     def largest(self) -> int:
         """Largest q that the window holds; larger ones saturate."""
-        return 2 ** (2 * self.k - 1) - 1 - self.bias
+        return window_of(self.window).limits(self.k)[1]
 
     @property
     def integer(self) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.loss import LossIncrease
+from sparqle_tvm.numerics.window import PLAIN, WINDOWS
 from sparqle_tvm.studies.pareto import ParetoResult
 
 
@@ -35,7 +36,7 @@ def calibration_json(calibration: Calibration) -> dict[str, Any]:
         "encodings": [
             {
                 "label": e.label,
-                "msb_sparsity": {w: e.msb_sparsity(w) for w in ("signed", "unsigned")},
+                "msb_sparsity": {w: e.msb_sparsity(w) for w in WINDOWS},
                 "window": calibration.windows()[e.label],
                 "largest": e.largest,
             }
@@ -56,7 +57,7 @@ def calibration_json(calibration: Calibration) -> dict[str, Any]:
 def print_calibration(calibration: Calibration, path: str) -> None:
     """Print what was collected, and what choices of factors lost on calibration text."""
     console = Console()
-    unsigned = sum(window == "unsigned" for window in calibration.windows().values())
+    unsigned = sum(window == PLAIN for window in calibration.windows().values())
     console.print(
         f"{calibration.model_name}: {len(calibration.encodings)} encodings over "
         f"{calibration.tokens} tokens of {calibration.text_name}; MSB sparsity "

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.numerics.window import PLAIN, window_of
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import Bound
 from sparqle_tvm.target.cost.balance import Balance
@@ -115,7 +116,7 @@ class ProgramCache:
         return replace(
             shape,
             m=bucket(shape.m, self.accelerator.rows),
-            window="signed" if scheme == "sparqle" and window == "signed" else "unsigned",
+            window=window_of(window).name if scheme == "sparqle" else PLAIN,
             scheme=scheme,
             block_rows=block_rows,
         )
