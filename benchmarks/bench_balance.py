@@ -21,10 +21,11 @@ from bench_tie import smollm2_cases
 
 from sparqle_tvm.numerics import sorted_rows
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.studies.simulated import ProgramCache, simulate_op
+from sparqle_tvm.studies.simulated import simulate_op
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
+from sparqle_tvm.target.compile.library import ProgramLibrary
 from sparqle_tvm.target.cost.analytical import encoding_costs
-from sparqle_tvm.target.cost.balance import BALANCES
+from sparqle_tvm.target.cost.block_rows import BALANCES
 from sparqle_tvm.target.cost.model import EncodedActivation
 
 Json = dict[str, Any]
@@ -72,7 +73,7 @@ def figures(encodings: list[EncodedActivation], accelerator: Accelerator, blocks
 
 
 def simulated_op_cycles(
-    encodings: list[EncodedActivation], programs: ProgramCache, blocks: Blocks
+    encodings: list[EncodedActivation], programs: ProgramLibrary, blocks: Blocks
 ) -> int:
     """Time of the dense ops on the simulator."""
     return sum(
@@ -117,7 +118,7 @@ def main() -> None:
         )
         block = 2 * (block or accelerator.rows)
     print("\ngoal       waiting  array       all by formula   dense ops simulated")
-    programs = ProgramCache(accelerator)
+    programs = ProgramLibrary(accelerator)
     for goal in BALANCES:
         blocks = [encoding.block_rows(accelerator, goal) for encoding in encodings]
         f = figures(encodings, accelerator, blocks)

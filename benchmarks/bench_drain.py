@@ -21,7 +21,8 @@ from tvm import relax
 from tvm.relax import op
 
 from sparqle_tvm import dialect, passes
-from sparqle_tvm.compiler import host_target, lowering_passes, split_passes
+from sparqle_tvm.compiler import lowering_passes, split_passes
+from sparqle_tvm.host.processor import host_target
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.runtime.launch import LaunchRecord, recording
 from sparqle_tvm.target.accelerator import PRESETS

@@ -34,8 +34,8 @@ from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
 
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
+from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.compile.schedule import Decisions
-from sparqle_tvm.target.compile.tir import bucket
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.tuning import (
     Measurement,

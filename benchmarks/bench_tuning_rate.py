@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.schedule import schedule_with
-from sparqle_tvm.target.compile.tir import bucket
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.verify import verify

@@ -32,8 +32,8 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.analytical import encoding_costs
-from sparqle_tvm.target.cost.balance import choose_block_rows
-from sparqle_tvm.target.cost.pipeline import OpLoads, Pipeline
+from sparqle_tvm.target.cost.block_rows import choose_block_rows
+from sparqle_tvm.target.cost.overlap import OpLoads, Overlap
 from sparqle_tvm.target.cost.sorting import block_waits
 from sparqle_tvm.target.op import DenseOp
 
@@ -64,8 +64,9 @@ def activations(tokens: int) -> Iterator[tuple[Any, list[Any]]]:
 
     import sparqle_tvm
     from sparqle_tvm import passes
-    from sparqle_tvm.compiler import host_target, lowering_passes, split_passes
+    from sparqle_tvm.compiler import lowering_passes, split_passes
     from sparqle_tvm.frontend.text import builtin_text, load_tokens
+    from sparqle_tvm.host.processor import host_target
     from sparqle_tvm.models.builtin import fetch_builtin
 
     path = fetch_builtin("smollm2", progress=False)
@@ -164,15 +165,15 @@ def _time_with_bitmap(
         blocks = -(-shape.n // accelerator.cols) * shape.weight_slices(accelerator.digit_bits)
         digits = op.activation_bytes // op.tiling.activation_loads
         loads = OpLoads(
-            shape=shape,
+            op=shape,
             accelerator=accelerator,
             scheme="sparqle",
             activation_bytes=digits + 2 * extra,
             block_rows=block,
         )
         tile = (op.tiling.m, op.tiling.n, op.tiling.k)
-        pipeline = Pipeline.of_op(loads, tile, op.tiling.rows_outer, mma_cycles=steps * blocks)
-        total += float(pipeline.total_cycles)
+        overlap = Overlap.of_op(loads, tile, op.tiling.rows_outer, mma_cycles=steps * blocks)
+        total += float(overlap.total_cycles)
     return round(total)
 
 

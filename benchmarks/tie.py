@@ -1,7 +1,7 @@
 """The formulas of `target.cost` beside the simulator, op by op.
 
 Both take the same tiles, so what differs is the formula: the array's cycles and the bytes have to
-be equal, the time nearly (`sparqle_tvm.target.cost.pipeline` says what it leaves out).
+be equal, the time nearly (`sparqle_tvm.target.cost.overlap` says what it leaves out).
 """
 
 from __future__ import annotations

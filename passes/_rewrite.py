@@ -16,7 +16,7 @@ from sparqle_tvm import dialect
 from sparqle_tvm.passes._constants import Constant, ConstantEvaluator
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.tir import buckets
+from sparqle_tvm.target.compile.buckets import buckets
 
 
 def op_name(expr: Any) -> str:

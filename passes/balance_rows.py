@@ -22,7 +22,7 @@ from sparqle_tvm.passes._rewrite import (
     row_counts,
 )
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
+from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
 from sparqle_tvm.target.op import DenseOp
 
 # A dense op that reads an encoding, and its call.
@@ -151,8 +151,8 @@ class BalanceRows(RewritePass):
     In the MSB pass, the rows of a group wait for the slowest of them. Sorted, rows of a group are
     alike. The dense ops that read the encoding get the order as an operand; what they compute does
     not depend on it, and on a host it is dropped. How many rows are sorted together, and whether
-    at all, is chosen for the number of rows (`target.cost.balance`); if that is symbolic, for the
-    row counts that programs are made for.
+    at all, is chosen for the number of rows (`target.cost.block_rows`); if that is symbolic, for
+    the row counts that programs are made for.
 
     Precondition: the encoding is read by ``split_dense_scaled`` only, or field by field.
 
@@ -171,7 +171,7 @@ class BalanceRows(RewritePass):
     accelerator : Accelerator
         The machine.
     goal : {"array", "time", "none"}
-        What should be least, see `target.cost.balance`.
+        What should be least, see `target.cost.block_rows`.
     report : PassReport, optional
         Takes the number of orders made, and why others were not.
     """

@@ -87,7 +87,7 @@ class _Merge(Rewriter):
         """The integers and the scales of ``quantize_encode``, as `numerics.choice` has them."""
         x, qmax = encode.x, encode.qmax
         amax = self.emit(op.max(op.abs(x), axis=[-1], keepdims=True), "amax")
-        bounded = op.maximum(amax, relax.const(float(SMALLEST_AMAX), "float32"))
+        bounded = op.maximum(amax, relax.const(SMALLEST_AMAX, "float32"))
         scale = step = self.emit(op.divide(bounded, relax.const(float(qmax), "float32")), "scale")
         if encode.factors is not None:
             step = self.emit(op.multiply(scale, encode.factors), "step")

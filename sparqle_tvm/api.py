@@ -18,7 +18,7 @@ from sparqle_tvm.errors import CompileError, InvalidArgumentError, MissingExtraE
 from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.balance import Balance
+from sparqle_tvm.target.cost.block_rows import Balance
 
 if TYPE_CHECKING:
     from sparqle_tvm.tuning.database import TuningDatabase

@@ -18,11 +18,12 @@ from tvm import relax
 from sparqle_tvm import dialect, passes
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import replacing
+from sparqle_tvm.host.processor import host_target
 from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.library import Schedules
-from sparqle_tvm.target.cost.balance import BALANCES, Balance
+from sparqle_tvm.target.cost.block_rows import BALANCES, Balance
 
 # What runs the dense ops: kernels for this CPU, or accelerator programs on the simulator.
 Executor = Literal["host", "simulator"]
@@ -259,11 +260,6 @@ class _Dump:
 def host_pipeline() -> tvm.transform.Pass:
     """The same lowering and host kernels as `pipeline`, without split precision."""
     return sequence(host_phases(), name="sparqle_host")
-
-
-def host_target() -> tvm.target.Target:
-    """The CPU this process runs on, as a TVM target."""
-    return tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
 
 
 def compile(

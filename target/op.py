@@ -10,18 +10,13 @@ from sparqle_tvm.numerics.slicing import max_exact
 from sparqle_tvm.numerics.window import WINDOWS, WindowName
 
 ProgramScheme = Literal["sparqle", "dense"]
-"""``sparqle``: LSB plane, bitmap and compressed MSB plane. ``dense``: two dense passes."""
+"""``sparqle``: LSB plane, bitmap and compressed MSB plane. ``dense``: two dense passes.
 
-Scheme = Literal["sparqle", "dense", "native", "a4"]
-"""Those, and two baselines that exist as formulas only, see `sparqle_tvm.target.cost.baselines`."""
+Other baselines exist as formulas only, see `sparqle_tvm.target.cost.baselines`.
+"""
 
 SCHEMES: tuple[ProgramScheme, ...] = ("sparqle", "dense")
 """Schemes that programs exist for."""
-
-ALL_SCHEMES: tuple[Scheme, ...] = ("dense", "native", "a4", "sparqle")
-"""Schemes that the formulas know; the baselines first."""
-
-"""Windows of encodings, see `numerics.slicing`."""
 
 Output = Literal["int32", "float32", "encoded"]
 """What a dense op makes of its sums."""

@@ -76,7 +76,8 @@ class Collector:
 
     def __post_init__(self) -> None:
         """Compile the function so that it returns its activations."""
-        from sparqle_tvm.compiler import host_target, lowering_passes, split_passes
+        from sparqle_tvm.compiler import lowering_passes, split_passes
+        from sparqle_tvm.host.processor import host_target
         from sparqle_tvm.threads import use_threads
 
         dialect.register()

@@ -17,7 +17,7 @@ import tvm
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.host.script import Array, build, cast, int64, loop, parallel, scratch, vector
+from sparqle_tvm.tirscript import Array, build, cast, int64, loop, parallel, scratch, vector
 
 LANES = 32
 """Channels that a thread works on together; activations are padded to a multiple of it."""
@@ -82,7 +82,7 @@ def option_sums(
 
 @cache
 def _compiled(qmax: int) -> Any:
-    from sparqle_tvm.compiler import host_target
+    from sparqle_tvm.host.processor import host_target
     from sparqle_tvm.threads import use_threads
 
     use_threads()

@@ -15,7 +15,10 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.host.script import (
+from sparqle_tvm.host.register_tile import SERIAL_ROWS
+from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
+from sparqle_tvm.numerics.window import window_of
+from sparqle_tvm.tirscript import (
     Array,
     Scalar,
     build,
@@ -25,8 +28,6 @@ from sparqle_tvm.host.script import (
     loop,
     scratch,
 )
-from sparqle_tvm.host.tiling import SERIAL_ROWS
-from sparqle_tvm.numerics.window import window_of
 
 # A float32 below 2^22 in magnitude plus 1.5 * 2^23 has its integer, rounded half to even, in the
 # low mantissa bits: exact, vectorised everywhere, and it needs no SSE4.1 or call of libm.
@@ -35,7 +36,6 @@ _ROUND_BITS = 0x4B400000
 _MAGNITUDE_BITS = 0x7FFFFFFF
 _INFINITY_BITS = 0x7F800000
 _NAN_BITS = 0x7FC00000
-_SMALLEST_AMAX = 1e-30
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _quantize_row(
         largest.set(T.max(largest.value, bits))
     finite = Scalar("int32", T.Select(largest.value < _INFINITY_BITS, T.int32(-1), T.int32(0)))
     amax = T.reinterpret("float32", T.bitwise_and(largest.value, finite.value))
-    step = Scalar("float32", T.max(amax, T.float32(_SMALLEST_AMAX)) / T.float32(spec.qmax))
+    step = Scalar("float32", T.max(amax, T.float32(SMALLEST_AMAX)) / T.float32(spec.qmax))
     not_a_number = T.reinterpret("float32", T.int32(_NAN_BITS))
     scale[row] = T.Select(finite.value != 0, step.value, not_a_number)
     low, high = -spec.qmax, min(spec.qmax, spec.largest)

@@ -18,8 +18,8 @@ from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import INTEGER_LIMITS, MatmulSpec
 from sparqle_tvm.host.panels import panel_matrix, panel_vector
+from sparqle_tvm.host.register_tile import host_tile, static_int
 from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
-from sparqle_tvm.host.tiling import host_tile, static_int
 from sparqle_tvm.numerics.integers import CONTAINER
 from sparqle_tvm.target.op import DenseOp, Output
 

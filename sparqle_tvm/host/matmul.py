@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from sparqle_tvm.host.matmul_tile import MatmulSpec, MatmulTile
-from sparqle_tvm.host.script import (
+from sparqle_tvm.tirscript import (
     Array,
     build,
     cast,

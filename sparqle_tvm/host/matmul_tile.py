@@ -9,8 +9,8 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.host.script import Array, cast, fixed, int64, loop, scratch, vector, when
-from sparqle_tvm.host.tiling import HostTile, exact_columns
+from sparqle_tvm.host.register_tile import HostTile, exact_columns
+from sparqle_tvm.tirscript import Array, cast, fixed, int64, loop, scratch, vector, when
 
 # Largest magnitude of the integer types.
 INTEGER_LIMITS = {"int8": 128, "uint8": 255}

@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm import tirx
 
-from sparqle_tvm.host.script import Array, build, cast, either, loop, parallel
+from sparqle_tvm.tirscript import Array, build, cast, either, loop, parallel
 
 
 @cache

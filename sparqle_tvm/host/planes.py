@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.host.script import Array, Scalar, cast, loop, scratch
+from sparqle_tvm.tirscript import Array, Scalar, cast, loop, scratch
 
 
 @dataclass(frozen=True)

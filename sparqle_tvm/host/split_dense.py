@@ -19,7 +19,15 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from sparqle_tvm.host.planes import Encoding, decode_row
-from sparqle_tvm.host.script import (
+from sparqle_tvm.host.register_tile import (
+    SERIAL_ROWS,
+    HostTile,
+    block_rows,
+    largest_divisor,
+    plane_chunk,
+)
+from sparqle_tvm.target.op import DenseOp
+from sparqle_tvm.tirscript import (
     Array,
     build,
     cast,
@@ -33,14 +41,6 @@ from sparqle_tvm.host.script import (
     vector,
     when,
 )
-from sparqle_tvm.host.tiling import (
-    SERIAL_ROWS,
-    HostTile,
-    block_rows,
-    largest_divisor,
-    plane_chunk,
-)
-from sparqle_tvm.target.op import DenseOp
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,10 @@ from tvm.relax import op as R
 from tvm.relax.frontend import nn
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 
 QMAX = 119
 """Positive limit of the quantizer: the largest value that the signed 4-bit window holds exactly."""
-
-AMAX_FLOOR = 1e-30
-"""Below this largest magnitude a token counts as all zero; it keeps the scale from being zero."""
 
 GROUP_SIZE = 32
 """Input channels that share a scale in the quantized weight types of GGUF."""
@@ -140,7 +138,7 @@ def emit_quantize(x: relax.Expr, label: str = "x") -> tuple[relax.Var, relax.Var
     scale : float32 of shape (1, T, 1), so that x is about q * scale
     """
     amax = _emit(R.max(R.abs(x), axis=[-1], keepdims=True), f"{label}_amax")
-    floor = relax.const(AMAX_FLOOR, "float32")
+    floor = relax.const(SMALLEST_AMAX, "float32")
     scale = _emit(
         R.divide(R.maximum(amax, floor), relax.const(float(QMAX), "float32")), f"{label}_scale"
     )

@@ -1,6 +1,5 @@
 """The numbers, in plain NumPy: the definition that every other part is tested against."""
 
-from sparqle_tvm.numerics.balance import is_row_order, sorted_rows
 from sparqle_tvm.numerics.choice import (
     EncodingChoice,
     clip_to_bands,
@@ -22,6 +21,7 @@ from sparqle_tvm.numerics.quantization import (
     require_finite,
     unpack_int4,
 )
+from sparqle_tvm.numerics.row_order import is_row_order, sorted_rows
 from sparqle_tvm.numerics.slicing import (
     SlicedTensor,
     bias_term,

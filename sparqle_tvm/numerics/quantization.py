@@ -22,7 +22,8 @@ from sparqle_tvm.numerics.integers import (
     unpack_digits,
 )
 
-SMALLEST_AMAX = np.float32(1e-30)
+SMALLEST_AMAX = float(np.float32(1e-30))
+"""Below this largest magnitude a row counts as all zero; it keeps its scale from being zero."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sparqle_tvm.target.cost.balance import Balance
+from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.model import PassCost
 
 
@@ -16,7 +16,7 @@ class BalanceResult:
     Attributes
     ----------
     goal : {"array", "time", "none"}
-        What rows are sorted for, see `target.cost.balance`.
+        What rows are sorted for, see `target.cost.block_rows`.
     sorted_encodings, encodings : int
         Encodings that sort their rows, and all.
     block_rows : tuple of int

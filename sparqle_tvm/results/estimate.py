@@ -11,13 +11,12 @@ from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape
 from sparqle_tvm.models.sparsity import MsbDistribution
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost
-from sparqle_tvm.target.cost.balance import Balance
-from sparqle_tvm.target.cost.baselines import scheme_name, scheme_notes
+from sparqle_tvm.target.cost.baselines import Scheme, scheme_name, scheme_notes
+from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.energy import EnergyBreakdown, reduction
 from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.vector import VectorCost
-from sparqle_tvm.target.op import Scheme
 
 JSON_VERSION = 1
 Phase = Literal["prefill", "decode"]

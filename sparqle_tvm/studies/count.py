@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sparqle_tvm.results.balance import BalanceResult, count_balance
 from sparqle_tvm.results.run import PhaseResult
-from sparqle_tvm.studies.simulated import ProgramCache, simulated_pass_cost
+from sparqle_tvm.studies.simulated import simulated_pass_cost
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.balance import Balance
+from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.op import ProgramScheme
 
 if TYPE_CHECKING:
-    from sparqle_tvm.target.compile.library import Schedules
+    from sparqle_tvm.target.compile.library import ProgramLibrary, Schedules
 
 OUTPUT_LABEL = "output"
 """Name of the layer that makes logits."""
@@ -97,8 +97,10 @@ class _Counter:
     tuned: Schedules | None = None
 
     @cached_property
-    def _programs(self) -> ProgramCache:
-        return ProgramCache(self.accelerator, self.tuned)
+    def _programs(self) -> ProgramLibrary:
+        from sparqle_tvm.target.compile.library import ProgramLibrary
+
+        return ProgramLibrary(self.accelerator, self.tuned)
 
     def cost(
         self,

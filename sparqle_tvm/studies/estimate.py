@@ -32,12 +32,12 @@ from sparqle_tvm.results.estimate import (
 )
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost, encoding_costs
-from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
+from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
+from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
 from sparqle_tvm.target.cost.energy import EnergyBreakdown, energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.vector import VectorCost, vector_costs
-from sparqle_tvm.target.op import ALL_SCHEMES, Scheme
 
 if TYPE_CHECKING:
     from tvm.target import Target
@@ -94,7 +94,7 @@ def estimate(
     kv_bits : int
         Bits of a cached key or value, one of `target.cost.vector.KV_BITS`; they are stored plain.
     balance : {"array", "time", "none"}
-        What rows are sorted for under ``sparqle``, see `target.cost.balance`.
+        What rows are sorted for under ``sparqle``, see `target.cost.block_rows`.
     static_watts : float, optional
         Leakage and idle power; by default that of the table's parameter.
     seed : int

@@ -13,7 +13,7 @@ from sparqle_tvm.models.sparsity import row_quantiles
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.results.layers import layer_type
 from sparqle_tvm.results.run import LayerSparsity
-from sparqle_tvm.target.cost.choice import EncodeChoice
+from sparqle_tvm.target.cost.factors import EncodeFactors
 from sparqle_tvm.target.cost.model import EncodedActivation
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.op import DenseOp
@@ -123,8 +123,8 @@ def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActiva
             )
             for c in record.consumers
         )
-        choice = EncodeChoice(record.info.has_factors, record.info.has_bands)
-        encodings.append(EncodedActivation(record.label, nnz, record.window, shapes, choice))
+        factors = EncodeFactors(record.info.has_factors, record.info.has_bands)
+        encodings.append(EncodedActivation(record.label, nnz, record.window, shapes, factors))
     return encodings
 
 

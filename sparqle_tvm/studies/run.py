@@ -31,7 +31,7 @@ from sparqle_tvm.studies.evaluation import (
     transformer_shape,
 )
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.balance import BALANCES, Balance
+from sparqle_tvm.target.cost.block_rows import BALANCES, Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 
 if TYPE_CHECKING:

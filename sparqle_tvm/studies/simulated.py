@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.numerics.window import PLAIN, window_of
-from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.cost.analytical import Bound
-from sparqle_tvm.target.cost.balance import Balance
+from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
@@ -25,7 +24,7 @@ from sparqle_tvm.target.op import DenseOp, ProgramScheme
 from sparqle_tvm.target.program import Program
 
 if TYPE_CHECKING:
-    from sparqle_tvm.target.compile.library import ProgramLibrary, Schedules
+    from sparqle_tvm.target.compile.library import ProgramLibrary
     from sparqle_tvm.target.op import DenseOp
 
 
@@ -71,63 +70,41 @@ class SimulatedOp:
         return "compute" if self.mma_cycles >= self.dma_cycles else "memory"
 
 
-@dataclass
-class ProgramCache:
-    """Programs of dense ops for one accelerator, each generated and verified once.
+def program_for(
+    op: DenseOp,
+    scheme: ProgramScheme,
+    window: str,
+    programs: ProgramLibrary,
+    readers: Sequence[DenseOp] = (),
+    block_rows: int = 0,
+) -> Program:
+    """The program of an op under a scheme; row counts share that of their bucket.
 
-    Attributes
+    Parameters
     ----------
-    accelerator : Accelerator
-        The machine.
-    tuned : Schedules, optional
-        Schedules to prefer to the default ones, of a tuning database.
+    op, scheme, window, programs, readers, block_rows
+        As in `simulate_op`.
     """
 
-    accelerator: Accelerator
-    tuned: Schedules | None = None
-
-    @cached_property
-    def library(self) -> ProgramLibrary:
-        """The programs."""
-        from sparqle_tvm.target.compile.library import ProgramLibrary
-
-        return ProgramLibrary(self.accelerator, self.tuned)
-
-    def get(
-        self,
-        shape: DenseOp,
-        scheme: ProgramScheme,
-        window: str,
-        readers: Sequence[DenseOp] = (),
-        block_rows: int = 0,
-    ) -> Program:
-        """The program of an op; row counts share those of their bucket.
-
-        `readers` are all ops that read the same encoding: they share the K chunk.
-        """
-        spec = self._spec(shape, scheme, window, block_rows)
-        specs = [self._spec(r, scheme, window, block_rows) for r in readers] or [spec]
-        decisions = self.library.decisions(spec, specs, shape.m)
-        return self.library.program(spec, decisions)
-
-    def _spec(self, shape: DenseOp, scheme: ProgramScheme, window: str, block_rows: int) -> DenseOp:
-        from sparqle_tvm.target.compile.tir import bucket
-
+    def compiled(other: DenseOp) -> DenseOp:
         return replace(
-            shape,
-            m=bucket(shape.m, self.accelerator.rows),
+            other,
+            m=bucket(other.m, programs.accelerator.rows),
             window=window_of(window).name if scheme == "sparqle" else PLAIN,
             scheme=scheme,
             block_rows=block_rows,
         )
 
+    mine, group = compiled(op), [compiled(reader) for reader in readers or (op,)]
+    return programs.program(mine, programs.decisions(mine, group, op.m))
+
 
 def simulate_op(
-    shape: DenseOp,
+    op: DenseOp,
     nnz: RowNnz,
     scheme: ProgramScheme,
     window: str,
-    programs: ProgramCache,
+    programs: ProgramLibrary,
     readers: Sequence[DenseOp] = (),
     block_rows: int = 0,
 ) -> SimulatedOp:
@@ -135,26 +112,26 @@ def simulate_op(
 
     Parameters
     ----------
-    shape : DenseOp
+    op : DenseOp
         The op.
     nnz : RowNnz
         Stored MSB digits of its activations.
     scheme, window, block_rows
         As in `target.cost.analytical.dense_op_cost`.
-    programs : ProgramCache
+    programs : ProgramLibrary
         Takes and keeps the program.
     readers : sequence of DenseOp
         All ops that read the same encoding; by default only this one.
     """
     from sparqle_tvm.target.simulator import simulate_timing
 
-    program = programs.get(shape, scheme, window, readers, block_rows)
-    result = simulate_timing(program, shape.m, nnz if scheme == "sparqle" else None)
+    program = program_for(op, scheme, window, programs, readers, block_rows)
+    result = simulate_timing(program, op.m, nnz if scheme == "sparqle" else None)
     array, store = result.engines[Engine.MMA], result.engines[Engine.STORE]
     return SimulatedOp(
-        label=shape.label,
+        label=op.label,
         scheme=scheme,
-        macs=shape.macs,
+        macs=op.macs,
         mma_cycles=array.busy,
         dma_cycles=result.engines[Engine.LOAD].busy + store.busy_cycles.get("ST.OUT", 0),
         dram_bytes=result.counts.dram_bytes,
@@ -170,7 +147,7 @@ def simulated_pass_cost(
     *,
     tokens: int,
     past: int,
-    programs: ProgramCache,
+    programs: ProgramLibrary,
     scheme: ProgramScheme,
     balance: Balance = "array",
     progress: Callable[[], None] = lambda: None,
@@ -181,7 +158,7 @@ def simulated_pass_cost(
     ----------
     encodings, transformer, tokens, past, scheme, balance
         As in `target.cost.model.pass_cost`.
-    programs : ProgramCache
+    programs : ProgramLibrary
         Programs of the accelerator.
     progress : callable
         Called after every op.
@@ -197,10 +174,10 @@ def simulated_pass_cost(
     )
     ops = []
     for encoding, encode in zip(encodings, counted.encodes, strict=True):
-        for shape in encoding.consumers:
+        for op in encoding.consumers:
             ops.append(
                 simulate_op(
-                    *(shape, encoding.nnz, scheme, encoding.window, programs),
+                    *(op, encoding.nnz, scheme, encoding.window, programs),
                     readers=encoding.consumers,
                     block_rows=encode.block_rows,
                 )

@@ -16,7 +16,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.schedule import Decisions
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import msb_steps
-from sparqle_tvm.target.cost.pipeline import OpLoads
+from sparqle_tvm.target.cost.overlap import OpLoads
 from sparqle_tvm.target.isa.compute import dense_span_steps, reduction_cycles
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.tuning.task import TuningTask
@@ -67,7 +67,7 @@ class Predictor:
         self.task, self.accelerator, self.nnz = task, accelerator, nnz
         digits, bitmap = storage.plane_bytes(nnz, spec.k, accelerator, spec.scheme)
         self.loads = OpLoads(
-            shape=shape,
+            op=shape,
             accelerator=accelerator,
             scheme=spec.scheme,
             activation_bytes=digits + bitmap,

@@ -78,9 +78,9 @@ class TuningTask:
     def to_json(self) -> dict[str, Any]:
         """What distinguishes it, as plain JSON data."""
         return {
-            "spec": dataclasses.asdict(self.spec),
+            "spec": _op_json(self.spec),
             "rows": self.rows,
-            "group": [dataclasses.asdict(spec) for spec in self.group],
+            "group": [_op_json(op) for op in self.group],
             "chunks": list(self.chunks),
         }
 
@@ -119,6 +119,11 @@ def task_of(mod: tvm.IRModule) -> TuningTask:
         if function.attrs is not None and TASK_ATTR in function.attrs:
             return TuningTask.from_json(json.loads(str(function.attrs[TASK_ATTR])))
     raise InvalidArgumentError(f"the module has no function with the attribute {TASK_ATTR!r}")
+
+
+def _op_json(op: DenseOp) -> dict[str, Any]:
+    """What distinguishes an op: all but its label."""
+    return {key: value for key, value in dataclasses.asdict(op).items() if key != "label"}
 
 
 def schedule_key(spec: DenseOp) -> DenseOp:

@@ -80,17 +80,17 @@ def aligned(nbytes: int) -> int:
     return math.ceil(nbytes / ALIGNMENT) * ALIGNMENT
 
 
-def storages_of(spec: DenseOp) -> tuple[str, ...]:
+def storages_of(op: DenseOp) -> tuple[str, ...]:
     """Kinds of tiles that an op needs."""
     needed = {
         "lsb": True,
-        "pbm": spec.scheme == "sparqle",
+        "pbm": op.scheme == "sparqle",
         "msb": True,
-        "sum": spec.has_min,
+        "sum": op.has_min,
         "wgt": True,
-        "grp": spec.group_size > 0,
-        "row": spec.scaled,
-        "chn": spec.has_offset or (spec.scaled and not spec.group_size),
+        "grp": op.group_size > 0,
+        "row": op.scaled,
+        "chn": op.has_offset or (op.scaled and not op.group_size),
         "acc": True,
     }
     return tuple(name for name in STORAGES if needed[name])

@@ -68,7 +68,7 @@ from sparqle_tvm.target.verify import verify as verify_program
 
 def generate(
     scheduled: s_tir.Schedule | tirx.PrimFunc | IRModule,
-    spec: DenseOp,
+    op: DenseOp,
     accelerator: Accelerator,
     *,
     verify: bool = True,
@@ -79,7 +79,7 @@ def generate(
     ----------
     scheduled : s_tir.Schedule, PrimFunc or IRModule of one function
         Every block of it an intrinsic, as `schedule.schedule_with` leaves it.
-    spec : DenseOp
+    op : DenseOp
         The op; without a label its extents are its name in listings.
     accelerator : Accelerator
         The machine.
@@ -89,7 +89,7 @@ def generate(
     Returns
     -------
     Program
-        It serves every row count up to `spec.m`.
+        It serves every row count up to `op.m`.
 
     Raises
     ------
@@ -101,14 +101,14 @@ def generate(
         If the program does not pass verification.
     """
     body, extents = lower(scheduled)
-    if extents != (spec.m, spec.n, spec.k):
+    if extents != (op.m, op.n, op.k):
         raise CompileError(
             f"the function computes {' x '.join(map(str, extents))}, the op is "
-            f"{spec.m} x {spec.n} x {spec.k}"
+            f"{op.m} x {op.n} x {op.k}"
         )
-    if not spec.label:
-        spec = replace(spec, label=f"dense {spec.m} x {spec.n} x {spec.k}")
-    program = _Generator(spec, accelerator, make_plan(body, spec)).run()
+    if not op.label:
+        op = replace(op, label=f"dense {op.m} x {op.n} x {op.k}")
+    program = _Generator(op, accelerator, make_plan(body, op)).run()
     if verify:
         verify_program(program)
     return program
@@ -134,12 +134,12 @@ class _OpenLoop:
 class _Generator:
     """Emits the program of a plan."""
 
-    def __init__(self, spec: DenseOp, accelerator: Accelerator, plan: Plan) -> None:
+    def __init__(self, op: DenseOp, accelerator: Accelerator, plan: Plan) -> None:
         """Begin with an empty program."""
-        self.spec, self.plan = spec, plan
-        header = Header(accelerator=accelerator, op=spec, k_chunk=plan.tile["k"])
+        self.op, self.plan = op, plan
+        header = Header(accelerator=accelerator, op=op, k_chunk=plan.tile["k"])
         self.builder = ProgramBuilder(header)
-        self.real = {"m": spec.m, "n": spec.n, "k": spec.k}
+        self.real = {"m": op.m, "n": op.n, "k": op.k}
         self.places: dict[str, _Place] = {}
         self.open: list[_OpenLoop] = []
         # Loops around the accumulators, and whether an MMA clears them already.
@@ -164,7 +164,7 @@ class _Generator:
             capacity = header.buffer_bytes(buffer)
             if nbytes > capacity:
                 raise TargetError(
-                    f"{self.spec.label}: tiles of {tile} take {nbytes} bytes of the "
+                    f"{self.op.label}: tiles of {tile} take {nbytes} bytes of the "
                     f"{buffer.name} buffer, accelerator {header.accelerator.name!r} has "
                     f"{capacity}; choose smaller tiles or fewer slots"
                 )
@@ -236,7 +236,7 @@ class _Generator:
         through = [o.loop for o in inside if not any(o.planned.loop in s.loops for s in acc.starts)]
         if len(through) > 1:
             raise CompileError(
-                f"{self.spec.label}: accumulators are added to in {len(through)} loops"
+                f"{self.op.label}: accumulators are added to in {len(through)} loops"
             )
         return Condition.first(through[0]) if through else ALWAYS
 
@@ -262,7 +262,7 @@ class _Generator:
         make: Callable[..., Instruction] = MmaLsb
         if call.name == "mma_msb":
             make = MmaDns
-            if self.spec.scheme == "sparqle":
+            if self.op.scheme == "sparqle":
                 make = partial(MmaMsb, pbm=self._address("pbm", plane))
         name = "lsb" if call.name == "mma_lsb" else "msb"
         instruction = make(
@@ -308,12 +308,12 @@ class _Generator:
     def _store(self, call: CallNode) -> None:
         ranges = (self._start("m"), self._extent("m"), self._start("n"), self._extent("n"))
         order = None
-        if self.spec.block_rows:
+        if self.op.block_rows:
             if self.rows is None:
-                raise CompileError(f"{self.spec.label}: outputs are stored before they are drained")
+                raise CompileError(f"{self.op.label}: outputs are stored before they are drained")
             order = self._address("row", self.rows)
         acc = self._address("acc", call.tiles[1])
-        encoded = self.spec.output == "encoded"
+        encoded = self.op.output == "encoded"
         self.builder.emit(StEnc(acc, *ranges) if encoded else StOut(acc, *ranges, order))
 
 

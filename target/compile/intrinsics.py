@@ -118,14 +118,14 @@ class _Definition:
     value: Callable[..., Any]
 
 
-def get_intrinsic(name: str, spec: DenseOp, tile: tuple[int, int, int]) -> str:
+def get_intrinsic(name: str, op: DenseOp, tile: tuple[int, int, int]) -> str:
     """Register an intrinsic unless that is done, and return its name for `Schedule.tensorize`.
 
     Parameters
     ----------
     name : str
         One of those above, without prefix.
-    spec : DenseOp
+    op : DenseOp
         The op: it determines dtypes and which parameters there are.
     tile : tuple of int
         Extents (m, n, k) of a whole tile; k is a multiple of the group size.
@@ -135,44 +135,44 @@ def get_intrinsic(name: str, spec: DenseOp, tile: tuple[int, int, int]) -> str:
     CompileError
         If there is no such intrinsic, or the tile splits a weight group.
     """
-    full_name = f"{PREFIX}{name}_{'x'.join(map(str, tile))}_{_variant(spec)}"
+    full_name = f"{PREFIX}{name}_{'x'.join(map(str, tile))}_{_variant(op)}"
     if TensorIntrin.get(full_name, allow_missing=True) is None:
-        definition = _define(name, spec, tile)
+        definition = _define(name, op, tile)
         description = _build(definition, None)
         implementation = _build(definition, PREFIX + name)
         TensorIntrin.register(full_name, description, implementation)
     return full_name
 
 
-def _variant(spec: DenseOp) -> str:
+def _variant(op: DenseOp) -> str:
     """What of the op the intrinsics depend on."""
     limits = ""
-    if spec.output == "encoded":
-        limits = f"_{spec.out_zero}_{spec.out_low}_{spec.out_high}"
-    flags = ("_min" if spec.has_min else "") + ("_offset" if spec.has_offset else "")
-    digits = f"{spec.scheme}{spec.digit_bits}_{spec.window}"
-    return f"{digits}_g{spec.group_size}{flags}_{spec.output}{limits}"
+    if op.output == "encoded":
+        limits = f"_{op.out_zero}_{op.out_low}_{op.out_high}"
+    flags = ("_min" if op.has_min else "") + ("_offset" if op.has_offset else "")
+    digits = f"{op.scheme}{op.digit_bits}_{op.window}"
+    return f"{digits}_g{op.group_size}{flags}_{op.output}{limits}"
 
 
-def _define(name: str, spec: DenseOp, extents: tuple[int, int, int]) -> _Definition:
-    if spec.group_size and extents[2] % spec.group_size:
+def _define(name: str, op: DenseOp, extents: tuple[int, int, int]) -> _Definition:
+    if op.group_size and extents[2] % op.group_size:
         raise CompileError(
-            f"a tile of {extents[2]} K columns splits groups of {spec.group_size} weights; "
+            f"a tile of {extents[2]} K columns splits groups of {op.group_size} weights; "
             "choose a multiple"
         )
-    tile = Tile(*extents, spec.group_size)
+    tile = Tile(*extents, op.group_size)
     if name in _LOAD_ARRAYS:
-        return _load(_LOAD_ARRAYS[name], name, spec, tile)
+        return _load(_LOAD_ARRAYS[name], name, op, tile)
     if name in _COMPUTE:
-        return _COMPUTE[name](spec, tile)
+        return _COMPUTE[name](op, tile)
     raise CompileError(
         f"no intrinsic {name!r}; known: {', '.join(sorted([*_LOAD_ARRAYS, *_COMPUTE]))}"
     )
 
 
-def _array(name: str, spec: DenseOp, tile: Tile, *, per_channel: bool = False) -> Operand:
+def _array(name: str, op: DenseOp, tile: Tile, *, per_channel: bool = False) -> Operand:
     """The on-chip tile of an array of the PrimFunc."""
-    wide = "int16" if spec.digit_bits == 8 else "int8"
+    wide = "int16" if op.digit_bits == 8 else "int8"
     shape, dtype = {
         "lsb": ((tile.m, tile.k), "uint8"),
         "msb": ((tile.m, tile.k), "int8"),
@@ -182,20 +182,20 @@ def _array(name: str, spec: DenseOp, tile: Tile, *, per_channel: bool = False) -
         "w": ((tile.n, tile.k), "int8"),
         "w_scale": ((tile.n,), "float32") if per_channel else ((tile.n, tile.groups), "float16"),
         "w_min": ((tile.n, tile.groups), "float16"),
-        "offset": ((tile.n,), spec.accumulator_dtype),
+        "offset": ((tile.n,), op.accumulator_dtype),
     }[name]
     return Operand(name, shape, dtype, SCOPES[name])
 
 
-def _accumulators(spec: DenseOp, tile: Tile, access: str, name: str = "acc") -> Operand:
-    return Operand(name, (tile.m, tile.n), spec.accumulator_dtype, SCOPES["acc"], access)
+def _accumulators(op: DenseOp, tile: Tile, access: str, name: str = "acc") -> Operand:
+    return Operand(name, (tile.m, tile.n), op.accumulator_dtype, SCOPES["acc"], access)
 
 
 _LOAD_ARRAYS = {**{load: array for array, load in LOADS.items()}, "ld_channel": "w_scale"}
 
 
-def _load(array: str, name: str, spec: DenseOp, tile: Tile) -> _Definition:
-    on_chip = _array(array, spec, tile, per_channel=name == "ld_channel")
+def _load(array: str, name: str, op: DenseOp, tile: Tile) -> _Definition:
+    on_chip = _array(array, op, tile, per_channel=name == "ld_channel")
     return _copy(on_chip.shape, on_chip.dtype, to=on_chip.scope)
 
 
@@ -208,27 +208,27 @@ def _copy(shape: tuple[int, ...], dtype: str, *, to: str, source: str = "global"
     )
 
 
-def _zero(spec: DenseOp, tile: Tile) -> _Definition:
-    acc = _accumulators(spec, tile, "w")
+def _zero(op: DenseOp, tile: Tile) -> _Definition:
+    acc = _accumulators(op, tile, "w")
     return _Definition(
-        (acc,), "SS", acc.shape, lambda buffers, at: tirx.const(0, spec.accumulator_dtype)
+        (acc,), "SS", acc.shape, lambda buffers, at: tirx.const(0, op.accumulator_dtype)
     )
 
 
 def _digit_pass(name: str) -> Callable[[DenseOp, Tile], _Definition]:
-    def define(spec: DenseOp, tile: Tile) -> _Definition:
-        plane = "act" if spec.scheme == "dense" else name.removeprefix("mma_")
-        operands = [_accumulators(spec, tile, "rw"), _array(plane, spec, tile)]
-        operands.append(_array("w", spec, tile))
-        if spec.group_size:
-            operands.append(_array("w_scale", spec, tile))
+    def define(op: DenseOp, tile: Tile) -> _Definition:
+        plane = "act" if op.scheme == "dense" else name.removeprefix("mma_")
+        operands = [_accumulators(op, tile, "rw"), _array(plane, op, tile)]
+        operands.append(_array("w", op, tile))
+        if op.group_size:
+            operands.append(_array("w_scale", op, tile))
 
         def value(buffers: dict[str, Any], at: tuple[Any, ...]) -> Any:
             i, j, k = at
             scale = None
-            if spec.group_size:
-                scale = buffers["w_scale"][j, k // _int64(spec.group_size)]
-            term = product(spec, name, buffers[plane][i, k], buffers["w"][j, k], scale)
+            if op.group_size:
+                scale = buffers["w_scale"][j, k // _int64(op.group_size)]
+            term = product(op, name, buffers[plane][i, k], buffers["w"][j, k], scale)
             return buffers["acc"][i, j] + term
 
         return _Definition(tuple(operands), "SSR", (tile.m, tile.n, tile.k), value)
@@ -236,35 +236,35 @@ def _digit_pass(name: str) -> Callable[[DenseOp, Tile], _Definition]:
     return define
 
 
-def _minimum_pass(spec: DenseOp, tile: Tile) -> _Definition:
+def _minimum_pass(op: DenseOp, tile: Tile) -> _Definition:
     def value(buffers: dict[str, Any], at: tuple[Any, ...]) -> Any:
         i, j, g = at
         term = buffers["group_sums"][i, g].astype("float64")
         return buffers["acc"][i, j] + term * buffers["w_min"][j, g].astype("float64")
 
     operands = (
-        _accumulators(spec, tile, "rw"),
-        _array("group_sums", spec, tile),
-        _array("w_min", spec, tile),
+        _accumulators(op, tile, "rw"),
+        _array("group_sums", op, tile),
+        _array("w_min", op, tile),
     )
     return _Definition(operands, "SSR", (tile.m, tile.n, tile.groups), value)
 
 
-def _drain(spec: DenseOp, tile: Tile) -> _Definition:
-    names = PASSES if spec.has_min else PASSES[:2]
-    passes = [_accumulators(spec, tile, "r", name) for name in names]
-    out = Operand("out", (tile.m, tile.n), spec.out_dtype, SCOPES["acc"], "w")
-    scaled, per_channel = spec.scaled, not spec.group_size
+def _drain(op: DenseOp, tile: Tile) -> _Definition:
+    names = PASSES if op.has_min else PASSES[:2]
+    passes = [_accumulators(op, tile, "r", name) for name in names]
+    out = Operand("out", (tile.m, tile.n), op.out_dtype, SCOPES["acc"], "w")
+    scaled, per_channel = op.scaled, not op.group_size
     parameters = [
-        _array(name, spec, tile, per_channel=True)
+        _array(name, op, tile, per_channel=True)
         for name, exists in (
-            ("offset", spec.has_offset),
+            ("offset", op.has_offset),
             ("act_scale", scaled),
             ("w_scale", scaled and per_channel),
         )
         if exists
     ]
-    if spec.output == "encoded":
+    if op.output == "encoded":
         parameters.append(Operand("out_scale", (1,), "float32", "global"))
 
     def value(buffers: dict[str, Any], at: tuple[Any, ...]) -> Any:
@@ -274,7 +274,7 @@ def _drain(spec: DenseOp, tile: Tile) -> _Definition:
             total = total + buffers[name][i, j]
         index = {"offset": j, "act_scale": i, "w_scale": j, "out_scale": _int64(0)}
         elements = {o.name: buffers[o.name][index[o.name]] for o in parameters}
-        return drained(spec, total, *(elements.get(name) for name in index))
+        return drained(op, total, *(elements.get(name) for name in index))
 
     return _Definition((out, *passes, *parameters), "SS", out.shape, value)
 
@@ -285,8 +285,8 @@ _COMPUTE: dict[str, Callable[[DenseOp, Tile], _Definition]] = {
     "mma_msb": _digit_pass("mma_msb"),
     "mma_min": _minimum_pass,
     "drain": _drain,
-    "store": lambda spec, tile: _copy(
-        (tile.m, tile.n), spec.out_dtype, to="global", source=SCOPES["acc"]
+    "store": lambda op, tile: _copy(
+        (tile.m, tile.n), op.out_dtype, to="global", source=SCOPES["acc"]
     ),
 }
 

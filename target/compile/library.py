@@ -57,20 +57,20 @@ class ProgramLibrary:
     programs: dict[tuple[DenseOp, Decisions], Program] = field(default_factory=dict)
 
     def from_database(
-        self, spec: DenseOp, readers: Sequence[DenseOp], rows: int | None = None
+        self, op: DenseOp, readers: Sequence[DenseOp], rows: int | None = None
     ) -> Decisions | None:
         """The tuned schedule of an op, None if there is none; arguments as in `decisions`."""
         found = self.tuned.schedules(readers, rows) if self.tuned is not None else None
-        return found[list(readers).index(spec)] if found is not None else None
+        return found[list(readers).index(op)] if found is not None else None
 
     def decisions(
-        self, spec: DenseOp, readers: Sequence[DenseOp], rows: int | None = None
+        self, op: DenseOp, readers: Sequence[DenseOp], rows: int | None = None
     ) -> Decisions:
         """The schedule of an op that shares its K chunk with the other readers of its encoding.
 
         Parameters
         ----------
-        spec, readers
+        op, readers
             As in :meth:`tiling`.
         rows : int, optional
             Tokens, if they are known.
@@ -80,19 +80,17 @@ class ProgramLibrary:
         TargetError
             If no tile fits the buffers.
         """
-        tuned = self.from_database(spec, readers, rows)
+        tuned = self.from_database(op, readers, rows)
         if tuned is not None:
             return tuned
-        return default_decisions(spec, self.accelerator, self.tiling(spec, readers))
+        return default_decisions(op, self.accelerator, self.tiling(op, readers))
 
-    def tiling(
-        self, spec: DenseOp, readers: Sequence[DenseOp], k_chunk: int | None = None
-    ) -> Tiling:
+    def tiling(self, op: DenseOp, readers: Sequence[DenseOp], k_chunk: int | None = None) -> Tiling:
         """Tiles of an op that share their K chunk with the other readers of its encoding.
 
         Parameters
         ----------
-        spec : DenseOp
+        op : DenseOp
             The op.
         readers : sequence of DenseOp
             All ops that read the encoding, this one among them. Those that no tile of their own
@@ -106,27 +104,27 @@ class ProgramLibrary:
             If no tile fits the buffers.
         """
         if k_chunk is not None:
-            return tiling_of_chunk(spec, k_chunk, self.accelerator, spec.scheme)
+            return tiling_of_chunk(op, k_chunk, self.accelerator, op.scheme)
         try:
-            return self._joint(spec, readers)
+            return self._joint(op, readers)
         except TargetError:
-            return self._joint(spec, [r for r in readers if r == spec or self._fits(r)])
+            return self._joint(op, [r for r in readers if r == op or self._fits(r)])
 
-    def _joint(self, spec: DenseOp, readers: Sequence[DenseOp]) -> Tiling:
+    def _joint(self, op: DenseOp, readers: Sequence[DenseOp]) -> Tiling:
         shapes = [reader for reader in readers]
-        tilings = choose_tilings(shapes, self.accelerator, spec.scheme)
-        return tilings[list(readers).index(spec)]
+        tilings = choose_tilings(shapes, self.accelerator, op.scheme)
+        return tilings[list(readers).index(op)]
 
-    def _fits(self, spec: DenseOp) -> bool:
+    def _fits(self, op: DenseOp) -> bool:
         try:
-            self._joint(spec, [spec])
+            self._joint(op, [op])
         except TargetError:
             return False
         return True
 
     def chained(
         self,
-        spec: DenseOp,
+        op: DenseOp,
         readers: Sequence[DenseOp],
         k_chunk: int | None,
         out_readers: Sequence[DenseOp],
@@ -135,7 +133,7 @@ class ProgramLibrary:
 
         Parameters
         ----------
-        spec, readers
+        op, readers
             As in :meth:`tiling`.
         k_chunk : int or None
             The chunk, if the program that makes the encoding determines it.
@@ -155,19 +153,19 @@ class ProgramLibrary:
         TargetError
             If no tile fits the buffers.
         """
-        tiling = self.tiling(spec, readers, k_chunk)
-        if spec.output == "encoded":
+        tiling = self.tiling(op, readers, k_chunk)
+        if op.output == "encoded":
             shapes = tuple(reader for reader in out_readers if self._fits(reader))
-            tiling = choose_drained(spec, tiling.k, shapes, self.accelerator)
-            spec = replace(spec, out_chunk=tiling.n)
-        return spec, default_decisions(spec, self.accelerator, tiling)
+            tiling = choose_drained(op, tiling.k, shapes, self.accelerator)
+            op = replace(op, out_chunk=tiling.n)
+        return op, default_decisions(op, self.accelerator, tiling)
 
-    def program(self, spec: DenseOp, decisions: Decisions) -> Program:
+    def program(self, op: DenseOp, decisions: Decisions) -> Program:
         """The program of an op with a schedule.
 
         Parameters
         ----------
-        spec : DenseOp
+        op : DenseOp
             The op; the first one that needs a program names it in listings.
         decisions : Decisions
             From :meth:`decisions`.
@@ -179,8 +177,8 @@ class ProgramLibrary:
         CompileError
             If the op is not one that programs exist for.
         """
-        key = (spec, decisions)
+        key = (op, decisions)
         if key not in self.programs:
-            scheduled = schedule_with(spec, self.accelerator, decisions)
-            self.programs[key] = generate(scheduled, spec, self.accelerator)
+            scheduled = schedule_with(op, self.accelerator, decisions)
+            self.programs[key] = generate(scheduled, op, self.accelerator)
         return self.programs[key]

@@ -33,7 +33,6 @@ _LOADED: dict[str, tuple[str, ...]] = {
 """Kinds of tiles that each load fills."""
 
 _MMA = ("zero", "mma_lsb", "mma_msb", "mma_min")
-_STORE = ("drain", "store")
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Plan:
     body: PlannedBody = field(default_factory=lambda: PlannedBody((), ()))
 
 
-def make_plan(body: Body, spec: DenseOp) -> Plan:
+def make_plan(body: Body, op: DenseOp) -> Plan:
     """Find loops, buffers and tokens of a lowered function.
 
     Raises
@@ -96,15 +95,15 @@ def make_plan(body: Body, spec: DenseOp) -> Plan:
     CompileError
         If the function is no split dense op in tiles, or loads something at two places.
     """
-    return _Planner(body, spec).run(body)
+    return _Planner(body, op).run(body)
 
 
 class _Planner:
     """Collects facts over all calls first, then plans body by body."""
 
-    def __init__(self, body: Body, spec: DenseOp) -> None:
-        self.spec = spec
-        self.real = {"m": spec.m, "n": spec.n, "k": spec.k}
+    def __init__(self, body: Body, op: DenseOp) -> None:
+        self.op = op
+        self.real = {"m": op.m, "n": op.n, "k": op.k}
         self.plan = Plan()
         self.loops: dict[int, tuple[str, int]] = {}
         self.wanted: dict[str, int] = {}
@@ -158,7 +157,7 @@ class _Planner:
     def _learn_axes(self, call: CallNode) -> None:
         for tile, axes in self._axes(call):
             for start, extent, axis in zip(tile.starts, tile.extents, axes, strict=True):
-                factor = self.spec.group_size if axis == "g" else 1
+                factor = self.op.group_size if axis == "g" else 1
                 axis = "k" if axis == "g" else axis
                 if self.plan.tile.setdefault(axis, extent * factor) != extent * factor:
                     raise CompileError(
@@ -301,7 +300,7 @@ class _Planner:
         writes = reads = False
         for call in calls_of(child):
             kinds = [self.plan.names.get(tile.buffer, ()) for tile in call.tiles]
-            if call.name == "store" and self.spec.block_rows:
+            if call.name == "store" and self.op.block_rows:
                 # Row numbers come with the row parameters; no array of the function shows them.
                 kinds.append(("row",))
             if not any(members.intersection(names) for names in kinds):

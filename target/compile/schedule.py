@@ -89,13 +89,13 @@ class Decisions:
 
 
 def default_decisions(
-    spec: DenseOp, accelerator: Accelerator, tiling: Tiling | None = None
+    op: DenseOp, accelerator: Accelerator, tiling: Tiling | None = None
 ) -> Decisions:
     """Tiles that fit, and the order that the cost model likes best.
 
     Parameters
     ----------
-    spec : DenseOp
+    op : DenseOp
         The op.
     accelerator : Accelerator
         The array and its buffers.
@@ -109,32 +109,32 @@ def default_decisions(
         If the smallest tile does not fit a buffer, or digits have not the width of the array.
     """
     if tiling is None:
-        tiling = choose_tilings((spec,), accelerator, spec.scheme)[0]
+        tiling = choose_tilings((op,), accelerator, op.scheme)[0]
     decisions = Decisions(
         m=tiling.m,
         n=tiling.n,
         k=tiling.k,
         rows_outer=tiling.activations_outer,
         keep_outer=tiling.k_tiles == 1,
-        row_split=best_row_split(spec, accelerator, min(tiling.k, spec.k)),
+        row_split=best_row_split(op, accelerator, min(tiling.k, op.k)),
     )
-    decisions = _shrunk_to_fit(spec, accelerator, decisions)
-    if spec.output == "encoded" and spec.m > decisions.m and spec.n > decisions.n:
+    decisions = _shrunk_to_fit(op, accelerator, decisions)
+    if op.output == "encoded" and op.m > decisions.m and op.n > decisions.n:
         decisions = replace(decisions, rows_outer=False)
     return decisions
 
 
-def _shrunk_to_fit(spec: DenseOp, accelerator: Accelerator, decisions: Decisions) -> Decisions:
+def _shrunk_to_fit(op: DenseOp, accelerator: Accelerator, decisions: Decisions) -> Decisions:
     """Take rows or channels off a tile that alignment makes a little too large for a buffer."""
-    while too_full := overflows(spec, accelerator, decisions):
+    while too_full := overflows(op, accelerator, decisions):
         units = {"m": accelerator.rows, "n": accelerator.cols}
         # A tile of encoded outputs has a whole chunk of channels: only rows can be taken off.
-        wide = decisions.n > decisions.m and spec.output != "encoded"
+        wide = decisions.n > decisions.m and op.output != "encoded"
         name = {Buffer.ACT: "m", Buffer.WGT: "n", Buffer.ACC: "n" if wide else "m"}[too_full[0]]
         extent = getattr(decisions, name) - units[name]
-        if extent < units[name] or (name == "n" and spec.output == "encoded"):
+        if extent < units[name] or (name == "n" and op.output == "encoded"):
             raise TargetError(
-                f"{_op(spec)}: a tile of {decisions.tile} needs more than the "
+                f"{_op(op)}: a tile of {decisions.tile} needs more than the "
                 f"{too_full[0].name} buffer of accelerator {accelerator.name!r} has; "
                 "enlarge the buffer"
             )
@@ -142,12 +142,10 @@ def _shrunk_to_fit(spec: DenseOp, accelerator: Accelerator, decisions: Decisions
     return decisions
 
 
-def buffer_needs(
-    spec: DenseOp, accelerator: Accelerator, decisions: Decisions
-) -> dict[Buffer, int]:
+def buffer_needs(op: DenseOp, accelerator: Accelerator, decisions: Decisions) -> dict[Buffer, int]:
     """Bytes of each on-chip buffer that a schedule takes."""
-    header = Header(accelerator=accelerator, op=spec, k_chunk=decisions.k)
-    extents = (spec.m, spec.n, spec.k)
+    header = Header(accelerator=accelerator, op=op, k_chunk=decisions.k)
+    extents = (op.m, op.n, op.k)
     tiles = [math.ceil(e / t) for e, t in zip(extents, decisions.tile, strict=True)]
     m, n, k = (min(e, t) for e, t in zip(extents, decisions.tile, strict=True))
     keep, rows_outer = decisions.keep_outer, decisions.rows_outer
@@ -164,7 +162,7 @@ def buffer_needs(
         Queue.ACC_FREE: (output, 1, slots),
     }
     needs = dict.fromkeys(Buffer, 0)
-    for name in storages_of(spec):
+    for name in storages_of(op):
         storage = STORAGES[name]
         count, per_visit, slots = visits[storage.free]
         slot_bytes = aligned(storage.tile_bytes(header, m, n, k)) * per_visit
@@ -172,14 +170,14 @@ def buffer_needs(
     return needs
 
 
-def overflows(spec: DenseOp, accelerator: Accelerator, decisions: Decisions) -> list[Buffer]:
+def overflows(op: DenseOp, accelerator: Accelerator, decisions: Decisions) -> list[Buffer]:
     """Buffers that a schedule does not fit into."""
-    header = Header(accelerator=accelerator, op=spec, k_chunk=decisions.k)
-    needs = buffer_needs(spec, accelerator, decisions)
+    header = Header(accelerator=accelerator, op=op, k_chunk=decisions.k)
+    needs = buffer_needs(op, accelerator, decisions)
     return [buffer for buffer, nbytes in needs.items() if nbytes > header.buffer_bytes(buffer)]
 
 
-def default_schedule(spec: DenseOp, accelerator: Accelerator) -> s_tir.Schedule:
+def default_schedule(op: DenseOp, accelerator: Accelerator) -> s_tir.Schedule:
     """Schedule an op by the rule of `default_decisions`.
 
     Raises
@@ -189,17 +187,17 @@ def default_schedule(spec: DenseOp, accelerator: Accelerator) -> s_tir.Schedule:
     CompileError
         If the digits of the op are not those of the accelerator.
     """
-    return schedule_with(spec, accelerator, default_decisions(spec, accelerator))
+    return schedule_with(op, accelerator, default_decisions(op, accelerator))
 
 
 def schedule_with(
-    spec: DenseOp, accelerator: Accelerator, decisions: Decisions, *, tensorize: bool = True
+    op: DenseOp, accelerator: Accelerator, decisions: Decisions, *, tensorize: bool = True
 ) -> s_tir.Schedule:
     """Schedule an op as decided.
 
     Parameters
     ----------
-    spec : DenseOp
+    op : DenseOp
         The op.
     accelerator : Accelerator
         Its array determines what tiles may be.
@@ -218,12 +216,12 @@ def schedule_with(
     CompileError
         If the decisions do not fit the op or the array.
     """
-    check_decisions(spec, accelerator, decisions)
-    function = split_dense_primfunc(spec, decisions.tile)
-    return _Scheduler(spec, decisions, s_tir.Schedule(function, debug_mask="none")).run(tensorize)
+    check_decisions(op, accelerator, decisions)
+    function = split_dense_primfunc(op, decisions.tile)
+    return _Scheduler(op, decisions, s_tir.Schedule(function, debug_mask="none")).run(tensorize)
 
 
-def check_decisions(spec: DenseOp, accelerator: Accelerator, decisions: Decisions) -> None:
+def check_decisions(op: DenseOp, accelerator: Accelerator, decisions: Decisions) -> None:
     """Refuse decisions that no program exists for.
 
     Raises
@@ -231,66 +229,66 @@ def check_decisions(spec: DenseOp, accelerator: Accelerator, decisions: Decision
     CompileError
         Says which and why.
     """
-    depth = math.lcm(8, accelerator.lanes, max(spec.group_size, 1))
+    depth = math.lcm(8, accelerator.lanes, max(op.group_size, 1))
     units = {"m": accelerator.rows, "n": accelerator.cols, "k": depth}
     for name, unit in units.items():
         extent = getattr(decisions, name)
         if extent < 1 or extent % unit:
             raise CompileError(
-                f"{_op(spec)}: a tile of {name} = {extent} is not a multiple of {unit}; "
+                f"{_op(op)}: a tile of {name} = {extent} is not a multiple of {unit}; "
                 f"accelerator {accelerator.name!r} needs multiples of {units}"
             )
-    if spec.digit_bits != accelerator.digit_bits:
+    if op.digit_bits != accelerator.digit_bits:
         raise CompileError(
-            f"{_op(spec)} has digits of {spec.digit_bits} bits, accelerator "
+            f"{_op(op)} has digits of {op.digit_bits} bits, accelerator "
             f"{accelerator.name!r} of {accelerator.digit_bits}"
         )
-    if spec.block_rows % accelerator.rows:
+    if op.block_rows % accelerator.rows:
         raise CompileError(
-            f"{_op(spec)}: rows sorted {spec.block_rows} at a time are no groups of "
+            f"{_op(op)}: rows sorted {op.block_rows} at a time are no groups of "
             f"{accelerator.rows} rows"
         )
-    problem = _stream_problem(spec, decisions)
+    problem = _stream_problem(op, decisions)
     if problem:
-        raise CompileError(f"{_op(spec)}: {problem}")
+        raise CompileError(f"{_op(op)}: {problem}")
     slots = (decisions.activation_slots, decisions.weight_slots, decisions.accumulator_slots)
     if min(slots) < 1:
-        raise CompileError(f"{_op(spec)}: {slots} slots; every operand needs at least one")
+        raise CompileError(f"{_op(op)}: {slots} slots; every operand needs at least one")
     split = decisions.row_split
-    if split < 1 or (split > 1 and split * spec.m > accelerator.rows):
+    if split < 1 or (split > 1 and split * op.m > accelerator.rows):
         raise CompileError(
-            f"{_op(spec)}: row_split = {split} of {spec.m} rows needs {split * spec.m} PE rows, "
+            f"{_op(op)}: row_split = {split} of {op.m} rows needs {split * op.m} PE rows, "
             f"accelerator {accelerator.name!r} has {accelerator.rows}"
         )
 
 
-def _stream_problem(spec: DenseOp, decisions: Decisions) -> str:
+def _stream_problem(op: DenseOp, decisions: Decisions) -> str:
     """Why encoded outputs would not come in the order of their stream, "" if they do."""
-    if spec.output != "encoded":
+    if op.output != "encoded":
         return ""
-    if min(decisions.n, spec.n) != min(spec.out_chunk, spec.n):
+    if min(decisions.n, op.n) != min(op.out_chunk, op.n):
         return (
-            f"a tile of n = {decisions.n} is no chunk of {spec.out_chunk} columns of the encoded "
+            f"a tile of n = {decisions.n} is no chunk of {op.out_chunk} columns of the encoded "
             "outputs"
         )
-    if decisions.rows_outer and spec.m > decisions.m and spec.n > decisions.n:
+    if decisions.rows_outer and op.m > decisions.m and op.n > decisions.n:
         return "encoded outputs come chunk by chunk: channels have to be the outer loop"
     return ""
 
 
-def _op(spec: DenseOp) -> str:
-    return f"dense op {spec.m} x {spec.n} x {spec.k}"
+def _op(op: DenseOp) -> str:
+    return f"dense op {op.m} x {op.n} x {op.k}"
 
 
 class _Scheduler:
     """Applies decisions step by step; every step is a schedule primitive of TVM."""
 
-    def __init__(self, spec: DenseOp, decisions: Decisions, sch: s_tir.Schedule) -> None:
+    def __init__(self, op: DenseOp, decisions: Decisions, sch: s_tir.Schedule) -> None:
         """Find the blocks."""
-        self.spec, self.decisions, self.sch = spec, decisions, sch
-        self.passes = {name: sch.get_sblock(name) for name in PASSES[: 3 if spec.has_min else 2]}
+        self.op, self.decisions, self.sch = op, decisions, sch
+        self.passes = {name: sch.get_sblock(name) for name in PASSES[: 3 if op.has_min else 2]}
         self.drain = sch.get_sblock("drain")
-        groups = decisions.k // spec.group_size if spec.group_size else 0
+        groups = decisions.k // op.group_size if op.group_size else 0
         self.chunk = {"mma_lsb": decisions.k, "mma_msb": decisions.k, "mma_min": groups}
         # What becomes an intrinsic: (block, loops around it to replace, name, annotations).
         self.found: list[tuple[Any, int, str, dict[str, int]]] = []
@@ -345,29 +343,29 @@ class _Scheduler:
         return self.sch.merge(*loops)
 
     def _load_operands(self, rows_at: Any, cols_at: Any) -> None:
-        decisions, spec = self.decisions, self.spec
+        decisions, op = self.decisions, self.op
         digits = list(self.passes.values())[:2]
         groups = self.chunk["mma_min"]
-        if spec.scheme == "dense":
+        if op.scheme == "dense":
             self._load("act", digits, rows_at, decisions.k, decisions.activation_slots)
         else:
             for name, block in zip(("lsb", "msb"), digits, strict=True):
                 self._load(name, [block], rows_at, decisions.k, decisions.activation_slots)
         self._load("w", digits, cols_at, decisions.k, decisions.weight_slots)
-        if spec.group_size:
+        if op.group_size:
             self._load("w_scale", digits, cols_at, groups, decisions.weight_slots)
-        if spec.has_min:
+        if op.has_min:
             last = [self.passes["mma_min"]]
             self._load("group_sums", last, rows_at, groups, decisions.activation_slots)
             self._load("w_min", last, cols_at, groups, decisions.weight_slots)
 
     def _load_drain_parameters(self, row_loop: Any, col_loop: Any) -> None:
         slots = self.decisions.accumulator_slots
-        if self.spec.scaled:
+        if self.op.scaled:
             self._load("act_scale", [self.drain], row_loop, 0, slots)
-            if not self.spec.group_size:
+            if not self.op.group_size:
                 self._load("w_scale", [self.drain], col_loop, 0, slots)
-        if self.spec.has_offset:
+        if self.op.has_offset:
             self._load("offset", [self.drain], col_loop, 0, slots)
 
     def _load(self, array: str, users: list[Any], at: Any, columns: int, slots: int) -> None:
@@ -391,7 +389,7 @@ class _Scheduler:
 
     def _tensorize(self, block: Any, depth: int, name: str, annotations: dict[str, int]) -> None:
         sch = self.sch
-        intrinsic = get_intrinsic(name, self.spec, self.decisions.tile)
+        intrinsic = get_intrinsic(name, self.op, self.decisions.tile)
         # Tensorizing puts a block around the loops, named after the one inside.
         outside = str(sch.get(block).name_hint) + "_o"
         sch.tensorize(sch.get_loops(block)[-depth], intrinsic, preserve_unit_iters=False)

@@ -27,9 +27,7 @@ PASSES = ("mma_lsb", "mma_msb", "mma_min")
 """Blocks that accumulate; ``mma_min`` exists only for weights with minima."""
 
 
-def split_dense_primfunc(
-    spec: DenseOp, multiple: tuple[int, int, int] = (1, 1, 1)
-) -> tirx.PrimFunc:
+def split_dense_primfunc(op: DenseOp, multiple: tuple[int, int, int] = (1, 1, 1)) -> tirx.PrimFunc:
     """Build the PrimFunc of a split dense op.
 
     Its parameters, in order, with extents padded up to `multiple` (columns of groups too):
@@ -53,7 +51,7 @@ def split_dense_primfunc(
 
     Parameters
     ----------
-    spec : DenseOp
+    op : DenseOp
         The op.
     multiple : tuple of int
         Tile extents (m, n, k).
@@ -68,83 +66,48 @@ def split_dense_primfunc(
     CompileError
         If K ends within a group, or weights do not fit int8.
     """
-    if spec.group_size and spec.k % spec.group_size:
+    if op.group_size and op.k % op.group_size:
         raise CompileError(
-            f"dense op {spec.label!r}: K = {spec.k} is not a multiple of group_size = "
-            f"{spec.group_size}; pad the weights"
+            f"dense op {op.label!r}: K = {op.k} is not a multiple of group_size = "
+            f"{op.group_size}; pad the weights"
         )
-    if spec.weight_bits == 8 and not spec.weight_signed:
+    if op.weight_bits == 8 and not op.weight_signed:
         raise CompileError(
-            f"dense op {spec.label!r}: unsigned weights of 8 bits do not fit int8; subtract 128 "
+            f"dense op {op.label!r}: unsigned weights of 8 bits do not fit int8; subtract 128 "
             "and fold it into minima"
         )
     rows, cols, depth = (
         _int64(math.ceil(extent / tile) * tile)
-        for extent, tile in zip((spec.m, spec.n, spec.k), multiple, strict=True)
+        for extent, tile in zip((op.m, op.n, op.k), multiple, strict=True)
     )
-    arrays = _Arrays(spec, rows, cols, depth)
+    arrays = _Arrays(op, rows, cols, depth)
     passes = [_digit_pass(arrays, name) for name in PASSES[:2]]
-    if spec.has_min:
+    if op.has_min:
         passes.append(_minimum_pass(arrays))
     out = te.compute((rows, cols), lambda i, j: _drained(arrays, passes, i, j), name="drain")
     function = te.create_prim_func([*arrays.inputs(), out])
-    attrs = {"global_symbol": "split_dense", EXTENT_ATTR: [spec.m, spec.n, spec.k]}
+    attrs = {"global_symbol": "split_dense", EXTENT_ATTR: [op.m, op.n, op.k]}
     return function.with_attrs(attrs)
-
-
-def bucket(m: int, rows: int = 16) -> int:
-    """Row count whose program serves `m` rows: 1, 2, 4, .. `rows`, then every second power of two.
-
-    A program is bound to the real number of rows when it runs, so a larger bucket costs no
-    computation, only tiles that are chosen for more rows. Up to the rows of the array the buckets
-    are narrow: there, rows that stand idle share K, and the fewer tokens, the more of them.
-
-    Parameters
-    ----------
-    m : int
-        Tokens.
-    rows : int
-        Rows of the array (`Accelerator.rows`).
-
-    Raises
-    ------
-    CompileError
-        If there is no token.
-    """
-    if m < 1:
-        raise CompileError(f"a dense op of {m} rows cannot be compiled; it needs at least one")
-    exponent = (m - 1).bit_length()
-    narrow = (rows - 1).bit_length()
-    return 1 << (exponent if exponent <= narrow else exponent + (exponent - narrow) % 2)
-
-
-MAX_ROWS = 4096
-"""A symbolic number of rows gets a program for each bucket up to this one."""
-
-
-def buckets(array_rows: int, most: int = MAX_ROWS) -> list[int]:
-    """All buckets (`bucket`) of up to `most` rows, ascending."""
-    return sorted({bucket(1 << i, array_rows) for i in range(most.bit_length())})
 
 
 @dataclass
 class _Arrays:
     """Placeholders of the parameters, made where they are needed, kept in their order."""
 
-    spec: DenseOp
+    op: DenseOp
     rows: Any
     cols: Any
     depth: Any
 
     def __post_init__(self) -> None:
-        spec = self.spec
-        group = max(spec.group_size, 1)
+        op = self.op
+        group = max(op.group_size, 1)
         groups = _int64(-(-int(self.depth) // group))
-        digits, wide = (self.rows, self.depth), "int16" if spec.digit_bits == 8 else "int8"
+        digits, wide = (self.rows, self.depth), "int16" if op.digit_bits == 8 else "int8"
         dense, grouped, scaled = (
-            spec.scheme == "dense",
-            spec.group_size > 0,
-            spec.scaled,
+            op.scheme == "dense",
+            op.group_size > 0,
+            op.scaled,
         )
         self._tensors = {
             name: te.placeholder(shape, dtype, name)
@@ -152,14 +115,14 @@ class _Arrays:
                 ("lsb", not dense, digits, "uint8"),
                 ("msb", not dense, digits, "int8"),
                 ("act", dense, digits, wide),
-                ("group_sums", spec.has_min, (self.rows, groups), "int32"),
+                ("group_sums", op.has_min, (self.rows, groups), "int32"),
                 ("act_scale", scaled, (self.rows,), "float32"),
                 ("w", True, (self.cols, self.depth), "int8"),
                 ("w_scale", grouped, (self.cols, groups), "float16"),
                 ("w_scale", scaled and not grouped, (self.cols,), "float32"),
-                ("w_min", spec.has_min, (self.cols, groups), "float16"),
-                ("offset", spec.has_offset, (self.cols,), spec.accumulator_dtype),
-                ("out_scale", spec.output == "encoded", (_int64(1),), "float32"),
+                ("w_min", op.has_min, (self.cols, groups), "float16"),
+                ("offset", op.has_offset, (self.cols,), op.accumulator_dtype),
+                ("out_scale", op.output == "encoded", (_int64(1),), "float32"),
             )
             if exists
         }
@@ -175,7 +138,7 @@ class _Arrays:
         return list(self._tensors.values())
 
 
-def digit(spec: DenseOp, name: str, stored: Any) -> Any:
+def digit(op: DenseOp, name: str, stored: Any) -> Any:
     """Int32 factor of a pass: what the stored digit stands for, the high one times 2^k.
 
     A low digit of the window ``signed`` is stored with its top bit flipped: less 2^(k-1), it is
@@ -183,55 +146,55 @@ def digit(spec: DenseOp, name: str, stored: Any) -> Any:
 
     Parameters
     ----------
-    spec : DenseOp
+    op : DenseOp
         The op.
     name : {"mma_lsb", "mma_msb"}
         The pass.
     stored : PrimExpr
         Element of the plane; with scheme ``dense`` of the two-digit activations.
     """
-    value, base = stored.astype("int32"), 1 << spec.digit_bits
-    if spec.scheme == "dense":
+    value, base = stored.astype("int32"), 1 << op.digit_bits
+    if op.scheme == "dense":
         low = tirx.bitwise_and(value, tirx.const(base - 1, "int32"))
         return low if name == "mma_lsb" else value - low
     if name == "mma_msb":
         return value * tirx.const(base, "int32")
-    bias = WINDOWS[spec.window].bias(spec.digit_bits)
+    bias = WINDOWS[op.window].bias(op.digit_bits)
     return value - tirx.const(bias, "int32") if bias else value
 
 
-def product(spec: DenseOp, name: str, stored: Any, weight: Any, scale: Any) -> Any:
+def product(op: DenseOp, name: str, stored: Any, weight: Any, scale: Any) -> Any:
     """What a pass adds to an accumulator for one column of K; `scale` is None without groups."""
-    exact = digit(spec, name, stored) * weight.astype("int32")
+    exact = digit(op, name, stored) * weight.astype("int32")
     return exact if scale is None else exact.astype("float64") * scale.astype("float64")
 
 
 def drained(
-    spec: DenseOp, total: Any, offset: Any, act_scale: Any, w_scale: Any, out_scale: Any
+    op: DenseOp, total: Any, offset: Any, act_scale: Any, w_scale: Any, out_scale: Any
 ) -> Any:
     """What the drain makes of a sum; parameters that the op does not have are None."""
     if offset is not None:
         total = total + offset
-    if spec.output == "int32":
+    if op.output == "int32":
         return total
     value = total.astype("float32") * act_scale
     value = value if w_scale is None else value * w_scale
     if out_scale is None:
         return value
-    rounded = tirx.nearbyint(value / out_scale) + tirx.const(spec.out_zero, "float32")
-    low, high = (tirx.const(limit, "float32") for limit in (spec.out_low, spec.out_high))
-    return tirx.max(tirx.min(rounded, high), low).astype(spec.out_dtype)
+    rounded = tirx.nearbyint(value / out_scale) + tirx.const(op.out_zero, "float32")
+    low, high = (tirx.const(limit, "float32") for limit in (op.out_low, op.out_high))
+    return tirx.max(tirx.min(rounded, high), low).astype(op.out_dtype)
 
 
 def _digit_pass(arrays: _Arrays, name: str) -> Any:
-    spec = arrays.spec
-    plane = arrays["act" if spec.scheme == "dense" else name.removeprefix("mma_")]
+    op = arrays.op
+    plane = arrays["act" if op.scheme == "dense" else name.removeprefix("mma_")]
     column = te.reduce_axis((0, arrays.depth), "k")
-    group = max(spec.group_size, 1)
+    group = max(op.group_size, 1)
 
     def element(i: Any, j: Any) -> Any:
-        scale = arrays["w_scale"][j, column // group] if spec.group_size else None
-        return te.sum(product(spec, name, plane[i, column], arrays["w"][j, column], scale), column)
+        scale = arrays["w_scale"][j, column // group] if op.group_size else None
+        return te.sum(product(op, name, plane[i, column], arrays["w"][j, column], scale), column)
 
     return te.compute((arrays.rows, arrays.cols), element, name=name)
 
@@ -250,9 +213,9 @@ def _drained(arrays: _Arrays, passes: list[Any], i: Any, j: Any) -> Any:
     total = passes[0][i, j]
     for other in passes[1:]:
         total = total + other[i, j]
-    per_channel = "w_scale" in arrays and not arrays.spec.group_size
+    per_channel = "w_scale" in arrays and not arrays.op.group_size
     return drained(
-        arrays.spec,
+        arrays.op,
         total,
         arrays["offset"][j] if "offset" in arrays else None,
         arrays["act_scale"][i] if "act_scale" in arrays else None,

@@ -5,7 +5,7 @@ only its stored digits, and the rows of a group wait for the slowest. The baseli
 passes (`cost.baselines`). With groups of weights along K, the scale unit of a PE adds ``partial
 sum * scale + group sum * minimum`` beside the next group's MACs and costs no cycles. Bytes are
 those of `cost.storage`, with the reloads of the tiling. Loads, array, drain and stores overlap
-(`cost.pipeline`); loads and stores share the DRAM bandwidth.
+(`cost.overlap`); loads and stores share the DRAM bandwidth.
 
 `benchmarks/tie.py` holds all this against the simulator.
 """
@@ -22,14 +22,14 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles
-from sparqle_tvm.target.cost.baselines import array_of, dense_passes
-from sparqle_tvm.target.cost.choice import NO_CHOICE, EncodeChoice
+from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.events import Events, op_events
-from sparqle_tvm.target.cost.pipeline import PLANE_DESCRIPTORS, OpLoads, Pipeline
+from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
+from sparqle_tvm.target.cost.overlap import OpLoads, Overlap, plane_descriptors
 from sparqle_tvm.target.cost.sorting import block_waits, sort_work
 from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
 from sparqle_tvm.target.isa.header import row_number_bytes
-from sparqle_tvm.target.op import DenseOp, Scheme
+from sparqle_tvm.target.op import DenseOp
 
 Bound = Literal["compute", "memory"]
 
@@ -68,7 +68,7 @@ class OpCost:
     dma_cycles : int
         Cycles of all transfers: bytes / bandwidth + descriptors * fixed cycles.
     total_cycles : int
-        Time of the op, see `pipeline.Pipeline`.
+        Time of the op, see `overlap.Overlap`.
     events : Events
         What costs energy.
     """
@@ -138,10 +138,10 @@ class EncodeCost:
         (for its maximum and to be scaled), and what is made of it passes the buffer once more;
         to sort rows, their bitmap is read.
     block_rows : int
-        Rows that are sorted together, see `balance`; 0: none.
+        Rows that are sorted together, see `block_rows`; 0: none.
     waiting_cycles : int
         What does not overlap, because a block is written when all of it is sorted.
-    choice_bytes : int
+    factor_bytes : int
         Bytes of factors and bands, read once.
     """
 
@@ -154,12 +154,12 @@ class EncodeCost:
     events: Events
     block_rows: int = 0
     waiting_cycles: int = 0
-    choice_bytes: int = 0
+    factor_bytes: int = 0
 
     @property
     def dram_bytes(self) -> int:
         """All bytes written and read."""
-        return self.activation_bytes + self.metadata_bytes + self.choice_bytes
+        return self.activation_bytes + self.metadata_bytes + self.factor_bytes
 
     @property
     def total_cycles(self) -> int:
@@ -173,7 +173,7 @@ class EncodeCost:
 
 
 def dense_op_cost(
-    shape: DenseOp,
+    op: DenseOp,
     nnz: RowNnz,
     tiling: Tiling,
     accelerator: Accelerator,
@@ -185,10 +185,10 @@ def dense_op_cost(
 
     Parameters
     ----------
-    shape : DenseOp
+    op : DenseOp
         The op.
     nnz : RowNnz
-        Stored MSB digits of its activations (``dense`` takes only the shape from it).
+        Stored MSB digits of its activations (``dense`` takes only M and K from it).
     tiling : Tiling
         From `choose_tilings` for the same scheme.
     accelerator : Accelerator
@@ -206,25 +206,25 @@ def dense_op_cost(
     InvalidArgumentError
         If `nnz` is not that of (m, k) activations, or `outputs` of (m, n) outputs.
     """
-    _check_nnz(shape, nnz)
+    _check_nnz(op, nnz)
     if outputs is not None:
-        _check_nnz(replace(shape, k=shape.n), outputs)
+        _check_nnz(replace(op, k=op.n), outputs)
     if block_rows:
         nnz = nnz.sorted(block_rows, accelerator.lanes)
-    lsb = lsb_pass_cycles(shape, tiling.k, array_of(accelerator, scheme))
-    msb = lsb * (dense_passes(scheme) - 1)
+    lsb = lsb_pass_cycles(op, tiling.k, array_of(accelerator, scheme))
+    msb = lsb * (baseline(scheme).passes - 1)
     if scheme == "sparqle":
-        msb = msb_pass_cycles(shape, nnz, tiling.k, accelerator)
+        msb = msb_pass_cycles(op, nnz, tiling.k, accelerator)
     digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
-    sums = storage.group_sum_bytes(shape.m, shape.k, shape.group_size if shape.has_min else 0)
-    output_bytes = shape.m * storage.output_bytes(shape.n, tiling.n, accelerator, block_rows)
+    sums = storage.group_sum_bytes(op.m, op.k, op.group_size if op.has_min else 0)
+    output_bytes = op.m * storage.output_bytes(op.n, tiling.n, accelerator, block_rows)
     encoded_bytes = 0
     if outputs is not None:
         encoded_bytes = output_bytes = storage.encoded_output_bytes(
-            shape.m, shape.n, tiling.n, accelerator, outputs
+            op.m, op.n, tiling.n, accelerator, outputs
         )
     loads = OpLoads(
-        shape=shape,
+        op=op,
         accelerator=accelerator,
         scheme=scheme,
         activation_bytes=digits + bitmap,
@@ -232,31 +232,31 @@ def dense_op_cost(
         encoded_bytes=encoded_bytes,
     )
     tile = (tiling.m, tiling.n, tiling.k)
-    pipeline = Pipeline.of_op(loads, tile, tiling.rows_outer, mma_cycles=lsb + msb)
+    overlap = Overlap.of_op(loads, tile, tiling.rows_outer, mma_cycles=lsb + msb)
     pointers = storage.TILE_POINTER_BYTES * tiling.activation_tile_loads
     metadata = tiling.activation_loads * (bitmap + sums)
-    metadata += tiling.row_loads * shape.m * storage.row_parameter_bytes(shape.m, block_rows)
-    weights = tiling.weight_loads * storage.weight_bytes(shape, shape.k)
-    weights += tiling.channel_loads * storage.parameter_bytes(shape)
-    activation_bytes, weight_bytes = tiling.activation_loads * digits, shape.n * weights
+    metadata += tiling.row_loads * op.m * storage.row_parameter_bytes(op.m, block_rows)
+    weights = tiling.weight_loads * storage.weight_bytes(op, op.k)
+    weights += tiling.channel_loads * storage.parameter_bytes(op)
+    activation_bytes, weight_bytes = tiling.activation_loads * digits, op.n * weights
     metadata += pointers if scheme == "sparqle" else 0
-    total_cycles = math.ceil(pipeline.total_cycles)
+    total_cycles = math.ceil(overlap.total_cycles)
     return OpCost(
-        label=shape.label,
+        label=op.label,
         scheme=scheme,
-        macs=shape.macs,
+        macs=op.macs,
         tiling=tiling,
         lsb_cycles=lsb,
         msb_cycles=msb,
-        drain_cycles=math.ceil(shape.m * shape.n / accelerator.drain_elements_per_cycle),
+        drain_cycles=math.ceil(op.m * op.n / accelerator.drain_elements_per_cycle),
         activation_bytes=activation_bytes,
         metadata_bytes=metadata,
         weight_bytes=weight_bytes,
         output_bytes=output_bytes,
-        dma_cycles=math.ceil(pipeline.dma_cycles),
+        dma_cycles=math.ceil(overlap.dma_cycles),
         total_cycles=total_cycles,
         events=replace(
-            op_events(shape, nnz, tiling, accelerator, scheme, block_rows),
+            op_events(op, nnz, tiling, accelerator, scheme, block_rows),
             cycles=total_cycles,
             dram_read_bytes=activation_bytes + metadata + weight_bytes,
             dram_write_bytes=output_bytes,
@@ -272,7 +272,7 @@ def encode_cost(
     accelerator: Accelerator,
     scheme: Scheme,
     block_rows: int = 0,
-    choice: EncodeChoice = NO_CHOICE,
+    factors: EncodeFactors = NO_FACTORS,
 ) -> EncodeCost:
     """Cost of quantizing and writing one tensor.
 
@@ -288,28 +288,28 @@ def encode_cost(
         Weights per group if its readers need group sums, else 0.
     accelerator, scheme, block_rows
         As in `dense_op_cost`.
-    choice : EncodeChoice
+    factors : EncodeFactors
         Whether it has factors and bands; only the scheme ``sparqle`` uses them.
     """
     rows, k = nnz.rows, nnz.in_features
-    choice = choice if scheme == "sparqle" else NO_CHOICE
-    chosen_bytes = choice.read_bytes(k)
+    factors = factors if scheme == "sparqle" else NO_FACTORS
+    factor_bytes = factors.read_bytes(k)
     digits, metadata = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
     metadata += storage.row_metadata_bytes(rows, k, sum_group_size)
     if scheme == "sparqle":
         metadata += storage.pointer_bytes(rows, k, tiling.k, accelerator.rows)
-    ops = QUANTIZE_OPS + (ENCODE_OPS if scheme == "sparqle" else 0) + choice.element_operations
+    ops = QUANTIZE_OPS + (ENCODE_OPS if scheme == "sparqle" else 0) + factors.element_operations
     operations = rows * k * ops
     tiles = tiling.m_tiles * tiling.k_tiles
     # One more for scales, sums and pointers.
-    fixed = tiles * (PLANE_DESCRIPTORS[scheme] + 1) * accelerator.dma_descriptor_cycles
+    fixed = tiles * (plane_descriptors(scheme) + 1) * accelerator.dma_descriptor_cycles
     sort_cycles = sort_operations = counted = 0
     if block_rows:
         metadata += rows * row_number_bytes(rows)
         counted = storage.pbm_bytes(rows, k)
         sort_cycles, sort_operations = sort_work(rows, k, block_rows, accelerator)
     vector_cycles = math.ceil(operations / accelerator.vector_lanes) + sort_cycles
-    moved_bytes = digits + metadata + chosen_bytes
+    moved_bytes = digits + metadata + factor_bytes
     dma_cycles = math.ceil(moved_bytes / accelerator.dram_bytes_per_cycle + fixed)
     waiting_cycles = block_waits(rows, block_rows, vector_cycles, dma_cycles)
     floats = rows * k * accelerator.float_bytes
@@ -322,16 +322,16 @@ def encode_cost(
         dma_cycles=dma_cycles,
         events=Events(
             cycles=max(vector_cycles, dma_cycles) + waiting_cycles,
-            activation_read_bytes=2 * floats + digits + metadata + counted + rows * chosen_bytes,
+            activation_read_bytes=2 * floats + digits + metadata + counted + rows * factor_bytes,
             activation_write_bytes=floats + moved_bytes,
-            dram_read_bytes=chosen_bytes,
+            dram_read_bytes=factor_bytes,
             dram_write_bytes=digits + metadata,
             encoded_elements=rows * k if scheme == "sparqle" else 0,
             vector_operations=operations + sort_operations,
         ),
         block_rows=block_rows,
         waiting_cycles=waiting_cycles,
-        choice_bytes=chosen_bytes,
+        factor_bytes=factor_bytes,
     )
 
 
@@ -342,28 +342,28 @@ def encoding_costs(
     accelerator: Accelerator,
     scheme: Scheme,
     block_rows: int = 0,
-    choice: EncodeChoice = NO_CHOICE,
+    factors: EncodeFactors = NO_FACTORS,
 ) -> tuple[EncodeCost, tuple[OpCost, ...]]:
     """Cost of one encoding and of all dense ops that read it, with tiles chosen together.
 
-    `block_rows` rows are sorted together, see `balance.choose_block_rows`; 0: none. `choice` tells
-    whether the encoding has factors and bands.
+    `block_rows` rows are sorted together, see `block_rows.choose_block_rows`; 0: none. `factors`
+    tells whether the encoding has factors and bands.
 
     Raises
     ------
     InvalidArgumentError
-        If there is no consumer, or a shape does not fit the bitmap.
+        If there is no consumer, or an op does not fit the bitmap.
     TargetError
         If no tile fits the buffers.
     """
     if not consumers:
         raise InvalidArgumentError(f"encoding {label!r} has no dense op that reads it")
-    for shape in consumers:
-        _check_nnz(shape, nnz)
+    for op in consumers:
+        _check_nnz(op, nnz)
     tilings = choose_tilings(consumers, accelerator, scheme)
-    sum_groups = [shape.group_size for shape in consumers if shape.has_min]
+    sum_groups = [op.group_size for op in consumers if op.has_min]
     sums = min(sum_groups, default=0)
-    encode = encode_cost(label, nnz, tilings[0], sums, accelerator, scheme, block_rows, choice)
+    encode = encode_cost(label, nnz, tilings[0], sums, accelerator, scheme, block_rows, factors)
     # Ops that differ in nothing but their names (gate and up) are counted once.
     pairs = list(zip(consumers, tilings, strict=True))
     counted = {
@@ -373,9 +373,9 @@ def encoding_costs(
     return encode, tuple(replace(counted[pair], label=pair[0].label) for pair in pairs)
 
 
-def _check_nnz(shape: DenseOp, nnz: RowNnz) -> None:
-    if (shape.m, shape.k) != (nnz.rows, nnz.in_features):
+def _check_nnz(op: DenseOp, nnz: RowNnz) -> None:
+    if (op.m, op.k) != (nnz.rows, nnz.in_features):
         raise InvalidArgumentError(
-            f"dense op {shape.label!r} takes ({shape.m}, {shape.k}) activations, "
+            f"dense op {op.label!r} takes ({op.m}, {op.k}) activations, "
             f"the bitmap is of ({nnz.rows}, {nnz.in_features})"
         )

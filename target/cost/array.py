@@ -19,7 +19,7 @@ from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.op import DenseOp
 
 
-def best_row_split(shape: DenseOp, accelerator: Accelerator, chunk: int) -> int:
+def best_row_split(op: DenseOp, accelerator: Accelerator, chunk: int) -> int:
     """PE rows per activation row with which a dense pass over a K chunk takes fewest cycles.
 
     ``slices * ceil(ceil(chunk / lanes) / r)`` steps and ``ceil(log2 r)`` to add r partial sums,
@@ -27,7 +27,7 @@ def best_row_split(shape: DenseOp, accelerator: Accelerator, chunk: int) -> int:
 
     Parameters
     ----------
-    shape : DenseOp
+    op : DenseOp
         The op.
     accelerator : Accelerator
         The array.
@@ -35,64 +35,64 @@ def best_row_split(shape: DenseOp, accelerator: Accelerator, chunk: int) -> int:
         Columns of a K chunk, K at most.
     """
     steps = math.ceil(chunk / accelerator.lanes)
-    slices = shape.weight_slices
+    slices = op.weight_slices
 
     def cycles(split: int) -> int:
         return slices * math.ceil(steps / split) + (split - 1).bit_length()
 
-    return min(range(1, max(accelerator.rows // shape.m, 1) + 1), key=lambda r: (cycles(r), r))
+    return min(range(1, max(accelerator.rows // op.m, 1) + 1), key=lambda r: (cycles(r), r))
 
 
 @lru_cache(maxsize=1 << 16)
-def lsb_pass_cycles(shape: DenseOp, chunk: int, accelerator: Accelerator) -> int:
+def lsb_pass_cycles(op: DenseOp, chunk: int, accelerator: Accelerator) -> int:
     """Cycles of one dense pass over the whole op.
 
     Parameters
     ----------
-    shape : DenseOp
+    op : DenseOp
         The op.
     chunk : int
         Columns of a K chunk.
     accelerator : Accelerator
         The array.
     """
-    header = _header(shape, chunk, accelerator)
-    split = best_row_split(shape, accelerator, min(chunk, shape.k))
-    whole, rest = divmod(shape.k, chunk)
+    header = _header(op, chunk, accelerator)
+    split = best_row_split(op, accelerator, min(chunk, op.k))
+    whole, rest = divmod(op.k, chunk)
     steps = whole * dense_span_steps(header, chunk, split) if whole else 0
     steps += dense_span_steps(header, rest, split) if rest else 0
-    groups = math.ceil(shape.m / accelerator.rows)
-    return groups * steps * _passes(shape, accelerator) + _reductions(header, split)
+    groups = math.ceil(op.m / accelerator.rows)
+    return groups * steps * _passes(op, accelerator) + _reductions(header, split)
 
 
-def msb_pass_cycles(shape: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator) -> int:
+def msb_pass_cycles(op: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator) -> int:
     """Cycles of the sparse pass over the whole op; `nnz` are the digits of its activations."""
-    header = _header(shape, chunk, accelerator)
-    split = best_row_split(shape, accelerator, min(chunk, shape.k))
-    starts = np.arange(0, shape.m, accelerator.rows)
+    header = _header(op, chunk, accelerator)
+    split = best_row_split(op, accelerator, min(chunk, op.k))
+    starts = np.arange(0, op.m, accelerator.rows)
     slowest = np.maximum.reduceat(msb_steps(header, nnz, split), starts, axis=0)
-    return int(slowest.sum()) * _passes(shape, accelerator) + _reductions(header, split)
+    return int(slowest.sum()) * _passes(op, accelerator) + _reductions(header, split)
 
 
-def lsb_pass_updates(shape: DenseOp, chunk: int, accelerator: Accelerator) -> int:
+def lsb_pass_updates(op: DenseOp, chunk: int, accelerator: Accelerator) -> int:
     """Sums of up to `lanes` products that PEs add to their accumulators in a dense pass.
 
     Parameters are those of `lsb_pass_cycles`. However many PE rows share an activation row, each
     of its steps is one update per output.
     """
-    header = _header(shape, chunk, accelerator)
-    whole, rest = divmod(shape.k, chunk)
+    header = _header(op, chunk, accelerator)
+    whole, rest = divmod(op.k, chunk)
     steps = whole * dense_span_steps(header, chunk, 1) if whole else 0
     steps += dense_span_steps(header, rest, 1) if rest else 0
-    return shape.m * shape.n * steps * shape.weight_slices
+    return op.m * op.n * steps * op.weight_slices
 
 
-def msb_pass_updates(shape: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator) -> int:
+def msb_pass_updates(op: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator) -> int:
     """Such sums in the sparse pass; segments of a split row have steps of their own."""
-    header = _header(shape, chunk, accelerator)
-    split = best_row_split(shape, accelerator, min(chunk, shape.k))
+    header = _header(op, chunk, accelerator)
+    split = best_row_split(op, accelerator, min(chunk, op.k))
     steps = int(_segment_steps(header, nnz, split, np.add).sum())
-    return shape.n * steps * shape.weight_slices
+    return op.n * steps * op.weight_slices
 
 
 def msb_steps(header: Header, nnz: RowNnz, split: int) -> NDArray[np.int64]:
@@ -100,7 +100,7 @@ def msb_steps(header: Header, nnz: RowNnz, split: int) -> NDArray[np.int64]:
 
     Returns
     -------
-    ndarray of int64, shape (m, ceil(k / chunk))
+    ndarray of int64, op (m, ceil(k / chunk))
         Of the slowest of `split` segments. A PE row does not take digits of two segments (or of
         two weight groups, if not `msb_across_groups`) in one step.
     """
@@ -136,14 +136,14 @@ def _counts_before(nnz: RowNnz, columns: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 @lru_cache(maxsize=4096)
-def _header(shape: DenseOp, chunk: int, accelerator: Accelerator) -> Header:
+def _header(op: DenseOp, chunk: int, accelerator: Accelerator) -> Header:
     """What the rules of the instructions need to know of the op."""
-    return Header(accelerator=accelerator, op=shape, k_chunk=chunk)
+    return Header(accelerator=accelerator, op=op, k_chunk=chunk)
 
 
-def _passes(shape: DenseOp, accelerator: Accelerator) -> int:
+def _passes(op: DenseOp, accelerator: Accelerator) -> int:
     """Column blocks times weight slices: how often a row group is walked."""
-    return math.ceil(shape.n / accelerator.cols) * shape.weight_slices
+    return math.ceil(op.n / accelerator.cols) * op.weight_slices
 
 
 def _reductions(header: Header, split: int) -> int:

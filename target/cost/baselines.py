@@ -17,49 +17,107 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal, cast
 
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.op import Scheme
+
+Scheme = Literal["sparqle", "dense", "native", "a4"]
+"""How activations are stored and multiplied; programs exist for those of `op.ProgramScheme`."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a baseline does otherwise than ``sparqle``; a new one is an entry of `BASELINES`.
+
+    Attributes
+    ----------
+    title : str
+        What pictures call it. Here and below ``{k}`` is the width of a digit, ``{wide}`` that of an
+        activation.
+    note : str
+        What it is, in a few words.
+    name : str
+        What tables call it; empty: the name of the scheme.
+    passes : int
+        Dense passes over all products.
+    digits : int
+        Digits of an activation in memory, all of them stored.
+    lane_divisor : int
+        How many times fewer lanes than those of the k x k array have its area.
+    wide : bool
+        Whether products take whole 2k-bit activations instead of digits.
+    """
+
+    title: str
+    note: str = ""
+    name: str = ""
+    passes: int = 1
+    digits: int = 2
+    lane_divisor: int = 1
+    wide: bool = False
+
+
+BASELINES: Mapping[str, Baseline] = MappingProxyType(
+    {
+        "dense": Baseline("dense", "two passes", passes=2),
+        "native": Baseline(
+            "native {wide}-bit",
+            "one pass of {wide}-bit multipliers on the same area",
+            lane_divisor=2,
+            wide=True,
+        ),
+        "a4": Baseline(
+            "{k}-bit, not exact",
+            "activations of {k} bits, whose results are others",
+            name="a{k}",
+            digits=1,
+        ),
+    }
+)
+
+ALL_SCHEMES = cast("tuple[Scheme, ...]", (*BASELINES, "sparqle"))
+"""Schemes that the formulas know; the baselines first."""
+
+_SPARQLE = Baseline("split")
+
+
+def baseline(scheme: str) -> Baseline:
+    """The declaration of a baseline; of ``sparqle`` what its dense pass has in common with them."""
+    return BASELINES.get(scheme, _SPARQLE)
 
 
 def array_of(accelerator: Accelerator, scheme: Scheme) -> Accelerator:
-    """The array that a scheme computes on: for ``native`` with the lanes that iso-area leaves."""
-    if scheme != "native":
+    """The array that a scheme computes on, with the lanes that iso-area leaves."""
+    divisor = baseline(scheme).lane_divisor
+    if divisor == 1:
         return accelerator
-    return replace(accelerator, lanes=max(accelerator.lanes // 2, 1))
-
-
-def dense_passes(scheme: Scheme) -> int:
-    """Passes over all products; the second pass of ``sparqle`` is not one of them."""
-    return 2 if scheme == "dense" else 1
+    return replace(accelerator, lanes=max(accelerator.lanes // divisor, 1))
 
 
 def scheme_name(accelerator: Accelerator, scheme: str) -> str:
     """What tables call a scheme: its own name, ``a4`` by the real width of a digit (``a8``)."""
-    return f"a{accelerator.digit_bits}" if scheme == "a4" else scheme
+    return _filled(baseline(scheme).name, accelerator) or scheme
 
 
 def scheme_title(accelerator: Accelerator, scheme: str) -> str:
     """What pictures call a scheme, with the widths that it works on."""
-    return {
-        "dense": "dense",
-        "native": f"native {accelerator.activation_bits}-bit",
-        "a4": f"{accelerator.digit_bits}-bit, not exact",
-        "sparqle": "split",
-    }[scheme]
+    return _filled(baseline(scheme).title, accelerator)
 
 
 def scheme_notes(accelerator: Accelerator) -> str:
     """What the baselines are, in a sentence, with the widths that they work on."""
-    k, bits = accelerator.digit_bits, accelerator.activation_bits
-    return (
-        f"dense: two passes; native: one pass of {bits}-bit multipliers on the same area; "
-        f"{scheme_name(accelerator, 'a4')}: activations of {k} bits, whose results are others. "
-        f"The results of the rest are those of {bits}-bit activations."
-    )
+    notes = "; ".join(f"{scheme_name(accelerator, s)}: {b.note}" for s, b in BASELINES.items())
+    last = ". The results of the rest are those of {wide}-bit activations."
+    return _filled(notes + last, accelerator)
+
+
+def _filled(text: str, accelerator: Accelerator) -> str:
+    return text.format(k=accelerator.digit_bits, wide=accelerator.activation_bits)
 
 
 def stored_bits(accelerator: Accelerator, scheme: Scheme) -> int:
-    """Bits of an activation in memory under a baseline, all of them stored."""
-    return accelerator.digit_bits if scheme == "a4" else accelerator.activation_bits
+    """Bits of an activation in memory under a baseline."""
+    return accelerator.digit_bits * baseline(scheme).digits

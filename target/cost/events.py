@@ -14,10 +14,10 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_updates, msb_pass_updates
-from sparqle_tvm.target.cost.baselines import array_of, dense_passes
+from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.tiling import Tiling
 from sparqle_tvm.target.isa.operands import Buffer
-from sparqle_tvm.target.op import DenseOp, Scheme
+from sparqle_tvm.target.op import DenseOp
 
 if TYPE_CHECKING:
     from sparqle_tvm.target.simulator import SimResult
@@ -105,7 +105,7 @@ NAMES = tuple(field.name for field in fields(Events))
 
 
 def op_events(
-    shape: DenseOp,
+    op: DenseOp,
     nnz: RowNnz,
     tiling: Tiling,
     accelerator: Accelerator,
@@ -116,7 +116,7 @@ def op_events(
 
     Parameters
     ----------
-    shape : DenseOp
+    op : DenseOp
         The op.
     nnz : RowNnz
         Stored MSB digits of its activations; only ``sparqle`` depends on them.
@@ -129,33 +129,33 @@ def op_events(
     block_rows : int
         Rows that are sorted together, 0: none.
     """
-    slices = shape.weight_slices
+    slices = op.weight_slices
     array = array_of(accelerator, scheme)
-    passes = dense_passes(scheme)
-    products = shape.macs * slices
-    updates = passes * lsb_pass_updates(shape, tiling.k, array)
+    wide, passes = baseline(scheme).wide, baseline(scheme).passes
+    products = op.macs * slices
+    updates = passes * lsb_pass_updates(op, tiling.k, array)
     stored = 0
     if scheme == "sparqle":
         stored = nnz.total
-        updates += msb_pass_updates(shape, nnz, tiling.k, accelerator)
-    blocks = math.ceil(shape.n / accelerator.cols) * slices
+        updates += msb_pass_updates(op, nnz, tiling.k, accelerator)
+    blocks = math.ceil(op.n / accelerator.cols) * slices
     all_passes = passes + (scheme == "sparqle")
-    groups = math.ceil(shape.k / shape.group_size) if shape.group_size else 0
+    groups = math.ceil(op.k / op.group_size) if op.group_size else 0
     return Events(
-        lsb_products=0 if scheme == "native" else products,
-        msb_products=products if scheme == "dense" else stored * shape.n * slices,
-        selected_products=stored * shape.n * slices,
-        wide_products=products if scheme == "native" else 0,
+        lsb_products=0 if wide else products,
+        msb_products=products * (passes - 1) + stored * op.n * slices,
+        selected_products=stored * op.n * slices,
+        wide_products=products if wide else 0,
         accumulator_updates=updates,
-        scale_operations=shape.m * shape.n * groups * (all_passes + shape.has_min),
+        scale_operations=op.m * op.n * groups * (all_passes + op.has_min),
         find_first_steps=stored * blocks,
-        drained_elements=shape.m * shape.n,
-        **_buffer_bytes(shape, nnz, tiling, accelerator, scheme, all_passes, block_rows),
+        drained_elements=op.m * op.n,
+        **_buffer_bytes(op, nnz, tiling, accelerator, scheme, all_passes, block_rows),
     )
 
 
 def _buffer_bytes(
-    shape: DenseOp,
+    op: DenseOp,
     nnz: RowNnz,
     tiling: Tiling,
     accelerator: Accelerator,
@@ -164,19 +164,19 @@ def _buffer_bytes(
     block_rows: int,
 ) -> dict[str, int]:
     """Traffic of the buffers by the rule of `simulator.counts.Counts`."""
-    slices = shape.weight_slices
-    blocks = math.ceil(shape.n / accelerator.cols) * slices
-    row_groups = math.ceil(shape.m / accelerator.rows)
+    slices = op.weight_slices
+    blocks = math.ceil(op.n / accelerator.cols) * slices
+    row_groups = math.ceil(op.m / accelerator.rows)
     digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
-    sums = storage.group_sum_bytes(shape.m, shape.k, shape.group_size if shape.has_min else 0)
-    row_parameters = shape.m * storage.row_parameter_bytes(shape.m, block_rows)
-    weights = shape.n * storage.weight_bytes(shape, shape.k)
-    packed = shape.n * math.ceil(shape.k * shape.weight_bits / 8)
-    channels = shape.n * storage.parameter_bytes(shape)
-    group_reads = (weights - packed) * (passes + shape.has_min) * tiling.m_tiles
-    elements = shape.m * shape.n
-    accumulators = elements * storage.accumulator_bytes(shape)
-    updates = accumulators * (passes + shape.has_min) * tiling.k_tiles
+    sums = storage.group_sum_bytes(op.m, op.k, op.group_size if op.has_min else 0)
+    row_parameters = op.m * storage.row_parameter_bytes(op.m, block_rows)
+    weights = op.n * storage.weight_bytes(op, op.k)
+    packed = op.n * math.ceil(op.k * op.weight_bits / 8)
+    channels = op.n * storage.parameter_bytes(op)
+    group_reads = (weights - packed) * (passes + op.has_min) * tiling.m_tiles
+    elements = op.m * op.n
+    accumulators = elements * storage.accumulator_bytes(op)
+    updates = accumulators * (passes + op.has_min) * tiling.k_tiles
     return {
         "activation_write_bytes": tiling.activation_loads * (digits + bitmap + sums)
         + tiling.row_loads * row_parameters,

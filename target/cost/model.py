@@ -14,11 +14,12 @@ from typing import Protocol
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, encoding_costs
-from sparqle_tvm.target.cost.balance import Balance, choose_block_rows
-from sparqle_tvm.target.cost.choice import NO_CHOICE, EncodeChoice
+from sparqle_tvm.target.cost.baselines import Scheme
+from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
 from sparqle_tvm.target.cost.events import Events
+from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
-from sparqle_tvm.target.op import DenseOp, Scheme
+from sparqle_tvm.target.op import DenseOp
 
 
 class CountedOp(Protocol):
@@ -63,7 +64,7 @@ class EncodedActivation:
         Window of the encoding.
     consumers : tuple of DenseOp
         The dense ops; their `m` and `k` are those of `nnz`.
-    choice : EncodeChoice
+    factors : EncodeFactors
         Whether it has factors and bands.
     """
 
@@ -71,7 +72,7 @@ class EncodedActivation:
     nnz: RowNnz
     window: str
     consumers: tuple[DenseOp, ...]
-    choice: EncodeChoice = NO_CHOICE
+    factors: EncodeFactors = NO_FACTORS
 
     @property
     def macs(self) -> int:
@@ -197,7 +198,7 @@ def pass_cost(
     for e in encodings:
         block = e.block_rows(accelerator, balance) if scheme == "sparqle" else 0
         parts.append(
-            encoding_costs(e.label, e.nnz, e.consumers, accelerator, scheme, block, e.choice)
+            encoding_costs(e.label, e.nnz, e.consumers, accelerator, scheme, block, e.factors)
         )
     return PassCost(
         scheme=scheme,

@@ -5,7 +5,7 @@ then, counts each row's stored digits in its bitmap, and sorts the rows of the b
 that they take, most steps first. It writes the block to DRAM in that order, behind it the list of
 row numbers. Two blocks share the buffer:
 while one is written, the next is made. Rows are sorted within blocks only, so a smaller block is
-written earlier and a larger one sorted better; `balance` chooses.
+written earlier and a larger one sorted better; `block_rows` chooses.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from typing import Any
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.baselines import stored_bits
+from sparqle_tvm.target.cost.baselines import Scheme, stored_bits
 from sparqle_tvm.target.isa.compute import burst_bytes
 from sparqle_tvm.target.isa.header import row_number_bytes
-from sparqle_tvm.target.op import DenseOp, Scheme
+from sparqle_tvm.target.op import DenseOp
 
 POINTER_BYTES = 4
 # A load of an MSB tile fetches where it begins and where it ends.
@@ -76,27 +76,27 @@ def plane_bytes(
     return lsb_bytes(rows, k, bits) + msb_bytes(nnz, chunk, bits), pbm_bytes(rows, k)
 
 
-def weight_bytes(shape: DenseOp, k: int) -> int:
+def weight_bytes(op: DenseOp, k: int) -> int:
     """Bytes of one output channel's weights over `k` columns, with group scales and minima."""
-    weights = math.ceil(k * shape.weight_bits / 8)
-    if not shape.group_size:
+    weights = math.ceil(k * op.weight_bits / 8)
+    if not op.group_size:
         return weights
-    return weights + math.ceil(k / shape.group_size) * GROUP_SCALE_BYTES * (1 + shape.has_min)
+    return weights + math.ceil(k / op.group_size) * GROUP_SCALE_BYTES * (1 + op.has_min)
 
 
-def parameter_bytes(shape: DenseOp) -> int:
+def parameter_bytes(op: DenseOp) -> int:
     """Bytes that the drain needs of each output channel.
 
     An offset is int32, float64 with groups. Without groups there is a scale.
     """
-    if shape.group_size:
-        return shape.has_offset * GROUP_OFFSET_BYTES
-    return CHANNEL_SCALE_BYTES + shape.has_offset * CHANNEL_OFFSET_BYTES
+    if op.group_size:
+        return op.has_offset * GROUP_OFFSET_BYTES
+    return CHANNEL_SCALE_BYTES + op.has_offset * CHANNEL_OFFSET_BYTES
 
 
-def channel_bytes(shape: DenseOp, k: int) -> int:
+def channel_bytes(op: DenseOp, k: int) -> int:
     """Bytes of all that belongs to one output channel over `k` columns."""
-    return weight_bytes(shape, k) + parameter_bytes(shape)
+    return weight_bytes(op, k) + parameter_bytes(op)
 
 
 def row_parameter_bytes(rows: int, block_rows: int) -> int:
@@ -134,9 +134,9 @@ def encoded_output_bytes(
     return lsb_bytes(m, n, bits) + pbm_bytes(m, n) + stored + pointers
 
 
-def accumulator_bytes(shape: DenseOp) -> int:
+def accumulator_bytes(op: DenseOp) -> int:
     """Bytes of an accumulator: int32, or 64 bits where scaled group sums are added exactly."""
-    return 8 if shape.group_size else 4
+    return 8 if op.group_size else 4
 
 
 def worst_plane_bytes(k: int, accelerator: Accelerator, scheme: Scheme) -> int:
@@ -146,7 +146,7 @@ def worst_plane_bytes(k: int, accelerator: Accelerator, scheme: Scheme) -> int:
     return math.ceil(k * accelerator.activation_bits / 8) + math.ceil(k / 8)
 
 
-def worst_row_bytes(shape: DenseOp, k: int, accelerator: Accelerator, scheme: Scheme) -> int:
+def worst_row_bytes(op: DenseOp, k: int, accelerator: Accelerator, scheme: Scheme) -> int:
     """Bytes of such a row with its scale and group sums: what a buffer must hold."""
     planes = worst_plane_bytes(k, accelerator, scheme)
-    return planes + row_metadata_bytes(1, k, shape.group_size if shape.has_min else 0)
+    return planes + row_metadata_bytes(1, k, op.group_size if op.has_min else 0)

@@ -20,9 +20,9 @@ from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_cycles
-from sparqle_tvm.target.cost.baselines import array_of, dense_passes
-from sparqle_tvm.target.cost.pipeline import OpLoads, Pipeline, activations_outer
-from sparqle_tvm.target.op import DenseOp, Scheme
+from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
+from sparqle_tvm.target.cost.overlap import OpLoads, Overlap, activations_outer
+from sparqle_tvm.target.op import DenseOp
 
 FIRST_CANDIDATES = 16
 """Tilings of a K chunk whose cost is found first, those with the smallest lower bound."""
@@ -89,14 +89,9 @@ class Tiling:
         """How often the parameters of all channels are loaded."""
         return self.m_tiles if self.activations_outer else 1
 
-    @property
-    def output_tiles(self) -> int:
-        """Output tiles, each stored once."""
-        return self.m_tiles * self.n_tiles
-
 
 def choose_tilings(
-    shapes: Sequence[DenseOp], accelerator: Accelerator, scheme: Scheme
+    ops: Sequence[DenseOp], accelerator: Accelerator, scheme: Scheme
 ) -> tuple[Tiling, ...]:
     """Choose tiles for the dense ops that read one encoding.
 
@@ -107,7 +102,7 @@ def choose_tilings(
 
     Parameters
     ----------
-    shapes : sequence of DenseOp
+    ops : sequence of DenseOp
         The ops; `m` and `k` are the same in all.
     accelerator : Accelerator
         The array and its buffers.
@@ -119,31 +114,29 @@ def choose_tilings(
     TargetError
         If the smallest tile does not fit a buffer, or digits have not the width of the array.
     """
-    return _choose_tilings(tuple(shapes), accelerator, scheme)
+    return _choose_tilings(tuple(ops), accelerator, scheme)
 
 
 @lru_cache(maxsize=4096)
 def _choose_tilings(
-    shapes: tuple[DenseOp, ...], accelerator: Accelerator, scheme: Scheme
+    ops: tuple[DenseOp, ...], accelerator: Accelerator, scheme: Scheme
 ) -> tuple[Tiling, ...]:
     lanes = array_of(accelerator, scheme).lanes
-    unit = math.lcm(8, lanes, *(max(s.group_size, 1) for s in shapes))
-    chunks = _tile_sizes(shapes[0].k, unit)
-    found = {shape: _search(shape, chunks, accelerator, scheme) for shape in dict.fromkeys(shapes)}
-    searches = [found[shape] for shape in shapes]
+    unit = math.lcm(8, lanes, *(max(s.group_size, 1) for s in ops))
+    chunks = _tile_sizes(ops[0].k, unit)
+    found = {op: _search(op, chunks, accelerator, scheme) for op in dict.fromkeys(ops)}
+    searches = [found[op] for op in ops]
     costs = np.sum([cost for cost, _ in searches], axis=0)
     best = int(np.argmin(costs))
     if not np.isfinite(costs[best]):
         raise TargetError(
-            f"accelerator {accelerator.name!r}: no tile of {shapes[0].label!r} (K = {shapes[0].k}) "
+            f"accelerator {accelerator.name!r}: no tile of {ops[0].label!r} (K = {ops[0].k}) "
             f"fits the buffers; a K chunk has at least {unit} columns"
         )
     return tuple(tilings[best] for _, tilings in searches)
 
 
-def tiling_of_chunk(
-    shape: DenseOp, k_chunk: int, accelerator: Accelerator, scheme: Scheme
-) -> Tiling:
+def tiling_of_chunk(op: DenseOp, k_chunk: int, accelerator: Accelerator, scheme: Scheme) -> Tiling:
     """The best tiles of a dense op for a given K chunk.
 
     Raises
@@ -151,10 +144,10 @@ def tiling_of_chunk(
     TargetError
         If no tile with that chunk fits the buffers, or digits have not the width of the array.
     """
-    costs, tilings = _search(shape, np.array([k_chunk]), accelerator, scheme)
+    costs, tilings = _search(op, np.array([k_chunk]), accelerator, scheme)
     if not np.isfinite(costs[0]):
         raise TargetError(
-            f"accelerator {accelerator.name!r}: no tile of {shape.label!r} with K chunks of "
+            f"accelerator {accelerator.name!r}: no tile of {op.label!r} with K chunks of "
             f"{k_chunk} columns fits the buffers"
         )
     return tilings[0]
@@ -162,7 +155,7 @@ def tiling_of_chunk(
 
 @lru_cache(maxsize=4096)
 def choose_drained(
-    shape: DenseOp, k_chunk: int, readers: tuple[DenseOp, ...], accelerator: Accelerator
+    op: DenseOp, k_chunk: int, readers: tuple[DenseOp, ...], accelerator: Accelerator
 ) -> Tiling:
     """Choose tiles for a dense op that encodes its outputs.
 
@@ -172,7 +165,7 @@ def choose_drained(
 
     Parameters
     ----------
-    shape : DenseOp
+    op : DenseOp
         The op.
     k_chunk : int
         Its own K chunk.
@@ -188,10 +181,10 @@ def choose_drained(
     """
     groups = (max(reader.group_size, 1) for reader in readers)
     unit = math.lcm(8, accelerator.lanes, accelerator.cols, *groups)
-    chunks = _tile_sizes(shape.n, unit)
+    chunks = _tile_sizes(op.n, unit)
     costs, tilings = [], []
     for chunk in chunks:
-        cost, found = _search(shape, np.array([k_chunk]), accelerator, "sparqle", int(chunk))
+        cost, found = _search(op, np.array([k_chunk]), accelerator, "sparqle", int(chunk))
         costs.append(cost[0])
         tilings.append(found[0])
     for reader in readers:
@@ -199,14 +192,14 @@ def choose_drained(
     best = int(np.argmin(costs))
     if not np.isfinite(costs[best]):
         raise TargetError(
-            f"accelerator {accelerator.name!r}: no tile of {shape.label!r} that encodes its "
+            f"accelerator {accelerator.name!r}: no tile of {op.label!r} that encodes its "
             f"outputs, in chunks of at least {unit} channels, fits the buffers"
         )
     return tilings[best]
 
 
 def _search(
-    shape: DenseOp,
+    op: DenseOp,
     chunks: NDArray[np.int64],
     accelerator: Accelerator,
     scheme: Scheme,
@@ -216,35 +209,32 @@ def _search(
 
     With `out_chunk`, outputs are encoded: tiles of so many channels, which are the outer loop.
     """
-    if shape.digit_bits != accelerator.digit_bits:
+    if op.digit_bits != accelerator.digit_bits:
         raise TargetError(
-            f"{shape.label!r} has digits of {shape.digit_bits} bits, accelerator "
+            f"{op.label!r} has digits of {op.digit_bits} bits, accelerator "
             f"{accelerator.name!r} of {accelerator.digit_bits}"
         )
     # Axes: (chunk, row tile, column tile, loop order).
     row_sizes, col_sizes = (
-        _tile_sizes(shape.m, accelerator.rows),
-        np.array([out_chunk]) if out_chunk else _tile_sizes(shape.n, accelerator.cols),
+        _tile_sizes(op.m, accelerator.rows),
+        np.array([out_chunk]) if out_chunk else _tile_sizes(op.n, accelerator.cols),
     )
     kt = chunks[:, None, None, None]
     mt, nt = row_sizes[None, :, None, None], col_sizes[None, None, :, None]
     orders = np.array([False] if out_chunk else [True, False])
     rows_outer = orders[None, None, None, :]
-    row = _per_chunk(chunks, lambda k: storage.worst_row_bytes(shape, k, accelerator, scheme))
-    channel = _per_chunk(chunks, lambda k: storage.channel_bytes(shape, k))
-    rows, cols = np.minimum(mt, shape.m), np.minimum(nt, shape.n)
+    row = _per_chunk(chunks, lambda k: storage.worst_row_bytes(op, k, accelerator, scheme))
+    channel = _per_chunk(chunks, lambda k: storage.channel_bytes(op, k))
+    rows, cols = np.minimum(mt, op.m), np.minimum(nt, op.n)
     fits = (
         (2 * rows * row <= accelerator.activation_buffer_bytes)
         & (2 * cols * channel <= accelerator.weight_buffer_bytes)
-        & (
-            2 * rows * cols * storage.accumulator_bytes(shape)
-            <= accelerator.accumulator_buffer_bytes
-        )
+        & (2 * rows * cols * storage.accumulator_bytes(op) <= accelerator.accumulator_buffer_bytes)
     )
-    array, count = array_of(accelerator, scheme), 2 if scheme == "sparqle" else dense_passes(scheme)
-    passes = _per_chunk(chunks, lambda k: count * lsb_pass_cycles(shape, k, array))
+    array, count = array_of(accelerator, scheme), baseline(scheme).passes + (scheme == "sparqle")
+    passes = _per_chunk(chunks, lambda k: count * lsb_pass_cycles(op, k, array))
     candidates = np.broadcast_arrays(mt, nt, kt, rows_outer, passes)
-    loads = _worst_loads(shape, accelerator, scheme, out_chunk)
+    loads = _worst_loads(op, accelerator, scheme, out_chunk)
     least = np.where(fits, _least_cycles(loads, (mt, nt, kt), rows_outer, passes), np.inf)
     costs = _cheapest(loads, [c.reshape(len(chunks), -1) for c in candidates], least)
     best = np.argmin(costs, axis=1)
@@ -252,7 +242,7 @@ def _search(
     for c, flat in enumerate(best):
         i, j, order = np.unravel_index(flat, (len(row_sizes), len(col_sizes), len(orders)))
         m, n, k = int(row_sizes[i]), int(col_sizes[j]), int(chunks[c])
-        counts = (math.ceil(shape.m / m), math.ceil(shape.n / n), math.ceil(shape.k / k))
+        counts = (math.ceil(op.m / m), math.ceil(op.n / n), math.ceil(op.k / k))
         tilings.append(Tiling(m, n, k, *counts, rows_outer=bool(orders[order])))
     return costs.min(axis=1), tilings
 
@@ -281,33 +271,31 @@ def _cheapest(
     return costs
 
 
-def _worst_loads(
-    shape: DenseOp, accelerator: Accelerator, scheme: Scheme, out_chunk: int
-) -> OpLoads:
+def _worst_loads(op: DenseOp, accelerator: Accelerator, scheme: Scheme, out_chunk: int) -> OpLoads:
     encoded = 0
     if out_chunk:
-        encoded = storage.encoded_output_bytes(shape.m, shape.n, out_chunk, accelerator)
+        encoded = storage.encoded_output_bytes(op.m, op.n, out_chunk, accelerator)
     return OpLoads(
-        shape=shape,
+        op=op,
         accelerator=accelerator,
         scheme=scheme,
-        activation_bytes=shape.m * storage.worst_plane_bytes(shape.k, accelerator, scheme),
+        activation_bytes=op.m * storage.worst_plane_bytes(op.k, accelerator, scheme),
         encoded_bytes=encoded,
     )
 
 
 def _least_cycles(loads: OpLoads, tile: tuple[Any, Any, Any], rows_outer: Any, passes: Any) -> Any:
     """A lower bound of `_static_cycles`: bytes without descriptors, and the array's work."""
-    shape, accelerator = loads.shape, loads.accelerator
+    op, accelerator = loads.op, loads.accelerator
     m_tiles, n_tiles, k_tiles = (
-        _ceil_div(shape.m, tile[0]),
-        _ceil_div(shape.n, tile[1]),
-        _ceil_div(shape.k, tile[2]),
+        _ceil_div(op.m, tile[0]),
+        _ceil_div(op.n, tile[1]),
+        _ceil_div(op.k, tile[2]),
     )
-    weights = shape.n * storage.weight_bytes(shape, shape.k)
+    weights = op.n * storage.weight_bytes(op, op.k)
     moved = _activation_loads(m_tiles, n_tiles, k_tiles, rows_outer) * loads.activation_bytes
     moved = moved + _weight_loads(m_tiles, n_tiles, k_tiles, rows_outer) * weights
-    moved = moved + (loads.encoded_bytes or shape.m * shape.n * accelerator.float_bytes)
+    moved = moved + (loads.encoded_bytes or op.m * op.n * accelerator.float_bytes)
     return moved / accelerator.dram_bytes_per_cycle + passes
 
 
@@ -316,12 +304,12 @@ def _static_cycles(loads: OpLoads, tile: tuple[Any, Any, Any], rows_outer: Any, 
 
     `passes` are the cycles of all passes with the candidate's K chunk, if they are dense.
     """
-    shape, accelerator = loads.shape, loads.accelerator
-    blocks = _ceil_div(shape.m, accelerator.rows) * _ceil_div(shape.n, accelerator.cols)
-    waits = blocks * shape.weight_slices if loads.scheme == "sparqle" else 0
-    mma_cycles = passes + waits * _ceil_div(shape.k, tile[2])
-    pipeline = Pipeline.of_op(loads, tile, rows_outer, mma_cycles=mma_cycles)
-    return pipeline.total_cycles + np.minimum(pipeline.dma_cycles, mma_cycles)
+    op, accelerator = loads.op, loads.accelerator
+    blocks = _ceil_div(op.m, accelerator.rows) * _ceil_div(op.n, accelerator.cols)
+    waits = blocks * op.weight_slices if loads.scheme == "sparqle" else 0
+    mma_cycles = passes + waits * _ceil_div(op.k, tile[2])
+    overlap = Overlap.of_op(loads, tile, rows_outer, mma_cycles=mma_cycles)
+    return overlap.total_cycles + np.minimum(overlap.dma_cycles, mma_cycles)
 
 
 def _tile_sizes(extent: int, unit: int) -> NDArray[np.int64]:

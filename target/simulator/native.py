@@ -41,18 +41,11 @@ def aligned_copy(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
 
 
 @lru_cache(maxsize=1)
-def host_target() -> Any:
-    """The processor that the simulator runs on, as an ``llvm`` target."""
-    import tvm
-    from tvm.target import codegen
-
-    return tvm.target.Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()})
-
-
-@lru_cache(maxsize=1)
 def host_features() -> frozenset[str]:
     """Which of the instruction sets that the kernels know the processor has."""
     from tvm.target import codegen
+
+    from sparqle_tvm.host.processor import host_target
 
     known = ("sse2", "avx2", "avx512f", "avx512bw", "avx512vnni")
     return frozenset(f for f in known if codegen.target_has_features(f, host_target()))
@@ -69,6 +62,8 @@ def compile_kernel(function: Any, name: str) -> Callable[..., None]:
         Its name.
     """
     import tvm
+
+    from sparqle_tvm.host.processor import host_target
 
     module = tvm.compile(tvm.IRModule({name: function}), target=host_target())
     compiled: Callable[..., None] = module[name]

@@ -13,10 +13,11 @@ from tvm import relax, tirx
 
 from sparqle_tvm import dialect
 from sparqle_tvm.host.legalize import HOST_LEGALIZE_MAP
+from sparqle_tvm.host.processor import host_target
 from sparqle_tvm.threads import use_threads
 
 GENERIC = tvm.target.Target("llvm")
-NATIVE = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+NATIVE = host_target()
 
 
 @cache

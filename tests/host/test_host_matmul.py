@@ -22,7 +22,7 @@ from tvm import relax, tirx
 from sparqle_tvm.host import matmul
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import MatmulSpec
-from sparqle_tvm.host.tiling import host_tile
+from sparqle_tvm.host.register_tile import host_tile
 
 INTEGERS = [("int8", "int8"), ("int8", "uint8"), ("uint8", "int8"), ("uint8", "uint8")]
 Shape = tuple[int, ...]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_runner import GENERIC, NATIVE, panels, run_kernel, with_threads
 
+from sparqle_tvm.host.register_tile import HostTile, host_tile
 from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
-from sparqle_tvm.host.tiling import HostTile, host_tile
 from sparqle_tvm.numerics import slicing
 from sparqle_tvm.target.op import DenseOp
 
@@ -57,10 +57,8 @@ class Problem:
         msb = np.full(sliced.lsb.size, 0xAA, np.uint8)
         msb[: sliced.msb.size] = sliced.msb
         found = [sliced.lsb, sliced.pbm, msb, sliced.row_ptr]
-        weight, bias = (
-            panels(self.w, cols),
-            slicing.bias_term(self.w, spec.op.digit_bits, self.window),
-        )
+        weight, k = panels(self.w, cols), spec.op.digit_bits
+        bias = slicing.bias_term(self.w, k, self.window)
         if not spec.op.scaled:
             return [*found, weight, panels(bias, cols)]
         if not spec.op.group_size:

@@ -10,7 +10,6 @@ from tvm import relax
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.models.quantized import (
-    AMAX_FLOOR,
     QMAX,
     ChannelWeight,
     Dense,
@@ -19,6 +18,7 @@ from sparqle_tvm.models.quantized import (
     Weight,
     emit_quantize,
 )
+from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 
 IN_FEATURES, OUT_FEATURES = 96, 24
 
@@ -49,7 +49,7 @@ def dense_module(weight: Weight, label: str = "blk_3_ffn_down") -> tvm.IRModule:
 
 def quantize(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     amax = np.abs(x).max(axis=-1, keepdims=True)
-    scale = np.maximum(amax, np.float32(AMAX_FLOOR)) / np.float32(QMAX)
+    scale = np.maximum(amax, np.float32(SMALLEST_AMAX)) / np.float32(QMAX)
     return np.clip(np.round(x / scale), -QMAX, QMAX).astype(np.int8), scale
 
 

@@ -21,8 +21,8 @@ from sparqle_tvm.host.legalize import HOST_LEGALIZE_MAP
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import MatmulSpec
 from sparqle_tvm.host.panels import panel_matrix, panel_vector
+from sparqle_tvm.host.register_tile import host_tile
 from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
-from sparqle_tvm.host.tiling import host_tile
 from sparqle_tvm.passes import LegalizeHost, PassReport
 from sparqle_tvm.target.op import DenseOp
 

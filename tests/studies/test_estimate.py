@@ -15,10 +15,10 @@ from sparqle_tvm.models.sparsity import measured
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.studies.estimate import LIMITS, PARTS, Estimate, estimate
 from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.cost.baselines import ALL_SCHEMES
 from sparqle_tvm.target.cost.energy_table import energy_table
 from sparqle_tvm.target.cost.model import EncodedActivation, pass_cost
 from sparqle_tvm.target.cost.vector import attended_pairs
-from sparqle_tvm.target.op import ALL_SCHEMES
 
 SMALL = dataclasses.replace(MODELS["smollm2-135m"], layers=2)
 

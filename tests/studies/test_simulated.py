@@ -12,19 +12,21 @@ from tiny_accelerator import TINY
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.studies.simulated import (
-    ProgramCache,
     SimulatedOp,
+    program_for,
     simulate_op,
     simulated_pass_cost,
 )
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.compile.codegen import generate
+from sparqle_tvm.target.compile.library import ProgramLibrary
 from sparqle_tvm.target.compile.schedule import default_decisions, schedule_with
 from sparqle_tvm.target.cost.analytical import encoding_costs
+from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.model import EncodedActivation, Totals, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.isa.header import Engine
-from sparqle_tvm.target.op import SCHEMES, DenseOp, Scheme
+from sparqle_tvm.target.op import SCHEMES, DenseOp
 from sparqle_tvm.target.simulator import simulate_timing
 
 EDGE = PRESETS["sparqle/edge"]
@@ -50,8 +52,8 @@ def encodings(m: int, scale: int = 1) -> list[EncodedActivation]:
 
 
 @functools.cache
-def edge_programs() -> ProgramCache:
-    return ProgramCache(EDGE)
+def edge_programs() -> ProgramLibrary:
+    return ProgramLibrary(EDGE)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -102,7 +104,7 @@ def test_an_op_is_what_its_program_takes(m: int, scheme: Scheme) -> None:
     )
     decisions = default_decisions(spec, EDGE)
     program = generate(schedule_with(spec, EDGE, decisions), spec, EDGE)
-    assert edge_programs().library.programs[spec, decisions] == program
+    assert edge_programs().programs[spec, decisions] == program
     result = simulate_timing(program, m, nnz if scheme == "sparqle" else None)
     assert op.total_cycles == result.total_cycles
     assert op.mma_cycles == result.engines[Engine.MMA].busy
@@ -112,30 +114,30 @@ def test_an_op_is_what_its_program_takes(m: int, scheme: Scheme) -> None:
 
 
 def test_equal_ops_share_a_program() -> None:
-    programs = ProgramCache(EDGE)
+    programs = ProgramLibrary(EDGE)
     shape = DenseOp(20, 16, 64, 4, 32, label="up")
-    first = programs.get(shape, "sparqle", "signed")
+    first = program_for(shape, "sparqle", "signed", programs)
     assert first.header.label == "up"
     for same in (replace(shape, label="gate"), replace(shape, m=17), replace(shape, m=64)):
-        assert programs.get(same, "sparqle", "signed") is first
-    assert len(programs.library.programs) == 1
+        assert program_for(same, "sparqle", "signed", programs) is first
+    assert len(programs.programs) == 1
     others = [
-        programs.get(replace(shape, m=65), "sparqle", "signed"),
-        programs.get(shape, "sparqle", "unsigned"),
-        programs.get(shape, "dense", "unsigned"),
+        program_for(replace(shape, m=65), "sparqle", "signed", programs),
+        program_for(shape, "sparqle", "unsigned", programs),
+        program_for(shape, "dense", "unsigned", programs),
     ]
     # A window means nothing to the baseline.
-    assert programs.get(shape, "dense", "signed") is others[-1]
-    assert len(programs.library.programs) == 4
+    assert program_for(shape, "dense", "signed", programs) is others[-1]
+    assert len(programs.programs) == 4
 
 
 def test_readers_of_one_encoding_share_the_chunk() -> None:
     # Weights of 8 bits leave room for shorter chunks than those of 4 bits, if each has its own.
     machine = replace(EDGE, weight_buffer_bytes=16384, activation_buffer_bytes=16384)
     readers = (DenseOp(64, 256, 2048, 8, label="a"), DenseOp(64, 16, 2048, 4, label="b"))
-    cache = ProgramCache(machine)
-    alone = [cache.get(shape, "sparqle", "signed") for shape in readers]
-    shared = [cache.get(shape, "sparqle", "signed", readers) for shape in readers]
+    cache = ProgramLibrary(machine)
+    alone = [program_for(shape, "sparqle", "signed", cache) for shape in readers]
+    shared = [program_for(shape, "sparqle", "signed", cache, readers) for shape in readers]
     assert len({p.header.k_chunk for p in alone}) == 2
     assert len({p.header.k_chunk for p in shared}) == 1
     # The formulas tile them in the same way.
@@ -187,4 +189,4 @@ def test_an_op_that_does_not_fit_is_refused() -> None:
     # One K chunk of 8192 columns in one group: 2 rows have 1024 bytes for it.
     shape = DenseOp(2, 2, 8192, 4, 8192, label="down")
     with pytest.raises(TargetError, match="tiny"):
-        simulate_op(shape, random_nnz(2, 8192), "sparqle", "signed", ProgramCache(TINY))
+        simulate_op(shape, random_nnz(2, 8192), "sparqle", "signed", ProgramLibrary(TINY))

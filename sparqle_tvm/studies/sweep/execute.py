@@ -18,7 +18,7 @@ from sparqle_tvm.errors import InvalidArgumentError, SparqleError
 from sparqle_tvm.studies.sweep.journal import SUFFIX, Journal, remove_journal
 from sparqle_tvm.studies.sweep.space import ACCELERATOR_NAMES, DEFAULTS, Point, Space
 from sparqle_tvm.studies.sweep.table import SweepResult
-from sparqle_tvm.target.op import Scheme
+from sparqle_tvm.target.cost.baselines import Scheme
 
 BASELINE = "dense"
 BATCH_POINTS = 8

@@ -10,7 +10,7 @@ from dense_cases import SPECS, expected, random_operands, run_primfunc
 from tvm import s_tir
 
 from sparqle_tvm.errors import CompileError
-from sparqle_tvm.target.compile.tir import EXTENT_ATTR, bucket, split_dense_primfunc
+from sparqle_tvm.target.compile.tir import EXTENT_ATTR, split_dense_primfunc
 from sparqle_tvm.target.op import DenseOp
 
 
@@ -60,14 +60,3 @@ def test_every_pass_is_a_block(name: str, blocks: list[str]) -> None:
 def test_ops_without_a_function_are_refused(fields: dict[str, Any], problem: str) -> None:
     with pytest.raises(CompileError, match=problem):
         split_dense_primfunc(DenseOp(m=4, n=4, k=40, **fields))
-
-
-def test_buckets() -> None:
-    assert [bucket(m) for m in (1, 2, 3, 9, 16, 17, 64, 65, 256, 257, 4096, 4097)] == [
-        *(1, 2, 4, 16, 16, 64, 64, 256, 256, 1024, 4096, 16384)
-    ]
-    assert [bucket(m, rows=64) for m in (1, 17, 33, 64, 65, 256)] == [1, 32, 64, 64, 256, 256]
-    for m in range(1, 300):
-        assert m <= bucket(m) == bucket(bucket(m))
-    with pytest.raises(CompileError, match="at least one"):
-        bucket(0)

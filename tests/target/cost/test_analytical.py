@@ -18,7 +18,7 @@ from sparqle_tvm.target.cost.analytical import (
     encoding_costs,
 )
 from sparqle_tvm.target.cost.array import best_row_split, lsb_pass_cycles, msb_pass_cycles
-from sparqle_tvm.target.cost.choice import EncodeChoice
+from sparqle_tvm.target.cost.factors import EncodeFactors
 from sparqle_tvm.target.cost.tiling import Tiling
 from sparqle_tvm.target.op import DenseOp
 
@@ -162,18 +162,18 @@ def test_encode_by_hand(tiny):
 def test_encode_with_factors_and_bands_by_hand(tiny):
     nnz = rows_with([[5], [0], [3]])
     plain = encode_cost("x", nnz, ONE_TILE, 0, tiny, "sparqle")
-    factors = encode_cost("x", nnz, ONE_TILE, 0, tiny, "sparqle", choice=EncodeChoice(True))
-    both = encode_cost("x", nnz, ONE_TILE, 0, tiny, "sparqle", choice=EncodeChoice(True, True))
+    factors = encode_cost("x", nnz, ONE_TILE, 0, tiny, "sparqle", factors=EncodeFactors(True))
+    both = encode_cost("x", nnz, ONE_TILE, 0, tiny, "sparqle", factors=EncodeFactors(True, True))
     # 24 elements * (3 + 1) passes / 4 lanes, then + 2 more
     assert (factors.vector_cycles, both.vector_cycles) == (24, 36)
     # 8 columns * 4 bytes, + 8 * 2
-    assert (factors.choice_bytes, both.choice_bytes) == (32, 48)
+    assert (factors.factor_bytes, both.factor_bytes) == (32, 48)
     assert both.dram_bytes == plain.dram_bytes + 48
     assert both.events.dram_read_bytes == 48
     assert both.events.dram_write_bytes == plain.events.dram_write_bytes
     # (44 + 48) / 4 bytes, one tile of 4 descriptors * 10
     assert both.dma_cycles == 63
-    dense = encode_cost("x", nnz, ONE_TILE, 0, tiny, "dense", choice=EncodeChoice(True, True))
+    dense = encode_cost("x", nnz, ONE_TILE, 0, tiny, "dense", factors=EncodeFactors(True, True))
     assert dense == encode_cost("x", nnz, ONE_TILE, 0, tiny, "dense")
 
 

@@ -9,9 +9,16 @@ import pytest
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.cost import baselines
 from sparqle_tvm.target.cost.analytical import encoding_costs
-from sparqle_tvm.target.cost.baselines import array_of, scheme_name, scheme_notes, scheme_title
-from sparqle_tvm.target.op import ALL_SCHEMES, DenseOp
+from sparqle_tvm.target.cost.baselines import (
+    ALL_SCHEMES,
+    array_of,
+    scheme_name,
+    scheme_notes,
+    scheme_title,
+)
+from sparqle_tvm.target.op import DenseOp
 
 EDGE = PRESETS["sparqle/edge"]
 
@@ -62,6 +69,21 @@ def test_cycles_and_bytes_of_a_prefill(weight_bits):
     assert stored["native"] == stored["dense"] == 2 * stored["a4"] == 256 * 1024
     written = {s: e.dram_bytes for s, (e, _) in costs.items()}
     assert written["a4"] < written["sparqle"] < written["native"] == written["dense"]
+
+
+def test_a_baseline_is_one_declaration(monkeypatch):
+    # 8 x 8 bits on 4 x 4: four times the product of the widths, a quarter of the lanes.
+    known = dict(baselines.BASELINES)
+    before = {scheme: cost for scheme, cost in ops(64, 0.3).items() if scheme in known}
+    declared = baselines.Baseline("native {wide} x {wide}", lane_divisor=4, wide=True)
+    monkeypatch.setattr(baselines, "BASELINES", {**known, "native8": declared})
+    nnz = RowNnz(np.full((64, 128), 3), 8, 1024)
+    encode, (op,) = encoding_costs("x", nnz, [DenseOp(64, 1024, 1024)], EDGE, "native8")
+    assert op.mma_cycles == 2 * before["native"][1].mma_cycles
+    assert encode.activation_bytes == before["native"][0].activation_bytes
+    assert (op.events.wide_products, op.events.lsb_products) == (64 * 1024 * 1024, 0)
+    assert scheme_title(EDGE, "native8") == "native 8 x 8"
+    assert {s: c for s, c in ops(64, 0.3).items() if s in known} == before
 
 
 def test_nothing_is_below_the_floor():

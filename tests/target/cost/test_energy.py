@@ -11,6 +11,7 @@ import pytest
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.cost.analytical import encoding_costs
+from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.energy import (
     COMPONENTS,
     EnergyBreakdown,
@@ -22,7 +23,7 @@ from sparqle_tvm.target.cost.energy import (
 from sparqle_tvm.target.cost.energy_table import Band, energy_table
 from sparqle_tvm.target.cost.events import NAMES, Events
 from sparqle_tvm.target.cost.model import Totals
-from sparqle_tvm.target.op import ALL_SCHEMES, DenseOp, Scheme
+from sparqle_tvm.target.op import DenseOp
 
 EDGE = PRESETS["sparqle/edge"]
 TABLE = energy_table("45nm", "lpddr4")

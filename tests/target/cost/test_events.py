@@ -7,9 +7,10 @@ import numpy as np
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import dense_op_cost
+from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.events import NAMES, Events
 from sparqle_tvm.target.cost.tiling import Tiling
-from sparqle_tvm.target.op import ALL_SCHEMES, DenseOp, Scheme
+from sparqle_tvm.target.op import DenseOp
 
 
 def test_sums_and_multiples() -> None:

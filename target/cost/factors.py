@@ -21,7 +21,7 @@ FACTOR_BYTES, BAND_BYTES = 4, 2
 
 
 @dataclass(frozen=True)
-class EncodeChoice:
+class EncodeFactors:
     """Whether an encoding has factors, and bands."""
 
     factors: bool = False
@@ -37,4 +37,4 @@ class EncodeChoice:
         return k * (FACTOR_BYTES * self.factors + BAND_BYTES * self.bands)
 
 
-NO_CHOICE = EncodeChoice()
+NO_FACTORS = EncodeFactors()

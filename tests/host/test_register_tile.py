@@ -7,7 +7,7 @@ import tvm
 from tvm import tirx
 
 from sparqle_tvm.errors import CompileError
-from sparqle_tvm.host.tiling import (
+from sparqle_tvm.host.register_tile import (
     EXACT_FLOAT32,
     HostTile,
     block_rows,

@@ -13,13 +13,16 @@ import numpy as np
 
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
-from sparqle_tvm.target.op import DenseOp, Scheme
-
-# DMA descriptors of the planes of a tile: LSB, bitmap, MSB, or one of whole values.
-PLANE_DESCRIPTORS: dict[Scheme, int] = {"sparqle": 3, "dense": 1, "native": 1, "a4": 1}
+from sparqle_tvm.target.cost.baselines import Scheme
+from sparqle_tvm.target.op import DenseOp
 
 # Of an encoded tile of outputs: LSB, bitmap, MSB, pointers.
 ENCODED_DESCRIPTORS = 4
+
+
+def plane_descriptors(scheme: Scheme) -> int:
+    """DMA descriptors of the planes of a tile: LSB, bitmap, MSB, or one of whole values."""
+    return 3 if scheme == "sparqle" else 1
 
 
 def activations_outer(m_tiles: Any, n_tiles: Any, rows_outer: Any) -> Any:
@@ -43,7 +46,7 @@ class OpLoads:
 
     Attributes
     ----------
-    shape : DenseOp
+    op : DenseOp
         The op.
     accelerator : Accelerator
         Bandwidth, and cycles of a descriptor.
@@ -58,7 +61,7 @@ class OpLoads:
         All bytes of encoded outputs; 0: outputs are floats.
     """
 
-    shape: DenseOp
+    op: DenseOp
     accelerator: Accelerator
     scheme: Scheme
     activation_bytes: int
@@ -70,50 +73,50 @@ class OpLoads:
         return nbytes / self.accelerator.dram_bytes_per_cycle + fixed
 
     def _sums(self, m: Any, k: Any) -> Any:
-        per_row = storage.group_sum_bytes(1, self.shape.k, self.shape.group_size)
-        return self._cycles(m * k / self.shape.k * per_row) if self.shape.has_min else 0
+        per_row = storage.group_sum_bytes(1, self.op.k, self.op.group_size)
+        return self._cycles(m * k / self.op.k * per_row) if self.op.has_min else 0
 
     def activation(self, m: Any, k: Any) -> Any:
         """Planes, bitmap and group sums of a tile."""
         pointers = storage.TILE_POINTER_BYTES if self.scheme == "sparqle" else 0
-        share = m * k / (self.shape.m * self.shape.k)
+        share = m * k / (self.op.m * self.op.k)
         planes = self.activation_bytes * share + pointers
-        return self._cycles(planes, PLANE_DESCRIPTORS[self.scheme]) + self._sums(m, k)
+        return self._cycles(planes, plane_descriptors(self.scheme)) + self._sums(m, k)
 
     def activation_tail(self, m: Any, k: Any) -> Any:
         """The last transfer of a tile: group sums, the MSB plane, or all of ``dense``."""
-        if self.shape.has_min:
+        if self.op.has_min:
             return self._sums(m, k)
         if self.scheme != "sparqle":
             return self.activation(m, k)
-        others = self.shape.m * self.shape.k * (self.accelerator.digit_bits + 1) / 8
-        share = m * k / (self.shape.m * self.shape.k)
+        others = self.op.m * self.op.k * (self.accelerator.digit_bits + 1) / 8
+        share = m * k / (self.op.m * self.op.k)
         return self._cycles((self.activation_bytes - others) * share)
 
     def weight(self, n: Any, k: Any) -> Any:
         """Weights, scales and minima of a tile."""
-        per_channel = storage.weight_bytes(self.shape, self.shape.k)
-        return self._cycles(n * k / self.shape.k * per_channel, 1 + (self.shape.group_size > 0))
+        per_channel = storage.weight_bytes(self.op, self.op.k)
+        return self._cycles(n * k / self.op.k * per_channel, 1 + (self.op.group_size > 0))
 
     def weight_tail(self, n: Any, k: Any) -> Any:
         """The last transfer of a tile: scales and minima, if there are groups."""
-        if not self.shape.group_size:
+        if not self.op.group_size:
             return self.weight(n, k)
-        return self.weight(n, k) - self._cycles(n * k * self.shape.weight_bits / 8)
+        return self.weight(n, k) - self._cycles(n * k * self.op.weight_bits / 8)
 
     def row(self, m: Any) -> Any:
         """Scales of `m` rows."""
-        return self._cycles(m * storage.row_parameter_bytes(self.shape.m, self.block_rows))
+        return self._cycles(m * storage.row_parameter_bytes(self.op.m, self.block_rows))
 
     def channel(self, n: Any) -> Any:
         """Parameters of `n` channels, if there are any."""
-        per_channel = storage.parameter_bytes(self.shape)
+        per_channel = storage.parameter_bytes(self.op)
         return self._cycles(n * per_channel) if per_channel else 0 * n
 
     def store(self, m: Any, n: Any) -> Any:
         """Outputs of a tile of (m, n)."""
         if self.encoded_bytes:
-            share = m * n / (self.shape.m * self.shape.n)
+            share = m * n / (self.op.m * self.op.n)
             return self._cycles(share * self.encoded_bytes, ENCODED_DESCRIPTORS)
         return self._cycles(m * storage.output_row_bytes(n, self.accelerator, self.block_rows))
 
@@ -242,7 +245,7 @@ class Iteration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pipeline:
+class Overlap:
     """Work of an op in cycles; every field may be an array (of candidates).
 
     Attributes
@@ -279,7 +282,7 @@ class Pipeline:
         rows_outer: Any,
         *,
         mma_cycles: Any,
-    ) -> Pipeline:
+    ) -> Overlap:
         """Put the work of a dense op where its schedule has it.
 
         Parameters
@@ -370,9 +373,9 @@ class _Nest:
     def __init__(
         self, loads: OpLoads, tile: tuple[Any, Any, Any], rows_outer: Any, mma_cycles: Any
     ) -> None:
-        shape, self.loads, self.mma_cycles = loads.shape, loads, mma_cycles
-        self.m, self.n = _Axis(shape.m, tile[0]), _Axis(shape.n, tile[1])
-        self.k = _Axis(shape.k, tile[2])
+        op, self.loads, self.mma_cycles = loads.op, loads, mma_cycles
+        self.m, self.n = _Axis(op.m, tile[0]), _Axis(op.n, tile[1])
+        self.k = _Axis(op.k, tile[2])
         self.by_rows = activations_outer(self.m.tiles, self.n.tiles, rows_outer)
         self.stays = np.equal(self.k.tiles, 1)
 
@@ -382,10 +385,10 @@ class _Nest:
 
     def mma(self, rows: Any, cols: Any, columns: Any) -> Any:
         """The array's work on a tile of these extents."""
-        shape, array = self.loads.shape, self.loads.accelerator
-        row_share = -(-rows // array.rows) / -(-shape.m // array.rows)
-        col_share = -(-cols // array.cols) / -(-shape.n // array.cols)
-        return self.mma_cycles * row_share * col_share * columns / shape.k
+        op, array = self.loads.op, self.loads.accelerator
+        row_share = -(-rows // array.rows) / -(-op.m // array.rows)
+        col_share = -(-cols // array.cols) / -(-op.n // array.cols)
+        return self.mma_cycles * row_share * col_share * columns / op.k
 
     def iteration(self, rows: Any, cols: Any) -> Iteration:
         """One iteration of the outer loop with tiles of `rows` or `cols`; the other is a mean."""

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.numerics.row_nnz import RowNnz, span_widths
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import dense_op_cost, encode_cost
 from sparqle_tvm.target.cost.sorting import max_block_rows
@@ -89,8 +89,8 @@ def _choose(consumers: tuple[DenseOp, ...], accelerator: Accelerator, goal: Bala
     def cycles(block: int) -> int:
         encode = encode_cost("", nnz, tilings[0], sums, accelerator, "sparqle", block)
         ops = (
-            dense_op_cost(shape, nnz, tiling, accelerator, "sparqle", block)
-            for shape, tiling in zip(consumers, tilings, strict=True)
+            dense_op_cost(op, nnz, tiling, accelerator, "sparqle", block)
+            for op, tiling in zip(consumers, tilings, strict=True)
         )
         work = (op.mma_cycles if goal == "array" else op.total_cycles for op in ops)
         return encode.total_cycles + sum(work)
@@ -110,22 +110,21 @@ def typical_digits(rows: int, in_features: int, unit: int) -> RowNnz:
     """
     rng = np.random.default_rng(_SEED)
     share = np.clip(rng.normal(TYPICAL_DENSITY, TYPICAL_DEVIATION, size=(rows, 1)), 0, 1)
-    begins = np.arange(0, in_features, unit)
-    widths = np.minimum(unit, in_features - begins)
-    return RowNnz(np.rint(share * widths).astype(np.int32), unit, in_features)
+    counts = np.rint(share * span_widths(in_features, unit))
+    return RowNnz(counts.astype(np.int32), unit, in_features)
 
 
 def _blocks(consumers: tuple[DenseOp, ...], accelerator: Accelerator) -> Iterator[int]:
     """Blocks to try, smallest first."""
-    shape = consumers[0]
-    most = max_block_rows(shape.k, _sum_group_size(consumers), accelerator)
+    op = consumers[0]
+    most = max_block_rows(op.k, _sum_group_size(consumers), accelerator)
     block = 2 * accelerator.rows
-    while shape.m > accelerator.rows and block <= most:
+    while op.m > accelerator.rows and block <= most:
         yield block
-        if block >= shape.m:
+        if block >= op.m:
             return
         block *= 2
 
 
 def _sum_group_size(consumers: tuple[DenseOp, ...]) -> int:
-    return min((shape.group_size for shape in consumers if shape.has_min), default=0)
+    return min((op.group_size for op in consumers if op.has_min), default=0)
