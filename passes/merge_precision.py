@@ -16,15 +16,8 @@ from sparqle_tvm import dialect
 from sparqle_tvm.numerics.integers import CONTAINER
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 from sparqle_tvm.numerics.window import WINDOWS
-from sparqle_tvm.passes._rewrite import (
-    RewritePass,
-    Rewriter,
-    count_field_readers,
-    count_uses,
-    dims_of,
-    dtype_of,
-    int_shape,
-)
+from sparqle_tvm.passes._match import dims_of, dtype_of, int_shape
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, count_field_readers, count_uses
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
 

@@ -13,7 +13,7 @@ from sparqle_tvm.calibration.apply import CheckCalibration
 from sparqle_tvm.compiler import split_passes
 from sparqle_tvm.errors import InvalidArgumentError, TargetError, TuningError
 from sparqle_tvm.numerics.window import PLAIN, window_of
-from sparqle_tvm.passes.collect_encodings import EncodingInfo
+from sparqle_tvm.passes import EncodingInfo
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.op import DenseOp, ProgramScheme
