@@ -229,7 +229,7 @@ def _search(
     fits = (
         (2 * rows * row <= accelerator.activation_buffer_bytes)
         & (2 * cols * channel <= accelerator.weight_buffer_bytes)
-        & (2 * rows * cols * storage.accumulator_bytes(op) <= accelerator.accumulator_buffer_bytes)
+        & (2 * rows * cols * op.accumulator_bytes <= accelerator.accumulator_buffer_bytes)
     )
     array, count = array_of(accelerator, scheme), baseline(scheme).passes + (scheme == "sparqle")
     passes = _per_chunk(chunks, lambda k: count * lsb_pass_cycles(op, k, array))

@@ -62,7 +62,7 @@ def test_tiles_cover_the_op_and_fit_half_of_each_buffer(m, n, k, group, name, sc
     assert 2 * rows * row <= accelerator.activation_buffer_bytes
     channel = storage.channel_bytes(shape, t.k)
     assert 2 * cols * channel <= accelerator.weight_buffer_bytes
-    accumulators = rows * cols * storage.accumulator_bytes(shape)
+    accumulators = rows * cols * shape.accumulator_bytes
     assert 2 * accumulators <= accelerator.accumulator_buffer_bytes
 
 
