@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from sparqle_tvm.calibration import Calibration, Search, calibrate
+from sparqle_tvm.calibration import Calibration, Search
 from sparqle_tvm.calibration.choosable_model import ChoosableModel
 from sparqle_tvm.calibration.loss import compare
 from sparqle_tvm.results.layers import layer_type
-from sparqle_tvm.studies.calibrate import import_model, read_tokens
+from sparqle_tvm.studies.calibrate import calibrate, import_model, read_tokens
 from sparqle_tvm.studies.count import count_phases
 from sparqle_tvm.studies.evaluation import transformer_shape
 from sparqle_tvm.target.accelerator import PRESETS

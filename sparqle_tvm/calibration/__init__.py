@@ -1,7 +1,6 @@
 """Calibration: what a text tells about a model's activations, and the choices made from it.
 
-``calibrate`` collects, ``Calibration`` keeps, ``Search`` chooses factors for a wanted sparsity or
-loss.
+``Calibration`` keeps what was collected, ``Search`` chooses factors for a wanted sparsity or loss.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.loss import LossIncrease, MeasuredLoss
 from sparqle_tvm.calibration.search import Importance, Search, Selection
 from sparqle_tvm.calibration.statistics import FACTORS, DenseStatistics, EncodingStatistics
-from sparqle_tvm.studies.calibrate import calibrate
-from sparqle_tvm.studies.pareto import ParetoPoint, ParetoResult, pareto
 
 __all__ = [
     "FACTORS",
@@ -23,11 +20,7 @@ __all__ = [
     "Importance",
     "LossIncrease",
     "MeasuredLoss",
-    "ParetoPoint",
-    "ParetoResult",
     "Search",
     "Selection",
-    "calibrate",
     "choose",
-    "pareto",
 ]

@@ -50,8 +50,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     check_writable(arguments.out)
     if Path(arguments.out).suffix != ".npz":
         raise InvalidArgumentError(f"{arguments.out}: the file has to end in .npz")
-    from sparqle_tvm.calibration import calibrate
     from sparqle_tvm.report.calibration_tables import calibration_json, print_calibration
+    from sparqle_tvm.studies.calibrate import calibrate
 
     calibration = calibrate(
         arguments.model, arguments.text, arguments.tokens, importance=arguments.importance

@@ -9,6 +9,7 @@ import numpy as np
 import tvm
 
 from sparqle_tvm import dialect, passes
+from sparqle_tvm.calibration.apply import CheckCalibration
 from sparqle_tvm.compiler import split_passes
 from sparqle_tvm.errors import InvalidArgumentError, TargetError, TuningError
 from sparqle_tvm.passes.collect_encodings import EncodingInfo
@@ -141,8 +142,8 @@ def tasks_of_group(
 def _encodings(mod: tvm.IRModule, calibration: Calibration | None) -> Iterator[EncodingInfo]:
     dialect.register()
     collect = passes.CollectEncodings()
-    steps = tvm.transform.Sequential([*split_passes(calibration=calibration), collect])
-    steps(mod)
+    checks = [] if calibration is None else [CheckCalibration(calibration)]
+    tvm.transform.Sequential(split_passes(checks=checks, collect=collect))(mod)
     for infos in collect.collected.values():
         yield from (info for info in infos if info.consumers)
 
