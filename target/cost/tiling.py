@@ -75,11 +75,6 @@ class Tiling:
         return self.activation_loads * self.m_tiles * self.k_tiles
 
     @property
-    def weight_tile_loads(self) -> int:
-        """Loads of weight tiles in all."""
-        return self.weight_loads * self.n_tiles * self.k_tiles
-
-    @property
     def row_loads(self) -> int:
         """How often the activation scales are loaded."""
         return 1 if self.activations_outer else self.n_tiles
