@@ -9,7 +9,8 @@ from types import MappingProxyType
 from tvm import relax
 
 from sparqle_tvm import dialect
-from sparqle_tvm.passes._rewrite import Rewriter, row_counts
+from sparqle_tvm.passes._match import row_counts
+from sparqle_tvm.passes._rewrite import Rewriter
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
 from sparqle_tvm.target.accelerator import Accelerator

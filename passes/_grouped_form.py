@@ -10,14 +10,8 @@ import numpy as np
 from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT
 from sparqle_tvm.numerics.window import largest_integer
 from sparqle_tvm.passes._constants import Constant
-from sparqle_tvm.passes._rewrite import (
-    Rewriter,
-    dims_of,
-    dtype_of,
-    op_name,
-    same_dims,
-    static_shape,
-)
+from sparqle_tvm.passes._match import dims_of, dtype_of, op_name, same_dims, static_shape
+from sparqle_tvm.passes._rewrite import Rewriter
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import DIGIT_BITS, adds_exactly, is_weight
 

@@ -13,7 +13,8 @@ from sparqle_tvm.numerics import QuantizedWeights, bias_term, grouped_bias_term
 from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT
 from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.passes._constants import Constant, make_const
-from sparqle_tvm.passes._rewrite import Rewriter, op_name
+from sparqle_tvm.passes._match import op_name
+from sparqle_tvm.passes._rewrite import Rewriter
 from sparqle_tvm.passes._value_range import LAYOUT_OPS
 
 # Digit width for each activation container.

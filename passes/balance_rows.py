@@ -12,15 +12,9 @@ from tvm.relax.expr_functor import PyExprVisitor, mutator, visitor
 
 from sparqle_tvm import dialect
 from sparqle_tvm.errors import TargetError
+from sparqle_tvm.passes._match import dims_of, row_counts
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import (
-    RewritePass,
-    Rewriter,
-    count_field_readers,
-    count_uses,
-    dims_of,
-    row_counts,
-)
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, count_field_readers, count_uses
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
 from sparqle_tvm.target.op import DenseOp

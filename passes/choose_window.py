@@ -15,13 +15,9 @@ from sparqle_tvm import dialect
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.passes._constants import make_const
+from sparqle_tvm.passes._match import const_value
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import (
-    RewritePass,
-    Rewriter,
-    const_value,
-    count_field_readers,
-)
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, count_field_readers
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import window_constant
 

@@ -9,15 +9,8 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprVisitor, mutator, visitor
 
 from sparqle_tvm.passes._constants import Constant
-from sparqle_tvm.passes._rewrite import (
-    RewritePass,
-    Rewriter,
-    apply_rewriter,
-    int_shape,
-    op_name,
-    relax_functions,
-    static_shape,
-)
+from sparqle_tvm.passes._match import int_shape, op_name, static_shape
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, apply_rewriter, relax_functions
 
 
 def _constant_args(call: Any) -> tuple[Any, list[Any]] | None:

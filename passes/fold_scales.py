@@ -11,9 +11,7 @@ from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.passes._constants import make_const
-from sparqle_tvm.passes._rewrite import (
-    RewritePass,
-    Rewriter,
+from sparqle_tvm.passes._match import (
     const_value,
     dims_of,
     dtype_of,
@@ -21,6 +19,7 @@ from sparqle_tvm.passes._rewrite import (
     same_dims,
     static_shape,
 )
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.passes._weights import is_weight
 
 

@@ -13,13 +13,8 @@ from tvm.relax.expr_functor import mutator
 from sparqle_tvm import dialect
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 from sparqle_tvm.numerics.window import largest_integer
-from sparqle_tvm.passes._rewrite import (
-    RewritePass,
-    Rewriter,
-    const_scalar,
-    count_field_readers,
-    dtype_of,
-)
+from sparqle_tvm.passes._match import const_scalar, dtype_of
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, count_field_readers
 
 
 @mutator

@@ -10,7 +10,8 @@ from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.host import legalize
-from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, op_name
+from sparqle_tvm.passes._match import op_name
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 
 
 class _Kernels:

@@ -11,13 +11,8 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm.passes._constants import make_const
-from sparqle_tvm.passes._rewrite import (
-    RewritePass,
-    Rewriter,
-    dtype_of,
-    op_name,
-    static_shape,
-)
+from sparqle_tvm.passes._match import dtype_of, op_name, static_shape
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,11 @@ from tvm.relax import op
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
+from sparqle_tvm.numerics.integers import CONTAINER
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 from sparqle_tvm.numerics.window import WINDOWS
-from sparqle_tvm.passes._rewrite import (
-    RewritePass,
-    Rewriter,
-    count_field_readers,
-    count_uses,
-    dims_of,
-    dtype_of,
-    int_shape,
-)
+from sparqle_tvm.passes._match import dims_of, dtype_of, int_shape
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, count_field_readers, count_uses
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
 
@@ -94,7 +88,7 @@ class _Merge(Rewriter):
         q = self.emit(op.clip(op.round(op.divide(x, step)), -qmax, largest), "q")
         if encode.bands is not None:
             q = self._clip_to_window(q, encode)
-        return self.emit(op.astype(q, dialect.CONTAINER[encode.k]), "q"), scale
+        return self.emit(op.astype(q, CONTAINER[encode.k]), "q"), scale
 
     def _clip_to_window(self, q: relax.Var, encode: dialect.QuantizeEncode) -> relax.Var:
         """Move the q in the bands (2, K) to the edges of the window, all in float32."""

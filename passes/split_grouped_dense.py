@@ -11,7 +11,8 @@ from tvm.relax.expr_functor import mutator
 from sparqle_tvm import dialect
 from sparqle_tvm.numerics.window import exact_window
 from sparqle_tvm.passes._grouped_form import GroupedDense, match_grouped
-from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, dtype_of, int_shape
+from sparqle_tvm.passes._match import dtype_of, int_shape
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.passes._value_range import value_range, weight_bits
 from sparqle_tvm.passes._weights import DIGIT_BITS, offset_constant
 

@@ -10,14 +10,8 @@ from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.numerics.window import exact_window
-from sparqle_tvm.passes._rewrite import (
-    RewritePass,
-    Rewriter,
-    dims_of,
-    dtype_of,
-    op_name,
-    static_shape,
-)
+from sparqle_tvm.passes._match import dims_of, dtype_of, op_name, static_shape
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.passes._value_range import value_range, weight_bits
 from sparqle_tvm.passes._weights import (
     DIGIT_BITS,

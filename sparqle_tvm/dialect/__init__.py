@@ -7,7 +7,6 @@
 import tvm  # noqa: F401
 
 from sparqle_tvm.dialect.ops import (
-    CONTAINER,
     OPS,
     PLANES,
     BalanceRows,
@@ -32,7 +31,6 @@ from sparqle_tvm.dialect.ops import (
 from sparqle_tvm.dialect.registration import register, register_legalization
 
 __all__ = [
-    "CONTAINER",
     "OPS",
     "PLANES",
     "BalanceRows",

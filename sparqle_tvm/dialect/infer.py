@@ -8,8 +8,8 @@ from typing import Any
 from tvm import relax, sym
 
 from sparqle_tvm.dialect import ops
-from sparqle_tvm.dialect.ops import CONTAINER
-from sparqle_tvm.numerics.slicing import WINDOWS, max_exact
+from sparqle_tvm.numerics.integers import CONTAINER
+from sparqle_tvm.numerics.window import WINDOWS, largest_integer
 
 
 def _shape(op: ops.Op, operand: str) -> list[Any]:
@@ -112,7 +112,7 @@ def infer_encoding(op: ops.Encoder) -> relax.TupleType:
         raise op.error("K = 0: the activation has no columns")
     fields = _plane_types(lead, columns, k)
     if scaled:
-        limit = 2 ** (2 * k - 1) - 1
+        limit = largest_integer(k)
         _require(op, "qmax", lambda v: 1 <= v <= limit, f"in 1..{limit}")
         fields.append(_tensor([*lead, 1], "float32"))
     group = _require(op, "group_size", lambda v: v >= 0, "0 or a number of columns")
@@ -183,7 +183,7 @@ def infer_split_dense_encoded(op: ops.SplitDenseEncoded) -> relax.TupleType:
     if not isinstance(scale, relax.TensorType) or scale.ndim != 0 or str(scale.dtype) != "float32":
         raise op.error(f"the output scale is {scale}, one float32 without dimensions is needed")
     window, k = _require_window(op, "out_window"), op.k
-    smallest, largest = -(2 ** (2 * k - 1)), max_exact(k, window)
+    smallest, largest = WINDOWS[window].limits(k)
     rule = f"in {smallest}..{largest}"
     low = _require(op, "out_low", lambda v: smallest <= v <= largest, rule)
     _require(op, "out_high", lambda v: low <= v <= largest, f"in {low}..{largest}")

@@ -36,8 +36,6 @@ from sparqle_tvm.errors import InvalidArgumentError
 
 PREFIX = "relax.sparqle."
 PLANES = ("lsb", "pbm", "msb", "row_ptr")
-# Dtype of a signed 2k-bit integer, by k.
-CONTAINER = {2: "int8", 4: "int8", 8: "int16"}
 
 
 # What errors call operands; the others by their names.

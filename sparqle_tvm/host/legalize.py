@@ -20,6 +20,7 @@ from sparqle_tvm.host.matmul_tile import INTEGER_LIMITS, MatmulSpec
 from sparqle_tvm.host.panels import panel_matrix, panel_vector
 from sparqle_tvm.host.register_tile import host_tile, static_int
 from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
+from sparqle_tvm.numerics.integers import CONTAINER
 from sparqle_tvm.target.op import DenseOp, Output
 
 
@@ -38,7 +39,7 @@ def legalize_encoding(bb: relax.BlockBuilder, op: dialect.Encoder, ty: Any) -> r
         lead=len(dims) - 1,
         columns=static_int(dims[-1], f"K of {op.NAME}"),
         k=op.k,
-        signed=op.window == "signed",
+        window=op.window,
         group_size=op.group_size,
         qmax=op.qmax,
         factors=op.factors is not None,
@@ -107,7 +108,7 @@ def legalize_split_dense_encoded(
     if op.out_zero:
         q = bb.emit(ops.add(q, relax.const(float(op.out_zero), "float32")))
     clipped = bb.emit(ops.clip(q, op.out_low, op.out_high))
-    integers = bb.emit(ops.astype(clipped, dialect.CONTAINER[op.k]))
+    integers = bb.emit(ops.astype(clipped, CONTAINER[op.k]))
     return legalize(bb, bb.normalize(dialect.encode(integers, k=op.k, window=op.out_window)))
 
 

@@ -11,9 +11,12 @@ is zero for q in [-b, 2^k - 1 - b], and q is exact up to 2^(2k-1) - 1 - b.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.integers import require_digit_bits
+
+WindowName = Literal["signed", "unsigned"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Window:
         Whether the zero range lies around 0, so that low digits are stored with a bias.
     """
 
-    name: str
+    name: WindowName
     centred: bool
 
     def bias(self, k: int) -> int:
@@ -51,9 +54,11 @@ class Window:
 
 
 # The first that is exact is taken where nothing else is known.
-WINDOWS = {w.name: w for w in (Window("signed", centred=True), Window("unsigned", centred=False))}
+WINDOWS: dict[str, Window] = {
+    each.name: each for each in (Window("signed", centred=True), Window("unsigned", centred=False))
+}
 # Holds every q, and its low digits are stored as they are: the form of dense activations.
-PLAIN = "unsigned"
+PLAIN: WindowName = "unsigned"
 
 
 def window_of(name: str) -> Window:
