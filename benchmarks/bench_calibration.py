@@ -22,10 +22,12 @@ from typing import Any
 from sparqle_tvm.calibration import Calibration, Search
 from sparqle_tvm.calibration.choosable_model import ChoosableModel
 from sparqle_tvm.calibration.loss import compare
-from sparqle_tvm.results.layers import layer_type
-from sparqle_tvm.studies.calibrate import calibrate, import_model, read_tokens
+from sparqle_tvm.results.losses import Loss
+from sparqle_tvm.results.passes import layer_type
+from sparqle_tvm.studies.calibrate import calibrate
 from sparqle_tvm.studies.count import count_phases
 from sparqle_tvm.studies.evaluation import transformer_shape
+from sparqle_tvm.studies.inputs import import_model, read_tokens
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.model import EncodedActivation
 
@@ -73,8 +75,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[Json]:
                 "expected_loss": selection.loss,
                 "msb_sparsity": prefill.msb_sparsity,
                 "by_type": by_type(choosable.encodings),
-                "mma_reduction": prefill.mma_reduction,
-                **compare(reference, found).to_json(),
+                "mma_reduction": prefill.schemes["sparqle"].mma_saved,
+                **vars(Loss.of(compare(reference, found))),
             }
 
 

@@ -14,11 +14,12 @@ import argparse
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from sparqle_tvm.models.shapes import MODELS
-from sparqle_tvm.studies.estimate import PARTS, PHASES, estimate
+from sparqle_tvm.results.passes import PARTS, PHASES
+from sparqle_tvm.results.run import RunResult
+from sparqle_tvm.studies.estimate import estimate
 from sparqle_tvm.target.accelerator import PRESETS
 
 AIM_SECONDS = 2.0
@@ -55,13 +56,20 @@ def savings(seq: int) -> list[Json]:
         for model in MODELS:
             for phase in PHASES:
                 found = estimate(model, phase, seq=seq, target=target, schemes=("dense", "sparqle"))
-                (row,) = (
-                    r
-                    for r in found.rows()
-                    if (r["scheme"], r["part"]) == ("sparqle", "whole_model")
+                whole = found.saved("sparqle")
+                records.append(
+                    {
+                        "target": target,
+                        "model": found.model.name,
+                        "phase": phase,
+                        "dense_layers_reduction": found.saved("sparqle", "dense_layers").cycles,
+                        "cycles_reduction": whole.cycles,
+                        "energy_reduction_low": whole.energy.low,
+                        "energy_reduction": whole.energy.mid,
+                        "energy_reduction_high": whole.energy.high,
+                        "weight_bound": found.schemes["sparqle"].whole_model.weight_bound,
+                    }
                 )
-                row["dense_layers_reduction"] = found.cycles_reduction("sparqle", "dense_layers")
-                records.append(row)
     return records
 
 
@@ -78,32 +86,29 @@ def print_savings(rows: list[Json]) -> None:
         )
 
 
-def against_run(run: Json) -> list[Json]:
+def against_run(run: RunResult) -> list[Json]:
     """The estimate of SmolLM2 with transferred digits beside a run's figures."""
     records = []
-    tokens, target = run["text"]["tokens"], run["accelerator"]["name"]
-    for phase in PHASES:
-        past = run[phase]["past"]
+    for one in run.passes:
         found = estimate(
             "smollm2-135m",
-            phase,
-            seq=tokens if phase == "prefill" else past,
-            target=target,
+            one.phase,
+            seq=one.past or one.tokens,
+            target=run.accelerator,
+            table=run.table,
             schemes=("dense", "sparqle"),
         )
-        for scheme, estimated in found.schemes.items():
+        for scheme, counted in one.schemes.items():
             for part in PARTS:
-                real = run[phase][part][scheme]
-                guess = getattr(estimated, part)
-                joules = run["energy"][phase][part][scheme]["joules"]["mid"]
+                real, guess = counted.part(part), found.schemes[scheme].part(part)
                 records.append(
                     {
-                        "phase": phase,
+                        "phase": one.phase,
                         "scheme": scheme,
                         "part": part,
-                        "cycles": guess.cycles / real["cycles"] - 1,
-                        "dram_bytes": guess.dram_bytes / real["dram_bytes"] - 1,
-                        "joules": guess.energy.joules.mid / joules - 1,
+                        "cycles": guess.cycles / real.cycles - 1,
+                        "dram_bytes": guess.dram_bytes / real.dram_bytes - 1,
+                        "joules": guess.energy.joules.mid / real.energy.joules.mid - 1,
                     }
                 )
     return records
@@ -121,8 +126,7 @@ def main() -> None:
         print(f"{name:14} {value:6.2f}")
     print_savings(result["savings"])
     if arguments.run:
-        run = json.loads(Path(arguments.run).read_text(encoding="utf-8"))
-        result["against_run"] = against_run(run)
+        result["against_run"] = against_run(RunResult.load(arguments.run))
         print("\nestimate of SmolLM2 over its run, less 1")
         for row in result["against_run"]:
             print(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 
 class SparqleError(Exception):
     """Base of all errors a user of sparqle_tvm can cause and mend."""
@@ -61,3 +63,9 @@ class CalibrationError(SparqleError, ValueError):
 
 class TuningError(SparqleError):
     """A tuning database is missing, damaged, or does not fit what it is used for."""
+
+
+def require_known(what: str, value: str, known: Collection[str]) -> None:
+    """Raise InvalidArgumentError if a value is none of those known; says which are."""
+    if value not in known:
+        raise InvalidArgumentError(f"{what} {value!r} is unknown; known: {', '.join(known)}")

@@ -166,7 +166,7 @@ def test_report_writes_every_form(run_file, tmp_path, capsys):
 def test_report_without_a_file_runs_the_builtin_model(finished, capsys):
     assert main(["report"]) == 0
     assert finished == [()]
-    assert "Against the dense baseline" in capsys.readouterr().out
+    assert "saves of the dense baseline" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_json_to_standard_output_is_nothing_but_json(capsys):
     assert main([*SMALL, "--json", "-", "--node", "45nm"]) == 0
     data = json.loads(capsys.readouterr().out)
     # The memory is that of the preset.
-    assert data["energy_table"] == "45nm + LPDDR4"
+    assert (data["table"]["node"], data["table"]["memory"]) == ("45nm", "lpddr4")
 
 
 def test_an_accelerator_of_ones_own(tmp_path, capsys):
@@ -70,7 +70,12 @@ def test_an_accelerator_of_ones_own(tmp_path, capsys):
     path.write_text(path.read_text() + 'digit_bits = 8\nmemory = "HBM2"\n')
     assert main([*SMALL, "--target", str(path)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    for text in ("table 7nm + HBM2", "8-bit lanes", "│ a8", "a8: activations of 8 bits"):
+    for text in (
+        "table 7nm + HBM2",
+        "8-bit lanes",
+        "dense native a8 split",
+        "a8: activations of 8 bits",
+    ):
         assert text in printed
     assert "of 16-bit activations" in printed
     assert "a4" not in printed

@@ -1,6 +1,7 @@
 """Calibration: what a text tells about a model's activations, and the choices made from it.
 
-``Calibration`` keeps what was collected, ``Search`` chooses factors for a wanted sparsity or loss.
+``Collector`` collects, ``Calibration`` keeps, ``Search`` chooses factors for a wanted sparsity or
+loss.
 """
 
 from __future__ import annotations

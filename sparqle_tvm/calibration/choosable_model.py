@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 
-from sparqle_tvm.calibration.budget import STORED_SHARES, MeasuredLoss
+from sparqle_tvm.calibration.budget import STORED_SHARES
 from sparqle_tvm.calibration.collect import Collector
-from sparqle_tvm.calibration.loss import TextLoss, chunks, compare, text_loss
+from sparqle_tvm.calibration.loss import MeasuredLoss, TextLoss, chunks, compare, text_loss
 from sparqle_tvm.calibration.search import Search, Selection
 from sparqle_tvm.calibration.sums import encoded_activation
 from sparqle_tvm.numerics import EncodingChoice

@@ -31,16 +31,16 @@ VERSION = 1
 
 
 def _facts_of(kind: type, **more: Any) -> Any:
-    """A type with the fields of a dataclass that are no arrays, and more."""
+    """Type of a list: of each of a dataclass the fields that are no arrays, and more."""
     hints = get_type_hints(kind)
     facts = [(f.name, hints[f.name]) for f in fields(kind) if hints[f.name] in _SCALARS]
-    return msgspec.defstruct(kind.__name__, [*facts, *more.items()])
+    one: Any = msgspec.defstruct(kind.__name__, [*facts, *more.items()])
+    return list[one]
 
 
 _SCALARS = (str, int, float, bool)
-_DenseFacts = _facts_of(DenseStatistics)
-_EncodingFacts = _facts_of(EncodingStatistics, dense=tuple[_DenseFacts, ...])
-_Header = msgspec.defstruct(
+_ENCODINGS = _facts_of(EncodingStatistics, dense=_facts_of(DenseStatistics))
+_Header: Any = msgspec.defstruct(
     "Header",
     [
         ("format", str),
@@ -49,7 +49,7 @@ _Header = msgspec.defstruct(
         ("text_name", str),
         ("tokens", int),
         ("measured", tuple[MeasuredLoss, ...]),
-        ("encodings", tuple[_EncodingFacts, ...]),
+        ("encodings", _ENCODINGS),
     ],
 )
 
@@ -85,7 +85,7 @@ def write_content(content: Content, path: str | os.PathLike[str]) -> None:
         content.text_name,
         content.tokens,
         content.measured,
-        msgspec.convert(encodings, tuple[_EncodingFacts, ...], from_attributes=True),
+        msgspec.convert(encodings, _ENCODINGS, from_attributes=True),
     )
     fisher = [e.fisher for e in encodings if e.fisher is not None]
     arrays: dict[str, npt.NDArray[Any]] = {

@@ -22,7 +22,7 @@ from sparqle_tvm.calibration.statistics import (
     WINDOW_INDEX,
     EncodingStatistics,
 )
-from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
+from sparqle_tvm.errors import CalibrationError, InvalidArgumentError, require_known
 from sparqle_tvm.numerics import EncodingChoice
 
 Importance = Literal["weights", "fisher"]
@@ -87,10 +87,7 @@ class Search:
         importance: Importance = "weights",
         windows: Mapping[str, str] | None = None,
     ) -> None:
-        if importance not in get_args(Importance):
-            raise InvalidArgumentError(
-                f"importance {importance!r} is unknown; known: {', '.join(get_args(Importance))}"
-            )
+        require_known("importance", importance, get_args(Importance))
         if importance == "fisher" and not calibration.has_fisher:
             raise CalibrationError(
                 "the calibration has no gradients; calibrate with --importance fisher (needs "

@@ -8,25 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparqle_tvm.commands import (
-    calibrate,
-    disasm,
-    estimate,
-    pareto,
-    report,
-    run,
-    sweep,
-    tune,
-)
+from sparqle_tvm.commands import calibrate, disasm, estimate, pareto, report, run, sweep, tune
+
+COMMANDS = (run, calibrate, pareto, estimate, report, sweep, tune, disasm)
+"""All of them, in the order that ``sparqle --help`` shows."""
 
 
 def add_all(commands: Any) -> None:
-    """Add the parser of every command, in the order that ``sparqle --help`` shows."""
-    run.add(commands)
-    calibrate.add(commands)
-    pareto.add(commands)
-    estimate.add(commands)
-    report.add(commands)
-    sweep.add(commands)
-    tune.add(commands)
-    disasm.add(commands)
+    """Add the parser of every command."""
+    for command in COMMANDS:
+        command.add(commands)

@@ -1,10 +1,11 @@
-"""What commands share: where results go as JSON, and which energy table is used."""
+"""What commands share: arguments of the same meaning, and where results go."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import write_json
 
 if TYPE_CHECKING:
+    from sparqle_tvm.report.document import Document
     from sparqle_tvm.target.accelerator import Accelerator
     from sparqle_tvm.target.cost.energy_table import EnergyTable
 
@@ -36,6 +38,25 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verbose", action="store_true", help="show what passes skip, and tracebacks"
     )
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--model``."""
+    parser.add_argument(
+        "--model", default="smollm2", help="smollm2 (fetched on first use) or a GGUF file"
+    )
+
+
+def add_engine_argument(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``--engine``, with its help text."""
+    parser.add_argument(
+        "--engine", choices=("simulator", "analytical"), default="simulator", help=text
+    )
+
+
+def add_importance_argument(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``--importance``, with its help text."""
+    parser.add_argument("--importance", choices=("weights", "fisher"), default="weights", help=text)
 
 
 def add_table_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +97,26 @@ def check_writable(path: str | None) -> None:
     folder = Path(path).absolute().parent
     if not os.access(folder, os.W_OK) or Path(path).is_dir():
         raise InvalidArgumentError(f"{path} cannot be written: no such folder, or no permission")
+
+
+def show(path: str | None, document: Callable[[], Document], data: Callable[[], Any]) -> None:
+    """Print a document, unless only JSON is wanted; write the data, if any is.
+
+    Parameters
+    ----------
+    path : str or None
+        ``--json``.
+    document : callable
+        Makes what is printed.
+    data : callable
+        Makes the JSON data.
+    """
+    if path != STANDARD_OUTPUT:
+        from sparqle_tvm.report.writers import print_document
+
+        print_document(document())
+    if path:
+        emit_json(path, data())
 
 
 def emit_json(path: str, data: Any) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 from sparqle_tvm.commands._shared import (
     DefaultsFormatter,
+    add_importance_argument,
+    add_model_argument,
     add_output_arguments,
     check_writable,
-    emit_json,
+    show,
 )
 from sparqle_tvm.errors import InvalidArgumentError
 
@@ -24,9 +26,7 @@ def add(commands: Any) -> None:
         "scale factors needs: for sparqle run --calibration and for sparqle pareto.",
         formatter_class=DefaultsFormatter,
     )
-    calibrate.add_argument(
-        "--model", default="smollm2", help="smollm2 (fetched on first use) or a GGUF file"
-    )
+    add_model_argument(calibrate)
     calibrate.add_argument(
         "--text",
         metavar="FILE",
@@ -35,11 +35,9 @@ def add(commands: Any) -> None:
     )
     calibrate.add_argument("--tokens", type=int, default=4096, help="how many tokens of the text")
     calibrate.add_argument("--out", metavar="FILE", default="calib.npz", help="file to write")
-    calibrate.add_argument(
-        "--importance",
-        choices=("weights", "fisher"),
-        default="weights",
-        help="what errors are weighed by: the weights and outputs, or gradients too (needs torch)",
+    add_importance_argument(
+        calibrate,
+        "what errors are weighed by: the weights and outputs, or gradients too (needs torch)",
     )
     add_output_arguments(calibrate)
     calibrate.set_defaults(command=_calibrate)
@@ -50,14 +48,14 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     check_writable(arguments.out)
     if Path(arguments.out).suffix != ".npz":
         raise InvalidArgumentError(f"{arguments.out}: the file has to end in .npz")
-    from sparqle_tvm.report.calibration_tables import calibration_json, print_calibration
+    from sparqle_tvm.files import plain
+    from sparqle_tvm.report.calibration import calibration_document
+    from sparqle_tvm.results.calibration import CalibrationSummary
     from sparqle_tvm.studies.calibrate import calibrate
 
     calibration = calibrate(
         arguments.model, arguments.text, arguments.tokens, importance=arguments.importance
     )
     calibration.save(arguments.out)
-    if arguments.json != "-":
-        print_calibration(calibration, arguments.out)
-    if arguments.json:
-        emit_json(arguments.json, calibration_json(calibration))
+    found = CalibrationSummary.of(calibration)
+    show(arguments.json, lambda: calibration_document(found, arguments.out), lambda: plain(found))

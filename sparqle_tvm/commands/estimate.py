@@ -10,8 +10,8 @@ from sparqle_tvm.commands._shared import (
     add_output_arguments,
     add_table_arguments,
     check_writable,
-    emit_json,
     energy_table_of,
+    show,
 )
 
 MODEL_NAMES = "smollm2-135m, bitnet-3b, llama2-7b, llama2-13b, llama2-70b, llama3-8b"
@@ -65,7 +65,7 @@ def add(commands: Any) -> None:
 
 def _estimate(arguments: argparse.Namespace) -> None:
     check_writable(arguments.json)
-    from sparqle_tvm.report.estimate_tables import print_estimate
+    from sparqle_tvm.report.estimate import estimate_document
     from sparqle_tvm.studies.estimate import estimate
     from sparqle_tvm.target.accelerator import Accelerator
 
@@ -82,7 +82,4 @@ def _estimate(arguments: argparse.Namespace) -> None:
         balance=arguments.balance,
         static_watts=arguments.static_watts,
     )
-    if arguments.json != "-":
-        print_estimate(result)
-    if arguments.json:
-        emit_json(arguments.json, result.to_json())
+    show(arguments.json, lambda: estimate_document(result), result.to_json)

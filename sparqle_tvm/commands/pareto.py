@@ -7,9 +7,11 @@ from typing import Any
 
 from sparqle_tvm.commands._shared import (
     DefaultsFormatter,
+    add_importance_argument,
+    add_model_argument,
     add_output_arguments,
     check_writable,
-    emit_json,
+    show,
 )
 
 
@@ -22,9 +24,7 @@ def add(commands: Any) -> None:
         "with standard errors) and count what they save, for no loss and a row of budgets.",
         formatter_class=DefaultsFormatter,
     )
-    pareto.add_argument(
-        "--model", default="smollm2", help="smollm2 (fetched on first use) or a GGUF file"
-    )
+    add_model_argument(pareto)
     pareto.add_argument(
         "--calibration", metavar="FILE", required=True, help="what sparqle calibrate wrote"
     )
@@ -49,11 +49,8 @@ def add(commands: Any) -> None:
         nargs="+",
         help="budgets beside no loss, as 1%% or 0.01; if not given, 0.25%% to 4%%",
     )
-    pareto.add_argument(
-        "--importance",
-        choices=("weights", "fisher"),
-        default="weights",
-        help="what errors are weighed by; fisher if the calibration has gradients",
+    add_importance_argument(
+        pareto, "what errors are weighed by; fisher if the calibration has gradients"
     )
     pareto.add_argument("--picture", metavar="FILE", help="draw it (.png, .svg or .pdf)")
     add_output_arguments(pareto)
@@ -68,7 +65,8 @@ def _pareto(arguments: argparse.Namespace) -> None:
 
         require_matplotlib()
     from sparqle_tvm.calibration.budget import Budget, parse_share
-    from sparqle_tvm.report.calibration_tables import print_pareto
+    from sparqle_tvm.files import plain
+    from sparqle_tvm.report.calibration import pareto_document
     from sparqle_tvm.studies.pareto import BUDGETS, pareto
 
     budgets: tuple[Budget, ...] = BUDGETS
@@ -85,9 +83,8 @@ def _pareto(arguments: argparse.Namespace) -> None:
         budgets=budgets,
         importance=arguments.importance,
     )
-    if arguments.json != "-":
-        print_pareto(result)
     if arguments.picture:
-        result.picture(arguments.picture)
-    if arguments.json:
-        emit_json(arguments.json, result.to_json())
+        from sparqle_tvm.report.pictures.pareto import write_pareto
+
+        write_pareto(result, arguments.picture)
+    show(arguments.json, lambda: pareto_document(result), lambda: plain(result))

@@ -38,14 +38,14 @@ def _report(arguments: argparse.Namespace) -> None:
 
         require_matplotlib()
     from sparqle_tvm.report.build import build_report
-    from sparqle_tvm.results.run_file import load_run, parse_run
+    from sparqle_tvm.results.run import RunResult
 
     if arguments.run:
-        run = load_run(arguments.run)
+        run = RunResult.load(arguments.run)
     else:
         from sparqle_tvm.studies.run import run_model
 
-        run = parse_run(run_model().to_json())
+        run = run_model()
     document = build_report(run)
     outputs = (arguments.html, arguments.markdown, arguments.csv, arguments.pictures)
     if not any((*outputs, arguments.json)):

@@ -7,11 +7,13 @@ from typing import Any
 
 from sparqle_tvm.commands._shared import (
     DefaultsFormatter,
+    add_engine_argument,
+    add_model_argument,
     add_output_arguments,
     add_table_arguments,
     check_writable,
-    emit_json,
     energy_table_of,
+    show,
 )
 
 
@@ -24,20 +26,15 @@ def add(commands: Any) -> None:
         "Prints perplexity, whether the split form is exact, MSB sparsity, cycles and DRAM bytes.",
         formatter_class=DefaultsFormatter,
     )
-    run.add_argument(
-        "--model", default="smollm2", help="smollm2 (fetched on first use) or a GGUF file"
-    )
+    add_model_argument(run)
     run.add_argument(
         "--text", metavar="FILE", help="UTF-8 text; prose of Python's documentation if not given"
     )
     run.add_argument("--tokens", type=int, default=512, help="how many tokens of the text")
     run.add_argument("--target", default="sparqle/edge", help="accelerator to count for")
     add_table_arguments(run)
-    run.add_argument(
-        "--engine",
-        choices=("simulator", "analytical"),
-        default="simulator",
-        help="run the dense layers as simulated programs, or count them by formula (faster)",
+    add_engine_argument(
+        run, "run the dense layers as simulated programs, or count them by formula (faster)"
     )
     balance = run.add_mutually_exclusive_group()
     balance.add_argument(
@@ -99,7 +96,7 @@ def _budget_of(arguments: argparse.Namespace) -> Any:
 
 def _run(arguments: argparse.Namespace) -> None:
     check_writable(arguments.json)
-    from sparqle_tvm.report.tables import print_run
+    from sparqle_tvm.report.run import run_document
     from sparqle_tvm.studies.run import run_model
     from sparqle_tvm.target.accelerator import Accelerator
 
@@ -117,7 +114,4 @@ def _run(arguments: argparse.Namespace) -> None:
         loss_tokens=arguments.loss_tokens,
         table=table,
     )
-    if arguments.json != "-":
-        print_run(result)
-    if arguments.json:
-        emit_json(arguments.json, result.to_json())
+    show(arguments.json, lambda: run_document(result), result.to_json)

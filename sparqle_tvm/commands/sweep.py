@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from sparqle_tvm.commands._shared import add_output_arguments, check_writable, emit_json
+from sparqle_tvm.commands._shared import add_output_arguments, check_writable, show
 from sparqle_tvm.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from sparqle_tvm.studies.sweep import Space, SweepResult
+    from sparqle_tvm.studies.sweep import Sweep, SweepResult
 
 DESCRIPTION = """Run `sparqle estimate` for every point of a grid or a list, on all cores or on a
 Dask cluster, and write a table. Names are the options of `sparqle estimate` (model, phase,
@@ -69,29 +69,30 @@ def add(commands: Any) -> None:
 
 def _sweep(arguments: argparse.Namespace) -> None:
     check_writable(arguments.json)
-    from sparqle_tvm.report.sweep import print_sweep
+    from sparqle_tvm.report.sweep import sweep_document
     from sparqle_tvm.studies.sweep import run_sweep
 
     result = run_sweep(
-        _space(arguments),
+        _points(arguments),
         arguments.out,
         workers=arguments.workers,
         scheduler=arguments.scheduler,
         restart=arguments.restart,
     )
-    if arguments.json != "-":
-        print_sweep(result, arguments.out)
-    if arguments.json:
-        emit_json(arguments.json, _summary(result, arguments.out))
+    show(
+        arguments.json,
+        lambda: sweep_document(result, arguments.out),
+        lambda: _summary(result, arguments.out),
+    )
 
 
-def _space(arguments: argparse.Namespace) -> Space:
-    from sparqle_tvm.studies.sweep import Space, parse_axis, read_space
+def _points(arguments: argparse.Namespace) -> Sweep:
+    from sparqle_tvm.studies.sweep import Sweep, parse_axis, read_sweep
 
     if arguments.points and (arguments.axis or arguments.fix):
         raise InvalidArgumentError("give either a TOML file or --axis and --fix, not both")
     if arguments.points:
-        return read_space(arguments.points)
+        return read_sweep(arguments.points)
     axes = [parse_axis(axis) for axis in arguments.axis]
     if len(dict(axes)) < len(axes):
         raise InvalidArgumentError("--axis names the same axis twice")
@@ -101,7 +102,7 @@ def _space(arguments: argparse.Namespace) -> Space:
         if len(values) != 1:
             raise InvalidArgumentError(f"--fix {text}: one value is fixed, {len(values)} are given")
         fixed[name] = values[0]
-    return Space.grid(dict(axes), fixed)
+    return Sweep.grid(dict(axes), fixed)
 
 
 def _summary(result: SweepResult, out: str) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from sparqle_tvm.models.shapes import MODELS as SHAPES
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Document, Section, Table
 from sparqle_tvm.report.paper import CITATION, MODELS, PHASES, QUANTITIES, RANGES
-from sparqle_tvm.report.savings import Curve, Point, saving_curves, select
-from sparqle_tvm.report.tables import describe
+from sparqle_tvm.report.passes import describe
+from sparqle_tvm.studies.savings import Curve, Point, saving_curves, select
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 
 SEQ = 2048

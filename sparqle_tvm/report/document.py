@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class Column:
         Whether it is set flush right.
     missing : str
         What readers see instead of None.
+    saving : bool
+        Whether more is better than nothing, and less is worse: a terminal shows it in colour.
     """
 
     key: str
@@ -33,6 +36,7 @@ class Column:
     show: Callable[[Any], str] = str
     numeric: bool = False
     missing: str = ""
+    saving: bool = False
 
     def text(self, value: Any) -> str:
         """A value as readers see it."""
@@ -57,6 +61,8 @@ class Table:
         What stands below it.
     folded : bool
         Whether a page shows it only when asked: long ones.
+    group : str
+        Key of the column that heads groups of rows instead of standing in each; empty: none.
     """
 
     name: str
@@ -65,11 +71,19 @@ class Table:
     rows: tuple[Mapping[str, Any], ...]
     note: str = ""
     folded: bool = False
+    group: str = ""
 
-    def texts(self) -> Iterator[list[str]]:
-        """Rows as readers see them."""
-        for row in self.rows:
-            yield [column.text(row.get(column.key)) for column in self.columns]
+    @property
+    def shown(self) -> tuple[Column, ...]:
+        """The columns that stand in rows."""
+        return tuple(column for column in self.columns if column.key != self.group)
+
+    def groups(self) -> Iterator[tuple[str, list[list[str]]]]:
+        """Heading and rows of each group, as readers see them; one without a heading if none."""
+        heads = {column.key: column for column in self.columns if column.key == self.group}
+        for value, rows in groupby(self.rows, lambda row: row.get(self.group)):
+            texts = [[column.text(row.get(column.key)) for column in self.shown] for row in rows]
+            yield heads[self.group].text(value) if heads else "", texts
 
     def values(self) -> list[dict[str, Any]]:
         """Rows as data: every key, in the order of the columns."""
@@ -110,7 +124,14 @@ class Card:
     note: str
 
 
-Part = str | Table | Picture
+@dataclass(frozen=True)
+class Notice:
+    """A sentence that one should not miss."""
+
+    text: str
+
+
+Part = str | Notice | Table | Picture
 
 
 @dataclass(frozen=True)
@@ -121,7 +142,7 @@ class Section:
     ----------
     title : str
         Its heading.
-    parts : sequence of str, Table or Picture
+    parts : sequence of str, Notice, Table or Picture
         Texts are paragraphs.
     """
 
@@ -145,8 +166,8 @@ class Document:
 
     title: str
     subtitle: str
-    cards: tuple[Card, ...]
-    sections: tuple[Section, ...]
+    cards: tuple[Card, ...] = ()
+    sections: tuple[Section, ...] = ()
 
     @property
     def tables(self) -> list[Table]:

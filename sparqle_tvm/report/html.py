@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from sparqle_tvm._versions import VERSION
 from sparqle_tvm.files import replacing
-from sparqle_tvm.report.document import Document, Part, Picture, Section, Table
+from sparqle_tvm.report.document import Document, Notice, Part, Picture, Section, Table
 from sparqle_tvm.report.pictures import require_matplotlib
 
 _CODE = re.compile(r"`([^`]+)`")
@@ -105,6 +105,8 @@ def _section(section: Section, progress: Callable[[], None]) -> str:
 def _part(part: Part, progress: Callable[[], None]) -> str:
     if isinstance(part, str):
         return f"<p>{_text(part)}</p>"
+    if isinstance(part, Notice):
+        return f"<p><strong>{_text(part.text)}</strong></p>"
     if isinstance(part, Table):
         return _table(part)
     shown = _figure(part)
@@ -126,13 +128,20 @@ def _figure(picture: Picture) -> str:
 
 def _table(table: Table) -> str:
     def cell(tag: str, column: int, text: str) -> str:
-        numeric = ' class="number"' if table.columns[column].numeric else ""
+        numeric = ' class="number"' if table.shown[column].numeric else ""
         return f"<{tag}{numeric}>{_text(text)}</{tag}>"
 
-    head = "".join(cell("th", i, column.title) for i, column in enumerate(table.columns))
+    head = "".join(cell("th", i, column.title) for i, column in enumerate(table.shown))
     rows = "\n".join(
-        "<tr>" + "".join(cell("td", i, text) for i, text in enumerate(texts)) + "</tr>"
-        for texts in table.texts()
+        row
+        for heading, group in table.groups()
+        for row in (
+            *([f'<tr><th colspan="{len(table.shown)}">{_text(heading)}</th></tr>'] * bool(heading)),
+            *(
+                "<tr>" + "".join(cell("td", i, text) for i, text in enumerate(texts)) + "</tr>"
+                for texts in group
+            ),
+        )
     )
     # Outside what scrolls, so that a phone shows all of it.
     title = "" if table.folded else f'<p class="caption">{_text(table.title)}</p>\n'

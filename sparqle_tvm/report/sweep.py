@@ -1,75 +1,52 @@
-"""The outcome of a sweep on the terminal: what it saves at most, at least, and where."""
+"""The outcome of a sweep: what is saved at some of its points, and what went wrong."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from sparqle_tvm.report import formats
+from sparqle_tvm.report.document import Column, Document, Notice, Part, Section, Table
+from sparqle_tvm.report.passes import figure, saving
 from sparqle_tvm.studies.sweep.table import SweepResult
 
 SHOWN_ROWS = 12
-"""Points that the terminal shows; the file has all."""
-
-_COLUMNS = {
-    "sparqle_dense_layers_cycles_reduction": "dense layers\ncycles saved",
-    "sparqle_whole_model_seconds": "model\ns",
-    "sparqle_whole_model_cycles_reduction": "\nsaved",
-    "sparqle_whole_model_joules": "\nJ",
-    "sparqle_whole_model_energy_reduction": "\nsaved",
-}
+"""Points that are shown; the file has all."""
 
 
-def print_sweep(result: SweepResult, out: str, console: Console | None = None) -> None:
-    """Print a table of the points (some of them, if there are many) and where all of them are.
-
-    Parameters
-    ----------
-    result : SweepResult
-        The sweep.
-    out : str
-        The file that holds it.
-    console : rich.console.Console, optional
-        Where to print; standard output by default.
-    """
-    console = console or Console()
+def sweep_document(result: SweepResult, out: str) -> Document:
+    """A table of the points (some of them, if there are many), and in which file all are."""
     good = [row for row in result.rows if "error" not in row]
-    varying = [n for n in result.space.names if len({row.get(n) for row in result.rows}) > 1]
-    if good:
-        console.print(_table(good, varying))
+    varying = [n for n in result.sweep.names if len({row.get(n) for row in result.rows}) > 1]
+    parts: list[Part] = [_table(good, varying)] if good else []
     if result.failed:
         first = next(row["error"] for row in result.rows if "error" in row)
-        console.print(f"{result.failed} points have no estimate; the first: {first}")
-    console.print(f"{len(result.results)} points in {out}")
+        parts.append(Notice(f"{result.failed} points have no estimate; the first: {first}"))
+    parts.append(f"{len(result.results)} points in {out}")
+    return Document("What split precision saves", "", sections=(Section("", parts),))
 
 
 def _table(rows: list[dict[str, Any]], varying: list[str]) -> Table:
-    tables = sorted({row["energy_table"] for row in rows})
     shown = _spread(rows)
-    title = "split precision" if len(shown) == len(rows) else f"{len(shown)} of {len(rows)} points"
-    table = Table(title=title, caption=f"energy: {', '.join(tables)}", caption_justify="left")
-    for name in varying:
-        table.add_column(name.replace("_", " "), overflow="fold")
-    for heading in _COLUMNS.values():
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in shown:
-        table.add_row(
-            *(str(row.get(name, "")) for name in varying),
-            *(_text(name, row[name]) for name in _COLUMNS),
-        )
-    return table
+    return Table(
+        name="points",
+        title="" if len(shown) == len(rows) else f"{len(shown)} of {len(rows)} points",
+        columns=(
+            *(Column(name, name.replace("_", " ")) for name in varying),
+            saving("sparqle_dense_layers_cycles_reduction", "dense layers, cycles saved"),
+            figure("sparqle_whole_model_seconds", "whole model", formats.seconds),
+            saving("sparqle_whole_model_cycles_reduction"),
+            figure("sparqle_whole_model_joules", "energy", formats.joules),
+            saving("sparqle_whole_model_energy_reduction"),
+        ),
+        rows=tuple(shown),
+        note=f"Energy: {', '.join(sorted({row['energy_table'] for row in rows}))}.",
+    )
 
 
-def _spread(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _spread(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
     """All rows, or some evenly spaced ones with the first and the last."""
     if len(rows) <= SHOWN_ROWS:
         return rows
     last = SHOWN_ROWS - 1
     return [rows[i * (len(rows) - 1) // last] for i in range(SHOWN_ROWS)]
-
-
-def _text(name: str, value: float) -> str:
-    if name.endswith("_reduction"):
-        return f"{round(value, 3) + 0.0:.1%}"  # no minus before a zero
-    return f"{value:.4g}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from rich import box
@@ -15,9 +15,12 @@ from rich.text import Text
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import replacing
-from sparqle_tvm.report.document import Document, Picture, Table
+from sparqle_tvm.report import formats
+from sparqle_tvm.report.document import Column, Document, Notice, Picture, Section, Table
 from sparqle_tvm.report.pictures import require_matplotlib
-from sparqle_tvm.report.tables import MAX_WIDTH_COLUMNS
+
+MAX_WIDTH_COLUMNS = 100
+"""Of what is printed on a terminal."""
 
 
 def to_markdown(document: Document) -> str:
@@ -31,7 +34,10 @@ def to_markdown(document: Document) -> str:
             continue
         lines += ["", f"## {section.title}"]
         for part in parts:
-            lines += ["", *([part] if isinstance(part, str) else markdown_table(part))]
+            if isinstance(part, Table):
+                lines += ["", *markdown_table(part)]
+            else:
+                lines += ["", f"**{part.text}**" if isinstance(part, Notice) else part]
     return "\n".join(lines) + "\n"
 
 
@@ -50,9 +56,12 @@ def write_markdown(document: Document, path: str | os.PathLike[str]) -> None:
 def markdown_table(table: Table) -> list[str]:
     """Lines of a table with its title and note."""
     lines = [f"**{table.title}**", ""] if table.title else []
-    lines.append(_row(column.title for column in table.columns))
-    lines.append(_row("---:" if column.numeric else "---" for column in table.columns))
-    lines += [_row(texts) for texts in table.texts()]
+    lines.append(_row(column.title for column in table.shown))
+    lines.append(_row("---:" if column.numeric else "---" for column in table.shown))
+    for heading, rows in table.groups():
+        if heading:
+            lines.append(_row([f"**{heading}**", *[""] * (len(table.shown) - 1)]))
+        lines += [_row(texts) for texts in rows]
     return [*lines, "", table.note] if table.note else lines
 
 
@@ -114,28 +123,47 @@ def write_pictures(
 
 
 def print_document(document: Document, console: Console | None = None) -> None:
-    """Print title, cards and the tables that are not folded and not too wide."""
+    """Print it all but pictures, and tables that are folded or too wide."""
     console = console or Console()
     width = min(console.width, MAX_WIDTH_COLUMNS)
-    parts: list[RenderableType] = [
-        Text(document.title, style="bold"),
-        Text(document.subtitle, style="dim"),
-        _cards(document),
-    ]
-    shown = [table for table in document.tables if not table.folded]
-    for table in shown:
-        # Cells of words wrap where a little is missing.
-        fits = _width_on_one_line(table) <= 1.25 * width
-        parts += [Text(), _rich(table) if fits else _too_wide(table)]
-    console.print(Group(*parts), width=width)
+    parts: list[RenderableType] = [Text(document.title, style="bold")]
+    if document.subtitle:
+        parts.append(Text(document.subtitle, style="dim"))
+    if document.cards:
+        parts.append(_cards(document))
+    for section in document.sections:
+        shown = list(_printed(section, width))
+        if shown and section.title:
+            parts += [Text(), Text(section.title, style="bold cyan")]
+        for part in shown:
+            parts += [Text(), part]
+    console.print(Group(*parts), width=width, highlight=False)
 
 
-def _width_on_one_line(table: Table) -> int:
-    """Columns that a table takes with every cell on one line; headings may wrap."""
-    rows = list(table.texts())
-    cells = [max((len(row[i]) for row in rows), default=0) for i in range(len(table.columns))]
-    words = [max(map(len, column.title.split()), default=0) for column in table.columns]
-    return sum(max(pair) + 3 for pair in zip(cells, words, strict=True)) + 1
+def _printed(section: Section, width: int) -> Iterator[RenderableType]:
+    for part in section.parts:
+        if isinstance(part, str):
+            yield Text(part, style="dim")
+        elif isinstance(part, Notice):
+            yield Text(part.text, style="yellow")
+        elif isinstance(part, Table) and not part.folded:
+            yield _rich(part) if _fits(part, width) else _too_wide(part)
+
+
+def _fits(table: Table, width: int) -> bool:
+    """Cells of words may wrap where a little is missing, headings anyway; no word or number."""
+    rows = [texts for _, group in table.groups() for texts in group]
+    widths = [_widths(column, [row[i] for row in rows]) for i, column in enumerate(table.shown)]
+    gaps = 2 * len(widths) - 2
+    narrowest, whole = (sum(pair[i] for pair in widths) + gaps for i in (0, 1))
+    return narrowest <= width and whole <= 1.1 * width
+
+
+def _widths(column: Column, cells: list[str]) -> tuple[int, int]:
+    """Columns that a column takes at least, and with every cell on one line; headings wrap."""
+    heading = max(map(len, column.title.split()), default=0)
+    parts = cells if column.numeric else [word for cell in cells for word in cell.split()]
+    return max(heading, *map(len, parts), 0), max(heading, *map(len, cells), 0)
 
 
 def _too_wide(table: Table) -> Text:
@@ -162,28 +190,50 @@ def _cards(document: Document) -> Panel:
     return Panel(grid, expand=False, box=box.ROUNDED)
 
 
-def _rich(table: Table) -> RichTable:
+def _rich(table: Table) -> Group:
+    parts: list[RenderableType] = [Text(table.title, style="bold")] if table.title else []
+    groups = list(table.groups())
+    parts.append(_grid(table, groups))
+    # No cell can reach over several columns, so every group is a grid of its own.
+    if table.group:
+        parts[-1:] = [_grid(table, groups, rows=[])]
+        for heading, rows in groups:
+            parts += [Text(heading, style="bold"), _grid(table, groups, rows=rows)]
+    return Group(*parts, *([Text(table.note, style="dim")] if table.note else []))
+
+
+def _grid(
+    table: Table,
+    groups: list[tuple[str, list[list[str]]]],
+    rows: list[list[str]] | None = None,
+) -> RichTable:
+    """All rows below their headings; or some, or no rows but the headings, as wide as all."""
+    everything = [texts for _, group in groups for texts in group]
     shown = RichTable(
-        title=table.title,
-        title_justify="left",
-        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_header=not rows,
         header_style="bold",
-        caption=table.note or None,
-        caption_justify="left",
+        pad_edge=False,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
     )
-    rows = list(table.texts())
-    for i, column in enumerate(table.columns):
-        words = [
-            word for text in (column.title, *(row[i] for row in rows)) for word in text.split()
-        ]
+    for i, column in enumerate(table.shown):
+        cells = [row[i] for row in everything]
         shown.add_column(
             column.title,
             justify="right" if column.numeric else "left",
-            min_width=max(map(len, words), default=0),  # only whole words wrap
+            min_width=_widths(column, cells)[0],
+            width=max(map(len, [column.title, *cells])) if rows is not None else None,
         )
-    for texts in rows:
-        shown.add_row(*texts)
+    for texts in everything if rows is None else rows:
+        shown.add_row(*(_cell(*pair) for pair in zip(table.shown, texts, strict=True)))
     return shown
+
+
+def _cell(column: Column, text: str) -> Text:
+    if not column.saving or not text:
+        return Text(text)
+    return Text(text, style="yellow" if text.startswith((formats.MINUS, "0.0")) else "green")
 
 
 def _row(cells: Iterable[str]) -> str:

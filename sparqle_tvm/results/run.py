@@ -1,24 +1,39 @@
-"""What `sparqle run` measures and counts, as plain data with a JSON form."""
+"""What `sparqle run` measures and counts, as data with a JSON form that is read back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from sparqle_tvm.results.balance import BalanceResult
-from sparqle_tvm.results.layers import layer_rows, other_rows
+from sparqle_tvm.errors import ResultFileError
+from sparqle_tvm.files import plain, read_json, typed_version
+from sparqle_tvm.results.losses import RunLoss
+from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost import energy as energy_model
-from sparqle_tvm.target.cost.energy import EnergyBreakdown
-from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
-from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, Totals
+from sparqle_tvm.target.cost.block_rows import Balance
+from sparqle_tvm.target.cost.energy_table import EnergyTable
+from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.cost.vector import TransformerShape
 
-if TYPE_CHECKING:
-    from sparqle_tvm.studies.held_out import RunLoss
+JSON_VERSION = 3
 
-JSON_VERSION = 2
+
+@dataclass(frozen=True)
+class ModelFile:
+    """Name of a model, and SHA-256 of its file."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """Where a text came from, and how many tokens of it were run."""
+
+    name: str
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -69,174 +84,84 @@ class KindSparsity:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The same part of a model under both schemes."""
-
-    dense: Totals
-    sparqle: Totals
-
-    @property
-    def cycles_reduction(self) -> float:
-        """Share of the cycles of ``dense`` that ``sparqle`` saves; negative if it needs more."""
-        return reduction(self.dense.cycles, self.sparqle.cycles)
-
-    @property
-    def dram_bytes_reduction(self) -> float:
-        """Share of the DRAM bytes of ``dense`` that ``sparqle`` saves."""
-        return reduction(self.dense.dram_bytes, self.sparqle.dram_bytes)
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON form: both schemes and the reductions."""
-        schemes = {"dense": self.dense, "sparqle": self.sparqle}
-        return {
-            **{
-                name: {**asdict(totals), "memory_bound_share": totals.memory_bound_share}
-                for name, totals in schemes.items()
-            },
-            "reduction": {
-                "cycles": self.cycles_reduction,
-                "dram_bytes": self.dram_bytes_reduction,
-            },
-        }
-
-
-@dataclass(frozen=True)
-class EnergyComparison:
-    """Energy of the same part of a model under both schemes."""
-
-    dense: EnergyBreakdown
-    sparqle: EnergyBreakdown
-
-    @classmethod
-    def of(cls, both: Comparison, accelerator: Accelerator, table: EnergyTable) -> EnergyComparison:
-        """Energy of what was counted, by a table."""
-        dense, sparqle = (
-            energy_model.energy(totals.events, accelerator, table)
-            for totals in (both.dense, both.sparqle)
-        )
-        return cls(dense, sparqle)
-
-    @property
-    def reduction(self) -> Band:
-        """Share of the energy of ``dense`` that ``sparqle`` saves, with its band."""
-        return energy_model.reduction(self.dense, self.sparqle)
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON form: both schemes, by component, and the reduction."""
-        return {
-            "dense": self.dense.to_json(),
-            "sparqle": self.sparqle.to_json(),
-            "reduction": self.reduction.to_json(),
-        }
-
-
-@dataclass(frozen=True)
-class PhaseResult:
-    """Prefill, or the decoding of one token.
+class MsbSparsity:
+    """MSB sparsity of a run.
 
     Attributes
     ----------
-    tokens, past : int
-        Tokens of the pass, and tokens in the cache before it.
-    msb_sparsity : float
-        Weighted by MACs, over the tokens of this phase.
-    dense, sparqle : PassCost
-        Every op under both schemes.
-    encodings : tuple of EncodedActivation
-        What the dense layers of the pass read.
+    mean : float
+        Over the dense layers of the prefill, weighted by MACs.
+    kinds : tuple of KindSparsity
+        Layer types in program order.
+    layers : tuple of LayerSparsity
+        Every encoding in program order.
     """
 
-    tokens: int
-    past: int
-    msb_sparsity: float
-    dense: PassCost
-    sparqle: PassCost
-    encodings: tuple[EncodedActivation, ...]
+    mean: float
+    kinds: tuple[KindSparsity, ...]
+    layers: tuple[LayerSparsity, ...]
 
-    @property
-    def dense_layers(self) -> Comparison:
-        """Dense layers with the encoding of their inputs."""
-        return Comparison(self.dense.dense_layers, self.sparqle.dense_layers)
 
-    @property
-    def whole_model(self) -> Comparison:
-        """Dense layers, encodings and the vector unit's work."""
-        return Comparison(self.dense.whole_model, self.sparqle.whole_model)
+@dataclass(frozen=True)
+class SortingResult:
+    """The dense layers of a prefill, rows in their own order and sorted where that was chosen.
 
-    def energy(self, accelerator: Accelerator, table: EnergyTable) -> dict[str, EnergyComparison]:
-        """Energy of ``dense_layers`` and ``whole_model``, by a table."""
-        return {
-            "dense_layers": EnergyComparison.of(self.dense_layers, accelerator, table),
-            "whole_model": EnergyComparison.of(self.whole_model, accelerator, table),
-        }
+    Attributes
+    ----------
+    goal : {"array", "time", "none"}
+        What rows are sorted for, see `target.cost.block_rows`.
+    sorted_encodings, encodings : int
+        Encodings that sort their rows, and all.
+    block_rows : tuple of int
+        Rows that are sorted together, all sizes that occur.
+    mma_cycles_in_order, mma_cycles : int
+        Cycles of the array, both passes.
+    layer_cycles_in_order, layer_cycles : int
+        Time of the dense layers with their encodings.
+    """
 
-    @property
-    def mma_reduction(self) -> float:
-        """Share of the array's cycles that is saved, memory left out."""
-        return reduction(self.dense.mma_cycles, self.sparqle.mma_cycles)
+    goal: Balance
+    sorted_encodings: int
+    encodings: int
+    block_rows: tuple[int, ...]
+    mma_cycles_in_order: int
+    mma_cycles: int
+    layer_cycles_in_order: int
+    layer_cycles: int
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON form; ``layers`` has a row for every dense layer (see `report.rows`)."""
-        passes = {"dense": self.dense, "sparqle": self.sparqle}
-        return {
-            "tokens": self.tokens,
-            "past": self.past,
-            "msb_sparsity": self.msb_sparsity,
-            "mma_cycles": {
-                "dense": self.dense.mma_cycles,
-                "sparqle": self.sparqle.mma_cycles,
-                "reduction": self.mma_reduction,
-            },
-            "dense_layers": self.dense_layers.to_json(),
-            "whole_model": self.whole_model.to_json(),
-            "layers": layer_rows(self.encodings, passes),
-            "others": {scheme: other_rows(cost) for scheme, cost in passes.items()},
-        }
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """A count with the default schedules, and with tuned ones."""
+
+    default: int
+    tuned: int
+
+
+@dataclass(frozen=True)
+class PhaseGain:
+    """Cycles and DRAM bytes of the dense layers of a pass in split form."""
+
+    cycles: BeforeAfter
+    dram_bytes: BeforeAfter
+
+    @classmethod
+    def of(cls, default: PassResult, tuned: PassResult) -> PhaseGain:
+        """Compare two passes."""
+        before, after = (p.schemes["sparqle"].dense_layers for p in (default, tuned))
+        return cls(
+            BeforeAfter(before.cycles, after.cycles),
+            BeforeAfter(before.dram_bytes, after.dram_bytes),
+        )
 
 
 @dataclass(frozen=True)
 class TuningGain:
-    """What the schedules of a tuning database bring, on the bitmaps of the run.
-
-    Attributes
-    ----------
-    database : str
-        Its folder.
-    default_prefill, default_decode : PhaseResult
-        With the default schedules.
-    prefill, decode : PhaseResult
-        With those of the database.
-    """
+    """What the schedules of a tuning database (its folder) bring, on the bitmaps of the run."""
 
     database: str
-    default_prefill: PhaseResult
-    default_decode: PhaseResult
-    prefill: PhaseResult
-    decode: PhaseResult
-
-    @property
-    def phases(self) -> dict[str, tuple[PhaseResult, PhaseResult]]:
-        """Default and tuned, by the name of the phase."""
-        return {
-            "prefill": (self.default_prefill, self.prefill),
-            "decode": (self.default_decode, self.decode),
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON form: cycles and DRAM bytes of the dense layers of ``sparqle``."""
-        return {
-            "database": self.database,
-            **{
-                name: {
-                    count: {
-                        "default": getattr(default.dense_layers.sparqle, count),
-                        "tuned": getattr(tuned.dense_layers.sparqle, count),
-                    }
-                    for count in ("cycles", "dram_bytes")
-                }
-                for name, (default, tuned) in self.phases.items()
-            },
-        }
+    prefill: PhaseGain
+    decode: PhaseGain
 
 
 @dataclass(frozen=True)
@@ -245,12 +170,10 @@ class RunResult:
 
     Attributes
     ----------
-    model_name, model_sha256 : str
-        Name of the model and SHA-256 of its file.
-    text_name : str
-        Where the text came from.
-    tokens : int
-        Tokens that were run.
+    model : ModelFile
+        What was run.
+    text : Text
+        On what.
     transformer : TransformerShape
         Sizes of the model.
     accelerator : Accelerator
@@ -262,13 +185,13 @@ class RunResult:
     exact : bool
         Whether the logits of all tokens are those of the int8 model, bit for bit (with scale
         factors: those of the int8 form with the same factors).
-    perplexity : dict
+    perplexity : mapping
         Keys ``float``, ``int8``, ``sparqle``.
-    layers : tuple of LayerSparsity
-        Every encoding in program order.
-    prefill, decode : PhaseResult
+    msb_sparsity : MsbSparsity
+        Where the digits are zero.
+    prefill, decode : PassResult
         All tokens at once; the last token after the others.
-    balance : BalanceResult, optional
+    balance : SortingResult, optional
         What sorting rows brings prefill.
     uncounted : tuple of str
         Dense layers without quantized activations (float weights): in no count.
@@ -276,73 +199,65 @@ class RunResult:
         What the schedules of a tuning database bring; `prefill` and `decode` have them.
     loss : RunLoss, optional
         What scale factors lose against plain int8; None if there are none.
-    seconds : dict
-        Wall time of the steps of this run on the host.
+    seconds : mapping
+        Wall time of the stages of this run on the host.
     """
 
-    model_name: str
-    model_sha256: str
-    text_name: str
-    tokens: int
+    model: ModelFile
+    text: Text
     transformer: TransformerShape
     accelerator: Accelerator
     table: EnergyTable
-    engine: str
+    engine: Counting
     exact: bool
-    perplexity: dict[str, float]
-    layers: tuple[LayerSparsity, ...]
-    prefill: PhaseResult
-    decode: PhaseResult
-    balance: BalanceResult | None = None
+    perplexity: Mapping[str, float]
+    msb_sparsity: MsbSparsity
+    prefill: PassResult
+    decode: PassResult
+    balance: SortingResult | None = None
     uncounted: tuple[str, ...] = ()
     tuning: TuningGain | None = None
     loss: RunLoss | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def _energy_of(self, phase: PhaseResult) -> dict[str, EnergyComparison]:
-        return phase.energy(self.accelerator, self.table)
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def kinds(self) -> tuple[KindSparsity, ...]:
-        """Layer types in program order."""
-        return by_kind(self.layers)
+    def passes(self) -> tuple[PassResult, PassResult]:
+        """Prefill and decode."""
+        return self.prefill, self.decode
 
     def to_json(self) -> dict[str, Any]:
         """JSON form: numbers, strings, lists and dictionaries only."""
-        return {
-            "version": JSON_VERSION,
-            "model": {"name": self.model_name, "sha256": self.model_sha256},
-            "transformer": asdict(self.transformer),
-            "text": {"name": self.text_name, "tokens": self.tokens},
-            "accelerator": asdict(self.accelerator),
-            "engine": self.engine,
-            "exact": self.exact,
-            "perplexity": dict(self.perplexity),
-            "msb_sparsity": {
-                "mean": self.prefill.msb_sparsity,
-                "kinds": [asdict(kind) for kind in self.kinds],
-                "layers": [asdict(layer) for layer in self.layers],
-            },
-            "prefill": self.prefill.to_json(),
-            "decode": self.decode.to_json(),
-            "balance": None if self.balance is None else self.balance.to_json(),
-            "energy": {
-                "table": self.table.name,
-                **{
-                    name: {part: both.to_json() for part, both in self._energy_of(phase).items()}
-                    for name, phase in (("prefill", self.prefill), ("decode", self.decode))
-                },
-            },
-            "uncounted": list(self.uncounted),
-            "tuning": None if self.tuning is None else self.tuning.to_json(),
-            "loss": None if self.loss is None else self.loss.to_json(),
-            "seconds": dict(self.seconds),
-        }
+        return {"version": JSON_VERSION, **plain(self)}
 
+    @classmethod
+    def from_json(cls, data: Any, where: object = "the result") -> RunResult:
+        """Read what `to_json` gave.
 
-def reduction(before: float, after: float) -> float:
-    """Share of `before` that is saved; 0 if there was nothing."""
-    return 1.0 - after / before if before else 0.0
+        Parameters
+        ----------
+        data : JSON values
+            Maybe out of a file.
+        where : object
+            Where it came from, for errors.
+
+        Raises
+        ------
+        ResultFileError
+            If it is of another version, or not of this form; names the place.
+        """
+        remedy = "make it again with sparqle run --json FILE of this release"
+        return typed_version(data, cls, JSON_VERSION, where, ResultFileError, remedy)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> RunResult:
+        """Read a file that ``sparqle run --json`` wrote.
+
+        Raises
+        ------
+        ResultFileError
+            If there is no such file, it is not JSON, of another version, or not whole.
+        """
+        return cls.from_json(read_json(path, ResultFileError, "a file of sparqle run --json"), path)
 
 
 def mean_sparsity(layers: Sequence[LayerSparsity]) -> float:

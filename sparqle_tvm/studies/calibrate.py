@@ -13,13 +13,11 @@ from tqdm import tqdm
 from sparqle_tvm.calibration.budget import STORED_SHARES
 from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.search import Importance, Search
-from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.errors import require_known
+from sparqle_tvm.studies.inputs import import_model, read_tokens
 
 if TYPE_CHECKING:
     from sparqle_tvm.frontend import ImportedModel
-
-CALIBRATION_TEXT = "built-in prose, second half (Python's language reference)"
-HELDOUT_TEXT = "built-in prose, first half (Python's language reference)"
 
 MEASURED_TOKENS = 2048
 """Tokens of the calibration text that the loss of some choices is measured on, at most."""
@@ -63,53 +61,10 @@ def calibrate(
     SparqleError
         One of its classes: a bad model or text, NaN or Inf in activations, no torch.
     """
-    if importance not in get_args(Importance):
-        raise InvalidArgumentError(
-            f"importance {importance!r} is unknown; known: {', '.join(get_args(Importance))}"
-        )
+    require_known("importance", importance, get_args(Importance))
     imported = import_model(model, progress=progress)
     name, ids = read_tokens(imported, text, tokens)
     return calibrate_tokens(imported, ids, name, importance=importance, progress=progress)
-
-
-def import_model(
-    model: str | PathLike[str] | ImportedModel, *, progress: bool = True
-) -> ImportedModel:
-    """Import a model by name or path with int8 activations; one that is imported stays."""
-    from sparqle_tvm.frontend import ImportedModel, from_gguf
-    from sparqle_tvm.studies.run import model_path
-
-    if isinstance(model, ImportedModel):
-        if model.activations != "int8":
-            raise InvalidArgumentError(
-                "calibration needs a model with int8 activations; import it with activations='int8'"
-            )
-        return model
-    return from_gguf(model_path(model, progress=progress), progress=progress)
-
-
-def read_tokens(
-    imported: ImportedModel,
-    text: str | PathLike[str] | None,
-    tokens: int,
-    *,
-    heldout: bool = False,
-) -> tuple[str, npt.NDArray[np.int32]]:
-    """Name and first tokens of a text file, or of the built-in text for calibration.
-
-    With `heldout`, the built-in text is the half that calibration does not see.
-
-    Raises
-    ------
-    TextError
-        If the text is missing, empty or too short.
-    """
-    from sparqle_tvm.frontend.text import builtin_parts, load_tokens, read_text
-
-    name = HELDOUT_TEXT if heldout else CALIBRATION_TEXT
-    content = builtin_parts()[0 if heldout else 1] if text is None else read_text(text)
-    ids = load_tokens(imported.tokenizer, content, tokens)
-    return (name if text is None else str(text)), np.asarray(ids, np.int32)
 
 
 def calibrate_tokens(

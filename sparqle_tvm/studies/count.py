@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from sparqle_tvm.results.balance import BalanceResult, count_balance
-from sparqle_tvm.results.run import PhaseResult
+from sparqle_tvm.results.passes import CountedEncoding, PassResult, Phase, pass_result
+from sparqle_tvm.results.run import SortingResult
 from sparqle_tvm.studies.simulated import simulated_pass_cost
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
-from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
+from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
+from sparqle_tvm.target.cost.model import Counting, EncodedActivation, PassCost, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.op import ProgramScheme
 
@@ -22,17 +23,16 @@ if TYPE_CHECKING:
 OUTPUT_LABEL = "output"
 """Name of the layer that makes logits."""
 
-CountEngine = Literal["simulator", "analytical"]
-
 
 def count_phases(
     encodings: Sequence[EncodedActivation],
     transformer: TransformerShape,
     accelerator: Accelerator,
-    engine: CountEngine = "analytical",
+    engine: Counting = "analytical",
     balance: Balance = "array",
     tuned: Schedules | None = None,
-) -> tuple[PhaseResult, PhaseResult]:
+    table: EnergyTable | None = None,
+) -> tuple[PassResult, PassResult]:
     """Count prefill (all tokens) and decode (the last token after the others).
 
     Parameters
@@ -50,28 +50,44 @@ def count_phases(
         Where encodings sort their rows.
     tuned : Schedules, optional
         Schedules to prefer to the default ones, on the simulator.
+    table : EnergyTable, optional
+        What energy is counted with; by default that of the accelerator.
     """
     counter = _Counter(transformer, accelerator, engine, tuned)
+    table = table or default_table(accelerator)
     tokens = max(encoding.nnz.rows for encoding in encodings)
     last = [encoding.last_token() for encoding in encodings]
-    prefill = counter.phase(prefill_encodings(encodings), 0, balance)
-    return prefill, counter.phase(last, tokens - 1, balance)
+    prefill = counter.count("prefill", prefill_encodings(encodings), 0, balance, table)
+    return prefill, counter.count("decode", last, tokens - 1, balance, table)
 
 
-def count_gain(
-    prefill: PhaseResult,
+def count_sorting(
+    prefill: PassResult,
+    encodings: Sequence[EncodedActivation],
     transformer: TransformerShape,
     accelerator: Accelerator,
-    engine: CountEngine,
+    engine: Counting,
     balance: Balance,
     tuned: Schedules | None = None,
-) -> BalanceResult:
-    """Count prefill with all rows in their own order, beside what `count_phases` counted."""
-    in_order = prefill.sparqle
-    if any(encode.block_rows for encode in prefill.sparqle.encodes):
+) -> SortingResult:
+    """Count the prefill of `count_phases` with all rows in their own order, and compare."""
+    blocks = [other.block_rows for other in prefill.others if other.part == "encode"]
+    found = prefill.schemes["sparqle"]
+    mma_cycles, layer_cycles = found.mma_cycles, found.dense_layers.cycles
+    if any(blocks):
         counter = _Counter(transformer, accelerator, engine, tuned)
-        in_order = counter.cost(prefill.encodings, prefill.past, "sparqle", "none")
-    return count_balance(prefill.sparqle, in_order, balance)
+        in_order = counter.cost(prefill_encodings(encodings), 0, "sparqle", "none")
+        mma_cycles, layer_cycles = in_order.mma_cycles, in_order.dense_layers.cycles
+    return SortingResult(
+        goal=balance,
+        sorted_encodings=sum(block > 0 for block in blocks),
+        encodings=len(blocks),
+        block_rows=tuple(sorted({block for block in blocks if block})),
+        mma_cycles_in_order=mma_cycles,
+        mma_cycles=found.mma_cycles,
+        layer_cycles_in_order=layer_cycles,
+        layer_cycles=found.dense_layers.cycles,
+    )
 
 
 def prefill_encodings(encodings: Sequence[EncodedActivation]) -> list[EncodedActivation]:
@@ -93,7 +109,7 @@ class _Counter:
 
     transformer: TransformerShape
     accelerator: Accelerator
-    engine: CountEngine
+    engine: Counting
     tuned: Schedules | None = None
 
     @cached_property
@@ -117,13 +133,38 @@ class _Counter:
             return simulated_pass_cost(encodings, shape, programs=self._programs, **options)
         return pass_cost(encodings, shape, accelerator=self.accelerator, **options)
 
-    def phase(
-        self, encodings: Sequence[EncodedActivation], past: int, balance: Balance
-    ) -> PhaseResult:
+    def count(
+        self,
+        phase: Phase,
+        encodings: Sequence[EncodedActivation],
+        past: int,
+        balance: Balance,
+        table: EnergyTable,
+    ) -> PassResult:
         """Count a pass under both schemes."""
-        macs = sum(encoding.macs for encoding in encodings)
-        sparsity = sum(encoding.nnz.msb_sparsity * encoding.macs for encoding in encodings) / macs
-        dense = self.cost(encodings, past, "dense", balance)
-        sparqle = self.cost(encodings, past, "sparqle", balance)
+        schemes: tuple[ProgramScheme, ...] = ("dense", "sparqle")
+        costs = {scheme: self.cost(encodings, past, scheme, balance) for scheme in schemes}
+        counted, first = [], 0
+        for i, e in enumerate(encodings):
+            after = first + len(e.consumers)
+            counted.append(
+                CountedEncoding(
+                    label=e.label,
+                    window=e.window,
+                    msb_sparsity=e.nnz.msb_sparsity,
+                    shapes=e.consumers,
+                    costs={s: (c.encodes[i], c.ops[first:after]) for s, c in costs.items()},
+                    block_rows=costs["sparqle"].encodes[i].block_rows,
+                )
+            )
+            first = after
         tokens = max(encoding.nnz.rows for encoding in encodings)
-        return PhaseResult(tokens, past, sparsity, dense, sparqle, tuple(encodings))
+        return pass_result(
+            phase,
+            tokens=tokens,
+            past=past,
+            encodings=counted,
+            vector=costs["dense"].vector,
+            accelerator=self.accelerator,
+            table=table,
+        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,41 +18,17 @@ from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape, model_shape
 from sparqle_tvm.models.sparsity import MEASURED, MsbDistribution, msb_distribution
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.results.estimate import (
-    BASELINE,
-    LIMITS,
-    PARTS,
-    PHASES,
-    Estimate,
-    LayerEstimate,
-    PartEstimate,
-    Phase,
-    SchemeEstimate,
-    limit_of,
-)
+from sparqle_tvm.results.estimate import DigitSource, Estimate
+from sparqle_tvm.results.passes import PHASES, CountedCosts, CountedEncoding, Phase, pass_result
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost, encoding_costs
+from sparqle_tvm.target.cost.analytical import encoding_costs
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
-from sparqle_tvm.target.cost.energy import EnergyBreakdown, energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
-from sparqle_tvm.target.cost.events import Events
-from sparqle_tvm.target.cost.vector import VectorCost, vector_costs
+from sparqle_tvm.target.cost.vector import vector_costs
 
 if TYPE_CHECKING:
     from tvm.target import Target
-
-__all__ = [
-    "BASELINE",
-    "LIMITS",
-    "PARTS",
-    "PHASES",
-    "Estimate",
-    "LayerEstimate",
-    "PartEstimate",
-    "SchemeEstimate",
-    "estimate",
-]
 
 
 def estimate(
@@ -115,41 +91,42 @@ def estimate(
     table = default_table(accelerator) if table is None else table
     tokens = seq if phase == "prefill" else 1
     past = 0 if phase == "prefill" else seq
-    vector = vector_costs(shape.transformer(kv_bits), tokens, past, accelerator, batch)
-    found: dict[str, SchemeEstimate] = {}
-    for scheme in schemes:
-        layers = tuple(
-            layer
-            for kind in LAYER_TYPES
-            for layer in _layers(
-                shape,
-                kind,
-                batch * (1 if kind == "output" else tokens),
-                distribution,
-                accelerator,
-                scheme,
-                balance,
-                seed,
-            )
-        )
-        found[scheme] = _scheme_estimate(
-            scheme,
-            layers,
-            vector,
-            lambda events: energy(events, accelerator, table, static_watts=static_watts),
+    encodings = [
+        counted
+        for kind in LAYER_TYPES
+        for counted in _count(
+            shape,
+            kind,
+            batch * (1 if kind == "output" else tokens),
+            distribution,
             accelerator,
+            schemes,
+            balance,
+            seed,
         )
-    return Estimate(
-        model=shape,
-        phase=phase,
-        seq=seq,
+    ]
+    counted = pass_result(
+        phase,
+        tokens=tokens,
+        past=past,
         batch=batch,
-        kv_bits=kv_bits,
-        balance=balance,
-        sparsity=distribution,
+        encodings=encodings,
+        vector=vector_costs(shape.transformer(kv_bits), tokens, past, accelerator, batch),
         accelerator=accelerator,
         table=table,
-        schemes=found,
+        static_watts=static_watts,
+    )
+    # Of the distribution itself, not of the rows that were drawn from it.
+    drawn = sum(e.macs * distribution.msb_sparsity(e.type) for e in encodings)
+    sparsity = drawn / sum(e.macs for e in encodings)
+    return Estimate(
+        **{**vars(counted), "msb_sparsity": sparsity},
+        model=shape,
+        kv_bits=kv_bits,
+        balance=balance,
+        digits=DigitSource.of(distribution),
+        accelerator=accelerator,
+        table=table,
     )
 
 
@@ -166,67 +143,43 @@ def _check(phase: str, seq: int, batch: int, schemes: Sequence[str]) -> None:
         )
 
 
-def _layers(
+def _count(
     shape: ModelShape,
     kind: str,
     rows: int,
     distribution: MsbDistribution,
     accelerator: Accelerator,
-    scheme: Scheme,
+    schemes: Sequence[Scheme],
     balance: Balance,
     seed: int,
-) -> Iterable[LayerEstimate]:
-    """Layers of a type: one for each class of digits, or one of all if the scheme has none."""
+) -> Iterator[CountedEncoding]:
+    """Count the layers of a type: one for each class of digits, which the baselines share."""
     readers = shape.readers(kind, rows, accelerator.digit_bits)
     k, group = readers[0].k, max(readers[0].group_size, 1)
     unit = math.lcm(8, accelerator.lanes, group)
-    if scheme != "sparqle":
-        # A baseline takes no more from the digits than how many rows and columns there are.
-        nothing = RowNnz(np.zeros((rows, 1), dtype=np.int32), k, k)
-        encode, ops = encoding_costs(kind, nothing, readers, accelerator, scheme)
-        sparsity = distribution.msb_sparsity(kind)
-        yield LayerEstimate(kind, shape.times(kind), sparsity, encode, ops)
-        return
+    # A baseline takes no more from the digits than how many rows and columns there are.
+    nothing = RowNnz(np.zeros((rows, 1), dtype=np.int32), k, k)
+    baselines = {
+        scheme: encoding_costs(kind, nothing, readers, accelerator, scheme)
+        for scheme in schemes
+        if scheme != "sparqle"
+    }
     block = choose_block_rows(readers, accelerator, balance)
     for which, times in enumerate(distribution.layer_counts(kind, shape.times(kind))):
         nnz = distribution.draw(kind, which, rows, k, unit, seed)
-        encode, ops = encoding_costs(kind, nnz, readers, accelerator, scheme, block)
-        yield LayerEstimate(kind, times, nnz.msb_sparsity, encode, ops)
-
-
-def _scheme_estimate(
-    scheme: Scheme,
-    layers: tuple[LayerEstimate, ...],
-    vector: tuple[VectorCost, ...],
-    energy_of: Callable[[Events], EnergyBreakdown],
-    accelerator: Accelerator,
-) -> SchemeEstimate:
-    dense = [(cost, layer.times) for layer in layers for cost in layer.costs]
-    rest = [(cost, 1) for cost in vector]
-    return SchemeEstimate(
-        scheme=scheme,
-        layers=layers,
-        vector=vector,
-        dense_layers=_part(dense, energy_of, accelerator),
-        whole_model=_part([*dense, *rest], energy_of, accelerator),
-    )
-
-
-def _part(
-    costs: Sequence[tuple[OpCost | EncodeCost | VectorCost, int]],
-    energy_of: Callable[[Events], EnergyBreakdown],
-    accelerator: Accelerator,
-) -> PartEstimate:
-    events = sum((cost.events * times for cost, times in costs), Events())
-    limited = dict.fromkeys(LIMITS, 0)
-    for cost, times in costs:
-        limited[limit_of(cost)] += cost.total_cycles * times
-    return PartEstimate(
-        cycles=events.cycles,
-        seconds=accelerator.seconds(events.cycles),
-        dram_bytes=events.dram_bytes,
-        macs=sum(cost.macs * times for cost, times in costs if not isinstance(cost, EncodeCost)),
-        limits={name: cycles / events.cycles for name, cycles in limited.items()},
-        events=events,
-        energy=energy_of(events),
-    )
+        found: dict[str, CountedCosts] = {
+            scheme: encoding_costs(kind, nnz, readers, accelerator, scheme, block)
+            if scheme == "sparqle"
+            else baselines[scheme]
+            for scheme in schemes
+        }
+        yield CountedEncoding(
+            label=kind,
+            window="",
+            msb_sparsity=nnz.msb_sparsity,
+            shapes=readers,
+            costs=found,
+            type=kind,
+            times=times,
+            block_rows=block if "sparqle" in schemes else 0,
+        )

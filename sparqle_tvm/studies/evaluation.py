@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sparqle_tvm.errors import UnsupportedModelError
 from sparqle_tvm.models.sparsity import row_quantiles
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.results.layers import layer_type
+from sparqle_tvm.results.passes import layer_type
 from sparqle_tvm.results.run import LayerSparsity
 from sparqle_tvm.target.cost.factors import EncodeFactors
 from sparqle_tvm.target.cost.model import EncodedActivation

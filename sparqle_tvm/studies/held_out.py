@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.calibration.budget import Budget
-from sparqle_tvm.calibration.loss import LossIncrease, compare
+from sparqle_tvm.calibration.loss import compare
 from sparqle_tvm.calibration.search import Selection
+from sparqle_tvm.results.losses import Loss, RunLoss
+from sparqle_tvm.studies.inputs import read_tokens
 
 if TYPE_CHECKING:
     from sparqle_tvm.calibration.choosable_model import ChoosableModel
     from sparqle_tvm.frontend import ImportedModel
-
-
-@dataclass(frozen=True)
-class RunLoss:
-    """A lossy choice that was run.
-
-    Attributes
-    ----------
-    budget : str
-        What it was held to, in words.
-    expected_msb_sparsity : float
-        What calibration expected, 0 to 1.
-    encodings : int
-        Encodings that got factors.
-    calibration_text, text : str
-        What calibration saw, and what the loss was measured on.
-    increase : LossIncrease
-        Against plain int8, on `text`.
-    """
-
-    budget: str
-    expected_msb_sparsity: float
-    encodings: int
-    calibration_text: str
-    text: str
-    increase: LossIncrease
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {**vars(self), "increase": self.increase.to_json()}
 
 
 class ChosenFunctions:
@@ -96,7 +66,7 @@ def held_out_loss(
     tokens : int
         Tokens of it, at most.
     """
-    name, ids = _heldout_tokens(imported, text, tokens)
+    name, ids = read_tokens(imported, text, tokens, heldout=True, fewer=True)
     reference = choosable.loss(ids)
     found = choosable.loss(ids, selection, reference=reference)
     return RunLoss(
@@ -105,17 +75,5 @@ def held_out_loss(
         encodings=len(selection.choices),
         calibration_text=calibration_text,
         text=name,
-        increase=compare(reference, found),
+        increase=Loss.of(compare(reference, found)),
     )
-
-
-def _heldout_tokens(
-    imported: ImportedModel, text: str | PathLike[str] | None, tokens: int
-) -> tuple[str, Sequence[int]]:
-    """Name and first tokens of the text: all that it has, if it has fewer."""
-    from sparqle_tvm.frontend.text import builtin_parts, read_text
-    from sparqle_tvm.studies.calibrate import HELDOUT_TEXT
-
-    content = builtin_parts()[0] if text is None else read_text(text)
-    name = HELDOUT_TEXT if text is None else str(text)
-    return name, imported.tokenizer.encode(content)[:tokens]

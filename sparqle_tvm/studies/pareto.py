@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -16,8 +13,9 @@ from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.loss import LossIncrease, compare
 from sparqle_tvm.calibration.search import Importance, Search
 from sparqle_tvm.errors import InvalidArgumentError, TargetError
-from sparqle_tvm.files import replacing
 from sparqle_tvm.numerics.integers import require_int8
+from sparqle_tvm.results.losses import Loss, ParetoPoint, ParetoResult
+from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.target.accelerator import Accelerator
 
 if TYPE_CHECKING:
@@ -35,99 +33,6 @@ BUDGETS = (
     Budget("perplexity", 0.04),
 )
 """What `pareto` tries by default."""
-
-
-@dataclass(frozen=True)
-class ParetoPoint:
-    """One budget: what it loses and what it saves.
-
-    Attributes
-    ----------
-    budget : str
-        In words.
-    msb_sparsity : float
-        MAC-weighted share of zero MSBs in the prefill that is counted, 0 to 1.
-    heldout, calibration : LossIncrease
-        Against int8, on text that calibration did not see and on its own.
-    mma_cycles, dense_cycles : int
-        Cycles of the array, and of the dense layers with encoding and memory, in the prefill.
-    mma_reduction, cycles_reduction, model_cycles_reduction : float
-        Shares of the dense baseline's that are saved: cycles of the array, of the dense layers,
-        of the whole model.
-    energy_joules, energy_reduction : float
-        Energy of the dense layers, and the share that is saved.
-    """
-
-    budget: str
-    msb_sparsity: float
-    heldout: LossIncrease
-    calibration: LossIncrease
-    mma_cycles: int
-    dense_cycles: int
-    mma_reduction: float
-    cycles_reduction: float
-    model_cycles_reduction: float
-    energy_joules: float
-    energy_reduction: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        plain = {k: v for k, v in vars(self).items() if not isinstance(v, LossIncrease)}
-        return {
-            **plain,
-            "heldout": self.heldout.to_json(),
-            "calibration": self.calibration.to_json(),
-        }
-
-
-@dataclass(frozen=True)
-class ParetoResult:
-    """All budgets of one model on one accelerator.
-
-    Attributes
-    ----------
-    model_name, accelerator, importance : str
-        What was run, what is counted for, and what errors were weighed by.
-    prefill_tokens, heldout_tokens, calibration_tokens : int
-        Tokens that cycles are counted for, and that losses are measured on.
-    heldout_text, calibration_text : str
-        Their names.
-    points : tuple of ParetoPoint
-        In the order of the budgets.
-    """
-
-    model_name: str
-    accelerator: str
-    importance: str
-    prefill_tokens: int
-    heldout_tokens: int
-    calibration_tokens: int
-    heldout_text: str
-    calibration_text: str
-    points: tuple[ParetoPoint, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {**vars(self), "points": [point.to_json() for point in self.points]}
-
-    def picture(self, path: str | os.PathLike[str]) -> None:
-        """Draw loss over saved cycles of the array and saved energy (PNG, SVG or PDF).
-
-        Raises
-        ------
-        MissingExtraError
-            If matplotlib is not installed.
-        InvalidArgumentError
-            If the file cannot be written, or its ending is not known.
-        """
-        from sparqle_tvm.report.pictures.pareto import draw_pareto
-
-        target = Path(path)
-        if target.suffix not in (".png", ".svg", ".pdf"):
-            raise InvalidArgumentError(f"{target}: a picture ends in .png, .svg or .pdf")
-        figure = draw_pareto(self)
-        with replacing(target) as temporary:
-            figure.savefig(temporary, dpi=150)
 
 
 def pareto(
@@ -177,9 +82,10 @@ def pareto(
         text or target.
     """
     from sparqle_tvm.calibration.choosable_model import ChoosableModel
-    from sparqle_tvm.studies.calibrate import MEASURED_TOKENS, import_model, read_tokens
+    from sparqle_tvm.studies.calibrate import MEASURED_TOKENS
+    from sparqle_tvm.studies.count import count_phases
     from sparqle_tvm.studies.evaluation import transformer_shape
-    from sparqle_tvm.target.cost.energy_table import default_table
+    from sparqle_tvm.studies.inputs import import_model, read_tokens
 
     chosen = Accelerator.from_target(accelerator)
     require_int8(chosen.digit_bits, f"accelerator {chosen.name!r}", TargetError)
@@ -206,8 +112,9 @@ def pareto(
                 )
                 losses.append(compare(reference, found))
                 encodings.append(choosable.encodings)
-            cost = _cost(encodings[0], transformer_shape(imported.config), chosen)
-            points.append(_point(budget, losses, cost, chosen, table or default_table(chosen)))
+            shape = transformer_shape(imported.config)
+            prefill, _ = count_phases(encodings[0], shape, chosen, table=table)
+            points.append(_point(budget, losses, prefill))
     return ParetoResult(
         model_name=imported.name,
         accelerator=chosen.name,
@@ -221,30 +128,19 @@ def pareto(
     )
 
 
-def _cost(encodings: Any, transformer: Any, accelerator: Accelerator) -> Any:
-    from sparqle_tvm.studies.count import count_phases
-
-    return count_phases(encodings, transformer, accelerator)[0]
-
-
-def _point(
-    budget: Budget,
-    losses: Sequence[LossIncrease],
-    cost: Any,
-    accelerator: Accelerator,
-    table: EnergyTable,
-) -> ParetoPoint:
-    energy = cost.energy(accelerator, table)["dense_layers"]
+def _point(budget: Budget, losses: Sequence[LossIncrease], prefill: PassResult) -> ParetoPoint:
+    found = prefill.schemes["sparqle"]
+    saved = prefill.saved("sparqle", "dense_layers")
     return ParetoPoint(
         budget=str(budget),
-        msb_sparsity=cost.msb_sparsity,
-        heldout=losses[0],
-        calibration=losses[1],
-        mma_cycles=cost.sparqle.mma_cycles,
-        dense_cycles=cost.dense_layers.sparqle.cycles,
-        mma_reduction=cost.mma_reduction,
-        cycles_reduction=cost.dense_layers.cycles_reduction,
-        model_cycles_reduction=cost.whole_model.cycles_reduction,
-        energy_joules=energy.sparqle.joules.mid,
-        energy_reduction=energy.reduction.mid,
+        msb_sparsity=prefill.msb_sparsity,
+        mma_cycles=found.mma_cycles,
+        dense_cycles=found.dense_layers.cycles,
+        mma_reduction=found.mma_saved or 0.0,
+        cycles_reduction=saved.cycles,
+        model_cycles_reduction=prefill.saved("sparqle").cycles,
+        energy_joules=found.dense_layers.energy.joules.mid,
+        energy_reduction=saved.energy.mid,
+        heldout=Loss.of(losses[0]),
+        calibration=Loss.of(losses[1]),
     )

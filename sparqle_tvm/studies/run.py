@@ -9,18 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from sparqle_tvm.errors import InvalidArgumentError, TargetError
+from sparqle_tvm.errors import InvalidArgumentError, TargetError, require_known
 from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.progress import Stages
-from sparqle_tvm.results.run import RunResult, TuningGain
+from sparqle_tvm.results.run import (
+    ModelFile,
+    MsbSparsity,
+    PhaseGain,
+    RunResult,
+    Text,
+    TuningGain,
+    by_kind,
+)
 from sparqle_tvm.studies.count import (
     OUTPUT_LABEL,
-    CountEngine,
-    count_gain,
     count_phases,
+    count_sorting,
     prefill_encodings,
 )
 from sparqle_tvm.studies.evaluation import (
@@ -30,9 +36,11 @@ from sparqle_tvm.studies.evaluation import (
     layer_sparsities,
     transformer_shape,
 )
+from sparqle_tvm.studies.inputs import BUILTIN_MODEL, model_path, read_content
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import BALANCES, Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
+from sparqle_tvm.target.cost.model import Counting
 
 if TYPE_CHECKING:
     import tvm
@@ -42,9 +50,6 @@ if TYPE_CHECKING:
     from sparqle_tvm.models.llama import LlamaConfig
     from sparqle_tvm.runtime.executable import EncodingRecord
     from sparqle_tvm.tuning.database import TuningDatabase
-
-BUILTIN_MODEL = "smollm2"
-BUILTIN_TEXT = "built-in prose (Python's language reference)"
 
 LOSS_TOKENS = 2048
 """Tokens that the loss of scale factors is measured on by default."""
@@ -68,7 +73,7 @@ def run_model(
     tokens: int = 512,
     accelerator: str | Accelerator | tvm.target.Target = "sparqle/edge",
     *,
-    engine: CountEngine = "simulator",
+    engine: Counting = "simulator",
     balance: Balance = "array",
     database: str | PathLike[str] | None = None,
     calibration: Calibration | str | PathLike[str] | None = None,
@@ -118,20 +123,20 @@ def run_model(
         in activations, an unsuitable TVM.
     """
     chosen = _check_arguments(tokens, accelerator, engine, balance)
-    import sparqle_tvm
     from sparqle_tvm.calibration.budget import Budget
     from sparqle_tvm.calibration.choosable_model import ChoosableModel
+    from sparqle_tvm.frontend import from_gguf
     from sparqle_tvm.frontend.text import load_tokens
     from sparqle_tvm.studies.held_out import ChosenFunctions, held_out_loss
 
     tuned = _open_database(database, chosen, engine)
     known, selection = _select(calibration, budget)
-    name, content = _read_text(text)
+    name, content = read_content(text)
     path = model_path(model, progress=progress)
     lossy = selection is not None and bool(selection.choices)
     stages = Stages(STAGE_COUNT + 2 * lossy, progress)
     with stages("import (int8)"):
-        imported = sparqle_tvm.frontend.from_gguf(path, activations="int8", progress=progress)
+        imported = from_gguf(path, activations="int8", progress=progress)
         ids = load_tokens(imported.tokenizer, content, tokens)
     # The split form first: what cannot be split is refused before minutes are spent on the rest.
     split = _evaluate(
@@ -147,12 +152,15 @@ def run_model(
     with stages("count"):
         encodings = encoded_activations(records)
         shape = transformer_shape(imported.config)
-        prefill, decode = count_phases(encodings, shape, chosen, engine, balance, tuned)
-        gain = count_gain(prefill, shape, chosen, engine, balance, tuned)
+        table = table or default_table(chosen)
+        given = (encodings, shape, chosen, engine, balance)
+        passes = count_phases(*given, tuned, table)
+        sorting = count_sorting(passes[0], *given, tuned)
         tuning = None
         if tuned is not None:
-            default = count_phases(encodings, shape, chosen, engine, balance)
-            tuning = TuningGain(str(database), *default, prefill, decode)
+            default = count_phases(*given, None, table)
+            gains = (PhaseGain.of(*pair) for pair in zip(default, passes, strict=True))
+            tuning = TuningGain(str(database), *gains)
     loss = None
     if known is not None and selection is not None and selection.choices:
         with stages("compile (int8)"):
@@ -173,16 +181,15 @@ def run_model(
         plain = same = _evaluate(stages, "int8", imported, ids, chosen, split=False)
     del imported  # one model in memory at a time
     with stages("import (float)"):
-        imported = sparqle_tvm.frontend.from_gguf(path, activations="float32", progress=progress)
+        imported = from_gguf(path, activations="float32", progress=progress)
+    layers = layer_sparsities(records, prefill_encodings(encodings))
     floating = _evaluate(stages, "float", imported, ids, chosen, split=False)
     return RunResult(
-        model_name=imported.name,
-        model_sha256=imported.sha256,
-        text_name=name,
-        tokens=tokens,
+        model=ModelFile(imported.name, imported.sha256),
+        text=Text(name, tokens),
         transformer=shape,
         accelerator=chosen,
-        table=default_table(chosen) if table is None else table,
+        table=table,
         engine=engine,
         exact=split.digest == same.digest,
         loss=loss,
@@ -191,10 +198,10 @@ def run_model(
             "int8": plain.perplexity,
             "sparqle": split.perplexity,
         },
-        layers=layer_sparsities(records, prefill_encodings(encodings)),
-        prefill=prefill,
-        decode=decode,
-        balance=gain,
+        msb_sparsity=MsbSparsity(passes[0].msb_sparsity, by_kind(layers), layers),
+        prefill=passes[0],
+        decode=passes[1],
+        balance=sorting,
         uncounted=_uncounted(imported.config, records),
         tuning=tuning,
         seconds=stages.seconds,
@@ -204,12 +211,8 @@ def run_model(
 def _check_arguments(
     tokens: int, accelerator: str | Accelerator | tvm.target.Target, engine: str, balance: str
 ) -> Accelerator:
-    if engine not in get_args(CountEngine):
-        raise InvalidArgumentError(
-            f"engine {engine!r} is unknown; known: {', '.join(get_args(CountEngine))}"
-        )
-    if balance not in BALANCES:
-        raise InvalidArgumentError(f"balance {balance!r} is unknown; known: {', '.join(BALANCES)}")
+    require_known("engine", engine, get_args(Counting))
+    require_known("balance", balance, BALANCES)
     if tokens < 2:
         raise InvalidArgumentError(f"perplexity needs at least 2 tokens, {tokens} were asked for")
     chosen = Accelerator.from_target(accelerator)
@@ -249,21 +252,6 @@ def _open_database(
     return open_database(database, accelerator)
 
 
-def model_path(model: str | PathLike[str], *, progress: bool = True) -> Path:
-    """Return the GGUF file of a model, fetching the built-in one on first use."""
-    if str(model) != BUILTIN_MODEL:
-        return Path(model)
-    from sparqle_tvm.models.builtin import fetch_builtin
-
-    return fetch_builtin(BUILTIN_MODEL, progress=progress)
-
-
-def _read_text(text: str | PathLike[str] | None) -> tuple[str, str]:
-    from sparqle_tvm.frontend.text import builtin_text, read_text
-
-    return (BUILTIN_TEXT, builtin_text()) if text is None else (str(text), read_text(text))
-
-
 def _evaluate(
     stages: Stages,
     name: str,
@@ -272,17 +260,18 @@ def _evaluate(
     accelerator: Accelerator,
     *,
     split: bool,
-    engine: CountEngine = "analytical",
+    engine: Counting = "analytical",
     balance: Balance = "none",
     tuned: TuningDatabase | None = None,
     calibration: Calibration | None = None,
     budget: Budget | None = None,
     selection: Selection | None = None,
 ) -> Evaluation:
-    import sparqle_tvm
+
+    from sparqle_tvm.compiler import compile as compile_model
 
     with stages(f"compile ({name})"):
-        executable = sparqle_tvm.compile(
+        executable = compile_model(
             _used_functions(imported.mod),
             accelerator,
             split=split,

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from sparqle_tvm.calibration.apply import as_calibration
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.energy_table import EnergyTable
+from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.op import ProgramScheme
 from sparqle_tvm.tuning.extract import extract_tasks
 from sparqle_tvm.tuning.measure import (
@@ -19,7 +20,6 @@ from sparqle_tvm.tuning.measure import (
     ActivationData,
     Meter,
     Objective,
-    TuningEngine,
 )
 from sparqle_tvm.tuning.result import TuningResult
 from sparqle_tvm.tuning.search import Trial
@@ -43,7 +43,7 @@ def tune(
     density: float = DEFAULT_DENSITY,
     draws: int = 1,
     percentile: float | None = None,
-    engine: TuningEngine = "simulator",
+    engine: Counting = "simulator",
     table: EnergyTable | None = None,
     schemes: Sequence[ProgramScheme] = ("sparqle",),
     single: Collection[str] = (),

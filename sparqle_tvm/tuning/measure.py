@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from sparqle_tvm.errors import InvalidArgumentError, TuningError
+from sparqle_tvm.errors import InvalidArgumentError, TuningError, require_known
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.codegen import generate
@@ -19,6 +19,7 @@ from sparqle_tvm.target.cost.array import best_row_split
 from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events, simulated_events
+from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.cost.tiling import Tiling
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import draw_nnz, simulate_timing
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from sparqle_tvm.calibration import Calibration
 
 ObjectiveKind = Literal["latency", "energy", "edp", "weighted"]
-TuningEngine = Literal["simulator", "analytical"]
 
 DEFAULT_DENSITY = 0.3
 """Share of MSB digits that are not zero: SmolLM2-135M on prose, signed window."""
@@ -192,16 +192,13 @@ class Meter:
 
     accelerator: Accelerator
     data: ActivationData = field(default_factory=ActivationData)
-    engine: TuningEngine = "simulator"
+    engine: Counting = "simulator"
     table: EnergyTable | None = None
     _drawn: dict[TuningTask, tuple[RowNnz, ...]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse an unknown engine."""
-        if self.engine not in get_args(TuningEngine):
-            raise InvalidArgumentError(
-                f"engine {self.engine!r} is unknown; known: {', '.join(get_args(TuningEngine))}"
-            )
+        require_known("engine", self.engine, get_args(Counting))
 
     @property
     def energy_table(self) -> EnergyTable:

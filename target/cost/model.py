@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
@@ -20,6 +20,9 @@ from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
 from sparqle_tvm.target.op import DenseOp
+
+Counting = Literal["simulator", "analytical"]
+"""Whether dense ops run as simulated programs, or are counted by formula."""
 
 
 class CountedOp(Protocol):
@@ -34,8 +37,20 @@ class CountedOp(Protocol):
         """Cycles of the array."""
 
     @property
+    def compute_cycles(self) -> int:
+        """Cycles of the slower of array and drain."""
+
+    @property
+    def dma_cycles(self) -> int:
+        """Cycles of all transfers."""
+
+    @property
     def total_cycles(self) -> int:
         """Time in clock cycles."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights, scales, minima and offsets read."""
 
     @property
     def dram_bytes(self) -> int:

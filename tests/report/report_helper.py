@@ -12,7 +12,7 @@ from run_result_helper import run_result
 
 from sparqle_tvm.report.build import build_report
 from sparqle_tvm.report.document import Document
-from sparqle_tvm.results.run_file import RunFile, parse_run
+from sparqle_tvm.results.run import RunResult
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _QUIET = (
@@ -29,8 +29,8 @@ _QUIET = (
 
 
 @functools.cache
-def small_run() -> RunFile:
-    return parse_run(json.loads(json.dumps(run_result().to_json())))
+def small_run() -> RunResult:
+    return RunResult.from_json(json.loads(json.dumps(run_result().to_json())))
 
 
 @functools.cache
@@ -48,14 +48,15 @@ _READERS = {
 
 
 @functools.cache
-def full_run() -> RunFile:
+def full_run() -> RunResult:
     """The small run with rows of digits for every type of layer, so that it can be estimated."""
     data = json.loads(json.dumps(run_result().to_json()))
+    some = data["msb_sparsity"]["layers"][0]
     data["msb_sparsity"]["layers"] = [
-        {"consumers": [label], "row_density": [share / 2, share, 1.5 * share]}
+        {**some, "consumers": [label], "row_density": [share / 2, share, 1.5 * share]}
         for label, share in _READERS.items()
     ]
-    return parse_run(data)
+    return RunResult.from_json(data)
 
 
 @functools.cache

@@ -3,10 +3,19 @@
 import numpy as np
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.results.run import LayerSparsity, PhaseResult, RunResult
+from sparqle_tvm.results.passes import PassResult
+from sparqle_tvm.results.run import (
+    LayerSparsity,
+    ModelFile,
+    MsbSparsity,
+    RunResult,
+    Text,
+    by_kind,
+)
+from sparqle_tvm.studies.count import count_phases
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.energy_table import default_table
-from sparqle_tvm.target.cost.model import EncodedActivation, pass_cost
+from sparqle_tvm.target.cost.model import EncodedActivation
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.op import DenseOp
 
@@ -30,13 +39,8 @@ def encodings(tokens: int) -> list[EncodedActivation]:
     ]
 
 
-def phase(tokens: int, past: int) -> PhaseResult:
-    parts = encodings(tokens)
-    dense, sparqle = (
-        pass_cost(parts, SHAPE, tokens=tokens, past=past, accelerator=EDGE, scheme=scheme)
-        for scheme in ("dense", "sparqle")
-    )
-    return PhaseResult(tokens, past, 0.7, dense, sparqle, tuple(parts))
+def passes(tokens: int = 24) -> tuple[PassResult, PassResult]:
+    return count_phases(encodings(tokens), SHAPE, EDGE, balance="none")
 
 
 def run_result(**change: object) -> RunResult:
@@ -51,20 +55,19 @@ def run_result(**change: object) -> RunResult:
         )
         for e in encodings(24)
     )
+    prefill, decode = passes()
     fields = {
-        "model_name": "tiny",
-        "model_sha256": "0123456789abcdef" * 4,
-        "text_name": "prose.txt",
-        "tokens": 24,
+        "model": ModelFile("tiny", "0123456789abcdef" * 4),
+        "text": Text("prose.txt", 24),
         "transformer": SHAPE,
         "accelerator": EDGE,
         "table": default_table(EDGE),
         "engine": "analytical",
         "exact": True,
         "perplexity": {"float": 20.0, "int8": 20.5, "sparqle": 20.5},
-        "layers": layers,
-        "prefill": phase(24, 0),
-        "decode": phase(1, 23),
+        "msb_sparsity": MsbSparsity(0.7, by_kind(layers), layers),
+        "prefill": prefill,
+        "decode": decode,
         "seconds": {"count": 0.1},
     }
     return RunResult(**{**fields, **change})

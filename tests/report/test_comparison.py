@@ -13,7 +13,7 @@ from sparqle_tvm.report.comparison import (
     to_json,
 )
 from sparqle_tvm.report.paper import MODELS, RANGES
-from sparqle_tvm.report.savings import Curve, Point
+from sparqle_tvm.studies.savings import Curve, Point
 from sparqle_tvm.target.accelerator import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,5 +75,5 @@ def test_table():
     at = {p.msb_sparsity: p.latency for p in curves[1].points}
     assert curves[1].part == "whole_model"
     assert first["saved_at_0.7"] == at[0.7]
-    texts = [text for row in table.texts() for text in row]
+    texts = [text for _, rows in table.groups() for row in rows for text in row]
     assert "none" in texts

@@ -12,8 +12,8 @@ from sparqle_tvm.report.pictures.style import CSS_NAMES, round_ticks, to_svg
 @pytest.mark.parametrize("narrow", [False, True])
 def test_bars_are_as_high_as_the_cycles(narrow):
     run = small_run()
-    figure = draw_cycles(run.phases, narrow=narrow)
-    for axes, phase in zip(figure.axes, run.phases, strict=True):
+    figure = draw_cycles(run.passes, narrow=narrow)
+    for axes, phase in zip(figure.axes, run.passes, strict=True):
         drawn = sum(bar.get_height() for bar in axes.patches)
         cycles = sum(layer.costs["sparqle"].total_cycles for layer in phase.layers)
         assert drawn == pytest.approx(cycles / 1e6)
@@ -45,7 +45,7 @@ def test_map_of_sparsity():
 
 def test_points_lie_under_the_roofs():
     run = small_run()
-    for phase in run.phases:
+    for phase in run.passes:
         assert passes_per_mac(phase, run.accelerator) == 2
         for scheme, passes in (("dense", 2), ("sparqle", 1)):
             roof = run.accelerator.peak_macs_per_second / passes
@@ -60,8 +60,8 @@ def test_points_lie_under_the_roofs():
 
 def test_roofline_shows_every_layer():
     run = small_run()
-    figure = draw_roofline(run.phases, run.accelerator)
-    for axes, phase in zip(figure.axes, run.phases, strict=True):
+    figure = draw_roofline(run.passes, run.accelerator)
+    for axes, phase in zip(figure.axes, run.passes, strict=True):
         drawn = [line for line in axes.lines if line.get_label() in ("dense", "split")]
         assert [len(line.get_xdata()) for line in drawn] == [len(phase.layers)] * 2
         low, high = axes.get_xlim()

@@ -7,17 +7,18 @@ import pytest
 from rich.console import Console
 
 from sparqle_tvm.cli import main
-from sparqle_tvm.report.sweep import SHOWN_ROWS, print_sweep
-from sparqle_tvm.studies.sweep import Space, SweepResult, evaluate_point
+from sparqle_tvm.report.sweep import SHOWN_ROWS, sweep_document
+from sparqle_tvm.report.writers import print_document
+from sparqle_tvm.studies.sweep import Sweep, SweepResult, evaluate_point
 
 FIXED = {"model": "smollm2-135m", "phase": "decode", "seq": 16}
 
 
 def printed(points) -> str:
-    space = Space(tuple({**FIXED, **point} for point in points))
-    result = SweepResult(space, tuple(evaluate_point(point) for point in space.points))
+    sweep = Sweep(tuple({**FIXED, **point} for point in points))
+    result = SweepResult(sweep, tuple(evaluate_point(point) for point in sweep.points))
     console = Console(file=io.StringIO(), width=100)
-    print_sweep(result, "out.csv", console)
+    print_document(sweep_document(result, "out.csv"), console)
     return console.file.getvalue()
 
 
@@ -25,7 +26,7 @@ def test_shows_what_varies_and_the_energy_table():
     text = printed([{"msb_sparsity": s} for s in (0.0, 0.5)])
     assert "msb sparsity" in text
     assert "phase" not in text
-    assert "energy: 7nm + LPDDR4" in text
+    assert "Energy: 7nm + LPDDR4" in text
     assert "-0.0%" not in text
     assert text.endswith("2 points in out.csv\n")
 
@@ -33,8 +34,8 @@ def test_shows_what_varies_and_the_energy_table():
 def test_many_points_are_cut_to_some_with_both_ends():
     text = printed([{"msb_sparsity": i / 50} for i in range(30)])
     assert f"{SHOWN_ROWS} of 30 points" in text
-    assert "│ 0.0 " in text
-    assert "│ 0.58 " in text
+    assert "\n0.0 " in text
+    assert "\n0.58 " in text
 
 
 def test_points_without_an_estimate_are_counted_with_their_reason():

@@ -82,12 +82,16 @@ def test_json_is_the_tables():
     report = small_report()
     data = report.to_json()["tables"]
     assert list(data) == [table.name for table in report.tables]
-    costs = {row["part"]: row for row in data["costs"]}
-    decode = small_run().decode.data["whole_model"]
-    row = costs["decode, whole model"]
-    assert row["sparqle_dram_bytes"] == decode["sparqle"]["dram_bytes"]
-    assert row["dense_seconds"] == pytest.approx(decode["dense"]["cycles"] / 1e9)
-    assert row["cycles_reduction"] == pytest.approx(decode["reduction"]["cycles"])
+    costs = {(row["part"], row["scheme"]): row for row in data["costs"]}
+    decode = small_run().decode
+    part = decode.schemes["sparqle"].whole_model
+    row = costs["decode, 1 token after 23: whole model", "sparqle"]
+    assert row["dram_bytes"] == part.dram_bytes
+    assert row["seconds"] == pytest.approx(part.cycles / 1e9)
+    assert row["cycles_saved"] == pytest.approx(decode.saved("sparqle").cycles)
+    array = costs["decode, 1 token after 23: MAC array alone", "dense"]
+    assert array["cycles"] == decode.schemes["dense"].mma_cycles
+    assert array["dram_bytes"] is None
     names = [name for table in report.tables for name in {c.key for c in table.columns}]
     assert len(names) == sum(len(table.columns) for table in report.tables)  # no key twice
 

@@ -16,8 +16,17 @@ from sparqle_tvm.calibration.apply import CheckCalibration, select
 from sparqle_tvm.calibration.fisher import squared_gradients
 from sparqle_tvm.cli import main
 from sparqle_tvm.compiler import split_passes
-from sparqle_tvm.errors import CalibrationError, InvalidArgumentError, TargetError, TextError
+from sparqle_tvm.errors import (
+    CalibrationError,
+    InvalidArgumentError,
+    ResultFileError,
+    TargetError,
+    TextError,
+)
+from sparqle_tvm.files import plain, typed
 from sparqle_tvm.frontend import from_gguf
+from sparqle_tvm.report.pictures.pareto import write_pareto
+from sparqle_tvm.results.losses import ParetoResult
 from sparqle_tvm.studies.pareto import pareto
 from sparqle_tvm.target.accelerator import PRESETS
 
@@ -67,16 +76,16 @@ def test_points_of_the_curve(curve, tmp_path):
     none, sparse, loose = curve.points
     assert none.budget == "no loss"
     for loss in (none.heldout, none.calibration):
-        assert loss.ratio == loss.kl == 0.0
-    assert sparse.msb_sparsity > none.msb_sparsity and sparse.heldout.kl > 0
+        assert loss.perplexity_increase == loss.kl_nats == 0.0
+    assert sparse.msb_sparsity > none.msb_sparsity and sparse.heldout.kl_nats > 0
     assert sparse.mma_cycles < none.mma_cycles and sparse.mma_reduction > none.mma_reduction
     assert loose.energy_joules > 0
     assert curve.heldout_tokens == 60
-    json.dumps(curve.to_json(), allow_nan=False)
-    curve.picture(tmp_path / "pareto.png")
+    assert typed(json.loads(json.dumps(plain(curve))), ParetoResult, "", ResultFileError) == curve
+    write_pareto(curve, tmp_path / "pareto.png")
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InvalidArgumentError, match="a picture ends in"):
-        curve.picture(tmp_path / "pareto.txt")
+        write_pareto(curve, tmp_path / "pareto.txt")
 
 
 def test_compiled_with_a_budget(tiny, made):

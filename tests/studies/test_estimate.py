@@ -9,13 +9,17 @@ import json
 import numpy as np
 import pytest
 
-from sparqle_tvm.errors import InvalidArgumentError, TargetError
+from sparqle_tvm.errors import InvalidArgumentError, ResultFileError, TargetError
+from sparqle_tvm.files import typed_version
 from sparqle_tvm.models.shapes import MODELS
 from sparqle_tvm.models.sparsity import measured
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.studies.estimate import LIMITS, PARTS, Estimate, estimate
+from sparqle_tvm.results.estimate import Estimate
+from sparqle_tvm.results.passes import LIMITS, PARTS
+from sparqle_tvm.studies.estimate import estimate
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES
+from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import energy_table
 from sparqle_tvm.target.cost.model import EncodedActivation, pass_cost
 from sparqle_tvm.target.cost.vector import attended_pairs
@@ -34,8 +38,9 @@ def llama(phase: str, **options: object) -> Estimate:
 
 
 def array_cycles(found: Estimate, scheme: str) -> int:
-    layers = found.schemes[scheme].layers
-    return sum(layer.times * op.mma_cycles for layer in layers for op in layer.ops)
+    cycles = sum(layer.times * layer.costs[scheme].mma_cycles for layer in found.layers)
+    assert cycles == found.schemes[scheme].mma_cycles
+    return cycles
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
@@ -62,24 +67,30 @@ def test_an_estimate_is_what_the_cost_model_counts(phase):
             scheme=scheme,
         )
         for part in PARTS:
-            totals, figures = getattr(cost, part), getattr(found.schemes[scheme], part)
+            totals, figures = getattr(cost, part), found.schemes[scheme].part(part)
             assert figures.events == totals.events
             assert (figures.cycles, figures.dram_bytes) == (totals.cycles, totals.dram_bytes)
-            assert figures.compute_bound_share == pytest.approx(totals.compute_bound_share)
-            assert figures.energy.table == found.table.name
+            assert figures.limits["compute"] == pytest.approx(totals.compute_bound_share)
+            spent = energy(totals.events, found.accelerator, found.table)
+            assert figures.energy.joules == spent.joules
 
 
 def test_parts_and_limits_add_up():
     found = small()
-    for estimated in found.schemes.values():
+    for scheme, estimated in found.schemes.items():
         dense, whole = estimated.dense_layers, estimated.whole_model
-        rest = sum(cost.total_cycles for cost in estimated.vector)
+        vector = [work.costs[scheme] for work in found.others if work.part == "vector"]
+        rest = sum(cost.total_cycles for cost in vector)
         assert dense.cycles + rest == whole.cycles
         assert dense.seconds == dense.cycles / 1e9
         for figures in (dense, whole):
             assert tuple(figures.limits) == LIMITS
             assert sum(figures.limits.values()) == pytest.approx(1.0)
-        assert sum(layer.times for layer in estimated.layers) == 4 * 2 + 1
+        encodes = [work for work in found.others if work.part == "encode"]
+        assert sum(work.times for work in encodes) == 4 * 2 + 1
+        works = [*found.layers, *encodes]
+        assert dense.cycles == sum(x.times * x.costs[scheme].total_cycles for x in works)
+        assert dense.dram_bytes == sum(x.times * x.costs[scheme].dram_bytes for x in works)
         assert (
             dense.macs
             == 64
@@ -102,21 +113,21 @@ def test_llama2_prefill_gains_and_decode_waits_for_weights():
         joules = {s: e.dense_layers.energy.joules.mid for s, e in found.schemes.items()}
         assert cycles["a4"] < cycles["sparqle"]
         assert joules["a4"] < joules["native"] < joules["dense"]
-    assert 0.1 < prefill.cycles_reduction("sparqle", "dense_layers") < 0.4
-    assert 0.05 < prefill.energy_reduction("sparqle", "whole_model").mid < 0.3
-    assert prefill.dram_bytes_reduction("sparqle", "whole_model") > 0
+    assert 0.1 < prefill.saved("sparqle", "dense_layers").cycles < 0.4
+    assert 0.05 < prefill.saved("sparqle").energy.mid < 0.3
+    assert prefill.saved("sparqle").dram_bytes > 0
     assert not prefill.schemes["dense"].whole_model.weight_bound
     for estimated in decode.schemes.values():
         assert estimated.whole_model.weight_bound
         assert estimated.whole_model.limits["kv_cache"] > 0.05
-    assert abs(decode.cycles_reduction("sparqle", "whole_model")) < 0.02
+    assert abs(decode.saved("sparqle").cycles) < 0.02
 
 
 def test_sparser_saves_more():
     saved = [
-        llama("prefill", msb_sparsity=s, schemes=("dense", "sparqle")).energy_reduction(
-            "sparqle", "dense_layers"
-        )
+        llama("prefill", msb_sparsity=s, schemes=("dense", "sparqle"))
+        .saved("sparqle", "dense_layers")
+        .energy
         for s in (0.0, 0.5, 0.9)
     ]
     assert saved[0].mid < 0 < saved[1].mid < saved[2].mid
@@ -126,35 +137,39 @@ def test_sparser_saves_more():
 def test_sorted_rows_shorten_the_array_s_work():
     found = {b: llama("prefill", schemes=("sparqle",), balance=b) for b in ("none", "array")}
     for balance, estimated in found.items():
-        layers = estimated.schemes["sparqle"].layers
-        blocks = {layer.encode.block_rows for layer in layers if layer.layer_type == "qkv"}
+        encodes = [work for work in estimated.others if work.part == "encode"]
+        blocks = {work.block_rows for work in encodes if work.label == "qkv"}
         assert (blocks == {0}) == (balance == "none")
     assert array_cycles(found["array"], "sparqle") < array_cycles(found["none"], "sparqle")
 
 
 def test_batch_shares_weights_but_not_keys():
     one, many = (small("decode", batch=batch, schemes=("dense",)) for batch in (1, 4))
-    costs = [found.schemes["dense"] for found in (one, many)]
-    weights = [sum(op.weight_bytes for x in c.layers for op in x.ops) for c in costs]
-    assert weights[0] == weights[1]
-    cache = [sum(v.cache_bytes for v in c.vector) for c in costs]
+    weights, cache = (
+        [sum(getattr(work.costs["dense"], name) for work in works) for works in all_works]
+        for name, all_works in (
+            ("weight_bytes", (one.layers, many.layers)),
+            ("cache_bytes", (one.others, many.others)),
+        )
+    )
+    assert weights[0] == weights[1] > 0
     assert cache[1] == 4 * cache[0]
     # 2 layers, keys and values of 64 + 1 tokens read and of 1 token written.
     assert cache[0] == 2 * 2 * (65 + 1) * SMALL.kv_heads * SMALL.head_dim
-    macs = [c.whole_model.macs for c in costs]
+    macs = [found.schemes["dense"].whole_model.macs for found in (one, many)]
     assert macs[1] == 4 * macs[0]
-    assert (one.tokens, many.tokens, small(batch=3).tokens) == (1, 4, 192)
-    halved = small("decode", schemes=("dense",), kv_bits=4).schemes["dense"]
-    assert 2 * sum(v.cache_bytes for v in halved.vector) == cache[0]
+    sizes = [(e.tokens, e.past, e.seq, e.batch) for e in (one, many, small(batch=3))]
+    assert sizes == [(1, 64, 64, 1), (1, 64, 64, 4), (64, 0, 64, 3)]
+    halved = small("decode", schemes=("dense",), kv_bits=4)
+    assert 2 * sum(work.costs["dense"].cache_bytes for work in halved.others) == cache[0]
 
 
 def test_digits_are_those_of_the_distribution():
     found = llama("prefill")
-    assert found.sparsity is measured(4)
-    kinds = {layer.layer_type: layer for layer in found.schemes["dense"].layers}
-    assert kinds["o"].msb_sparsity == measured(4).msb_sparsity("o")
-    sparse = found.schemes["sparqle"].layers
-    shares = [layer.msb_sparsity for layer in sparse if layer.layer_type == "o"]
+    assert found.digits.source == measured(4).label
+    assert found.digits.transferred
+    assert found.digits.layer_types["o"] == measured(4).msb_sparsity("o")
+    shares = [layer.msb_sparsity for layer in found.layers if layer.type == "o"]
     assert len(shares) == 5
     assert shares == sorted(shares, reverse=True)
     assert np.mean(shares) == pytest.approx(measured(4).msb_sparsity("o"), abs=0.003)
@@ -166,9 +181,9 @@ def test_digits_are_those_of_the_distribution():
 def test_digits_are_those_measured_at_the_accelerator_s_width(k):
     machine = dataclasses.replace(PRESETS["sparqle/edge"], name="mine", digit_bits=k)
     found = llama("prefill", target=machine, schemes=("dense", "sparqle", "a4"))
-    assert found.sparsity is measured(k)
-    assert found.to_json()["msb_sparsity"]["digit_bits"] == k
-    saved = found.cycles_reduction("sparqle", "dense_layers")
+    assert found.digits.source == measured(k).label
+    assert found.to_json()["digits"]["digit_bits"] == k
+    saved = found.saved("sparqle", "dense_layers").cycles
     # 16-bit activations have hardly a digit of 8 bits that is zero: there is nothing to gain.
     assert (saved > 0.1) == (k != 8)
     assert (found.msb_sparsity < 0.1) == (k == 8)
@@ -182,7 +197,6 @@ def test_more_tokens_than_positions_are_noted():
     beyond = estimate("bitnet-3b", "decode", seq=2048, schemes=("dense",))
     assert within.positions_note == ""
     assert "2,049 tokens is beyond the model's 2,048 positions" in beyond.positions_note
-    assert [found.rows()[0]["beyond_positions"] for found in (within, beyond)] == [False, True]
     assert beyond.to_json()["notes"] == list(beyond.notes)
     assert beyond.notes[0] == beyond.positions_note
     unknown = dataclasses.replace(MODELS["bitnet-3b"], max_positions=0)
@@ -199,44 +213,47 @@ def mobile() -> Estimate:
     return small(target="sparqle/mobile", schemes=("dense",))
 
 
-def test_rows_are_flat_and_carry_the_table():
+def test_json_is_the_whole_estimate():
     found = small(table=energy_table("45nm", "hbm2"))
-    rows = found.rows()
-    assert [(row["scheme"], row["part"]) for row in rows] == [
-        (scheme, part) for scheme in ALL_SCHEMES for part in PARTS
-    ]
-    for row in rows:
-        assert all(isinstance(value, (str, int, float, bool)) for value in row.values())
-        assert row["energy_table"] == "45nm + HBM2"
-        assert row["joules_low"] < row["joules"] < row["joules_high"]
-        assert row["transferred"]
-    baseline, last = rows[0], rows[-1]
-    assert baseline["cycles_reduction"] == baseline["energy_reduction"] == 0
-    assert last["cycles_reduction"] == found.cycles_reduction("sparqle", "whole_model")
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert data["rows"] == rows
-    assert data["msb_sparsity"]["layer_types"]["qkv"] == measured(4).msb_sparsity("qkv")
-    joules = sum(band["mid"] for band in data["energy"]["sparqle"]["whole_model"].values())
-    assert joules == pytest.approx(last["joules"])
-    by_layer = [row for row in data["layers"] if row["scheme"] == "sparqle"]
-    dense_cycles = sum(row["cycles"] * row["times"] for row in by_layer)
-    assert dense_cycles == found.schemes["sparqle"].dense_layers.cycles
+    assert data["version"] == 2
+    assert data.pop("notes") == list(found.notes)
+    read = typed_version(data, Estimate, 2, "estimate", ResultFileError, "")
+    assert read.notes == found.notes
+    assert read.to_json() == found.to_json()
+    assert read.schemes == found.schemes
+    assert read.table.name == "45nm + HBM2"
+    assert list(data["schemes"]) == list(ALL_SCHEMES)
+    for scheme, cost in data["schemes"].items():
+        for part in PARTS:
+            joules = cost[part]["energy"]["joules"]
+            assert joules["low"] < joules["mid"] < joules["high"]
+            components = [band["mid"] for band in cost[part]["energy"]["components"].values()]
+            assert sum(components) == pytest.approx(joules["mid"])
+            saved = found.saved(scheme, part)
+            dense = found.schemes["dense"].part(part)
+            assert saved.cycles == 1 - cost[part]["cycles"] / dense.cycles
+            if scheme == "dense":
+                assert saved.cycles == saved.dram_bytes == saved.energy.mid == 0
+    assert data["digits"]["layer_types"]["qkv"] == measured(4).msb_sparsity("qkv")
 
 
 def test_static_power_can_be_given():
     found = small(schemes=("dense",), static_watts=0.25).schemes["dense"].whole_model
-    static = found.energy.components["static"] * 1e-12
+    static = found.energy.components["static"]
     assert static.low == static.mid == static.high == pytest.approx(0.25 * found.seconds)
 
 
 def test_without_a_baseline_nothing_is_compared():
     found = small(schemes=("sparqle", "a4"))
-    assert all(row["cycles_reduction"] is None for row in found.rows())
-    assert found.cycles_reduction("sparqle", "dense_layers", baseline="a4") < 0
+    assert all(cost.whole_model.saved is None for cost in found.schemes.values())
+    assert found.schemes["sparqle"].mma_saved is None
+    split, floor = (found.schemes[s].dense_layers.cycles for s in ("sparqle", "a4"))
+    assert split > floor
     with pytest.raises(InvalidArgumentError, match=r"schemes sparqle, a4 .*not dense"):
-        found.energy_reduction("sparqle", "dense_layers")
+        found.saved("sparqle", "dense_layers")
     with pytest.raises(InvalidArgumentError, match="not attention"):
-        found.cycles_reduction("sparqle", "attention", baseline="a4")
+        small().saved("sparqle", "attention")
 
 
 def test_targets_and_tables():

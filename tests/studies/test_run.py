@@ -23,7 +23,7 @@ from sparqle_tvm.numerics import encode
 from sparqle_tvm.passes import DenseInfo, EncodingInfo
 from sparqle_tvm.results.run import mean_sparsity
 from sparqle_tvm.runtime.executable import EncodingRecord
-from sparqle_tvm.studies.count import count_gain, count_phases, prefill_encodings
+from sparqle_tvm.studies.count import count_phases, count_sorting, prefill_encodings
 from sparqle_tvm.studies.evaluation import encoded_activations, evaluate, layer_sparsities
 from sparqle_tvm.studies.run import run_model
 from sparqle_tvm.target.accelerator import PRESETS
@@ -51,9 +51,9 @@ def test_counting_takes_all_tokens_but_one_for_the_output():
     encodings = encoded_activations(records)
     prefill, decode = count_phases(encodings, SHAPE, EDGE)
     assert (prefill.tokens, prefill.past, decode.tokens, decode.past) == (40, 0, 1, 39)
-    macs = [op.macs for op in prefill.sparqle.ops]
+    macs = [layer.macs for layer in prefill.layers]
     assert macs == [40 * 64 * 64, 40 * 32 * 64, 40 * 64 * 64, 257 * 64]
-    assert sum(op.macs for op in decode.sparqle.ops) == (64 + 32 + 64 + 257) * 64
+    assert sum(layer.macs for layer in decode.layers) == (64 + 32 + 64 + 257) * 64
     sparsities = [e.nnz.msb_sparsity for e in encodings[:2]]
     last = encodings[2].nnz.last_row().msb_sparsity
     expected = np.average([*sparsities, last], weights=[macs[0] + macs[1], *macs[2:]])
@@ -71,7 +71,7 @@ def test_the_output_layer_counts_once_even_if_all_its_rows_are_known(rows):
         record("c", {"output": 257}, rows, seed=2),
     ]
     prefill, _ = count_phases(encoded_activations(records), SHAPE, EDGE)
-    assert prefill.dense.ops[-1].macs == 257 * 64
+    assert prefill.layers[-1].macs == 257 * 64
 
 
 def test_nothing_encoded():
@@ -97,18 +97,20 @@ def test_a_run_is_exact_and_complete(result):
     assert result.exact
     assert result.perplexity["sparqle"] == result.perplexity["int8"]
     assert result.perplexity["int8"] == pytest.approx(result.perplexity["float"], rel=0.05)
-    kinds = [kind.kind for kind in result.kinds]
+    sparsity = result.msb_sparsity
+    kinds = [kind.kind for kind in sparsity.kinds]
     assert kinds == ["attn_q attn_k attn_v", "attn_output", "ffn_gate ffn_up", "ffn_down", "output"]
-    assert [kind.layers for kind in result.kinds] == [2, 1, 2, 2, 1]
-    assert all(0 <= layer.msb_sparsity <= 1 for layer in result.layers)
-    assert result.prefill.sparqle.mma_cycles < result.prefill.dense.mma_cycles
+    assert [kind.layers for kind in sparsity.kinds] == [2, 1, 2, 2, 1]
+    assert all(0 <= layer.msb_sparsity <= 1 for layer in sparsity.layers)
+    schemes = result.prefill.schemes
+    assert schemes["sparqle"].mma_cycles < schemes["dense"].mma_cycles
     assert (result.prefill.tokens, result.decode.past) == (96, 95)
     assert len(result.seconds) == 9
 
 
 def test_float_layers_are_named_and_not_counted(result):
     assert result.uncounted == ("blk_1_attn_output",)
-    assert "blk_1_attn_output" not in {op.label for op in result.prefill.sparqle.ops}
+    assert "blk_1_attn_output" not in {layer.label for layer in result.prefill.layers}
 
 
 class KnownLogits:
@@ -145,14 +147,16 @@ def test_what_sorted_rows_bring(engine):
     wide = EncodedActivation("a", nnz, "signed", (DenseOp(96, 1536, 320, label="blk_0_attn_q"),))
     encodings = [wide, *encoded_activations([record("c", {"output": 257}, 1, seed=2)])]
     prefill, decode = count_phases(encodings, SHAPE, EDGE, engine, "array")
-    gain = count_gain(prefill, SHAPE, EDGE, engine, "array")
+    gain = count_sorting(prefill, encodings, SHAPE, EDGE, engine, "array")
     in_order, _ = count_phases(encodings, SHAPE, EDGE, engine, "none")
     assert (gain.sorted_encodings, gain.encodings) == (1, 2)
-    assert gain.mma_cycles == prefill.sparqle.mma_cycles < gain.mma_cycles_in_order
-    assert gain.mma_cycles_in_order == in_order.sparqle.mma_cycles
-    assert gain.layer_cycles_in_order == in_order.sparqle.dense_layers.cycles
-    assert not any(encode.block_rows for encode in decode.sparqle.encodes)
-    assert prefill.dense == in_order.dense
+    found, before = prefill.schemes["sparqle"], in_order.schemes["sparqle"]
+    assert gain.mma_cycles == found.mma_cycles < gain.mma_cycles_in_order
+    assert gain.mma_cycles_in_order == before.mma_cycles
+    assert gain.layer_cycles == found.dense_layers.cycles
+    assert gain.layer_cycles_in_order == before.dense_layers.cycles
+    assert not any(other.block_rows for other in decode.others)
+    assert prefill.schemes["dense"] == in_order.schemes["dense"]
 
 
 def test_another_accelerator_changes_only_the_count():
@@ -160,7 +164,7 @@ def test_another_accelerator_changes_only_the_count():
     small = dataclasses.replace(EDGE, name="small", rows=4)
     (edge, _), (other, _) = (count_phases(encodings, SHAPE, a) for a in (EDGE, small))
     assert other.msb_sparsity == edge.msb_sparsity
-    assert other.dense.mma_cycles > edge.dense.mma_cycles
+    assert other.schemes["dense"].mma_cycles > edge.schemes["dense"].mma_cycles
 
 
 def test_bad_input(folder, tmp_path):
@@ -193,5 +197,6 @@ def test_the_builtin_model(tmp_path):
     assert 0.65 <= data["msb_sparsity"]["mean"] <= 0.75
     assert len(data["msb_sparsity"]["layers"]) == 30 * 4 + 1
     assert data["uncounted"] == []
-    assert data["prefill"]["mma_cycles"]["reduction"] > 0.2
-    assert data["prefill"]["dense_layers"]["reduction"]["cycles"] > 0
+    split = data["prefill"]["schemes"]["sparqle"]
+    assert split["mma_saved"] > 0.2
+    assert split["dense_layers"]["saved"]["cycles"] > 0

@@ -84,12 +84,12 @@ def name_of(component: str) -> str:
 def _draw_bars(axes: Axes, result: Estimate, part: str) -> list[str]:
     """Draw a panel; return the components that are not zero."""
     shown: dict[str, None] = {}
-    most = max(getattr(found, part).energy.joules.high for found in result.schemes.values())
+    most = max(found.part(part).energy.joules.high for found in result.schemes.values())
     factor, prefix = formats.prefix_of(most)
     order = [scheme for scheme in SCHEME_COLORS if scheme in result.schemes]
     for y, scheme in enumerate(order):
-        breakdown = getattr(result.schemes[scheme], part).energy
-        components = {name: band.mid * 1e-12 for name, band in breakdown.components.items()}
+        breakdown = result.schemes[scheme].part(part).energy
+        components = {name: band.mid for name, band in breakdown.components.items()}
         left = 0.0
         for name in sorted(components, key=_rank):
             if components[name]:
@@ -107,9 +107,7 @@ def _draw_bars(axes: Axes, result: Estimate, part: str) -> list[str]:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / factor:g}")
     axes.set_xlabel(f"{prefix}J")
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    prefill = result.phase == "prefill"
-    tokens = f"{result.seq:,} tokens" if prefill else f"1 token after {result.seq:,}"
-    axes.set_title(f"{result.phase}, {tokens}")
+    axes.set_title(result.name)
     return list(shown)
 
 

@@ -26,7 +26,7 @@ from sparqle_tvm.report.pictures.style import (
     style,
     width,
 )
-from sparqle_tvm.results.run_file import Layer, Phase
+from sparqle_tvm.results.passes import Layer, PassResult
 
 _GROUPS = {
     "attn_q": "q, k, v",
@@ -74,14 +74,14 @@ def cycles_by_group(
     return columns, cycles
 
 
-def draw_cycles(phases: Sequence[Phase], *, narrow: bool = False) -> Figure:
+def draw_cycles(phases: Sequence[PassResult], *, narrow: bool = False) -> Figure:
     """Bars of cycles per block, stacked by type of layer; lines show the dense baseline.
 
     What lies in no block (the output layer) has a scale of its own at the right.
 
     Parameters
     ----------
-    phases : sequence of Phase
+    phases : sequence of PassResult
         One panel each, in millions of cycles of the dense layers.
     narrow : bool
         Lay it out for a phone.
@@ -101,7 +101,7 @@ def draw_cycles(phases: Sequence[Phase], *, narrow: bool = False) -> Figure:
             for axes, in_block in zip(row, parts, strict=True):
                 shown = [layer for layer in phase.layers if (layer.block is not None) == in_block]
                 _draw_bars(axes, shown, names, narrow)
-            row[0].set_title(f"{phase.name}, {phase.tokens} token{'s' * (phase.tokens > 1)}")
+            row[0].set_title(phase.name)
             row[0].set_ylabel("million cycles")
             row[0].set_xlabel("block")
         handles: list[Patch | Line2D] = [Patch(**_look(i), label=n) for i, n in enumerate(names)]
@@ -110,12 +110,12 @@ def draw_cycles(phases: Sequence[Phase], *, narrow: bool = False) -> Figure:
     return figure
 
 
-def draw_sparsity(phase: Phase, *, narrow: bool = False) -> Figure:
+def draw_sparsity(phase: PassResult, *, narrow: bool = False) -> Figure:
     """A map of MSB sparsity: blocks across, groups of layers down.
 
     Parameters
     ----------
-    phase : Phase
+    phase : PassResult
         The pass whose activations are shown.
     narrow : bool
         Lay it out for a phone.

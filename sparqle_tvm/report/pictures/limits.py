@@ -20,8 +20,8 @@ from sparqle_tvm.report.pictures.style import (
     style,
     width,
 )
-from sparqle_tvm.report.savings import Series
-from sparqle_tvm.results.estimate import LIMITS
+from sparqle_tvm.results.passes import LIMITS
+from sparqle_tvm.studies.savings import Series
 
 _LOOKS = {
     "compute": (ORANGE, "", "computation"),
@@ -61,7 +61,7 @@ def draw_limits(
 def _draw_series(axes: Axes, series: Series, part: str) -> None:
     for i, result in enumerate(series.estimates):
         for scheme, x, bar in (("dense", i - 0.28, 0.24), ("sparqle", i + 0.14, 0.52)):
-            limits = getattr(result.schemes[scheme], part).limits
+            limits = result.schemes[scheme].part(part).limits
             bottom = 0.0
             for limit in LIMITS:
                 axes.bar(x, limits[limit], bar, bottom, linewidth=0, **_look(limit))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.files import replacing
 from sparqle_tvm.report.pictures import require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from sparqle_tvm.studies.pareto import ParetoResult
+    from sparqle_tvm.results.losses import ParetoResult
 
 
 def draw_pareto(result: ParetoResult) -> Figure:
@@ -49,4 +53,25 @@ def draw_pareto(result: ParetoResult) -> Figure:
     return figure
 
 
-_RATIO, _KL = ("ratio", "ratio_error"), ("kl", "kl_error")
+_RATIO, _KL = (
+    ("perplexity_increase", "perplexity_increase_error"),
+    ("kl_nats", "kl_nats_error"),
+)
+
+
+def write_pareto(result: ParetoResult, path: str | os.PathLike[str]) -> None:
+    """Draw it into a PNG, SVG or PDF file.
+
+    Raises
+    ------
+    MissingExtraError
+        If matplotlib is not installed.
+    InvalidArgumentError
+        If the file cannot be written, or its ending is not known.
+    """
+    target = Path(path)
+    if target.suffix not in (".png", ".svg", ".pdf"):
+        raise InvalidArgumentError(f"{target}: a picture ends in .png, .svg or .pdf")
+    figure = draw_pareto(result)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=150)

@@ -25,7 +25,7 @@ from sparqle_tvm.report.pictures.style import (
     style,
     width,
 )
-from sparqle_tvm.report.savings import Curve, select
+from sparqle_tvm.studies.savings import Curve, select
 
 _LOOKS: tuple[dict[str, Any], ...] = (
     {"color": BLUE, "linestyle": "-", "marker": "o"},

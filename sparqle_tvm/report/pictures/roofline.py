@@ -22,7 +22,7 @@ from sparqle_tvm.report.pictures.style import (
     style,
     width,
 )
-from sparqle_tvm.results.run_file import Phase
+from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.target.accelerator import Accelerator
 
 _DENSE: dict[str, Any] = {
@@ -56,7 +56,7 @@ class Point:
     macs_per_second: float
 
 
-def points_of(phase: Phase, scheme: str, accelerator: Accelerator) -> list[Point]:
+def points_of(phase: PassResult, scheme: str, accelerator: Accelerator) -> list[Point]:
     """Where the dense layers of a pass lie, in program order."""
     return [
         Point(
@@ -67,14 +67,14 @@ def points_of(phase: Phase, scheme: str, accelerator: Accelerator) -> list[Point
     ]
 
 
-def passes_per_mac(phase: Phase, accelerator: Accelerator) -> int:
+def passes_per_mac(phase: PassResult, accelerator: Accelerator) -> int:
     """Digit products of one dense multiply-accumulate: two digits times the slices of a weight."""
     slices = {-(-layer.weight_bits // accelerator.digit_bits) for layer in phase.layers}
     return 2 * min(slices)
 
 
 def draw_roofline(
-    phases: Sequence[Phase], accelerator: Accelerator, *, narrow: bool = False
+    phases: Sequence[PassResult], accelerator: Accelerator, *, narrow: bool = False
 ) -> Figure:
     """Draw what the array and the memory allow, and what each layer reaches.
 
@@ -84,7 +84,7 @@ def draw_roofline(
 
     Parameters
     ----------
-    phases : sequence of Phase
+    phases : sequence of PassResult
         One panel each, cut to where those of its layers lie that see all tokens.
     accelerator : Accelerator
         Gives the roofs.
@@ -99,7 +99,7 @@ def draw_roofline(
             # Cut to layers that see all tokens: the output layer of a prefill has one row only.
             phase = replace(whole, layers=tuple(x for x in whole.layers if x.m == whole.tokens))
             dense, split = (points_of(phase, s, accelerator) for s in ("dense", "sparqle"))
-            axes.set_title(f"{phase.name}, {phase.tokens} token{'s' * (phase.tokens > 1)}")
+            axes.set_title(phase.name)
             _draw_roofs(axes, accelerator, dense + split, passes_per_mac(phase, accelerator))
             moves = [(astuple(a), astuple(b)) for a, b in zip(dense, split, strict=True)]
             axes.add_collection(LineCollection(moves, colors=GRID, zorder=1), autolim=False)

@@ -15,32 +15,17 @@ from typing import Any
 from tqdm import tqdm
 
 from sparqle_tvm.errors import InvalidArgumentError, SparqleError
-from sparqle_tvm.studies.sweep.journal import SUFFIX, Journal, remove_journal
-from sparqle_tvm.studies.sweep.space import ACCELERATOR_NAMES, DEFAULTS, Point, Space
+from sparqle_tvm.results.passes import BASELINE, PARTS, PartCost
+from sparqle_tvm.studies.sweep.checkpoint import SUFFIX, Checkpoint, remove_checkpoint
+from sparqle_tvm.studies.sweep.points import ACCELERATOR_NAMES, DEFAULTS, Point, Sweep
 from sparqle_tvm.studies.sweep.table import SweepResult
 from sparqle_tvm.target.cost.baselines import Scheme
 
-BASELINE = "dense"
 BATCH_POINTS = 8
 """Points that a worker takes at a time, and that are kept together."""
 
 SWEEP_SCHEMES: tuple[Scheme, ...] = ("dense", "sparqle")
 """What is estimated of every point: the baseline and the split form."""
-
-FIGURES = (
-    "cycles",
-    "seconds",
-    "dram_bytes",
-    "joules_low",
-    "joules",
-    "joules_high",
-    "compute_bound_share",
-    "weights_bound_share",
-)
-"""Columns of every scheme and part, see `sparqle_tvm.studies.estimate.Estimate.rows`."""
-
-REDUCTIONS = ("cycles_reduction", "dram_bytes_reduction", "energy_reduction")
-"""Columns of the split form: what it saves of the baseline, 0 to 1."""
 
 Batch = Sequence[tuple[int, Point]]
 Results = dict[int, dict[str, Any]]
@@ -52,14 +37,14 @@ def evaluate_point(point: Point) -> dict[str, Any]:
     Parameters
     ----------
     point : mapping
-        See `sparqle_tvm.studies.sweep.space`.
+        See `sparqle_tvm.studies.sweep.points`.
 
     Returns
     -------
     dict
         ``energy_table``, ``msb_sparsity_source``, ``msb_sparsity_mean``, ``beyond_positions``
-        (sequences are longer than the model was made for), and the `FIGURES` of every scheme and
-        part of the model, as ``sparqle_dense_layers_cycles``. Or ``error``, the message,
+        (sequences are longer than the model was made for), and for every scheme and part of the
+        model figures as ``sparqle_dense_layers_cycles``. Or ``error``, the message,
         if there is no such accelerator, model or number: one bad point does not end a sweep.
     """
     from sparqle_tvm.studies.estimate import estimate
@@ -75,22 +60,41 @@ def evaluate_point(point: Point) -> dict[str, Any]:
         found = estimate(target=accelerator, table=table, schemes=SWEEP_SCHEMES, **given)
     except SparqleError as error:
         return {"error": " ".join(str(error).split())}
-    rows = found.rows()
-    figures = {
-        "energy_table": rows[0]["energy_table"],
-        "msb_sparsity_source": rows[0]["msb_sparsity_source"],
-        "msb_sparsity_mean": rows[0]["msb_sparsity"],
-        "beyond_positions": rows[0]["beyond_positions"],
+    return {
+        "energy_table": table.name,
+        "msb_sparsity_source": found.digits.source,
+        "msb_sparsity_mean": found.msb_sparsity,
+        "beyond_positions": bool(found.positions_note),
+        **{
+            f"{scheme}_{part}_{name}": value
+            for scheme, cost in found.schemes.items()
+            for part in PARTS
+            for name, value in _figures(cost.part(part), scheme == BASELINE).items()
+        },
     }
-    for row in rows:
-        names = FIGURES if row["scheme"] == BASELINE else FIGURES + REDUCTIONS
-        prefix = f"{row['scheme']}_{row['part']}"
-        figures.update({f"{prefix}_{name}": row[name] for name in names})
+
+
+def _figures(part: PartCost, is_baseline: bool) -> dict[str, float]:
+    joules = part.energy.joules
+    figures = {
+        "cycles": part.cycles,
+        "seconds": part.seconds,
+        "dram_bytes": part.dram_bytes,
+        "joules_low": joules.low,
+        "joules": joules.mid,
+        "joules_high": joules.high,
+        "compute_bound_share": part.limits["compute"],
+        "weights_bound_share": part.limits["weights"],
+    }
+    if part.saved is not None and not is_baseline:
+        figures["cycles_reduction"] = part.saved.cycles
+        figures["dram_bytes_reduction"] = part.saved.dram_bytes
+        figures["energy_reduction"] = part.saved.energy.mid
     return figures
 
 
 def run_sweep(
-    space: Space,
+    sweep: Sweep,
     out: str | os.PathLike[str],
     *,
     workers: int | None = None,
@@ -105,7 +109,7 @@ def run_sweep(
 
     Parameters
     ----------
-    space : Space
+    sweep : Sweep
         The points.
     out : path
         The table: ``.csv`` or ``.json``.
@@ -129,22 +133,22 @@ def run_sweep(
         raise InvalidArgumentError(f"workers = {workers}: a sweep needs at least one process")
     kept = Path(f"{out}{SUFFIX}")
     if restart:
-        remove_journal(kept)
+        remove_checkpoint(kept)
     with ExitStack() as stack:
-        journal = Journal(kept, space.digest)
-        stack.callback(journal.close)
-        done = journal.read()
-        left = [(i, point) for i, point in enumerate(space.points) if i not in done]
+        checkpoint = Checkpoint(kept, sweep.digest)
+        stack.callback(checkpoint.close)
+        done = checkpoint.read()
+        left = [(i, point) for i, point in enumerate(sweep.points) if i not in done]
         bar = stack.enter_context(
-            tqdm(total=len(space.points), initial=len(done), unit="point", disable=not progress)
+            tqdm(total=len(sweep.points), initial=len(done), unit="point", disable=not progress)
         )
         for results in _evaluated(stack, _batches(left), workers, scheduler):
-            journal.add(results)
+            checkpoint.add(results)
             done.update(results)
             bar.update(len(results))
-    result = SweepResult(space, tuple(done[i] for i in range(len(space.points))))
+    result = SweepResult(sweep, tuple(done[i] for i in range(len(sweep.points))))
     result.write(out)
-    remove_journal(kept)
+    remove_checkpoint(kept)
     return result
 
 

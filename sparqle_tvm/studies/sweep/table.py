@@ -11,7 +11,7 @@ from typing import Any
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import replacing, write_json
-from sparqle_tvm.studies.sweep.space import Space
+from sparqle_tvm.studies.sweep.points import Sweep
 
 SUFFIXES = (".csv", ".json")
 
@@ -22,13 +22,13 @@ class SweepResult:
 
     Attributes
     ----------
-    space : Space
+    sweep : Sweep
         Its points.
     results : tuple of mapping
         For each point its figures, or ``error``.
     """
 
-    space: Space
+    sweep: Sweep
     results: tuple[Mapping[str, Any], ...]
 
     @property
@@ -36,7 +36,7 @@ class SweepResult:
         """Names of the points, then of the figures, ``error`` last if there is one."""
         figures = dict.fromkeys(name for result in self.results for name in result)
         last = [name for name in figures if name == "error"]
-        names = [*self.space.names, *(name for name in figures if name != "error"), *last]
+        names = [*self.sweep.names, *(name for name in figures if name != "error"), *last]
         return tuple(dict.fromkeys(names))
 
     @property
@@ -44,7 +44,7 @@ class SweepResult:
         """One mapping a point, with all of its names and figures."""
         return [
             {**point, **result}
-            for point, result in zip(self.space.points, self.results, strict=True)
+            for point, result in zip(self.sweep.points, self.results, strict=True)
         ]
 
     @property

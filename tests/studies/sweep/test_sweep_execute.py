@@ -12,11 +12,11 @@ import time
 import pytest
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.studies.sweep import Space, evaluate_point, run_sweep
+from sparqle_tvm.studies.sweep import Sweep, evaluate_point, run_sweep
 from sparqle_tvm.studies.sweep.execute import BATCH_POINTS
 
 FIXED = {"model": "smollm2-135m", "phase": "decode", "seq": 32}
-SPACE = Space.grid({"msb_sparsity": [0.0, 0.5, 1.0], "dram_bytes_per_cycle": [8, 64]}, FIXED)
+SWEEP = Sweep.grid({"msb_sparsity": [0.0, 0.5, 1.0], "dram_bytes_per_cycle": [8, 64]}, FIXED)
 
 
 def read_csv(path):
@@ -25,10 +25,10 @@ def read_csv(path):
 
 
 def test_table_has_a_row_for_each_point_in_order(tmp_path):
-    result = run_sweep(SPACE, tmp_path / "out.csv", workers=1, progress=False)
+    result = run_sweep(SWEEP, tmp_path / "out.csv", workers=1, progress=False)
     rows = read_csv(tmp_path / "out.csv")
-    assert len(rows) == len(SPACE.points) == 6
-    for row, point, figures in zip(rows, SPACE.points, result.results, strict=True):
+    assert len(rows) == len(SWEEP.points) == 6
+    for row, point, figures in zip(rows, SWEEP.points, result.results, strict=True):
         assert {name: row[name] for name in point} == {n: str(v) for n, v in point.items()}
         assert figures == evaluate_point(point)
         assert {name: row[name] for name in figures} == {n: str(v) for n, v in figures.items()}
@@ -36,7 +36,7 @@ def test_table_has_a_row_for_each_point_in_order(tmp_path):
 
 
 def test_json_has_the_same_rows(tmp_path):
-    result = run_sweep(SPACE, tmp_path / "out.json", workers=2, progress=False)
+    result = run_sweep(SWEEP, tmp_path / "out.json", workers=2, progress=False)
     assert json.loads((tmp_path / "out.json").read_text()) == result.rows
 
 
@@ -62,8 +62,8 @@ def test_memory_and_node_choose_the_table_digits_their_distribution():
 
 
 def test_a_point_that_cannot_be_is_a_row_with_its_reason(tmp_path):
-    space = Space.grid({"weight_buffer_bytes": [16, 1 << 20]}, FIXED)
-    result = run_sweep(space, tmp_path / "out.csv", workers=1, progress=False)
+    sweep = Sweep.grid({"weight_buffer_bytes": [16, 1 << 20]}, FIXED)
+    result = run_sweep(sweep, tmp_path / "out.csv", workers=1, progress=False)
     bad, good = read_csv(tmp_path / "out.csv")
     assert result.failed == 1
     assert "weight_buffer_bytes = 16 is too small" in bad["error"]
@@ -73,16 +73,16 @@ def test_a_point_that_cannot_be_is_a_row_with_its_reason(tmp_path):
 def test_killed_at_any_moment_it_ends_with_the_same_file(tmp_path):
     axes = {"msb_sparsity": [i / 40 for i in range(40)], "seq": [16, 48]}
     fixed = {"model": "smollm2-135m", "phase": "prefill"}
-    space = Space.grid(axes, fixed)
-    run_sweep(space, tmp_path / "whole.csv", workers=2, progress=False)
+    sweep = Sweep.grid(axes, fixed)
+    run_sweep(sweep, tmp_path / "whole.csv", workers=2, progress=False)
     out, kept = tmp_path / "killed.csv", tmp_path / "killed.csv.progress"
     script = tmp_path / "again.py"
     # Processes are spawned, so what starts them is a file with a guard.
     script.write_text(
-        "from sparqle_tvm.studies.sweep import Space, run_sweep\n"
+        "from sparqle_tvm.studies.sweep import Sweep, run_sweep\n"
         "if __name__ == '__main__':\n"
-        f"    space = Space.grid({axes}, {fixed})\n"
-        f"    run_sweep(space, {str(out)!r}, workers=1, progress=False)\n"
+        f"    sweep = Sweep.grid({axes}, {fixed})\n"
+        f"    run_sweep(sweep, {str(out)!r}, workers=1, progress=False)\n"
     )
     kills = 0
     for wanted in (1, 3 * BATCH_POINTS):
@@ -94,7 +94,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_file(tmp_path):
             kills += 1
         process.wait()
     assert kills, "the sweep ended before it could be killed"
-    assert count_done(kept) < len(space.points)
+    assert count_done(kept) < len(sweep.points)
     subprocess.run([sys.executable, script], check=True)
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert not kept.exists()
@@ -117,32 +117,32 @@ def test_what_is_kept_of_another_sweep_is_refused_unless_begun_anew(tmp_path):
     kept = tmp_path / "out.csv.progress"
     kept.write_bytes(b"not a database" * 100)
     with pytest.raises(InvalidArgumentError, match=r"is damaged .*--restart"):
-        run_sweep(SPACE, out, workers=1, progress=False)
-    run_sweep(SPACE, out, workers=1, restart=True, progress=False)
+        run_sweep(SWEEP, out, workers=1, progress=False)
+    run_sweep(SWEEP, out, workers=1, restart=True, progress=False)
     assert len(read_csv(out)) == 6
 
 
 @pytest.mark.parametrize("name", ["out.txt", "none/out.csv"])
 def test_table_that_cannot_be_written(tmp_path, name):
     with pytest.raises(InvalidArgumentError, match=r"out\."):
-        run_sweep(SPACE, tmp_path / name, progress=False)
+        run_sweep(SWEEP, tmp_path / name, progress=False)
 
 
 def test_at_least_one_process(tmp_path):
     with pytest.raises(InvalidArgumentError, match="at least one process"):
-        run_sweep(SPACE, tmp_path / "out.csv", workers=0, progress=False)
+        run_sweep(SWEEP, tmp_path / "out.csv", workers=0, progress=False)
 
 
 # The cluster's event loops and sockets close after the block; not our code.
 @pytest.mark.filterwarnings("default")
 def test_dask_cluster_gives_the_same_table(tmp_path):
     distributed = pytest.importorskip("distributed")
-    run_sweep(SPACE, tmp_path / "here.csv", workers=1, progress=False)
+    run_sweep(SWEEP, tmp_path / "here.csv", workers=1, progress=False)
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
     ) as cluster:
         address = cluster.scheduler_address
-        run_sweep(SPACE, tmp_path / "there.csv", scheduler=address, progress=False)
+        run_sweep(SWEEP, tmp_path / "there.csv", scheduler=address, progress=False)
     assert (tmp_path / "there.csv").read_bytes() == (tmp_path / "here.csv").read_bytes()
 
 
@@ -150,4 +150,4 @@ def test_dask_cluster_gives_the_same_table(tmp_path):
 def test_scheduler_that_does_not_answer(tmp_path):
     pytest.importorskip("distributed")
     with pytest.raises(InvalidArgumentError, match="no Dask scheduler answers"):
-        run_sweep(SPACE, tmp_path / "out.csv", scheduler="tcp://127.0.0.1:9", progress=False)
+        run_sweep(SWEEP, tmp_path / "out.csv", scheduler="tcp://127.0.0.1:9", progress=False)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.studies.sweep import Space, parse_axis, read_space
+from sparqle_tvm.studies.sweep import Sweep, parse_axis, read_sweep
 
 
 def write(tmp_path, text: str):
@@ -16,18 +16,18 @@ def write(tmp_path, text: str):
 
 def test_grid_has_every_combination_with_the_last_axis_fastest(tmp_path):
     text = '[fixed]\nmodel = "smollm2"\n[grid]\nseq = [1, 2]\nrows = [16, 32, 64]\n'
-    space = read_space(write(tmp_path, text))
+    sweep = read_sweep(write(tmp_path, text))
     expected = [
         {"model": "smollm2", "seq": seq, "rows": rows} for seq in (1, 2) for rows in (16, 32, 64)
     ]
-    assert list(space.points) == expected
-    assert space.names == ("model", "seq", "rows")
+    assert list(sweep.points) == expected
+    assert sweep.names == ("model", "seq", "rows")
 
 
 def test_list_of_points_takes_what_is_fixed_unless_it_says_otherwise(tmp_path):
     text = "[fixed]\nseq = 8\nbatch = 2\n[[points]]\nrows = 16\n[[points]]\nseq = 9\n"
-    space = read_space(write(tmp_path, text))
-    assert list(space.points) == [
+    sweep = read_sweep(write(tmp_path, text))
+    assert list(sweep.points) == [
         {"seq": 8, "batch": 2, "rows": 16},
         {"seq": 9, "batch": 2},
     ]
@@ -35,9 +35,9 @@ def test_list_of_points_takes_what_is_fixed_unless_it_says_otherwise(tmp_path):
 
 def test_digest_tells_points_and_their_order_apart():
     one, two = {"seq": 1}, {"seq": 2}
-    digests = {Space(points).digest for points in ((one,), (one, two), (two, one))}
+    digests = {Sweep(points).digest for points in ((one,), (one, two), (two, one))}
     assert len(digests) == 3
-    assert Space(({"seq": 1},)).digest == Space((one,)).digest
+    assert Sweep(({"seq": 1},)).digest == Sweep((one,)).digest
 
 
 @pytest.mark.parametrize(
@@ -68,15 +68,15 @@ def test_malformed_axis_is_refused(text):
         ("[grid]\nmodel = [7]\n", "model = 7 is no str"),
         ('[grid]\nrows = ["many"]\n', "rows = 'many' is no int or float or bool"),
         ("[grid]\nseq = []\n", "seq has no values"),
-        ("[grid]\nseq = 1\n", "is no list"),
-        ("[grid]\nseq = [[1]]\n", "neither a number nor a text"),
-        ("[grid]\nmsb_sparsity = [nan]\n", "neither a number nor a text"),
+        ("[grid]\nseq = 1\n", "Expected `array`, got `int` - at `$.grid[...]`"),
+        ("[grid]\nseq = [[1]]\n", "got `array` - at `$.grid[...][0]`"),
+        ("[grid]\nmsb_sparsity = [nan]\n", "msb_sparsity = nan is no"),
         ("[fixed]\nseq = 1\n[grid]\nseq = [1]\n", "both fixed and an axis"),
         ("[fixed]\nseq = 1\n", "either [grid] or [[points]]"),
         ("[grid]\nseq = [1]\n[[points]]\nseq = 1\n", "either [grid] or [[points]]"),
-        ("points = 3\n", "written as [[points]]"),
+        ("points = 3\n", "Expected `array | null`, got `int` - at `$.points`"),
         ("points = []\n", "no point"),
-        ("[[points]]\nseq = 1\n[more]\n", "unknown sections ['more']"),
+        ("[[points]]\nseq = 1\n[more]\n", "$.more is unknown"),
         ("[grid]\nseq = [1\n", "no TOML"),
         (f"[grid]\nseq = {list(range(2000))}\nbatch = {list(range(2000))}\n", "4000000 points"),
     ],
@@ -84,10 +84,10 @@ def test_malformed_axis_is_refused(text):
 def test_files_that_are_refused_name_the_file(tmp_path, text, reason):
     path = write(tmp_path, text)
     with pytest.raises(InvalidArgumentError, match=re.escape(reason)) as caught:
-        read_space(path)
+        read_sweep(path)
     assert str(path) in str(caught.value)
 
 
 def test_missing_file_is_refused(tmp_path):
     with pytest.raises(InvalidArgumentError, match="cannot be read"):
-        read_space(tmp_path / "none.toml")
+        read_sweep(tmp_path / "none.toml")

@@ -17,7 +17,7 @@ from sparqle_tvm.errors import InvalidArgumentError
 SUFFIX = ".progress"
 
 
-class Journal:
+class Checkpoint:
     """Finished points of a sweep.
 
     Parameters
@@ -25,7 +25,7 @@ class Journal:
     path : path
         The SQLite file; made if it is missing.
     digest : str
-        `Space.digest` of the sweep.
+        `Sweep.digest` of the sweep.
 
     Raises
     ------
@@ -98,7 +98,7 @@ class Journal:
         self._database.close()
 
 
-def remove_journal(path: str | os.PathLike[str]) -> None:
-    """Remove a journal and what SQLite keeps beside it."""
-    for suffix in ("", "-journal", "-wal", "-shm"):
+def remove_checkpoint(path: str | os.PathLike[str]) -> None:
+    """Remove a checkpoint and what SQLite keeps beside it."""
+    for suffix in ("", "-checkpoint", "-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)

@@ -5,10 +5,9 @@ import dataclasses
 import pytest
 from report_helper import full_report, full_run, small_report, small_run
 
+from sparqle_tvm.report.by_formula import RunModel, constants_table, shape_of
 from sparqle_tvm.report.document import Picture
-from sparqle_tvm.report.estimate_sections import RunModel, constants_table, shape_of, table_of
 from sparqle_tvm.report.formats import change
-from sparqle_tvm.results.run_file import parse_run
 from sparqle_tvm.target.cost.energy_table import default_table, energy_table
 
 TABLE = default_table(full_run().accelerator)
@@ -16,7 +15,7 @@ TABLE = default_table(full_run().accelerator)
 
 @pytest.fixture(scope="module")
 def model():
-    return RunModel.of(full_run(), TABLE)
+    return RunModel.of(full_run())
 
 
 def test_the_model_is_that_of_the_run(model):
@@ -47,12 +46,12 @@ def test_energy_figures_are_those_of_the_estimate(model):
     tables = {table.name: table for table in full_report().tables}
     rows = {(row["part"], row["scheme"]): row for row in tables["energy"].values()}
     result = model.phases[0]
-    saved = result.energy_reduction("sparqle", "whole_model")
-    row = rows["prefill, whole model", "split"]
+    saved = result.saved("sparqle", "whole_model").energy
+    row = rows["prefill, 24 tokens: whole model", "sparqle"]
     assert row["joules"] == result.schemes["sparqle"].whole_model.energy.joules.mid
-    assert row["energy_reduction"] == saved.mid
-    assert row["energy_reduction_low"] <= saved.mid <= row["energy_reduction_high"]
-    assert rows["prefill, whole model", "dense"]["energy_reduction"] is None
+    assert row["energy_saved"] == saved.mid
+    assert row["energy_saved_low"] <= saved.mid <= row["energy_saved_high"]
+    assert rows["prefill, 24 tokens: whole model", "dense"]["energy_saved"] is None
 
 
 def test_all_energy_carries_the_name_of_its_table():
@@ -69,20 +68,17 @@ def test_all_energy_carries_the_name_of_its_table():
 
 def test_cards_show_the_energy_of_the_run():
     for run, report in ((full_run(), full_report()), (small_run(), small_report())):
-        for phase in run.phases:
-            label = f"{phase.name.capitalize()} energy, dense layers"
+        for one in run.passes:
+            label = f"{one.phase.capitalize()} energy, dense layers"
             card = next(card for card in report.cards if card.label == label)
-            assert card.value == change(phase.energy["dense_layers"]["reduction"]["mid"])
-            assert run.energy_table in card.note
+            assert card.value == change(one.saved("sparqle", "dense_layers").energy.mid)
+            assert run.table.name in card.note
 
 
-def test_the_table_is_that_of_the_run():
-    assert table_of(full_run()).name == full_run().energy_table
-    other = energy_table("45nm", "ddr4")
-    data = {**full_run().data, "energy": {**full_run().data["energy"], "table": other.name}}
-    assert table_of(parse_run(data)).name == other.name
-    data["energy"]["table"] = "3nm + one's own"
-    assert table_of(parse_run(data)).name == TABLE.name
+def test_the_table_is_that_of_the_run(model):
+    other = dataclasses.replace(full_run(), table=energy_table("45nm", "ddr4"))
+    assert RunModel.of(other).estimate("decode", 8).table.name == "45nm + DDR4"
+    assert model.phases[0].table is full_run().table
 
 
 def test_constants_have_sources():

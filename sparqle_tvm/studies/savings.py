@@ -10,7 +10,8 @@ import numpy as np
 
 from sparqle_tvm.models.shapes import ModelShape, model_shape
 from sparqle_tvm.models.sparsity import MsbDistribution
-from sparqle_tvm.results.estimate import PARTS, Estimate, Phase
+from sparqle_tvm.results.estimate import Estimate
+from sparqle_tvm.results.passes import PARTS, Phase
 from sparqle_tvm.studies.estimate import estimate
 from sparqle_tvm.target.accelerator import Accelerator
 
@@ -136,7 +137,7 @@ def saving_curves(
     Returns
     -------
     tuple of Curve
-        One for each of `sparqle_tvm.studies.estimate.PARTS`.
+        One for each of `results.passes.PARTS`.
     """
 
     def at(source: str | float | MsbDistribution) -> Estimate:
@@ -159,7 +160,7 @@ def saving_curves(
             part=part,
             points=tuple(_point(e, part) for e in found),
             measured=_point(centre, part),
-            limits=dict(getattr(centre.schemes["sparqle"], part).limits),
+            limits=dict(centre.schemes["sparqle"].part(part).limits),
         )
         for part in PARTS
     )
@@ -171,11 +172,11 @@ def select(curves: Sequence[Curve], phase: str, part: str) -> Iterator[Curve]:
 
 
 def _point(result: Estimate, part: str) -> Point:
-    saved = result.energy_reduction("sparqle", part)
+    saved = result.saved("sparqle", part)
     return Point(
         msb_sparsity=result.msb_sparsity,
-        latency=result.cycles_reduction("sparqle", part),
-        energy=saved.mid,
-        energy_low=saved.low,
-        energy_high=saved.high,
+        latency=saved.cycles,
+        energy=saved.energy.mid,
+        energy_low=saved.energy.low,
+        energy_high=saved.energy.high,
     )

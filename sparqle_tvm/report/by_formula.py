@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,23 +11,17 @@ from typing import Any
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.models.shapes import ModelShape, WeightFormat
 from sparqle_tvm.models.sparsity import MsbDistribution, of_run
-from sparqle_tvm.report import formats
 from sparqle_tvm.report.comparison import comparison_table, limits_table, stored_curves
 from sparqle_tvm.report.document import Column, Part, Picture, Section, Table
 from sparqle_tvm.report.paper import CITATION
-from sparqle_tvm.report.savings import Curve, Series, saving_curves
-from sparqle_tvm.results.estimate import Estimate, Phase
-from sparqle_tvm.results.run_file import Layer, RunFile
+from sparqle_tvm.report.passes import energy_table, figure
+from sparqle_tvm.results.estimate import Estimate
+from sparqle_tvm.results.passes import Layer, Phase
+from sparqle_tvm.results.run import RunResult
 from sparqle_tvm.studies.estimate import estimate
-from sparqle_tvm.target.cost.baselines import scheme_name, scheme_notes
-from sparqle_tvm.target.cost.energy_table import (
-    NOT_CHECKED,
-    EnergyTable,
-    default_table,
-    energy_table,
-    memories,
-    nodes,
-)
+from sparqle_tvm.studies.savings import Curve, Series, saving_curves
+from sparqle_tvm.target.cost.baselines import scheme_notes
+from sparqle_tvm.target.cost.energy_table import NOT_CHECKED, EnergyTable
 
 SPARSITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 PREFILL_TOKENS = (64, 512, 4096)
@@ -43,23 +36,20 @@ class RunModel:
 
     Attributes
     ----------
-    run : RunFile
+    run : RunResult
         The run.
     shape : ModelShape
         Its sizes; all blocks have the weight format that most of their MACs have.
     digits : MsbDistribution
         What the run measured.
-    table : EnergyTable
-        What energy is counted with.
     """
 
-    run: RunFile
+    run: RunResult
     shape: ModelShape
     digits: MsbDistribution
-    table: EnergyTable
 
     @classmethod
-    def of(cls, run: RunFile, table: EnergyTable) -> RunModel:
+    def of(cls, run: RunResult) -> RunModel:
         """Take it from a run.
 
         Raises
@@ -67,7 +57,8 @@ class RunModel:
         InvalidArgumentError
             If the run lacks a type of layer of a llama-family model.
         """
-        return cls(run, shape_of(run), of_run(run.data, f"this run of {run.model}"), table)
+        digits = of_run(run.to_json(), f"this run of {run.model.name}")
+        return cls(run, shape_of(run), digits)
 
     def estimate(self, phase: Phase, seq: int, batch: int = 1, *, both: bool = False) -> Estimate:
         """A pass with the run's digits, under all schemes, or only dense and split."""
@@ -79,7 +70,7 @@ class RunModel:
             batch=batch,
             msb_sparsity=self.digits,
             target=self.run.accelerator,
-            table=self.table,
+            table=self.run.table,
             **schemes,
         )
 
@@ -108,7 +99,7 @@ class RunModel:
                 target=self.run.accelerator,
                 measured=self.digits,
                 sparsities=SPARSITIES,
-                table=self.table,
+                table=self.run.table,
             )
         ]
 
@@ -126,28 +117,19 @@ class RunModel:
         )
 
 
-def shape_of(run: RunFile) -> ModelShape:
+def shape_of(run: RunResult) -> ModelShape:
     """Sizes and weight formats of the model that was run."""
     sizes = vars(run.transformer)
     blocks = [layer for layer in run.prefill.layers if layer.block is not None]
     outputs = [layer for layer in run.prefill.layers if layer.block is None]
     return ModelShape(
-        name=run.model,
+        name=run.model.name,
         source="this run",
         **{key: sizes[key] for key in ("layers", "embed", "ffn", "heads", "kv_heads", "head_dim")},
         vocab=sizes["vocab"],
         weights=_format(blocks),
         output_weights=_format(outputs or blocks),
     )
-
-
-def table_of(run: RunFile) -> EnergyTable:
-    """The energy table that the run was counted with; that of its preset if there is none such."""
-    for node, memory in itertools.product(nodes(), memories()):
-        table = energy_table(node, memory)
-        if table.name == run.energy_table:
-            return table
-    return default_table(run.accelerator)
 
 
 def estimate_sections(model: RunModel) -> Iterator[Section]:
@@ -185,11 +167,11 @@ def constants_table(table: EnergyTable) -> Table:
         title=f"Energy table {table.name}: every constant and its source",
         columns=(
             Column("name", "what"),
-            Column("value", "value", "{:g}".format, True),
-            Column("low", "low", "{:g}".format, True),
-            Column("high", "high", "{:g}".format, True),
+            figure("value", "value", "{:g}".format),
+            figure("low", "low", "{:g}".format),
+            figure("high", "high", "{:g}".format),
             Column("unit", "unit"),
-            Column("year", "year", str, True),
+            figure("year", "year", str),
             Column("source", "source"),
             Column("checked", "checked against"),
         ),
@@ -198,10 +180,10 @@ def constants_table(table: EnergyTable) -> Table:
     )
 
 
-def estimable(run: RunFile, table: EnergyTable) -> RunModel | str:
+def estimable(run: RunResult) -> RunModel | str:
     """The model of a run, or why nothing can be estimated for it."""
     try:
-        return RunModel.of(run, table)
+        return RunModel.of(run)
     except InvalidArgumentError as error:
         return f"Energy is not estimated for this model: {error}."
 
@@ -219,48 +201,16 @@ def _energy_section(model: RunModel) -> Section:
 
         return draw_energy(model.phases, narrow=narrow)
 
-    rows = []
-    for result in model.phases:
-        for part, name in (("dense_layers", "dense layers"), ("whole_model", "whole model")):
-            for scheme, found in result.schemes.items():
-                joules = getattr(found, part).energy.joules
-                saved = result.energy_reduction(scheme, part)
-                rows.append(
-                    {
-                        "part": f"{result.phase}, {name}",
-                        "scheme": (
-                            "split"
-                            if scheme == "sparqle"
-                            else scheme_name(result.accelerator, scheme)
-                        ),
-                        "joules_low": joules.low,
-                        "joules": joules.mid,
-                        "joules_high": joules.high,
-                        "energy_reduction": saved.mid if scheme != "dense" else None,
-                        "energy_reduction_low": saved.low if scheme != "dense" else None,
-                        "energy_reduction_high": saved.high if scheme != "dense" else None,
-                    }
-                )
-    table = Table(
-        name="energy",
-        title=f"Energy with the table {model.table.name}",
-        columns=(
-            Column("part", ""),
-            Column("scheme", "scheme"),
-            Column("joules", "energy", formats.joules, True),
-            Column("joules_low", "low", formats.joules, True),
-            Column("joules_high", "high", formats.joules, True),
-            Column("energy_reduction", "change", formats.change, True),
-            Column("energy_reduction_high", "from", formats.change, True),
-            Column("energy_reduction_low", "to", formats.change, True),
-        ),
-        rows=tuple(rows),
-        note=f"{scheme_notes(model.run.accelerator)} Bands are those of parameters without a "
-        "published value.",
+    table = energy_table(
+        model.phases,
+        model.run.accelerator,
+        model.run.table.name,
+        f"{scheme_notes(model.run.accelerator)} Bands are those of parameters without a published "
+        "value.",
     )
     picture = Picture(
         "energy",
-        f"Energy of the whole model by component, table {model.table.name}, counted by formula "
+        f"Energy of the whole model by component, table {model.run.table.name}, counted by formula "
         "with the digits of this run. Lines: band of what has no published value.",
         draw,
     )
@@ -282,7 +232,7 @@ def _savings_section(model: RunModel) -> Section:
             "Saved against the dense baseline, whole model, if all layers had that MSB sparsity; "
             f"stars are measured digits. Shaded: what the paper ({CITATION}) reports for its "
             "models on its own array, baseline and memory, not reproduced here. Thin lines: band "
-            f"of the energy, table {model.table.name}.",
+            f"of the energy, table {model.run.table.name}.",
             draw,
         )
     ]

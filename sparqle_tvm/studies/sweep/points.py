@@ -24,12 +24,13 @@ import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import sparqle_tvm
+from sparqle_tvm._versions import VERSION
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.files import typed
 from sparqle_tvm.target.accelerator import Accelerator
 
 Value = str | int | float | bool
@@ -54,12 +55,11 @@ DEFAULTS: Point = {
     "target": "sparqle/edge",
 }
 """What a point has unless it says otherwise."""
-_SECTIONS = ("fixed", "grid", "points")
 MAX_POINTS = 1_000_000
 
 
 @dataclass(frozen=True)
-class Space:
+class Sweep:
     """The points of a sweep in order.
 
     Attributes
@@ -87,7 +87,8 @@ class Space:
                 )
         for name, value in (pair for point in self.points for pair in point.items()):
             kinds = ESTIMATE_KINDS.get(name, (int, float, bool))
-            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            other = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+            if other or (isinstance(value, float) and not math.isfinite(value)):
                 names = " or ".join(kind.__name__ for kind in kinds)
                 raise InvalidArgumentError(f"sweep: {name} = {value!r} is no {names}")
 
@@ -99,11 +100,11 @@ class Space:
     @property
     def digest(self) -> str:
         """SHA-256 of the points and the version of this package: equal digests, equal results."""
-        content = json.dumps([sparqle_tvm.__version__, [dict(p) for p in self.points]])
+        content = json.dumps([VERSION, [dict(p) for p in self.points]])
         return hashlib.sha256(content.encode()).hexdigest()
 
     @classmethod
-    def grid(cls, axes: Mapping[str, Sequence[Value]], fixed: Point | None = None) -> Space:
+    def grid(cls, axes: Mapping[str, Sequence[Value]], fixed: Point | None = None) -> Sweep:
         """Every combination of the axes' values; the last axis varies fastest.
 
         Raises
@@ -126,7 +127,7 @@ class Space:
         return cls(tuple({**fixed, **dict(zip(axes, c, strict=True))} for c in combinations))
 
 
-def read_space(path: str | os.PathLike[str]) -> Space:
+def read_sweep(path: str | os.PathLike[str]) -> Sweep:
     """Read a sweep from a TOML file.
 
     Raises
@@ -134,27 +135,24 @@ def read_space(path: str | os.PathLike[str]) -> Space:
     InvalidArgumentError
         If the file is missing, no TOML, or not of the form above; names the place.
     """
-    content = _load_toml(Path(path))
-    unknown = sorted(set(content) - set(_SECTIONS))
-    if unknown:
-        raise InvalidArgumentError(f"{path}: unknown sections {unknown}; known: {_SECTIONS}")
-    if ("grid" in content) == ("points" in content):
+    content = typed(_load_toml(Path(path)), _Content, path, InvalidArgumentError)
+    if (content.grid is None) == (content.points is None):
         raise InvalidArgumentError(f"{path}: a sweep has either [grid] or [[points]]")
     try:
-        fixed = _checked_point(content.get("fixed", {}), "[fixed]")
-        if "grid" in content:
-            return Space.grid(_checked_grid(content["grid"]), fixed)
-        points = content["points"]
-        if not isinstance(points, list):
-            raise InvalidArgumentError("points are written as [[points]]")
-        return Space(
-            tuple(
-                {**fixed, **_checked_point(point, f"[[points]] {number}")}
-                for number, point in enumerate(points, 1)
-            )
-        )
+        if content.grid is not None:
+            return Sweep.grid(content.grid, content.fixed)
+        return Sweep(tuple({**content.fixed, **point} for point in content.points or ()))
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What the file of a sweep may hold."""
+
+    fixed: dict[str, Value] = field(default_factory=dict)
+    grid: dict[str, list[Value]] | None = None
+    points: list[dict[str, Value]] | None = None
 
 
 def parse_axis(text: str) -> tuple[str, list[Value]]:
@@ -215,28 +213,3 @@ def _load_toml(path: Path) -> dict[str, Any]:
         raise InvalidArgumentError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidArgumentError(f"{path} is no TOML: {error}") from error
-
-
-def _checked_point(point: Any, where: str) -> dict[str, Value]:
-    if not isinstance(point, dict):
-        raise InvalidArgumentError(f"{where} is no table of names and values")
-    for name, value in point.items():
-        _check_value(name, value, where)
-    return point
-
-
-def _checked_grid(grid: Any) -> dict[str, list[Value]]:
-    if not isinstance(grid, dict):
-        raise InvalidArgumentError("[grid] is no table of names and lists")
-    for name, values in grid.items():
-        if not isinstance(values, list):
-            raise InvalidArgumentError(f"[grid] {name} = {values!r} is no list")
-        for value in values:
-            _check_value(name, value, "[grid]")
-    return grid
-
-
-def _check_value(name: str, value: Any, where: str) -> None:
-    finite = not isinstance(value, float) or math.isfinite(value)
-    if not isinstance(value, (str, int, float)) or not finite:
-        raise InvalidArgumentError(f"{where} {name} = {value!r} is neither a number nor a text")

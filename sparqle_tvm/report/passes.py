@@ -1,0 +1,200 @@
+"""Tables of passes: what they cost under each scheme, what limits them, where energy goes.
+
+A run has two passes, an estimate is one; the same tables show both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from sparqle_tvm.report import formats
+from sparqle_tvm.report.document import Column, Table
+from sparqle_tvm.results.passes import BASELINE, LIMITS, PARTS, PartCost, PassResult
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.baselines import scheme_name
+
+LIMIT_NAMES = {
+    "compute": "computation",
+    "weights": "weights",
+    "activations": "activations",
+    "kv_cache": "KV cache",
+}
+
+Row = dict[str, Any]
+
+
+def describe(accelerator: Accelerator) -> str:
+    """One line about an accelerator."""
+    a = accelerator
+    buffers_kib = (
+        a.activation_buffer_bytes + a.weight_buffer_bytes + a.accumulator_buffer_bytes
+    ) // 1024
+    return (
+        f"{a.name}: {a.rows}x{a.cols} PEs of {a.lanes} {a.digit_bits}-bit lanes at "
+        f"{a.clock_ghz:g} GHz, {buffers_kib} KiB of buffers, "
+        f"{a.memory} {a.dram_bytes_per_cycle:g} bytes/cycle"
+    )
+
+
+def scheme_column(accelerator: Accelerator) -> Column:
+    """A column of schemes, by the names that readers know."""
+    return Column("scheme", "scheme", lambda scheme: shown_name(accelerator, scheme))
+
+
+def shown_name(accelerator: Accelerator, scheme: str) -> str:
+    """What tables of reports call a scheme."""
+    return "split" if scheme == "sparqle" else scheme_name(accelerator, scheme)
+
+
+def figure(key: str, title: str, show: Callable[[Any], str], **more: Any) -> Column:
+    """A column of numbers."""
+    return Column(key, title, show, numeric=True, **more)
+
+
+def saving(key: str, title: str = "saved") -> Column:
+    """A column of shares that are saved."""
+    return figure(key, title, formats.percent, saving=True)
+
+
+def cost_table(passes: Sequence[PassResult], accelerator: Accelerator) -> Table:
+    """Cycles, time, DRAM traffic and energy, and what is saved of the baseline's."""
+    rows: list[Row] = []
+    for one in passes:
+        for scheme, found in one.schemes.items():
+            rows.append(
+                {
+                    "part": f"{one.name}: MAC array alone",
+                    "scheme": scheme,
+                    "cycles": found.mma_cycles,
+                    "seconds": accelerator.seconds(found.mma_cycles),
+                    "cycles_saved": None if scheme == BASELINE else found.mma_saved,
+                }
+            )
+        rows += _rows((one,), _costs)
+    return Table(
+        name="costs",
+        title=f"Cost by scheme, and what it saves of the {BASELINE} baseline (two dense passes on "
+        "the same array)",
+        columns=(
+            Column("part", ""),
+            scheme_column(accelerator),
+            figure("cycles", "cycles", formats.grouped),
+            figure("seconds", "time", formats.seconds),
+            saving("cycles_saved"),
+            figure("dram_bytes", "DRAM", formats.nbytes),
+            saving("dram_bytes_saved"),
+            figure("joules", "energy", formats.joules),
+            saving("energy_saved"),
+        ),
+        rows=tuple(rows),
+        note="The MAC array alone is what would remain if memory were free. Dense layers include "
+        "the quantization and encoding of their inputs; the whole model adds attention, norms, "
+        "rotary embedding, SwiGLU, residuals and the key-value cache on the vector unit.",
+        group="part",
+    )
+
+
+def limits_table(passes: Sequence[PassResult], accelerator: Accelerator) -> Table:
+    """Shares of the time that computation and each kind of memory traffic limit."""
+    return Table(
+        name="limits",
+        title="What limits the time, in shares of it: computation, or memory for",
+        columns=(
+            Column("part", ""),
+            scheme_column(accelerator),
+            *(figure(f"{x}_bound_share", LIMIT_NAMES[x], formats.percent) for x in LIMITS),
+        ),
+        rows=tuple(
+            _rows(passes, lambda part: {f"{x}_bound_share": part.limits[x] for x in LIMITS})
+        ),
+        group="part",
+    )
+
+
+def energy_table(
+    passes: Sequence[PassResult], accelerator: Accelerator, table: str, note: str = ""
+) -> Table:
+    """Joules and what is saved, each with its band."""
+    return Table(
+        name="energy",
+        title=f"Energy with the table {table}, and the band of what has no published value",
+        columns=(
+            Column("part", ""),
+            scheme_column(accelerator),
+            figure("joules", "energy", formats.joules),
+            figure("joules_low", "low", formats.joules),
+            figure("joules_high", "high", formats.joules),
+            saving("energy_saved"),
+            figure("energy_saved_low", "low", formats.percent),
+            figure("energy_saved_high", "high", formats.percent),
+        ),
+        rows=tuple(_rows(passes, _energies)),
+        note=note,
+        group="part",
+    )
+
+
+def components_table(passes: Sequence[PassResult], accelerator: Accelerator, table: str) -> Table:
+    """Joules of the whole model by component, a column for each scheme."""
+    schemes = list(passes[0].schemes)
+    energies = [{s: p.schemes[s].whole_model.energy for s in schemes} for p in passes]
+    return Table(
+        name="components",
+        title=f"Energy of the whole model by component, {table}",
+        columns=(
+            Column("pass", ""),
+            Column("component", "", _component),
+            *(figure(f"{s}_joules", shown_name(accelerator, s), formats.joules) for s in schemes),
+        ),
+        rows=tuple(
+            {
+                "pass": one.name,
+                "component": name,
+                **{f"{s}_joules": energy[s].components[name].mid for s in schemes},
+            }
+            for one, energy in zip(passes, energies, strict=True)
+            for name in energy[schemes[0]].components
+        ),
+        group="pass",
+    )
+
+
+def _rows(passes: Sequence[PassResult], figures: Callable[[PartCost], Row]) -> Iterator[Row]:
+    """A row for each pass, part and scheme; the baseline saves nothing, and shows nothing."""
+    for one in passes:
+        for part, name in PARTS.items():
+            for scheme, found in one.schemes.items():
+                row = {"part": f"{one.name}: {name}", "scheme": scheme, **figures(found.part(part))}
+                if scheme == BASELINE:
+                    row = {key: None if "saved" in key else row[key] for key in row}
+                yield row
+
+
+def _costs(part: PartCost) -> Row:
+    saved = part.saved
+    return {
+        "cycles": part.cycles,
+        "seconds": part.seconds,
+        "dram_bytes": part.dram_bytes,
+        "joules": part.energy.joules.mid,
+        "cycles_saved": saved and saved.cycles,
+        "dram_bytes_saved": saved and saved.dram_bytes,
+        "energy_saved": saved and saved.energy.mid,
+    }
+
+
+def _energies(part: PartCost) -> Row:
+    joules, saved = part.energy.joules, part.saved
+    return {
+        "joules": joules.mid,
+        "joules_low": joules.low,
+        "joules_high": joules.high,
+        "energy_saved": saved and saved.energy.mid,
+        "energy_saved_low": saved and saved.energy.low,
+        "energy_saved_high": saved and saved.energy.high,
+    }
+
+
+def _component(name: str) -> str:
+    return "DRAM" if name == "dram" else name.replace("_", " ")

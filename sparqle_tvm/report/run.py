@@ -1,0 +1,334 @@
+"""What is said about a finished `sparqle run`, on a terminal and in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from sparqle_tvm.report import formats
+from sparqle_tvm.report.document import (
+    Card,
+    Column,
+    Document,
+    Notice,
+    Part,
+    Picture,
+    Section,
+    Table,
+)
+from sparqle_tvm.report.passes import cost_table, describe, figure, limits_table
+from sparqle_tvm.results.losses import RunLoss
+from sparqle_tvm.results.passes import PassResult, share_saved
+from sparqle_tvm.results.run import RunResult, SortingResult, TuningGain
+
+_HOW = {
+    "simulator": "The dense layers ran as programs on the cycle-level simulator, which computed "
+    "the logits too.",
+    "analytical": "The dense layers are counted in closed form from the bitmaps of this text.",
+}
+
+
+def run_document(run: RunResult) -> Document:
+    """What `sparqle run` prints."""
+    return document_of(run, (cost_section(run), perplexity_section(run), sparsity_section(run)))
+
+
+def document_of(run: RunResult, sections: tuple[Section, ...]) -> Document:
+    """Title and cards of a run above some sections."""
+    return Document(
+        title=f"{run.model.name} on {run.accelerator.name}",
+        subtitle=f"The first {run.text.tokens} tokens of {run.text.name}. Model file: SHA-256 "
+        f"{run.model.sha256[:12]}. {describe(run.accelerator)}.",
+        cards=tuple(_cards(run)),
+        sections=sections,
+    )
+
+
+def _cards(run: RunResult) -> Iterator[Card]:
+    """Exactness, sparsity and what is saved."""
+    yield Card(
+        "Logits of the split model",
+        "bit for bit" if run.exact else "NOT exact",
+        f"against int8; perplexity {run.perplexity['sparqle']:.2f}, "
+        f"float activations {run.perplexity['float']:.2f}",
+    )
+    yield Card(
+        "MSB sparsity",
+        formats.percent(run.msb_sparsity.mean),
+        "of the high digits are zero, weighted by MACs",
+    )
+    for one in run.passes:
+        dense, split = (one.schemes[s].dense_layers.seconds for s in ("dense", "sparqle"))
+        yield Card(
+            f"{one.phase.capitalize()} time, dense layers",
+            formats.change(one.saved("sparqle", "dense_layers").cycles),
+            f"{formats.seconds(split)} instead of {formats.seconds(dense)}; whole model "
+            f"{formats.change(one.saved('sparqle').cycles)}",
+        )
+    for one in run.passes:
+        saved, whole = (one.saved("sparqle", p).energy for p in ("dense_layers", "whole_model"))
+        yield Card(
+            f"{one.phase.capitalize()} energy, dense layers",
+            formats.change(saved.mid),
+            f"{formats.change(saved.high)} to {formats.change(saved.low)}; whole model "
+            f"{formats.change(whole.mid)}; table {run.table.name}",
+        )
+
+
+def cost_section(run: RunResult) -> Section:
+    """Time, traffic, energy and what limits them, for both passes."""
+    parts: list[Part] = [
+        f"Prefill is {run.prefill.tokens} tokens at once, decode one token after "
+        f"{run.decode.past}. {_HOW[run.engine]} Float tensors travel at "
+        f"{8 * run.accelerator.float_bytes} bits.",
+        cost_table(run.passes, run.accelerator),
+        limits_table(run.passes, run.accelerator),
+        _energy_note(run),
+    ]
+    if run.balance is not None:
+        parts.append(_sorting_note(run.balance, run.prefill.schemes["dense"].mma_cycles))
+    if run.tuning is not None:
+        parts.append(Notice(_tuning_note(run.tuning)))
+    if run.uncounted:
+        parts.append(
+            Notice(f"Not counted, because their weights are not integers: {_names(run.uncounted)}.")
+        )
+    return Section("What it costs", parts)
+
+
+def perplexity_section(run: RunResult) -> Section:
+    """Perplexity by the form of the activations, and what scale factors lose."""
+    p = run.perplexity
+    row: dict[str, Any] = {
+        **p,
+        "int8_increase": p["int8"] / p["float"] - 1,
+        "sparqle_increase": p["sparqle"] / p["float"] - 1,
+        "exact": run.exact,
+    }
+    table = Table(
+        name="perplexity",
+        title="Perplexity, by the form of the activations",
+        columns=(
+            figure("float", "float", "{:.4f}".format),
+            figure("int8", "int8", "{:.4f}".format),
+            figure("int8_increase", "to float", "{:+.2%}".format),
+            figure("sparqle", "split int8", "{:.4f}".format),
+            figure("sparqle_increase", "to float", "{:+.2%}".format),
+            Column("exact", "split = int8", lambda exact: "bit for bit" if exact else "NO"),
+        ),
+        rows=(row,),
+    )
+    return Section("What it changes", (table, *([] if run.loss is None else [_loss(run.loss)])))
+
+
+def _loss(loss: RunLoss) -> Table:
+    return Table(
+        name="loss",
+        title="Loss of scale factors against int8, on text that calibration did not see",
+        columns=(
+            Column("budget", "budget"),
+            figure("encodings", "with factors", str),
+            figure("tokens", "tokens", str),
+            *loss_columns(),
+        ),
+        rows=({**asdict(loss), **asdict(loss.increase)},),
+        note=f"Calibrated on {loss.calibration_text}; measured on {loss.text}.",
+    )
+
+
+def loss_columns(prefix: str = "", where: str = "") -> tuple[Column, ...]:
+    """Columns of a `results.losses.Loss`, whose keys may have a prefix."""
+    return (
+        figure(f"{prefix}perplexity_increase", f"perplexity{where}", "{:+.2%}".format),
+        figure(f"{prefix}perplexity_increase_error", "±", "{:.2%}".format),
+        figure(f"{prefix}kl_nats", f"KL{where}, nats", "{:.4f}".format),
+        figure(f"{prefix}kl_nats_error", "±", "{:.4f}".format),
+    )
+
+
+def sparsity_section(run: RunResult, *parts: Part) -> Section:
+    """Where the digits are zero, after other parts."""
+    table = Table(
+        name="sparsity",
+        title="MSB sparsity: share of activations whose high digit is zero",
+        columns=(
+            Column("kind", "layers that read it"),
+            Column("windows", "window", ", ".join),
+            figure("layers", "tensors", str),
+            figure("macs_share", "MACs", formats.percent),
+            figure("mean", "mean", formats.percent),
+            figure("lowest", "lowest", formats.percent),
+            figure("highest", "highest", formats.percent),
+        ),
+        rows=tuple(asdict(kind) for kind in run.msb_sparsity.kinds),
+        note="Window: which values have no high digit; signed, -8 to 7; unsigned, 0 to 15.",
+    )
+    ordered = sorted(run.msb_sparsity.layers, key=lambda layer: layer.msb_sparsity)
+    found: list[Part] = [*parts, table]
+    if ordered:
+        worst, best = ordered[0], ordered[-1]
+        found.append(
+            f"Weighted by MACs {formats.percent(run.msb_sparsity.mean)}; worst {worst.label} "
+            f"{formats.percent(worst.msb_sparsity)}, best {best.label} "
+            f"{formats.percent(best.msb_sparsity)}."
+        )
+    saturated = sum(layer.saturated for layer in ordered)
+    if saturated:
+        found.append(Notice(f"{saturated} activations were saturated by their window."))
+    return Section("MSB sparsity", found)
+
+
+def layer_sections(run: RunResult) -> Iterator[Section]:
+    """Where the cycles go, the roofline, and where the digits are zero."""
+
+    def cycles(narrow: bool) -> Any:
+        from sparqle_tvm.report.pictures.layers import draw_cycles
+
+        return draw_cycles(run.passes, narrow=narrow)
+
+    def roofline(narrow: bool) -> Any:
+        from sparqle_tvm.report.pictures.roofline import draw_roofline
+
+        return draw_roofline(run.passes, run.accelerator, narrow=narrow)
+
+    def sparsity(narrow: bool) -> Any:
+        from sparqle_tvm.report.pictures.layers import draw_sparsity
+
+        return draw_sparsity(run.prefill, narrow=narrow)
+
+    yield Section(
+        "Cycles by layer",
+        (
+            Picture(
+                "cycles",
+                "Cycles of the layers of this run in the split form, block by block; the line is "
+                "the dense baseline. The output layer works on one token and has a scale of its "
+                "own.",
+                cycles,
+            ),
+        ),
+    )
+    yield Section(
+        "Roofline",
+        (
+            Picture(
+                "roofline",
+                "What memory and array allow, and what the layers of this run reach, in "
+                "multiply-accumulates at full precision. The solid roof is one digit pass, the "
+                "dashed one two passes; thin lines lead from the dense to the split form of a "
+                "layer. A layer under the slope is limited by memory.",
+                roofline,
+            ),
+        ),
+    )
+    yield sparsity_section(
+        run,
+        Picture(
+            "sparsity",
+            "Share of activations whose high digit is zero, by block and by the layers that read "
+            "them.",
+            sparsity,
+        ),
+    )
+
+
+def detail_tables(run: RunResult) -> Iterator[Table]:
+    """The accelerator, and every layer."""
+    fields = asdict(run.accelerator)
+    yield Table(
+        name="accelerator",
+        title="Accelerator",
+        columns=(Column("field", "field"), figure("value", "value", _plain)),
+        rows=tuple({"field": name, "value": value} for name, value in fields.items()),
+        folded=True,
+    )
+    yield from (_layer_table(one) for one in run.passes)
+
+
+def _layer_table(one: PassResult) -> Table:
+    rows = []
+    for layer in one.layers:
+        row: dict[str, Any] = {
+            key: getattr(layer, key) for key in ("label", "m", "n", "k", "msb_sparsity")
+        }
+        for name, cost in layer.costs.items():
+            row |= {
+                f"{name}_cycles": cost.total_cycles,
+                f"{name}_dram_bytes": cost.dram_bytes,
+                f"{name}_limit": cost.limit.replace("_", " "),
+            }
+        row["cycles_saved"] = share_saved(row["dense_cycles"], row["sparqle_cycles"])
+        rows.append(row)
+    return Table(
+        name=f"{one.phase}_layers",
+        title=f"Every dense layer of the {one.phase}",
+        columns=(
+            Column("label", "layer"),
+            figure("m", "rows", formats.grouped),
+            figure("n", "outputs", formats.grouped),
+            figure("k", "inputs", formats.grouped),
+            figure("msb_sparsity", "MSB sparsity", formats.percent),
+            figure("dense_cycles", "cycles, dense", formats.grouped),
+            figure("sparqle_cycles", "split", formats.grouped),
+            figure("cycles_saved", "saved", formats.percent),
+            figure("dense_dram_bytes", "DRAM, dense", formats.nbytes),
+            figure("sparqle_dram_bytes", "split", formats.nbytes),
+            Column("dense_limit", "limited by, dense"),
+            Column("sparqle_limit", "split"),
+        ),
+        rows=tuple(rows),
+        folded=True,
+    )
+
+
+def _energy_note(run: RunResult) -> str:
+    bands = (
+        f"{one.phase} {formats.percent(band.low)} to {formats.percent(band.high)}"
+        for one in run.passes
+        for band in [one.saved("sparqle").energy]
+    )
+    return (
+        f"Energy by the table {run.table.name}. With all that has no published value at its low "
+        f"or high end, the whole model saves: {', '.join(bands)}."
+    )
+
+
+def _sorting_note(sorting: SortingResult, dense_cycles: int) -> str:
+    """What sorting rows brought prefill."""
+    if not sorting.sorted_encodings:
+        why = "is switched off" if sorting.goal == "none" else "would not pay"
+        return f"Rows stay in their own order: sorting them {why}."
+    before, after = (
+        formats.percent(share_saved(dense_cycles, cycles))
+        for cycles in (sorting.mma_cycles_in_order, sorting.mma_cycles)
+    )
+    change = sorting.layer_cycles / sorting.layer_cycles_in_order - 1
+    blocks = " or ".join(str(rows) for rows in sorting.block_rows)
+    return (
+        f"Prefill: {sorting.sorted_encodings} of {sorting.encodings} encodings sort their rows, "
+        f"{blocks} at a time, so that fewer wait in the MSB pass: the MAC array saves {after} "
+        f"instead of {before}. With what sorting costs, the time of the dense layers changes by "
+        f"{formats.change(-change)}."
+    )
+
+
+def _tuning_note(gain: TuningGain) -> str:
+    phases = (
+        f"{name} {cycles.default:,} -> {cycles.tuned:,} cycles "
+        f"({cycles.tuned / cycles.default - 1:+.1%})"
+        for name, cycles in (("prefill", gain.prefill.cycles), ("decode", gain.decode.cycles))
+    )
+    return (
+        f"Schedules from {gain.database} instead of the default ones, dense layers in split form: "
+        f"{'; '.join(phases)}."
+    )
+
+
+def _names(names: tuple[str, ...], shown: int = 4) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def _plain(value: Any) -> str:
+    return formats.grouped(value) if isinstance(value, int) and value > 9999 else str(value)

@@ -1,0 +1,59 @@
+"""What is said about tuned schedules."""
+
+from __future__ import annotations
+
+from sparqle_tvm.report import formats
+from sparqle_tvm.report.document import Column, Document, Notice, Section, Table
+from sparqle_tvm.report.passes import figure
+from sparqle_tvm.tuning.result import TuningResult
+
+
+def tuning_document(result: TuningResult) -> Document:
+    """A row for every op, and what all of them gain."""
+    rows = []
+    for found in result.tasks:
+        before, after = found.default_cost, found.best_cost
+        rows.append(
+            {
+                "op": found.task.name,
+                "layers": found.task.weight,
+                "cycles": after.cycles,
+                "cycles_change": after.cycles / before.cycles - 1,
+                "energy_change": after.energy_pj / before.energy_pj - 1,
+                "tile": " x ".join(map(str, found.best.tile)),
+            }
+        )
+    table = Table(
+        name="schedules",
+        title="",
+        columns=(
+            Column("op", "M x N x K"),
+            figure("layers", "layers", str),
+            figure("cycles", "cycles", formats.grouped),
+            figure("cycles_change", "change", "{:+.1%}".format),
+            figure("energy_change", "energy", "{:+.1%}".format),
+            Column("tile", "tile"),
+        ),
+        rows=tuple(rows),
+    )
+    before, after = result.total("default"), result.total("best")
+    settings = result.settings
+    return Document(
+        title=f"Schedules tuned for {settings.objective} on {settings.accelerator.name}",
+        subtitle="",
+        sections=(
+            Section(
+                "",
+                (
+                    table,
+                    *(Notice(f"{t.task.name}: {t.message}") for t in result.tasks if t.message),
+                    f"All layers: {before.cycles:,.0f} -> {after.cycles:,.0f} cycles "
+                    f"({after.cycles / before.cycles - 1:+.1%}), "
+                    f"{formats.joules(before.energy_pj * 1e-12)} -> "
+                    f"{formats.joules(after.energy_pj * 1e-12)} "
+                    f"({after.energy_pj / before.energy_pj - 1:+.1%}). "
+                    f"Use them: sparqle run --database {result.work_dir}",
+                ),
+            ),
+        ),
+    )

@@ -1,0 +1,492 @@
+"""One pass of a model as data: what it costs under each scheme, part by part and layer by layer.
+
+``sparqle run`` has two of them, counted from the bitmaps of a text; ``sparqle estimate`` is one, by
+formula. Reports and pictures read this shape only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost import energy as energy_model
+from sparqle_tvm.target.cost.analytical import Bound, EncodeCost
+from sparqle_tvm.target.cost.energy import EnergyBreakdown
+from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
+from sparqle_tvm.target.cost.events import Events
+from sparqle_tvm.target.cost.model import CountedOp
+from sparqle_tvm.target.cost.vector import VectorCost
+from sparqle_tvm.target.op import DenseOp
+
+Phase = Literal["prefill", "decode"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+BASELINE = "dense"
+"""The scheme that savings are given against."""
+
+LIMITS = ("compute", "weights", "activations", "kv_cache")
+"""What limits an op: computation, or most of its bytes."""
+
+PARTS = {"dense_layers": "dense layers", "whole_model": "whole model"}
+"""Parts of a pass, with their names for readers."""
+
+Cost = CountedOp | EncodeCost | VectorCost
+CountedCosts = tuple[EncodeCost, tuple[CountedOp, ...]]
+"""Of an encoding, and of the dense ops that read it."""
+
+_BLOCK = re.compile(r"^blk_(\d+)_")
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Joules of a part of a pass.
+
+    Attributes
+    ----------
+    joules : Band
+        All of it.
+    components : mapping of str to Band
+        The same by `target.cost.energy.COMPONENTS`.
+    """
+
+    joules: Band
+    components: Mapping[str, Band]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Shares of the baseline's that a scheme saves; negative where it needs more."""
+
+    cycles: float
+    dram_bytes: float
+    energy: Band
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """A part of a pass under one scheme.
+
+    Attributes
+    ----------
+    cycles : int
+        Time in clock cycles.
+    seconds : float
+        Time.
+    dram_bytes : int
+        Bytes read and written.
+    macs : int
+        Multiply-accumulates at full precision, of the vector unit too.
+    limits : mapping of str to float
+        Share of the time in ops that each of `LIMITS` limits; they add up to 1.
+    events : Events
+        What costs energy.
+    energy : Energy
+        What they cost.
+    saved : Saved or None
+        Against `BASELINE`; None if the pass was not counted under it.
+    """
+
+    cycles: int
+    seconds: float
+    dram_bytes: int
+    macs: int
+    limits: Mapping[str, float]
+    events: Events
+    energy: Energy
+    saved: Saved | None = None
+
+    @property
+    def weight_bound(self) -> bool:
+        """Most of the time goes to ops that wait for their weights."""
+        return self.limits["weights"] > 0.5
+
+
+@dataclass(frozen=True)
+class SchemeCost:
+    """A pass under one scheme.
+
+    Attributes
+    ----------
+    mma_cycles : int
+        Cycles of the array: what would remain if memory were free.
+    mma_saved : float or None
+        Share of the baseline's that is saved.
+    dense_layers, whole_model : PartCost
+        Dense layers with the encoding of their inputs; and with the vector unit's work.
+    """
+
+    mma_cycles: int
+    mma_saved: float | None
+    dense_layers: PartCost
+    whole_model: PartCost
+
+    def part(self, name: str) -> PartCost:
+        """One of `PARTS` by its name."""
+        found: PartCost = getattr(self, name)
+        return found
+
+
+@dataclass(frozen=True)
+class WorkCost:
+    """One op, one encoding, or one kind of the vector unit's work under one scheme.
+
+    Attributes
+    ----------
+    mma_cycles, compute_cycles, dma_cycles : int
+        Cycles of the array; of whatever computes (array, drain or vector unit); of transfers.
+    total_cycles : int
+        Time in clock cycles.
+    dram_bytes, weight_bytes, cache_bytes : int
+        Bytes read and written; of them weights with their scales; keys and values.
+    limit : str
+        One of `LIMITS`.
+    """
+
+    mma_cycles: int
+    compute_cycles: int
+    dma_cycles: int
+    total_cycles: int
+    dram_bytes: int
+    weight_bytes: int
+    cache_bytes: int
+    limit: str
+
+    @property
+    def bound(self) -> Bound:
+        """``compute`` or ``memory``."""
+        return "compute" if self.limit == "compute" else "memory"
+
+    @classmethod
+    def of(cls, cost: Cost) -> WorkCost:
+        """Take it from what was counted."""
+        mma_cycles = weight_bytes = cache_bytes = 0
+        if isinstance(cost, EncodeCost | VectorCost):
+            compute_cycles = cost.vector_cycles
+            cache_bytes = cost.cache_bytes if isinstance(cost, VectorCost) else 0
+        else:
+            mma_cycles, compute_cycles = cost.mma_cycles, cost.compute_cycles
+            weight_bytes = cost.weight_bytes
+        limit = "activations"
+        if cost.bound == "compute":
+            limit = "compute"
+        elif 2 * weight_bytes > cost.dram_bytes:
+            limit = "weights"
+        elif 2 * cache_bytes > cost.dram_bytes:
+            limit = "kv_cache"
+        return cls(
+            mma_cycles=mma_cycles,
+            compute_cycles=compute_cycles,
+            dma_cycles=cost.dma_cycles,
+            total_cycles=cost.total_cycles,
+            dram_bytes=cost.dram_bytes,
+            weight_bytes=weight_bytes,
+            cache_bytes=cache_bytes,
+            limit=limit,
+        )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A dense layer of a pass.
+
+    Attributes
+    ----------
+    label, type : str
+        Its name, and that of all its like: without the block, or the type of what it reads.
+    block : int or None
+        Block of the model; None if it is in none, or stands for layers of several.
+    times : int
+        How many layers of the model it stands for.
+    window : str
+        Window of its activations; empty if they are of none in particular.
+    msb_sparsity : float
+        Share of zero MSB digits in its activations, 0 to 1.
+    m, n, k, weight_bits, group_size, has_min
+        As in `target.op.DenseOp`.
+    macs : int
+        Multiply-accumulates at full precision.
+    costs : mapping of str to WorkCost
+        By scheme; of one layer.
+    """
+
+    label: str
+    type: str
+    block: int | None
+    times: int
+    window: str
+    msb_sparsity: float
+    m: int
+    n: int
+    k: int
+    weight_bits: int
+    group_size: int
+    has_min: bool
+    macs: int
+    costs: Mapping[str, WorkCost]
+
+
+@dataclass(frozen=True)
+class Other:
+    """What is no dense layer: an encoding, or one kind of the vector unit's work.
+
+    Attributes
+    ----------
+    label : str
+        Its name.
+    part : {"encode", "vector"}
+        Which of both.
+    times : int
+        How many of the model it stands for.
+    block_rows : int
+        Rows that an encoding sorts together under ``sparqle``; 0: none.
+    costs : mapping of str to WorkCost
+        By scheme; of one.
+    """
+
+    label: str
+    part: Literal["encode", "vector"]
+    times: int
+    block_rows: int
+    costs: Mapping[str, WorkCost]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassResult:
+    """A pass of a model.
+
+    Attributes
+    ----------
+    phase : {"prefill", "decode"}
+        All tokens at once, or one token of each sequence.
+    tokens, past : int
+        Tokens of a sequence in the pass, and in the cache before it.
+    batch : int
+        Sequences.
+    msb_sparsity : float
+        Share of zero MSB digits in what dense layers read, weighted by MACs.
+    schemes : mapping of str to SchemeCost
+        By scheme, in the order they were counted in.
+    layers : tuple of Layer
+        The dense layers in program order.
+    others : tuple of Other
+        The rest.
+    """
+
+    phase: Phase
+    tokens: int
+    past: int
+    batch: int
+    msb_sparsity: float
+    schemes: Mapping[str, SchemeCost]
+    layers: tuple[Layer, ...]
+    others: tuple[Other, ...]
+
+    @property
+    def name(self) -> str:
+        """Phase and tokens: ``decode, 1 token after 511``."""
+        tokens = f"{self.tokens:,} token{'s' * (self.tokens > 1)}"
+        return f"{self.phase}, {tokens}" + (f" after {self.past:,}" if self.past else "")
+
+    def saved(self, scheme: str, part: str = "whole_model") -> Saved:
+        """What a scheme saves of `BASELINE` in a part (`PARTS`).
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the pass was not counted under one of both, or has no such part.
+        """
+        missing = {scheme, BASELINE} - set(self.schemes)
+        if missing or part not in PARTS:
+            raise InvalidArgumentError(
+                f"the pass has the schemes {', '.join(self.schemes)} and the parts "
+                f"{', '.join(PARTS)}, not {', '.join(sorted(missing)) or part}"
+            )
+        found = self.schemes[scheme].part(part).saved
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True)
+class CountedEncoding:
+    """An encoding and the dense ops that read it, counted: what `pass_result` is made of.
+
+    Attributes
+    ----------
+    label, type, window, msb_sparsity, times, block_rows
+        As in `Layer` and `Other`; an empty `type` is that of each op's label.
+    shapes : tuple of DenseOp
+        The ops.
+    costs : mapping of str to CountedCosts
+        By scheme; ops in the order of `shapes`.
+    """
+
+    label: str
+    window: str
+    msb_sparsity: float
+    shapes: tuple[DenseOp, ...]
+    costs: Mapping[str, CountedCosts]
+    type: str = ""
+    times: int = 1
+    block_rows: int = 0
+
+    def layers(self) -> Iterator[Layer]:
+        """Its ops as data."""
+        for i, shape in enumerate(self.shapes):
+            yield Layer(
+                label=shape.label,
+                type=self.type or layer_type(shape.label),
+                block=block_of(shape.label),
+                times=self.times,
+                window=self.window,
+                msb_sparsity=self.msb_sparsity,
+                m=shape.m,
+                n=shape.n,
+                k=shape.k,
+                weight_bits=shape.weight_bits,
+                group_size=shape.group_size,
+                has_min=shape.has_min,
+                macs=shape.macs,
+                costs={scheme: WorkCost.of(ops[i]) for scheme, (_, ops) in self.costs.items()},
+            )
+
+    def encoding(self) -> Other:
+        """The encoding as data."""
+        costs = {scheme: WorkCost.of(encode) for scheme, (encode, _) in self.costs.items()}
+        return Other(self.label, "encode", self.times, self.block_rows, costs)
+
+    def counted(self, scheme: str) -> Iterator[tuple[Cost, int]]:
+        """The encoding and its ops under a scheme, with how often they occur."""
+        encode, ops = self.costs[scheme]
+        yield encode, self.times
+        for op in ops:
+            yield op, self.times
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all that it stands for."""
+        return self.times * sum(shape.macs for shape in self.shapes)
+
+
+def pass_result(
+    phase: Phase,
+    *,
+    tokens: int,
+    past: int,
+    encodings: Sequence[CountedEncoding],
+    vector: Sequence[VectorCost],
+    accelerator: Accelerator,
+    table: EnergyTable,
+    batch: int = 1,
+    static_watts: float | None = None,
+) -> PassResult:
+    """Add up a pass.
+
+    Parameters
+    ----------
+    phase, tokens, past, batch
+        As in `PassResult`.
+    encodings : sequence of CountedEncoding
+        All of them, under the same schemes.
+    vector : sequence of VectorCost
+        What the vector unit does, under any scheme.
+    accelerator, table, static_watts
+        What turns cycles into seconds and events into joules, see `target.cost.energy`.
+    """
+    macs, more = sum(e.macs for e in encodings), sum(cost.macs for cost in vector)
+    parts: dict[str, dict[str, tuple[PartCost, EnergyBreakdown]]] = {}
+    for scheme in encodings[0].costs:
+        dense = [pair for e in encodings for pair in e.counted(scheme)]
+        whole = [*dense, *((cost, 1) for cost in vector)]
+        parts[scheme] = {
+            "dense_layers": _part(dense, macs, accelerator, table, static_watts),
+            "whole_model": _part(whole, macs + more, accelerator, table, static_watts),
+        }
+    mma = {
+        scheme: sum(e.times * op.mma_cycles for e in encodings for op in e.costs[scheme][1])
+        for scheme in parts
+    }
+    works = (
+        Other(cost.label, "vector", 1, 0, dict.fromkeys(parts, WorkCost.of(cost)))
+        for cost in vector
+    )
+    baseline = parts.get(BASELINE)
+    return PassResult(
+        phase=phase,
+        tokens=tokens,
+        past=past,
+        batch=batch,
+        msb_sparsity=sum(e.macs * e.msb_sparsity for e in encodings) / macs,
+        schemes={
+            scheme: SchemeCost(
+                mma_cycles=mma[scheme],
+                mma_saved=share_saved(mma[BASELINE], mma[scheme]) if baseline else None,
+                **{
+                    name: _compared(found, baseline[name] if baseline else None)
+                    for name, found in both.items()
+                },
+            )
+            for scheme, both in parts.items()
+        },
+        layers=tuple(layer for e in encodings for layer in e.layers()),
+        others=(*(e.encoding() for e in encodings), *works),
+    )
+
+
+def _part(
+    costs: Sequence[tuple[Cost, int]],
+    macs: int,
+    accelerator: Accelerator,
+    table: EnergyTable,
+    static_watts: float | None,
+) -> tuple[PartCost, EnergyBreakdown]:
+    events = sum((cost.events * times for cost, times in costs), Events())
+    limited = dict.fromkeys(LIMITS, 0)
+    for cost, times in costs:
+        limited[WorkCost.of(cost).limit] += cost.total_cycles * times
+    spent = energy_model.energy(events, accelerator, table, static_watts=static_watts)
+    components = {name: band * 1e-12 for name, band in spent.components.items()}
+    part = PartCost(
+        cycles=events.cycles,
+        seconds=accelerator.seconds(events.cycles),
+        dram_bytes=events.dram_bytes,
+        macs=macs,
+        limits={name: cycles / events.cycles for name, cycles in limited.items()},
+        events=events,
+        energy=Energy(spent.joules, components),
+    )
+    return part, spent
+
+
+def _compared(
+    found: tuple[PartCost, EnergyBreakdown], baseline: tuple[PartCost, EnergyBreakdown] | None
+) -> PartCost:
+    """A part with what it saves."""
+    part, spent = found
+    if baseline is None:
+        return part
+    before, spent_before = baseline
+    saved = Saved(
+        share_saved(before.cycles, part.cycles),
+        share_saved(before.dram_bytes, part.dram_bytes),
+        energy_model.reduction(spent_before, spent),
+    )
+    return replace(part, saved=saved)
+
+
+def share_saved(before: float, after: float) -> float:
+    """Share of `before` that is saved; 0 if there was nothing."""
+    return 1.0 - after / before if before else 0.0
+
+
+def layer_type(label: str) -> str:
+    """``blk_3_attn_q`` -> ``attn_q``: the same for all blocks."""
+    return _BLOCK.sub("", label)
+
+
+def block_of(label: str) -> int | None:
+    """``blk_3_attn_q`` -> 3; None for what lies in no block (the output layer)."""
+    found = _BLOCK.match(label)
+    return int(found[1]) if found else None

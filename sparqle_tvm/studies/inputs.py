@@ -1,0 +1,88 @@
+"""Models and texts that studies run: by name, by path, or those that come with the package."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sparqle_tvm.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from sparqle_tvm.frontend import ImportedModel
+
+BUILTIN_MODEL = "smollm2"
+BUILTIN_TEXT = "built-in prose (Python's language reference)"
+CALIBRATION_TEXT = "built-in prose, second half (Python's language reference)"
+HELDOUT_TEXT = "built-in prose, first half (Python's language reference)"
+
+
+def model_path(model: str | PathLike[str], *, progress: bool = True) -> Path:
+    """Return the GGUF file of a model, fetching the built-in one on first use."""
+    if str(model) != BUILTIN_MODEL:
+        return Path(model)
+    from sparqle_tvm.models.builtin import fetch_builtin
+
+    return fetch_builtin(BUILTIN_MODEL, progress=progress)
+
+
+def import_model(
+    model: str | PathLike[str] | ImportedModel, *, progress: bool = True
+) -> ImportedModel:
+    """Import a model by name or path with int8 activations; one that is imported stays."""
+    from sparqle_tvm.frontend import ImportedModel, from_gguf
+
+    if isinstance(model, ImportedModel):
+        if model.activations != "int8":
+            raise InvalidArgumentError(
+                "calibration needs a model with int8 activations; import it with activations='int8'"
+            )
+        return model
+    return from_gguf(model_path(model, progress=progress), progress=progress)
+
+
+def read_content(text: str | PathLike[str] | None) -> tuple[str, str]:
+    """Name and content of a text file, or of all of the built-in prose."""
+    from sparqle_tvm.frontend.text import builtin_text, read_text
+
+    return (BUILTIN_TEXT, builtin_text()) if text is None else (str(text), read_text(text))
+
+
+def read_tokens(
+    imported: ImportedModel,
+    text: str | PathLike[str] | None,
+    tokens: int,
+    *,
+    heldout: bool = False,
+    fewer: bool = False,
+) -> tuple[str, npt.NDArray[np.int32]]:
+    """Name and first tokens of a text file, or of the built-in text for calibration.
+
+    Parameters
+    ----------
+    imported : ImportedModel
+        Has the tokenizer.
+    text : path, optional
+        A UTF-8 text file; by default a half of the built-in prose.
+    tokens : int
+        How many.
+    heldout : bool
+        Of the built-in prose take the half that calibration does not see.
+    fewer : bool
+        Take all that the text has, if it has fewer.
+
+    Raises
+    ------
+    TextError
+        If the text is missing, empty or too short.
+    """
+    from sparqle_tvm.frontend.text import builtin_parts, load_tokens, read_text
+
+    name = HELDOUT_TEXT if heldout else CALIBRATION_TEXT
+    content = builtin_parts()[0 if heldout else 1] if text is None else read_text(text)
+    tokenizer = imported.tokenizer
+    ids = tokenizer.encode(content)[:tokens] if fewer else load_tokens(tokenizer, content, tokens)
+    return (name if text is None else str(text)), np.asarray(ids, np.int32)
