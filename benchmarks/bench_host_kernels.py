@@ -76,7 +76,7 @@ def encode(rows: int, columns: int, spec: EncodeSpec) -> list[Any]:
 
 
 def bench_encode(rows: int, columns: int, seconds: float) -> Row:
-    spec = EncodeSpec(1, columns, 4, True, 32, 119)
+    spec = EncodeSpec(1, columns, 4, "signed", 32, 119)
     kernel, args = compiled(encode_kernel(spec)), encode(rows, columns, spec)
     taken = fastest(lambda: kernel(*args), seconds)
     return Row("quantize_encode", f"{rows}x{columns}", taken * 1e3)
@@ -97,7 +97,7 @@ def bench_dense(form: str, rows: int, channels: int, columns: int, seconds: floa
     if grouped:
         op = replace(op, group_size=32, has_min=True)
     spec = DenseKernel(op, 1, None, TILE)
-    encode_spec = EncodeSpec(1, columns, 4, True, 32, 119)
+    encode_spec = EncodeSpec(1, columns, 4, "signed", 32, 119)
     encoding = encode(rows, columns, encode_spec)
     compiled(encode_kernel(encode_spec))(*encoding)
     rng = np.random.default_rng(0)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.calibration.trial import Trial
+from sparqle_tvm.calibration.choosable_model import ChoosableModel
 from sparqle_tvm.frontend import from_gguf
 from sparqle_tvm.frontend.text import builtin_text, load_tokens
 from sparqle_tvm.models.builtin import fetch_builtin
@@ -38,6 +38,9 @@ from sparqle_tvm.numerics.integers import DIGIT_BITS
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.studies.run import BUILTIN_TEXT
 
+RUN_DIGIT_BITS = 4
+"""Digits of what was run."""
+
 HEAD_ROWS = 64
 """The output layer reads the last rows of a text, as many as `sparqle run` gives it at once."""
 
@@ -49,11 +52,14 @@ def main() -> None:
     arguments = parser.parse_args()
     imported = from_gguf(fetch_builtin("smollm2"), activations="int8")
     ids = np.asarray(load_tokens(imported.tokenizer, builtin_text(), arguments.tokens), np.int32)
-    found = list(activations(Trial(imported.mod), ids))
+    found = list(activations(ChoosableModel(imported.mod), ids))
     for k in DIGIT_BITS:
         layers = [(kind, quantiles(x, k)) for kind, x in found]
+        label = f"measured on SmolLM2-135M-Instruct, {len(ids)} tokens of {BUILTIN_TEXT}"
+        if k != RUN_DIGIT_BITS:
+            label += f", inputs of its int8 layers quantized to {2 * k} bits"
         table = {
-            "label": f"measured on SmolLM2-135M-Instruct, {len(ids)} tokens of {BUILTIN_TEXT}",
+            "label": label,
             "command": "python benchmarks/msb_sparsity_table.py",
             "digit_bits": k,
             "model_sha256": imported.sha256,
@@ -68,10 +74,12 @@ def main() -> None:
             print(f"k = {k}: {kind:8} MSB sparsity by class: {means}")
 
 
-def activations(trial: Trial, ids: NDArray[np.int32]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+def activations(
+    model: ChoosableModel, ids: NDArray[np.int32]
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Layer type and input, float32 (tokens, K), of every encoding of the model."""
-    hidden, observed = trial.collector.call(ids[None])
-    for label, x in trial.collector.inputs(observed).items():
+    hidden, observed = model.collector.call(ids[None])
+    for label, x in model.collector.inputs(observed).items():
         yield layer_type(label), x
     yield "output", hidden.numpy()[0, -HEAD_ROWS:]
 

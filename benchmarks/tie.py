@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.numerics.window import WindowName
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.schedule import default_decisions, schedule_with
@@ -21,7 +22,7 @@ from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.cost.model import EncodedActivation
 from sparqle_tvm.target.cost.tiling import Tiling
 from sparqle_tvm.target.isa.header import Engine
-from sparqle_tvm.target.op import DenseOp, ProgramScheme, Window
+from sparqle_tvm.target.op import DenseOp, ProgramScheme
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import simulate_timing
 
@@ -93,7 +94,7 @@ def tie_encoding(
         encoding.label, encoding.nnz, encoding.consumers, accelerator, scheme, block_rows
     )
     signed = scheme == "sparqle" and encoding.window == "signed"
-    window: Window = "signed" if signed else "unsigned"
+    window: WindowName = "signed" if signed else "unsigned"
     return tuple(
         _tie(shape, encoding.nnz, cost, accelerator, scheme, window, block_rows)
         for shape, cost in zip(encoding.consumers, costs, strict=True)
@@ -106,7 +107,7 @@ def _tie(
     cost: OpCost,
     accelerator: Accelerator,
     scheme: ProgramScheme,
-    window: Window,
+    window: WindowName,
     block_rows: int,
 ) -> OpTie:
     # The label would keep equal ops from sharing a program.
@@ -131,7 +132,7 @@ def _program(
     tiling: Tiling,
     accelerator: Accelerator,
     scheme: ProgramScheme,
-    window: Window,
+    window: WindowName,
     block_rows: int,
 ) -> Program:
     spec = DenseOp(

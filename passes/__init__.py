@@ -1,5 +1,7 @@
 """Relax passes that bring quantized dense ops into split-precision form."""
 
+from sparqle_tvm.passes._encoding_info import DenseInfo, EncodingInfo
+from sparqle_tvm.passes._lifted import LiftedEncoding, choice_arguments
 from sparqle_tvm.passes._report import PassReport, Skipped
 from sparqle_tvm.passes.balance_rows import BalanceRows
 from sparqle_tvm.passes.choose_window import ChooseWindow
@@ -8,13 +10,13 @@ from sparqle_tvm.passes.collect_activations import (
     CollectActivations,
     ObservedDense,
 )
-from sparqle_tvm.passes.collect_encodings import CollectEncodings, DenseInfo, EncodingInfo
+from sparqle_tvm.passes.collect_encodings import CollectEncodings
 from sparqle_tvm.passes.drain_encoded import DrainEncoded
 from sparqle_tvm.passes.fold_constants import FoldConstants
 from sparqle_tvm.passes.fold_scales import FoldScales
 from sparqle_tvm.passes.fuse_quantize import FuseQuantize
 from sparqle_tvm.passes.legalize_host import LegalizeHost
-from sparqle_tvm.passes.lift_choices import LiftChoices, LiftedEncoding, choice_arguments
+from sparqle_tvm.passes.lift_choices import LiftChoices
 from sparqle_tvm.passes.lower_qdq import LowerQDQ
 from sparqle_tvm.passes.merge_precision import MergePrecision
 from sparqle_tvm.passes.offload_dense import OffloadDense

@@ -22,8 +22,6 @@ from sparqle_tvm.numerics import (
 from sparqle_tvm.passes._constants import ConstantEvaluator
 from sparqle_tvm.passes._rewrite import count_uses
 
-SUMS_FIELD = dialect.SCALE_FIELD + 1
-
 
 @dataclass(eq=False)
 class Choosable:
@@ -33,9 +31,9 @@ class Choosable:
     ----------
     variable : relax.Var
         What it is bound to.
-    call : relax.Call
+    op : dialect.Encoder
         ``encode`` or ``quantize_encode``.
-    consumers : list of relax.Call
+    consumers : list of dialect.Dense
         The dense ops that read it, in program order.
     results : list of relax.Var
         What the consumers are bound to.
@@ -46,32 +44,16 @@ class Choosable:
     """
 
     variable: Any
-    call: Any
-    consumers: list[Any] = field(default_factory=list)
+    op: dialect.Encoder
+    consumers: list[dialect.Dense] = field(default_factory=list)
     results: list[Any] = field(default_factory=list)
     weights: list[QuantizedWeights] = field(default_factory=list)
     obstacle: str = ""
 
     @property
-    def attrs(self) -> dict[str, Any]:
-        """Attributes of the call: k, window, qmax, group_size, label."""
-        return dialect.attributes(self.call)
-
-    @property
-    def label(self) -> str:
-        """Name of the encoding."""
-        return str(self.attrs["label"])
-
-    @property
-    def columns(self) -> int:
-        """K."""
-        return int(self.call.args[0].ty.shape.values[-1])
-
-    @property
     def group_sizes(self) -> list[int]:
         """Columns that have to share a factor, for each consumer: its group size, or all of K."""
-        sizes = (dialect.attributes(dense)["group_size"] for dense in self.consumers)
-        return [size or self.columns for size in sizes]
+        return [dense.group_size or self.op.columns for dense in self.consumers]
 
     def misfit(self, choice: EncodingChoice) -> str:
         """Why a choice does not suit one of several readers, ``""`` if it suits all.
@@ -82,17 +64,15 @@ class Choosable:
             If it suits no reader: another K, factors that change within the smallest group, bands
             that end inside the window.
         """
-        attrs = self.attrs
-        choice.check(self.columns, attrs["k"], attrs["window"], self.label)
+        op = self.op
+        choice.check(op.columns, op.k, op.window, op.label)
         if choice.factors is None:
             return ""
         smallest = min(self.group_sizes)
-        group_factors(choice.factors, self.columns, smallest, self.label)
+        group_factors(choice.factors, op.columns, smallest, op.label)
         for dense, size in zip(self.consumers, self.group_sizes, strict=True):
             try:
-                group_factors(
-                    choice.factors, self.columns, size, dialect.attributes(dense)["label"]
-                )
+                group_factors(choice.factors, op.columns, size, dense.label)
             except InvalidArgumentError as error:
                 return str(error)
         return ""
@@ -112,37 +92,38 @@ class _Readers(PyExprVisitor):
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         value = self.bindings[binding.var] = binding.value
-        if dialect.is_op(value, "encode", "quantize_encode"):
-            self.found[binding.var] = Choosable(binding.var, value)
+        op = dialect.Op.of(value)
+        if isinstance(op, dialect.Encoder):
+            self.found[binding.var] = Choosable(binding.var, op)
         elif isinstance(value, relax.TupleGetItem) and value.tuple_value in self.found:
             self._read_field(binding.var, value)
-        elif dialect.is_op(value, "split_dense", "split_dense_scaled"):
-            self._read_dense(binding.var, value)
+        elif isinstance(op, dialect.SplitDense | dialect.SplitDenseScaled):
+            self._read_dense(binding.var, op)
         super().visit_var_binding_(binding)
 
     def _read_field(self, variable: Any, item: relax.TupleGetItem) -> None:
         encoding = item.tuple_value
-        if item.index == SUMS_FIELD:
+        name = self.found[encoding].op.fields[item.index]
+        if name == "group_sums":
             self.sums[variable] = encoding
         # The scale is the same with and without factors.
-        if item.index in (dialect.SCALE_FIELD, SUMS_FIELD):
+        if name in ("scale", "group_sums"):
             self.known[encoding] += 1
 
-    def _read_dense(self, variable: Any, call: relax.Call) -> None:
-        encoding = self.found.get(call.args[0])
+    def _read_dense(self, variable: Any, dense: dialect.Dense) -> None:
+        encoding = self.found.get(dense.encoding)
         if encoding is None:
             return
-        self.known[call.args[0]] += 1
-        encoding.consumers.append(call)
+        self.known[dense.encoding] += 1
+        encoding.consumers.append(dense)
         encoding.results.append(variable)
-        sums = _minimum_and_sums(call)[1]
-        if sums is None:
+        if dense.group_sums is None:
             return
-        if self.sums.get(sums) == call.args[0]:
-            self.known[sums] += 1
+        if self.sums.get(dense.group_sums) == dense.encoding:
+            self.known[dense.group_sums] += 1
         else:
             # Sums from elsewhere would not change with this encoding's factors.
-            self.foreign_sums.add(call.args[0])
+            self.foreign_sums.add(dense.encoding)
 
     def resolve(self, expr: Any) -> Any:
         """What an expression is bound to."""
@@ -166,9 +147,9 @@ def choosable_encodings(func: relax.Function) -> list[Choosable]:
     passed_on |= {e for v, e in readers.sums.items() if uses[v] != readers.known[v]}
     constants = ConstantEvaluator(readers.resolve)
     for variable, encoding in readers.found.items():
-        if len(encoding.call.args) > 1:
+        if encoding.op.factors is not None:
             encoding.obstacle = "it has factors already"
-        elif not dialect.is_op(encoding.call, "quantize_encode"):
+        elif not isinstance(encoding.op, dialect.QuantizeEncode):
             encoding.obstacle = "it arrives quantized, with a scale of its own"
         elif variable in passed_on:
             encoding.obstacle = "its planes or group sums have a reader of another kind"
@@ -182,33 +163,27 @@ def choosable_encodings(func: relax.Function) -> list[Choosable]:
 def _take_weights(encoding: Choosable, constants: ConstantEvaluator) -> str:
     """Fill in the weights; why a dense cannot take factors into them, ``""`` if all can."""
     for dense in encoding.consumers:
-        attrs = dialect.attributes(dense)
-        if dialect.is_op(dense, "split_dense"):
-            return f"{attrs['label']} has no scales that could take factors in"
+        if not isinstance(dense, dialect.ScaledDense):
+            return f"{dense.label} has no scales that could take factors in"
         weights = _constant_weights(dense, constants)
         if weights is None:
-            return f"the weights or scales of {attrs['label']} are no constants"
-        offset = constants.value(dense.args[4])
-        term = window_term(weights, attrs["k"], attrs["window"])
-        if offset is None or not np.array_equal(offset, term):
-            return f"{attrs['label']} adds a bias to its sums, which factors would scale"
+            return f"the weights or scales of {dense.label} are no constants"
+        offset = constants.value(dense.offset)
+        if offset is None or not np.array_equal(
+            offset, window_term(weights, dense.k, dense.window)
+        ):
+            return f"{dense.label} adds a bias to its sums, which factors would scale"
         encoding.weights.append(weights)
     return ""
 
 
-def _minimum_and_sums(dense: relax.Call) -> tuple[Any, Any]:
-    """The minima and group sums that a dense reads, two times ``None`` if it has none."""
-    if not dialect.is_op(dense, "split_dense_scaled"):
-        return None, None
-    return dialect.scaled_operands(dense)[0] or (None, None)
-
-
-def _constant_weights(dense: relax.Call, constants: ConstantEvaluator) -> QuantizedWeights | None:
-    """Weights and scales of a ``split_dense_scaled``, ``None`` if one of them is no constant."""
-    values, scale = constants.value(dense.args[2]), constants.value(dense.args[3])
-    operand = _minimum_and_sums(dense)[0]
-    minimum = None if operand is None else constants.value(operand)
-    if values is None or scale is None or (minimum is None and operand is not None):
+def _constant_weights(
+    dense: dialect.ScaledDense, constants: ConstantEvaluator
+) -> QuantizedWeights | None:
+    """Weights and scales of a dense, ``None`` if one of them is no constant."""
+    values, scale = constants.value(dense.weight), constants.value(dense.w_scale)
+    minimum = constants.value(dense.w_min) if dense.has_min else None
+    if values is None or scale is None or (minimum is None and dense.has_min):
         return None
     # Eight bits: the container, whatever the values are.
     return QuantizedWeights(values, scale, minimum, 8)

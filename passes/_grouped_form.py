@@ -7,20 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from sparqle_tvm.numerics import max_exact
 from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT
+from sparqle_tvm.numerics.window import largest_integer
 from sparqle_tvm.passes._constants import Constant
-from sparqle_tvm.passes._rewrite import (
-    Rewriter,
-    dims_of,
-    dtype_of,
-    op_name,
-    same_dims,
-    static_shape,
-)
+from sparqle_tvm.passes._match import dims_of, dtype_of, op_name, same_dims, static_shape
+from sparqle_tvm.passes._rewrite import Rewriter
 from sparqle_tvm.passes._value_range import value_range
-from sparqle_tvm.passes._weights import adds_exactly
-from sparqle_tvm.passes.split_precision import DIGIT_BITS, is_weight
+from sparqle_tvm.passes._weights import DIGIT_BITS, adds_exactly, is_weight
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ def match_grouped(rewriter: Rewriter, call: Any) -> GroupedDense | None:
     if isinstance(found, GroupedDense):
         found = _obstacle(rewriter, found) or found
     if isinstance(found, str):
-        rewriter.report.skip("SplitGroupedDense", "matmul", label, found)
+        rewriter.skip("matmul", label, found)
         return None
     return found
 
@@ -159,7 +152,7 @@ def _obstacle(rewriter: Rewriter, dense: GroupedDense) -> str:
     if columns == 0:
         return "K = 0"
     # Twice the largest q: until the window's offset is added, sums of biased digits are larger.
-    sum_q = size * 2 * max_exact(DIGIT_BITS[dtype_of(dense.q)], "unsigned")
+    sum_q = size * 2 * largest_integer(DIGIT_BITS[dtype_of(dense.q)])
     bounds = value_range(dense.weight, rewriter.value)
     if not adds_exactly(rewriter, dense.w_scale, dense.w_min, bounds, sum_q):
         return f"the group scales allow sums of {EXACT_SUM_LIMIT:g}, where float64 rounds"

@@ -1,77 +1,19 @@
-"""Shared ground of the rewriting passes: matching by op and rebuilding functions."""
+"""Shared ground of the rewriting passes: counting uses and rebuilding functions."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, PyExprVisitor, visitor
 
 from sparqle_tvm import dialect
-from sparqle_tvm.passes._constants import Constant, ConstantEvaluator
+from sparqle_tvm.passes._constants import ConstantEvaluator
+from sparqle_tvm.passes._match import op_name
 from sparqle_tvm.passes._report import PassReport
-
-
-def op_name(expr: Any) -> str:
-    """Name of the op that ``expr`` calls, ``""`` if it is no call of an op."""
-    if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
-        return str(expr.op.name)
-    return ""
-
-
-def const_value(expr: Any) -> np.ndarray | None:
-    """The value of a Relax constant, ``None`` for anything else."""
-    return expr.value.numpy() if isinstance(expr, Constant) else None
-
-
-def const_scalar(expr: Any) -> float | None:
-    """The value of a constant with one element, or of a scalar literal; else ``None``."""
-    value = const_value(expr)
-    if value is not None:
-        return float(value.reshape(-1)[0]) if value.size == 1 else None
-    literal = getattr(expr, "value", None)
-    return float(literal) if isinstance(literal, int | float) else None
-
-
-def static_shape(expr: Any) -> list[int] | None:
-    """The shape of a tensor expression if it is known and free of symbols, else ``None``."""
-    ty = expr.ty
-    if not isinstance(ty, relax.TensorType) or ty.shape is None:
-        return None
-    dims = list(ty.shape.values)
-    if not all(hasattr(d, "value") for d in dims):
-        return None
-    return [int(d) for d in dims]
-
-
-def dims_of(expr: Any) -> list[Any]:
-    """The (maybe symbolic) shape of a tensor expression, empty if it is not known."""
-    ty = expr.ty
-    if not isinstance(ty, relax.TensorType) or ty.shape is None:
-        return []
-    return list(ty.shape.values)
-
-
-def int_shape(expr: Any) -> list[int]:
-    """The shape of a tensor expression that is known to be static."""
-    return [int(d) for d in expr.ty.shape.values]
-
-
-def dtype_of(expr: Any) -> str:
-    """Dtype of a tensor expression, ``""`` for anything else."""
-    return str(expr.ty.dtype) if isinstance(expr.ty, relax.TensorType) else ""
-
-
-def same_dims(a: list[Any], b: list[Any]) -> bool:
-    """Whether two (maybe symbolic) shapes are provably equal."""
-    if len(a) != len(b):
-        return False
-    analyzer = tvm.sym.Analyzer()
-    return all(analyzer.can_prove_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @visitor
@@ -102,8 +44,9 @@ class _FieldReaders(PyExprVisitor):
         self.count: Counter[Any] = Counter()
 
     def visit_call_(self, op: relax.Call) -> None:
-        if dialect.is_op(op, "split_dense", "split_dense_scaled"):
-            self.count[op.args[0]] += 1
+        dense = dialect.Dense.of(op)
+        if dense is not None and not isinstance(dense, dialect.SplitDenseEncoded):
+            self.count[dense.encoding] += 1
 
     def visit_tuple_getitem_(self, op: relax.TupleGetItem) -> None:
         if op.index >= self.first_field:
@@ -126,11 +69,18 @@ class Rewriter(PyExprMutator):
     A pass derives from it, decorates the derived class with ``mutator``, and
     matches upwards from the call through :meth:`value`. What a match makes unused is removed by
     :func:`apply_rewriter`.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        The module that is rewritten; it is not changed.
+    owner : RewritePass
+        The pass, with its parameters and its report.
     """
 
-    def __init__(self, mod: tvm.IRModule, report: PassReport) -> None:
+    def __init__(self, mod: tvm.IRModule, owner: Any) -> None:
         super().__init__(mod)
-        self.report = report
+        self.owner = owner
         self.label = ""
         self.bound: Any = None
         self.replacements: dict[Any, Any] = {}
@@ -175,9 +125,32 @@ class Rewriter(PyExprMutator):
         """The replacement of ``call`` (arguments already visited), or ``None`` to keep it."""
         raise AssertionError(f"{type(self).__name__} does not say what it rewrites")
 
+    def count(self) -> None:
+        """Note one rewrite in the report."""
+        self.owner.report.rewrite(self.owner.name)
+
+    def skip(self, op: str, label: str, reason: str) -> None:
+        """Note in the report that an op is left alone."""
+        self.owner.report.skip(self.owner.name, op, label, reason)
+
+    def finish(self) -> None:
+        """What is to be done (reported) after all functions are visited."""
+
     def added_functions(self) -> list[tuple[relax.GlobalVar, tvm.ir.BaseFunc]]:
         """Functions that the rewritten module needs besides those it has."""
         return []
+
+    def in_block(self, block: relax.BindingBlock, visit: Callable[..., Any]) -> Any:
+        """Visit a block by `visit`; a pass that keeps state per scope overrides this."""
+        return visit(block)
+
+    def visit_binding_block_(self, block: relax.BindingBlock) -> relax.BindingBlock:
+        """Visit a block through :meth:`in_block`."""
+        return self.in_block(block, super().visit_binding_block_)
+
+    def visit_dataflow_block_(self, block: relax.DataflowBlock) -> relax.BindingBlock:
+        """Visit a dataflow block through :meth:`in_block`."""
+        return self.in_block(block, super().visit_dataflow_block_)
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         """Remember the variable, and its name as the label for reports."""
@@ -260,12 +233,38 @@ def called_functions(mod: tvm.IRModule) -> set[str]:
     return called.names
 
 
-def apply_rewriter(
-    mod: tvm.IRModule, report: PassReport, make: Callable[[tvm.IRModule], Rewriter]
-) -> tvm.IRModule:
+class ReportingPass:
+    """A pass that says what it did and what it left alone; decorate it with ``module_pass``.
+
+    Parameters
+    ----------
+    report : PassReport, optional
+        Takes the number of rewrites, and what was left alone and why.
+    """
+
+    def __init__(self, *, report: PassReport | None = None) -> None:
+        self.report = report if report is not None else PassReport()
+
+    @property
+    def name(self) -> str:
+        """Name of the pass in reports."""
+        return type(self).__name__
+
+
+class RewritePass(ReportingPass):
+    """A pass that lets its rewriter visit every function."""
+
+    rewriter: ClassVar[type[Rewriter]]
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Apply the pass to every Relax function of a copy of ``mod``."""
+        return apply_rewriter(mod, self.rewriter(mod, self))
+
+
+def apply_rewriter(mod: tvm.IRModule, rewriter: Rewriter) -> tvm.IRModule:
     """Run a rewriter over a copy of ``mod``; dead code goes only if something was rewritten."""
+    report = rewriter.owner.report
     before = report.rewritten.total()
-    rewriter = make(mod)
     # Not through the builder: its table of functions hashes every constant of each.
     rewritten = mod.clone()
     for gv, func in relax_functions(mod):
@@ -273,6 +272,7 @@ def apply_rewriter(
         rewriter.parameters = frozenset(func.params)
         rewriter.replacements = {}
         rewritten.update_func(gv, remove_unused(rewriter.visit_expr(func)))
+    rewriter.finish()
     if report.rewritten.total() == before:
         return mod
     for gv, added in rewriter.added_functions():

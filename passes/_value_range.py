@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from sparqle_tvm.passes._rewrite import const_scalar, const_value, dtype_of, op_name
+from sparqle_tvm.passes._match import const_scalar, const_value, dtype_of, op_name
 
 Range = tuple[float, float]
 _UNBOUNDED: Range = (-np.inf, np.inf)

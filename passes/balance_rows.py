@@ -6,26 +6,21 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprVisitor, mutator, visitor
 
 from sparqle_tvm import dialect
 from sparqle_tvm.errors import TargetError
+from sparqle_tvm.passes._match import dims_of, row_counts
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import (
-    Rewriter,
-    apply_rewriter,
-    count_field_readers,
-    count_uses,
-    dims_of,
-    int_shape,
-)
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, count_field_readers, count_uses
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.buckets import buckets
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
 from sparqle_tvm.target.op import DenseOp
+
+# A dense op that reads an encoding, and its call.
+Reader = tuple[dialect.Dense, relax.Call]
 
 
 @visitor
@@ -34,19 +29,19 @@ class _Readers(PyExprVisitor):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: dict[Any, list[relax.Call]] = defaultdict(list)
+        self.found: dict[Any, list[Reader]] = defaultdict(list)
 
     def visit_call_(self, op: relax.Call) -> None:
-        if dialect.is_op(op, "split_dense", "split_dense_scaled", "split_dense_encoded"):
-            self.found[op.args[0]].append(op)
+        dense = dialect.Dense.of(op)
+        if dense is not None:
+            self.found[dense.encoding].append((dense, op))
 
 
 @mutator
 class _Balance(Rewriter):
-    def __init__(self, mod: tvm.IRModule, report: PassReport, owner: BalanceRows) -> None:
-        super().__init__(mod, report)
-        self.owner = owner
-        self.readers: dict[Any, list[relax.Call]] = {}
+    def __init__(self, mod: tvm.IRModule, owner: BalanceRows) -> None:
+        super().__init__(mod, owner)
+        self.readers: dict[Any, list[Reader]] = {}
         self.read: Counter[Any] = Counter()
         self.all_uses: Counter[Any] = Counter()
         self.chosen: dict[Any, tuple[int, int] | None] = {}
@@ -59,13 +54,7 @@ class _Balance(Rewriter):
         self.read, self.all_uses = count_field_readers(func), count_uses(func)
         return super().visit_function_(func)
 
-    def visit_binding_block_(self, block: relax.BindingBlock) -> relax.BindingBlock:
-        return self._scoped(block, super().visit_binding_block_)
-
-    def visit_dataflow_block_(self, block: relax.DataflowBlock) -> relax.BindingBlock:
-        return self._scoped(block, super().visit_dataflow_block_)
-
-    def _scoped(self, block: relax.BindingBlock, visit: Callable[..., Any]) -> relax.BindingBlock:
+    def in_block(self, block: relax.BindingBlock, visit: Callable[..., Any]) -> relax.BindingBlock:
         # A block reads the orders that blocks around it made, but not those of another branch.
         outer, self.orders = self.orders, dict(self.orders)
         rebuilt = visit(block)
@@ -73,47 +62,45 @@ class _Balance(Rewriter):
         return rebuilt
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
-        if not dialect.is_op(call, "split_dense_scaled"):
+        dense, before = (dialect.SplitDenseScaled.of(c) for c in (call, original))
+        if dense is None or before is None or dense.row_order is not None:
             return None
-        if dialect.scaled_operands(call)[1] is not None:
-            return None
-        encoding = original.args[0]
+        encoding = before.encoding
         if encoding not in self.chosen:
             self.chosen[encoding] = self._choose(encoding)
         chosen = self.chosen[encoding]
         if chosen is None:
             return None
         if encoding not in self.orders:
-            self.orders[encoding] = self._order(call, *chosen)
-        return dialect.with_attributes(call, [*call.args, self.orders[encoding]])
+            self.orders[encoding] = self._order(dense, *chosen)
+        return dense.changed(row_order=self.orders[encoding])
 
-    def _order(self, call: relax.Call, block_rows: int, min_rows: int) -> relax.Var:
+    def _order(self, dense: dialect.Dense, block_rows: int, min_rows: int) -> relax.Var:
         """The list of rows, made at the first dense that needs it."""
-        self.report.rewrite("BalanceRows")
-        pbm = self.emit(relax.TupleGetItem(call.args[0], dialect.PBM_FIELD), "bitmap")
+        self.count()
+        made = dialect.Encoder.of(self.value(dense.encoding))
         sorting = dialect.balance_rows(
-            pbm,
-            in_features=dialect.attributes(call)["in_features"],
+            self.emit(dialect.plane(dense.encoding, "pbm"), "bitmap"),
+            in_features=dense.in_features,
             block_rows=block_rows,
             lanes=self.owner.accelerator.lanes,
             min_rows=min_rows,
-            label=dialect.attributes(self.value(call.args[0])).get("label", ""),
+            label=made.label if made is not None else "",
         )
         return self.emit(sorting, "row_order")
 
     def _choose(self, encoding: relax.Var) -> tuple[int, int] | None:
         """Rows of a block, and from how many rows in all it pays; None: sort no rows."""
-        made = self.value(encoding)
-        if not dialect.is_op(made, "encode", "quantize_encode"):
+        made = dialect.Encoder.of(self.value(encoding))
+        if made is None:
             return None
-        label = dialect.attributes(made)["label"]
         readers = self.readers[encoding]
         reason = ""
-        if any(dialect.is_op(reader, "split_dense_encoded") for reader in readers):
+        if any(isinstance(dense, dialect.SplitDenseEncoded) for dense, _ in readers):
             reason = "an encoded result is stored in the order in which its rows come"
         elif self.all_uses[encoding] != self.read[encoding]:
             reason = "the encoding is passed on as a whole"
-        elif any(dialect.is_op(reader, "split_dense") for reader in readers):
+        elif any(isinstance(dense, dialect.SplitDense) for dense, _ in readers):
             reason = "an int32 result is stored without parameters per row, so without their order"
         if not reason:
             try:
@@ -123,13 +110,13 @@ class _Balance(Rewriter):
             if chosen is not None:
                 return chosen
         reason = reason or "it costs more cycles than it saves"
-        self.report.skip("BalanceRows", str(made.op.name), label, reason)
+        self.skip(f"relax.sparqle.{made.NAME}", made.label, reason)
         return None
 
-    def _best(self, readers: list[relax.Call]) -> tuple[int, int] | None:
+    def _best(self, readers: list[Reader]) -> tuple[int, int] | None:
         best = None
-        for rows in self._row_counts(readers[0]):
-            shapes = [_shape(reader, rows) for reader in readers]
+        for rows in row_counts(dims_of(readers[0][1])[:-1], self.owner.accelerator):
+            shapes = [_shape(dense, rows) for dense, _ in readers]
             block = choose_block_rows(shapes, self.owner.accelerator, self.owner.goal)
             if block:
                 best = (block, best[1] if best else rows)
@@ -138,29 +125,21 @@ class _Balance(Rewriter):
                 return None
         return best
 
-    def _row_counts(self, reader: relax.Call) -> list[int]:
-        lead = dims_of(reader)[:-1]
-        if all(hasattr(d, "value") for d in lead):
-            return [max(1, int(np.prod([int(d) for d in lead])))]
-        return buckets(self.owner.accelerator.rows)
 
-
-def _shape(call: relax.Call, rows: int) -> DenseOp:
-    attrs = dialect.attributes(call)
-    outputs, columns = int_shape(call.args[2])
+def _shape(dense: dialect.Dense, rows: int) -> DenseOp:
     return DenseOp(
         m=rows,
-        n=outputs,
-        k=columns,
-        weight_bits=attrs["weight_bits"],
-        group_size=attrs["group_size"],
-        has_min=dialect.scaled_operands(call)[0] is not None,
-        digit_bits=attrs["k"],
+        n=dense.out_features,
+        k=dense.in_features,
+        weight_bits=dense.weight_bits,
+        group_size=dense.group_size,
+        has_min=dense.has_min,
+        digit_bits=dense.k,
     )
 
 
-@tvm.transform.module_pass(opt_level=0, name="BalanceRows")
-class BalanceRows:
+@tvm.transform.module_pass(opt_level=0)
+class BalanceRows(RewritePass):
     """Sort the rows of encodings by the steps of their MSB digits, where that pays.
 
     In the MSB pass, the rows of a group wait for the slowest of them. Sorted, rows of a group are
@@ -191,6 +170,8 @@ class BalanceRows:
         Takes the number of orders made, and why others were not.
     """
 
+    rewriter = _Balance
+
     def __init__(
         self,
         accelerator: Accelerator,
@@ -198,12 +179,10 @@ class BalanceRows:
         *,
         report: PassReport | None = None,
     ) -> None:
+        super().__init__(report=report)
         self.accelerator = accelerator
         self.goal = goal
-        self.report = report if report is not None else PassReport()
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""
-        if self.goal == "none":
-            return mod
-        return apply_rewriter(mod, self.report, lambda m: _Balance(m, self.report, self))
+        return mod if self.goal == "none" else super().transform_module(mod, _ctx)

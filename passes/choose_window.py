@@ -13,100 +13,72 @@ from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.passes._constants import make_const
+from sparqle_tvm.passes._match import const_value
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import (
-    Rewriter,
-    apply_rewriter,
-    const_value,
-    count_field_readers,
-)
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, count_field_readers
 from sparqle_tvm.passes._value_range import value_range
-from sparqle_tvm.passes._weights import bias_constant, offset_constant
-from sparqle_tvm.passes.split_precision import exact_window
-
-WINDOWS = ("signed", "unsigned")
+from sparqle_tvm.passes._weights import window_constant
 
 
 @mutator
 class _Choose(Rewriter):
-    def __init__(
-        self,
-        mod: tvm.IRModule,
-        report: PassReport,
-        windows: Mapping[str, str],
-        default: str | None,
-        allow_saturation: bool,
-    ) -> None:
-        super().__init__(mod, report)
+    def __init__(self, mod: tvm.IRModule, owner: ChooseWindow) -> None:
+        super().__init__(mod, owner)
         self.followers: Counter[Any] = Counter()
         self.seen: set[str] = set()
-        self.windows = windows
-        self.default = default
-        self.allow_saturation = allow_saturation
 
     def visit_function_(self, func: relax.Function) -> relax.Expr:
         # Scale and group sums are the same in both windows.
-        self.followers = count_field_readers(func, dialect.SCALE_FIELD)
+        self.followers = count_field_readers(func, len(dialect.PLANES))
         return super().visit_function_(func)
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
-        if dialect.is_op(call, "encode", "quantize_encode"):
-            return self._choose(call)
-        if dialect.is_op(call, "split_dense", "split_dense_scaled"):
-            return self._follow(call)
+        op = dialect.Op.of(call)
+        if isinstance(op, dialect.Encoder):
+            return self._choose(op)
+        if isinstance(op, dialect.SplitDense | dialect.SplitDenseScaled):
+            return self._follow(op)
         return None
 
-    def _choose(self, call: relax.Call) -> relax.Expr | None:
-        attrs = dialect.attributes(call)
-        self.seen.add(attrs["label"])
-        wanted = self.windows.get(attrs["label"], self.default)
-        if wanted is None or wanted == attrs["window"]:
+    def _choose(self, encoder: dialect.Encoder) -> relax.Expr | None:
+        self.seen.add(encoder.label)
+        wanted = self.owner.windows.get(encoder.label, self.owner.default)
+        if wanted is None or wanted == encoder.window:
             return None
-        if "qmax" in attrs:
-            bounds = (-float(attrs["qmax"]), float(attrs["qmax"]))
-        else:
-            bounds = value_range(call.args[0], self.value)
-        exact = wanted == "unsigned" or exact_window(bounds, attrs["k"]) == "signed"
-        if not exact and not self.allow_saturation:
-            reason = f"values up to {bounds[1]:g} would saturate in the signed window"
-            self._skip(attrs["label"], reason)
+        bounds = (-float(encoder.qmax), float(encoder.qmax))
+        if not encoder.qmax:
+            bounds = value_range(encoder.x, self.value)
+        reason = ""
+        if not WINDOWS[wanted].holds(bounds, encoder.k) and not self.owner.allow_saturation:
+            reason = f"values up to {bounds[1]:g} would saturate in the {wanted} window"
+        elif self.uses[self.bound] != self.followers[self.bound]:
+            reason = "its planes are returned or passed on"
+        elif encoder.bands is not None:
+            reason = "its bands are made for the window it has"
+        if reason:
+            self.skip("encode", encoder.label, reason)
             return None
-        if self.uses[self.bound] != self.followers[self.bound]:
-            self._skip(attrs["label"], "its planes are returned or passed on")
-            return None
-        if len(call.args) > 2:
-            self._skip(attrs["label"], "its bands are made for the window it has")
-            return None
-        self.report.rewrite("ChooseWindow")
-        return dialect.with_attributes(call, window=wanted)
+        self.count()
+        return encoder.changed(window=wanted)
 
-    def _skip(self, label: str, reason: str) -> None:
-        self.report.skip("ChooseWindow", "encode", label, reason)
-
-    def report_unknown_labels(self) -> None:
+    def finish(self) -> None:
         """Note the labels that were given a window and that no encoding bears."""
-        for label in sorted(set(self.windows) - self.seen):
-            self._skip(label, "no encoding has this label")
+        for label in sorted(set(self.owner.windows) - self.seen):
+            self.skip("encode", label, "no encoding has this label")
 
-    def _follow(self, call: relax.Call) -> relax.Expr | None:
+    def _follow(self, dense: dialect.SplitDense | dialect.SplitDenseScaled) -> relax.Expr | None:
         """Give a dense the window of its encoding, and the bias that goes with it."""
-        encoding, attrs = self.value(call.args[0]), dialect.attributes(call)
-        if not dialect.is_op(encoding, "encode", "quantize_encode"):
+        encoder = dialect.Encoder.of(self.value(dense.encoding))
+        if encoder is None or encoder.window == dense.window:
             return None
-        window = dialect.attributes(encoding)["window"]
-        if window == attrs["window"]:
-            return None
-        args = list(call.args)
-        scaled = dialect.is_op(call, "split_dense_scaled")
-        place = 4 if scaled else 2
-        grouped = scaled and attrs["group_size"] > 0
-        if grouped:
-            term = offset_constant(self, args[2], args[3], attrs["k"], "signed")
-        else:
-            term = bias_constant(self, args[2 if scaled else 1], attrs["k"], "signed")
-        args[place] = self._add(args[place], term, 1 if window == "signed" else -1)
-        return dialect.with_attributes(call, args, window=window)
+        offset = dense.offset
+        for window, sign in ((dense.window, -1), (encoder.window, 1)):
+            if WINDOWS[window].bias(dense.k):
+                term = window_constant(self, dense, window)
+                offset = self._add(offset, term, sign)
+        return dense.changed(window=encoder.window, offset=offset)
 
     def _add(self, base: Any, term: Any, sign: int) -> relax.Expr:
         old, delta = const_value(base), const_value(term)
@@ -116,8 +88,8 @@ class _Choose(Rewriter):
         return self.emit(combine(base, term), "bias")
 
 
-@tvm.transform.module_pass(opt_level=0, name="ChooseWindow")
-class ChooseWindow:
+@tvm.transform.module_pass(opt_level=0)
+class ChooseWindow(RewritePass):
     """Change the window of encodings, and the bias of the dense ops that read them.
 
     Going to ``unsigned`` is always exact. Going to ``signed`` is done where the values provably
@@ -150,6 +122,8 @@ class ChooseWindow:
         For a window that is neither ``"signed"`` nor ``"unsigned"``.
     """
 
+    rewriter = _Choose
+
     def __init__(
         self,
         windows: Mapping[str, str] | None = None,
@@ -158,19 +132,12 @@ class ChooseWindow:
         allow_saturation: bool = False,
         report: PassReport | None = None,
     ) -> None:
-        for label, window in {**(windows or {}), "(default)": default or "signed"}.items():
+        given = {**(windows or {}), **({"(default)": default} if default is not None else {})}
+        for label, window in given.items():
             if window not in WINDOWS:
-                raise InvalidArgumentError(
-                    f'window "{window}" of {label} is neither "signed" nor "unsigned"'
-                )
+                known = " nor ".join(f'"{name}"' for name in WINDOWS)
+                raise InvalidArgumentError(f'window "{window}" of {label} is neither {known}')
+        super().__init__(report=report)
         self.windows = dict(windows or {})
         self.default = default
         self.allow_saturation = allow_saturation
-        self.report = report if report is not None else PassReport()
-
-    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
-        """Apply the pass to every Relax function of a copy of ``mod``."""
-        chooser = _Choose(mod, self.report, self.windows, self.default, self.allow_saturation)
-        after = apply_rewriter(mod, self.report, lambda _: chooser)
-        chooser.report_unknown_labels()
-        return after

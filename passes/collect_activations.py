@@ -13,7 +13,7 @@ from tvm.relax.expr_functor import PyExprVisitor, visitor
 from sparqle_tvm import dialect
 from sparqle_tvm.passes._constants import Constant
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import relax_functions
+from sparqle_tvm.passes._rewrite import ReportingPass, relax_functions
 
 # Attribute of a function that returns its activations already.
 OBSERVED = "sparqle_observed"
@@ -103,25 +103,22 @@ class _Find(PyExprVisitor):
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         value = self.values[binding.var] = binding.value
-        if dialect.is_op(value, "encode", "quantize_encode"):
-            attrs = dialect.attributes(value)
-            columns = int(value.args[0].ty.shape.values[-1])
-            qmax, bits, window = attrs.get("qmax", 0), attrs["k"], attrs["window"]
-            info = ActivationInfo(attrs["label"], columns, qmax, bits, window, [])
+        op = dialect.Op.of(value)
+        if isinstance(op, dialect.Encoder):
+            info = ActivationInfo(op.label, op.columns, op.qmax, op.k, op.window, [])
             self.infos[binding.var] = info
-            self.wanted[binding.var] = value.args[0]
+            self.wanted[binding.var] = op.x
             self.owners[binding.var] = (info, None, "input")
-        elif dialect.is_op(value, "split_dense", "split_dense_scaled"):
-            encoding = value.args[0]
+        elif isinstance(op, dialect.SplitDense | dialect.SplitDenseScaled):
+            encoding = op.encoding
             while isinstance(self.values.get(encoding), relax.Var):
                 encoding = self.values[encoding]
             if encoding in self.infos:
-                dense = self._dense(value)
+                dense = self._dense(op)
                 self.infos[encoding].dense.append(dense)
                 if dense.returned:
                     self.wanted[binding.var] = binding.var
                     self.owners[binding.var] = (self.infos[encoding], dense, "output")
-
         elif isinstance(value, relax.Call) and value.op == _ADD:
             self._add(binding.var, value)
 
@@ -152,21 +149,19 @@ class _Find(PyExprVisitor):
             else:
                 return expr
 
-    def _dense(self, call: relax.Call) -> ObservedDense:
-        attrs, scaled = dialect.attributes(call), dialect.is_op(call, "split_dense_scaled")
-        weight = call.args[2 if scaled else 1]
+    def _dense(self, op: dialect.Dense) -> ObservedDense:
         return ObservedDense(
-            label=attrs["label"],
-            out_features=int(weight.ty.shape.values[0]),
-            weight_bits=attrs["weight_bits"],
-            group_size=attrs.get("group_size", 0),
-            weight=self._constant(weight),
-            scale=self._constant(call.args[3]) if scaled else None,
-            minimum=self._constant(call.args[5]) if len(call.args) == 7 else None,
-            returned=scaled,
+            label=op.label,
+            out_features=op.out_features,
+            weight_bits=op.weight_bits,
+            group_size=op.group_size,
+            weight=self._constant(op.weight),
+            scale=self._constant(op.w_scale) if isinstance(op, dialect.ScaledDense) else None,
+            minimum=self._constant(op.w_min),
+            returned=isinstance(op, dialect.ScaledDense),
         )
 
-    def _constant(self, expr: relax.Expr) -> Any:
+    def _constant(self, expr: relax.Expr | None) -> Any:
         while expr in self.values:
             expr = self.values[expr]
         return expr if isinstance(expr, Constant) else None
@@ -191,8 +186,8 @@ def _observed(func: relax.Function, found: _Find) -> relax.Function:
     return changed.with_attr(OBSERVED, True)
 
 
-@tvm.transform.module_pass(opt_level=0, name="CollectActivations")
-class CollectActivations:
+@tvm.transform.module_pass(opt_level=0)
+class CollectActivations(ReportingPass):
     """Make functions return the inputs of their encodings and the outputs of their dense ops.
 
     An output that is added to another tensor (not to a constant) comes with that sum.
@@ -214,11 +209,6 @@ class CollectActivations:
         observed_1 = y
         return (z, (observed, observed_1))
 
-    Parameters
-    ----------
-    report : PassReport, optional
-        Takes the number of functions changed.
-
     Attributes
     ----------
     collected : dict of str to list of Observation
@@ -226,7 +216,7 @@ class CollectActivations:
     """
 
     def __init__(self, *, report: PassReport | None = None) -> None:
-        self.report = report if report is not None else PassReport()
+        super().__init__(report=report)
         self.collected: dict[str, list[Observation]] = {}
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
@@ -243,5 +233,5 @@ class CollectActivations:
             self.collected[str(gv.name_hint)] = found.observations()
             if func.attrs is None or OBSERVED not in func.attrs:
                 changed.update_func(gv, _observed(func, found))
-                self.report.rewrite("CollectActivations")
+                self.report.rewrite(self.name)
         return changed

@@ -2,139 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import tvm
 from tvm import relax
-from tvm.relax.expr_functor import PyExprVisitor, visitor
 
 from sparqle_tvm import dialect
-from sparqle_tvm.numerics import max_exact, window_limits
+from sparqle_tvm.numerics.window import WINDOWS
+from sparqle_tvm.passes._encoding_info import EncodingInfo, describe_encodings
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import called_functions, relax_functions
+from sparqle_tvm.passes._rewrite import ReportingPass, called_functions, relax_functions
 
 # Attribute of a function that returns its encodings already.
 COLLECTED = "sparqle_collected"
-
-
-@dataclass(frozen=True)
-class DenseInfo:
-    """One dense that reads an encoding; ``n`` and ``k`` are its output and input features."""
-
-    label: str
-    n: int
-    k: int
-    weight_bits: int
-    group_size: int
-    has_min: bool
-
-
-@dataclass
-class EncodingInfo:
-    """One encoding of a function: its static facts and the dense ops that read it.
-
-    Attributes
-    ----------
-    label : str
-        Name of the tensor.
-    digit_bits : int
-        k, bits of a digit.
-    window : str
-        ``"signed"`` or ``"unsigned"``.
-    columns : int
-        K, elements in a row.
-    quantizes : bool
-        Whether the encoding quantizes too, so that it has scales.
-    may_saturate : bool
-        Whether elements outside the window's exact range, or through a small factor outside of
-        the quantizer's limits, can come in.
-    consumers : list of DenseInfo
-        In program order.
-    has_factors, has_bands : bool
-        Whether the quantizer's step has factors, and whether bands are clipped to the window.
-    rows : int or None
-        M, if that is static.
-    """
-
-    label: str
-    digit_bits: int
-    window: str
-    columns: int
-    quantizes: bool
-    may_saturate: bool
-    consumers: list[DenseInfo] = field(default_factory=list)
-    has_factors: bool = False
-    has_bands: bool = False
-    rows: int | None = None
-
-
-@visitor
-class _Describe(PyExprVisitor):
-    def __init__(self) -> None:
-        super().__init__()
-        self.encodings: dict[Any, EncodingInfo] = {}
-        self.hidden: list[str] = []
-
-    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        value = binding.value
-        if dialect.is_op(value, "encode", "quantize_encode"):
-            self.encodings[binding.var] = _describe_encoding(value)
-        elif dialect.is_op(value, "split_dense", "split_dense_scaled"):
-            read = self.encodings.get(value.args[0])
-            if read is not None:
-                read.consumers.append(_describe_dense(value))
-        elif isinstance(value, relax.Var) and value in self.encodings:
-            self.encodings[binding.var] = self.encodings[value]
-        elif isinstance(value, relax.If):
-            inside = _Describe()
-            inside.visit_expr(value)
-            self.hidden += [info.label for info in inside.encodings.values()] + inside.hidden
-
-
-def _describe_encoding(call: relax.Call) -> EncodingInfo:
-    attrs = dialect.attributes(call)
-    limit = max_exact(attrs["k"], attrs["window"])
-    exceeds = attrs["window"] == "signed" and attrs.get("qmax", limit + 1) > limit
-    *lead, columns = call.args[0].ty.shape.values
-    static = all(hasattr(extent, "value") for extent in lead)
-    return EncodingInfo(
-        label=attrs["label"],
-        digit_bits=attrs["k"],
-        window=attrs["window"],
-        columns=int(columns),
-        quantizes="qmax" in attrs,
-        may_saturate=exceeds or len(call.args) > 1,
-        has_factors=len(call.args) > 1,
-        has_bands=len(call.args) > 2,
-        rows=math.prod(int(extent) for extent in lead) if static else None,
-    )
-
-
-def _describe_dense(call: relax.Call) -> DenseInfo:
-    attrs = dialect.attributes(call)
-    scaled = dialect.is_op(call, "split_dense_scaled")
-    outputs, columns = (int(d) for d in call.args[2 if scaled else 1].ty.shape.values)
-    return DenseInfo(
-        label=attrs["label"],
-        n=outputs,
-        k=columns,
-        weight_bits=attrs["weight_bits"],
-        group_size=attrs.get("group_size", 0),
-        has_min=scaled and dialect.scaled_operands(call)[0] is not None,
-    )
-
-
-def _describe(func: relax.Function) -> tuple[list[EncodingInfo], list[str]]:
-    """The encodings of the outermost blocks in program order, and the labels of all others."""
-    describe = _Describe()
-    describe.visit_expr(func.body)
-    unique: list[EncodingInfo] = []
-    for info in describe.encodings.values():
-        if not any(info is seen for seen in unique):
-            unique.append(info)
-    return unique, describe.hidden
 
 
 class _Observer:
@@ -155,48 +35,49 @@ class _Observer:
             self.outputs.append(var)
         return var
 
-    def observe(self, encoding: relax.Var, call: relax.Call, info: EncodingInfo) -> None:
+    def observe(self, encoding: relax.Var, op: dialect.Encoder, info: EncodingInfo) -> None:
         """Return PBM, scales, and how many elements were saturated and clipped to the window."""
-        self.bind(relax.TupleGetItem(encoding, dialect.PBM_FIELD), output=True)
+        self.bind(dialect.plane(encoding, "pbm"), output=True)
+        q, limit = op.x, WINDOWS[op.window].limits(op.k)[1]
         if info.quantizes:
-            self.bind(relax.TupleGetItem(encoding, dialect.SCALE_FIELD), output=True)
+            scale = self.bind(op.field(encoding, "scale"), output=True)
         if not info.may_saturate:
             return
-        q, limit = call.args[0], max_exact(info.digit_bits, info.window)
         if info.quantizes:
-            q = self._rounded(call, self.outputs[-1])
+            q = self._rounded(op, scale)
         dtype = str(q.ty.dtype)
-        if not info.has_factors:
+        if op.factors is None:
             self._count(relax.op.greater(q, relax.const(limit, dtype)))
             return
-        qmax = dialect.attributes(call)["qmax"]
-        limit = min(qmax, limit)
+        limit = min(op.qmax, limit)
         above = self.bind(relax.op.greater(q, relax.const(limit, dtype)))
-        below = self.bind(relax.op.less(q, relax.const(-qmax, dtype)))
+        below = self.bind(relax.op.less(q, relax.const(-op.qmax, dtype)))
         self._count(relax.op.logical_or(above, below))
-        if info.has_bands:
-            self._count_clipped(self.bind(relax.op.clip(q, -qmax, limit)), call.args[2], info)
+        if op.bands is not None:
+            self._count_clipped(self.bind(relax.op.clip(q, -op.qmax, limit)), op)
 
-    def _rounded(self, call: relax.Call, scale: relax.Var) -> relax.Var:
+    def _rounded(self, op: dialect.Encoder, scale: relax.Var) -> relax.Var:
         """``round(x / step)`` in float32, not limited yet."""
         step = scale
-        if len(call.args) > 1:
-            step = self.bind(relax.op.multiply(scale, call.args[1]))
-        return self.bind(relax.op.round(self.bind(relax.op.divide(call.args[0], step))))
+        if op.factors is not None:
+            step = self.bind(relax.op.multiply(scale, op.factors))
+        return self.bind(relax.op.round(self.bind(relax.op.divide(op.x, step))))
 
     def _count(self, condition: relax.Expr) -> None:
         """Return how many elements meet a condition."""
         met = self.bind(relax.op.astype(self.bind(condition), "int32"))
         self.bind(relax.op.sum(met), output=True)
 
-    def _count_clipped(self, q: relax.Var, bands: relax.Expr, info: EncodingInfo) -> None:
+    def _count_clipped(self, q: relax.Var, encoder: dialect.Encoder) -> None:
         """Return how many elements lie in the bands."""
-        sides = self.bind(relax.op.split(self.bind(relax.op.astype(bands, "float32")), 2, axis=0))
+        bands = self.bind(relax.op.astype(encoder.bands, "float32"))
+        sides = self.bind(relax.op.split(bands, 2, axis=0))
         lo, hi = (
-            self.bind(relax.op.reshape(self.bind(relax.TupleGetItem(sides, i)), (info.columns,)))
+            self.bind(relax.op.reshape(self.bind(relax.TupleGetItem(sides, i)), (encoder.columns,)))
             for i in (0, 1)
         )
-        low, high = (relax.const(v, "float32") for v in window_limits(info.digit_bits, info.window))
+        zero_range = WINDOWS[encoder.window].zero_range(encoder.k)
+        low, high = (relax.const(v, "float32") for v in zero_range)
         op = relax.op
         below = op.logical_and(self.bind(op.less(q, low)), self.bind(op.greater_equal(q, lo)))
         above = op.logical_and(self.bind(op.greater(q, high)), self.bind(op.less_equal(q, hi)))
@@ -211,8 +92,9 @@ def _with_observations(func: relax.Function, infos: list[EncodingInfo]) -> relax
     for block in func.body.blocks:
         observer = _Observer(block)
         for binding in block.bindings:
-            if dialect.is_op(binding.value, "encode", "quantize_encode"):
-                observer.observe(binding.var, binding.value, next(remaining))
+            encoder = dialect.Encoder.of(binding.value)
+            if encoder is not None:
+                observer.observe(binding.var, encoder, next(remaining))
         outputs += observer.outputs
         blocks.append(type(block)(observer.bindings))
     body = relax.Tuple([func.body.body, relax.Tuple(outputs)])
@@ -221,8 +103,8 @@ def _with_observations(func: relax.Function, infos: list[EncodingInfo]) -> relax
     return changed.with_attr(COLLECTED, True)
 
 
-@tvm.transform.module_pass(opt_level=0, name="CollectEncodings")
-class CollectEncodings:
+@tvm.transform.module_pass(opt_level=0)
+class CollectEncodings(ReportingPass):
     """Make functions return the precision bitmaps (and scales) of their encodings as well.
 
     Precondition: the encodings stand in the outermost blocks of a function that no other function
@@ -241,11 +123,6 @@ class CollectEncodings:
         observed_1 = enc[4]  # the scales
         return (y, (observed_0, observed_1))
 
-    Parameters
-    ----------
-    report : PassReport, optional
-        Takes the number of functions changed.
-
     Attributes
     ----------
     collected : dict of str to list of EncodingInfo
@@ -253,7 +130,7 @@ class CollectEncodings:
     """
 
     def __init__(self, *, report: PassReport | None = None) -> None:
-        self.report = report if report is not None else PassReport()
+        super().__init__(report=report)
         self.collected: dict[str, list[EncodingInfo]] = {}
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
@@ -261,7 +138,7 @@ class CollectEncodings:
         changed, called = mod.clone(), called_functions(mod)
         for gv, func in relax_functions(mod):
             name = str(gv.name_hint)
-            infos, hidden = _describe(func)
+            infos, hidden = describe_encodings(func)
             for label in hidden:
                 self._skip(label, "stands in a branch")
             if not infos:
@@ -273,8 +150,8 @@ class CollectEncodings:
             self.collected[name] = infos
             if func.attrs is None or COLLECTED not in func.attrs:
                 changed.update_func(gv, _with_observations(func, infos))
-                self.report.rewrite("CollectEncodings")
+                self.report.rewrite(self.name)
         return changed
 
     def _skip(self, label: str, reason: str) -> None:
-        self.report.skip("CollectEncodings", "encode", label, reason)
+        self.report.skip(self.name, "encode", label, reason)

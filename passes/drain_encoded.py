@@ -11,12 +11,9 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
-from sparqle_tvm.numerics import max_exact
+from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.passes._constants import make_const
-from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import (
-    Rewriter,
-    apply_rewriter,
+from sparqle_tvm.passes._match import (
     const_scalar,
     dims_of,
     dtype_of,
@@ -24,6 +21,7 @@ from sparqle_tvm.passes._rewrite import (
     same_dims,
     static_shape,
 )
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 
 
 @dataclass(frozen=True)
@@ -46,46 +44,43 @@ class _NoMatch(Exception):
 class _Drain(Rewriter):
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         # What a function is given is quantized already.
-        if not dialect.is_op(call, "encode") or isinstance(self.value(call.args[0]), relax.Var):
+        encode = dialect.Encode.of(call)
+        if encode is None or isinstance(self.value(encode.x), relax.Var):
             return None
-        attrs = dialect.attributes(call)
         try:
-            fused = self._fuse(call, attrs)
+            fused = self._fuse(encode)
         except _NoMatch as reason:
-            self.report.skip("DrainEncoded", "encode", attrs["label"], str(reason))
+            self.skip("encode", encode.label, str(reason))
             return None
-        self.report.rewrite("DrainEncoded")
+        self.count()
         return fused
 
-    def _fuse(self, call: relax.Call, attrs: dict[str, Any]) -> relax.Call:
-        quantize = self._quantize(call.args[0])
+    def _fuse(self, encode: dialect.Encode) -> relax.Call:
+        quantize = self._quantize(encode.x)
         low, between = self._through_relu(quantize)
-        dense = self.value(between[-1])
-        if not dialect.is_op(dense, "split_dense_scaled"):
+        found = self.value(between[-1])
+        dense = dialect.SplitDenseScaled.of(found)
+        if dense is None:
             raise _NoMatch("what is quantized is not the scaled result of a split dense op")
-        own = dialect.attributes(dense)
-        if own["k"] != attrs["k"]:
-            raise _NoMatch(f"digits of {attrs['k']} bits, the dense op has {own['k']}")
-        if not same_dims(dims_of(call.args[0]), dims_of(dense)):
+        if dense.k != encode.k:
+            raise _NoMatch(f"digits of {encode.k} bits, the dense op has {dense.k}")
+        if not same_dims(dims_of(encode.x), dims_of(found)):
             raise _NoMatch("the quantized tensor has another shape than the result")
-        if attrs["group_size"]:
+        if encode.group_size:
             raise _NoMatch("its readers need group sums, which a drain does not make")
         if not self.used_once(*between):
             raise _NoMatch("the result of the dense op, or what becomes of it, has another reader")
-        smallest, largest = -(2 ** (2 * attrs["k"] - 1)), max_exact(attrs["k"], attrs["window"])
+        smallest, largest = WINDOWS[encode.window].limits(encode.k)
         low, high = max(low, smallest), min(quantize.high, largest)
         if not (low <= high and smallest <= quantize.zero < -smallest):
             raise _NoMatch(f"limits [{low}, {high}] and zero point {quantize.zero} hold no values")
-        scale = make_const(np.array(quantize.scale, np.float32))
-        args: list[Any] = [*dense.args[:5], scale, *dense.args[5:]]
-        return dialect.split_dense_encoded(
-            *args,
-            **own,
-            out_window=attrs["window"],
+        return dense.encoded(
+            out_scale=make_const(np.array(quantize.scale, np.float32)),
+            out_window=encode.window,
             out_low=low,
             out_high=high,
             out_zero=quantize.zero,
-            out_label=attrs["label"],
+            out_label=encode.label,
         )
 
     def _quantize(self, q: Any) -> _Quantize:
@@ -158,8 +153,8 @@ class _Drain(Rewriter):
         return max(quantize.low, quantize.zero), (*between, x, call.args[0])
 
 
-@tvm.transform.module_pass(opt_level=0, name="DrainEncoded")
-class DrainEncoded:
+@tvm.transform.module_pass(opt_level=0)
+class DrainEncoded(RewritePass):
     """Let a dense op write its outputs quantized and encoded, if only dense ops read them.
 
     Precondition: a static scale (one constant number), a constant zero point and limits, at most
@@ -177,16 +172,6 @@ class DrainEncoded:
         b = R.sparqle.split_dense_encoded(a, s, w, d, offset, R.const(0.5, "float32"), k=4,
                                           out_window="unsigned", out_low=0, out_high=127,
                                           out_zero=0, label="up", out_label="down", ...)
-
-    Parameters
-    ----------
-    report : PassReport, optional
-        Takes the number of rewrites and what was skipped.
     """
 
-    def __init__(self, *, report: PassReport | None = None) -> None:
-        self.report = report if report is not None else PassReport()
-
-    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
-        """Apply the pass to every Relax function of a copy of ``mod``."""
-        return apply_rewriter(mod, self.report, lambda m: _Drain(m, self.report))
+    rewriter = _Drain

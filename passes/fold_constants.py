@@ -9,15 +9,8 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprVisitor, mutator, visitor
 
 from sparqle_tvm.passes._constants import Constant
-from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import (
-    Rewriter,
-    apply_rewriter,
-    int_shape,
-    op_name,
-    relax_functions,
-    static_shape,
-)
+from sparqle_tvm.passes._match import int_shape, op_name, static_shape
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, apply_rewriter, relax_functions
 
 
 def _constant_args(call: Any) -> tuple[Any, list[Any]] | None:
@@ -52,8 +45,8 @@ class _Callees(PyExprVisitor):
 
 @mutator
 class _Fold(Rewriter):
-    def __init__(self, mod: tvm.IRModule, report: PassReport, functions: dict[Any, Any]) -> None:
-        super().__init__(mod, report)
+    def __init__(self, mod: tvm.IRModule, owner: FoldConstants, functions: dict[Any, Any]) -> None:
+        super().__init__(mod, owner)
         self.functions = functions
         self.made: dict[Any, relax.Expr] = {}
 
@@ -73,12 +66,12 @@ class _Fold(Rewriter):
             self.made[key] = Constant(out, call.ty)
         # Readers take the constant itself, so that nothing reads this binding any more.
         self.replacements[self.bound] = self.made[key]
-        self.report.rewrite("FoldConstants")
+        self.count()
         return self.made[key]
 
 
-@tvm.transform.module_pass(opt_level=0, name="FoldConstants")
-class FoldConstants:
+@tvm.transform.module_pass(opt_level=0)
+class FoldConstants(RewritePass):
     """Replace ``call_tir`` of constants by its result, once for the whole module.
 
     Relax's own FoldConstant compiles every function anew for each caller and keeps a result per
@@ -94,15 +87,7 @@ class FoldConstants:
     After::
 
         w = metadata["ir.GenericConst"][0]
-
-    Parameters
-    ----------
-    report : PassReport, optional
-        Takes the number of calls evaluated.
     """
-
-    def __init__(self, *, report: PassReport | None = None) -> None:
-        self.report = report if report is not None else PassReport()
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""
@@ -119,4 +104,4 @@ class FoldConstants:
         target = tvm.target.Target({"kind": "llvm", "opt-level": 1})
         library = tvm.tirx.build(tvm.IRModule(named), target=target)
         functions = {gv: library[str(gv.name_hint)] for gv in callees.found}
-        return apply_rewriter(mod, self.report, lambda m: _Fold(m, self.report, functions))
+        return apply_rewriter(mod, _Fold(mod, self, functions))

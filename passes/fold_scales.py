@@ -11,19 +11,16 @@ from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.passes._constants import make_const
-from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import (
-    Rewriter,
-    apply_rewriter,
+from sparqle_tvm.passes._match import (
     const_value,
     dims_of,
     dtype_of,
-    int_shape,
     op_name,
     same_dims,
     static_shape,
 )
-from sparqle_tvm.passes.split_precision import is_weight
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
+from sparqle_tvm.passes._weights import is_weight
 
 
 def _is_single(expr: Any) -> bool:
@@ -67,24 +64,21 @@ class _Fold(Rewriter):
 
     def _fold_bias(self, call: relax.Call, dense: Any, bias: Any) -> relax.Expr | None:
         """``split_dense(.., b) + c`` with c (N,), (1, .., N) or one number."""
-        producer = self.value(dense)
-        if not dialect.is_op(producer, "split_dense") or not _is_column(bias, dims_of(producer)):
+        bound = self.value(dense)
+        producer = dialect.SplitDense.of(bound)
+        if producer is None or not _is_column(bias, dims_of(bound)):
             return None
         if not self.used_once(dense):
-            self._skip(producer, "the result without bias has another reader")
+            self.skip(producer.NAME, producer.label, "the result without bias has another reader")
             return None
-        flat = self._column(bias, int_shape(producer.args[1])[0])
-        old, new = const_value(producer.args[2]), const_value(flat)
+        flat = self._column(bias, producer.out_features)
+        old, new = const_value(producer.offset), const_value(flat)
         if old is not None and new is not None:
             total = make_const(old + new)
         else:
-            total = self.emit(relax.op.add(producer.args[2], flat), "bias")
-        self.report.rewrite("FoldScales")
-        return dialect.with_attributes(producer, [*producer.args[:2], total])
-
-    def _skip(self, dense: relax.Call, reason: str) -> None:
-        label = dialect.attributes(dense)["label"]
-        self.report.skip("FoldScales", str(dense.op.name).split(".")[-1], label, reason)
+            total = self.emit(relax.op.add(producer.offset, flat), "bias")
+        self.count()
+        return producer.changed(offset=total)
 
     def _column(self, vector: Any, outputs: int) -> relax.Expr:
         """A (1, .., N) vector, or one number for all, as (N,)."""
@@ -103,29 +97,32 @@ class _Fold(Rewriter):
         return make_const(value.reshape(())) if value is not None and value.size == 1 else factor
 
     def _fold_factor(self, call: relax.Call, dense: Any, factor: Any) -> relax.Expr | None:
-        producer, variables = self._producer(dense)
-        if producer is None:
+        bound, variables = self._producer(dense)
+        producer = dialect.Dense.of(bound)
+        if not isinstance(producer, dialect.SplitDense | dialect.SplitDenseScaled):
             return None
-        dims = dims_of(producer)
+        dims = dims_of(bound)
         # For one token, a gate computed at run time has the shape of a weight scale, too.
         row, column = _is_row(factor, dims), _is_column(factor, dims) and is_weight(factor, self)
         if not (row or column) or not same_dims(dims_of(call), dims):
             return None
         if not self.used_once(*variables):
-            self._skip(producer, "the result before the scale has another reader")
+            reason = "the result before the scale has another reader"
+            self.skip(producer.NAME, producer.label, reason)
             return None
-        if dialect.is_op(producer, "split_dense"):
+        if isinstance(producer, dialect.SplitDense):
             folded = self._first_factor(producer, factor, row)
         else:
             folded = self._next_factor(producer, factor, row, column)
         if folded is None:
-            self._skip(producer, "the scales come in an order that rounds differently")
+            reason = "the scales come in an order that rounds differently"
+            self.skip(producer.NAME, producer.label, reason)
             return None
-        self.report.rewrite("FoldScales")
+        self.count()
         return folded
 
-    def _producer(self, expr: Any) -> tuple[relax.Call | None, list[Any]]:
-        """The dense below reshapes (or below the cast to float32), and the variables between."""
+    def _producer(self, expr: Any) -> tuple[Any, list[Any]]:
+        """What is below reshapes (or below the cast to float32), and the variables between."""
         variables = [expr]
         value = self.value(expr)
         while op_name(value) in ("relax.reshape", "relax.astype"):
@@ -133,42 +130,36 @@ class _Fold(Rewriter):
                 return None, variables
             variables.append(value.args[0])
             value = self.value(value.args[0])
-        return (
-            value if dialect.is_op(value, "split_dense", "split_dense_scaled") else None
-        ), variables
+        return value, variables
 
-    def _first_factor(self, dense: relax.Call, factor: Any, row: bool) -> relax.Expr:
+    def _first_factor(self, dense: dialect.SplitDense, factor: Any, row: bool) -> relax.Expr:
         """``float32(acc) * factor``."""
-        outputs = int_shape(dense.args[1])[0]
-        ones = make_const(np.ones(outputs, np.float32))
+        ones = make_const(np.ones(dense.out_features, np.float32))
         return dialect.split_dense_scaled(
-            dense.args[0],
+            dense.encoding,
             self._row(factor) if row else relax.const(1.0, "float32"),
-            dense.args[1],
-            ones if row else self._column(factor, outputs),
-            dense.args[2],
+            dense.weight,
+            ones if row else self._column(factor, dense.out_features),
+            dense.offset,
             group_size=0,
-            **dialect.attributes(dense),
+            **dense.attributes,
         )
 
     def _next_factor(
-        self, dense: relax.Call, factor: Any, row: bool, column: bool
+        self, dense: dialect.SplitDenseScaled, factor: Any, row: bool, column: bool
     ) -> relax.Expr | None:
         """``dense * factor`` where the place of that factor is still 1, so no bit changes."""
-        args = list(dense.args)
-        grouped = dialect.attributes(dense)["group_size"] > 0
-        act_scale, w_scale = const_value(args[1]), const_value(args[3])
+        grouped = dense.group_size > 0
+        act_scale, w_scale = const_value(dense.act_scale), const_value(dense.w_scale)
         if grouped and row and act_scale is not None and np.all(act_scale == 1):
-            args[1] = self._row(factor)
-        elif not grouped and column and w_scale is not None and np.all(w_scale == 1):
-            args[3] = self._column(factor, int_shape(dense.args[2])[0])
-        else:
-            return None
-        return dialect.with_attributes(dense, args)
+            return dense.changed(act_scale=self._row(factor))
+        if not grouped and column and w_scale is not None and np.all(w_scale == 1):
+            return dense.changed(w_scale=self._column(factor, dense.out_features))
+        return None
 
 
-@tvm.transform.module_pass(opt_level=0, name="FoldScales")
-class FoldScales:
+@tvm.transform.module_pass(opt_level=0)
+class FoldScales(RewritePass):
     """Fold the integer bias, the activation scale and the weight scale into the dense.
 
     Precondition: the multiplies come in the order (activation scale, weight scale), or only one
@@ -183,16 +174,6 @@ class FoldScales:
     After::
 
         y = R.sparqle.split_dense_scaled(enc, enc[4], w, w_scale, bias, group_size=0, ...)
-
-    Parameters
-    ----------
-    report : PassReport, optional
-        Takes the number of rewrites.
     """
 
-    def __init__(self, *, report: PassReport | None = None) -> None:
-        self.report = report if report is not None else PassReport()
-
-    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
-        """Apply the pass to every Relax function of a copy of ``mod``."""
-        return apply_rewriter(mod, self.report, lambda m: _Fold(m, self.report))
+    rewriter = _Fold

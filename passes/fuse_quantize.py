@@ -12,34 +12,23 @@ from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
-from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import (
-    Rewriter,
-    apply_rewriter,
-    const_scalar,
-    count_field_readers,
-    dtype_of,
-)
+from sparqle_tvm.numerics.window import largest_integer
+from sparqle_tvm.passes._match import const_scalar, dtype_of
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, count_field_readers
 
 
 @mutator
 class _Fuse(Rewriter):
-    def __init__(self, mod: tvm.IRModule, report: PassReport) -> None:
-        super().__init__(mod, report)
+    def __init__(self, mod: tvm.IRModule, owner: Any) -> None:
+        super().__init__(mod, owner)
         self.field_readers: Counter[Any] = Counter()
-        self.with_sums: set[Any] = set()
+        self.fused: dict[Any, tuple[dialect.Encode, dialect.QuantizeEncode]] = {}
 
     def visit_function_(self, func: relax.Function) -> relax.Expr:
         self.field_readers = count_field_readers(func)
         return super().visit_function_(func)
 
-    def visit_binding_block_(self, block: relax.BindingBlock) -> relax.BindingBlock:
-        return self._alone(block, super().visit_binding_block_)
-
-    def visit_dataflow_block_(self, block: relax.DataflowBlock) -> relax.BindingBlock:
-        return self._alone(block, super().visit_dataflow_block_)
-
-    def _alone(self, block: relax.BindingBlock, visit: Callable[..., Any]) -> relax.BindingBlock:
+    def in_block(self, block: relax.BindingBlock, visit: Callable[..., Any]) -> relax.BindingBlock:
         # The scale of an encoding cannot be read outside of the block that makes it.
         outer = dict(self.replacements)
         rebuilt = visit(block)
@@ -47,39 +36,30 @@ class _Fuse(Rewriter):
         return rebuilt
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
-        if not dialect.is_op(call, "encode"):
+        encode = dialect.Encode.of(call)
+        if encode is None:
             return None
-        attrs = dialect.attributes(call)
-        found = self._match_quantize(call.args[0], 2 ** (2 * attrs["k"] - 1) - 1)
+        found = self._match_quantize(encode.x, largest_integer(encode.k))
         if not isinstance(found, str) and self.uses[self.bound] != self.field_readers[self.bound]:
             found = "the encoding as a whole is returned or passed on"
         if isinstance(found, str):
-            self.report.skip("FuseQuantize", "encode", attrs["label"], found)
+            self.skip(encode.NAME, encode.label, found)
             return None
         x, scale, qmax = found
-        encoding = self.emit(
-            dialect.quantize_encode(
-                x,
-                k=attrs["k"],
-                window=attrs["window"],
-                qmax=qmax,
-                group_size=attrs["group_size"],
-                label=attrs["label"],
-            ),
-            "encoding",
-        )
+        bound = self.bound
+        fused = dialect.QuantizeEncode(x, qmax=qmax, **encode.attributes)
+        encoding = self.emit(fused.call(), "encoding")
         if isinstance(scale, relax.Var):
-            fused = self.emit(relax.TupleGetItem(encoding, dialect.SCALE_FIELD), "act_scale")
-            self.replacements[scale] = fused
-        if attrs["group_size"]:
-            self.with_sums.add(self.bound)
-        self.report.rewrite("FuseQuantize")
+            self.replacements[scale] = self.emit(fused.field(encoding, "scale"), "act_scale")
+        self.fused[bound] = encode, fused
+        self.count()
         return encoding
 
     def visit_tuple_getitem_(self, op: relax.TupleGetItem) -> relax.Expr:
-        # The scale takes field 4, so readers of the group sums have to read field 5.
-        if op.tuple_value in self.with_sums and op.index == dialect.SCALE_FIELD:
-            return relax.TupleGetItem(self.visit_expr(op.tuple_value), dialect.SCALE_FIELD + 1)
+        # The scale takes the place that the group sums had.
+        if op.tuple_value in self.fused:
+            encode, fused = self.fused[op.tuple_value]
+            return fused.field(self.visit_expr(op.tuple_value), encode.fields[op.index])
         return super().visit_tuple_getitem_(op)
 
     def _match_quantize(self, q: Any, limit: int) -> tuple[Any, Any, int] | str:
@@ -117,8 +97,8 @@ class _Fuse(Rewriter):
         return ""
 
 
-@tvm.transform.module_pass(opt_level=0, name="FuseQuantize")
-class FuseQuantize:
+@tvm.transform.module_pass(opt_level=0)
+class FuseQuantize(RewritePass):
     """Merge the dynamic per-row quantization of a tensor with its encoding.
 
     Precondition: symmetric limits, scale ``max(amax, 1e-30) / qmax`` over the last axis. Later
@@ -134,16 +114,6 @@ class FuseQuantize:
 
         enc = R.sparqle.quantize_encode(x, k=4, window="signed", qmax=119)
         scale = enc[4]
-
-    Parameters
-    ----------
-    report : PassReport, optional
-        Takes the number of rewrites and what was skipped.
     """
 
-    def __init__(self, *, report: PassReport | None = None) -> None:
-        self.report = report if report is not None else PassReport()
-
-    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
-        """Apply the pass to every Relax function of a copy of ``mod``."""
-        return apply_rewriter(mod, self.report, lambda m: _Fuse(m, self.report))
+    rewriter = _Fuse

@@ -10,8 +10,8 @@ from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.host import legalize
-from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import Rewriter, apply_rewriter, op_name
+from sparqle_tvm.passes._match import op_name
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 
 
 class _Kernels:
@@ -51,28 +51,27 @@ class _Kernels:
 
 @mutator
 class _Legalize(Rewriter):
-    def __init__(self, mod: tvm.IRModule, report: PassReport) -> None:
-        super().__init__(mod, report)
+    def __init__(self, mod: tvm.IRModule, owner: Any) -> None:
+        super().__init__(mod, owner)
         self.kernels = _Kernels(self, {str(gv.name_hint) for gv in mod.get_global_vars()})
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
-        name = op_name(call)
-        if dialect.is_op(call):
-            lower = getattr(legalize, "legalize_" + name.removeprefix("relax.sparqle."))
-        elif name == "relax.matmul" and legalize.has_matmul_kernel(call):
+        if dialect.op_name(call):
+            lower = legalize.legalize
+        elif op_name(call) == "relax.matmul" and legalize.has_matmul_kernel(call):
             lower = legalize.legalize_matmul
         else:
             return None
         lowered: relax.Expr = lower(self.kernels, call)
-        self.report.rewrite("LegalizeHost")
+        self.count()
         return lowered
 
     def added_functions(self) -> list[tuple[relax.GlobalVar, tvm.ir.BaseFunc]]:
         return self.kernels.functions()
 
 
-@tvm.transform.module_pass(opt_level=0, name="LegalizeHost")
-class LegalizeHost:
+@tvm.transform.module_pass(opt_level=0)
+class LegalizeHost(RewritePass):
     """Replace matmuls and the ops of the dialect by ``call_tir`` of kernels for a host CPU.
 
     Does for these ops what LegalizeOps does for all others, and in a fraction of the time on a
@@ -87,16 +86,6 @@ class LegalizeHost:
     After::
 
         enc = R.call_tir(cls.quantize_encode, (x,), out_ty=[...])
-
-    Parameters
-    ----------
-    report : PassReport, optional
-        Takes the number of ops lowered.
     """
 
-    def __init__(self, *, report: PassReport | None = None) -> None:
-        self.report = report if report is not None else PassReport()
-
-    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
-        """Apply the pass to every Relax function of a copy of ``mod``."""
-        return apply_rewriter(mod, self.report, lambda m: _Legalize(m, self.report))
+    rewriter = _Legalize

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,140 +10,24 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
-from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics import (
-    EncodingChoice,
     QuantizedWeights,
-    group_factors,
-    max_exact,
-    window_bias,
-    window_limits,
 )
-from sparqle_tvm.numerics.choice import BAND_DTYPES, LARGEST_FACTOR
-from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT, exact_sum_bound
-from sparqle_tvm.passes._choosable import Choosable, choosable_encodings
+from sparqle_tvm.numerics.integers import CONTAINER
+from sparqle_tvm.numerics.window import WINDOWS
+from sparqle_tvm.passes._choosable import choosable_encodings
+from sparqle_tvm.passes._lifted import LiftedEncoding, describe_lifted
+from sparqle_tvm.passes._match import dtype_of
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import (
-    Rewriter,
-    apply_rewriter,
-    called_functions,
-    dtype_of,
-    relax_functions,
-)
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, called_functions, relax_functions
 
 LIFTED = "sparqle_lifted"
-LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
-
-
-@dataclass(frozen=True)
-class LiftedEncoding:
-    """Where a function takes the choice of one encoding from, and what suits it.
-
-    Attributes
-    ----------
-    label : str
-        Name of the encoding.
-    start, columns : int
-        First of its K columns in the parameters ``factors`` and ``bands``, and K.
-    k : int
-        Bits of a digit.
-    window : {"signed", "unsigned"}
-        Window of the encoding.
-    group_size : int
-        Columns that have to share a factor.
-    largest_factor : float
-        Above it, a scale of the weights would exceed float16, or float64 sums could round.
-    """
-
-    label: str
-    start: int
-    columns: int
-    k: int
-    window: str
-    group_size: int
-    largest_factor: float
-
-    def check(self, choice: EncodingChoice) -> None:
-        """Refuse a choice that does not suit the encoding: InvalidArgumentError."""
-        choice.check(self.columns, self.k, self.window, self.label)
-        if choice.factors is None:
-            return
-        group_factors(choice.factors, self.columns, self.group_size, self.label)
-        largest = float(choice.factors.max())
-        if largest > self.largest_factor:
-            raise InvalidArgumentError(
-                f"{self.label}: the factor {largest:g} is too large for the scales of its weights; "
-                f"{self.largest_factor:g} is possible"
-            )
-
-
-def choice_arguments(
-    lifted: list[LiftedEncoding], choices: Mapping[str, EncodingChoice]
-) -> tuple[np.ndarray, np.ndarray]:
-    """What a lifted function takes behind its own arguments.
-
-    Parameters
-    ----------
-    lifted : list of LiftedEncoding
-        The encodings of the function.
-    choices : mapping of label to EncodingChoice
-        Encodings without one get factors of 1 and empty bands, which change nothing.
-
-    Returns
-    -------
-    factors : float32 (F,)
-        F is the sum of all K.
-    bands : int16 (2, F)
-        Lower and upper bands.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If a choice does not suit its encoding.
-    """
-    factors, bands = [], []
-    for encoding in lifted:
-        choice = choices.get(encoding.label, EncodingChoice())
-        encoding.check(choice)
-        factors.append(choice.factors_or_ones(encoding.columns))
-        empty = np.array(window_limits(encoding.k, encoding.window), np.int16)
-        found = choice.bands
-        bands.append(
-            np.repeat(empty[:, None], encoding.columns, axis=1)
-            if found is None
-            else found.astype(np.int16)
-        )
-    return np.concatenate(factors), np.concatenate(bands, axis=1)
-
-
-def _describe(encoding: Choosable, start: int) -> LiftedEncoding:
-    attrs = encoding.attrs
-    largest = LARGEST_FACTOR
-    for weights in encoding.weights:
-        if not weights.group_size:
-            continue
-        parts = [weights.scale, *([] if weights.minimum is None else [weights.minimum])]
-        peak = max(float(np.abs(part.astype(np.float64)).max()) for part in parts)
-        bound = exact_sum_bound(weights, 2 * max_exact(attrs["k"], "unsigned")).max()
-        # A little less than the limits, so that no rounding of the quotients can exceed them.
-        for limit, value in ((LARGEST_FLOAT16, peak), (EXACT_SUM_LIMIT, float(bound))):
-            largest = min(largest, 0.999 * limit / value) if value else largest
-    return LiftedEncoding(
-        encoding.label,
-        start,
-        encoding.columns,
-        attrs["k"],
-        attrs["window"],
-        math.lcm(*encoding.group_sizes),
-        largest,
-    )
 
 
 @mutator
 class _Lift(Rewriter):
-    def __init__(self, mod: tvm.IRModule, report: PassReport, owner: LiftChoices) -> None:
-        super().__init__(mod, report)
-        self.owner = owner
+    def __init__(self, mod: tvm.IRModule, owner: LiftChoices) -> None:
+        super().__init__(mod, owner)
         self.lifted: dict[Any, LiftedEncoding] = {}
         self.weights: dict[Any, tuple[LiftedEncoding, QuantizedWeights]] = {}
         self.columns: dict[tuple[int, int], relax.Var] = {}
@@ -172,9 +53,9 @@ class _Lift(Rewriter):
         start = 0
         for encoding in choosable_encodings(func):
             if encoding.obstacle:
-                self.owner.skip(encoding.label, encoding.obstacle)
+                self.skip("quantize_encode", encoding.op.label, encoding.obstacle)
                 continue
-            found = self.lifted[encoding.variable] = _describe(encoding, start)
+            found = self.lifted[encoding.variable] = describe_lifted(encoding, start)
             start += found.columns
             for result, weights in zip(encoding.results, encoding.weights, strict=True):
                 self.weights[result] = found, weights
@@ -182,11 +63,12 @@ class _Lift(Rewriter):
             self.owner.lifted[name] = list(self.lifted.values())
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
-        if dialect.is_op(call, "quantize_encode") and self.bound in self.lifted:
-            self.report.rewrite("LiftChoices")
-            return self._encode(call, self.lifted[self.bound])
-        if dialect.is_op(call, "split_dense_scaled") and self.bound in self.weights:
-            return self._rescale(call, *self.weights[self.bound])
+        op = dialect.Op.of(call)
+        if isinstance(op, dialect.QuantizeEncode) and self.bound in self.lifted:
+            self.count()
+            return self._encode(op, self.lifted[self.bound])
+        if isinstance(op, dialect.SplitDenseScaled) and self.bound in self.weights:
+            return self._rescale(op, *self.weights[self.bound])
         return None
 
     def _slice(self, whole: relax.Var, encoding: LiftedEncoding, step: int = 1) -> relax.Expr:
@@ -194,13 +76,13 @@ class _Lift(Rewriter):
         axis, end = whole.ty.ndim - 1, encoding.start + encoding.columns
         return relax.op.strided_slice(whole, [axis], [encoding.start], [end], [step])
 
-    def _encode(self, call: relax.Call, encoding: LiftedEncoding) -> relax.Call:
+    def _encode(self, op: dialect.QuantizeEncode, encoding: LiftedEncoding) -> relax.Call:
         factors, bands = self.operands
-        args = [call.args[0], self.emit(self._slice(factors, encoding), "factors")]
+        chosen = self.emit(self._slice(factors, encoding), "factors")
         limits = self.emit(self._slice(bands, encoding), "bands")
-        if BAND_DTYPES[encoding.k] != dtype_of(limits):
-            limits = self.emit(relax.op.astype(limits, BAND_DTYPES[encoding.k]), "bands")
-        return dialect.with_attributes(call, [*args, limits])
+        if CONTAINER[encoding.k] != dtype_of(limits):
+            limits = self.emit(relax.op.astype(limits, CONTAINER[encoding.k]), "bands")
+        return op.changed(factors=chosen, bands=limits)
 
     def _by_group(self, encoding: LiftedEncoding, size: int) -> relax.Var:
         """One factor for each group of that many columns: (K / size,) float32."""
@@ -211,24 +93,28 @@ class _Lift(Rewriter):
         return self.columns[key]
 
     def _rescale(
-        self, call: relax.Call, encoding: LiftedEncoding, weights: QuantizedWeights
+        self, dense: dialect.SplitDenseScaled, encoding: LiftedEncoding, weights: QuantizedWeights
     ) -> relax.Call:
         """The same dense with scales, minima and offset computed from the factors."""
-        args, op = list(call.args), relax.op
-        factors = self._by_group(encoding, weights.group_size or encoding.columns)
+        op, factors = relax.op, self._by_group(encoding, weights.group_size or encoding.columns)
         if not weights.group_size:
-            args[3] = self.emit(op.multiply(args[3], factors), "w_scale")
-            return dialect.with_attributes(call, args)
-        for place in (3, 5) if weights.minimum is not None else (3,):
-            product = op.multiply(op.astype(args[place], "float32"), factors)
-            args[place] = self.emit(op.astype(product, "float16"), "w_scale")
-        bias = window_bias(encoding.k, encoding.window)
+            scale = self.emit(op.multiply(dense.w_scale, factors), "w_scale")
+            return dense.changed(w_scale=scale)
+
+        def scaled(operand: relax.Expr) -> relax.Var:
+            product = op.multiply(op.astype(operand, "float32"), factors)
+            return self.emit(op.astype(product, "float16"), "w_scale")
+
+        changes = {"w_scale": scaled(dense.w_scale)}
+        if weights.minimum is not None:
+            changes["w_min"] = scaled(dense.w_min)
+        bias = WINDOWS[encoding.window].bias(encoding.k)
         if bias:
-            key = (self.constants.source(args[2]), weights.group_size, "group sums", bias)
+            key = (self.constants.source(dense.weight), weights.group_size, "group sums", bias)
             sums = self.constants.once(key, lambda: _biased_sums(weights, bias))
-            terms = op.multiply(sums, op.astype(args[3], "float64"))
-            args[4] = self.emit(op.sum(terms, axis=[1]), "offset")
-        return dialect.with_attributes(call, args)
+            terms = op.multiply(sums, op.astype(changes["w_scale"], "float64"))
+            changes["offset"] = self.emit(op.sum(terms, axis=[1]), "offset")
+        return dense.changed(**changes)
 
 
 def _biased_sums(weights: QuantizedWeights, bias: int) -> np.ndarray:
@@ -238,8 +124,8 @@ def _biased_sums(weights: QuantizedWeights, bias: int) -> np.ndarray:
     return np.asarray(-bias * sums, np.float64)
 
 
-@tvm.transform.module_pass(opt_level=0, name="LiftChoices")
-class LiftChoices:
+@tvm.transform.module_pass(opt_level=0)
+class LiftChoices(RewritePass):
     """Let functions take the factors and bands of all their encodings as parameters.
 
     A search over choices compiles a model once and calls it with each of them. The scales of the
@@ -261,11 +147,6 @@ class LiftChoices:
             enc = R.sparqle.quantize_encode(x, factors[0:K], bands[:, 0:K], label="up", ...)
             y = R.sparqle.split_dense_scaled(enc, enc[4], w, f16(d * factors[0:K:32]), ...)
 
-    Parameters
-    ----------
-    report : PassReport, optional
-        Takes the number of encodings lifted and what was left alone.
-
     Attributes
     ----------
     lifted : dict of str to list of LiftedEncoding
@@ -273,8 +154,10 @@ class LiftChoices:
         makes the arguments from them.
     """
 
+    rewriter = _Lift
+
     def __init__(self, *, report: PassReport | None = None) -> None:
-        self.report = report if report is not None else PassReport()
+        super().__init__(report=report)
         self.lifted: dict[str, list[LiftedEncoding]] = {}
         self.skipped_functions: set[str] = set()
         self._functions: list[tuple[str, relax.Function]] = []
@@ -286,13 +169,10 @@ class LiftChoices:
         for name, func in self._functions:
             if name in self.skipped_functions:
                 for encoding in choosable_encodings(func):
-                    self.skip(encoding.label, f"its function {name} is called by another one")
-        return apply_rewriter(mod, self.report, lambda m: _Lift(m, self.report, self))
+                    reason = f"its function {name} is called by another one"
+                    self.report.skip(self.name, "quantize_encode", encoding.op.label, reason)
+        return super().transform_module(mod, _ctx)
 
     def name_of(self, func: relax.Function) -> str:
         """Name of a function of the module under transformation."""
         return next(name for name, known in self._functions if known.same_as(func))
-
-    def skip(self, label: str, reason: str) -> None:
-        """Note an encoding that keeps what it has."""
-        self.report.skip("LiftChoices", "quantize_encode", label, reason)

@@ -11,14 +11,8 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm.passes._constants import make_const
-from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import (
-    Rewriter,
-    apply_rewriter,
-    dtype_of,
-    op_name,
-    static_shape,
-)
+from sparqle_tvm.passes._match import dtype_of, op_name, static_shape
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 
 
 @dataclass(frozen=True)
@@ -45,9 +39,9 @@ class _Lower(Rewriter):
         if wide != ["float32", "float32"]:
             reason = f"dequantized to {' x '.join(wide)}, float32 is needed"
         if reason:
-            self.report.skip("LowerQDQ", "matmul", self.label, reason)
+            self.skip("matmul", self.label, reason)
             return None
-        self.report.rewrite("LowerQDQ")
+        self.count()
         return self._build(activation, weight)
 
     def _dequantized(self, expr: Any) -> _Dequantized | None:
@@ -128,8 +122,8 @@ class _Lower(Rewriter):
         return op.multiply(scaled, make_const(w_scale.astype(np.float32)))
 
 
-@tvm.transform.module_pass(opt_level=0, name="LowerQDQ")
-class LowerQDQ:
+@tvm.transform.module_pass(opt_level=0)
+class LowerQDQ(RewritePass):
     """Compute ``matmul(dequantize(q), dequantize(w))`` in integers.
 
     Precondition: int8 both, constant scales and zero points, one scale for the activation, one
@@ -144,16 +138,6 @@ class LowerQDQ:
 
         acc = R.matmul(q, w - zw, out_dtype="int32") - z * sum(w - zw)
         y = R.astype(acc, "float32") * s * sw
-
-    Parameters
-    ----------
-    report : PassReport, optional
-        Takes the number of rewrites and what was skipped.
     """
 
-    def __init__(self, *, report: PassReport | None = None) -> None:
-        self.report = report if report is not None else PassReport()
-
-    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
-        """Apply the pass to every Relax function of a copy of ``mod``."""
-        return apply_rewriter(mod, self.report, lambda m: _Lower(m, self.report))
+    rewriter = _Lower

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +13,11 @@ from tvm.relax import op
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
-from sparqle_tvm.numerics import max_exact, window_limits
+from sparqle_tvm.numerics.integers import CONTAINER
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
-from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import (
-    Rewriter,
-    apply_rewriter,
-    count_field_readers,
-    count_uses,
-    dims_of,
-    dtype_of,
-    int_shape,
-)
+from sparqle_tvm.numerics.window import WINDOWS
+from sparqle_tvm.passes._match import dims_of, dtype_of, int_shape
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, count_field_readers, count_uses
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
 
@@ -32,14 +26,15 @@ from sparqle_tvm.passes._weights import remaining_offset
 class _Plain:
     """An encoding without planes: what stands for its fields."""
 
+    encoder: dialect.Encoder
     q: relax.Var
-    fields: dict[int, relax.Var]
+    fields: dict[str, relax.Var]
 
 
 @mutator
 class _Merge(Rewriter):
-    def __init__(self, mod: tvm.IRModule, report: PassReport) -> None:
-        super().__init__(mod, report)
+    def __init__(self, mod: tvm.IRModule, owner: Any) -> None:
+        super().__init__(mod, owner)
         self.plain: dict[Any, _Plain] = {}
         self.all_uses: Counter[Any] = Counter()
         self.known: Counter[Any] = Counter()
@@ -47,71 +42,70 @@ class _Merge(Rewriter):
     def visit_function_(self, func: relax.Function) -> relax.Expr:
         self.plain = {}
         self.all_uses = count_uses(func)
-        self.known = count_field_readers(func, dialect.SCALE_FIELD)
+        self.known = count_field_readers(func, len(dialect.PLANES))
         return super().visit_function_(func)
 
     def visit_tuple_getitem_(self, item: relax.TupleGetItem) -> relax.Expr:
         plain = self.plain.get(item.tuple_value)
-        return super().visit_tuple_getitem_(item) if plain is None else plain.fields[item.index]
+        if plain is None:
+            return super().visit_tuple_getitem_(item)
+        return plain.fields[plain.encoder.fields[item.index]]
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
-        if dialect.is_op(call, "encode", "quantize_encode"):
+        op, before = dialect.Op.of(call), dialect.Dense.of(original)
+        if isinstance(op, dialect.Encoder):
             # The encoding itself stays, until nothing reads it any more.
-            self._merge_encoding(call)
-            return None
-        if dialect.is_op(call, "split_dense", "split_dense_scaled"):
-            plain = self.plain.get(original.args[0])
+            self._merge_encoding(op)
+        elif isinstance(op, dialect.SplitDense | dialect.SplitDenseScaled):
+            plain = self.plain.get(before.encoding) if before is not None else None
             if plain is not None:
-                self.report.rewrite("MergePrecision")
-                return self._dense(call, plain.q)
+                self.count()
+                return self._dense(op, call, plain.q)
         return None
 
-    def _merge_encoding(self, call: relax.Call) -> None:
-        attrs = dialect.attributes(call)
+    def _merge_encoding(self, op: dialect.Encoder) -> None:
         if self.all_uses[self.bound] != self.known[self.bound]:
-            name = str(call.op.name).removeprefix("relax.sparqle.")
-            reason = "its planes have other readers than dense ops"
-            self.report.skip("MergePrecision", name, attrs["label"], reason)
+            self.skip(op.NAME, op.label, "its planes have other readers than dense ops")
             return
         bound, fields = self.bound, {}
-        if "qmax" in attrs:
-            q, fields[dialect.SCALE_FIELD] = self._quantize(call, attrs)
+        if isinstance(op, dialect.QuantizeEncode):
+            q, fields["scale"] = self._quantize(op)
         else:
-            q = self._saturated(call.args[0], attrs)
-        if attrs["group_size"]:
-            place = dialect.SCALE_FIELD + len(fields)
-            fields[place] = self._group_sums(q, attrs["group_size"])
-        self.plain[bound] = _Plain(q, fields)
+            q = self._saturated(op)
+        if op.group_size:
+            fields["group_sums"] = self._group_sums(q, op.group_size)
+        self.plain[bound] = _Plain(op, q, fields)
 
-    def _quantize(self, call: relax.Call, attrs: dict[str, Any]) -> tuple[relax.Var, relax.Var]:
+    def _quantize(self, encode: dialect.QuantizeEncode) -> tuple[relax.Var, relax.Var]:
         """The integers and the scales of ``quantize_encode``, as `numerics.choice` has them."""
-        x, qmax = call.args[0], attrs["qmax"]
+        x, qmax = encode.x, encode.qmax
         amax = self.emit(op.max(op.abs(x), axis=[-1], keepdims=True), "amax")
         bounded = op.maximum(amax, relax.const(SMALLEST_AMAX, "float32"))
-        scale = self.emit(op.divide(bounded, relax.const(float(qmax), "float32")), "scale")
-        step = self.emit(op.multiply(scale, call.args[1]), "step") if call.args[1:] else scale
-        largest = min(qmax, max_exact(attrs["k"], attrs["window"]))
+        scale = step = self.emit(op.divide(bounded, relax.const(float(qmax), "float32")), "scale")
+        if encode.factors is not None:
+            step = self.emit(op.multiply(scale, encode.factors), "step")
+        largest = min(qmax, WINDOWS[encode.window].limits(encode.k)[1])
         q = self.emit(op.clip(op.round(op.divide(x, step)), -qmax, largest), "q")
-        if len(call.args) > 2:
-            q = self._clip_to_window(q, call.args[2], attrs)
-        container = "int16" if attrs["k"] == 8 else "int8"
-        return self.emit(op.astype(q, container), "q"), scale
+        if encode.bands is not None:
+            q = self._clip_to_window(q, encode)
+        return self.emit(op.astype(q, CONTAINER[encode.k]), "q"), scale
 
-    def _clip_to_window(self, q: relax.Var, bands: relax.Expr, attrs: dict[str, Any]) -> relax.Var:
+    def _clip_to_window(self, q: relax.Var, encode: dialect.QuantizeEncode) -> relax.Var:
         """Move the q in the bands (2, K) to the edges of the window, all in float32."""
-        sides = op.split(self.emit(op.astype(bands, "float32"), "bands"), 2, axis=0)
-        pair, columns = self.emit(sides, "bands"), dims_of(bands)[1:]
+        sides = op.split(self.emit(op.astype(encode.bands, "float32"), "bands"), 2, axis=0)
+        pair, columns = self.emit(sides, "bands"), (encode.columns,)
         lo, hi = (
             self.emit(op.reshape(self.emit(relax.TupleGetItem(pair, i)), columns)) for i in (0, 1)
         )
-        low, high = (relax.const(v, "float32") for v in window_limits(attrs["k"], attrs["window"]))
+        zero_range = WINDOWS[encode.window].zero_range(encode.k)
+        low, high = (relax.const(v, "float32") for v in zero_range)
         below = self.emit(op.logical_and(op.less(q, low), op.greater_equal(q, lo)), "below")
         above = self.emit(op.logical_and(op.greater(q, high), op.less_equal(q, hi)), "above")
         return self.emit(op.where(below, low, op.where(above, high, q)), "q")
 
-    def _saturated(self, q: relax.Expr, attrs: dict[str, Any]) -> relax.Var:
+    def _saturated(self, encode: dialect.Encoder) -> relax.Var:
         """Integers that arrive quantized, limited to what the window holds."""
-        largest = max_exact(attrs["k"], attrs["window"])
+        q, largest = encode.x, WINDOWS[encode.window].limits(encode.k)[1]
         if value_range(q, self.value)[1] > largest:
             q = op.minimum(q, relax.const(largest, dtype_of(q)))
         return self.emit(q, "q")
@@ -122,17 +116,14 @@ class _Merge(Rewriter):
         grouped = op.reshape(op.astype(q, "int32"), (*lead, int(columns) // size, size))
         return self.emit(op.sum(self.emit(grouped), axis=[-1]), "group_sums")
 
-    def _dense(self, call: relax.Call, q: relax.Var) -> relax.Expr:
-        offset = remaining_offset(self, call)
-        if dialect.is_op(call, "split_dense"):
-            return self._product(q, call.args[1], offset)
-        _, act_scale, weight, w_scale, *_ = call.args
-        size = dialect.attributes(call)["group_size"]
-        if size:
-            y = self._grouped(call, q, size, offset)
-            return op.multiply(y, act_scale)
-        acc = op.astype(self.emit(self._product(q, weight, offset), "acc"), "float32")
-        return op.multiply(self.emit(op.multiply(acc, act_scale)), w_scale)
+    def _dense(self, dense: dialect.Dense, call: relax.Call, q: relax.Var) -> relax.Expr:
+        offset = remaining_offset(self, dense)
+        if not isinstance(dense, dialect.SplitDenseScaled):
+            return self._product(q, dense.weight, offset)
+        if dense.group_size:
+            return op.multiply(self._grouped(dense, call, q, offset), dense.act_scale)
+        acc = op.astype(self.emit(self._product(q, dense.weight, offset), "acc"), "float32")
+        return op.multiply(self.emit(op.multiply(acc, dense.act_scale)), dense.w_scale)
 
     def _product(self, q: relax.Var, weight: relax.Expr, offset: relax.Expr | None) -> relax.Expr:
         """``q @ w.T + offset`` in int32."""
@@ -141,33 +132,30 @@ class _Merge(Rewriter):
         return acc if offset is None else op.add(self.emit(acc, "acc"), offset)
 
     def _grouped(
-        self, call: relax.Call, q: relax.Var, size: int, offset: relax.Expr | None
+        self,
+        dense: dialect.SplitDenseScaled,
+        call: relax.Call,
+        q: relax.Var,
+        offset: relax.Expr | None,
     ) -> relax.Var:
         """The float64 sum over the groups, rounded to float32 once: (.., N)."""
-        weight, w_scale = call.args[2], call.args[3]
-        outputs, columns = int_shape(weight)
-        groups, rows = columns // size, self._rows(q)
+        outputs, size = dense.out_features, dense.group_size
+        groups, rows = dense.in_features // size, math.prod(dims_of(q)[:-1])
         by_group = self.emit(op.reshape(q, (rows, groups, size)))
         by_group = self.emit(op.permute_dims(by_group, [1, 0, 2]), "q_groups")
-        parts = self._arranged(weight, [1, 2, 0], (groups, size, outputs), (outputs, groups, size))
+        parts = self._arranged(
+            dense.weight, [1, 2, 0], (groups, size, outputs), (outputs, groups, size)
+        )
         acc = self.emit(op.matmul(by_group, parts, out_dtype="int32"), "acc")
-        d = op.astype(self._arranged(w_scale, [1, 0], (groups, 1, outputs)), "float64")
+        d = op.astype(self._arranged(dense.w_scale, [1, 0], (groups, 1, outputs)), "float64")
         y = self.emit(op.sum(op.multiply(op.astype(acc, "float64"), d), axis=[0]), "y64")
-        minimum, _ = dialect.scaled_operands(call)
-        if minimum is not None:
-            sums = op.astype(op.reshape(minimum[1], (rows, groups)), "float64")
-            m = op.astype(self._arranged(minimum[0], [1, 0], (groups, outputs)), "float64")
+        if dense.has_min:
+            sums = op.astype(op.reshape(dense.group_sums, (rows, groups)), "float64")
+            m = op.astype(self._arranged(dense.w_min, [1, 0], (groups, outputs)), "float64")
             y = self.emit(op.add(y, self.emit(op.matmul(self.emit(sums), self.emit(m)))), "y64")
         if offset is not None:
             y = self.emit(op.add(y, offset), "y64")
         return self.emit(op.reshape(op.astype(y, "float32"), call.ty.shape), "y")
-
-    def _rows(self, q: relax.Var) -> Any:
-        """Product of the leading dimensions."""
-        rows: Any = 1
-        for dim in dims_of(q)[:-1]:
-            rows = dim * rows
-        return rows
 
     def _arranged(
         self,
@@ -189,8 +177,8 @@ class _Merge(Rewriter):
         return moved if len(shape) == len(axes) else self.emit(op.reshape(moved, shape))
 
 
-@tvm.transform.module_pass(opt_level=0, name="MergePrecision")
-class MergePrecision:
+@tvm.transform.module_pass(opt_level=0)
+class MergePrecision(RewritePass):
     """Bring a module in split-precision form back to plain integer ops with the same results.
 
     This is the reference that the split form is held to: it computes from q in int8, by other ops
@@ -209,16 +197,6 @@ class MergePrecision:
         q = R.astype(R.clip(R.round(x / (scale * factors)), -119, 119), "int8")
         acc = R.matmul(q, R.permute_dims(w), out_dtype="int32")
         y = R.astype(acc, "float32") * scale * w_scale
-
-    Parameters
-    ----------
-    report : PassReport, optional
-        Takes the number of dense ops merged and what was left alone.
     """
 
-    def __init__(self, *, report: PassReport | None = None) -> None:
-        self.report = report if report is not None else PassReport()
-
-    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
-        """Apply the pass to every Relax function of a copy of ``mod``."""
-        return apply_rewriter(mod, self.report, lambda m: _Merge(m, self.report))
+    rewriter = _Merge

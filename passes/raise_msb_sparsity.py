@@ -12,27 +12,28 @@ from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.errors import QuantizationError
-from sparqle_tvm.numerics import EncodingChoice, QuantizedWeights, max_exact, scale_weights
+from sparqle_tvm.numerics import EncodingChoice, QuantizedWeights, scale_weights
 from sparqle_tvm.numerics.dense import require_exact_sum
+from sparqle_tvm.numerics.window import largest_integer
 from sparqle_tvm.passes._choosable import (
     Choosable,
     choosable_encodings,
     window_term,
 )
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import Rewriter, apply_rewriter
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 
 
 def _scaled_weights(encoding: Choosable, choice: EncodingChoice) -> list[QuantizedWeights] | str:
     """The weights of all readers with the factors taken in, or why that cannot be."""
-    found, k = [], encoding.attrs["k"]
-    factors = choice.factors_or_ones(encoding.columns)
+    found, op = [], encoding.op
+    factors = choice.factors_or_ones(op.columns)
     for dense, weights in zip(encoding.consumers, encoding.weights, strict=True):
         try:
-            scaled = scale_weights(weights, factors, dialect.attributes(dense)["label"])
+            scaled = scale_weights(weights, factors, dense.label)
             if scaled.group_size:
                 # Digits with the window's bias are up to twice as large as q.
-                require_exact_sum(scaled, 2 * max_exact(k, "unsigned"))
+                require_exact_sum(scaled, 2 * largest_integer(op.k))
         except QuantizationError as error:
             return str(error)
         found.append(scaled)
@@ -41,11 +42,8 @@ def _scaled_weights(encoding: Choosable, choice: EncodingChoice) -> list[Quantiz
 
 @mutator
 class _Raise(Rewriter):
-    def __init__(
-        self, mod: tvm.IRModule, report: PassReport, choices: Mapping[str, EncodingChoice]
-    ) -> None:
-        super().__init__(mod, report)
-        self.choices = choices
+    def __init__(self, mod: tvm.IRModule, owner: RaiseMsbSparsity) -> None:
+        super().__init__(mod, owner)
         self.seen: set[str] = set()
         # By the variables that encodings and dense ops are bound to.
         self.chosen: dict[Any, EncodingChoice] = {}
@@ -54,66 +52,64 @@ class _Raise(Rewriter):
     def visit_function_(self, func: relax.Function) -> relax.Expr:
         self.chosen, self.scaled = {}, {}
         for encoding in choosable_encodings(func):
-            self.seen.add(encoding.label)
-            choice = self.choices.get(encoding.label)
+            label = encoding.op.label
+            self.seen.add(label)
+            choice = self.owner.choices.get(label)
             if choice is None or (choice.factors is None and choice.bands is None):
                 continue
             reason = encoding.obstacle or encoding.misfit(choice)
             scaled = reason or _scaled_weights(encoding, choice)
             if isinstance(scaled, str):
-                self._skip(encoding.label, scaled)
+                self.skip("quantize_encode", label, scaled)
                 continue
             self.chosen[encoding.variable] = choice
             for result, weights in zip(encoding.results, scaled, strict=True):
                 self.scaled[result] = choice, weights
         return super().visit_function_(func)
 
-    def _skip(self, label: str, reason: str) -> None:
-        self.report.skip("RaiseMsbSparsity", "quantize_encode", label, reason)
-
-    def report_unknown_labels(self) -> None:
+    def finish(self) -> None:
         """Note the labels that were given a choice and that no encoding bears."""
-        for label in sorted(set(self.choices) - self.seen):
-            self._skip(label, "no encoding has this label")
+        for label in sorted(set(self.owner.choices) - self.seen):
+            self.skip("quantize_encode", label, "no encoding has this label")
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
-        if dialect.is_op(call, "quantize_encode") and self.bound in self.chosen:
-            self.report.rewrite("RaiseMsbSparsity")
-            return self._encode(call, self.chosen[self.bound])
-        if dialect.is_op(call, "split_dense_scaled") and self.bound in self.scaled:
+        op = dialect.Op.of(call)
+        if isinstance(op, dialect.QuantizeEncode) and self.bound in self.chosen:
+            self.count()
+            return self._encode(op, self.chosen[self.bound])
+        if isinstance(op, dialect.SplitDenseScaled) and self.bound in self.scaled:
             choice, weights = self.scaled[self.bound]
-            return None if choice.factors is None else self._rescale(call, choice, weights)
+            return None if choice.factors is None else self._rescale(op, choice, weights)
         return None
 
     def _constant(self, *key: Any, value: np.ndarray) -> relax.Expr:
         return self.constants.once(("choice", *key), lambda: value)
 
-    def _encode(self, call: relax.Call, choice: EncodingChoice) -> relax.Call:
-        columns = int(call.args[0].ty.shape.values[-1])
-        factors = choice.factors_or_ones(columns)
-        args = [call.args[0], self._constant(id(choice), "factors", value=factors)]
+    def _encode(self, op: dialect.QuantizeEncode, choice: EncodingChoice) -> relax.Call:
+        factors, bands = choice.factors_or_ones(op.columns), None
         if choice.bands is not None:
-            args.append(self._constant(id(choice), "bands", value=choice.bands))
-        return dialect.with_attributes(call, args)
+            bands = self._constant(id(choice), "bands", value=choice.bands)
+        return op.changed(factors=self._constant(id(choice), "factors", value=factors), bands=bands)
 
     def _rescale(
-        self, call: relax.Call, choice: EncodingChoice, weights: QuantizedWeights
+        self, op: dialect.SplitDenseScaled, choice: EncodingChoice, weights: QuantizedWeights
     ) -> relax.Call:
         """The same dense with scales, minima and window offset that hold the factors."""
-        attrs, args = dialect.attributes(call), list(call.args)
         # What is equal in prefill and decode becomes one constant.
-        key = (id(choice), *(self.constants.source(args[i]) for i in (2, 3)))
-        term = window_term(weights, attrs["k"], attrs["window"])
-        args[3] = self._constant(*key, "scale", value=weights.scale)
-        args[4] = self._constant(*key, attrs["window"], "offset", value=term)
+        source = self.constants.source
+        key = (id(choice), source(op.weight), source(op.w_scale))
+        term, w_min = window_term(weights, op.k, op.window), None
         if weights.minimum is not None:
-            key = (*key, self.constants.source(args[5]))
-            args[5] = self._constant(*key, "minimum", value=weights.minimum)
-        return dialect.with_attributes(call, args)
+            w_min = self._constant(*key, source(op.w_min), "minimum", value=weights.minimum)
+        return op.changed(
+            w_scale=self._constant(*key, "scale", value=weights.scale),
+            offset=self._constant(*key, op.window, "offset", value=term),
+            w_min=w_min,
+        )
 
 
-@tvm.transform.module_pass(opt_level=0, name="RaiseMsbSparsity")
-class RaiseMsbSparsity:
+@tvm.transform.module_pass(opt_level=0)
+class RaiseMsbSparsity(RewritePass):
     """Give encodings factors on their step (and bands), and let the weights take the factors in.
 
     A coarser step makes more q fall into the window. As ``sum x w`` over a group of weights is
@@ -149,15 +145,10 @@ class RaiseMsbSparsity:
         within a group, bands that end inside the window.
     """
 
+    rewriter = _Raise
+
     def __init__(
         self, choices: Mapping[str, EncodingChoice], *, report: PassReport | None = None
     ) -> None:
+        super().__init__(report=report)
         self.choices = dict(choices)
-        self.report = report if report is not None else PassReport()
-
-    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
-        """Apply the pass to every Relax function of a copy of ``mod``."""
-        raiser = _Raise(mod, self.report, self.choices)
-        after = apply_rewriter(mod, self.report, lambda _: raiser)
-        raiser.report_unknown_labels()
-        return after

@@ -9,12 +9,12 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
+from sparqle_tvm.numerics.window import exact_window
 from sparqle_tvm.passes._grouped_form import GroupedDense, match_grouped
-from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import Rewriter, apply_rewriter, dtype_of, int_shape
+from sparqle_tvm.passes._match import dtype_of, int_shape
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.passes._value_range import value_range, weight_bits
-from sparqle_tvm.passes._weights import offset_constant
-from sparqle_tvm.passes.split_precision import DIGIT_BITS, exact_window
+from sparqle_tvm.passes._weights import DIGIT_BITS, offset_constant
 
 
 def _arrange(rewriter: Rewriter, expr: Any, axes: list[int], shape: tuple[int, ...]) -> relax.Expr:
@@ -34,7 +34,7 @@ class _SplitGrouped(Rewriter):
         found = match_grouped(self, call)
         if found is None:
             return None
-        self.report.rewrite("SplitGroupedDense")
+        self.count()
         dense = self.emit(self._build(found), found.label)
         return relax.op.reshape(dense, call.ty.shape)
 
@@ -45,14 +45,12 @@ class _SplitGrouped(Rewriter):
         weight = _arrange(self, found.weight, [2, 0, 1], (outputs, columns))
         w_scale = _arrange(self, found.w_scale, [2, 0, 1], (outputs, groups))
         sum_size = size if found.w_min is not None else 0
-        encoding = self.emit(
-            dialect.encode(found.q, k=k, window=window, group_size=sum_size, label=found.label),
-            "encoding",
-        )
+        encode = dialect.Encode(found.q, k=k, window=window, group_size=sum_size, label=found.label)
+        encoding = self.emit(encode.call(), "encoding")
         w_min = sums = None
         if found.w_min is not None:
             w_min = _arrange(self, found.w_min, [1, 0], (outputs, groups))
-            sums = self.emit(relax.TupleGetItem(encoding, dialect.SCALE_FIELD), "group_sums")
+            sums = self.emit(encode.field(encoding, "group_sums"), "group_sums")
         return dialect.split_dense_scaled(
             encoding,
             relax.const(1.0, "float32"),
@@ -70,8 +68,8 @@ class _SplitGrouped(Rewriter):
         )
 
 
-@tvm.transform.module_pass(opt_level=0, name="SplitGroupedDense")
-class SplitGroupedDense:
+@tvm.transform.module_pass(opt_level=0)
+class SplitGroupedDense(RewritePass):
     """Rewrite a dense with float16 scales (and minima) per group of K into split form.
 
     Precondition: the partial sums of the groups are int32 and are added up in float64, so that
@@ -90,16 +88,6 @@ class SplitGroupedDense:
 
         enc = R.sparqle.encode(q, k=4, window="signed", group_size=g)
         y = R.sparqle.split_dense_scaled(enc, 1.0, w, d, offset, m, enc[4], group_size=g, ...)
-
-    Parameters
-    ----------
-    report : PassReport, optional
-        Takes the number of rewrites and what was skipped.
     """
 
-    def __init__(self, *, report: PassReport | None = None) -> None:
-        self.report = report if report is not None else PassReport()
-
-    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
-        """Apply the pass to every Relax function of a copy of ``mod``."""
-        return apply_rewriter(mod, self.report, lambda m: _SplitGrouped(m, self.report))
+    rewriter = _SplitGrouped

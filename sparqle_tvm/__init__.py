@@ -16,8 +16,9 @@ from sparqle_tvm._versions import VERSION as __version__
 
 if TYPE_CHECKING:
     from sparqle_tvm import calibration, errors, frontend, numerics, passes, target
+    from sparqle_tvm.api import compile, load, pipeline
     from sparqle_tvm.calibration import Calibration
-    from sparqle_tvm.compiler import compile, host_pipeline, load, pipeline
+    from sparqle_tvm.compiler import host_pipeline
     from sparqle_tvm.studies.calibrate import calibrate
     from sparqle_tvm.tuning import tune
 
@@ -38,33 +39,30 @@ __all__ = [
     "tune",
 ]
 
-_FROM_COMPILER = ("compile", "host_pipeline", "load", "pipeline")
-_FROM_TUNING = ("tune",)
-_FROM_CALIBRATION = ("Calibration",)
-_FROM_STUDIES = ("calibrate",)
+# Public name -> module that it is taken from.
+_HOMES = {
+    "Calibration": "calibration",
+    "calibrate": "studies.calibrate",
+    "compile": "api",
+    "host_pipeline": "compiler",
+    "load": "api",
+    "pipeline": "api",
+    "tune": "tuning",
+}
 _WITHOUT_TVM = ("errors", "numerics", "target")
 _WITH_TVM = ("calibration", "frontend", "passes")
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name (PEP 562); VersionError if it needs TVM and that is of a wrong version."""
-    known = (
-        _FROM_COMPILER + _FROM_CALIBRATION + _FROM_STUDIES + _FROM_TUNING + _WITHOUT_TVM + _WITH_TVM
-    )
-    if name not in known:
+    if name not in (*_HOMES, *_WITHOUT_TVM, *_WITH_TVM):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in _WITHOUT_TVM:
         from sparqle_tvm._versions import check_versions
 
         check_versions()
-    if name in _FROM_TUNING:
-        value = getattr(importlib.import_module(f"{__name__}.tuning"), name)
-    elif name in _FROM_STUDIES:
-        value = getattr(importlib.import_module(f"{__name__}.studies.calibrate"), name)
-    elif name in _FROM_COMPILER:
-        value = getattr(importlib.import_module(f"{__name__}.compiler"), name)
-    elif name in _FROM_CALIBRATION:
-        value = getattr(importlib.import_module(f"{__name__}.calibration"), name)
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     else:
         value = importlib.import_module(f"{__name__}.{name}")
     globals()[name] = value

@@ -28,9 +28,12 @@ def register() -> None:
 
     register_tags()
     _register_pipeline()
-    from sparqle_tvm.dialect.ops import register as register_dialect
+    from sparqle_tvm.dialect.registration import register as register_dialect
 
     register_dialect()
+    from sparqle_tvm.host import register as register_kernels
+
+    register_kernels()
     _register_launch()
 
 
@@ -65,6 +68,6 @@ def _register_pipeline() -> None:
 
 def _pipeline(**options: Any) -> Any:
     """Build `sparqle_tvm.pipeline` with these options."""
-    from sparqle_tvm.compiler import pipeline
+    from sparqle_tvm.api import pipeline
 
     return pipeline(**options)

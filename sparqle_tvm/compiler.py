@@ -1,87 +1,168 @@
-"""The pipeline, in one place: from a quantized Relax module to an executable.
+"""The passes in their phases: from a quantized Relax module to an executable.
 
-``pipeline`` is a TVM pass for ``relax.build(mod, "llvm", relax_pipeline=...)``; ``compile`` does
-that build and wraps the result; ``host_pipeline`` is the same lowering without the
-split-precision passes, for the models that ours is compared with.
+Everything comes as plain data here: windows and choices as mappings, schedules as an object that
+knows them. `sparqle_tvm.api` reads calibrations and tuning databases and calls this.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Any, Literal, get_args
 
 import tvm
 from tvm import relax
 
 from sparqle_tvm import dialect, passes
-from sparqle_tvm.errors import CompileError, InvalidArgumentError, MissingExtraError
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.files import replacing
 from sparqle_tvm.host.processor import host_target
 from sparqle_tvm.numerics import EncodingChoice
-from sparqle_tvm.runtime.executable import EncodingRecord, Executable
+from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.compile.library import Schedules
 from sparqle_tvm.target.cost.block_rows import BALANCES, Balance
 
-if TYPE_CHECKING:
-    from sparqle_tvm.calibration import Budget, Calibration
-    from sparqle_tvm.tuning.database import TuningDatabase
-
-__all__ = [
-    "EncodingRecord",
-    "Engine",
-    "Executable",
-    "compile",
-    "host_pipeline",
-    "host_target",
-    "load",
-    "lowering_passes",
-    "open_database",
-    "pipeline",
-    "reference_pipeline",
-    "split_passes",
-]
-
-PIPELINE_NAME = "sparqle"
-Engine = Literal["host", "simulator"]
+# What runs the dense ops: kernels for this CPU, or accelerator programs on the simulator.
+Executor = Literal["host", "simulator"]
+Phases = Mapping[str, Sequence[tvm.transform.Pass]]
+# The phases that end in split-precision form: the module holds R.sparqle ops.
+SPLIT = ("import", "split", "choose")
 
 
-def split_passes(
-    *,
-    windows: Mapping[str, str] | None = None,
-    default_window: str | None = None,
-    allow_saturation: bool = False,
-    choices: Mapping[str, EncodingChoice] | None = None,
-    calibration: Calibration | None = None,
-    report: passes.PassReport | None = None,
-) -> list[tvm.transform.Pass]:
-    """The passes that bring quantized dense ops into split-precision form, in their order.
+@dataclass(frozen=True)
+class Options:
+    """What a compilation is told. Attributes that are not named here: `sparqle_tvm.pipeline`.
 
-    Parameters are those of :func:`pipeline`, but that a calibration is only held to the module
-    here: windows and choices are given. The result still holds ``R.sparqle`` ops.
+    Attributes
+    ----------
+    accelerator : Accelerator, optional
+        What the engine ``simulator`` simulates.
+    checks : sequence of tvm.transform.Pass
+        Passes that refuse a module in split-precision form that the options do not suit.
+    lift : passes.LiftChoices, optional
+        Makes functions take factors and bands as parameters.
+    collect : passes.CollectEncodings, optional
+        Makes functions return their bitmaps as well.
+    schedules : Schedules, optional
+        Schedules that programs are generated with, where they have one.
+    offload : passes.OffloadDense, optional
+        The pass to offload with instead; it brings its own schedules.
+    report : passes.PassReport
+        Takes what was rewritten and what was skipped.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the engine or the goal of the balance is unknown, or the simulator has no accelerator.
     """
-    found = [
-        relax.transform.CanonicalizeBindings(),
-        passes.LowerQDQ(report=report),
-        passes.SplitGroupedDense(report=report),
-        passes.SplitPrecision(report=report),
-        passes.FuseQuantize(report=report),
-        passes.FoldScales(report=report),
-        passes.ShareEncodings(report=report),
-    ]
-    if calibration is not None:
-        from sparqle_tvm.calibration.apply import CheckCalibration
 
-        found.append(CheckCalibration(calibration))
-    if windows or default_window:
-        found.append(
-            passes.ChooseWindow(
-                windows, default=default_window, allow_saturation=allow_saturation, report=report
-            )
+    accelerator: Accelerator | None = None
+    windows: Mapping[str, str] = field(default_factory=dict)
+    default_window: str | None = None
+    allow_saturation: bool = False
+    choices: Mapping[str, EncodingChoice] = field(default_factory=dict)
+    checks: Sequence[tvm.transform.Pass] = ()
+    engine: Executor = "host"
+    balance: Balance = "array"
+    lift: passes.LiftChoices | None = None
+    collect: passes.CollectEncodings | None = None
+    schedules: Schedules | None = None
+    offload: passes.OffloadDense | None = None
+    report: passes.PassReport = field(default_factory=passes.PassReport)
+
+    def choose_window(self) -> passes.ChooseWindow:
+        """The pass that sets the windows."""
+        return passes.ChooseWindow(
+            self.windows,
+            default=self.default_window,
+            allow_saturation=self.allow_saturation,
+            report=self.report,
         )
-    if choices:
-        found.append(passes.RaiseMsbSparsity(choices, report=report))
-    return found
+
+    def balance_rows(self) -> passes.BalanceRows:
+        """The pass that lets encodings sort their rows."""
+        assert self.accelerator is not None
+        return passes.BalanceRows(self.accelerator, self.balance, report=self.report)
+
+    def offload_dense(self) -> passes.OffloadDense:
+        """The pass that generates the programs."""
+        if self.offload is not None:
+            return self.offload
+        assert self.accelerator is not None
+        return passes.OffloadDense(self.accelerator, tuned=self.schedules, report=self.report)
+
+    def __post_init__(self) -> None:
+        """Check the words."""
+        if self.engine not in get_args(Executor):
+            raise InvalidArgumentError(f'engine "{self.engine}" is neither "host" nor "simulator"')
+        if self.balance not in BALANCES:
+            known = ", ".join(BALANCES)
+            raise InvalidArgumentError(f'balance "{self.balance}" is not one of {known}')
+        if self.engine == "simulator" and self.accelerator is None:
+            raise InvalidArgumentError("the simulator needs an accelerator")
+
+
+def phases(options: Options) -> Phases:
+    """The passes of each phase, in their order: the table of contents of a compilation."""
+    given, report = options, options.report
+    return {
+        # Bring the forms of other frameworks into integer ops.
+        "import": [
+            relax.transform.CanonicalizeBindings(),
+            passes.LowerQDQ(report=report),
+        ],
+        # From integer ops to R.sparqle ops, which encode and multiply planes.
+        "split": [
+            passes.SplitGroupedDense(report=report),
+            passes.SplitPrecision(report=report),
+            passes.FuseQuantize(report=report),
+            passes.FoldScales(report=report),
+            passes.ShareEncodings(report=report),
+        ],
+        # Windows and factors of encodings, and what functions take and return besides.
+        "choose": [
+            *given.checks,
+            *([given.choose_window()] if given.windows or given.default_window else []),
+            *([passes.RaiseMsbSparsity(given.choices, report=report)] if given.choices else []),
+            *([given.lift] if given.lift is not None else []),
+            *([given.collect] if given.collect is not None else []),
+        ],
+        # Dense ops that write their outputs encoded.
+        "drain": [passes.DrainEncoded(report=report)],
+        # Dense ops that become calls of accelerator programs.
+        "offload": [] if given.engine == "host" else [given.balance_rows(), given.offload_dense()],
+        # All that is left, for a host CPU.
+        "lower": lowering_passes(),
+    }
+
+
+def reference_phases(options: Options) -> Phases:
+    """The plain int8 form of what :func:`phases` compute, factors and bands included.
+
+    Quantization and dense ops are plain Relax ops on integers, without planes and without the
+    kernels for them: the reference that the split form equals bit for bit.
+    """
+    split = phases(options)
+    return {
+        **{name: split[name] for name in SPLIT},
+        "merge": [passes.MergePrecision(report=options.report)],
+        "lower": split["lower"],
+    }
+
+
+def host_phases() -> Phases:
+    """The same lowering and host kernels as in :func:`phases`, without split precision."""
+    shared = [relax.transform.CanonicalizeBindings(), relax.transform.EliminateCommonSubexpr()]
+    return {"import": shared, "lower": lowering_passes()}
+
+
+def split_passes(**options: Any) -> list[tvm.transform.Pass]:
+    """The passes of the phases up to the `SPLIT` form; keywords are attributes of `Options`."""
+    found = phases(Options(**options))
+    return [each for name in SPLIT for each in found[name]]
 
 
 def lowering_passes() -> list[tvm.transform.Pass]:
@@ -110,273 +191,101 @@ def lowering_passes() -> list[tvm.transform.Pass]:
     ]
 
 
-def pipeline(
-    target: str | tvm.target.Target | Accelerator = "sparqle/edge",
+def sequence(
+    phases: Phases,
     *,
-    windows: Mapping[str, str] | None = None,
-    default_window: str | None = None,
-    allow_saturation: bool = False,
-    choices: Mapping[str, EncodingChoice] | None = None,
-    calibration: Calibration | str | os.PathLike[str] | None = None,
-    budget: Budget | None = None,
-    engine: Engine = "host",
-    balance: Balance = "array",
-    lift: passes.LiftChoices | None = None,
-    database: str | os.PathLike[str] | TuningDatabase | None = None,
-    collect: passes.CollectEncodings | None = None,
-    offload: passes.OffloadDense | None = None,
-    report: passes.PassReport | None = None,
+    name: str = "sparqle",
+    stop_after: str | None = None,
+    dump: str | os.PathLike[str] | None = None,
 ) -> tvm.transform.Pass:
-    """The whole compilation for ``relax.build(mod, "llvm", relax_pipeline=pipeline(...))``.
+    """One pass that does the passes of the phases.
 
     Parameters
     ----------
-    target : str, tvm.target.Target or Accelerator
-        The accelerator, as ``"sparqle/edge"``.
-    windows : mapping of label to window, optional
-        ``"signed"`` or ``"unsigned"`` for single encodings; see ``passes.ChooseWindow``.
-    default_window : str, optional
-        The window of all others; by default ``signed`` where that is exact.
-    allow_saturation : bool
-        Whether a window may be set that saturates values (lossy).
-    choices : mapping of label to EncodingChoice, optional
-        Factors and bands for single encodings (lossy); see ``passes.RaiseMsbSparsity``.
-    calibration : Calibration or path, optional
-        Of this model; gives windows and factors, those named in `windows` and `choices` aside.
-    budget : calibration.Budget, optional
-        What the factors may lose; by default nothing, so that there are none.
-    engine : {"host", "simulator"}
-        What runs the dense ops: kernels for this CPU, or accelerator programs on the simulator.
-    balance : {"array", "time", "none"}
-        Where encodings sort their rows, so that few wait in the MSB pass: where encoding and array
-        take fewer cycles by it (``array``), or encoding and dense ops less time (``time``). Results
-        do not depend on it, and kernels for this CPU do not sort.
-    lift : passes.LiftChoices, optional
-        Makes functions take factors and bands as parameters.
-    database : path or TuningDatabase, optional
-        Folder that `sparqle_tvm.tune` filled: its schedules are used for the programs of the
-        simulator, and ``report.tuned`` names the ops that have one.
-    collect : passes.CollectEncodings, optional
-        Makes functions return their bitmaps as well.
-    offload : passes.OffloadDense, optional
-        The pass to offload with instead, to read the programs from it afterwards; it brings its
-        own schedules.
-    report : passes.PassReport, optional
-        Takes what was rewritten and what was skipped.
+    phases : mapping of name to passes
+        In their order.
+    name : str
+        Name of the pass.
+    stop_after : str, optional
+        Name of the last phase that is done; by default all are.
+    dump : path, optional
+        Folder for the module after each phase as TVMScript: ``01_import.py``, ``02_split.py`` and
+        so on. It is made if it is missing; files of an earlier compilation are replaced, and those
+        of later phases go. Tensors are printed as ``metadata[..]``, without their values: only a
+        module without constants besides scalars can be read back from the text.
 
     Raises
     ------
-    TargetError
-        If the target is not a sparqle accelerator.
     InvalidArgumentError
-        If the engine or the goal of the balance is unknown.
-    TuningError
-        If the database is damaged, or of another accelerator.
+        If no phase has the name; when applied, if the folder cannot be written.
     """
-    accelerator = Accelerator.from_target(target)
-    tuned = open_database(database, accelerator)
-    if engine not in get_args(Engine):
-        raise InvalidArgumentError(f'engine "{engine}" is neither "host" nor "simulator"')
-    if balance not in BALANCES:
-        raise InvalidArgumentError(f'balance "{balance}" is not one of {", ".join(BALANCES)}')
+    if stop_after is not None and stop_after not in phases:
+        known = ", ".join(phases)
+        raise InvalidArgumentError(f'stop_after "{stop_after}" is no phase; known: {known}')
     dialect.register()
-    known: Calibration | None = None
-    if calibration is not None:
-        from sparqle_tvm.calibration.apply import as_calibration, select
-
-        known = as_calibration(calibration)
-        selection = select(known, budget)
-        windows = {**selection.windows, **(windows or {})}
-        choices = {**selection.choices, **(choices or {})}
-    elif budget is not None:
-        raise InvalidArgumentError("a budget needs a calibration to choose factors from")
-    steps = split_passes(
-        windows=windows,
-        default_window=default_window,
-        allow_saturation=allow_saturation,
-        choices=choices,
-        calibration=known,
-        report=report,
-    )
-    if lift is not None:
-        steps.append(lift)
-    if collect is not None:
-        steps.append(collect)
-    steps.append(passes.DrainEncoded(report=report))
-    if engine == "simulator":
-        steps.append(passes.BalanceRows(accelerator, balance, report=report))
-        steps.append(offload or passes.OffloadDense(accelerator, tuned=tuned, report=report))
-    return tvm.transform.Sequential(steps + lowering_passes(), name=PIPELINE_NAME)
+    files = [f"{number:02}_{phase}.py" for number, phase in enumerate(phases, start=1)]
+    steps: list[tvm.transform.Pass] = []
+    for done, (phase, found) in enumerate(phases.items()):
+        steps += found
+        if dump is not None:
+            steps.append(_Dump(Path(dump), files[done], files[done + 1 :]))
+        if phase == stop_after:
+            break
+    return tvm.transform.Sequential(steps, name=name)
 
 
-def open_database(
-    database: str | os.PathLike[str] | TuningDatabase | None, accelerator: Accelerator
-) -> TuningDatabase | None:
-    """Open a tuning database for an accelerator; None stays None.
+@tvm.transform.module_pass(opt_level=0, name="Dump")
+class _Dump:
+    """Write the module to a file of a folder, and remove files of another compilation."""
 
-    Raises
-    ------
-    TuningError
-        If it is missing, damaged, or of another accelerator.
-    MissingExtraError
-        If what MetaSchedule needs is not installed.
-    """
-    if database is None:
-        return None
-    try:
-        from sparqle_tvm.tuning.database import TuningDatabase
-    except ImportError as error:
-        raise MissingExtraError(
-            f"a tuning database needs {error.name}, which is not installed: "
-            "pip install 'sparqle-tvm[tune]'"
-        ) from error
-    opened = TuningDatabase.open(database)
-    opened.check_accelerator(accelerator)
-    return opened
+    def __init__(self, folder: Path, file: str, stale: Sequence[str]) -> None:
+        self.folder = folder
+        self.file = file
+        self.stale = stale
 
-
-def reference_pipeline(
-    *,
-    windows: Mapping[str, str] | None = None,
-    default_window: str | None = None,
-    allow_saturation: bool = False,
-    choices: Mapping[str, EncodingChoice] | None = None,
-    lift: passes.LiftChoices | None = None,
-    report: passes.PassReport | None = None,
-) -> tvm.transform.Pass:
-    """The plain int8 form of what :func:`pipeline` computes, factors and bands included.
-
-    Quantization and dense ops are plain Relax ops on integers, without planes and without the
-    kernels for them: the reference that the split form equals bit for bit. Parameters are those
-    of :func:`pipeline`.
-    """
-    dialect.register()
-    steps = split_passes(
-        windows=windows,
-        default_window=default_window,
-        allow_saturation=allow_saturation,
-        choices=choices,
-        report=report,
-    )
-    if lift is not None:
-        steps.append(lift)
-    steps.append(passes.MergePrecision(report=report))
-    return tvm.transform.Sequential(steps + lowering_passes(), name="sparqle_reference")
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Write, and return ``mod`` itself."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in self.stale:
+                (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InvalidArgumentError(f"{self.folder} cannot be written: {reason}") from error
+        with replacing(self.folder / self.file) as temporary:
+            temporary.write_text(mod.script(show_meta=False) + "\n", encoding="utf-8")
+        return mod
 
 
 def host_pipeline() -> tvm.transform.Pass:
-    """The same lowering and host kernels as :func:`pipeline`, without split precision."""
-    dialect.register()
-    shared = [
-        relax.transform.CanonicalizeBindings(),
-        relax.transform.EliminateCommonSubexpr(),
-    ]
-    return tvm.transform.Sequential(shared + lowering_passes(), name="sparqle_host")
+    """The same lowering and host kernels as `pipeline`, without split precision."""
+    return sequence(host_phases(), name="sparqle_host")
 
 
 def compile(
     mod: tvm.IRModule,
-    target: str | tvm.target.Target | Accelerator = "sparqle/edge",
+    options: Options,
     *,
-    host: str | tvm.target.Target | None = None,
     split: bool = True,
-    engine: Engine = "host",
-    balance: Balance = "array",
-    collect_encodings: bool = False,
-    windows: Mapping[str, str] | None = None,
-    default_window: str | None = None,
-    allow_saturation: bool = False,
-    choices: Mapping[str, EncodingChoice] | None = None,
-    lift_choices: bool = False,
-    calibration: Calibration | str | os.PathLike[str] | None = None,
-    budget: Budget | None = None,
-    database: str | os.PathLike[str] | TuningDatabase | None = None,
-) -> Executable:
-    """Compile a Relax module for an accelerator.
-
-    Parameters
-    ----------
-    mod : tvm.IRModule
-        Relax functions with quantized dense ops; it is not changed.
-    target, windows, default_window, allow_saturation, choices, calibration, budget, database
-        As in :func:`pipeline`.
-    host : str or tvm.target.Target, optional
-        CPU that runs everything else; by default this one.
-    split : bool
-        False leaves the split-precision passes out (the plain int8 or float model); with choices,
-        it is int8 with their factors and bands, the reference for the split form.
-    engine : {"host", "simulator"}
-        As in :func:`pipeline`; with ``simulator``, ``Executable.profile`` tells cycles and bytes.
-    balance : {"array", "time", "none"}
-        As in :func:`pipeline`.
-    collect_encodings : bool
-        Whether ``Executable.encodings`` holds the bitmaps after each call.
-    lift_choices : bool
-        Leave factors and bands open: ``Executable.choose`` sets them between calls, without
-        another compilation. Encodings in `choices` keep what they have there.
-
-    Raises
-    ------
-    TargetError
-        If the target is not a sparqle accelerator, or the host no CPU.
-    TuningError
-        If the database is damaged, or of another accelerator.
-    """
-    report = passes.PassReport()
-    collect = passes.CollectEncodings(report=report) if collect_encodings else None
-    lift = passes.LiftChoices(report=report) if lift_choices else None
-    chosen = tvm.target.Target(host) if host is not None else host_target()
+    host: str | tvm.target.Target | None = None,
+    stop_after: str | None = None,
+    dump: str | os.PathLike[str] | None = None,
+) -> Executable | tvm.IRModule:
+    """Compile a Relax module; see `sparqle_tvm.compile`."""
     if split:
-        steps = pipeline(
-            target,
-            windows=windows,
-            default_window=default_window,
-            allow_saturation=allow_saturation,
-            choices=choices,
-            calibration=calibration,
-            budget=budget,
-            engine=engine,
-            balance=balance,
-            lift=lift,
-            database=database,
-            collect=collect,
-            report=report,
-        )
-    elif choices or lift is not None:
-        Accelerator.from_target(target)
-        steps = reference_pipeline(
-            windows=windows,
-            default_window=default_window,
-            allow_saturation=allow_saturation,
-            choices=choices,
-            lift=lift,
-            report=report,
-        )
+        found = phases(options)
+    elif options.choices or options.lift is not None:
+        found = reference_phases(options)
     else:
-        Accelerator.from_target(target)
-        steps = host_pipeline()
-    executable = relax.build(mod, chosen, relax_pipeline=steps)
+        found = host_phases()
+    steps = sequence(found, stop_after=stop_after, dump=dump)
+    chosen = tvm.target.Target(host) if host is not None else host_target()
+    if stop_after is not None:
+        with chosen:
+            return steps(mod)
     return Executable(
-        executable,
-        collected=collect.collected if collect is not None else None,
-        lifted=lift.lifted if lift is not None else None,
-        report=report,
+        relax.build(mod, chosen, relax_pipeline=steps),
+        collected=options.collect.collected if options.collect is not None else None,
+        lifted=options.lift.lifted if options.lift is not None else None,
+        report=options.report,
     )
-
-
-def load(path: str | os.PathLike[str]) -> Executable:
-    """Load what :meth:`Executable.export` wrote.
-
-    Raises
-    ------
-    CompileError
-        If the file is missing or no library of a Relax executable.
-    """
-    dialect.register()
-    if not Path(path).is_file():
-        raise CompileError(f"{path}: no such file")
-    try:
-        return Executable(tvm.runtime.load_module(str(path)))
-    except (RuntimeError, OSError, AttributeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise CompileError(f"{path} is no exported executable: {reason}") from error

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.slicing import max_exact
+from sparqle_tvm.numerics.window import WINDOWS, WindowName
 
 ProgramScheme = Literal["sparqle", "dense"]
 """``sparqle``: LSB plane, bitmap and compressed MSB plane. ``dense``: two dense passes.
@@ -16,9 +17,6 @@ Other baselines exist as formulas only, see `sparqle_tvm.target.cost.baselines`.
 
 SCHEMES: tuple[ProgramScheme, ...] = ("sparqle", "dense")
 """Schemes that programs exist for."""
-
-Window = Literal["signed", "unsigned"]
-"""Windows of encodings, see `numerics.slicing`."""
 
 Output = Literal["int32", "float32", "encoded"]
 """What a dense op makes of its sums."""
@@ -88,11 +86,11 @@ class DenseOp:
     weight_signed: bool = True
     digit_bits: int = 4
     scheme: ProgramScheme = "sparqle"
-    window: Window = "signed"
+    window: WindowName = "signed"
     block_rows: int = 0
     output: Output = "float32"
     out_chunk: int = 0
-    out_window: Window = "unsigned"
+    out_window: WindowName = "unsigned"
     out_zero: int = 0
     out_low: int = 0
     out_high: int = 0
@@ -109,9 +107,9 @@ class DenseOp:
     def _type_problem(self) -> str:
         choices: dict[str, tuple[Any, ...]] = {
             "scheme": SCHEMES,
-            "window": get_args(Window),
+            "window": get_args(WindowName),
             "output": get_args(Output),
-            "out_window": get_args(Window),
+            "out_window": get_args(WindowName),
             "weight_bits": _WIDTHS,
             "digit_bits": _WIDTHS,
         }
@@ -135,8 +133,8 @@ class DenseOp:
             return "minima need groups; set group_size"
         if self.group_size and self.output == "int32":
             return "int32 outputs cannot have groups; group scales need output 'float32'"
-        if self.scheme == "dense" and self.window == "signed":
-            return "window 'signed' needs scheme 'sparqle': dense has no biased digits"
+        if self.scheme == "dense" and WINDOWS[self.window].centred:
+            return f"window '{self.window}' needs scheme 'sparqle': dense has no biased digits"
         if self.block_rows and (self.scheme == "dense" or self.output != "float32"):
             return "sorted rows need scheme 'sparqle' and output 'float32'"
         return ""

@@ -14,8 +14,11 @@ from tvm.script import relax as R
 from tvm.script import tirx as T
 
 import sparqle_tvm
-from sparqle_tvm import numerics
+from sparqle_tvm import compiler, numerics
+from sparqle_tvm.compiler import Options
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, QuantizationError, TargetError
+from sparqle_tvm.runtime.executable import Executable
+from sparqle_tvm.target.accelerator import Accelerator
 
 
 @I.ir_module
@@ -176,3 +179,123 @@ def test_bad_input(tmp_path):
     broken.write_bytes(b"not a library")
     with pytest.raises(CompileError, match="no exported executable"):
         sparqle_tvm.load(broken)
+
+
+PHASES = ["import", "split", "choose", "drain", "offload", "lower"]
+
+
+def ops_of(mod):
+    """Names of the ops that a module calls."""
+    names = set()
+
+    def note(expr):
+        if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
+            names.add(str(expr.op.name))
+
+    for _, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            relax.analysis.post_order_visit(func, note)
+    return names
+
+
+def test_phases_are_a_table_of_contents():
+    found = compiler.phases(Options())
+    assert list(found) == PHASES
+    assert found["offload"] == []
+    options = Options(engine="simulator", accelerator=Accelerator.from_target("sparqle/edge"))
+    names = {
+        phase: [str(each.info.name) for each in steps]
+        for phase, steps in compiler.phases(options).items()
+    }
+    assert names["import"] == ["CanonicalizeBindings", "LowerQDQ"]
+    assert names["split"][-1] == "ShareEncodings"
+    assert names["choose"] == []
+    assert names["drain"] == ["DrainEncoded"]
+    assert names["offload"] == ["BalanceRows", "OffloadDense"]
+    assert "LegalizeHost" in names["lower"]
+    chosen = compiler.phases(Options(default_window="unsigned"))["choose"]
+    assert [str(each.info.name) for each in chosen] == ["ChooseWindow"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "has", "lacks"),
+    [
+        ("import", "relax.matmul", "relax.sparqle.quantize_encode"),
+        ("split", "relax.sparqle.split_dense_scaled", "relax.matmul"),
+        ("drain", "relax.sparqle.quantize_encode", "relax.call_tir"),
+        ("offload", "relax.call_dps_packed", "relax.sparqle.split_dense_scaled"),
+        ("lower", "relax.vm.kill_object", "relax.sparqle.quantize_encode"),
+    ],
+)
+def test_stop_after_a_phase_gives_its_module(phase, has, lacks):
+    mod = sparqle_tvm.compile(DynamicModel, engine="simulator", stop_after=phase)
+    assert isinstance(mod, tvm.IRModule)
+    assert has in ops_of(mod)
+    assert lacks not in ops_of(mod)
+
+
+def test_stop_after_without_split():
+    mod = sparqle_tvm.compile(IntegerModel, split=False, stop_after="import")
+    assert ops_of(mod) == {"relax.matmul", "relax.permute_dims"}
+    choice = {"up": numerics.EncodingChoice()}
+    merged = sparqle_tvm.compile(DynamicModel, split=False, choices=choice, stop_after="merge")
+    assert "relax.matmul" in ops_of(merged)
+    assert not {name for name in ops_of(merged) if name.startswith("relax.sparqle")}
+
+
+@pytest.mark.parametrize(
+    ("split", "known"), [(True, "import, split, choose, drain, offload, lower"), (False, "import")]
+)
+def test_an_unknown_phase_is_refused(split, known):
+    with pytest.raises(InvalidArgumentError, match=f'"fold" is no phase; known: {known}'):
+        sparqle_tvm.compile(IntegerModel, split=split, stop_after="fold")
+
+
+def test_dump_writes_every_phase_as_text_that_parses(tmp_path):
+    folder = tmp_path / "made" / "here"
+    executable = sparqle_tvm.compile(DynamicModel, dump=folder)
+    assert isinstance(executable, Executable)
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == [f"0{number}_{phase}.py" for number, phase in enumerate(PHASES, start=1)]
+    for number, phase in enumerate(PHASES[:5], start=1):
+        text = (folder / f"0{number}_{phase}.py").read_text()
+        expected = sparqle_tvm.compile(DynamicModel, stop_after=phase)
+        tvm.ir.assert_structural_equal(tvm.script.from_source(text), expected, map_free_vars=True)
+    assert "vm.builtin" in (folder / "06_lower.py").read_text()
+
+
+def test_a_phase_that_fails_leaves_those_before_it_and_nothing_of_an_earlier_run(tmp_path):
+    sparqle_tvm.compile(DynamicModel, dump=tmp_path)
+
+    @tvm.transform.module_pass(opt_level=0, name="Refuse")
+    def refuse(mod, _ctx):
+        raise InvalidArgumentError("not this module")
+
+    options = Options(checks=[refuse])
+    steps = compiler.sequence(compiler.phases(options), dump=tmp_path)
+    with pytest.raises(InvalidArgumentError, match="not this module"):
+        steps(DynamicModel)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["01_import.py", "02_split.py"]
+
+
+def test_the_pass_dumps_too(tmp_path):
+    steps = sparqle_tvm.pipeline(dump=str(tmp_path), stop_after="split")
+    found = steps(IntegerModel)
+    assert "relax.sparqle.split_dense" in ops_of(found)
+    assert "R.sparqle.split_dense(" in (tmp_path / "02_split.py").read_text()
+    relax.build(IntegerModel, "llvm", relax_pipeline=sparqle_tvm.pipeline(dump=tmp_path))
+    assert len(list(tmp_path.iterdir())) == len(PHASES)
+
+
+def test_a_dump_that_cannot_be_written_says_so(tmp_path):
+    occupied = tmp_path / "file"
+    occupied.write_text("")
+    with pytest.raises(InvalidArgumentError, match="file cannot be written"):
+        sparqle_tvm.compile(IntegerModel, dump=occupied)
+
+
+def test_options_are_checked():
+    with pytest.raises(InvalidArgumentError, match="needs an accelerator"):
+        Options(engine="simulator")
+    with pytest.raises(TypeError, match="unknown_option"):
+        sparqle_tvm.pipeline(unknown_option=1)

@@ -49,6 +49,9 @@ def run_python(code: str, *, warnings: str = "error", path: Path | None = None) 
         "from sparqle_tvm import pipeline",
         "import sparqle_tvm.passes",
         "import sparqle_tvm.compiler",
+        "import sparqle_tvm.api",
+        "import sparqle_tvm.dialect",
+        "import sparqle_tvm.host.legalize",
         "import sparqle_tvm.target.accelerator",
     ],
 )

@@ -17,6 +17,7 @@ from sparqle_tvm.calibration.statistics import SAMPLED_ROWS, EncodingStatistics
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
 from sparqle_tvm.numerics import windows_from
 from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.numerics.window import WINDOWS
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +131,7 @@ class Calibration:
             What the unsigned window has to gain, as a share of all elements.
         """
         sparsity = {
-            e.label: {window: e.msb_sparsity(window) for window in ("signed", "unsigned")}
-            for e in self.encodings
+            e.label: {window: e.msb_sparsity(window) for window in WINDOWS} for e in self.encodings
         }
         exceeding = [e.label for e in self.encodings if e.exceeding]
         return windows_from(sparsity, margin=margin, exceeding=exceeding)

@@ -31,7 +31,7 @@ from sparqle_tvm.errors import CalibrationError, QuantizationError
 from sparqle_tvm.numerics import EncodingChoice, max_exact
 from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
-from sparqle_tvm.passes.collect_activations import ActivationInfo
+from sparqle_tvm.passes import ActivationInfo
 from sparqle_tvm.target.cost.model import EncodedActivation
 
 # Largest q of an input that arrives quantized, and the numbers of both int8 ends.

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from sparqle_tvm.errors import CalibrationError
 from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.numerics.window import WINDOWS
 
 FACTORS = np.array([2.0 ** (i / 2) for i in range(-4, 9)], dtype=np.float32)
 """The factors that are tried on each group of channels: 1/4 to 16 in steps of sqrt(2)."""
@@ -22,7 +23,7 @@ UNCHANGED = 4
 SAMPLED_ROWS = 128
 """Rows (tokens) whose counts are kept as they are."""
 
-WINDOW_INDEX = {"signed": 0, "unsigned": 1}
+WINDOW_INDEX = {name: place for place, name in enumerate(WINDOWS)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from sparqle_tvm.commands._shared import (
     check_writable,
     emit_json,
 )
+from sparqle_tvm.numerics.window import PLAIN, WINDOWS
 
 
 def add(commands: Any) -> None:
@@ -30,7 +31,7 @@ def add(commands: Any) -> None:
         "--group-size", type=int, default=32, help="weights along K that share a scale; 0: none"
     )
     disasm.add_argument("--minimum", action="store_true", help="groups have a minimum (Q4_1)")
-    disasm.add_argument("--window", choices=("signed", "unsigned"), default="signed", help="window")
+    disasm.add_argument("--window", choices=tuple(WINDOWS), default="signed", help="window")
     disasm.add_argument(
         "--scheme", choices=("sparqle", "dense"), default="sparqle", help="split form or baseline"
     )
@@ -52,7 +53,7 @@ def _disasm(arguments: argparse.Namespace) -> None:
         n=arguments.n,
         k=arguments.k,
         digit_bits=accelerator.digit_bits,
-        window=arguments.window if arguments.scheme == "sparqle" else "unsigned",
+        window=arguments.window if arguments.scheme == "sparqle" else PLAIN,
         weight_bits=arguments.weight_bits,
         group_size=arguments.group_size,
         has_min=arguments.minimum,

@@ -1,39 +1,56 @@
 """The ``R.sparqle`` dialect: Relax ops of the split-precision form.
 
-``register()`` makes them known to TVM (once); the constructors build calls to them.
+``register()`` makes them known to TVM (once); the functions build calls, the classes read them.
 """
 
 # TVM first: at the end of its import it calls register(), which must not find `ops` half imported.
 import tvm  # noqa: F401
 
 from sparqle_tvm.dialect.ops import (
-    PBM_FIELD,
-    SCALE_FIELD,
-    attributes,
+    OPS,
+    PLANES,
+    BalanceRows,
+    Dense,
+    Encode,
+    Encoder,
+    Op,
+    QuantizeEncode,
+    ScaledDense,
+    SplitDense,
+    SplitDenseEncoded,
+    SplitDenseScaled,
     balance_rows,
     encode,
-    is_op,
+    op_name,
+    plane,
     quantize_encode,
-    register,
-    scaled_operands,
     split_dense,
     split_dense_encoded,
     split_dense_scaled,
-    with_attributes,
 )
+from sparqle_tvm.dialect.registration import register, register_legalization
 
 __all__ = [
-    "PBM_FIELD",
-    "SCALE_FIELD",
-    "attributes",
+    "OPS",
+    "PLANES",
+    "BalanceRows",
+    "Dense",
+    "Encode",
+    "Encoder",
+    "Op",
+    "QuantizeEncode",
+    "ScaledDense",
+    "SplitDense",
+    "SplitDenseEncoded",
+    "SplitDenseScaled",
     "balance_rows",
     "encode",
-    "is_op",
+    "op_name",
+    "plane",
     "quantize_encode",
     "register",
-    "scaled_operands",
+    "register_legalization",
     "split_dense",
     "split_dense_encoded",
     "split_dense_scaled",
-    "with_attributes",
 ]

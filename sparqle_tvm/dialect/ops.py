@@ -1,6 +1,10 @@
-"""Constructors and registration of the ``relax.sparqle.*`` ops.
+"""Declarations of the ``relax.sparqle.*`` ops: one class gives constructor, checks and view.
 
-All ops keep what is static in ``ir.DictAttrs``, so that they print and parse as
+An op's class lists its operands in their order and its static attributes by keyword. From that
+come the function that builds a call (``dialect.encode(x, k=4)``, in text ``R.sparqle.encode``),
+the number of operands that is allowed, and the typed view of a call: ``Encode.of(call).window``.
+
+Attributes are kept in ``ir.DictAttrs``, so that calls print and parse as
 ``R.sparqle.encode(q, k=4, window="signed", ...)``. An *encoding* is one Relax tuple:
 
 ====================  ==================  =======  =================================================
@@ -19,42 +23,206 @@ Source of the format: SPARQLe, arXiv 2606.00365; ``numerics/slicing.py`` defines
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cache
+from typing import Any, ClassVar, Self
 
 import tvm
-import tvm_ffi
 from tvm import relax
-from tvm.ir import _ffi_api as _ir_ffi
 from tvm.ir import make_node
 
-from sparqle_tvm import errors
-from sparqle_tvm.dialect import infer
+from sparqle_tvm.errors import InvalidArgumentError
 
 PREFIX = "relax.sparqle."
-# Places in an encoding's tuple; without a scale, group sums stand in its place.
-PBM_FIELD, SCALE_FIELD = 1, 4
+PLANES = ("lsb", "pbm", "msb", "row_ptr")
 
 
-def _call(name: str, args: list[Any], attrs: dict[str, Any]) -> relax.Call:
-    node = make_node("ir.DictAttrs", **attrs)
-    return relax.Call(tvm.ir.Op.get(PREFIX + name), args, node)
+# What errors call operands; the others by their names.
+TEXTS = {
+    "x": "activation",
+    "factors": "tensor of factors",
+    "bands": "tensor of bands",
+    "pbm": "bitmap",
+    "act_scale": "activation scale",
+    "w_scale": "weight scale",
+    "w_min": "weight minimum",
+    "out_scale": "output scale",
+}
 
 
-def encode(
-    q: relax.Expr,
-    *,
-    k: int = 4,
-    window: str = "unsigned",
-    group_size: int = 0,
-    label: str = "",
-) -> relax.Call:
-    """Slice an integer tensor into an encoding (fields 0 to 3, and ``group_sums``).
+def plane(encoding: relax.Expr, name: str) -> relax.TupleGetItem:
+    """Read one of the `PLANES` of an encoding."""
+    return relax.TupleGetItem(encoding, PLANES.index(name))
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """A call of one of the dialect's ops, its operands and attributes by name.
+
+    Attributes
+    ----------
+    NAME : str
+        Name of the op, without prefix.
+    FORMS : tuple of tuple of str
+        The optional operands that may come together, no two forms of the same length: so their
+        number tells which they are.
+    """
+
+    NAME: ClassVar[str]
+    FORMS: ClassVar[tuple[tuple[str, ...], ...]] = ((),)
+
+    label: str = field(default="", kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Refuse optional operands that do not come together: InvalidArgumentError."""
+        _, optional = _operands(self.NAME)
+        given = tuple(name for name in optional if getattr(self, name) is not None)
+        if given not in self.FORMS:
+            # Every set of optional operands is part of the last, longest form.
+            wider = next(form for form in self.FORMS if {*given} < {*form})
+            missing = " and ".join(name for name in wider if name not in given)
+            raise self.error(f"{' and '.join(given)} need {missing}")
+
+    @classmethod
+    def of(cls, expr: Any) -> Self | None:
+        """The view of a call of this op, or of one of this kind; None for anything else."""
+        op = OPS.get(op_name(expr))
+        return op._read(expr) if op is not None and issubclass(op, cls) else None
+
+    @classmethod
+    def _read(cls, call: relax.Call) -> Self:
+        names = cls.operand_names(len(call.args), str(call.attrs.get("label", "")))
+        known = _attributes(cls.NAME)
+        attributes: dict[str, Any] = {
+            str(name): str(value) if isinstance(value, str) else int(value)
+            for name, value in call.attrs.items()
+            if str(name) in known
+        }
+        try:
+            return cls(**dict(zip(names, call.args, strict=True)), **attributes)
+        except TypeError as error:
+            raise InvalidArgumentError(f"sparqle.{cls.NAME}: {error}") from error
+
+    @classmethod
+    def operand_names(cls, count: int, label: str = "") -> tuple[str, ...]:
+        """What so many operands are; InvalidArgumentError if the op is never called with them."""
+        required, optional = _operands(cls.NAME)
+        for form in cls.FORMS:
+            if len(required) + len(form) == count:
+                return (*required, *form)
+        where = f" ({label})" if label else ""
+        raise InvalidArgumentError(
+            f"sparqle.{cls.NAME}{where}: {count} operands; "
+            f"{', '.join((*required, *optional))} are possible"
+        )
+
+    @classmethod
+    def operand_count(cls) -> int:
+        """Number of operands, -1 if some are optional."""
+        required, optional = _operands(cls.NAME)
+        return -1 if optional else len(required)
+
+    @classmethod
+    def build(cls, *operands: relax.Expr | None, **named: Any) -> relax.Call:
+        """Build a call, operands in their order (as text has them) or by name.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If optional operands are missing that go together with a given one.
+        """
+        every = [name for names in _operands(cls.NAME) for name in names]
+        # As text leaves out what is optional, the number of operands tells which they are.
+        if None not in operands and not {*every} & {*named}:
+            every = list(cls.operand_names(len(operands), named.get("label", "")))
+        given: dict[str, Any] = dict(zip(every, operands, strict=False))
+        return cls(**given, **named).call()
+
+    def call(self) -> relax.Call:
+        """Build the call that this is a view of."""
+        operands = [getattr(self, name) for names in _operands(self.NAME) for name in names]
+        given = [operand for operand in operands if operand is not None]
+        node = make_node("ir.DictAttrs", **self.attributes)
+        return relax.Call(tvm.ir.Op.get(PREFIX + self.NAME), given, node)
+
+    def changed(self, **changes: Any) -> relax.Call:
+        """Build a call of the same op with other operands or attributes."""
+        return dataclasses.replace(self, **changes).call()
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The static attributes, as Python ints and strings."""
+        return {name: getattr(self, name) for name in _attributes(self.NAME)}
+
+    @staticmethod
+    def text(operand: str) -> str:
+        """What errors call an operand."""
+        return f"the {TEXTS.get(operand, operand.replace('_', ' '))}"
+
+    def error(self, message: str) -> InvalidArgumentError:
+        """An error that names the op and its label."""
+        where = f" ({self.label})" if self.label else ""
+        return InvalidArgumentError(f"sparqle.{self.NAME}{where}: {message}")
+
+
+@cache
+def _operands(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the operands that an op needs, and of those that it may have."""
+    found = [f for f in dataclasses.fields(OPS[name]) if not f.kw_only]
+    required = tuple(f.name for f in found if f.default is dataclasses.MISSING)
+    return required, tuple(f.name for f in found if f.default is not dataclasses.MISSING)
+
+
+@cache
+def _attributes(name: str) -> tuple[str, ...]:
+    """Names of an op's attributes, the labels last."""
+    names = [f.name for f in dataclasses.fields(OPS[name]) if f.kw_only]
+    return tuple(sorted(names, key=lambda name: name.endswith("label")))
+
+
+class Encoder(Op):
+    """What ``encode`` and ``quantize_encode`` have in common.
+
+    Attributes
+    ----------
+    x : relax.Expr
+        (.., K), what is encoded.
+    qmax : int
+        Largest quantized magnitude; 0 if x is quantized already.
+    """
+
+    x: relax.Expr
+    k: int
+    window: str
+    group_size: int
+    factors: relax.Expr | None = None
+    bands: relax.Expr | None = None
+    qmax: int = 0
+
+    @property
+    def columns(self) -> int:
+        """K."""
+        return int(self.x.ty.shape.values[-1])
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields of the encoding's tuple, in their order."""
+        scale = ("scale",) if self.qmax else ()
+        return (*PLANES, *scale, *(("group_sums",) if self.group_size else ()))
+
+    def field(self, encoding: relax.Expr, name: str) -> relax.TupleGetItem:
+        """Read one of the `fields` of the tuple."""
+        return relax.TupleGetItem(encoding, self.fields.index(name))
+
+
+@dataclass(frozen=True, eq=False)
+class Encode(Encoder):
+    """Slice an integer tensor into an encoding (the planes, and ``group_sums``).
 
     Parameters
     ----------
-    q : relax.Expr
+    x : relax.Expr
         (.., K), signed 2k-bit integers: int8 for ``k`` 2 and 4, int16 for 8.
     k : int
         Bits of a digit: 2, 4 or 8.
@@ -65,28 +233,25 @@ def encode(
     label : str
         Name of the tensor in reports; no pass depends on it.
     """
-    attrs = {"k": k, "window": window, "group_size": group_size, "label": label}
-    return _call("encode", [q], attrs)
+
+    NAME: ClassVar[str] = "encode"
+
+    x: relax.Expr
+    _: KW_ONLY
+    k: int = 4
+    window: str = "unsigned"
+    group_size: int = 0
 
 
-def quantize_encode(
-    x: relax.Expr,
-    factors: relax.Expr | None = None,
-    bands: relax.Expr | None = None,
-    *,
-    k: int = 4,
-    window: str = "signed",
-    qmax: int = 119,
-    group_size: int = 0,
-    label: str = "",
-) -> relax.Call:
+@dataclass(frozen=True, eq=False)
+class QuantizeEncode(Encoder):
     """Quantize each row of ``x`` symmetrically to ``[-qmax, qmax]`` and slice it, in one step.
 
     ``scale = max(amax, 1e-30) / qmax`` and ``q = round_half_even(x / scale)``, in float32; a
     row that holds NaN or Inf gets the scale NaN. With factors, x is divided by ``scale * factor``
     (the scale itself stays as it is: the weights take the factors in), and with bands, the q that
     lie in them are clipped to the edge of the window; ``numerics/choice.py`` defines both. The
-    parameters not named here are those of :func:`encode`.
+    parameters not named here are those of `Encode`.
 
     Parameters
     ----------
@@ -95,28 +260,27 @@ def quantize_encode(
     factors : relax.Expr, optional
         (K,) float32, positive and finite.
     bands : relax.Expr, optional
-        (2, K) of the dtype of q: smallest and largest q that is clipped; only with factors.
+        (2, K) of the dtype of q: smallest and largest q that is clipped; only with factors (ones
+        change nothing).
     qmax : int
         Largest quantized magnitude.
     """
-    if bands is not None and factors is None:
-        raise errors.InvalidArgumentError(
-            f"sparqle.quantize_encode ({label}): bands need factors; ones change nothing"
-        )
-    attrs = {"k": k, "window": window, "qmax": qmax, "group_size": group_size, "label": label}
-    operands = [operand for operand in (x, factors, bands) if operand is not None]
-    return _call("quantize_encode", operands, attrs)
+
+    NAME: ClassVar[str] = "quantize_encode"
+    FORMS: ClassVar[tuple[tuple[str, ...], ...]] = ((), ("factors",), ("factors", "bands"))
+
+    x: relax.Expr
+    factors: relax.Expr | None = None
+    bands: relax.Expr | None = None
+    _: KW_ONLY
+    k: int = 4
+    window: str = "signed"
+    qmax: int = 119
+    group_size: int = 0
 
 
-def balance_rows(
-    pbm: relax.Expr,
-    *,
-    in_features: int,
-    block_rows: int,
-    lanes: int,
-    min_rows: int,
-    label: str = "",
-) -> relax.Call:
+@dataclass(frozen=True, eq=False)
+class BalanceRows(Op):
     """Sort the rows of an encoding by the steps of their MSB digits: (M,) int32 row numbers.
 
     Most steps (``ceil(stored digits / lanes)``) come first, within blocks; see
@@ -126,7 +290,7 @@ def balance_rows(
     Parameters
     ----------
     pbm : relax.Expr
-        (.., ceil(K/8)) uint8, field 1 of the encoding.
+        (.., ceil(K/8)) uint8, a plane of the encoding.
     in_features : int
         K.
     block_rows : int
@@ -136,65 +300,79 @@ def balance_rows(
     min_rows : int
         With fewer rows in all, the dense ops leave them in their own order.
     """
-    attrs = {
-        "in_features": in_features,
-        "block_rows": block_rows,
-        "lanes": lanes,
-        "min_rows": min_rows,
-        "label": label,
-    }
-    return _call("balance_rows", [pbm], attrs)
+
+    NAME: ClassVar[str] = "balance_rows"
+
+    pbm: relax.Expr
+    _: KW_ONLY
+    in_features: int
+    block_rows: int
+    lanes: int
+    min_rows: int
 
 
-def split_dense(
-    encoding: relax.Expr,
-    weight: relax.Expr,
-    bias: relax.Expr,
-    *,
-    k: int,
-    window: str,
-    in_features: int,
-    weight_bits: int,
-    label: str = "",
-) -> relax.Call:
+class Dense(Op):
+    """What all multiplications of an encoding with weights have in common; see `SplitDense`."""
+
+    encoding: relax.Expr
+    weight: relax.Expr
+    offset: relax.Expr
+    k: int
+    window: str
+    in_features: int
+    weight_bits: int
+    group_size: int = 0
+    w_min: relax.Expr | None = None
+    group_sums: relax.Expr | None = None
+    row_order: relax.Expr | None = None
+
+    @property
+    def out_features(self) -> int:
+        """N; the weight's shape is static."""
+        return int(self.weight.ty.shape.values[0])
+
+    @property
+    def has_min(self) -> bool:
+        """Whether groups of weights have a minimum."""
+        return self.w_min is not None
+
+
+class ScaledDense(Dense):
+    """A multiplication with scales; see `SplitDenseScaled`."""
+
+    act_scale: relax.Expr
+    w_scale: relax.Expr
+
+
+@dataclass(frozen=True, eq=False)
+class SplitDense(Dense):
     """Multiply an encoding with integer weights: (.., N) int32, exact.
 
     Parameters
     ----------
     encoding : relax.Expr
-        Tuple of :func:`encode` or :func:`quantize_encode`.
+        Tuple of `Encode` or `QuantizeEncode`.
     weight : relax.Expr
         (N, K) int8, values of ``weight_bits`` bits.
-    bias : relax.Expr
-        (N,) int32, added to every row: ``-2^(k-1) * sum_k w`` for the signed window.
+    offset : relax.Expr
+        (N,) int32, added to every row; undoes the bias of the window's digits, see
+        ``numerics.bias_term``.
     """
-    attrs = {
-        "k": k,
-        "window": window,
-        "in_features": in_features,
-        "weight_bits": weight_bits,
-        "label": label,
-    }
-    return _call("split_dense", [encoding, weight, bias], attrs)
+
+    NAME: ClassVar[str] = "split_dense"
+
+    encoding: relax.Expr
+    weight: relax.Expr
+    offset: relax.Expr
+    _: KW_ONLY
+    k: int
+    window: str
+    in_features: int
+    weight_bits: int
 
 
-def split_dense_scaled(
-    encoding: relax.Expr,
-    act_scale: relax.Expr,
-    weight: relax.Expr,
-    w_scale: relax.Expr,
-    offset: relax.Expr,
-    w_min: relax.Expr | None = None,
-    group_sums: relax.Expr | None = None,
-    row_order: relax.Expr | None = None,
-    *,
-    k: int,
-    window: str,
-    in_features: int,
-    group_size: int,
-    weight_bits: int,
-    label: str = "",
-) -> relax.Call:
+@dataclass(frozen=True, eq=False)
+class SplitDenseScaled(ScaledDense):
     """Multiply an encoding with scaled weights: (.., N) float32.
 
     With ``group_size`` 0: ``(float32(acc + offset) * act_scale) * w_scale``, ``w_scale`` (N,)
@@ -213,74 +391,65 @@ def split_dense_scaled(
     w_min, group_sums : relax.Expr, optional
         Minimum per group of weights, and sums of q per group (.., G) int32; both or none.
     row_order : relax.Expr, optional
-        Order in which an accelerator works on the rows, of :func:`balance_rows`. The result does
-        not depend on it. As text prints operands by place, it may stand alone in that of `w_min`.
+        Order in which an accelerator works on the rows, of `BalanceRows`. The result does not
+        depend on it.
     """
-    attrs = {
-        "k": k,
-        "window": window,
-        "in_features": in_features,
-        "group_size": group_size,
-        "weight_bits": weight_bits,
-        "label": label,
-    }
-    args = [encoding, act_scale, weight, w_scale, offset]
-    if w_min is not None and group_sums is None:
-        w_min, row_order = None, w_min
-    if w_min is not None:
-        args += [w_min, group_sums]
-    if row_order is not None:
-        args.append(row_order)
-    return _call("split_dense_scaled", args, attrs)
+
+    NAME: ClassVar[str] = "split_dense_scaled"
+    FORMS: ClassVar[tuple[tuple[str, ...], ...]] = (
+        (),
+        ("row_order",),
+        ("w_min", "group_sums"),
+        ("w_min", "group_sums", "row_order"),
+    )
+
+    encoding: relax.Expr
+    act_scale: relax.Expr
+    weight: relax.Expr
+    w_scale: relax.Expr
+    offset: relax.Expr
+    w_min: relax.Expr | None = None
+    group_sums: relax.Expr | None = None
+    row_order: relax.Expr | None = None
+    _: KW_ONLY
+    k: int
+    window: str
+    in_features: int
+    group_size: int = field()
+    weight_bits: int
+
+    def encoded(self, **output: Any) -> relax.Call:
+        """Build the `SplitDenseEncoded` of this, from its operand and attributes ``out_*``.
+
+        The order of the rows is left out: an encoded result is stored as its rows come.
+        """
+        return SplitDenseEncoded(**_shared(self), **output).call()
 
 
-def scaled_operands(
-    call: relax.Call,
-) -> tuple[tuple[relax.Expr, relax.Expr] | None, relax.Expr | None]:
-    """The optional operands of a ``split_dense_scaled``: (w_min, group_sums), and row_order."""
-    optional = list(call.args)[5:]
-    row_order = optional.pop() if len(optional) % 2 else None
-    return (optional[0], optional[1]) if optional else None, row_order
+def _shared(op: ScaledDense) -> dict[str, Any]:
+    """Operands and attributes that `SplitDenseScaled` and `SplitDenseEncoded` both have."""
+    shared = {f.name for f in dataclasses.fields(SplitDenseEncoded)}
+    shared &= {f.name for f in dataclasses.fields(SplitDenseScaled)}
+    return {name: getattr(op, name) for name in shared}
 
 
-def split_dense_encoded(
-    encoding: relax.Expr,
-    act_scale: relax.Expr,
-    weight: relax.Expr,
-    w_scale: relax.Expr,
-    offset: relax.Expr,
-    out_scale: relax.Expr,
-    w_min: relax.Expr | None = None,
-    group_sums: relax.Expr | None = None,
-    *,
-    k: int,
-    window: str,
-    in_features: int,
-    group_size: int,
-    weight_bits: int,
-    out_window: str = "unsigned",
-    out_low: int,
-    out_high: int,
-    out_zero: int = 0,
-    label: str = "",
-    out_label: str = "",
-) -> relax.Call:
-    """Multiply as :func:`split_dense_scaled`, quantize with a static scale, and slice.
+@dataclass(frozen=True, eq=False)
+class SplitDenseEncoded(ScaledDense):
+    """Multiply as `SplitDenseScaled`, quantize with a static scale, and slice.
 
     ``q = min(max(round_half_even(y / out_scale) + out_zero, out_low), out_high)`` with y the
-    float32 of :func:`split_dense_scaled` and a float32 division; the result is the tuple of
-    :func:`encode` of q, without group sums. Parameters not named here are those of
-    :func:`split_dense_scaled`.
+    float32 of `SplitDenseScaled` and a float32 division; the result is the tuple of `Encode` of q,
+    without group sums. Parameters not named here are those of `SplitDenseScaled`.
 
     A scale per row depends on all of a row's outputs, which no tile of the accelerator has at
-    once: such rows are quantized by :func:`quantize_encode`, on the vector unit.
+    once: such rows are quantized by `QuantizeEncode`, on the vector unit.
 
     Parameters
     ----------
     out_scale : relax.Expr
         One number, () float32.
     out_window : str
-        Window of the result, as of :func:`encode`.
+        Window of the result, as of `Encode`.
     out_low, out_high : int
         Limits of q, both exact in the window: ``out_low`` is the zero point behind a ReLU.
     out_zero : int
@@ -288,87 +457,51 @@ def split_dense_encoded(
     out_label : str
         Name of the result in reports.
     """
-    attrs = {
-        "k": k,
-        "window": window,
-        "in_features": in_features,
-        "group_size": group_size,
-        "weight_bits": weight_bits,
-        "out_window": out_window,
-        "out_low": out_low,
-        "out_high": out_high,
-        "out_zero": out_zero,
-        "label": label,
-        "out_label": out_label,
-    }
-    args = [encoding, act_scale, weight, w_scale, offset, out_scale]
-    if w_min is not None:
-        args += [w_min, group_sums]
-    return _call("split_dense_encoded", args, attrs)
+
+    NAME: ClassVar[str] = "split_dense_encoded"
+    FORMS: ClassVar[tuple[tuple[str, ...], ...]] = ((), ("w_min", "group_sums"))
+
+    encoding: relax.Expr
+    act_scale: relax.Expr
+    weight: relax.Expr
+    w_scale: relax.Expr
+    offset: relax.Expr
+    out_scale: relax.Expr
+    w_min: relax.Expr | None = None
+    group_sums: relax.Expr | None = None
+    _: KW_ONLY
+    k: int
+    window: str
+    in_features: int
+    group_size: int = field()
+    weight_bits: int
+    out_window: str = "unsigned"
+    out_low: int
+    out_high: int
+    out_zero: int = 0
+    out_label: str = ""
+
+    def scaled(self) -> relax.Call:
+        """Build the multiplication alone, with a float32 result."""
+        return SplitDenseScaled(**_shared(self)).call()
 
 
-CONSTRUCTORS: dict[str, Callable[..., relax.Call]] = {
-    "encode": encode,
-    "quantize_encode": quantize_encode,
-    "balance_rows": balance_rows,
-    "split_dense": split_dense,
-    "split_dense_scaled": split_dense_scaled,
-    "split_dense_encoded": split_dense_encoded,
+OPS: dict[str, type[Op]] = {
+    op.NAME: op
+    for op in (Encode, QuantizeEncode, BalanceRows, SplitDense, SplitDenseScaled, SplitDenseEncoded)
 }
 
+encode = Encode.build
+quantize_encode = QuantizeEncode.build
+balance_rows = BalanceRows.build
+split_dense = SplitDense.build
+split_dense_scaled = SplitDenseScaled.build
+split_dense_encoded = SplitDenseEncoded.build
 
-def is_op(expr: Any, *names: str) -> bool:
-    """Whether ``expr`` is a call to one of the dialect's ops (any of them if none is named)."""
+
+def op_name(expr: Any) -> str:
+    """Name of the dialect's op that ``expr`` calls, without prefix; ``""`` for anything else."""
     if not isinstance(expr, relax.Call) or not isinstance(expr.op, tvm.ir.Op):
-        return False
+        return ""
     name = str(expr.op.name)
-    return name.startswith(PREFIX) and (not names or name[len(PREFIX) :] in names)
-
-
-def attributes(call: relax.Call) -> dict[str, Any]:
-    """The static attributes of a dialect call, as Python ints and strings."""
-    return {
-        str(key): str(value) if isinstance(value, str) else int(value)
-        for key, value in call.attrs.items()
-    }
-
-
-def with_attributes(call: relax.Call, args: list[Any] | None = None, **changes: Any) -> relax.Call:
-    """The same op with some attributes (and, if given, the arguments) replaced."""
-    name = str(call.op.name)[len(PREFIX) :]
-    return _call(name, list(call.args) if args is None else args, attributes(call) | changes)
-
-
-def _legalize(name: str) -> Callable[[relax.BlockBuilder, relax.Call], relax.Expr]:
-    def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-        from sparqle_tvm.host import legalize as host  # deferred: only LegalizeOps needs kernels
-
-        lowered: relax.Expr = getattr(host, f"legalize_{name}")(builder, call)
-        return lowered
-
-    return legalize
-
-
-def register() -> None:
-    """Make the dialect known to TVM and to its TVMScript parser. Idempotent."""
-    from tvm.relax.script import parser as relax_parser
-    from tvm.script import relax as relax_script
-
-    # Type inference runs inside C++: without this its errors would come out as RuntimeError.
-    for error in vars(errors).values():
-        if isinstance(error, type) and issubclass(error, errors.SparqleError):
-            tvm_ffi.register_error(f"sparqle_tvm.{error.__name__}", error)
-    known = set(tvm.ir.Op.list_op_names())
-    for name, (infer_type, inputs) in infer.RULES.items():
-        if PREFIX + name in known:
-            continue
-        _ir_ffi.RegisterOp(PREFIX + name, (CONSTRUCTORS[name].__doc__ or "").split("\n")[0])
-        op = tvm.ir.Op.get(PREFIX + name)
-        op.set_num_inputs(inputs)
-        _ir_ffi.OpSetAttr(op, "FInferType", infer_type, 10)
-        _ir_ffi.OpSetAttr(op, "FPurity", True, 10)
-        _ir_ffi.OpSetAttr(op, "FLegalize", _legalize(name), 10)
-    namespace = types.SimpleNamespace(**CONSTRUCTORS)
-    for module in (relax_script, relax_parser):
-        if not hasattr(module, "sparqle"):
-            module.sparqle = namespace
+    return name[len(PREFIX) :] if name.startswith(PREFIX) else ""

@@ -17,6 +17,7 @@ from tvm.tirx.script import builder as T
 
 from sparqle_tvm.host.register_tile import SERIAL_ROWS
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
+from sparqle_tvm.numerics.window import window_of
 from sparqle_tvm.tirscript import (
     Array,
     Scalar,
@@ -49,8 +50,8 @@ class EncodeSpec:
         K.
     k : int
         Bits of a digit: 2, 4 or 8.
-    signed : bool
-        The window.
+    window : str
+        How integers are split.
     group_size : int
         Columns per group sum, a divisor of K; 0: no sums.
     qmax : int
@@ -64,7 +65,7 @@ class EncodeSpec:
     lead: int
     columns: int
     k: int
-    signed: bool
+    window: str
     group_size: int
     qmax: int = 0
     factors: bool = False
@@ -73,12 +74,12 @@ class EncodeSpec:
     @property
     def bias(self) -> int:
         """What is added before the split."""
-        return 2 ** (self.k - 1) if self.signed else 0
+        return window_of(self.window).bias(self.k)
 
     @property
     def largest(self) -> int:
         """Largest q that the window holds; larger ones saturate."""
-        return 2 ** (2 * self.k - 1) - 1 - self.bias
+        return window_of(self.window).limits(self.k)[1]
 
     @property
     def integer(self) -> str:

@@ -7,6 +7,7 @@ through ``call_tir`` s that arrange them in panels: run ``relax.transform.FoldCo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tvm
@@ -19,94 +20,96 @@ from sparqle_tvm.host.matmul_tile import INTEGER_LIMITS, MatmulSpec
 from sparqle_tvm.host.panels import panel_matrix, panel_vector
 from sparqle_tvm.host.register_tile import host_tile, static_int
 from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
+from sparqle_tvm.numerics.integers import CONTAINER
 from sparqle_tvm.target.op import DenseOp, Output
 
 
-def legalize_encode(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Lower ``R.sparqle.encode``."""
-    return _legalize_encoding(bb, call, qmax=0)
+def legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Lower a call of any op of the dialect; the shape of weights has to be static."""
+    op = dialect.Op.of(call)
+    assert op is not None, f"{call.op} is no op of the dialect"
+    lowered: relax.Expr = LEGALIZATIONS[type(op)](bb, op, call.ty)
+    return lowered
 
 
-def legalize_quantize_encode(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Lower ``R.sparqle.quantize_encode``; a row with NaN or Inf gets the scale NaN."""
-    return _legalize_encoding(bb, call, qmax=int(call.attrs["qmax"]))
-
-
-def legalize_balance_rows(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Lower ``R.sparqle.balance_rows``: by NumPy, as it is done once per encoding at most."""
-    numbers = (
-        tirx.IntImm("int64", int(call.attrs[name]))
-        for name in ("in_features", "block_rows", "lanes")
+def legalize_encoding(bb: relax.BlockBuilder, op: dialect.Encoder, ty: Any) -> relax.Expr:
+    """Lower ``R.sparqle.encode`` and ``quantize_encode``; a row with NaN or Inf gets scale NaN."""
+    dims = op.x.ty.shape.values
+    spec = EncodeSpec(
+        lead=len(dims) - 1,
+        columns=static_int(dims[-1], f"K of {op.NAME}"),
+        k=op.k,
+        window=op.window,
+        group_size=op.group_size,
+        qmax=op.qmax,
+        factors=op.factors is not None,
+        bands=op.bands is not None,
     )
-    arguments = relax.Tuple([call.args[0], *numbers])
-    return relax.op.call_dps_packed("sparqle.balance_rows", arguments, out_ty=call.ty)
+    operands = [operand for operand in (op.x, op.factors, op.bands) if operand is not None]
+    return _call(bb, encode_kernel(spec), op.NAME, operands, ty)
 
 
-def legalize_split_dense(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Lower ``R.sparqle.split_dense``; the weight's shape has to be static."""
-    encoding, weight, bias = call.args
-    spec = _dense_kernel(call, weight)
+def legalize_balance_rows(_: relax.BlockBuilder, op: dialect.BalanceRows, ty: Any) -> relax.Expr:
+    """Lower ``R.sparqle.balance_rows``: by NumPy, as it is done once per encoding at most."""
+    numbers = (tirx.IntImm("int64", n) for n in (op.in_features, op.block_rows, op.lanes))
+    arguments = relax.Tuple([op.pbm, *numbers])
+    return relax.op.call_dps_packed("sparqle.balance_rows", arguments, out_ty=ty)
+
+
+def legalize_split_dense(bb: relax.BlockBuilder, op: dialect.SplitDense, ty: Any) -> relax.Expr:
+    """Lower ``R.sparqle.split_dense``."""
+    spec = _dense_kernel(op, ty, "int32")
     cols = spec.tile.cols
     args = [
-        *_encoding_fields(bb, encoding),
-        _arrange_matrix(bb, weight, "int8", cols),
-        _arrange_vector(bb, bias, cols),
+        *_encoding_fields(bb, op.encoding),
+        _arrange_matrix(bb, op.weight, "int8", cols),
+        _arrange_vector(bb, op.offset, cols),
     ]
-    return _call(bb, split_dense_kernel(spec), "split_dense", args, call.ty)
+    return _call(bb, split_dense_kernel(spec), op.NAME, args, ty)
 
 
-def legalize_split_dense_scaled(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Lower ``R.sparqle.split_dense_scaled``; the weight's shape has to be static."""
-    encoding, act_scale, weight, w_scale, offset = call.args[:5]
-    # A row order behind the others is for accelerators: it changes nothing of the result.
-    group = call.args[5:7] if len(call.args) >= 7 else []
-    spec = _dense_kernel(
-        call,
-        weight,
-        _scale_shape(call, act_scale),
-        group_size=int(call.attrs["group_size"]),
-        has_min=len(group) > 0,
-        output="float32",
-    )
+def legalize_split_dense_scaled(
+    bb: relax.BlockBuilder, op: dialect.SplitDenseScaled, ty: Any
+) -> relax.Expr:
+    """Lower ``R.sparqle.split_dense_scaled``.
+
+    A row order is for accelerators: it changes nothing of the result.
+    """
+    spec = _dense_kernel(op, ty, "float32", _scale_shape(ty, op.act_scale))
     cols = spec.tile.cols
     scale = (
-        _arrange_matrix(bb, w_scale, "float32", cols)
-        if spec.op.group_size
-        else _arrange_vector(bb, w_scale, cols)
+        _arrange_matrix(bb, op.w_scale, "float32", cols)
+        if op.group_size
+        else _arrange_vector(bb, op.w_scale, cols)
     )
     args = [
-        *_encoding_fields(bb, encoding),
-        act_scale,
-        _arrange_matrix(bb, weight, "int8", cols),
+        *_encoding_fields(bb, op.encoding),
+        op.act_scale,
+        _arrange_matrix(bb, op.weight, "int8", cols),
         scale,
-        _arrange_vector(bb, offset, cols),
+        _arrange_vector(bb, op.offset, cols),
     ]
-    if len(group) > 0:
-        args += [_arrange_matrix(bb, group[0], "float32", cols), group[1]]
-    return _call(bb, split_dense_kernel(spec), "split_dense_scaled", args, call.ty)
+    if op.has_min:
+        args += [_arrange_matrix(bb, op.w_min, "float32", cols), op.group_sums]
+    return _call(bb, split_dense_kernel(spec), op.NAME, args, ty)
 
 
-def legalize_split_dense_encoded(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+def legalize_split_dense_encoded(
+    bb: relax.BlockBuilder, op: dialect.SplitDenseEncoded, _: Any
+) -> relax.Expr:
     """Lower ``R.sparqle.split_dense_encoded``: the dense, the quantization, then the encoding.
 
     The quantization is left in the ops of Relax that it is made of in other modules, so its
     floats are theirs, bit for bit.
     """
-    attrs, op = dialect.attributes(call), relax.op
-    dense_attrs = ("k", "window", "in_features", "group_size", "weight_bits", "label")
-    dense = dialect.split_dense_scaled(
-        *call.args[:5], *call.args[6:], **{name: attrs[name] for name in dense_attrs}
-    )
-    y = bb.emit(legalize_split_dense_scaled(bb, bb.normalize(dense)))
-    q = bb.emit(op.round(bb.emit(op.divide(y, call.args[5]))))
-    if attrs["out_zero"]:
-        q = bb.emit(op.add(q, relax.const(float(attrs["out_zero"]), "float32")))
-    clipped = bb.emit(op.clip(q, attrs["out_low"], attrs["out_high"]))
-    container = "int16" if attrs["k"] == 8 else "int8"
-    encoding = dialect.encode(
-        bb.emit(op.astype(clipped, container)), k=attrs["k"], window=attrs["out_window"]
-    )
-    return legalize_encode(bb, bb.normalize(encoding))
+    ops = relax.op
+    y = bb.emit(legalize(bb, bb.normalize(op.scaled())))
+    q = bb.emit(ops.round(bb.emit(ops.divide(y, op.out_scale))))
+    if op.out_zero:
+        q = bb.emit(ops.add(q, relax.const(float(op.out_zero), "float32")))
+    clipped = bb.emit(ops.clip(q, op.out_low, op.out_high))
+    integers = bb.emit(ops.astype(clipped, CONTAINER[op.k]))
+    return legalize(bb, bb.normalize(dialect.encode(integers, k=op.k, window=op.out_window)))
 
 
 def legalize_matmul(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -156,48 +159,29 @@ def _batch_flags(a: list[Any], b: list[Any]) -> tuple[tuple[str, ...], tuple[str
     return tuple(x for x, _ in pairs), tuple(y for _, y in pairs)
 
 
-def _legalize_encoding(bb: relax.BlockBuilder, call: relax.Call, qmax: int) -> relax.Expr:
-    dims = call.args[0].ty.shape.values
-    spec = EncodeSpec(
-        lead=len(dims) - 1,
-        columns=static_int(dims[-1], f"K of {call.op.name}"),
-        k=int(call.attrs["k"]),
-        signed=str(call.attrs["window"]) == "signed",
-        group_size=int(call.attrs["group_size"]),
-        qmax=qmax,
-        factors=len(call.args) > 1,
-        bands=len(call.args) > 2,
-    )
-    name = "quantize_encode" if qmax else "encode"
-    return _call(bb, encode_kernel(spec), name, list(call.args), call.ty)
-
-
 def _dense_kernel(
-    call: relax.Call,
-    weight: relax.Expr,
+    op: dialect.Dense,
+    ty: relax.TensorType,
+    output: Output,
     scale_shape: tuple[int, ...] | None = None,
-    *,
-    group_size: int = 0,
-    has_min: bool = False,
-    output: Output = "int32",
 ) -> DenseKernel:
-    op = DenseOp(
+    described = DenseOp(
         m=1,
-        n=static_int(weight.ty.shape.values[0], f"N of {call.op.name}"),
-        k=int(call.attrs["in_features"]),
-        digit_bits=int(call.attrs["k"]),
-        weight_bits=int(call.attrs["weight_bits"]),
-        group_size=group_size,
-        has_min=has_min,
+        n=static_int(op.weight.ty.shape.values[0], f"N of {op.NAME}"),
+        k=op.in_features,
+        digit_bits=op.k,
+        weight_bits=op.weight_bits,
+        group_size=op.group_size,
+        has_min=op.has_min,
         output=output,
     )
-    return DenseKernel(op, len(call.ty.shape.values) - 1, scale_shape, host_tile())
+    return DenseKernel(described, len(ty.shape.values) - 1, scale_shape, host_tile())
 
 
-def _scale_shape(call: relax.Call, act_scale: relax.Expr) -> tuple[int, ...] | None:
+def _scale_shape(ty: relax.TensorType, act_scale: relax.Expr) -> tuple[int, ...] | None:
     """None for a scale per row, else the shape of the one scale."""
     shape = list(act_scale.ty.shape.values)
-    per_row = [*list(call.ty.shape.values)[:-1], tirx.IntImm("int64", 1)]
+    per_row = [*list(ty.shape.values)[:-1], tirx.IntImm("int64", 1)]
     equal = sym.Analyzer().can_prove_equal
     if len(shape) == len(per_row) and all(map(equal, shape, per_row)):
         return None
@@ -207,10 +191,10 @@ def _scale_shape(call: relax.Call, act_scale: relax.Expr) -> tuple[int, ...] | N
 
 
 def _encoding_fields(bb: relax.BlockBuilder, encoding: relax.Expr) -> list[relax.Expr]:
-    """``lsb``, ``pbm``, ``msb`` and ``row_ptr`` of an encoding's tuple."""
+    """The planes of an encoding's tuple."""
     if isinstance(encoding, relax.Tuple):
-        return list(encoding.fields[:4])
-    return [bb.emit(relax.TupleGetItem(encoding, i)) for i in range(4)]
+        return list(encoding.fields[: len(dialect.PLANES)])
+    return [bb.emit(dialect.plane(encoding, name)) for name in dialect.PLANES]
 
 
 def _arrange_matrix(
@@ -235,6 +219,15 @@ def _call(
     out = list(ty.fields) if isinstance(ty, relax.TupleType) else ty
     return relax.call_tir(bb.add_func(kernel, name), relax.Tuple(args), out)
 
+
+LEGALIZATIONS: dict[type[dialect.Op], Callable[[relax.BlockBuilder, Any, Any], relax.Expr]] = {
+    dialect.Encode: legalize_encoding,
+    dialect.QuantizeEncode: legalize_encoding,
+    dialect.BalanceRows: legalize_balance_rows,
+    dialect.SplitDense: legalize_split_dense,
+    dialect.SplitDenseScaled: legalize_split_dense_scaled,
+    dialect.SplitDenseEncoded: legalize_split_dense_encoded,
+}
 
 HOST_LEGALIZE_MAP: dict[str, Any] = {"relax.matmul": legalize_matmul}
 """For ``relax.transform.LegalizeOps(customize_legalize_map=...)``; our own ops need no entry."""

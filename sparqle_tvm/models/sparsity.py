@@ -19,7 +19,6 @@ zero): `msb_distribution` refuses it. Stored digits of a row are drawn evenly ov
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -325,10 +324,8 @@ def _draw(
     rng = np.random.default_rng([seed, LAYER_TYPES.index(layer_type), which])
     quantiles = distribution.classes[layer_type][which]
     share = rng.permutation(_strata(quantiles, min(rows, MAX_DRAWN_ROWS)))
-    spans = math.ceil(in_features / unit)
-    widths = np.minimum(unit, in_features - unit * np.arange(spans))
-    drawn = rng.binomial(widths, share[:, None]).astype(np.int32)
-    counts = np.resize(drawn, (rows, spans))
+    drawn = RowNnz.drawn(rng, share, in_features, unit).counts
+    counts = np.resize(drawn, (rows, drawn.shape[1]))
     counts.setflags(write=False)
     return RowNnz(counts, unit, in_features)
 

@@ -22,15 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
-from sparqle_tvm.numerics.integers import first_position
+from sparqle_tvm.numerics.integers import CONTAINER, first_position
 from sparqle_tvm.numerics.quantization import QuantizedWeights, quantize_per_token
-from sparqle_tvm.numerics.slicing import WINDOWS, max_exact, window_bias
+from sparqle_tvm.numerics.slicing import max_exact
+from sparqle_tvm.numerics.window import WINDOWS, window_of
 
 SMALLEST_FACTOR, LARGEST_FACTOR = 2.0**-10, 2.0**10
 """Within these limits no step underflows: the smallest scale is 1e-30 / 32767."""
-
-BAND_DTYPES = {2: "int8", 4: "int8", 8: "int16"}
-"""Container of q, and so of a band, by bits of a digit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +128,7 @@ def window_limits(k: int, window: str) -> tuple[int, int]:
     InvalidArgumentError
         If `k` or `window` is not known.
     """
-    bias = window_bias(k, window)
-    return -bias, (1 << k) - 1 - bias
+    return window_of(window).zero_range(k)
 
 
 def quantize_with_choice(
@@ -358,10 +355,9 @@ def _check_bands(
 ) -> None:
     low, high = window_limits(k, window)
     for band in (band_lo, band_hi):
-        if band.dtype != BAND_DTYPES[k]:
+        if band.dtype != CONTAINER[k]:
             raise InvalidArgumentError(
-                f"{label}: bands have the dtype of q, {BAND_DTYPES[k]} for k = {k}, "
-                f"got {band.dtype}"
+                f"{label}: bands have the dtype of q, {CONTAINER[k]} for k = {k}, got {band.dtype}"
             )
     inside = (band_lo > low) | (band_hi < high)
     if inside.any():

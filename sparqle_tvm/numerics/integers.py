@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from sparqle_tvm.errors import InvalidArgumentError, QuantizationError, SparqleError
 
+# Dtype of a signed 2k-bit integer, by k.
+CONTAINER = {2: "int8", 4: "int8", 8: "int16"}
 INT32_MAX = 2**31 - 1
 DIGIT_BITS = (2, 4, 8)
 

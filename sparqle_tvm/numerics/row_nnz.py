@@ -26,7 +26,7 @@ class RowNnz:
     counts : ndarray of integers, shape (m, ceil(in_features / unit))
         Stored MSB digits of each row in consecutive spans of `unit` columns.
     unit : int
-        Columns of a span (the last span may be shorter). 8 when made from a bitmap.
+        Columns of a span (the last span may be shorter).
     in_features : int
         Columns in all (K).
     """
@@ -45,7 +45,7 @@ class RowNnz:
             )
 
     @classmethod
-    def from_pbm(cls, pbm: NDArray[np.uint8], in_features: int) -> RowNnz:
+    def from_pbm(cls, pbm: NDArray[np.uint8], in_features: int, unit: int = 8) -> RowNnz:
         """Count the bits of a precision bitmap.
 
         Parameters
@@ -54,8 +54,34 @@ class RowNnz:
             Bit i of byte j is column 8j + i; 1 = an MSB digit is stored.
         in_features : int
             Columns in all (K).
+        unit : {8, 1}
+            Columns counted together.
         """
+        if unit == 1:
+            return cls(np.unpackbits(pbm, 1, in_features, "little"), 1, in_features)
         return cls(_POPCOUNT[np.asarray(pbm, dtype=np.uint8)], 8, in_features)
+
+    @classmethod
+    def drawn(
+        cls,
+        rng: np.random.Generator,
+        shares: NDArray[np.floating],
+        in_features: int,
+        unit: int,
+    ) -> RowNnz:
+        """Draw how many digits each row stores (binomial), without drawing a bitmap.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            Source of randomness.
+        shares : ndarray of floats, shape (m,)
+            Share of stored digits of each row, 0 to 1.
+        in_features, unit : int
+            As the attributes.
+        """
+        counts = rng.binomial(span_widths(in_features, unit), shares[:, None])
+        return cls(counts.astype(np.int32), unit, in_features)
 
     @property
     def rows(self) -> int:
@@ -127,3 +153,8 @@ class RowNnz:
             )
         starts = np.arange(0, self.counts.shape[1], chunk // self.unit)
         return np.asarray(np.add.reduceat(self.counts, starts, axis=1, dtype=np.int64))
+
+
+def span_widths(in_features: int, unit: int) -> NDArray[np.int64]:
+    """Columns of each span of `unit` columns: int64 (ceil(in_features / unit),)."""
+    return np.minimum(unit, in_features - np.arange(0, in_features, unit))

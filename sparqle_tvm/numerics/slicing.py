@@ -3,12 +3,7 @@
 This module defines the format; passes, kernels and the simulator are tested against it. The idea
 (low digit dense, high digit behind a precision bitmap) is that of SPARQLe, arXiv 2606.00365.
 
-A signed 2k-bit integer is ``q = 2^k * msb + digit`` with a k-bit signed `msb`. The window says
-which range of q has ``msb == 0``, so that only the low digit is stored:
-
-- ``unsigned``: ``lsb = q & (2^k - 1)``, ``msb = q >> k``; zero for q in [0, 2^k - 1]. Always exact.
-- ``signed``, with b = 2^(k-1): ``lsb = (q + b) & (2^k - 1)`` (biased: its digit is lsb - b),
-  ``msb = (q + b) >> k``; zero for q in [-b, b - 1]. Exact up to 2^(2k-1) - 1 - b (119 for k = 4).
+`numerics.window` says how a window splits integers.
 """
 
 from __future__ import annotations
@@ -26,14 +21,12 @@ from sparqle_tvm.numerics.integers import (
     int_matmul,
     pack_digits,
     plane_bytes,
-    require_digit_bits,
     require_matrix,
     sign_extend,
     to_int32,
     unpack_digits,
 )
-
-WINDOWS = ("signed", "unsigned")
+from sparqle_tvm.numerics.window import window_of
 
 
 def window_bias(k: int, window: str) -> int:
@@ -44,15 +37,12 @@ def window_bias(k: int, window: str) -> int:
     InvalidArgumentError
         If `k` is not 2, 4 or 8, or `window` not "signed" or "unsigned".
     """
-    require_digit_bits(k)
-    if window not in WINDOWS:
-        raise InvalidArgumentError(f"window must be 'signed' or 'unsigned', got {window!r}")
-    return 1 << (k - 1) if window == "signed" else 0
+    return window_of(window).bias(k)
 
 
 def max_exact(k: int, window: str) -> int:
     """Largest q that the window represents exactly; for k = 4: 119 signed, 127 unsigned."""
-    return (1 << (2 * k - 1)) - 1 - window_bias(k, window)
+    return window_of(window).limits(k)[1]
 
 
 @dataclass(frozen=True, eq=False)

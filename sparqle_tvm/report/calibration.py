@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from sparqle_tvm.numerics.window import PLAIN
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Document, Section, Table
 from sparqle_tvm.report.passes import figure, saving
@@ -14,7 +15,7 @@ from sparqle_tvm.results.losses import ParetoResult
 
 def calibration_document(found: CalibrationSummary, path: str) -> Document:
     """What was collected, and what choices of factors lost on calibration text."""
-    unsigned = sum(encoding.window == "unsigned" for encoding in found.encodings)
+    unsigned = sum(encoding.window == PLAIN for encoding in found.encodings)
     table = Table(
         name="choices",
         title="Choices of scale factors, measured on calibration text",

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from typing import Any
 
-from sparqle_tvm.files import plain
+from sparqle_tvm.errors import ResultFileError
+from sparqle_tvm.files import plain, typed
 from sparqle_tvm.models.shapes import MODELS as SHAPES
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Document, Section, Table

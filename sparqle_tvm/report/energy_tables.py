@@ -30,7 +30,7 @@ def energy_markdown() -> str:
             title="Energy tables",
             subtitle=f"Made by `{COMMAND}` from the files in `target/cost/data`; a test holds it "
             "to them. A table is a node and a memory type (`--node`, `--memory`); every report of "
-            "energy names its table. Figures were written down from their sources, and most "
+            "energy names its table. Figures were typed from memory of their sources, and most "
             "compared with public copies of them since; those that were not say so.",
             sections=(
                 *_nodes(),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sparqle_tvm.calibration.calibration import Calibration
+from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.results.losses import Loss
 
 
@@ -55,7 +56,7 @@ class CalibrationSummary:
             encodings=tuple(
                 EncodingSummary(
                     e.label,
-                    {w: e.msb_sparsity(w) for w in ("signed", "unsigned")},
+                    {w: e.msb_sparsity(w) for w in WINDOWS},
                     windows[e.label],
                     e.largest,
                 )

@@ -19,8 +19,8 @@ from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.op import DenseOp
 
 if TYPE_CHECKING:
-    from sparqle_tvm.compiler import EncodingRecord, Executable
     from sparqle_tvm.models.llama import LlamaConfig
+    from sparqle_tvm.runtime.executable import EncodingRecord, Executable
     from sparqle_tvm.studies.held_out import ChosenFunctions
 
 

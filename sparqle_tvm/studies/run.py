@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     import tvm
 
     from sparqle_tvm.calibration import Budget, Calibration, Selection
-    from sparqle_tvm.compiler import EncodingRecord
     from sparqle_tvm.frontend import ImportedModel
     from sparqle_tvm.models.llama import LlamaConfig
+    from sparqle_tvm.runtime.executable import EncodingRecord
     from sparqle_tvm.tuning.database import TuningDatabase
 
 LOSS_TOKENS = 2048
@@ -247,7 +247,7 @@ def _open_database(
             "schedules of a tuning database run on the simulator; leave the database out, or use "
             "the engine 'simulator'"
         )
-    from sparqle_tvm.compiler import open_database
+    from sparqle_tvm.api import open_database
 
     return open_database(database, accelerator)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.numerics.window import PLAIN, window_of
 from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.cost.analytical import Bound
 from sparqle_tvm.target.cost.block_rows import Balance
@@ -98,7 +99,7 @@ def program_for(
         return replace(
             other,
             m=bucket(other.m, programs.accelerator.rows),
-            window="signed" if scheme == "sparqle" and window == "signed" else "unsigned",
+            window=window_of(window).name if scheme == "sparqle" else PLAIN,
             scheme=scheme,
             block_rows=block_rows,
         )

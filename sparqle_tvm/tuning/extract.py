@@ -9,9 +9,11 @@ import numpy as np
 import tvm
 
 from sparqle_tvm import dialect, passes
+from sparqle_tvm.calibration.apply import CheckCalibration
 from sparqle_tvm.compiler import split_passes
 from sparqle_tvm.errors import InvalidArgumentError, TargetError, TuningError
-from sparqle_tvm.passes.collect_encodings import EncodingInfo
+from sparqle_tvm.numerics.window import PLAIN, window_of
+from sparqle_tvm.passes import EncodingInfo
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.op import DenseOp, ProgramScheme
@@ -141,8 +143,8 @@ def tasks_of_group(
 def _encodings(mod: tvm.IRModule, calibration: Calibration | None) -> Iterator[EncodingInfo]:
     dialect.register()
     collect = passes.CollectEncodings()
-    steps = tvm.transform.Sequential([*split_passes(calibration=calibration), collect])
-    steps(mod)
+    checks = [] if calibration is None else [CheckCalibration(calibration)]
+    tvm.transform.Sequential(split_passes(checks=checks, collect=collect))(mod)
     for infos in collect.collected.values():
         yield from (info for info in infos if info.consumers)
 
@@ -156,7 +158,7 @@ def _specs(
             n=consumer.n,
             k=consumer.k,
             digit_bits=info.digit_bits,
-            window="signed" if scheme == "sparqle" and info.window == "signed" else "unsigned",
+            window=window_of(info.window).name if scheme == "sparqle" else PLAIN,
             weight_bits=consumer.weight_bits,
             group_size=consumer.group_size,
             has_min=consumer.has_min,

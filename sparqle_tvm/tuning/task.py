@@ -18,6 +18,7 @@ import tvm
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import typed
+from sparqle_tvm.numerics.window import PLAIN
 from sparqle_tvm.target.compile.tir import split_dense_primfunc
 from sparqle_tvm.target.op import DenseOp
 
@@ -136,7 +137,7 @@ def schedule_key(spec: DenseOp) -> DenseOp:
         *(spec.m, spec.n, spec.k, spec.weight_bits, spec.group_size, spec.has_min),
         digit_bits=spec.digit_bits,
         scheme=spec.scheme,
-        window="unsigned",
+        window=PLAIN,
     )
 
 

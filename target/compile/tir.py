@@ -17,6 +17,7 @@ from typing import Any
 from tvm import te, tirx
 
 from sparqle_tvm.errors import CompileError
+from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.target.op import DenseOp
 
 EXTENT_ATTR = "sparqle.extent"
@@ -158,7 +159,8 @@ def digit(op: DenseOp, name: str, stored: Any) -> Any:
         return low if name == "mma_lsb" else value - low
     if name == "mma_msb":
         return value * tirx.const(base, "int32")
-    return value - tirx.const(base // 2, "int32") if op.window == "signed" else value
+    bias = WINDOWS[op.window].bias(op.digit_bits)
+    return value - tirx.const(bias, "int32") if bias else value
 
 
 def product(op: DenseOp, name: str, stored: Any, weight: Any, scale: Any) -> Any:

@@ -188,7 +188,7 @@ def dense_op_cost(
     op : DenseOp
         The op.
     nnz : RowNnz
-        Stored MSB digits of its activations (``dense`` takes only the op from it).
+        Stored MSB digits of its activations (``dense`` takes only M and K from it).
     tiling : Tiling
         From `choose_tilings` for the same scheme.
     accelerator : Accelerator

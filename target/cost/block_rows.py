@@ -21,7 +21,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.numerics.row_nnz import RowNnz, span_widths
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import dense_op_cost, encode_cost
 from sparqle_tvm.target.cost.sorting import max_block_rows
@@ -110,9 +110,8 @@ def typical_digits(rows: int, in_features: int, unit: int) -> RowNnz:
     """
     rng = np.random.default_rng(_SEED)
     share = np.clip(rng.normal(TYPICAL_DENSITY, TYPICAL_DEVIATION, size=(rows, 1)), 0, 1)
-    begins = np.arange(0, in_features, unit)
-    widths = np.minimum(unit, in_features - begins)
-    return RowNnz(np.rint(share * widths).astype(np.int32), unit, in_features)
+    counts = np.rint(share * span_widths(in_features, unit))
+    return RowNnz(counts.astype(np.int32), unit, in_features)
 
 
 def _blocks(consumers: tuple[DenseOp, ...], accelerator: Accelerator) -> Iterator[int]:

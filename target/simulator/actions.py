@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.numerics.slicing import window_bias
+from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.target.isa import (
     TRACE_OPCODE,
     Drain,
@@ -325,7 +326,7 @@ def _accumulators(b: _Builder, cls: InstructionClass, m: str, n: str) -> dict[in
 
 
 def _add_multiplies(b: _Builder, cls: InstructionClass, pools: Pools) -> None:
-    low = x.FLIPPED_PLANE if b.steps.header.op.window == "signed" else x.LSB_PLANE
+    low = x.FLIPPED_PLANE if WINDOWS[b.steps.header.op.window].centred else x.LSB_PLANE
     plane = {MmaLsb: low, MmaMsb: x.SPARSE_PLANE, MmaDns: x.MSB_PLANE}[cls]
     operand = {MmaLsb: "lsb", MmaMsb: "pbm", MmaDns: "msb"}[cls]
     columns = {

@@ -69,10 +69,8 @@ def nnz_from_bitmap(pbm: NDArray[np.uint8], program: Program) -> RowNnz:
         for k in (min(header.k_chunk, header.op.k), last)
         for _, start, _ in step_spans(header, k, split)
     }
-    if all(start % 8 == 0 for start in starts):
-        return RowNnz.from_pbm(pbm, header.op.k)
-    bits = np.unpackbits(pbm, axis=1, count=header.op.k, bitorder="little")
-    return RowNnz(bits, 1, header.op.k)
+    unit = 8 if all(start % 8 == 0 for start in starts) else 1
+    return RowNnz.from_pbm(pbm, header.op.k, unit)
 
 
 def digit_tables(nnz: RowNnz, header: Header, splits: tuple[int, ...]) -> DigitTables:
@@ -124,10 +122,8 @@ def draw_nnz(
     unit : int
         Columns counted together: a divisor of the K chunk (or K).
     """
-    spans = math.ceil(in_features / unit)
-    widths = np.minimum(unit, in_features - unit * np.arange(spans))
     share = rng.choice(np.atleast_1d(np.asarray(density, dtype=np.float64)), size=rows)
-    return RowNnz(rng.binomial(widths, share[:, None]).astype(np.int32), unit, in_features)
+    return RowNnz.drawn(rng, share, in_features, unit)
 
 
 def draw_bitmap(

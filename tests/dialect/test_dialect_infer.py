@@ -119,7 +119,7 @@ def test_types_of_the_dense_ops() -> None:
     dense = infer(integer_dense(encoding((2, N, 64))))
     assert str(dense.dtype) == "int32"
     assert dims(dense) == [2, "n", 5]
-    for call in (scaled_dense(), scaled_dense(32), scaled_dense(32, w_min=None)):
+    for call in (scaled_dense(), scaled_dense(32), scaled_dense(32, w_min=None, group_sums=None)):
         ty = infer(call)
         assert (str(ty.dtype), dims(ty)) == ("float32", [3, 5])
     for one in (relax.const(1.0, "float32"), tensor((1,), "float32"), tensor((1, 1), "float32")):
@@ -136,9 +136,11 @@ def test_an_order_has_a_number_for_every_row() -> None:
     for group in (0, 32):
         ordered = scaled_dense(group, row_order=tensor((3,), "int32"))
         assert dims(infer(ordered)) == [3, 5]
-        minimum, order = dialect.scaled_operands(ordered)
-        assert (minimum is None, order is None) == (group == 0, False)
-    assert dialect.scaled_operands(scaled_dense()) == (None, None)
+        view = dialect.SplitDenseScaled.of(ordered)
+        assert (view.w_min is None, view.row_order is None) == (group == 0, False)
+        assert view.row_order.same_as(ordered.args[-1])
+    view = dialect.SplitDenseScaled.of(scaled_dense())
+    assert (view.w_min, view.group_sums, view.row_order) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,11 @@ def test_orders_that_are_refused(make: Any, match: str) -> None:
 def encoded_dense(**changes: Any) -> relax.Call:
     """A dense of (3, 64) with outputs (3, 5), encoded."""
     scaled = scaled_dense()
-    form = dialect.attributes(scaled) | {"out_low": -8, "out_high": 119, "out_window": "signed"}
+    form = dialect.Op.of(scaled).attributes | {
+        "out_low": -8,
+        "out_high": 119,
+        "out_window": "signed",
+    }
     form |= {"out_scale": relax.const(1.0, "float32")} | changes
     return dialect.split_dense_encoded(*scaled.args[:5], **form)
 
@@ -222,8 +228,8 @@ DENSE_ERRORS = {
     "the weight is uint8": lambda: integer_dense(w=tensor((5, 64), "uint8")),
     "the weight is [64, 5], [N, 64]": lambda: integer_dense(w=tensor((64, 5), "int8")),
     "N or K = n is symbolic": lambda: integer_dense(w=tensor((N, 64), "int8")),
-    "the bias has shape [4], [5]": lambda: integer_dense(bias=tensor((4,), "int32")),
-    "the bias is float32": lambda: integer_dense(bias=tensor((5,), "float32")),
+    "the offset has shape [4], [5]": lambda: integer_dense(bias=tensor((4,), "int32")),
+    "the offset is float32": lambda: integer_dense(bias=tensor((5,), "float32")),
     "the activation scale is float16": lambda: scaled_dense(act_scale=tensor((3, 1), "float16")),
     "the activation scale has shape [2, 1]": lambda: scaled_dense(
         act_scale=tensor((2, 1), "float32")

@@ -12,8 +12,11 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from sparqle_tvm import dialect
+from sparqle_tvm.errors import InvalidArgumentError
 
 dialect.register()
+
+SCALED = {"k": 4, "window": "signed", "in_features": 16, "group_size": 8, "weight_bits": 4}
 
 
 @I.ir_module
@@ -106,7 +109,7 @@ class AllOps:
 
 def test_every_op_prints_and_parses() -> None:
     text = AllOps.script()
-    for name in dialect.ops.CONSTRUCTORS:
+    for name in dialect.OPS:
         assert f"R.sparqle.{name}(" in text
     tvm.ir.assert_structural_equal(tvm.script.from_source(text), AllOps, map_free_vars=True)
 
@@ -119,13 +122,14 @@ def test_the_module_is_well_formed_and_survives_json() -> None:
 
 def test_attributes_count_in_structural_equality() -> None:
     call = encode_call()
-    tvm.ir.assert_structural_equal(call, dialect.with_attributes(call))
+    view = dialect.Encode.of(call)
+    tvm.ir.assert_structural_equal(call, view.call())
     with pytest.raises(ValueError, match="StructuralEqual"):
-        tvm.ir.assert_structural_equal(call, dialect.with_attributes(call, window="unsigned"))
+        tvm.ir.assert_structural_equal(call, view.changed(window="unsigned"))
 
 
 def test_ops_are_pure() -> None:
-    for name in dialect.ops.CONSTRUCTORS:
+    for name in dialect.OPS:
         assert tvm.ir.Op.get(f"relax.sparqle.{name}").get_attr("FPurity")
 
 
@@ -150,25 +154,78 @@ def encode_call() -> relax.Call:
 
 def test_attributes_come_back_as_python_values() -> None:
     wanted = {"k": 4, "window": "signed", "group_size": 8, "label": "up"}
-    found = dialect.attributes(encode_call())
+    found = dialect.Op.of(encode_call()).attributes
     assert found == wanted
     assert [type(value) for value in found.values()] == [type(wanted[name]) for name in found]
 
 
-def test_is_op() -> None:
+def test_a_view_is_of_its_op_and_of_its_kind() -> None:
     call = encode_call()
-    assert dialect.is_op(call)
-    assert dialect.is_op(call, "split_dense", "encode")
-    assert not dialect.is_op(call, "split_dense")
-    assert not dialect.is_op(call.args[0])
-    assert not dialect.is_op(relax.op.abs(call.args[0]), "encode")
+    for kind in (dialect.Op, dialect.Encoder, dialect.Encode):
+        assert isinstance(kind.of(call), dialect.Encode)
+    for kind in (dialect.QuantizeEncode, dialect.Dense, dialect.BalanceRows):
+        assert kind.of(call) is None
+    for other in (call.args[0], relax.op.abs(call.args[0]), None):
+        assert dialect.Op.of(other) is None
+        assert dialect.op_name(other) == ""
+    assert dialect.op_name(call) == "encode"
 
 
-def test_with_attributes_makes_a_new_call() -> None:
+def test_changed_makes_a_new_call() -> None:
     call = encode_call()
-    changed = dialect.with_attributes(call, window="unsigned")
-    assert dialect.attributes(changed) == dialect.attributes(call) | {"window": "unsigned"}
-    assert dialect.attributes(call)["window"] == "signed"
+    view = dialect.Encode.of(call)
+    changed = view.changed(window="unsigned")
+    assert dialect.Op.of(changed).attributes == view.attributes | {"window": "unsigned"}
+    assert dialect.Op.of(call).window == "signed"
     assert changed.args[0].same_as(call.args[0])
     other = relax.Var("other", relax.TensorType((2, 16), "int8"))
-    assert dialect.with_attributes(call, [other]).args[0].same_as(other)
+    assert view.changed(x=other).args[0].same_as(other)
+
+
+def views(mod: tvm.IRModule) -> list[dialect.Op]:
+    """The views of all calls of the dialect in a module."""
+    found = []
+    for _, func in mod.functions_items():
+        relax.analysis.post_order_visit(func, lambda e: found.append(dialect.Op.of(e)))
+    return [view for view in found if view is not None]
+
+
+def test_every_view_gives_its_operands_by_name_and_its_call_back() -> None:
+    found = views(AllOps)
+    assert {view.NAME for view in found} == set(dialect.OPS)
+    for view in found:
+        assert dialect.Op.of(view.call()).attributes == view.attributes
+    forms = [(d.w_min, d.group_sums, d.row_order) for d in found if isinstance(d, dialect.Dense)]
+    dense = {tuple(operand is not None for operand in form) for form in forms}
+    assert dense == {(False, False, False), (False, False, True), (True, True, False)}
+
+
+def test_fields_of_an_encoding() -> None:
+    q = relax.Var("q", relax.TensorType((2, 16), "int8"))
+    assert dialect.Encode(q).fields == ("lsb", "pbm", "msb", "row_ptr")
+    assert dialect.Encode(q, group_size=8).fields[4:] == ("group_sums",)
+    assert dialect.QuantizeEncode(q, group_size=8).fields[4:] == ("scale", "group_sums")
+    encoding = relax.Var("encoding", relax.TupleType([q.ty] * 6))
+    assert dialect.QuantizeEncode(q, group_size=8).field(encoding, "group_sums").index == 5
+    assert dialect.plane(encoding, "msb").index == 2
+
+
+@pytest.mark.parametrize(
+    ("missing", "given"), [("group_sums", "w_min"), ("w_min", "group_sums"), ("factors", "bands")]
+)
+def test_operands_that_go_together(missing: str, given: str) -> None:
+    x = relax.Var("x", relax.TensorType((2, 16), "float32"))
+    make = dialect.quantize_encode
+    named = {"x": x, given: x, "label": "up"}
+    if given != "bands":
+        make = dialect.split_dense_scaled
+        names = ("encoding", "act_scale", "weight", "w_scale", "offset")
+        named = dict.fromkeys((*names, given), x) | {"label": "up", **SCALED}
+    with pytest.raises(InvalidArgumentError, match=rf"\(up\): {given} need {missing}$"):
+        make(**named)
+
+
+def test_a_number_of_operands_that_no_form_has() -> None:
+    x = relax.Var("x", relax.TensorType((2, 16), "float32"))
+    with pytest.raises(InvalidArgumentError, match=r"\(up\): 4 operands; x, factors, bands are"):
+        dialect.quantize_encode(x, x, x, x, label="up")

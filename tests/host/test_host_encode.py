@@ -19,8 +19,7 @@ from sparqle_tvm.numerics.choice import (
     window_limits,
 )
 from sparqle_tvm.numerics.quantization import quantize_per_token
-
-WINDOWS = {True: "signed", False: "unsigned"}
+from sparqle_tvm.numerics.window import WINDOWS
 
 
 def encode_outputs(spec: EncodeSpec, lead: tuple[int, ...]) -> list[tuple[tuple[int, ...], str]]:
@@ -48,7 +47,7 @@ def run(
 def check_planes(spec: EncodeSpec, q: np.ndarray, found: list[np.ndarray]) -> None:
     """The kernel's planes are those of the integers q (.., K)."""
     matrix = q.reshape(-1, spec.columns)
-    expected = slicing.encode(matrix, k=spec.k, window=WINDOWS[spec.signed], saturate=True)
+    expected = slicing.encode(matrix, k=spec.k, window=spec.window, saturate=True)
     np.testing.assert_array_equal(found[0].reshape(expected.lsb.shape), expected.lsb)
     np.testing.assert_array_equal(found[1].reshape(expected.pbm.shape), expected.pbm)
     np.testing.assert_array_equal(found[3], expected.row_ptr)
@@ -69,22 +68,22 @@ def integers(rng: np.random.Generator, k: int, shape: tuple[int, ...]) -> np.nda
     return np.clip(q, -limit, limit - 1).astype("int16" if k == 8 else "int8")
 
 
-@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("k", [2, 4, 8])
 @pytest.mark.parametrize(("columns", "group_size"), [(1, 0), (37, 0), (48, 16)])
-def test_encode_equals_numerics(k: int, signed: bool, columns: int, group_size: int) -> None:
+def test_encode_equals_numerics(k: int, window: str, columns: int, group_size: int) -> None:
     rng = np.random.default_rng(columns + k)
-    spec = EncodeSpec(1, columns, k, signed, group_size)
+    spec = EncodeSpec(1, columns, k, window, group_size)
     for rows in (0, 1, 3, 40):
         q = integers(rng, k, (rows, columns))
         check_planes(spec, q, run(spec, q))
 
 
-@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize(("k", "qmax"), [(2, 5), (4, 119), (4, 127), (8, 32639)])
-def test_quantize_encode_equals_numerics(k: int, qmax: int, signed: bool) -> None:
+def test_quantize_encode_equals_numerics(k: int, qmax: int, window: str) -> None:
     rng = np.random.default_rng(qmax)
-    spec = EncodeSpec(1, 50, k, signed, 10, qmax)
+    spec = EncodeSpec(1, 50, k, window, 10, qmax)
     for rows in (0, 1, 2, 33):
         x = (rng.standard_normal((rows, 50)) * np.exp(rng.normal(size=(rows, 1)))).astype("f4")
         found = run(spec, x)
@@ -101,7 +100,7 @@ def test_quantize_encode_of_any_floats(data: st.DataObject, rows: int) -> None:
     finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
     values = data.draw(st.lists(finite, min_size=rows * 6, max_size=rows * 6))
     x = np.array(values, dtype=np.float32).reshape(rows, 6)
-    spec = EncodeSpec(1, 6, 4, True, 3, 119)
+    spec = EncodeSpec(1, 6, 4, "signed", 3, 119)
     found = run(spec, x)
     q, scale = quantize_per_token(x)
     np.testing.assert_array_equal(found[4], scale)
@@ -110,7 +109,7 @@ def test_quantize_encode_of_any_floats(data: st.DataObject, rows: int) -> None:
 
 def bands_outside(rng: np.random.Generator, spec: EncodeSpec) -> np.ndarray:
     """Bands (2, K) around the window, some of them empty, some up to the ends of q."""
-    low, high = window_limits(spec.k, WINDOWS[spec.signed])
+    low, high = window_limits(spec.k, spec.window)
     limit = 2 ** (2 * spec.k - 1)
     lo = np.maximum(low - rng.integers(0, 20, spec.columns), -limit)
     hi = np.minimum(high + rng.integers(0, 20, spec.columns), limit - 1)
@@ -119,11 +118,11 @@ def bands_outside(rng: np.random.Generator, spec: EncodeSpec) -> np.ndarray:
 
 
 @pytest.mark.parametrize("bands", [True, False])
-@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize(("k", "qmax"), [(2, 5), (4, 119), (4, 127), (8, 32639)])
-def test_factors_and_bands_equal_numerics(k: int, qmax: int, signed: bool, bands: bool) -> None:
-    rng = np.random.default_rng(qmax + signed)
-    spec = EncodeSpec(1, 50, k, signed, 10, qmax, True, bands)
+def test_factors_and_bands_equal_numerics(k: int, qmax: int, window: str, bands: bool) -> None:
+    rng = np.random.default_rng(qmax + (window == "signed"))
+    spec = EncodeSpec(1, 50, k, window, 10, qmax, True, bands)
     factors = np.exp2(rng.uniform(-10, 10, 50) / rng.choice([1, 8], 50)).astype(np.float32)
     for rows in (1, 33):
         x = (rng.standard_normal((rows, 50)) * np.exp(rng.normal(size=(rows, 1)))).astype("f4")
@@ -134,24 +133,24 @@ def test_factors_and_bands_equal_numerics(k: int, qmax: int, signed: bool, bands
         operands = [factors]
         if bands:
             operands.append(bands_outside(rng, spec))
-            q, _ = clip_to_bands(q, *operands[1], k=k, window=WINDOWS[signed])
+            q, _ = clip_to_bands(q, *operands[1], k=k, window=window)
         found = run(spec, x, *operands)
         np.testing.assert_array_equal(found[4], scale)
         check_planes(spec, q, found)
 
 
 @settings(max_examples=60, deadline=None)
-@given(data=st.data(), seed=st.integers(0, 2**32 - 1), signed=st.booleans())
-def test_factors_and_bands_of_any_floats(data: st.DataObject, seed: int, signed: bool) -> None:
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1), window=st.sampled_from(sorted(WINDOWS)))
+def test_factors_and_bands_of_any_floats(data: st.DataObject, seed: int, window: str) -> None:
     finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
     values = data.draw(st.lists(finite, min_size=18, max_size=18))
     factor = st.floats(width=32, min_value=2**-10, max_value=2**10)
     factors = np.array(data.draw(st.lists(factor, min_size=6, max_size=6)), np.float32)
     x = np.array(values, dtype=np.float32).reshape(3, 6)
-    spec = EncodeSpec(1, 6, 4, signed, 3, 119, True, True)
+    spec = EncodeSpec(1, 6, 4, window, 3, 119, True, True)
     bands = bands_outside(np.random.default_rng(seed), spec)
     choice = EncodingChoice(factors, *bands)
-    q, scale, _ = quantize_with_choice(x, choice, window=WINDOWS[signed])
+    q, scale, _ = quantize_with_choice(x, choice, window=window)
     found = run(spec, x, factors, bands)
     np.testing.assert_array_equal(found[4], scale)
     check_planes(spec, q, found)
@@ -160,7 +159,7 @@ def test_factors_and_bands_of_any_floats(data: st.DataObject, seed: int, signed:
 def test_factors_on_a_generic_target_give_the_same_bits() -> None:
     rng = np.random.default_rng(8)
     x = rng.standard_normal((21, 100)).astype(np.float32)
-    spec = EncodeSpec(1, 100, 4, True, 20, 119, True, True)
+    spec = EncodeSpec(1, 100, 4, "signed", 20, 119, True, True)
     operands = rng.uniform(0.5, 4, 100).astype(np.float32), bands_outside(rng, spec)
     native, generic = run(spec, x, *operands), run(spec, x, *operands, target=GENERIC)
     for one, two in zip(native, generic, strict=True):
@@ -169,20 +168,20 @@ def test_factors_on_a_generic_target_give_the_same_bits() -> None:
 
 def test_halves_round_to_even() -> None:
     x = np.array([[119, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 118.5]], dtype=np.float32)
-    spec = EncodeSpec(1, 8, 4, False, 1, 119)
+    spec = EncodeSpec(1, 8, 4, "unsigned", 1, 119)
     assert run(spec, x)[5].tolist() == [[119, 0, 2, 2, 0, -2, -2, 118]]
 
 
 def test_generic_target_gives_the_same_bits() -> None:
     x = np.random.default_rng(3).standard_normal((21, 100)).astype(np.float32)
-    spec = EncodeSpec(1, 100, 4, True, 20, 119)
+    spec = EncodeSpec(1, 100, 4, "signed", 20, 119)
     for native, generic in zip(run(spec, x), run(spec, x, target=GENERIC), strict=True):
         np.testing.assert_array_equal(native, generic)
 
 
 def test_threads_do_not_change_the_result() -> None:
     x = np.random.default_rng(4).standard_normal((100, 70)).astype(np.float32)
-    spec = EncodeSpec(1, 70, 4, True, 0, 119)
+    spec = EncodeSpec(1, 70, 4, "signed", 0, 119)
     results = [with_threads(count, lambda: run(spec, x)) for count in (1, 2)]
     for one, two in zip(*results, strict=True):
         np.testing.assert_array_equal(one, two)
@@ -191,7 +190,7 @@ def test_threads_do_not_change_the_result() -> None:
 @pytest.mark.parametrize("lead", [(), (5,), (1, 7), (2, 3, 4)])
 def test_any_number_of_leading_dimensions(lead: tuple[int, ...]) -> None:
     q = integers(np.random.default_rng(5), 4, (*lead, 24))
-    spec = EncodeSpec(len(lead), 24, 4, True, 8)
+    spec = EncodeSpec(len(lead), 24, 4, "signed", 8)
     check_planes(spec, q, run(spec, q))
 
 
@@ -201,7 +200,7 @@ def test_not_finite_rows_get_the_scale_nan_and_the_value_zero(bad: float) -> Non
     clean = x.copy()
     x[3, 17] = x[19, 0] = bad
     clean[[3, 19]] = 0
-    spec = EncodeSpec(1, 33, 4, True, 0, 119)
+    spec = EncodeSpec(1, 33, 4, "signed", 0, 119)
     found, expected = run(spec, x), run(spec, clean)
     assert np.flatnonzero(np.isnan(found[4][:, 0])).tolist() == [3, 19]
     check_planes(spec, quantize_per_token(clean)[0], found)

@@ -64,7 +64,8 @@ class Problem:
         if not spec.op.group_size:
             return [*found, self.act_scale, weight, panels(self.w_scale, cols), panels(bias, cols)]
         group_w = self.w.reshape(spec.op.n, max(spec.op.groups, 1), -1).sum(axis=2, dtype=np.int32)
-        offset = -slicing.window_bias(k, self.window) * (group_w * self.d.astype("f8")).sum(1)
+        bias = slicing.window_bias(spec.op.digit_bits, self.window)
+        offset = -bias * (group_w * self.d.astype("f8")).sum(1)
         found += [self.act_scale, weight, panels(self.d, cols, "float32"), panels(offset, cols)]
         if spec.op.has_min:
             found += [panels(self.m, cols, "float32"), self.sliced.group_sums(spec.op.group_size)]

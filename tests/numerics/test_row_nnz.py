@@ -15,6 +15,8 @@ def test_counts_are_those_of_the_bitmap(m, k, chunk, seed):
     nnz = RowNnz.from_pbm(np.packbits(mask, axis=1, bitorder="little"), k)
     assert nnz.total == mask.sum()
     assert nnz.msb_sparsity == pytest.approx(1 - mask.mean())
+    single = RowNnz.from_pbm(np.packbits(mask, axis=1, bitorder="little"), k, unit=1)
+    np.testing.assert_array_equal(single.counts, mask)
     chunks = nnz.per_chunk(8 * chunk)
     for c in range(chunks.shape[1]):
         expected = mask[:, 8 * chunk * c : 8 * chunk * (c + 1)].sum(axis=1)
@@ -34,6 +36,15 @@ def test_sorted_rows_are_the_same_rows_with_most_steps_first_in_each_block(m, bl
         steps = -(-counts[mine].sum(axis=1) // 4)
         assert (np.diff(steps) <= 0).all()
         assert all(a < b for a, b, d in zip(mine, mine[1:], np.diff(steps), strict=False) if not d)
+
+
+def test_drawn_rows_have_their_shares():
+    nnz = RowNnz.drawn(np.random.default_rng(0), np.array([0.0, 0.25, 1.0]), 1000, 16)
+    # 62 spans of 16 columns and one of 8.
+    assert nnz.counts.shape == (3, 63)
+    assert nnz.counts[0].max() == 0
+    assert 200 <= nnz.counts[1].sum() <= 300
+    assert (nnz.counts[2] == [16] * 62 + [8]).all()
 
 
 def test_counts_of_long_rows_do_not_overflow():

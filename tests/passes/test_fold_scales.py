@@ -132,12 +132,8 @@ def const(*values: float) -> relax.Expr:
 def folded_scales(mod: tvm.IRModule) -> tuple[Any, Any] | None:
     """Activation and weight scale of the one dense, if they were folded."""
     after, _ = apply(FoldScales, mod)
-    (dense,) = (
-        b.value
-        for b in after["main"].body.blocks[0].bindings
-        if dialect.is_op(b.value, "split_dense", "split_dense_scaled")
-    )
-    if dialect.is_op(dense, "split_dense"):
+    (dense,) = (b.value for b in after["main"].body.blocks[0].bindings if dialect.Dense.of(b.value))
+    if dialect.op_name(dense) == "split_dense":
         return None
     act, w_scale = dense.args[1], dense.args[3]
     return (

@@ -54,7 +54,7 @@ def expected() -> tvm.IRModule:
     rows = tvm.tirx.Var("n", "int64")
     q = relax.Var("q", relax.TensorType((rows, 8), "int8"))
     v = relax.Var("v", relax.TensorType((3, 2), "float32"))
-    encode = encode_kernel(EncodeSpec(1, 8, k=4, signed=False, group_size=0))
+    encode = encode_kernel(EncodeSpec(1, 8, k=4, window="unsigned", group_size=0))
     dense = split_dense_kernel(
         DenseKernel(
             DenseOp(1, 3, 8, weight_bits=8, output="int32"), lead=1, scale_shape=None, tile=tile

@@ -18,15 +18,8 @@ from tvm.script import relax as R
 
 from sparqle_tvm.compiler import split_passes
 from sparqle_tvm.passes import PassReport, ShareEncodings, Skipped, SplitGroupedDense
-from sparqle_tvm.passes._rewrite import (
-    const_scalar,
-    count_uses,
-    dims_of,
-    dtype_of,
-    remove_unused,
-    same_dims,
-    static_shape,
-)
+from sparqle_tvm.passes._match import const_scalar, dims_of, dtype_of, same_dims, static_shape
+from sparqle_tvm.passes._rewrite import count_uses, remove_unused
 
 
 @I.ir_module

@@ -110,7 +110,7 @@ def remaining(mod: tvm.IRModule) -> list[int]:
     """Group sizes of the encodings left after the pass, in program order."""
     after, _ = apply(ShareEncodings, mod)
     found = [b.value for block in after["main"].body.blocks for b in block.bindings]
-    return [dialect.attributes(c)["group_size"] for c in found if dialect.is_op(c, "encode")]
+    return [dialect.Op.of(c).group_size for c in found if dialect.op_name(c) == "encode"]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_different_factors_are_not_shared() -> None:
     after, report = apply(ShareEncodings, builder.finalize())
     assert report.rewritten["ShareEncodings"] == 1
     bindings = [b.value for block in after["main"].body.blocks for b in block.bindings]
-    assert sum(dialect.is_op(value, "quantize_encode") for value in bindings) == 3
+    assert sum(dialect.op_name(value) == "quantize_encode" for value in bindings) == 3
 
 
 def test_different_tensors_are_not_shared() -> None:

@@ -225,13 +225,13 @@ def test_functions_share_their_constants(minimum: bool) -> None:
         binding.value
         for name in ("decode", "prefill")
         for binding in after[name].body.blocks[0].bindings
-        if dialect.is_op(binding.value, "split_dense_scaled")
+        if dialect.op_name(binding.value) == "split_dense_scaled"
     ]
     assert len(dense) == 2
     for place in (2, 3, 4, 5)[: 4 if minimum else 3]:
         assert isinstance(dense[0].args[place], tvm.ir.GenericConst)
         assert dense[0].args[place].same_as(dense[1].args[place])
-    assert dialect.attributes(dense[0])["weight_bits"] == 4
+    assert dialect.Op.of(dense[0]).weight_bits == 4
 
 
 @settings(max_examples=2, deadline=None)

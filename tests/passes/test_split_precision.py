@@ -15,7 +15,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from sparqle_tvm import dialect
-from sparqle_tvm.compiler import pipeline
+from sparqle_tvm.api import pipeline
 from sparqle_tvm.numerics.quantization import pack_int4
 from sparqle_tvm.passes import SplitPrecision
 
@@ -228,8 +228,8 @@ def test_packed_int4_weights(form: str, columns: int, constant: bool) -> None:
     packed = pack_int4(np.ascontiguousarray(stored))
     mod = packed_module(form, columns, packed, constant)
     after, _ = apply(SplitPrecision, mod)
-    dense = [b.value for b in after["main"].body.blocks[0].bindings if dialect.is_op(b.value)][1]
-    assert dialect.attributes(dense)["weight_bits"] == 4
+    dense = [b.value for b in after["main"].body.blocks[0].bindings if dialect.op_name(b.value)][1]
+    assert dialect.Op.of(dense).weight_bits == 4
     assert isinstance(dense.args[1], tvm.ir.GenericConst) == constant
     q = rng.integers(-128, 128, (2, 3, columns)).astype(np.int8)
     found = Runnable(mod, SplitPrecision())(*([q] if constant else [q, packed]))

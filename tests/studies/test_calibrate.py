@@ -12,7 +12,7 @@ from tiny_files import write_tiny_model
 
 import sparqle_tvm
 from sparqle_tvm.calibration import Budget, Calibration, Search
-from sparqle_tvm.calibration.apply import select
+from sparqle_tvm.calibration.apply import CheckCalibration, select
 from sparqle_tvm.calibration.fisher import squared_gradients
 from sparqle_tvm.cli import main
 from sparqle_tvm.compiler import split_passes
@@ -116,7 +116,7 @@ def test_without_a_budget_nothing_is_lost(made):
 
 def test_another_model_is_refused(tiny, tmp_path):
     other = from_gguf(write_tiny_model(tmp_path, seed=5), progress=False)
-    check = tvm.transform.Sequential(split_passes(calibration=tiny.calibration))
+    check = tvm.transform.Sequential(split_passes(checks=[CheckCalibration(tiny.calibration)]))
     only = tvm.IRModule({"hidden": tiny.imported.mod["hidden"]})
     assert check(only) is not None
     with pytest.raises(CalibrationError, match="blk_0_attn_q has other weights"):

@@ -12,7 +12,6 @@ from tie import draw_digits
 from tiny_files import write_prose, write_tiny_model
 
 from sparqle_tvm.cli import main
-from sparqle_tvm.compiler import EncodingRecord
 from sparqle_tvm.errors import (
     InvalidArgumentError,
     ModelFileError,
@@ -23,6 +22,7 @@ from sparqle_tvm.errors import (
 from sparqle_tvm.numerics import encode
 from sparqle_tvm.passes import DenseInfo, EncodingInfo
 from sparqle_tvm.results.run import mean_sparsity
+from sparqle_tvm.runtime.executable import EncodingRecord
 from sparqle_tvm.studies.count import count_phases, count_sorting, prefill_encodings
 from sparqle_tvm.studies.evaluation import encoded_activations, evaluate, layer_sparsities
 from sparqle_tvm.studies.run import run_model

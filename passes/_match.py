@@ -1,0 +1,79 @@
+"""Reading expressions: ops, constants, shapes and dtypes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from sparqle_tvm.passes._constants import Constant
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.compile.buckets import buckets
+
+
+def op_name(expr: Any) -> str:
+    """Name of the op that ``expr`` calls, ``""`` if it is no call of an op."""
+    if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
+        return str(expr.op.name)
+    return ""
+
+
+def const_value(expr: Any) -> np.ndarray | None:
+    """The value of a Relax constant, ``None`` for anything else."""
+    return expr.value.numpy() if isinstance(expr, Constant) else None
+
+
+def const_scalar(expr: Any) -> float | None:
+    """The value of a constant with one element, or of a scalar literal; else ``None``."""
+    value = const_value(expr)
+    if value is not None:
+        return float(value.reshape(-1)[0]) if value.size == 1 else None
+    literal = getattr(expr, "value", None)
+    return float(literal) if isinstance(literal, int | float) else None
+
+
+def static_shape(expr: Any) -> list[int] | None:
+    """The shape of a tensor expression if it is known and free of symbols, else ``None``."""
+    ty = expr.ty
+    if not isinstance(ty, relax.TensorType) or ty.shape is None:
+        return None
+    dims = list(ty.shape.values)
+    if not all(hasattr(d, "value") for d in dims):
+        return None
+    return [int(d) for d in dims]
+
+
+def dims_of(expr: Any) -> list[Any]:
+    """The (maybe symbolic) shape of a tensor expression, empty if it is not known."""
+    ty = expr.ty
+    if not isinstance(ty, relax.TensorType) or ty.shape is None:
+        return []
+    return list(ty.shape.values)
+
+
+def int_shape(expr: Any) -> list[int]:
+    """The shape of a tensor expression that is known to be static."""
+    return [int(d) for d in expr.ty.shape.values]
+
+
+def row_counts(lead: list[Any], accelerator: Accelerator) -> list[int]:
+    """Rows that leading dimensions are if they are static, else every bucket: the smallest fits."""
+    if all(hasattr(d, "value") for d in lead):
+        return [max(1, math.prod(int(d) for d in lead))]
+    return buckets(accelerator.rows)
+
+
+def dtype_of(expr: Any) -> str:
+    """Dtype of a tensor expression, ``""`` for anything else."""
+    return str(expr.ty.dtype) if isinstance(expr.ty, relax.TensorType) else ""
+
+
+def same_dims(a: list[Any], b: list[Any]) -> bool:
+    """Whether two (maybe symbolic) shapes are provably equal."""
+    if len(a) != len(b):
+        return False
+    analyzer = tvm.sym.Analyzer()
+    return all(analyzer.can_prove_equal(x, y) for x, y in zip(a, b, strict=True))

@@ -1,0 +1,270 @@
+"""The public way to compile and load; calibrations and tuning databases are opened here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tvm
+
+from sparqle_tvm import compiler, dialect, passes
+from sparqle_tvm.calibration.apply import CheckCalibration, as_calibration, select
+from sparqle_tvm.calibration.budget import Budget
+from sparqle_tvm.calibration.calibration import Calibration
+from sparqle_tvm.compiler import Executor, Options
+from sparqle_tvm.errors import CompileError, InvalidArgumentError, MissingExtraError
+from sparqle_tvm.numerics import EncodingChoice
+from sparqle_tvm.runtime.executable import Executable
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.block_rows import Balance
+
+if TYPE_CHECKING:
+    from sparqle_tvm.tuning.database import TuningDatabase
+
+
+def pipeline(
+    target: str | tvm.target.Target | Accelerator = "sparqle/edge",
+    *,
+    windows: Mapping[str, str] | None = None,
+    default_window: str | None = None,
+    allow_saturation: bool = False,
+    choices: Mapping[str, EncodingChoice] | None = None,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
+    budget: Budget | None = None,
+    engine: Executor = "host",
+    balance: Balance = "array",
+    lift: passes.LiftChoices | None = None,
+    database: str | os.PathLike[str] | TuningDatabase | None = None,
+    collect: passes.CollectEncodings | None = None,
+    offload: passes.OffloadDense | None = None,
+    report: passes.PassReport | None = None,
+    stop_after: str | None = None,
+    dump: str | os.PathLike[str] | None = None,
+) -> tvm.transform.Pass:
+    """The whole compilation for ``relax.build(mod, "llvm", relax_pipeline=pipeline(...))``.
+
+    Its phases are ``import``, ``split``, ``choose``, ``drain``, ``offload`` and ``lower``;
+    `compiler.phases` lists their passes.
+
+    Parameters
+    ----------
+    target : str, tvm.target.Target or Accelerator
+        The accelerator, as ``"sparqle/edge"``.
+    windows : mapping of label to window, optional
+        ``"signed"`` or ``"unsigned"`` for single encodings; see ``passes.ChooseWindow``.
+    default_window : str, optional
+        The window of all others; by default the first that is exact.
+    allow_saturation : bool
+        Whether a window may be set that saturates values (lossy).
+    choices : mapping of label to EncodingChoice, optional
+        Factors and bands for single encodings (lossy); see ``passes.RaiseMsbSparsity``.
+    calibration : Calibration or path, optional
+        Of this model; gives windows and factors, those named in `windows` and `choices` aside.
+    budget : calibration.Budget, optional
+        What the factors may lose; by default nothing, so that there are none.
+    engine : {"host", "simulator"}
+        What runs the dense ops: kernels for this CPU, or accelerator programs on the simulator.
+    balance : {"array", "time", "none"}
+        Where encodings sort their rows, so that few wait in the MSB pass: where encoding and array
+        take fewer cycles by it (``array``), or encoding and dense ops less time (``time``). Results
+        do not depend on it, and kernels for this CPU do not sort.
+    lift : passes.LiftChoices, optional
+        Makes functions take factors and bands as parameters.
+    database : path or TuningDatabase, optional
+        Folder that `sparqle_tvm.tune` filled: its schedules are used for the programs of the
+        simulator, and ``report.tuned`` names the ops that have one.
+    collect : passes.CollectEncodings, optional
+        Makes functions return their bitmaps as well.
+    offload : passes.OffloadDense, optional
+        The pass to offload with instead, to read the programs from it afterwards; it brings its
+        own schedules.
+    report : passes.PassReport, optional
+        Takes what was rewritten and what was skipped.
+    stop_after : str, optional
+        Name of the last phase that is done; by default all are.
+    dump : path, optional
+        Folder for the module after each phase as TVMScript, ``01_import.py`` and so on; see
+        `compiler.sequence`.
+
+    Raises
+    ------
+    TargetError
+        If the target is not a sparqle accelerator.
+    InvalidArgumentError
+        If the engine, the goal of the balance or the phase is unknown.
+    TuningError
+        If the database is damaged, or of another accelerator.
+    """
+    accelerator = Accelerator.from_target(target)
+    options = _options(
+        accelerator,
+        windows=windows,
+        default_window=default_window,
+        allow_saturation=allow_saturation,
+        choices=choices,
+        calibration=calibration,
+        budget=budget,
+        engine=engine,
+        balance=balance,
+        lift=lift,
+        database=database,
+        collect=collect,
+        offload=offload,
+        report=report,
+    )
+    return compiler.sequence(compiler.phases(options), stop_after=stop_after, dump=dump)
+
+
+def compile(
+    mod: tvm.IRModule,
+    target: str | tvm.target.Target | Accelerator = "sparqle/edge",
+    *,
+    host: str | tvm.target.Target | None = None,
+    split: bool = True,
+    engine: Executor = "host",
+    balance: Balance = "array",
+    collect_encodings: bool = False,
+    windows: Mapping[str, str] | None = None,
+    default_window: str | None = None,
+    allow_saturation: bool = False,
+    choices: Mapping[str, EncodingChoice] | None = None,
+    lift_choices: bool = False,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
+    budget: Budget | None = None,
+    database: str | os.PathLike[str] | TuningDatabase | None = None,
+    stop_after: str | None = None,
+    dump: str | os.PathLike[str] | None = None,
+) -> Executable | tvm.IRModule:
+    """Compile a Relax module for an accelerator.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        Relax functions with quantized dense ops; it is not changed.
+    host : str or tvm.target.Target, optional
+        CPU that runs everything else; by default this one.
+    split : bool
+        False leaves the split-precision passes out (the plain int8 or float model); with choices,
+        it is int8 with their factors and bands, the reference for the split form.
+    engine : {"host", "simulator"}
+        As in :func:`pipeline`; with ``simulator``, ``Executable.profile`` tells cycles and bytes.
+    collect_encodings : bool
+        Whether ``Executable.encodings`` holds the bitmaps after each call.
+    lift_choices : bool
+        Leave factors and bands open: ``Executable.choose`` sets them between calls, without
+        another compilation. Encodings in `choices` keep what they have there.
+    stop_after : str, optional
+        Name of the last phase that is done.
+    target, balance, windows, default_window, allow_saturation, choices, calibration, budget, \
+database, dump
+        As in :func:`pipeline`.
+
+    Returns
+    -------
+    Executable or tvm.IRModule
+        The module after the phase, if `stop_after` names one.
+
+    Raises
+    ------
+    TargetError
+        If the target is not a sparqle accelerator, or the host no CPU.
+    InvalidArgumentError, TuningError
+        As in :func:`pipeline`.
+    """
+    accelerator = Accelerator.from_target(target)
+    report = passes.PassReport()
+    options = _options(
+        accelerator,
+        windows=windows,
+        default_window=default_window,
+        allow_saturation=allow_saturation,
+        choices=choices,
+        calibration=calibration if split else None,
+        budget=budget if split else None,
+        engine=engine,
+        balance=balance,
+        lift=passes.LiftChoices(report=report) if lift_choices else None,
+        database=database if split else None,
+        collect=passes.CollectEncodings(report=report) if collect_encodings and split else None,
+        report=report,
+    )
+    return compiler.compile(mod, options, split=split, host=host, stop_after=stop_after, dump=dump)
+
+
+def load(path: str | os.PathLike[str]) -> Executable:
+    """Load what :meth:`Executable.export` wrote.
+
+    Raises
+    ------
+    CompileError
+        If the file is missing or no library of a Relax executable.
+    """
+    dialect.register()
+    if not Path(path).is_file():
+        raise CompileError(f"{path}: no such file")
+    try:
+        return Executable(tvm.runtime.load_module(str(path)))
+    except (RuntimeError, OSError, AttributeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise CompileError(f"{path} is no exported executable: {reason}") from error
+
+
+def _options(
+    accelerator: Accelerator,
+    *,
+    windows: Mapping[str, str] | None,
+    choices: Mapping[str, EncodingChoice] | None,
+    calibration: Calibration | str | os.PathLike[str] | None,
+    budget: Budget | None,
+    database: str | os.PathLike[str] | TuningDatabase | None,
+    report: passes.PassReport | None,
+    **given: Any,
+) -> Options:
+    """What the compiler is told: windows and factors within the budget, and opened schedules."""
+    if calibration is None and budget is not None:
+        raise InvalidArgumentError("a budget needs a calibration to choose factors from")
+    windows, choices = windows or {}, choices or {}
+    checks = []
+    if calibration is not None:
+        known = as_calibration(calibration)
+        selection = select(known, budget)
+        windows = {**selection.windows, **windows}
+        choices = {**selection.choices, **choices}
+        checks.append(CheckCalibration(known))
+    return Options(
+        accelerator=accelerator,
+        windows=windows,
+        choices=choices,
+        checks=checks,
+        schedules=open_database(database, accelerator),
+        report=report if report is not None else passes.PassReport(),
+        **given,
+    )
+
+
+def open_database(
+    database: str | os.PathLike[str] | TuningDatabase | None, accelerator: Accelerator
+) -> TuningDatabase | None:
+    """Open a tuning database for an accelerator; None stays None.
+
+    Raises
+    ------
+    TuningError
+        If it is missing, damaged, or of another accelerator.
+    MissingExtraError
+        If what MetaSchedule needs is not installed.
+    """
+    if database is None:
+        return None
+    try:
+        from sparqle_tvm.tuning.database import TuningDatabase
+    except ImportError as error:
+        raise MissingExtraError(
+            f"a tuning database needs {error.name}, which is not installed: "
+            "pip install 'sparqle-tvm[tune]'"
+        ) from error
+    opened = TuningDatabase.open(database)
+    opened.check_accelerator(accelerator)
+    return opened
