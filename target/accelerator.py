@@ -110,8 +110,12 @@ class Accelerator:
         for field in fields(self):
             value = _checked(self, field.name, str(field.type))
             object.__setattr__(self, field.name, value.upper() if field.name == "memory" else value)
-            if field.name in _CHOICES:
-                _require_one_of(self, field.name, _CHOICES[field.name])
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise TargetError(
+                    f"accelerator {self.name!r}: {name} = {getattr(self, name)!r} must be one of "
+                    f"{choices}"
+                )
         self._require_buffers()
 
     def _require_buffers(self) -> None:
@@ -265,74 +269,15 @@ def _checked(accelerator: Accelerator, field: str, kind: str) -> Any:
     return float(value)
 
 
-def _require_one_of(accelerator: Accelerator, field: str, choices: tuple[Any, ...]) -> None:
-    value = getattr(accelerator, field)
-    if value not in choices:
-        raise TargetError(
-            f"accelerator {accelerator.name!r}: {field} = {value!r} must be one of {choices}"
-        )
-
-
-_KIB = 1024
-
 PRESETS: Mapping[str, Accelerator] = MappingProxyType(
     {
         accelerator.name: accelerator
-        for accelerator in (
-            # A phone-class NPU: one 16 GB/s LPDDR4 channel.
-            Accelerator(
-                name="sparqle/edge",
-                rows=16,
-                cols=16,
-                lanes=16,
-                clock_ghz=1.0,
-                dram_bytes_per_cycle=16.0,
-                dma_descriptor_cycles=32,
-                activation_buffer_bytes=512 * _KIB,
-                weight_buffer_bytes=512 * _KIB,
-                accumulator_buffer_bytes=1024 * _KIB,
-                drain_elements_per_cycle=16,
-                vector_lanes=64,
-                vector_macs_per_cycle=256,
-            ),
-            # A laptop-class NPU: 64 GB/s, LPDDR5 on a wide bus.
-            Accelerator(
-                name="sparqle/mobile",
-                rows=32,
-                cols=32,
-                lanes=16,
-                clock_ghz=1.0,
-                dram_bytes_per_cycle=64.0,
-                dma_descriptor_cycles=32,
-                activation_buffer_bytes=2048 * _KIB,
-                weight_buffer_bytes=2048 * _KIB,
-                accumulator_buffer_bytes=4096 * _KIB,
-                drain_elements_per_cycle=64,
-                vector_lanes=256,
-                vector_macs_per_cycle=1024,
-                memory="LPDDR5",
-            ),
-            # A data-centre accelerator: about 1 TB/s, HBM2.
-            Accelerator(
-                name="sparqle/server",
-                rows=64,
-                cols=64,
-                lanes=32,
-                clock_ghz=1.0,
-                dram_bytes_per_cycle=1024.0,
-                dma_descriptor_cycles=32,
-                activation_buffer_bytes=8192 * _KIB,
-                weight_buffer_bytes=8192 * _KIB,
-                accumulator_buffer_bytes=16384 * _KIB,
-                drain_elements_per_cycle=512,
-                vector_lanes=1024,
-                vector_macs_per_cycle=8192,
-                memory="HBM2",
-            ),
+        for accelerator in map(
+            Accelerator.from_toml, sorted((Path(__file__).parent / "presets").glob("*.toml"))
         )
     }
 )
-"""The built-in accelerators by the name of their target tag."""
+"""The built-in accelerators by the name of their target tag: the files in ``target/presets``."""
 
 
 def register_tags() -> None:
