@@ -1,15 +1,19 @@
 """Published models as shapes: what a cost model has to know of them, without their weights.
 
-Sizes are those of the configurations that the models were published with (`ModelShape.source`).
+Sizes are those of the configurations that the models were published with (`ModelShape.source`);
+they stand in ``sparqle_tvm/models/data/shapes.toml``.
 Widths of weights are a choice: what such models are commonly quantized to. No embedding is
 counted as a dense layer but as the output layer, whose weights have 8 bits in all of them.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.target.cost.vector import TransformerShape
@@ -75,16 +79,7 @@ class ModelShape:
 
     def transformer(self, kv_bits: int = 8) -> TransformerShape:
         """Sizes of what is not a dense layer, with keys and values of that width."""
-        return TransformerShape(
-            layers=self.layers,
-            embed=self.embed,
-            ffn=self.ffn,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            vocab=self.vocab,
-            kv_bits=kv_bits,
-        )
+        return TransformerShape.of(self, kv_bits)
 
     def readers(self, layer_type: str, rows: int, digit_bits: int = 4) -> tuple[DenseOp, ...]:
         """The dense layers that read an encoded tensor of `rows` tokens.
@@ -119,101 +114,16 @@ class ModelShape:
         """How often a pass has that tensor: once per block, the output layer once."""
         return 1 if layer_type == "output" else self.layers
 
-    @property
-    def dense_parameters(self) -> int:
-        """Weights of all dense layers."""
-        return sum(
-            self.times(layer_type) * shape.n * shape.k
-            for layer_type in LAYER_TYPES
-            for shape in self.readers(layer_type, 1)
-        )
+
+def _shape(values: dict[str, Any]) -> ModelShape:
+    formats = {key: WeightFormat(**v) for key, v in values.items() if isinstance(v, dict)}
+    return ModelShape(**{**values, **formats})
 
 
-_INT4 = WeightFormat(4, 128)
-_META = "params.json and tokenizer of {}, Meta"
+_SHAPES = tomllib.loads((Path(__file__).parent / "data/shapes.toml").read_text(encoding="utf-8"))
 
 MODELS: Mapping[str, ModelShape] = MappingProxyType(
-    {
-        "smollm2-135m": ModelShape(
-            name="SmolLM2-135M",
-            source="config.json of HuggingFaceTB/SmolLM2-135M; weights as in its GGUF file, Q4_1",
-            layers=30,
-            embed=576,
-            ffn=1536,
-            heads=9,
-            kv_heads=3,
-            head_dim=64,
-            vocab=49152,
-            weights=WeightFormat(4, 32, True),
-            output_weights=WeightFormat(8, 32),
-            max_positions=8192,
-        ),
-        "bitnet-3b": ModelShape(
-            name="BitNet b1.58 3B",
-            source="config.json of 1bitLLM/bitnet_b1_58-3B; ternary weights in 2 bits",
-            layers=26,
-            embed=3200,
-            ffn=8640,
-            heads=32,
-            kv_heads=32,
-            head_dim=100,
-            vocab=32002,
-            weights=WeightFormat(2),
-            max_positions=2048,
-        ),
-        "llama2-7b": ModelShape(
-            name="Llama2 7B",
-            source=_META.format("Llama-2-7b"),
-            layers=32,
-            embed=4096,
-            ffn=11008,
-            heads=32,
-            kv_heads=32,
-            head_dim=128,
-            vocab=32000,
-            weights=_INT4,
-            max_positions=4096,
-        ),
-        "llama2-13b": ModelShape(
-            name="Llama2 13B",
-            source=_META.format("Llama-2-13b"),
-            layers=40,
-            embed=5120,
-            ffn=13824,
-            heads=40,
-            kv_heads=40,
-            head_dim=128,
-            vocab=32000,
-            weights=_INT4,
-            max_positions=4096,
-        ),
-        "llama2-70b": ModelShape(
-            name="Llama2 70B",
-            source=_META.format("Llama-2-70b"),
-            layers=80,
-            embed=8192,
-            ffn=28672,
-            heads=64,
-            kv_heads=8,
-            head_dim=128,
-            vocab=32000,
-            weights=_INT4,
-            max_positions=4096,
-        ),
-        "llama3-8b": ModelShape(
-            name="Llama3 8B",
-            source=_META.format("Meta-Llama-3-8B"),
-            layers=32,
-            embed=4096,
-            ffn=14336,
-            heads=32,
-            kv_heads=8,
-            head_dim=128,
-            vocab=128256,
-            weights=_INT4,
-            max_positions=8192,
-        ),
-    }
+    {name: _shape(values) for name, values in _SHAPES.items()}
 )
 """The published models by the name that commands take."""
 

@@ -119,14 +119,12 @@ class RunModel:
 
 def shape_of(run: RunResult) -> ModelShape:
     """Sizes and weight formats of the model that was run."""
-    sizes = vars(run.transformer)
     blocks = [layer for layer in run.prefill.layers if layer.block is not None]
     outputs = [layer for layer in run.prefill.layers if layer.block is None]
     return ModelShape(
         name=run.model.name,
         source="this run",
-        **{key: sizes[key] for key in ("layers", "embed", "ffn", "heads", "kv_heads", "head_dim")},
-        vocab=sizes["vocab"],
+        **{key: size for key, size in vars(run.transformer).items() if key != "kv_bits"},
         weights=_format(blocks),
         output_weights=_format(outputs or blocks),
     )

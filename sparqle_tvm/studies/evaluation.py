@@ -89,15 +89,7 @@ class _Recorder:
 
 def transformer_shape(config: LlamaConfig) -> TransformerShape:
     """Sizes of a model, as the cost model wants them."""
-    return TransformerShape(
-        layers=config.layers,
-        embed=config.embed,
-        ffn=config.ffn,
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        vocab=config.vocab,
-    )
+    return TransformerShape.of(config)
 
 
 def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActivation]:

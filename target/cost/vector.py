@@ -11,7 +11,8 @@ DRAM also passes the activation buffer: every byte is written and read there onc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.target.accelerator import Accelerator
@@ -66,6 +67,12 @@ class TransformerShape:
                 f"kv_bits = {self.kv_bits} must be one of {', '.join(map(str, KV_BITS))}: integers "
                 "of 4 or 8 bits, or float16"
             )
+
+    @classmethod
+    def of(cls, described: Any, kv_bits: int = 8) -> TransformerShape:
+        """The sizes of whatever has them all as attributes, as a model's configuration has."""
+        sizes = {f.name: getattr(described, f.name) for f in fields(cls) if f.name != "kv_bits"}
+        return cls(**sizes, kv_bits=kv_bits)
 
 
 @dataclass(frozen=True)
