@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from sparqle_tvm.target.isa import LdChn, LdGrp, LdLsb, LdMsb, LdPbm, LdRow, LdSum, LdWgt
+from sparqle_tvm.target.isa import LdChn, LdGrp, LdLsb, LdMsb, LdPbm, LdRow, LdSum, LdWgt, TileLoad
 from sparqle_tvm.target.isa.header import Header, Queue
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.op import DenseOp
 
 ALIGNMENT = 8
 """Bytes that tiles and slots begin at a multiple of: the largest element, a float64."""
-
-TileBytes = Callable[[Header, int, int, int], int]
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,24 @@ class Storage:
         Where it lies.
     free, ready : Queue
         Tokens that order its use; kinds with the same tokens are loaded and released together.
-    tile_bytes : function of (header, m, n, k)
-        Bytes of a tile of m rows, n channels and k columns, with every MSB digit present.
+    axes : str
+        Its axes: rows "m", output channels "n", columns "k".
+    load : type of instruction or None
+        Loads it; None: accumulators.
     """
 
     buffer: Buffer
     free: Queue
     ready: Queue
-    tile_bytes: TileBytes
+    axes: str
+    load: type[TileLoad | LdRow | LdChn] | None = None
+
+    def tile_bytes(self, header: Header, extents: Mapping[str, int]) -> int:
+        """Bytes of a tile of these extents, with every MSB digit present."""
+        sizes = [extents[axis] for axis in self.axes]
+        if self.load is None:
+            return math.prod(sizes) * header.accumulator_bytes
+        return int(self.load.onchip_bytes(header, *sizes))
 
 
 _ACT = (Buffer.ACT, Queue.ACT_FREE, Queue.ACT_READY)
@@ -43,36 +51,37 @@ _WGT = (Buffer.WGT, Queue.WGT_FREE, Queue.WGT_READY)
 
 STORAGES: Mapping[str, Storage] = MappingProxyType(
     {
-        "lsb": Storage(*_ACT, lambda header, m, n, k: int(LdLsb.onchip_bytes(header, m, k))),
-        "pbm": Storage(*_ACT, lambda header, m, n, k: int(LdPbm.onchip_bytes(header, m, k))),
-        "msb": Storage(*_ACT, lambda header, m, n, k: int(LdMsb.onchip_bytes(header, m, k))),
-        "sum": Storage(*_ACT, lambda header, m, n, k: int(LdSum.onchip_bytes(header, m, k))),
-        "wgt": Storage(*_WGT, lambda header, m, n, k: int(LdWgt.onchip_bytes(header, n, k))),
-        "grp": Storage(*_WGT, lambda header, m, n, k: int(LdGrp.onchip_bytes(header, n, k))),
-        "row": Storage(
-            Buffer.ACT,
-            Queue.ROW_FREE,
-            Queue.ROW_READY,
-            lambda header, m, n, k: int(LdRow.onchip_bytes(header, m)),
-        ),
-        "chn": Storage(
-            Buffer.WGT,
-            Queue.CHN_FREE,
-            Queue.CHN_READY,
-            lambda header, m, n, k: int(LdChn.onchip_bytes(header, n)),
-        ),
-        "acc": Storage(
-            Buffer.ACC,
-            Queue.ACC_FREE,
-            Queue.ACC_READY,
-            lambda header, m, n, k: m * n * header.accumulator_bytes,
-        ),
+        "lsb": Storage(*_ACT, "mk", LdLsb),
+        "pbm": Storage(*_ACT, "mk", LdPbm),
+        "msb": Storage(*_ACT, "mk", LdMsb),
+        "sum": Storage(*_ACT, "mk", LdSum),
+        "wgt": Storage(*_WGT, "nk", LdWgt),
+        "grp": Storage(*_WGT, "nk", LdGrp),
+        "row": Storage(Buffer.ACT, Queue.ROW_FREE, Queue.ROW_READY, "m", LdRow),
+        "chn": Storage(Buffer.WGT, Queue.CHN_FREE, Queue.CHN_READY, "n", LdChn),
+        "acc": Storage(Buffer.ACC, Queue.ACC_FREE, Queue.ACC_READY, "mn"),
     }
 )
 """Kinds of tiles by the name of their allocation.
 
 The two planes of scheme ``dense`` are ``lsb`` and ``msb``, and take as much.
 """
+
+LOADED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "ld_lsb": ("lsb",),
+        "ld_msb": ("pbm", "msb"),
+        "ld_act": ("lsb", "msb"),
+        "ld_sums": ("sum",),
+        "ld_row": ("row",),
+        "ld_wgt": ("wgt",),
+        "ld_scale": ("grp",),
+        "ld_min": ("grp",),
+        "ld_channel": ("chn",),
+        "ld_offset": ("chn",),
+    }
+)
+"""Kinds of tiles that the intrinsic of each load fills."""
 
 
 def aligned(nbytes: int) -> int:

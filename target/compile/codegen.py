@@ -21,12 +21,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 from tvm import IRModule, s_tir, tirx
 
 from sparqle_tvm.errors import CompileError, TargetError
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.buffers import STORAGES, aligned
+from sparqle_tvm.target.compile.buffers import LOADED, STORAGES, aligned
 from sparqle_tvm.target.compile.lowered import CallNode, TileRef, lower
 from sparqle_tvm.target.compile.plan import Plan, PlannedBody, PlannedLoop, make_plan
 from sparqle_tvm.target.compile.schedule import ROW_SPLIT_ATTR
@@ -34,14 +35,6 @@ from sparqle_tvm.target.isa import (
     Drain,
     Instruction,
     LdAct,
-    LdChn,
-    LdGrp,
-    LdLsb,
-    LdMsb,
-    LdPbm,
-    LdRow,
-    LdSum,
-    LdWgt,
     MmaDns,
     MmaLsb,
     MmaMin,
@@ -170,8 +163,8 @@ class _Generator:
                 )
 
     def _tile_bytes(self, name: str) -> int:
-        m, n, k = (min(self.plan.tile[axis], self.real[axis]) for axis in "mnk")
-        return aligned(STORAGES[name].tile_bytes(self.builder.header, m, n, k))
+        tile = {axis: min(self.plan.tile[axis], self.real[axis]) for axis in "mnk"}
+        return aligned(STORAGES[name].tile_bytes(self.builder.header, tile))
 
     def _slot_bytes(self, name: str) -> int:
         return self._tile_bytes(name) * math.prod(self.plan.grids[name])
@@ -240,20 +233,21 @@ class _Generator:
             )
         return Condition.first(through[0]) if through else ALWAYS
 
-    def _load(self, cls: Callable[..., Instruction], name: str, axis: str, call: CallNode) -> None:
-        """Emit a load of the rows of `axis` and, for tiles of two axes, of a K chunk."""
-        tile = call.tiles[0]
-        axes = (axis, "k") if len(tile.shape) == 2 else (axis,)
-        ranges = [value for a in axes for value in (self._start(a), self._extent(a))]
-        self.builder.emit(cls(self._address(name, tile), *ranges))
-
-    def _load_msb(self, call: CallNode) -> None:
-        self._load(LdPbm, "pbm", "m", call)
-        self._load(LdMsb, "msb", "m", call)
+    def _load(self, call: CallNode) -> None:
+        """Emit loads of all kinds of tiles that the call fills."""
+        for name in LOADED[call.name]:
+            load = STORAGES[name].load
+            assert load is not None
+            self.builder.emit(load(self._address(name, call.tiles[0]), *self._ranges(call)))
 
     def _load_dense(self, call: CallNode) -> None:
-        msb = self._address("msb", call.tiles[0])
-        self._load(lambda lsb, *ranges: LdAct(lsb, msb, *ranges), "lsb", "m", call)
+        lsb, msb = (self._address(name, call.tiles[0]) for name in LOADED[call.name])
+        self.builder.emit(LdAct(lsb, msb, *self._ranges(call)))
+
+    def _ranges(self, call: CallNode) -> list[Any]:
+        """Starts and extents of what a call loads."""
+        axes = STORAGES[LOADED[call.name][0]].axes
+        return [value for axis in axes for value in (self._start(axis), self._extent(axis))]
 
     def _mma(self, call: CallNode) -> None:
         """Emit the pass over the LSB or the MSB plane."""
@@ -319,15 +313,8 @@ class _Generator:
 
 _EMITTERS: Mapping[str, Callable[[_Generator, CallNode], None]] = MappingProxyType(
     {
-        "ld_lsb": lambda generator, call: generator._load(LdLsb, "lsb", "m", call),
-        "ld_msb": _Generator._load_msb,
+        **dict.fromkeys(LOADED, _Generator._load),
         "ld_act": _Generator._load_dense,
-        "ld_sums": lambda generator, call: generator._load(LdSum, "sum", "m", call),
-        "ld_row": lambda generator, call: generator._load(LdRow, "row", "m", call),
-        "ld_wgt": lambda generator, call: generator._load(LdWgt, "wgt", "n", call),
-        "ld_scale": lambda generator, call: generator._load(LdGrp, "grp", "n", call),
-        "ld_channel": lambda generator, call: generator._load(LdChn, "chn", "n", call),
-        "ld_offset": lambda generator, call: generator._load(LdChn, "chn", "n", call),
         "mma_lsb": _Generator._mma,
         "mma_msb": _Generator._mma,
         "mma_min": _Generator._mma_min,

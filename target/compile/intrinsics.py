@@ -27,7 +27,7 @@ op, and registered with TVM once, under a name that says both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from sparqle_tvm.errors import CompileError
-from sparqle_tvm.target.compile.tir import PASSES, drained, product
+from sparqle_tvm.target.compile.tir import PASSES, arrays_of, drained, product
 from sparqle_tvm.target.op import DenseOp
 
 PREFIX = "sparqle."
@@ -93,19 +93,8 @@ class Operand:
     access: str = "r"
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Extents of a tile: rows, output channels, K columns, and weight groups in those columns."""
-
-    m: int
-    n: int
-    k: int
-    group_size: int = 0
-
-    @property
-    def groups(self) -> int:
-        """Weight groups along the K columns."""
-        return self.k // self.group_size if self.group_size else 0
+Tile = Mapping[str, int]
+"""Extents of a tile by the axes of `tir.arrays_of`."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +149,11 @@ def _define(name: str, op: DenseOp, extents: tuple[int, int, int]) -> _Definitio
             f"a tile of {extents[2]} K columns splits groups of {op.group_size} weights; "
             "choose a multiple"
         )
-    tile = Tile(*extents, op.group_size)
+    m, n, k = extents
+    tile = {"m": m, "n": n, "k": k, "g": k // op.group_size if op.group_size else 0, "1": 1}
     if name in _LOAD_ARRAYS:
-        return _load(_LOAD_ARRAYS[name], name, op, tile)
+        on_chip = _array(_LOAD_ARRAYS[name], op, tile)
+        return _copy(on_chip.shape, on_chip.dtype, to=on_chip.scope)
     if name in _COMPUTE:
         return _COMPUTE[name](op, tile)
     raise CompileError(
@@ -170,33 +161,20 @@ def _define(name: str, op: DenseOp, extents: tuple[int, int, int]) -> _Definitio
     )
 
 
-def _array(name: str, op: DenseOp, tile: Tile, *, per_channel: bool = False) -> Operand:
-    """The on-chip tile of an array of the PrimFunc."""
-    wide = "int16" if op.digit_bits == 8 else "int8"
-    shape, dtype = {
-        "lsb": ((tile.m, tile.k), "uint8"),
-        "msb": ((tile.m, tile.k), "int8"),
-        "act": ((tile.m, tile.k), wide),
-        "group_sums": ((tile.m, tile.groups), "int32"),
-        "act_scale": ((tile.m,), "float32"),
-        "w": ((tile.n, tile.k), "int8"),
-        "w_scale": ((tile.n,), "float32") if per_channel else ((tile.n, tile.groups), "float16"),
-        "w_min": ((tile.n, tile.groups), "float16"),
-        "offset": ((tile.n,), op.accumulator_dtype),
-    }[name]
-    return Operand(name, shape, dtype, SCOPES[name])
+def _array(name: str, op: DenseOp, tile: Tile) -> Operand:
+    """The tile of an array of the PrimFunc, on chip if there is a scope for it."""
+    arrays = arrays_of(op)
+    if name not in arrays:
+        raise CompileError(f"dense op {op.label!r} has no array {name!r}")
+    axes, dtype = arrays[name]
+    return Operand(name, tuple(tile[axis] for axis in axes), dtype, SCOPES.get(name, "global"))
 
 
 def _accumulators(op: DenseOp, tile: Tile, access: str, name: str = "acc") -> Operand:
-    return Operand(name, (tile.m, tile.n), op.accumulator_dtype, SCOPES["acc"], access)
+    return Operand(name, (tile["m"], tile["n"]), op.accumulator_dtype, SCOPES["acc"], access)
 
 
 _LOAD_ARRAYS = {**{load: array for array, load in LOADS.items()}, "ld_channel": "w_scale"}
-
-
-def _load(array: str, name: str, op: DenseOp, tile: Tile) -> _Definition:
-    on_chip = _array(array, op, tile, per_channel=name == "ld_channel")
-    return _copy(on_chip.shape, on_chip.dtype, to=on_chip.scope)
 
 
 def _copy(shape: tuple[int, ...], dtype: str, *, to: str, source: str = "global") -> _Definition:
@@ -231,7 +209,7 @@ def _digit_pass(name: str) -> Callable[[DenseOp, Tile], _Definition]:
             term = product(op, name, buffers[plane][i, k], buffers["w"][j, k], scale)
             return buffers["acc"][i, j] + term
 
-        return _Definition(tuple(operands), "SSR", (tile.m, tile.n, tile.k), value)
+        return _Definition(tuple(operands), "SSR", (tile["m"], tile["n"], tile["k"]), value)
 
     return define
 
@@ -247,25 +225,17 @@ def _minimum_pass(op: DenseOp, tile: Tile) -> _Definition:
         _array("group_sums", op, tile),
         _array("w_min", op, tile),
     )
-    return _Definition(operands, "SSR", (tile.m, tile.n, tile.groups), value)
+    return _Definition(operands, "SSR", (tile["m"], tile["n"], tile["g"]), value)
 
 
 def _drain(op: DenseOp, tile: Tile) -> _Definition:
     names = PASSES if op.has_min else PASSES[:2]
     passes = [_accumulators(op, tile, "r", name) for name in names]
-    out = Operand("out", (tile.m, tile.n), op.out_dtype, SCOPES["acc"], "w")
-    scaled, per_channel = op.scaled, not op.group_size
-    parameters = [
-        _array(name, op, tile, per_channel=True)
-        for name, exists in (
-            ("offset", op.has_offset),
-            ("act_scale", scaled),
-            ("w_scale", scaled and per_channel),
-        )
-        if exists
-    ]
-    if op.output == "encoded":
-        parameters.append(Operand("out_scale", (1,), "float32", "global"))
+    out = Operand("out", (tile["m"], tile["n"]), op.out_dtype, SCOPES["acc"], "w")
+    needed = ["offset", "act_scale", "out_scale"]
+    if not op.group_size:
+        needed.insert(2, "w_scale")
+    parameters = [_array(name, op, tile) for name in needed if name in arrays_of(op)]
 
     def value(buffers: dict[str, Any], at: tuple[Any, ...]) -> Any:
         i, j = at
@@ -286,7 +256,7 @@ _COMPUTE: dict[str, Callable[[DenseOp, Tile], _Definition]] = {
     "mma_min": _minimum_pass,
     "drain": _drain,
     "store": lambda op, tile: _copy(
-        (tile.m, tile.n), op.out_dtype, to="global", source=SCOPES["acc"]
+        (tile["m"], tile["n"]), op.out_dtype, to="global", source=SCOPES["acc"]
     ),
 }
 

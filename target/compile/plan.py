@@ -12,25 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sparqle_tvm.errors import CompileError
-from sparqle_tvm.target.compile.buffers import STORAGES
+from sparqle_tvm.target.compile.buffers import LOADED, STORAGES
 from sparqle_tvm.target.compile.lowered import Body, CallNode, LoopNode, TileRef, calls_of
 from sparqle_tvm.target.compile.schedule import SLOTS_ATTR
 from sparqle_tvm.target.isa.header import Queue
 from sparqle_tvm.target.op import DenseOp
-
-_LOADED: dict[str, tuple[str, ...]] = {
-    "ld_lsb": ("lsb",),
-    "ld_msb": ("pbm", "msb"),
-    "ld_act": ("lsb", "msb"),
-    "ld_sums": ("sum",),
-    "ld_row": ("row",),
-    "ld_wgt": ("wgt",),
-    "ld_scale": ("grp",),
-    "ld_min": ("grp",),
-    "ld_channel": ("chn",),
-    "ld_offset": ("chn",),
-}
-"""Kinds of tiles that each load fills."""
 
 _MMA = ("zero", "mma_lsb", "mma_msb", "mma_min")
 
@@ -151,7 +137,7 @@ class _Planner:
             return
         # The scale of encoded outputs lies in a register, it has no axis.
         for tile in (tile for tile in call.tiles if not tile.dram):
-            rows = self.plan.names.get(tile.buffer) == _LOADED["ld_row"]
+            rows = self.plan.names.get(tile.buffer) == LOADED["ld_row"]
             yield tile, "mn" if len(tile.shape) == 2 else ("m" if rows else "n")
 
     def _learn_axes(self, call: CallNode) -> None:
@@ -176,8 +162,8 @@ class _Planner:
         for tile in call.tiles:
             if tile.dram:
                 continue
-            if call.name in _LOADED:
-                names = _LOADED[call.name]
+            if call.name in LOADED:
+                names = LOADED[call.name]
             elif tile.buffer in self.plan.names:
                 continue
             else:
@@ -256,7 +242,7 @@ class _Planner:
         keys = []
         for index, child in enumerate(children):
             queues = {queue for call in calls_of(child) if (queue := _load_queue(call)) is not None}
-            loads_only = all(call.name in _LOADED for call in calls_of(child))
+            loads_only = all(call.name in LOADED for call in calls_of(child))
             place = index
             if loads_only and len(queues) == 1:
                 place = first.setdefault(queues.pop(), index)
@@ -306,13 +292,13 @@ class _Planner:
             if not any(members.intersection(names) for names in kinds):
                 continue
             # Accumulators belong to MMA until they are complete, then to STORE.
-            fills = call.name in _MMA if "acc" in members else call.name in _LOADED
+            fills = call.name in _MMA if "acc" in members else call.name in LOADED
             writes, reads = writes or fills, reads or not fills
         return writes, reads
 
 
 def _load_queue(call: CallNode) -> Queue | None:
-    return STORAGES[_LOADED[call.name][0]].free if call.name in _LOADED else None
+    return STORAGES[LOADED[call.name][0]].free if call.name in LOADED else None
 
 
 _AXES: dict[str, tuple[str, ...]] = {

@@ -147,7 +147,7 @@ def buffer_needs(op: DenseOp, accelerator: Accelerator, decisions: Decisions) ->
     header = Header(accelerator=accelerator, op=op, k_chunk=decisions.k)
     extents = (op.m, op.n, op.k)
     tiles = [math.ceil(e / t) for e, t in zip(extents, decisions.tile, strict=True)]
-    m, n, k = (min(e, t) for e, t in zip(extents, decisions.tile, strict=True))
+    tile = {a: min(e, t) for a, e, t in zip("mnk", extents, decisions.tile, strict=True)}
     keep, rows_outer = decisions.keep_outer, decisions.rows_outer
     every, outer = math.prod(tiles), tiles[0 if rows_outer else 1]
     # Visits of the loops at which a tile is loaded, tiles per visit, and slots wanted.
@@ -165,7 +165,7 @@ def buffer_needs(op: DenseOp, accelerator: Accelerator, decisions: Decisions) ->
     for name in storages_of(op):
         storage = STORAGES[name]
         count, per_visit, slots = visits[storage.free]
-        slot_bytes = aligned(storage.tile_bytes(header, m, n, k)) * per_visit
+        slot_bytes = aligned(storage.tile_bytes(header, tile)) * per_visit
         needs[storage.buffer] += slot_bytes * (slots if count > 1 else 1)
     return needs
 

@@ -17,6 +17,7 @@ from typing import Any
 from tvm import te, tirx
 
 from sparqle_tvm.errors import CompileError
+from sparqle_tvm.numerics.integers import CONTAINER
 from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.target.op import DenseOp
 
@@ -90,9 +91,32 @@ def split_dense_primfunc(op: DenseOp, multiple: tuple[int, int, int] = (1, 1, 1)
     return function.with_attrs(attrs)
 
 
+def arrays_of(op: DenseOp) -> dict[str, tuple[str, str]]:
+    """Parameters of the function in their order: axes and dtype of each.
+
+    An axis is a letter: rows "m", output channels "n", columns "k", weight groups in them "g"; the
+    one element of "1".
+    """
+    dense, grouped, scaled = op.scheme == "dense", op.group_size > 0, op.scaled
+    arrays = (
+        ("lsb", not dense, "mk", "uint8"),
+        ("msb", not dense, "mk", "int8"),
+        ("act", dense, "mk", CONTAINER[op.digit_bits]),
+        ("group_sums", op.has_min, "mg", "int32"),
+        ("act_scale", scaled, "m", "float32"),
+        ("w", True, "nk", "int8"),
+        ("w_scale", grouped, "ng", "float16"),
+        ("w_scale", scaled and not grouped, "n", "float32"),
+        ("w_min", op.has_min, "ng", "float16"),
+        ("offset", op.has_offset, "n", op.accumulator_dtype),
+        ("out_scale", op.output == "encoded", "1", "float32"),
+    )
+    return {name: (axes, dtype) for name, exists, axes, dtype in arrays if exists}
+
+
 @dataclass
 class _Arrays:
-    """Placeholders of the parameters, made where they are needed, kept in their order."""
+    """Placeholders of the parameters, in their order."""
 
     op: DenseOp
     rows: Any
@@ -100,31 +124,11 @@ class _Arrays:
     depth: Any
 
     def __post_init__(self) -> None:
-        op = self.op
-        group = max(op.group_size, 1)
-        groups = _int64(-(-int(self.depth) // group))
-        digits, wide = (self.rows, self.depth), "int16" if op.digit_bits == 8 else "int8"
-        dense, grouped, scaled = (
-            op.scheme == "dense",
-            op.group_size > 0,
-            op.scaled,
-        )
+        groups = _int64(-(-int(self.depth) // max(self.op.group_size, 1)))
+        extents = {"m": self.rows, "n": self.cols, "k": self.depth, "g": groups, "1": _int64(1)}
         self._tensors = {
-            name: te.placeholder(shape, dtype, name)
-            for name, exists, shape, dtype in (
-                ("lsb", not dense, digits, "uint8"),
-                ("msb", not dense, digits, "int8"),
-                ("act", dense, digits, wide),
-                ("group_sums", op.has_min, (self.rows, groups), "int32"),
-                ("act_scale", scaled, (self.rows,), "float32"),
-                ("w", True, (self.cols, self.depth), "int8"),
-                ("w_scale", grouped, (self.cols, groups), "float16"),
-                ("w_scale", scaled and not grouped, (self.cols,), "float32"),
-                ("w_min", op.has_min, (self.cols, groups), "float16"),
-                ("offset", op.has_offset, (self.cols,), op.accumulator_dtype),
-                ("out_scale", op.output == "encoded", (_int64(1),), "float32"),
-            )
-            if exists
+            name: te.placeholder([extents[axis] for axis in axes], dtype, name)
+            for name, (axes, dtype) in arrays_of(self.op).items()
         }
 
     def __getitem__(self, name: str) -> Any:

@@ -28,8 +28,9 @@ def operands(function: object) -> list[tuple[tuple[int, ...], str, str]]:
 
 @pytest.mark.parametrize("spec", NAMES)
 def test_description_and_implementation_agree(spec: str) -> None:
+    op = replace(SPECS[spec], has_offset=True)
     for name in NAMES[spec]:
-        registered = TensorIntrin.get(get_intrinsic(name, SPECS[spec], TILE))
+        registered = TensorIntrin.get(get_intrinsic(name, op, TILE))
         assert operands(registered.desc) == operands(registered.impl)
         text = registered.impl.script()
         assert f'T.call_extern("int32", "{PREFIX}{name}"' in text
@@ -75,5 +76,7 @@ def test_registered_once_and_by_what_matters() -> None:
 def test_what_does_not_exist_is_refused() -> None:
     with pytest.raises(CompileError, match="no intrinsic 'mma'; known: drain, ld_act"):
         get_intrinsic("mma", SPECS["int32"], TILE)
+    with pytest.raises(CompileError, match="has no array 'offset'"):
+        get_intrinsic("ld_offset", SPECS["int32"], TILE)
     with pytest.raises(CompileError, match="48 K columns splits groups of 32"):
         get_intrinsic("mma_lsb", SPECS["minima"], (16, 8, 48))
