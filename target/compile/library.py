@@ -28,12 +28,7 @@ class Schedules(Protocol):
     ) -> tuple[Decisions, ...] | None:
         """Schedules of all ops that read one encoding, None if there are none.
 
-        Parameters
-        ----------
-        group : sequence of DenseOp
-            The ops.
-        rows : int, optional
-            Tokens, if they are known.
+        `rows` are the tokens, if they are known.
         """
         ...
 
@@ -41,6 +36,11 @@ class Schedules(Protocol):
 @dataclass
 class ProgramLibrary:
     """Programs by op and schedule: ops that read one encoding share the K chunk.
+
+    In its methods `readers` are all ops that read the encoding, the op among them. Those that no
+    tile of their own fits do not count: they run elsewhere. `rows` are the tokens, if they are
+    known, and `k_chunk` is the chunk, if the program that makes the encoding determines it. Where
+    no tile fits the buffers, all raise TargetError.
 
     Attributes
     ----------
@@ -59,50 +59,21 @@ class ProgramLibrary:
     def from_database(
         self, op: DenseOp, readers: Sequence[DenseOp], rows: int | None = None
     ) -> Decisions | None:
-        """The tuned schedule of an op, None if there is none; arguments as in `decisions`."""
+        """The tuned schedule of an op, None if there is none."""
         found = self.tuned.schedules(readers, rows) if self.tuned is not None else None
         return found[list(readers).index(op)] if found is not None else None
 
     def decisions(
         self, op: DenseOp, readers: Sequence[DenseOp], rows: int | None = None
     ) -> Decisions:
-        """The schedule of an op that shares its K chunk with the other readers of its encoding.
-
-        Parameters
-        ----------
-        op, readers
-            As in :meth:`tiling`.
-        rows : int, optional
-            Tokens, if they are known.
-
-        Raises
-        ------
-        TargetError
-            If no tile fits the buffers.
-        """
+        """The schedule of an op that shares its K chunk with the other readers of its encoding."""
         tuned = self.from_database(op, readers, rows)
         if tuned is not None:
             return tuned
         return default_decisions(op, self.accelerator, self.tiling(op, readers))
 
     def tiling(self, op: DenseOp, readers: Sequence[DenseOp], k_chunk: int | None = None) -> Tiling:
-        """Tiles of an op that share their K chunk with the other readers of its encoding.
-
-        Parameters
-        ----------
-        op : DenseOp
-            The op.
-        readers : sequence of DenseOp
-            All ops that read the encoding, this one among them. Those that no tile of their own
-            fits do not count: they run elsewhere.
-        k_chunk : int, optional
-            The chunk, if the program that makes the encoding determines it.
-
-        Raises
-        ------
-        TargetError
-            If no tile fits the buffers.
-        """
+        """Tiles of an op that share their K chunk with the other readers of its encoding."""
         if k_chunk is not None:
             return tiling_of_chunk(op, k_chunk, self.accelerator, op.scheme)
         try:
@@ -111,8 +82,7 @@ class ProgramLibrary:
             return self._joint(op, [r for r in readers if r == op or self._fits(r)])
 
     def _joint(self, op: DenseOp, readers: Sequence[DenseOp]) -> Tiling:
-        shapes = [reader for reader in readers]
-        tilings = choose_tilings(shapes, self.accelerator, op.scheme)
+        tilings = choose_tilings(readers, self.accelerator, op.scheme)
         return tilings[list(readers).index(op)]
 
     def _fits(self, op: DenseOp) -> bool:
@@ -131,27 +101,8 @@ class ProgramLibrary:
     ) -> tuple[DenseOp, Decisions]:
         """The op and its schedule if it or its neighbour encodes its outputs.
 
-        Parameters
-        ----------
-        op, readers
-            As in :meth:`tiling`.
-        k_chunk : int or None
-            The chunk, if the program that makes the encoding determines it.
-        out_readers : sequence of DenseOp
-            If the op has encoded outputs, all ops that read them. Those that no tile of their own
-            fits do not count.
-
-        Returns
-        -------
-        DenseOp
-            The op; encoded outputs have their chunk.
-        Decisions
-            The default schedule.
-
-        Raises
-        ------
-        TargetError
-            If no tile fits the buffers.
+        `out_readers` are to encoded outputs what `readers` are to the activations. In the op that
+        is returned, encoded outputs have their chunk; the schedule is the default one.
         """
         tiling = self.tiling(op, readers, k_chunk)
         if op.output == "encoded":
@@ -161,19 +112,10 @@ class ProgramLibrary:
         return op, default_decisions(op, self.accelerator, tiling)
 
     def program(self, op: DenseOp, decisions: Decisions) -> Program:
-        """The program of an op with a schedule.
-
-        Parameters
-        ----------
-        op : DenseOp
-            The op; the first one that needs a program names it in listings.
-        decisions : Decisions
-            From :meth:`decisions`.
+        """The program of an op with a schedule; the first op that needs it names it in listings.
 
         Raises
         ------
-        TargetError
-            If the tiles do not fit the buffers.
         CompileError
             If the op is not one that programs exist for.
         """

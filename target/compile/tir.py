@@ -146,16 +146,8 @@ def digit(op: DenseOp, name: str, stored: Any) -> Any:
     """Int32 factor of a pass: what the stored digit stands for, the high one times 2^k.
 
     A low digit of the window ``signed`` is stored with its top bit flipped: less 2^(k-1), it is
-    the two's complement digit of `numerics.slicing`.
-
-    Parameters
-    ----------
-    op : DenseOp
-        The op.
-    name : {"mma_lsb", "mma_msb"}
-        The pass.
-    stored : PrimExpr
-        Element of the plane; with scheme ``dense`` of the two-digit activations.
+    the two's complement digit of `numerics.slicing`. With scheme ``dense`` `stored` is an element
+    of the two-digit activations.
     """
     value, base = stored.astype("int32"), 1 << op.digit_bits
     if op.scheme == "dense":
