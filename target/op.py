@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.integers import CONTAINER, DIGIT_BITS
 from sparqle_tvm.numerics.slicing import max_exact
 from sparqle_tvm.numerics.window import WINDOWS, WindowName
 
@@ -21,7 +22,6 @@ SCHEMES: tuple[ProgramScheme, ...] = ("sparqle", "dense")
 Output = Literal["int32", "float32", "encoded"]
 """What a dense op makes of its sums."""
 
-_WIDTHS = (2, 4, 8)
 _SIZE_LIMIT = 2**31
 
 
@@ -110,8 +110,8 @@ class DenseOp:
             "window": get_args(WindowName),
             "output": get_args(Output),
             "out_window": get_args(WindowName),
-            "weight_bits": _WIDTHS,
-            "digit_bits": _WIDTHS,
+            "weight_bits": DIGIT_BITS,
+            "digit_bits": DIGIT_BITS,
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -188,11 +188,26 @@ class DenseOp:
         return 8 if self.group_size else 4
 
     @property
+    def group_parameter_bytes(self) -> int:
+        """Bytes of a weight group's float16 scale and minimum, as far as there are any."""
+        return 2 * (1 + self.has_min) if self.group_size else 0
+
+    @property
+    def channel_parameter_bytes(self) -> int:
+        """Bytes that the drain needs of an output channel; 0: it needs none.
+
+        A float32 scale if there are no groups, and an offset: int32, float64 with groups.
+        """
+        if self.group_size:
+            return 8 * self.has_offset
+        return 4 * self.scaled + 4 * self.has_offset
+
+    @property
     def out_dtype(self) -> str:
         """Type of an element of the result; of encoded outputs that of the quantized integers."""
         if self.output != "encoded":
             return self.output
-        return "int16" if self.digit_bits == 8 else "int8"
+        return CONTAINER[self.digit_bits]
 
 
 def group_sum_bytes(group_size: int, digit_bits: int) -> int:

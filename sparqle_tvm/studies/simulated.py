@@ -8,16 +8,15 @@ one program.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.numerics.window import PLAIN, window_of
 from sparqle_tvm.target.compile.buckets import bucket
-from sparqle_tvm.target.cost.analytical import Bound
 from sparqle_tvm.target.cost.block_rows import Balance
-from sparqle_tvm.target.cost.events import Events, simulated_events
-from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, pass_cost
+from sparqle_tvm.target.cost.events import simulated_events
+from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, SimulatedOp, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.isa import Tensor
 from sparqle_tvm.target.isa.header import Engine
@@ -29,54 +28,6 @@ if TYPE_CHECKING:
     from sparqle_tvm.target.op import DenseOp
 
 _WEIGHTS = (Tensor.WGT, Tensor.W_SCALE, Tensor.W_MIN, Tensor.OFFSET)
-
-
-@dataclass(frozen=True)
-class SimulatedOp:
-    """One dense op as the simulator ran it.
-
-    Attributes
-    ----------
-    label : str
-        The op.
-    scheme : {"sparqle", "dense"}
-        How the activations are stored and computed.
-    macs : int
-        Multiply-accumulates at full precision.
-    mma_cycles : int
-        Cycles that the array was busy.
-    dma_cycles : int
-        Cycles that the DRAM channel was busy.
-    weight_bytes, dram_bytes : int
-        Bytes of weights with their scales read; all bytes read and written.
-    total_cycles : int
-        Cycles until the last engine had ended.
-    stalled_cycles : int
-        Cycles that the array waited.
-    events : Events
-        What costs energy.
-    """
-
-    label: str
-    scheme: ProgramScheme
-    macs: int
-    mma_cycles: int
-    dma_cycles: int
-    weight_bytes: int
-    dram_bytes: int
-    total_cycles: int
-    stalled_cycles: int
-    events: Events
-
-    @property
-    def compute_cycles(self) -> int:
-        """The array's cycles: what the drain takes longer is part of the time only."""
-        return self.mma_cycles
-
-    @property
-    def bound(self) -> Bound:
-        """What limits the op."""
-        return "compute" if self.mma_cycles >= self.dma_cycles else "memory"
 
 
 def program_for(

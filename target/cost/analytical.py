@@ -185,18 +185,8 @@ def dense_op_cost(
 
     Parameters
     ----------
-    op : DenseOp
-        The op.
-    nnz : RowNnz
-        Stored MSB digits of its activations (``dense`` takes only M and K from it).
-    tiling : Tiling
-        From `choose_tilings` for the same scheme.
-    accelerator : Accelerator
-        The array and its memory.
-    scheme : {"sparqle", "dense", "native", "a4"}
-        See `OpCost`.
-    block_rows : int
-        Rows that the encoding sorts together (`nnz` is in the order of tokens), 0: none.
+    op, nnz, tiling, accelerator, scheme, block_rows
+        See `events.op_events`; `nnz` is in the order of tokens.
     outputs : RowNnz, optional
         Stored MSB digits of the (m, n) outputs, if the drain encodes them; `tiling` is then that
         of `tiling.choose_drained`.
@@ -237,7 +227,7 @@ def dense_op_cost(
     metadata = tiling.activation_loads * (bitmap + sums)
     metadata += tiling.row_loads * op.m * storage.row_parameter_bytes(op.m, block_rows)
     weights = tiling.weight_loads * storage.weight_bytes(op, op.k)
-    weights += tiling.channel_loads * storage.parameter_bytes(op)
+    weights += tiling.channel_loads * op.channel_parameter_bytes
     activation_bytes, weight_bytes = tiling.activation_loads * digits, op.n * weights
     metadata += pointers if scheme == "sparqle" else 0
     total_cycles = math.ceil(overlap.total_cycles)
@@ -361,8 +351,7 @@ def encoding_costs(
     for op in consumers:
         _check_nnz(op, nnz)
     tilings = choose_tilings(consumers, accelerator, scheme)
-    sum_groups = [op.group_size for op in consumers if op.has_min]
-    sums = min(sum_groups, default=0)
+    sums = storage.sum_group_size(consumers)
     encode = encode_cost(label, nnz, tilings[0], sums, accelerator, scheme, block_rows, factors)
     # Ops that differ in nothing but their names (gate and up) are counted once.
     pairs = list(zip(consumers, tilings, strict=True))

@@ -23,16 +23,7 @@ def best_row_split(op: DenseOp, accelerator: Accelerator, chunk: int) -> int:
     """PE rows per activation row with which a dense pass over a K chunk takes fewest cycles.
 
     ``slices * ceil(ceil(chunk / lanes) / r)`` steps and ``ceil(log2 r)`` to add r partial sums,
-    per block of columns; r rows each for all activation rows have to exist.
-
-    Parameters
-    ----------
-    op : DenseOp
-        The op.
-    accelerator : Accelerator
-        The array.
-    chunk : int
-        Columns of a K chunk, K at most.
+    per block of columns; r rows each for all activation rows have to exist. `chunk` is K at most.
     """
     steps = math.ceil(chunk / accelerator.lanes)
     slices = op.weight_slices
@@ -45,22 +36,10 @@ def best_row_split(op: DenseOp, accelerator: Accelerator, chunk: int) -> int:
 
 @lru_cache(maxsize=1 << 16)
 def lsb_pass_cycles(op: DenseOp, chunk: int, accelerator: Accelerator) -> int:
-    """Cycles of one dense pass over the whole op.
-
-    Parameters
-    ----------
-    op : DenseOp
-        The op.
-    chunk : int
-        Columns of a K chunk.
-    accelerator : Accelerator
-        The array.
-    """
+    """Cycles of one dense pass over the whole op in K chunks of `chunk` columns."""
     header = _header(op, chunk, accelerator)
     split = best_row_split(op, accelerator, min(chunk, op.k))
-    whole, rest = divmod(op.k, chunk)
-    steps = whole * dense_span_steps(header, chunk, split) if whole else 0
-    steps += dense_span_steps(header, rest, split) if rest else 0
+    steps = _dense_steps(header, split)
     groups = math.ceil(op.m / accelerator.rows)
     return groups * steps * _passes(op, accelerator) + _reductions(header, split)
 
@@ -77,13 +56,9 @@ def msb_pass_cycles(op: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerat
 def lsb_pass_updates(op: DenseOp, chunk: int, accelerator: Accelerator) -> int:
     """Sums of up to `lanes` products that PEs add to their accumulators in a dense pass.
 
-    Parameters are those of `lsb_pass_cycles`. However many PE rows share an activation row, each
-    of its steps is one update per output.
+    However many PE rows share an activation row, each of its steps is one update per output.
     """
-    header = _header(op, chunk, accelerator)
-    whole, rest = divmod(op.k, chunk)
-    steps = whole * dense_span_steps(header, chunk, 1) if whole else 0
-    steps += dense_span_steps(header, rest, 1) if rest else 0
+    steps = _dense_steps(_header(op, chunk, accelerator), 1)
     return op.m * op.n * steps * op.weight_slices
 
 
@@ -139,6 +114,13 @@ def _counts_before(nnz: RowNnz, columns: NDArray[np.int64]) -> NDArray[np.int64]
 def _header(op: DenseOp, chunk: int, accelerator: Accelerator) -> Header:
     """What the rules of the instructions need to know of the op."""
     return Header(accelerator=accelerator, op=op, k_chunk=chunk)
+
+
+def _dense_steps(header: Header, split: int) -> int:
+    """Steps of a dense pass through all K chunks."""
+    whole, rest = divmod(header.op.k, header.k_chunk)
+    steps = whole * dense_span_steps(header, header.k_chunk, split) if whole else 0
+    return steps + (dense_span_steps(header, rest, split) if rest else 0)
 
 
 def _passes(op: DenseOp, accelerator: Accelerator) -> int:

@@ -23,6 +23,7 @@ import numpy as np
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.row_nnz import RowNnz, span_widths
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.analytical import dense_op_cost, encode_cost
 from sparqle_tvm.target.cost.sorting import max_block_rows
 from sparqle_tvm.target.cost.tiling import choose_tilings
@@ -84,7 +85,7 @@ def _choose(consumers: tuple[DenseOp, ...], accelerator: Accelerator, goal: Bala
         return 0
     tilings = choose_tilings(consumers, accelerator, "sparqle")
     nnz = typical_digits(rows, k, min(tilings[0].k, k))
-    sums = _sum_group_size(consumers)
+    sums = storage.sum_group_size(consumers)
 
     def cycles(block: int) -> int:
         encode = encode_cost("", nnz, tilings[0], sums, accelerator, "sparqle", block)
@@ -117,14 +118,10 @@ def typical_digits(rows: int, in_features: int, unit: int) -> RowNnz:
 def _blocks(consumers: tuple[DenseOp, ...], accelerator: Accelerator) -> Iterator[int]:
     """Blocks to try, smallest first."""
     op = consumers[0]
-    most = max_block_rows(op.k, _sum_group_size(consumers), accelerator)
+    most = max_block_rows(op.k, storage.sum_group_size(consumers), accelerator)
     block = 2 * accelerator.rows
     while op.m > accelerator.rows and block <= most:
         yield block
         if block >= op.m:
             return
         block *= 2
-
-
-def _sum_group_size(consumers: tuple[DenseOp, ...]) -> int:
-    return min((op.group_size for op in consumers if op.has_min), default=0)

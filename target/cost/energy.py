@@ -197,7 +197,7 @@ def _array_prices(accelerator: Accelerator, table: EnergyTable) -> Iterator[Pric
     k = accelerator.digit_bits
     tree_growth = math.log2(accelerator.lanes)
     add = table.operation_pj("int8_add")
-    register = table.parameters["operand_register"].band * (add / 8)
+    register = table.parameters["operand_register"] * (add / 8)
     for event, bits in (("lsb_products", k), ("msb_products", k), ("wide_products", 2 * k)):
         multiply = _multiply(table, bits, k)
         yield Price("multiply", event, multiply, "narrow_multiply" if bits * k != 64 else "")
@@ -206,7 +206,7 @@ def _array_prices(accelerator: Accelerator, table: EnergyTable) -> Iterator[Pric
         yield Price("accumulate", event, Band.exact(table.add_pj(bits + k + tree_growth)))
     accumulate = Band.exact(table.operation_pj("int32_add"))
     yield Price("accumulate", "accumulator_updates", accumulate)
-    scaled = table.parameters["scale_unit"].band * table.operation_pj("int32_multiply")
+    scaled = table.parameters["scale_unit"] * table.operation_pj("int32_multiply")
     yield Price("scale", "scale_operations", scaled, "scale_unit")
     yield Price("scale", "scale_operations", Band.exact(table.add_pj(64)))
     drain = 2 * table.operation_pj("fp32_multiply") + table.operation_pj("int32_add")
@@ -231,7 +231,7 @@ def _sparsity_prices(accelerator: Accelerator, table: EnergyTable) -> Iterator[P
     if accelerator.msb_across_groups:
         prices.append(("selected_products", "segmented_tree"))
     for event, name in prices:
-        yield Price("sparsity", event, table.parameters[name].band * add, name)
+        yield Price("sparsity", event, table.parameters[name] * add, name)
 
 
 def _memory_prices(accelerator: Accelerator, table: EnergyTable) -> Iterator[Price]:
@@ -260,5 +260,5 @@ def _static_price(
         return Price("static", "cycles", Band.exact(pj_per_cycle))
     k = accelerator.digit_bits
     product = _multiply(table, k, k).mid + table.add_pj(2 * k + math.log2(accelerator.lanes))
-    share = table.parameters["static_power"].band
+    share = table.parameters["static_power"]
     return Price("static", "cycles", share * (product * accelerator.macs_per_cycle), "static_power")

@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.files import plain
 from sparqle_tvm.target.accelerator import MEMORIES, Accelerator
 
 DEFAULT_NODE = "7nm"
@@ -94,19 +95,11 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Parameter:
+class Parameter(Band):
     """A figure without a source: what it may be, its unit, and why this range."""
 
-    low: float
-    mid: float
-    high: float
     unit: str
     why: str
-
-    @property
-    def band(self) -> Band:
-        """The range."""
-        return Band(self.low, self.mid, self.high)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,16 +181,9 @@ class EnergyTable:
 
     def to_json(self) -> dict[str, Any]:
         """Everything with its source, as plain data."""
-        return {
-            "name": self.name,
-            "node": self.node,
-            "memory": self.memory,
-            "estimate": self.estimate,
-            "operations": {name: asdict(value) for name, value in self.operations.items()},
-            "sram": {str(size): asdict(value) for size, value in self.sram.items()},
-            "dram": asdict(self.dram),
-            "parameters": {name: asdict(value) for name, value in self.parameters.items()},
-        }
+        data = plain(self)
+        del data["memory_name"]
+        return {"name": self.name, **data}
 
 
 def nodes() -> tuple[str, ...]:

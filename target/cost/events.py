@@ -172,7 +172,7 @@ def _buffer_bytes(
     row_parameters = op.m * storage.row_parameter_bytes(op.m, block_rows)
     weights = op.n * storage.weight_bytes(op, op.k)
     packed = op.n * math.ceil(op.k * op.weight_bits / 8)
-    channels = op.n * storage.parameter_bytes(op)
+    channels = op.n * op.channel_parameter_bytes
     group_reads = (weights - packed) * (passes + op.has_min) * tiling.m_tiles
     elements = op.m * op.n
     accumulators = elements * op.accumulator_bytes

@@ -9,60 +9,72 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.analytical import EncodeCost, encoding_costs
+from sparqle_tvm.target.cost.analytical import Bound, EncodeCost, OpCost, encoding_costs
 from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
-from sparqle_tvm.target.op import DenseOp
+from sparqle_tvm.target.op import DenseOp, ProgramScheme
 
 Counting = Literal["simulator", "analytical"]
 """Whether dense ops run as simulated programs, or are counted by formula."""
 
 
-class CountedOp(Protocol):
-    """What a dense op costs, counted by formula (`OpCost`) or by the simulator."""
+@dataclass(frozen=True)
+class SimulatedOp:
+    """One dense op as the simulator ran it.
 
-    @property
-    def label(self) -> str:
-        """Name of the op."""
+    Attributes
+    ----------
+    label : str
+        The op.
+    scheme : {"sparqle", "dense"}
+        How the activations are stored and computed.
+    macs : int
+        Multiply-accumulates at full precision.
+    mma_cycles : int
+        Cycles that the array was busy.
+    dma_cycles : int
+        Cycles that the DRAM channel was busy.
+    weight_bytes, dram_bytes : int
+        Bytes of weights with their scales read; all bytes read and written.
+    total_cycles : int
+        Cycles until the last engine had ended.
+    stalled_cycles : int
+        Cycles that the array waited.
+    events : Events
+        What costs energy.
+    """
 
-    @property
-    def mma_cycles(self) -> int:
-        """Cycles of the array."""
+    label: str
+    scheme: ProgramScheme
+    macs: int
+    mma_cycles: int
+    dma_cycles: int
+    weight_bytes: int
+    dram_bytes: int
+    total_cycles: int
+    stalled_cycles: int
+    events: Events
 
     @property
     def compute_cycles(self) -> int:
-        """Cycles of the slower of array and drain."""
+        """The array's cycles: what the drain takes longer is part of the time only."""
+        return self.mma_cycles
 
     @property
-    def dma_cycles(self) -> int:
-        """Cycles of all transfers."""
+    def bound(self) -> Bound:
+        """What limits the op."""
+        return "compute" if self.mma_cycles >= self.dma_cycles else "memory"
 
-    @property
-    def total_cycles(self) -> int:
-        """Time in clock cycles."""
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of weights, scales, minima and offsets read."""
-
-    @property
-    def dram_bytes(self) -> int:
-        """Bytes read and written."""
-
-    @property
-    def bound(self) -> str:
-        """``compute`` or ``memory``."""
-
-    @property
-    def events(self) -> Events:
-        """What costs energy."""
+CountedOp = OpCost | SimulatedOp
+"""What a dense op costs, counted by formula or by the simulator."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,11 +137,6 @@ class Totals:
     dram_bytes: int
     compute_bound_share: float
     events: Events = field(default_factory=Events)
-
-    @property
-    def memory_bound_share(self) -> float:
-        """Share of the cycles in ops that are limited by memory traffic."""
-        return 1.0 - self.compute_bound_share
 
     @classmethod
     def of(cls, costs: Iterable[CountedOp | EncodeCost | VectorCost]) -> Totals:

@@ -110,7 +110,7 @@ class OpLoads:
 
     def channel(self, n: Any) -> Any:
         """Parameters of `n` channels, if there are any."""
-        per_channel = storage.parameter_bytes(self.op)
+        per_channel = self.op.channel_parameter_bytes
         return self._cycles(n * per_channel) if per_channel else 0 * n
 
     def store(self, m: Any, n: Any) -> Any:

@@ -11,6 +11,7 @@ per group: int16, for a sum of g int8 values fits while g < 256, else int32 (`op
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
@@ -24,10 +25,6 @@ POINTER_BYTES = 4
 # A load of an MSB tile fetches where it begins and where it ends.
 TILE_POINTER_BYTES = 2 * POINTER_BYTES
 ACTIVATION_SCALE_BYTES = 4
-GROUP_SCALE_BYTES = 2
-CHANNEL_SCALE_BYTES = 4
-GROUP_OFFSET_BYTES = 8
-CHANNEL_OFFSET_BYTES = 4
 
 
 def lsb_bytes(rows: int, k: int, digit_bits: int) -> int:
@@ -62,6 +59,11 @@ def row_metadata_bytes(rows: int, k: int, sum_group_size: int, digit_bits: int) 
     return rows * ACTIVATION_SCALE_BYTES + sum_bytes(rows, k, sum_group_size, digit_bits)
 
 
+def sum_group_size(readers: Sequence[DenseOp]) -> int:
+    """Weights per group of the sums that the readers of an encoding need; 0: they need none."""
+    return min((op.group_size for op in readers if op.has_min), default=0)
+
+
 def plane_bytes(
     nnz: RowNnz, chunk: int, accelerator: Accelerator, scheme: Scheme
 ) -> tuple[int, int]:
@@ -78,25 +80,13 @@ def plane_bytes(
 
 def weight_bytes(op: DenseOp, k: int) -> int:
     """Bytes of one output channel's weights over `k` columns, with group scales and minima."""
-    weights = math.ceil(k * op.weight_bits / 8)
-    if not op.group_size:
-        return weights
-    return weights + math.ceil(k / op.group_size) * GROUP_SCALE_BYTES * (1 + op.has_min)
-
-
-def parameter_bytes(op: DenseOp) -> int:
-    """Bytes that the drain needs of each output channel.
-
-    An offset is int32, float64 with groups. Without groups there is a scale.
-    """
-    if op.group_size:
-        return op.has_offset * GROUP_OFFSET_BYTES
-    return CHANNEL_SCALE_BYTES + op.has_offset * CHANNEL_OFFSET_BYTES
+    groups = math.ceil(k / op.group_size) if op.group_size else 0
+    return math.ceil(k * op.weight_bits / 8) + groups * op.group_parameter_bytes
 
 
 def channel_bytes(op: DenseOp, k: int) -> int:
     """Bytes of all that belongs to one output channel over `k` columns."""
-    return weight_bytes(op, k) + parameter_bytes(op)
+    return weight_bytes(op, k) + op.channel_parameter_bytes
 
 
 def row_parameter_bytes(rows: int, block_rows: int) -> int:

@@ -22,6 +22,7 @@ from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_cycles
 from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.overlap import OpLoads, Overlap, activations_outer
+from sparqle_tvm.target.isa.base import ceil_div
 from sparqle_tvm.target.op import DenseOp
 
 FIRST_CANDIDATES = 16
@@ -282,11 +283,7 @@ def _worst_loads(op: DenseOp, accelerator: Accelerator, scheme: Scheme, out_chun
 def _least_cycles(loads: OpLoads, tile: tuple[Any, Any, Any], rows_outer: Any, passes: Any) -> Any:
     """A lower bound of `_static_cycles`: bytes without descriptors, and the array's work."""
     op, accelerator = loads.op, loads.accelerator
-    m_tiles, n_tiles, k_tiles = (
-        _ceil_div(op.m, tile[0]),
-        _ceil_div(op.n, tile[1]),
-        _ceil_div(op.k, tile[2]),
-    )
+    m_tiles, n_tiles, k_tiles = map(ceil_div, (op.m, op.n, op.k), tile)
     weights = op.n * storage.weight_bytes(op, op.k)
     moved = _activation_loads(m_tiles, n_tiles, k_tiles, rows_outer) * loads.activation_bytes
     moved = moved + _weight_loads(m_tiles, n_tiles, k_tiles, rows_outer) * weights
@@ -300,9 +297,9 @@ def _static_cycles(loads: OpLoads, tile: tuple[Any, Any, Any], rows_outer: Any, 
     `passes` are the cycles of all passes with the candidate's K chunk, if they are dense.
     """
     op, accelerator = loads.op, loads.accelerator
-    blocks = _ceil_div(op.m, accelerator.rows) * _ceil_div(op.n, accelerator.cols)
+    blocks = ceil_div(op.m, accelerator.rows) * ceil_div(op.n, accelerator.cols)
     waits = blocks * op.weight_slices if loads.scheme == "sparqle" else 0
-    mma_cycles = passes + waits * _ceil_div(op.k, tile[2])
+    mma_cycles = passes + waits * ceil_div(op.k, tile[2])
     overlap = Overlap.of_op(loads, tile, rows_outer, mma_cycles=mma_cycles)
     return overlap.total_cycles + np.minimum(overlap.dma_cycles, mma_cycles)
 
@@ -325,7 +322,3 @@ def _activation_loads(m_tiles: Any, n_tiles: Any, k_tiles: Any, rows_outer: Any)
 def _weight_loads(m_tiles: Any, n_tiles: Any, k_tiles: Any, rows_outer: Any) -> Any:
     stay = (k_tiles == 1) & (np.logical_not(rows_outer) | (n_tiles == 1))
     return np.where(stay, 1, m_tiles)
-
-
-def _ceil_div(a: Any, b: Any) -> Any:
-    return -(-a // b)

@@ -184,9 +184,7 @@ class Header:
     @property
     def channel_bytes(self) -> int:
         """Bytes of the parameters that DRAIN needs per channel; 0: it needs none."""
-        if self.op.group_size:
-            return 8 * self.op.has_offset
-        return 4 * self.op.scaled + 4 * self.op.has_offset
+        return self.op.channel_parameter_bytes
 
     def buffer_bytes(self, buffer: Buffer) -> int:
         """Size of a buffer."""

@@ -164,7 +164,7 @@ class LdGrp(TileLoad):
     @classmethod
     def row_bytes(cls, header: Header, cols: Any) -> Any:
         """``ceil(cols / g) * 2``, twice with minima."""
-        return ceil_div(cols, max(header.op.group_size, 1)) * (4 if header.op.has_min else 2)
+        return ceil_div(cols, max(header.op.group_size, 1)) * header.op.group_parameter_bytes
 
 
 @dataclass(frozen=True)

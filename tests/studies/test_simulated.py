@@ -12,7 +12,6 @@ from tiny_accelerator import TINY
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.studies.simulated import (
-    SimulatedOp,
     program_for,
     simulate_op,
     simulated_pass_cost,
@@ -23,7 +22,7 @@ from sparqle_tvm.target.compile.library import ProgramLibrary
 from sparqle_tvm.target.compile.schedule import default_decisions, schedule_with
 from sparqle_tvm.target.cost.analytical import encoding_costs
 from sparqle_tvm.target.cost.baselines import Scheme
-from sparqle_tvm.target.cost.model import EncodedActivation, Totals, pass_cost
+from sparqle_tvm.target.cost.model import EncodedActivation, SimulatedOp, Totals, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.op import SCHEMES, DenseOp

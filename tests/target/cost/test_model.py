@@ -81,7 +81,6 @@ def test_parts_add_up(scheme):
     assert cost.whole_model.dram_bytes == cost.dense_layers.dram_bytes + vector_bytes
     assert cost.mma_cycles == sum(op.lsb_cycles + op.msb_cycles for op in cost.ops)
     totals = cost.whole_model
-    assert totals.compute_bound_share + totals.memory_bound_share == 1
     assert 0 <= totals.compute_bound_share <= 1
 
 
