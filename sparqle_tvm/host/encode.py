@@ -105,10 +105,6 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
     factors (K,) float32 and bands (2, K) of the dtype of q, as far as the spec has them; lsb, pbm,
     msb, row_ptr; scale (.., 1) float32 if ``spec.qmax``; group_sums (.., G) int32 if
     ``spec.group_size``. The output buffers are those of ``sparqle_tvm.dialect``.
-
-    Parameters
-    ----------
-    spec : EncodeSpec
     """
     dims, rows = lead_dims(spec.lead)
     columns, lsb_bytes, pbm_bytes = spec.columns, spec.lsb_bytes, -(-spec.columns // 8)

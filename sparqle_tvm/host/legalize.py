@@ -17,7 +17,7 @@ from sparqle_tvm import dialect
 from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import INTEGER_LIMITS, MatmulSpec
-from sparqle_tvm.host.panels import panel_matrix, panel_vector
+from sparqle_tvm.host.panels import panel_kernel
 from sparqle_tvm.host.register_tile import host_tile, static_int
 from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
 from sparqle_tvm.numerics.integers import CONTAINER
@@ -62,8 +62,8 @@ def legalize_split_dense(bb: relax.BlockBuilder, op: dialect.SplitDense, ty: Any
     cols = spec.tile.cols
     args = [
         *_encoding_fields(bb, op.encoding),
-        _arrange_matrix(bb, op.weight, "int8", cols),
-        _arrange_vector(bb, op.offset, cols),
+        _arrange(bb, op.weight, cols, "int8"),
+        _arrange(bb, op.offset, cols),
     ]
     return _call(bb, split_dense_kernel(spec), op.NAME, args, ty)
 
@@ -77,20 +77,15 @@ def legalize_split_dense_scaled(
     """
     spec = _dense_kernel(op, ty, "float32", _scale_shape(ty, op.act_scale))
     cols = spec.tile.cols
-    scale = (
-        _arrange_matrix(bb, op.w_scale, "float32", cols)
-        if op.group_size
-        else _arrange_vector(bb, op.w_scale, cols)
-    )
     args = [
         *_encoding_fields(bb, op.encoding),
         op.act_scale,
-        _arrange_matrix(bb, op.weight, "int8", cols),
-        scale,
-        _arrange_vector(bb, op.offset, cols),
+        _arrange(bb, op.weight, cols, "int8"),
+        _arrange(bb, op.w_scale, cols, "float32"),
+        _arrange(bb, op.offset, cols),
     ]
     if op.has_min:
-        args += [_arrange_matrix(bb, op.w_min, "float32", cols), op.group_sums]
+        args += [_arrange(bb, op.w_min, cols, "float32"), op.group_sums]
     return _call(bb, split_dense_kernel(spec), op.NAME, args, ty)
 
 
@@ -197,20 +192,15 @@ def _encoding_fields(bb: relax.BlockBuilder, encoding: relax.Expr) -> list[relax
     return [bb.emit(dialect.plane(encoding, name)) for name in dialect.PLANES]
 
 
-def _arrange_matrix(
-    bb: relax.BlockBuilder, source: relax.Expr, dtype: str, cols: int
+def _arrange(
+    bb: relax.BlockBuilder, source: relax.Expr, cols: int, dtype: str | None = None
 ) -> relax.Expr:
-    channels, inner = (static_int(d, "a weight's shape") for d in source.ty.shape.values)
-    kernel = panel_matrix(channels, inner, str(source.ty.dtype), dtype, cols)
-    panels = relax.TensorType((-(-channels // cols), inner, cols), dtype)
-    return bb.emit(_call(bb, kernel, "panel_matrix", [source], panels))
-
-
-def _arrange_vector(bb: relax.BlockBuilder, source: relax.Expr, cols: int) -> relax.Expr:
-    channels, dtype = static_int(source.ty.shape.values[0], "N of a constant"), source.ty.dtype
-    kernel = panel_vector(channels, str(dtype), cols)
-    panels = relax.TensorType((-(-channels // cols), cols), dtype)
-    return bb.emit(_call(bb, kernel, "panel_vector", [source], panels))
+    """Weights or constants (N, ..) in panels of `cols` channels, as `dtype` if that is another."""
+    shape = tuple(static_int(d, "the shape of weights") for d in source.ty.shape.values)
+    dtype = dtype or str(source.ty.dtype)
+    kernel = panel_kernel(shape, str(source.ty.dtype), dtype, cols)
+    panels = relax.TensorType((-(-shape[0] // cols), *shape[1:], cols), dtype)
+    return bb.emit(_call(bb, kernel, "panels", [source], panels))
 
 
 def _call(

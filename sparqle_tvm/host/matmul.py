@@ -47,12 +47,7 @@ _SERIAL_PRODUCTS = 1 << 16
 
 @cache
 def matmul_kernel(spec: MatmulSpec) -> tirx.PrimFunc:
-    """Build the kernel; parameters a (.., M, K), b (.., K, N), out (.., M, N).
-
-    Parameters
-    ----------
-    spec : MatmulSpec
-    """
+    """Build the kernel; parameters a (.., M, K), b (.., K, N), out (.., M, N)."""
     dims = [tirx.Var(f"d{i}", "int64") for i in range(len(spec.a_batch))]
     m = tirx.Var("m", "int64")
     k = tirx.Var("k", "int64") if spec.columns is None else int64(spec.columns)

@@ -6,8 +6,8 @@ A panel is `cols` consecutive output channels, the innermost dimension. The arra
 
 from __future__ import annotations
 
+import math
 from functools import cache
-from typing import Any
 
 from tvm import tirx
 
@@ -15,65 +15,33 @@ from sparqle_tvm.tirscript import Array, build, cast, either, loop, parallel
 
 
 @cache
-def panel_matrix(
-    channels: int, inner: int, dtype: str, panel_dtype: str, cols: int
-) -> tirx.PrimFunc:
-    """Build (N, inner) -> (ceil(N / cols), inner, cols), padded with zeros.
+def panel_kernel(shape: tuple[int, ...], dtype: str, panel_dtype: str, cols: int) -> tirx.PrimFunc:
+    """Build (N, ..) -> (ceil(N / cols), .., cols), padded with zeros.
 
     Parameters
     ----------
-    channels, inner : int
-        N, and K or the number of groups.
+    shape : tuple of int
+        N, and K or the number of groups if there is a value for each.
     dtype, panel_dtype : str
         Element types before and after; the conversion has to be exact.
     cols : int
         Channels of a panel.
     """
+    channels, inner = shape[0], math.prod(shape[1:])
     panels = -(-channels // cols)
 
     def body(source: Array, panel: Array) -> None:
+        source, panel = source.reshape(channels, inner), panel.reshape(panels, inner, cols)
         with parallel(panels) as p, loop(inner) as i, loop(cols) as c:
-            _copy_or_pad(
-                p * cols + c < channels,
-                lambda: source[p * cols + c, i],
-                lambda value: panel.__setitem__((p, i, c), value),
-                panel_dtype,
+            at, channel = (p, i, c), p * cols + c
+            either(
+                channel < channels,
+                lambda: panel.__setitem__(at, cast(panel_dtype, source[channel, i])),
+                lambda: panel.__setitem__(at, tirx.const(0, panel_dtype)),
             )
 
     parameters = {
-        "source": (dtype, channels, inner),
-        "panel": (panel_dtype, panels, inner, cols),
+        "source": (dtype, *shape),
+        "panel": (panel_dtype, panels, *shape[1:], cols),
     }
-    return build("panel_matrix", parameters, body)
-
-
-@cache
-def panel_vector(channels: int, dtype: str, cols: int) -> tirx.PrimFunc:
-    """Build (N,) -> (ceil(N / cols), cols), padded with zeros.
-
-    Parameters
-    ----------
-    channels : int
-        N.
-    dtype : str
-        Element type.
-    cols : int
-        Channels of a panel.
-    """
-    panels = -(-channels // cols)
-
-    def body(source: Array, panel: Array) -> None:
-        with loop(panels) as p, loop(cols) as c:
-            _copy_or_pad(
-                p * cols + c < channels,
-                lambda: source[p * cols + c],
-                lambda value: panel.__setitem__((p, c), value),
-                dtype,
-            )
-
-    parameters = {"source": (dtype, channels), "panel": (dtype, panels, cols)}
-    return build("panel_vector", parameters, body)
-
-
-def _copy_or_pad(exists: Any, read: Any, write: Any, dtype: str) -> None:
-    either(exists, lambda: write(cast(dtype, read())), lambda: write(tirx.const(0, dtype)))
+    return build("panels", parameters, body)

@@ -38,14 +38,7 @@ def decode_row(encoding: Encoding, row: Any, planes: Array, at: Any) -> None:
     """Write row `row` of an encoding to ``planes[at]`` and ``planes[at + 1]``.
 
     The first gets the LSB digits as stored (biased for the signed window), the second the MSB
-    digits times 2^k, zero where the bitmap is zero; float32, exact.
-
-    Parameters
-    ----------
-    encoding : Encoding
-    row : PrimExpr
-    planes : float32 (.., K)
-    at : PrimExpr
+    digits times 2^k, zero where the bitmap is zero; `planes` is float32 (.., K), exact.
     """
     _decode_lsb(encoding, row, planes, at)
     _decode_msb(encoding, row, planes, at + 1)

@@ -112,10 +112,6 @@ def split_dense_kernel(spec: DenseKernel) -> tirx.PrimFunc:
     group_sums : int32 (.., G)
         Only with a minimum.
     out : int32 or float32 (.., N)
-
-    Parameters
-    ----------
-    spec : DenseKernel
     """
     dims, rows = lead_dims(spec.lead)
     tile_rows = spec.tile.rows // 2

@@ -110,7 +110,7 @@ def test_int32_dense_and_encode() -> None:
 
 def test_arrangements_of_constants_are_folded() -> None:
     mod, _ = layer(3, group_size=GROUP, symmetric=False)
-    assert {"panel_matrix", "panel_vector"} <= set(kernels_of(legalize(mod, fold=False)))
+    assert {"panels", "panels1"} <= set(kernels_of(legalize(mod, fold=False)))
     assert set(kernels_of(legalize(mod))) == {"quantize_encode", "split_dense_scaled"}
 
 

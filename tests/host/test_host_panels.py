@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kernel_runner import GENERIC, panels, run_kernel
 
-from sparqle_tvm.host.panels import panel_matrix, panel_vector
+from sparqle_tvm.host.panels import panel_kernel
 
 
 @pytest.mark.parametrize(("channels", "inner", "cols"), [(16, 5, 8), (21, 7, 16), (3, 1, 8)])
@@ -14,14 +14,14 @@ from sparqle_tvm.host.panels import panel_matrix, panel_vector
 def test_panel_matrix(channels: int, inner: int, cols: int, dtype: str, panel_dtype: str) -> None:
     source = np.random.default_rng(0).integers(-99, 99, (channels, inner)).astype(dtype)
     expected = panels(source, cols, panel_dtype)
-    kernel = panel_matrix(channels, inner, dtype, panel_dtype, cols)
+    kernel = panel_kernel((channels, inner), dtype, panel_dtype, cols)
     (found,) = run_kernel(kernel, [source], [(expected.shape, panel_dtype)], GENERIC)
     np.testing.assert_array_equal(found, expected)
 
 
 def test_panel_matrix_keeps_subnormal_halves() -> None:
     source = np.array([[6e-8], [-6e-5], [65504], [-0.0]], dtype=np.float16)
-    kernel = panel_matrix(4, 1, "float16", "float32", 4)
+    kernel = panel_kernel((4, 1), "float16", "float32", 4)
     (found,) = run_kernel(kernel, [source], [((1, 1, 4), "float32")], GENERIC)
     np.testing.assert_array_equal(found.ravel(), source.ravel().astype(np.float32))
 
@@ -29,5 +29,6 @@ def test_panel_matrix_keeps_subnormal_halves() -> None:
 @pytest.mark.parametrize("dtype", ["int32", "float32", "float64"])
 def test_panel_vector(dtype: str) -> None:
     source = np.arange(1, 12).astype(dtype)
-    (found,) = run_kernel(panel_vector(11, dtype, 8), [source], [((2, 8), dtype)], GENERIC)
+    kernel = panel_kernel((11,), dtype, dtype, 8)
+    (found,) = run_kernel(kernel, [source], [((2, 8), dtype)], GENERIC)
     np.testing.assert_array_equal(found, panels(source, 8))

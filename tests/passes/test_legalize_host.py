@@ -20,7 +20,7 @@ from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.host.legalize import HOST_LEGALIZE_MAP
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import MatmulSpec
-from sparqle_tvm.host.panels import panel_matrix, panel_vector
+from sparqle_tvm.host.panels import panel_kernel
 from sparqle_tvm.host.register_tile import host_tile
 from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
 from sparqle_tvm.passes import LegalizeHost, PassReport
@@ -73,10 +73,10 @@ def expected() -> tvm.IRModule:
             stream = [((rows * 4,), "uint8"), ((rows + 1,), "int32")]
             enc = call(encode, "encode", [q], *planes, *stream)
             fields = [builder.emit(relax.TupleGetItem(enc, i)) for i in range(4)]
-            matrix = panel_matrix(3, 8, "int8", "int8", tile.cols)
-            w = call(matrix, "panel_matrix", [relax.const(W)], ((1, 8, tile.cols), "int8"))
-            vector = panel_vector(3, "int32", tile.cols)
-            bias = call(vector, "panel_vector", [relax.const(BIAS)], ((1, tile.cols), "int32"))
+            matrix = panel_kernel((3, 8), "int8", "int8", tile.cols)
+            w = call(matrix, "panels", [relax.const(W)], ((1, 8, tile.cols), "int8"))
+            vector = panel_kernel((3,), "int32", "int32", tile.cols)
+            bias = call(vector, "panels", [relax.const(BIAS)], ((1, tile.cols), "int32"))
             up = call(dense, "split_dense", [*fields, w, bias], ((rows, 3), "int32"))
             positive = builder.emit(relax.op.nn.relu(relax.op.astype(up, "float32")))
             product = emit_tir(
