@@ -38,6 +38,7 @@ class ImportedModel:
     name : name of the model in the file, or else the name of the file
     sha256 : SHA-256 of the file, in hexadecimal digits
     activations : what the dense layers compute on
+    file : the file that it came from, with its tensors
     """
 
     mod: tvm.IRModule = field(repr=False)
@@ -45,12 +46,7 @@ class ImportedModel:
     name: str
     sha256: str
     activations: Activations
-    _file: GGUFFile = field(repr=False)
-
-    @property
-    def file(self) -> GGUFFile:
-        """The file that the model came from, with its tensors."""
-        return self._file
+    file: GGUFFile = field(repr=False)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -63,7 +59,7 @@ class ImportedModel:
         UnsupportedModelError
             If it is of a kind that is not supported.
         """
-        return tokenizer_from_gguf(self._file)
+        return tokenizer_from_gguf(self.file)
 
 
 def from_gguf(
@@ -108,7 +104,7 @@ def from_gguf(
         name=file.get("general.name", str) or file.path.stem,
         sha256=file.sha256(),
         activations=activations,
-        _file=file,
+        file=file,
     )
 
 

@@ -97,7 +97,6 @@ def _q8_0(blocks: Blocks) -> GroupedWeight:
     return _grouped(blocks[:, :, 2:].view(np.int8), _half(blocks, 0))
 
 
-_GROUP_BYTES = {Kind.Q4_0: 18, Kind.Q4_1: 20, Kind.Q8_0: 34}
 _UNPACK: dict[Kind, Callable[[Blocks], GroupedWeight]] = {
     Kind.Q4_0: _q4_0,
     Kind.Q4_1: _q4_1,
@@ -209,7 +208,7 @@ class GGUFFile:
             self._check_finite(name, values)
             return FloatWeight(values)
         groups = in_features // GROUP_SIZE
-        weight = _UNPACK[kind](tensor.data.reshape(out_features, groups, _GROUP_BYTES[kind]))
+        weight = _UNPACK[kind](tensor.data.reshape(out_features, groups, -1))
         self._check_finite(name, weight.scale)
         if weight.minimum is not None:
             self._check_finite(name, weight.minimum)

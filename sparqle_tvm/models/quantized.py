@@ -229,7 +229,6 @@ class Dense(nn.Module):
     def __init__(self, weight: Weight, label: str) -> None:
         """Hold the weights as parameters that will be constants."""
         self.label = label
-        self.out_features = weight.out_features
         self.values = bound_parameter(weight.values)
         self.scale: nn.Parameter | None = None
         self.minimum: nn.Parameter | None = None
