@@ -11,7 +11,7 @@ place it freely; the drain adds them. As all sums are exact (int32, or float64 o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tvm import te, tirx
@@ -78,15 +78,20 @@ def split_dense_primfunc(op: DenseOp, multiple: tuple[int, int, int] = (1, 1, 1)
             "and fold it into minima"
         )
     rows, cols, depth = (
-        _int64(math.ceil(extent / tile) * tile)
+        math.ceil(extent / tile) * tile
         for extent, tile in zip((op.m, op.n, op.k), multiple, strict=True)
     )
-    arrays = _Arrays(op, rows, cols, depth)
-    passes = [_digit_pass(arrays, name) for name in PASSES[:2]]
+    groups = math.ceil(depth / max(op.group_size, 1))
+    extents = {"m": rows, "n": cols, "k": depth, "g": groups, "1": 1}
+    arrays = {
+        name: te.placeholder([_int64(extents[axis]) for axis in axes], dtype, name)
+        for name, (axes, dtype) in arrays_of(op).items()
+    }
+    passes = [_digit_pass(op, arrays, name) for name in PASSES[:2]]
     if op.has_min:
         passes.append(_minimum_pass(arrays))
-    out = te.compute((rows, cols), lambda i, j: _drained(arrays, passes, i, j), name="drain")
-    function = te.create_prim_func([*arrays.inputs(), out])
+    out = te.compute(passes[0].shape, lambda i, j: _drained(op, arrays, passes, i, j), name="drain")
+    function = te.create_prim_func([*arrays.values(), out])
     attrs = {"global_symbol": "split_dense", EXTENT_ATTR: [op.m, op.n, op.k]}
     return function.with_attrs(attrs)
 
@@ -112,34 +117,6 @@ def arrays_of(op: DenseOp) -> dict[str, tuple[str, str]]:
         ("out_scale", op.output == "encoded", "1", "float32"),
     )
     return {name: (axes, dtype) for name, exists, axes, dtype in arrays if exists}
-
-
-@dataclass
-class _Arrays:
-    """Placeholders of the parameters, in their order."""
-
-    op: DenseOp
-    rows: Any
-    cols: Any
-    depth: Any
-
-    def __post_init__(self) -> None:
-        groups = _int64(-(-int(self.depth) // max(self.op.group_size, 1)))
-        extents = {"m": self.rows, "n": self.cols, "k": self.depth, "g": groups, "1": _int64(1)}
-        self._tensors = {
-            name: te.placeholder([extents[axis] for axis in axes], dtype, name)
-            for name, (axes, dtype) in arrays_of(self.op).items()
-        }
-
-    def __getitem__(self, name: str) -> Any:
-        return self._tensors[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
-
-    def inputs(self) -> list[Any]:
-        """All placeholders in the order of the parameters."""
-        return list(self._tensors.values())
 
 
 def digit(op: DenseOp, name: str, stored: Any) -> Any:
@@ -182,42 +159,36 @@ def drained(
     return tirx.max(tirx.min(rounded, high), low).astype(op.out_dtype)
 
 
-def _digit_pass(arrays: _Arrays, name: str) -> Any:
-    op = arrays.op
+def _digit_pass(op: DenseOp, arrays: Mapping[str, Any], name: str) -> Any:
     plane = arrays["act" if op.scheme == "dense" else name.removeprefix("mma_")]
-    column = te.reduce_axis((0, arrays.depth), "k")
-    group = max(op.group_size, 1)
+    weights = arrays["w"]
+    column = te.reduce_axis((0, weights.shape[1]), "k")
 
     def element(i: Any, j: Any) -> Any:
-        scale = arrays["w_scale"][j, column // group] if op.group_size else None
-        return te.sum(product(op, name, plane[i, column], arrays["w"][j, column], scale), column)
+        scale = arrays["w_scale"][j, column // op.group_size] if op.group_size else None
+        return te.sum(product(op, name, plane[i, column], weights[j, column], scale), column)
 
-    return te.compute((arrays.rows, arrays.cols), element, name=name)
+    return te.compute((plane.shape[0], weights.shape[0]), element, name=name)
 
 
-def _minimum_pass(arrays: _Arrays) -> Any:
+def _minimum_pass(arrays: Mapping[str, Any]) -> Any:
     sums, minima = arrays["group_sums"], arrays["w_min"]
     group = te.reduce_axis((0, sums.shape[1]), "g")
 
     def element(i: Any, j: Any) -> Any:
         return te.sum(sums[i, group].astype("float64") * minima[j, group].astype("float64"), group)
 
-    return te.compute((arrays.rows, arrays.cols), element, name="mma_min")
+    return te.compute((sums.shape[0], minima.shape[0]), element, name="mma_min")
 
 
-def _drained(arrays: _Arrays, passes: list[Any], i: Any, j: Any) -> Any:
+def _drained(op: DenseOp, arrays: Mapping[str, Any], passes: Sequence[Any], i: Any, j: Any) -> Any:
     total = passes[0][i, j]
     for other in passes[1:]:
         total = total + other[i, j]
-    per_channel = "w_scale" in arrays and not arrays.op.group_size
-    return drained(
-        arrays.op,
-        total,
-        arrays["offset"][j] if "offset" in arrays else None,
-        arrays["act_scale"][i] if "act_scale" in arrays else None,
-        arrays["w_scale"][j] if per_channel else None,
-        arrays["out_scale"][0] if "out_scale" in arrays else None,
-    )
+    index = {"offset": j, "act_scale": i, "w_scale": j, "out_scale": 0}
+    if op.group_size:
+        arrays = {name: array for name, array in arrays.items() if name != "w_scale"}
+    return drained(op, total, *(arrays[n][at] if n in arrays else None for n, at in index.items()))
 
 
 def _int64(value: int) -> Any:

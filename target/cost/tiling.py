@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
@@ -123,12 +123,8 @@ def _choose_tilings(
     found = {op: _search(op, chunks, accelerator, scheme) for op in dict.fromkeys(ops)}
     searches = [found[op] for op in ops]
     costs = np.sum([cost for cost, _ in searches], axis=0)
-    best = int(np.argmin(costs))
-    if not np.isfinite(costs[best]):
-        raise TargetError(
-            f"accelerator {accelerator.name!r}: no tile of {ops[0].label!r} (K = {ops[0].k}) "
-            f"fits the buffers; a K chunk has at least {unit} columns"
-        )
+    kind = f"with K chunks of at least {unit} columns (K = {ops[0].k})"
+    best = _best(costs, ops[0], accelerator, kind)
     return tuple(tilings[best] for _, tilings in searches)
 
 
@@ -141,12 +137,7 @@ def tiling_of_chunk(op: DenseOp, k_chunk: int, accelerator: Accelerator, scheme:
         If no tile with that chunk fits the buffers, or digits have not the width of the array.
     """
     costs, tilings = _search(op, np.array([k_chunk]), accelerator, scheme)
-    if not np.isfinite(costs[0]):
-        raise TargetError(
-            f"accelerator {accelerator.name!r}: no tile of {op.label!r} with K chunks of "
-            f"{k_chunk} columns fits the buffers"
-        )
-    return tilings[0]
+    return tilings[_best(costs, op, accelerator, f"with K chunks of {k_chunk} columns")]
 
 
 @lru_cache(maxsize=4096)
@@ -185,13 +176,18 @@ def choose_drained(
         tilings.append(found[0])
     for reader in readers:
         costs = costs + _search(reader, chunks, accelerator, "sparqle")[0]
+    kind = f"that encodes its outputs, in chunks of at least {unit} channels,"
+    return tilings[_best(costs, op, accelerator, kind)]
+
+
+def _best(costs: ArrayLike, op: DenseOp, accelerator: Accelerator, kind: str) -> int:
+    """Index of the least cost; without a finite one, tiles of that kind do not fit."""
     best = int(np.argmin(costs))
-    if not np.isfinite(costs[best]):
+    if not np.isfinite(costs)[best]:
         raise TargetError(
-            f"accelerator {accelerator.name!r}: no tile of {op.label!r} that encodes its "
-            f"outputs, in chunks of at least {unit} channels, fits the buffers"
+            f"accelerator {accelerator.name!r}: no tile of {op.label!r} {kind} fits the buffers"
         )
-    return tilings[best]
+    return best
 
 
 def _search(
