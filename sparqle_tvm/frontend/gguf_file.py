@@ -19,8 +19,6 @@ from sparqle_tvm.models.quantized import GROUP_SIZE, FloatWeight, GroupedWeight,
 
 T = TypeVar("T")
 
-_HASH_CHUNK_BYTES = 1 << 22
-
 Blocks = NDArray[np.uint8]
 """The bytes of quantized weights: uint8 of shape (N, G, bytes per group)."""
 
@@ -144,11 +142,7 @@ class GGUFFile:
 
     def sha256(self) -> str:
         """Return the SHA-256 of the whole file, in hexadecimal digits."""
-        digest = hashlib.sha256()
-        data = self._reader.data.data
-        for start in range(0, len(data), _HASH_CHUNK_BYTES):
-            digest.update(data[start : start + _HASH_CHUNK_BYTES])
-        return digest.hexdigest()
+        return hashlib.sha256(self._reader.data.data).hexdigest()
 
     def get(self, key: str, kind: type[T]) -> T | None:
         """Return a value of the metadata, or None if there is none.

@@ -15,6 +15,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from sparqle_tvm.host.planes import for_bytes
 from sparqle_tvm.host.register_tile import SERIAL_ROWS
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 from sparqle_tvm.numerics.window import window_of
@@ -224,10 +225,7 @@ def _pack_lsb(spec: EncodeSpec, row: Any, biased: Array, lsb: Array) -> None:
             packed = packed + T.shift_left(digit, i * spec.k)
         lsb[row, byte] = cast("uint8", packed)
 
-    with loop(spec.columns // per_byte) as byte:
-        pack(byte, per_byte)
-    if spec.columns % per_byte:
-        pack(spec.columns // per_byte, spec.columns % per_byte)
+    for_bytes(spec.columns, per_byte, pack)
 
 
 def _pack_msb(
@@ -249,10 +247,7 @@ def _pack_msb(
             bits.add(T.shift_left(digit.value, i))
         pbm[row, byte] = cast("uint8", bits.value)
 
-    with loop(spec.columns // 8) as byte:
-        collect(byte, 8)
-    if spec.columns % 8:
-        collect(spec.columns // 8, spec.columns % 8)
+    for_bytes(spec.columns, 8, collect)
     for i in range(per_byte):
         digits[found.value + i] = T.uint8(0)
     stored_bytes = Scalar("int32", T.shift_right(found.value * k + 7, 3))

@@ -21,7 +21,7 @@ from sparqle_tvm.host.panels import panel_kernel
 from sparqle_tvm.host.register_tile import host_tile, static_int
 from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
 from sparqle_tvm.numerics.integers import CONTAINER
-from sparqle_tvm.target.op import DenseOp, Output
+from sparqle_tvm.target.op import DenseOp
 
 
 def legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -56,37 +56,35 @@ def legalize_balance_rows(_: relax.BlockBuilder, op: dialect.BalanceRows, ty: An
     return relax.op.call_dps_packed("sparqle.balance_rows", arguments, out_ty=ty)
 
 
-def legalize_split_dense(bb: relax.BlockBuilder, op: dialect.SplitDense, ty: Any) -> relax.Expr:
-    """Lower ``R.sparqle.split_dense``."""
-    spec = _dense_kernel(op, ty, "int32")
-    cols = spec.tile.cols
-    args = [
-        *_encoding_fields(bb, op.encoding),
-        _arrange(bb, op.weight, cols, "int8"),
-        _arrange(bb, op.offset, cols),
-    ]
-    return _call(bb, split_dense_kernel(spec), op.NAME, args, ty)
-
-
-def legalize_split_dense_scaled(
-    bb: relax.BlockBuilder, op: dialect.SplitDenseScaled, ty: Any
+def legalize_split_dense(
+    bb: relax.BlockBuilder, op: dialect.SplitDense | dialect.SplitDenseScaled, ty: Any
 ) -> relax.Expr:
-    """Lower ``R.sparqle.split_dense_scaled``.
+    """Lower ``R.sparqle.split_dense`` and ``split_dense_scaled``.
 
     A row order is for accelerators: it changes nothing of the result.
     """
-    spec = _dense_kernel(op, ty, "float32", _scale_shape(ty, op.act_scale))
-    cols = spec.tile.cols
-    args = [
-        *_encoding_fields(bb, op.encoding),
-        op.act_scale,
-        _arrange(bb, op.weight, cols, "int8"),
-        _arrange(bb, op.w_scale, cols, "float32"),
-        _arrange(bb, op.offset, cols),
-    ]
+    scaled = op if isinstance(op, dialect.SplitDenseScaled) else None
+    described = DenseOp(
+        m=1,
+        n=static_int(op.weight.ty.shape.values[0], f"N of {op.NAME}"),
+        k=op.in_features,
+        digit_bits=op.k,
+        weight_bits=op.weight_bits,
+        group_size=op.group_size,
+        has_min=op.has_min,
+        output="float32" if scaled else "int32",
+    )
+    scale_shape = _scale_shape(ty, scaled.act_scale) if scaled else None
+    kernel = DenseKernel(described, len(ty.shape.values) - 1, scale_shape, host_tile())
+    cols = kernel.tile.cols
+    args = [*_encoding_fields(bb, op.encoding)]
+    args += [scaled.act_scale] if scaled else []
+    args.append(_arrange(bb, op.weight, cols, "int8"))
+    args += [_arrange(bb, scaled.w_scale, cols, "float32")] if scaled else []
+    args.append(_arrange(bb, op.offset, cols))
     if op.has_min:
         args += [_arrange(bb, op.w_min, cols, "float32"), op.group_sums]
-    return _call(bb, split_dense_kernel(spec), op.NAME, args, ty)
+    return _call(bb, split_dense_kernel(kernel), op.NAME, args, ty)
 
 
 def legalize_split_dense_encoded(
@@ -154,25 +152,6 @@ def _batch_flags(a: list[Any], b: list[Any]) -> tuple[tuple[str, ...], tuple[str
     return tuple(x for x, _ in pairs), tuple(y for _, y in pairs)
 
 
-def _dense_kernel(
-    op: dialect.Dense,
-    ty: relax.TensorType,
-    output: Output,
-    scale_shape: tuple[int, ...] | None = None,
-) -> DenseKernel:
-    described = DenseOp(
-        m=1,
-        n=static_int(op.weight.ty.shape.values[0], f"N of {op.NAME}"),
-        k=op.in_features,
-        digit_bits=op.k,
-        weight_bits=op.weight_bits,
-        group_size=op.group_size,
-        has_min=op.has_min,
-        output=output,
-    )
-    return DenseKernel(described, len(ty.shape.values) - 1, scale_shape, host_tile())
-
-
 def _scale_shape(ty: relax.TensorType, act_scale: relax.Expr) -> tuple[int, ...] | None:
     """None for a scale per row, else the shape of the one scale."""
     shape = list(act_scale.ty.shape.values)
@@ -215,7 +194,7 @@ LEGALIZATIONS: dict[type[dialect.Op], Callable[[relax.BlockBuilder, Any, Any], r
     dialect.QuantizeEncode: legalize_encoding,
     dialect.BalanceRows: legalize_balance_rows,
     dialect.SplitDense: legalize_split_dense,
-    dialect.SplitDenseScaled: legalize_split_dense_scaled,
+    dialect.SplitDenseScaled: legalize_split_dense,
     dialect.SplitDenseEncoded: legalize_split_dense_encoded,
 }
 

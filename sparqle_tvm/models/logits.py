@@ -61,14 +61,6 @@ def logits_chunks(
         yield logits
 
 
-def all_logits(functions: Functions, tokens: Tokens, *, chunk: int = 64) -> NDArray[np.float32]:
-    """Return the logits of all positions: float32 of shape (T, V).
-
-    Takes and raises what `logits_chunks` does.
-    """
-    return np.concatenate(list(logits_chunks(functions, tokens, chunk=chunk)))
-
-
 def log_likelihoods(logits: NDArray[np.float32], targets: Tokens) -> NDArray[np.float64]:
     """Return the natural logarithm of the probability of each target.
 

@@ -8,7 +8,9 @@ later pass shares what is the same.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +29,24 @@ GROUP_SIZE = 32
 
 
 @dataclass(frozen=True)
-class GroupedWeight:
+class _ChannelsLast:
+    """Weights whose last axis are the output channels."""
+
+    values: NDArray[Any]
+
+    @property
+    def in_features(self) -> int:
+        """Number K of input channels."""
+        return math.prod(self.values.shape[:-1])
+
+    @property
+    def out_features(self) -> int:
+        """Number N of output channels."""
+        return int(self.values.shape[-1])
+
+
+@dataclass(frozen=True)
+class GroupedWeight(_ChannelsLast):
     """Integer weights with one scale, and perhaps one minimum, per group of 32 input channels.
 
     The value of a weight is ``scale * values + minimum``. K inputs, N outputs, G = K / 32 groups.
@@ -42,16 +61,6 @@ class GroupedWeight:
     values: NDArray[np.int8]
     scale: NDArray[np.float16]
     minimum: NDArray[np.float16] | None = None
-
-    @property
-    def in_features(self) -> int:
-        """Number K of input channels."""
-        return int(self.values.shape[0] * self.values.shape[1])
-
-    @property
-    def out_features(self) -> int:
-        """Number N of output channels."""
-        return int(self.values.shape[2])
 
     def to_float(self) -> FloatWeight:
         """Return the same weights as float32; every product and sum is rounded once."""
@@ -92,7 +101,7 @@ class ChannelWeight:
 
 
 @dataclass(frozen=True)
-class FloatWeight:
+class FloatWeight(_ChannelsLast):
     """Weights in float32, laid out for ``matmul(x, values)``.
 
     Attributes
@@ -101,16 +110,6 @@ class FloatWeight:
     """
 
     values: NDArray[np.float32]
-
-    @property
-    def in_features(self) -> int:
-        """Number K of input channels."""
-        return int(self.values.shape[0])
-
-    @property
-    def out_features(self) -> int:
-        """Number N of output channels."""
-        return int(self.values.shape[1])
 
     def to_float(self) -> FloatWeight:
         """Return itself."""

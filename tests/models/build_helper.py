@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import tvm
+from numpy.typing import NDArray
 from tvm import relax
 
 from sparqle_tvm.compiler import host_pipeline
+from sparqle_tvm.models.logits import Functions, Tokens, logits_chunks
 
 
 def build(mod: tvm.IRModule, functions: Iterable[str] | None = None) -> relax.VirtualMachine:
@@ -23,3 +25,8 @@ def build(mod: tvm.IRModule, functions: Iterable[str] | None = None) -> relax.Vi
 def tensor(values: Any) -> tvm.runtime.Tensor:
     """Copy token ids to an int32 tensor of shape (1, T)."""
     return tvm.runtime.tensor(np.asarray(values, dtype=np.int32).reshape(1, -1))
+
+
+def all_logits(functions: Functions, tokens: Tokens, *, chunk: int = 64) -> NDArray[np.float32]:
+    """Logits of all positions: float32 of shape (T, V)."""
+    return np.concatenate(list(logits_chunks(functions, tokens, chunk=chunk)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from build_helper import build, tensor
+from build_helper import all_logits, build, tensor
 from gguf import GGMLQuantizationType as Kind
 from tiny_llama import TinyLlama
 from torch_reference import TorchLlama
@@ -15,7 +15,6 @@ from tvm import relax
 
 from sparqle_tvm.frontend.gguf import Activations, ImportedModel, from_gguf
 from sparqle_tvm.models.llama import CACHE_RESERVE_TOKENS, FUNCTIONS
-from sparqle_tvm.models.logits import all_logits
 from sparqle_tvm.models.quantized import QMAX
 
 MIXED = {

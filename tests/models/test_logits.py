@@ -8,9 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import tvm
+from build_helper import all_logits
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.models.logits import all_logits, log_likelihoods, logits_chunks, perplexity
+from sparqle_tvm.models.logits import log_likelihoods, logits_chunks, perplexity
 
 VOCAB = 5
 

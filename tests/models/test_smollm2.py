@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from build_helper import build, tensor
+from build_helper import all_logits, build, tensor
 from torch_reference import TorchLlama
 
 from sparqle_tvm.frontend.gguf import from_gguf
 from sparqle_tvm.frontend.text import builtin_text, load_tokens
 from sparqle_tvm.models.builtin import fetch_builtin
-from sparqle_tvm.models.logits import all_logits, log_likelihoods
+from sparqle_tvm.models.logits import log_likelihoods
 
 pytestmark = pytest.mark.slow
 
