@@ -87,7 +87,8 @@ def test_programs_agree_on_the_chunk_between_them(simulated: Executable) -> None
         headers = [record.program.header for record in simulated.profile()]
         assert [header.op.output for header in headers] == ["encoded", "encoded", "float32"]
         for first, second in pairwise(headers):
-            assert (first.out_window, first.digit_bits) == (second.window, second.digit_bits)
+            ours, theirs = first.op, second.op
+            assert (ours.out_window, ours.digit_bits) == (theirs.window, theirs.digit_bits)
             assert first.out_chunks == second.chunks
             assert first.chunks == 1 or first.out_chunk == second.k_chunk
 

@@ -268,7 +268,7 @@ def _evaluate(
     selection: Selection | None = None,
 ) -> Evaluation:
 
-    from sparqle_tvm.compiler import compile as compile_model
+    from sparqle_tvm.api import compile as compile_model
 
     with stages(f"compile ({name})"):
         executable = compile_model(
