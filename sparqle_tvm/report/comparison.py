@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
+from sparqle_tvm.errors import ResultFileError
+from sparqle_tvm.files import plain, typed
 from sparqle_tvm.models.shapes import MODELS as SHAPES
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Document, Section, Table
 from sparqle_tvm.report.paper import CITATION, MODELS, PHASES, QUANTITIES, RANGES
 from sparqle_tvm.report.passes import describe
-from sparqle_tvm.studies.savings import Curve, Point, saving_curves, select
+from sparqle_tvm.studies.savings import Curve, saving_curves, select
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 
 SEQ = 2048
@@ -64,7 +65,7 @@ def published_curves(
 
 def to_json(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     """Curves as plain data, shares rounded to a hundredth of a percent."""
-    return [_rounded(asdict(curve)) for curve in curves]
+    return [_rounded(plain(curve)) for curve in curves]
 
 
 def stored_curves(accelerator: Accelerator) -> list[Curve] | None:
@@ -73,7 +74,9 @@ def stored_curves(accelerator: Accelerator) -> list[Curve] | None:
         return None
     text = files("sparqle_tvm.report").joinpath("data/paper.json").read_text(encoding="utf-8")
     found = json.loads(text).get(accelerator.name)
-    return None if found is None else [_curve(data) for data in found]
+    if found is None:
+        return None
+    return typed(found, list[Curve], "report/data/paper.json", ResultFileError)
 
 
 def comparison_table(curves: Sequence[Curve], part: str, where: str) -> Table:
@@ -206,8 +209,3 @@ def _rounded(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: _rounded(value) for key, value in data.items()}
     return [_rounded(value) for value in data] if isinstance(data, (list, tuple)) else data
-
-
-def _curve(data: dict[str, Any]) -> Curve:
-    points = tuple(Point(**point) for point in data["points"])
-    return Curve(**{**data, "points": points, "measured": Point(**data["measured"])})
