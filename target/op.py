@@ -168,6 +168,11 @@ class DenseOp:
         return -(-self.k // self.group_size) if self.group_size else 0
 
     @property
+    def sum_group_size(self) -> int:
+        """Activations of a row that share a sum, which minima need; 0: no sums."""
+        return self.group_size if self.has_min else 0
+
+    @property
     def scaled(self) -> bool:
         """Whether the drain makes floats, by scales of rows and channels."""
         return self.output != "int32"
@@ -178,11 +183,21 @@ class DenseOp:
         return "float64" if self.group_size else "int32"
 
     @property
+    def accumulator_bytes(self) -> int:
+        """Bytes of an accumulator: int32, or exact 64 bits with groups."""
+        return 8 if self.group_size else 4
+
+    @property
     def out_dtype(self) -> str:
         """Type of an element of the result; of encoded outputs that of the quantized integers."""
         if self.output != "encoded":
             return self.output
         return "int16" if self.digit_bits == 8 else "int8"
+
+
+def group_sum_bytes(group_size: int, digit_bits: int) -> int:
+    """Bytes of the sum of a group of activations: int16, or int32 where that is too small."""
+    return 2 if group_size < 256 and digit_bits < 8 else 4
 
 
 def is_whole(value: Any, low: int, high: int) -> bool:

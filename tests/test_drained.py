@@ -87,9 +87,12 @@ def test_programs_agree_on_the_chunk_between_them(simulated: Executable) -> None
         headers = [record.program.header for record in simulated.profile()]
         assert [header.op.output for header in headers] == ["encoded", "encoded", "float32"]
         for first, second in pairwise(headers):
-            assert (first.out_window, first.digit_bits) == (second.window, second.digit_bits)
+            assert (first.op.out_window, first.op.digit_bits) == (
+                second.op.window,
+                second.op.digit_bits,
+            )
             assert first.out_chunks == second.chunks
-            assert first.chunks == 1 or first.out_chunk == second.k_chunk
+            assert first.chunks == 1 or first.op.out_chunk == second.k_chunk
 
 
 def test_fewer_bytes_and_cycles_than_floats(mlp: tvm.IRModule, simulated: Executable) -> None:

@@ -134,7 +134,8 @@ class Op:
         """
         every = [name for names in _operands(cls.NAME) for name in names]
         # As text leaves out what is optional, the number of operands tells which they are.
-        if None not in operands and not {*every} & {*named}:
+        by_number = None not in operands and not {*every} & {*named}
+        if by_number or len(operands) > len(every):
             every = list(cls.operand_names(len(operands), named.get("label", "")))
         given: dict[str, Any] = dict(zip(every, operands, strict=False))
         return cls(**given, **named).call()

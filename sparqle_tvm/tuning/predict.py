@@ -89,9 +89,7 @@ class Predictor:
         the digits of the sparse one without any waiting; the drain of all outputs.
         """
         shape, array, spec = self.task.shape, self.accelerator, self.task.spec
-        sums = storage.row_metadata_bytes(
-            shape.m, shape.k, shape.group_size if shape.has_min else 0
-        )
+        sums = storage.row_metadata_bytes(shape.m, shape.k, shape.sum_group_size, shape.digit_bits)
         moved = self.loads.activation_bytes + sums + shape.m * shape.n * array.float_bytes
         moved += shape.n * storage.channel_bytes(shape, shape.k)
         stored = self.nnz.total if spec.scheme == "sparqle" else shape.m * shape.k

@@ -216,7 +216,7 @@ def dense_op_cost(
     if scheme == "sparqle":
         msb = msb_pass_cycles(op, nnz, tiling.k, accelerator)
     digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
-    sums = storage.group_sum_bytes(op.m, op.k, op.group_size if op.has_min else 0)
+    sums = storage.sum_bytes(op.m, op.k, op.sum_group_size, op.digit_bits)
     output_bytes = op.m * storage.output_bytes(op.n, tiling.n, accelerator, block_rows)
     encoded_bytes = 0
     if outputs is not None:
@@ -295,7 +295,7 @@ def encode_cost(
     factors = factors if scheme == "sparqle" else NO_FACTORS
     factor_bytes = factors.read_bytes(k)
     digits, metadata = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
-    metadata += storage.row_metadata_bytes(rows, k, sum_group_size)
+    metadata += storage.row_metadata_bytes(rows, k, sum_group_size, accelerator.digit_bits)
     if scheme == "sparqle":
         metadata += storage.pointer_bytes(rows, k, tiling.k, accelerator.rows)
     ops = QUANTIZE_OPS + (ENCODE_OPS if scheme == "sparqle" else 0) + factors.element_operations

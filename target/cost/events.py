@@ -164,14 +164,14 @@ def _buffer_bytes(
     blocks = math.ceil(op.n / accelerator.cols) * slices
     row_groups = math.ceil(op.m / accelerator.rows)
     digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
-    sums = storage.group_sum_bytes(op.m, op.k, op.group_size if op.has_min else 0)
+    sums = storage.sum_bytes(op.m, op.k, op.sum_group_size, op.digit_bits)
     row_parameters = op.m * storage.row_parameter_bytes(op.m, block_rows)
     weights = op.n * storage.weight_bytes(op, op.k)
     packed = op.n * math.ceil(op.k * op.weight_bits / 8)
     channels = op.n * storage.parameter_bytes(op)
     group_reads = (weights - packed) * (passes + op.has_min) * tiling.m_tiles
     elements = op.m * op.n
-    accumulators = elements * storage.accumulator_bytes(op)
+    accumulators = elements * op.accumulator_bytes
     updates = accumulators * (passes + op.has_min) * tiling.k_tiles
     return {
         "activation_write_bytes": tiling.activation_loads * (digits + bitmap + sums)

@@ -73,7 +73,7 @@ class OpLoads:
         return nbytes / self.accelerator.dram_bytes_per_cycle + fixed
 
     def _sums(self, m: Any, k: Any) -> Any:
-        per_row = storage.group_sum_bytes(1, self.op.k, self.op.group_size)
+        per_row = storage.sum_bytes(1, self.op.k, self.op.group_size, self.op.digit_bits)
         return self._cycles(m * k / self.op.k * per_row) if self.op.has_min else 0
 
     def activation(self, m: Any, k: Any) -> Any:

@@ -39,7 +39,8 @@ def max_block_rows(k: int, sum_group_size: int, accelerator: Accelerator) -> int
         Its buffer; a block is a multiple of its rows, 0 if not even a row group fits.
     """
     row = storage.worst_plane_bytes(k, accelerator, "sparqle")
-    row += storage.row_metadata_bytes(1, k, sum_group_size) + row_number_bytes(1)
+    row += storage.row_metadata_bytes(1, k, sum_group_size, accelerator.digit_bits)
+    row += row_number_bytes(1)
     rows = accelerator.activation_buffer_bytes // (2 * row)
     return rows // accelerator.rows * accelerator.rows
 

@@ -5,7 +5,7 @@ MSB digits in tile order, that is row group by row group (`rows` rows of the arr
 K chunk, each row of a tile padded to a byte, with one pointer per tile. Rows within a tile are
 found by counting the bits of the bitmap, which is loaded anyway. ``dense`` and ``native`` store
 2k bits per activation, ``a4`` k. All carry a scale per row and, where weights have minima, a sum
-per group: int16, for a sum of g int8 values fits while g < 256, else int32.
+per group: int16, for a sum of g int8 values fits while g < 256, else int32 (`op.group_sum_bytes`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.baselines import Scheme, stored_bits
 from sparqle_tvm.target.isa.compute import burst_bytes
 from sparqle_tvm.target.isa.header import row_number_bytes
-from sparqle_tvm.target.op import DenseOp
+from sparqle_tvm.target.op import DenseOp, group_sum_bytes
 
 POINTER_BYTES = 4
 # A load of an MSB tile fetches where it begins and where it ends.
@@ -50,16 +50,16 @@ def pointer_bytes(rows: int, k: int, chunk: int, array_rows: int) -> int:
     return POINTER_BYTES * (math.ceil(rows / array_rows) * math.ceil(k / chunk) + 1)
 
 
-def group_sum_bytes(rows: int, k: int, sum_group_size: int) -> int:
+def sum_bytes(rows: int, k: int, sum_group_size: int, digit_bits: int) -> int:
     """Bytes of the group sums of `rows` rows; 0 if `sum_group_size` is 0."""
     if not sum_group_size:
         return 0
-    return rows * math.ceil(k / sum_group_size) * (2 if sum_group_size < 256 else 4)
+    return rows * math.ceil(k / sum_group_size) * group_sum_bytes(sum_group_size, digit_bits)
 
 
-def row_metadata_bytes(rows: int, k: int, sum_group_size: int) -> int:
+def row_metadata_bytes(rows: int, k: int, sum_group_size: int, digit_bits: int) -> int:
     """Bytes of the activation scales and, if `sum_group_size` > 0, of the group sums."""
-    return rows * ACTIVATION_SCALE_BYTES + group_sum_bytes(rows, k, sum_group_size)
+    return rows * ACTIVATION_SCALE_BYTES + sum_bytes(rows, k, sum_group_size, digit_bits)
 
 
 def plane_bytes(
@@ -134,11 +134,6 @@ def encoded_output_bytes(
     return lsb_bytes(m, n, bits) + pbm_bytes(m, n) + stored + pointers
 
 
-def accumulator_bytes(op: DenseOp) -> int:
-    """Bytes of an accumulator: int32, or 64 bits where scaled group sums are added exactly."""
-    return 8 if op.group_size else 4
-
-
 def worst_plane_bytes(k: int, accelerator: Accelerator, scheme: Scheme) -> int:
     """Bytes of digits and bitmap of a row of `k` activations with every MSB present."""
     if scheme != "sparqle":
@@ -149,4 +144,4 @@ def worst_plane_bytes(k: int, accelerator: Accelerator, scheme: Scheme) -> int:
 def worst_row_bytes(op: DenseOp, k: int, accelerator: Accelerator, scheme: Scheme) -> int:
     """Bytes of such a row with its scale and group sums: what a buffer must hold."""
     planes = worst_plane_bytes(k, accelerator, scheme)
-    return planes + row_metadata_bytes(1, k, op.group_size if op.has_min else 0)
+    return planes + row_metadata_bytes(1, k, op.sum_group_size, op.digit_bits)

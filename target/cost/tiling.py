@@ -75,11 +75,6 @@ class Tiling:
         return self.activation_loads * self.m_tiles * self.k_tiles
 
     @property
-    def weight_tile_loads(self) -> int:
-        """Loads of weight tiles in all."""
-        return self.weight_loads * self.n_tiles * self.k_tiles
-
-    @property
     def row_loads(self) -> int:
         """How often the activation scales are loaded."""
         return 1 if self.activations_outer else self.n_tiles
@@ -229,7 +224,7 @@ def _search(
     fits = (
         (2 * rows * row <= accelerator.activation_buffer_bytes)
         & (2 * cols * channel <= accelerator.weight_buffer_bytes)
-        & (2 * rows * cols * storage.accumulator_bytes(op) <= accelerator.accumulator_buffer_bytes)
+        & (2 * rows * cols * op.accumulator_bytes <= accelerator.accumulator_buffer_bytes)
     )
     array, count = array_of(accelerator, scheme), baseline(scheme).passes + (scheme == "sparqle")
     passes = _per_chunk(chunks, lambda k: count * lsb_pass_cycles(op, k, array))

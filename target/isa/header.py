@@ -11,7 +11,7 @@ from typing import Any
 from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.isa.operands import Address, Affine, Buffer
-from sparqle_tvm.target.op import DenseOp, is_whole
+from sparqle_tvm.target.op import DenseOp, group_sum_bytes, is_whole
 
 _SIZE_LIMIT = 2**31
 _TOKEN_LIMIT = 2**16
@@ -154,12 +154,12 @@ class Header:
     @property
     def accumulator_bytes(self) -> int:
         """Bytes of an accumulator: int32, or exact 64 bits with groups."""
-        return 8 if self.op.group_size else 4
+        return self.op.accumulator_bytes
 
     @property
     def sum_bytes(self) -> int:
         """Bytes of a group sum."""
-        return 2 if self.op.group_size < 256 and self.op.digit_bits < 8 else 4
+        return group_sum_bytes(self.op.group_size, self.op.digit_bits)
 
     @property
     def out_chunks(self) -> int:

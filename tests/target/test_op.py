@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.target.op import DenseOp
+from sparqle_tvm.target.op import DenseOp, group_sum_bytes
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,13 @@ def test_a_refusal_names_the_op() -> None:
         DenseOp(4, 4, 0, label="up")
 
 
+def test_sums_of_groups_are_for_minima_and_as_wide_as_they_must_be() -> None:
+    assert DenseOp(4, 4, 40, group_size=8).sum_group_size == 0
+    assert DenseOp(4, 4, 40, group_size=8, has_min=True).sum_group_size == 8
+    # 255 int8 values always fit int16; one activation of 16 bits fills it alone.
+    assert [group_sum_bytes(g, k) for g, k in ((255, 4), (256, 4), (8, 8), (8, 2))] == [2, 4, 4, 2]
+
+
 def test_ops_of_other_names_are_equal() -> None:
     assert DenseOp(4, 4, 8, label="up") == DenseOp(4, 4, 8, label="gate")
 
@@ -53,6 +60,7 @@ def test_types_follow_from_output_and_groups() -> None:
     plain, grouped = DenseOp(4, 4, 40), DenseOp(4, 4, 40, group_size=8)
     assert (plain.groups, plain.accumulator_dtype, plain.out_dtype) == (0, "int32", "float32")
     assert (grouped.groups, grouped.accumulator_dtype, grouped.scaled) == (5, "float64", True)
+    assert (plain.accumulator_bytes, grouped.accumulator_bytes) == (4, 8)
     assert not DenseOp(4, 4, 40, output="int32").scaled
     encoded = {bits: DenseOp(4, 4, 40, output="encoded", digit_bits=bits) for bits in (4, 8)}
     assert {bits: op.out_dtype for bits, op in encoded.items()} == {4: "int8", 8: "int16"}
