@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -51,10 +51,6 @@ class Band:
     def exact(cls, value: float) -> Band:
         """A figure that is certain."""
         return cls(value, value, value)
-
-    def to_json(self) -> dict[str, float]:
-        """Keys ``low``, ``mid``, ``high``."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -185,19 +181,6 @@ class EnergyTable:
     def dram_pj_per_byte(self) -> Band:
         """Energy of a byte read from or written to DRAM, in pJ."""
         return _pj_per_byte(self.dram)
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything with its source, as plain data."""
-        return {
-            "name": self.name,
-            "node": self.node,
-            "memory": self.memory,
-            "estimate": self.estimate,
-            "operations": {name: asdict(value) for name, value in self.operations.items()},
-            "sram": {str(size): asdict(value) for size, value in self.sram.items()},
-            "dram": asdict(self.dram),
-            "parameters": {name: asdict(value) for name, value in self.parameters.items()},
-        }
 
 
 def nodes() -> tuple[str, ...]:

@@ -7,7 +7,7 @@ them together. What a count costs stands in `sparqle_tvm.target.cost.energy`.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
@@ -95,10 +95,6 @@ class Events:
     def dram_bytes(self) -> int:
         """All bytes that pass the DRAM channel."""
         return self.dram_read_bytes + self.dram_write_bytes
-
-    def to_json(self) -> dict[str, int]:
-        """Every count by its name."""
-        return asdict(self)
 
 
 NAMES = tuple(field.name for field in fields(Events))
