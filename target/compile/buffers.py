@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from sparqle_tvm.target.isa import LdChn, LdGrp, LdLsb, LdMsb, LdPbm, LdRow, LdSum, LdWgt
+from sparqle_tvm.target.isa import access
+from sparqle_tvm.target.isa.access import Tile
 from sparqle_tvm.target.isa.header import Header, Queue
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.op import DenseOp
 
 ALIGNMENT = 8
 """Bytes that tiles and slots begin at a multiple of: the largest element, a float64."""
-
-TileBytes = Callable[[Header, int, int, int], int]
 
 
 @dataclass(frozen=True)
@@ -24,49 +23,41 @@ class Storage:
 
     Attributes
     ----------
-    buffer : Buffer
-        Where it lies.
+    tile : Tile
+        What lies there.
     free, ready : Queue
         Tokens that order its use; kinds with the same tokens are loaded and released together.
-    tile_bytes : function of (header, m, n, k)
-        Bytes of a tile of m rows, n channels and k columns, with every MSB digit present.
     """
 
-    buffer: Buffer
+    tile: Tile
     free: Queue
     ready: Queue
-    tile_bytes: TileBytes
+
+    @property
+    def buffer(self) -> Buffer:
+        """Where it lies."""
+        return self.tile.buffer
+
+    def tile_bytes(self, header: Header, m: int, n: int, k: int) -> int:
+        """Bytes of a tile of m rows, n channels and k columns, with every MSB digit present."""
+        rows = m if self.tile.axis == "m" else n
+        return int(self.tile.nbytes(header, rows, n if self.tile is access.ACC else k))
 
 
-_ACT = (Buffer.ACT, Queue.ACT_FREE, Queue.ACT_READY)
-_WGT = (Buffer.WGT, Queue.WGT_FREE, Queue.WGT_READY)
+_ACT = (Queue.ACT_FREE, Queue.ACT_READY)
+_WGT = (Queue.WGT_FREE, Queue.WGT_READY)
 
 STORAGES: Mapping[str, Storage] = MappingProxyType(
     {
-        "lsb": Storage(*_ACT, lambda header, m, n, k: int(LdLsb.onchip_bytes(header, m, k))),
-        "pbm": Storage(*_ACT, lambda header, m, n, k: int(LdPbm.onchip_bytes(header, m, k))),
-        "msb": Storage(*_ACT, lambda header, m, n, k: int(LdMsb.onchip_bytes(header, m, k))),
-        "sum": Storage(*_ACT, lambda header, m, n, k: int(LdSum.onchip_bytes(header, m, k))),
-        "wgt": Storage(*_WGT, lambda header, m, n, k: int(LdWgt.onchip_bytes(header, n, k))),
-        "grp": Storage(*_WGT, lambda header, m, n, k: int(LdGrp.onchip_bytes(header, n, k))),
-        "row": Storage(
-            Buffer.ACT,
-            Queue.ROW_FREE,
-            Queue.ROW_READY,
-            lambda header, m, n, k: int(LdRow.onchip_bytes(header, m)),
-        ),
-        "chn": Storage(
-            Buffer.WGT,
-            Queue.CHN_FREE,
-            Queue.CHN_READY,
-            lambda header, m, n, k: int(LdChn.onchip_bytes(header, n)),
-        ),
-        "acc": Storage(
-            Buffer.ACC,
-            Queue.ACC_FREE,
-            Queue.ACC_READY,
-            lambda header, m, n, k: m * n * header.accumulator_bytes,
-        ),
+        "lsb": Storage(access.LSB, *_ACT),
+        "pbm": Storage(access.PBM, *_ACT),
+        "msb": Storage(access.MSB, *_ACT),
+        "sum": Storage(access.SUM, *_ACT),
+        "wgt": Storage(access.WGT, *_WGT),
+        "grp": Storage(access.GRP, *_WGT),
+        "row": Storage(access.ROW, Queue.ROW_FREE, Queue.ROW_READY),
+        "chn": Storage(access.CHN, Queue.CHN_FREE, Queue.CHN_READY),
+        "acc": Storage(access.ACC, Queue.ACC_FREE, Queue.ACC_READY),
     }
 )
 """Kinds of tiles by the name of their allocation.

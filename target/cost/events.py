@@ -189,22 +189,21 @@ def _buffer_bytes(
 def simulated_events(result: SimResult) -> Events:
     """Events of a dense op as the simulator ran it."""
     counts = result.counts
-    read, written = counts.onchip_read_bytes, counts.onchip_write_bytes
+    buffers: dict[str, int] = {}
+    for buffer in Buffer:
+        buffers[f"{buffer.word}_read_bytes"] = counts.onchip_read_bytes[buffer]
+        buffers[f"{buffer.word}_write_bytes"] = counts.onchip_write_bytes[buffer]
     return Events(
         cycles=result.total_cycles,
         lsb_products=counts.lsb.macs,
         msb_products=counts.msb.macs,
-        selected_products=counts.msb.macs if result.steps.header.op.scheme == "sparqle" else 0,
+        selected_products=counts.msb.macs if result.bound.header.op.scheme == "sparqle" else 0,
         accumulator_updates=counts.lsb.accumulator_updates + counts.msb.accumulator_updates,
         scale_operations=counts.scale_operations,
         find_first_steps=counts.find_first_steps,
-        activation_read_bytes=read[Buffer.ACT],
-        activation_write_bytes=written[Buffer.ACT],
-        weight_read_bytes=read[Buffer.WGT],
-        weight_write_bytes=written[Buffer.WGT],
-        accumulator_read_bytes=read[Buffer.ACC],
-        accumulator_write_bytes=written[Buffer.ACC],
         dram_read_bytes=sum(counts.dram_read_bytes.values()),
         dram_write_bytes=sum(counts.dram_write_bytes.values()),
         drained_elements=counts.drained_elements,
+        vector_operations=counts.vector_operations,
+        **buffers,
     )
