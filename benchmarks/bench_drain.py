@@ -28,7 +28,7 @@ from sparqle_tvm.runtime.launch import LaunchRecord, recording
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.analytical import encode_cost
 from sparqle_tvm.target.cost.tiling import tiling_of_chunk
-from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.op import DenseOp
 
 ACCELERATOR = PRESETS["sparqle/edge"]

@@ -27,7 +27,7 @@ from sparqle_tvm.numerics import QuantizedWeights, encode
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.schedule import default_schedule
-from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program

@@ -5,9 +5,6 @@ composed of shared pieces. Here the pieces are Python functions, what is known w
 built is plain Python (``for`` over ``range`` unrolls), and the rest is written with
 :class:`Array`, :func:`loop`, :func:`parallel` and :func:`when`. Loop variables and indices are
 int64. An expression is computed where it is used, from what memory holds then.
-
-The kernels of the simulator and the verifier add what only they need:
-`sparqle_tvm.target.simulator.script`, `sparqle_tvm.target.script`.
 """
 
 from __future__ import annotations
@@ -16,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
@@ -115,9 +113,19 @@ def parallel(count: Any) -> Any:
     return T.parallel(int64(count))
 
 
+def repeat(*conditions: Any) -> Any:
+    """Context manager of a loop that goes on while all conditions hold."""
+    return T.While(all_of(*conditions))
+
+
 def all_of(*conditions: Any) -> Any:
     """All of the conditions. Every one is computed, also behind the first that fails."""
     return tirx.all(*conditions) if len(conditions) > 1 else conditions[0]
+
+
+def any_of(*conditions: Any) -> Any:
+    """Any of the conditions; every one is computed."""
+    return tirx.any(*conditions) if len(conditions) > 1 else conditions[0]
 
 
 @contextmanager
@@ -154,6 +162,34 @@ def vector(start: Any, lanes: int) -> Any:
 def cast(dtype: str, value: Any, lanes: int = 1) -> Any:
     """Convert, to a vector of `lanes` elements if there is more than one."""
     return T.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
+
+
+def ceil_div(a: Any, b: Any) -> Any:
+    """``ceil(a / b)`` for a >= 0, b > 0."""
+    return T.truncdiv(a + (b - 1), int64(b))
+
+
+def copy_bytes(destination: Any, source: Any, nbytes: Any) -> None:
+    """``memcpy``."""
+    T.evaluate(T.call_extern("handle", "memcpy", destination, source, nbytes))
+
+
+def function(name: str, body: Callable[[], None]) -> Any:
+    """Build a PrimFunc: `body` declares its parameters with :func:`parameter`, then its work."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            body()
+        return builder.get()
+
+
+def parameter(name: str, dtype: str, *shape: Any, align: int = 64) -> Array:
+    """Declare the next parameter: an array that begins at a multiple of `align` bytes.
+
+    0: of its elements' size, which every array of NumPy does.
+    """
+    return Array(T.arg(name, T.buffer(shape, dtype, align=align or np.dtype(dtype).itemsize)))
 
 
 # PrimFuncs that Relax takes, for the kernels of the host.

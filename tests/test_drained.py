@@ -18,7 +18,7 @@ from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.runtime.launch import recording
 from sparqle_tvm.runtime.timeline_picture import spans_of
 from sparqle_tvm.target.accelerator import PRESETS
-from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.header import Engine
 
 WIDTHS = (64, 200, 72, 48)

@@ -43,8 +43,8 @@ def pareto_document(result: ParetoResult) -> Document:
         columns=(
             Column("budget", "budget"),
             figure("msb_sparsity", "zero MSBs", formats.percent),
-            *loss_columns("heldout_", ", unseen"),
-            *loss_columns("calibration_", ", seen")[:2],
+            *loss_columns("heldout_", "unseen"),
+            *loss_columns("calibration_", "seen")[:1],
             saving("mma_reduction", "array saved"),
             saving("cycles_reduction", "dense saved"),
             saving("energy_reduction", "energy saved"),

@@ -29,6 +29,8 @@ class Column:
         What readers see instead of None.
     saving : bool
         Whether more is better than nothing, and less is worse: a terminal shows it in colour.
+    error : str
+        Key of its standard error, which stands beside it; empty: none.
     """
 
     key: str
@@ -37,10 +39,13 @@ class Column:
     numeric: bool = False
     missing: str = ""
     saving: bool = False
+    error: str = ""
 
-    def text(self, value: Any) -> str:
-        """A value as readers see it."""
-        return self.missing if value is None else self.show(value)
+    def text(self, row: Mapping[str, Any]) -> str:
+        """Its value in a row, as readers see it."""
+        value, error = row.get(self.key), row.get(self.error)
+        text = self.missing if value is None else self.show(value)
+        return text if error is None else f"{text} ± {self.show(error).lstrip('+')}"
 
 
 @dataclass(frozen=True)
@@ -82,12 +87,17 @@ class Table:
         """Heading and rows of each group, as readers see them; one without a heading if none."""
         heads = {column.key: column for column in self.columns if column.key == self.group}
         for value, rows in groupby(self.rows, lambda row: row.get(self.group)):
-            texts = [[column.text(row.get(column.key)) for column in self.shown] for row in rows]
-            yield heads[self.group].text(value) if heads else "", texts
+            texts = [[column.text(row) for column in self.shown] for row in rows]
+            yield heads[self.group].text({self.group: value}) if heads else "", texts
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of its values, in the order of the columns."""
+        return [key for column in self.columns for key in (column.key, column.error) if key]
 
     def values(self) -> list[dict[str, Any]]:
-        """Rows as data: every key, in the order of the columns."""
-        return [{c.key: row.get(c.key) for c in self.columns} for row in self.rows]
+        """Rows as data: every key."""
+        return [{key: row.get(key) for key in self.keys} for row in self.rows]
 
 
 @dataclass(frozen=True)

@@ -139,11 +139,11 @@ def _loss(loss: RunLoss) -> Table:
 
 def loss_columns(prefix: str = "", where: str = "") -> tuple[Column, ...]:
     """Columns of a `results.losses.Loss`, whose keys may have a prefix."""
+    increase, kl = f"{prefix}perplexity_increase", f"{prefix}kl_nats"
+    perplexity, divergence = (f"{name} {where}".rstrip() for name in ("perplexity", "KL"))
     return (
-        figure(f"{prefix}perplexity_increase", f"perplexity{where}", "{:+.2%}".format),
-        figure(f"{prefix}perplexity_increase_error", "±", "{:.2%}".format),
-        figure(f"{prefix}kl_nats", f"KL{where}, nats", "{:.4f}".format),
-        figure(f"{prefix}kl_nats_error", "±", "{:.4f}".format),
+        figure(increase, perplexity, "{:+.2%}".format, error=f"{increase}_error"),
+        figure(kl, f"{divergence}, nats", "{:.4f}".format, error=f"{kl}_error"),
     )
 
 

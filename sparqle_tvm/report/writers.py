@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -83,7 +84,7 @@ def write_csv(document: Document, folder: str | os.PathLike[str]) -> list[Path]:
     for table in document.tables:
         path = place / f"{table.name}.csv"
         with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
-            writer = csv.DictWriter(f, [column.key for column in table.columns])
+            writer = csv.DictWriter(f, table.keys)
             writer.writeheader()
             writer.writerows(table.values())
         files.append(path)
@@ -147,23 +148,31 @@ def _printed(section: Section, width: int) -> Iterator[RenderableType]:
         elif isinstance(part, Notice):
             yield Text(part.text, style="yellow")
         elif isinstance(part, Table) and not part.folded:
-            yield _rich(part) if _fits(part, width) else _too_wide(part)
+            widths = _widths(part, width)
+            yield _rich(part, widths) if widths else _too_wide(part)
 
 
-def _fits(table: Table, width: int) -> bool:
-    """Cells of words may wrap where a little is missing, headings anyway; no word or number."""
+def _widths(table: Table, width: int) -> list[int]:
+    """How wide each column is; none if they do not fit.
+
+    Numbers stay on one line and words whole; what room there is goes to who needs most.
+    """
     rows = [texts for _, group in table.groups() for texts in group]
-    widths = [_widths(column, [row[i] for row in rows]) for i, column in enumerate(table.shown)]
-    gaps = 2 * len(widths) - 2
-    narrowest, whole = (sum(pair[i] for pair in widths) + gaps for i in (0, 1))
-    return narrowest <= width and whole <= 1.1 * width
-
-
-def _widths(column: Column, cells: list[str]) -> tuple[int, int]:
-    """Columns that a column takes at least, and with every cell on one line; headings wrap."""
-    heading = max(map(len, column.title.split()), default=0)
-    parts = cells if column.numeric else [word for cell in cells for word in cell.split()]
-    return max(heading, *map(len, parts), 0), max(heading, *map(len, cells), 0)
+    widths, wanted = [], []
+    for i, column in enumerate(table.shown):
+        cells = [row[i] for row in rows]
+        whole = column.numeric and not column.error
+        parts = cells if whole else [word for cell in cells for word in cell.split()]
+        heading = max(map(len, column.title.split()), default=0)
+        widths.append(max(heading, *map(len, parts), 0))
+        wanted.append(max(map(len, (column.title, *cells))))
+    room = width - sum(widths) - 2 * (len(widths) - 1)
+    # A table with every column at its least is hard to read.
+    if room < 0.05 * sum(widths):
+        return []
+    for _ in range(min(room, sum(wanted) - sum(widths))):
+        widths[max(range(len(widths)), key=lambda i: wanted[i] - widths[i])] += 1
+    return widths
 
 
 def _too_wide(table: Table) -> Text:
@@ -190,25 +199,18 @@ def _cards(document: Document) -> Panel:
     return Panel(grid, expand=False, box=box.ROUNDED)
 
 
-def _rich(table: Table) -> Group:
+def _rich(table: Table, widths: list[int]) -> Group:
     parts: list[RenderableType] = [Text(table.title, style="bold")] if table.title else []
-    groups = list(table.groups())
-    parts.append(_grid(table, groups))
     # No cell can reach over several columns, so every group is a grid of its own.
-    if table.group:
-        parts[-1:] = [_grid(table, groups, rows=[])]
-        for heading, rows in groups:
-            parts += [Text(heading, style="bold"), _grid(table, groups, rows=rows)]
+    parts.append(_grid(table, widths, []))
+    for heading, rows in table.groups():
+        parts += [Text(heading, style="bold")] if heading else []
+        parts.append(_grid(table, widths, rows))
     return Group(*parts, *([Text(table.note, style="dim")] if table.note else []))
 
 
-def _grid(
-    table: Table,
-    groups: list[tuple[str, list[list[str]]]],
-    rows: list[list[str]] | None = None,
-) -> RichTable:
-    """All rows below their headings; or some, or no rows but the headings, as wide as all."""
-    everything = [texts for _, group in groups for texts in group]
+def _grid(table: Table, widths: list[int], rows: list[list[str]]) -> RichTable:
+    """Some rows, or the headings if there are none."""
     shown = RichTable(
         box=box.SIMPLE_HEAD,
         show_header=not rows,
@@ -217,15 +219,10 @@ def _grid(
         show_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for i, column in enumerate(table.shown):
-        cells = [row[i] for row in everything]
-        shown.add_column(
-            column.title,
-            justify="right" if column.numeric else "left",
-            min_width=_widths(column, cells)[0],
-            width=max(map(len, [column.title, *cells])) if rows is not None else None,
-        )
-    for texts in everything if rows is None else rows:
+    for column, width in zip(table.shown, widths, strict=True):
+        side: Literal["left", "right"] = "right" if column.numeric else "left"
+        shown.add_column(column.title, justify=side, width=width)
+    for texts in rows:
         shown.add_row(*(_cell(*pair) for pair in zip(table.shown, texts, strict=True)))
     return shown
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.program.bundle import select, unpack_bundle

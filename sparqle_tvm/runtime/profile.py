@@ -16,16 +16,14 @@ from sparqle_tvm.runtime.launch import LaunchRecord
 from sparqle_tvm.target.cost.energy import EnergyBreakdown, energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events, simulated_events
-from sparqle_tvm.target.isa import TRACE_ENGINE
 from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.simulator import SimResult
-from sparqle_tvm.target.simulator.timeline import timeline
+from sparqle_tvm.target.simulator.timeline import MAX_EVENTS, timeline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 JSON_VERSION = 1
-MAX_TRACE_EVENTS = 100_000
 
 Json = dict[str, Any]
 
@@ -158,8 +156,8 @@ class Profile:
             "ops": [{**_shape(record), **_measures(record.result)} for record in self.records],
         }
 
-    def trace(self, *, max_events: int = MAX_TRACE_EVENTS) -> Json:
-        """The call in the Trace Event Format: tracks LOAD, MMA, STORE, and the ops above them.
+    def trace(self, *, max_events: int = MAX_EVENTS) -> Json:
+        """The call in the Trace Event Format: one track per engine, and the ops above them.
 
         The ops run one after the other on one clock. Each may have an equal share of
         ``max_events``; what does not fit is replaced by one event per engine that lasts to the
@@ -189,9 +187,7 @@ class Profile:
         other = {"total_cycles": begin, "ops": len(self), "events_left_out": left_out}
         return {"traceEvents": tracks + events, "displayTimeUnit": "ns", "otherData": other}
 
-    def export_trace(
-        self, path: str | os.PathLike[str], *, max_events: int = MAX_TRACE_EVENTS
-    ) -> None:
+    def export_trace(self, path: str | os.PathLike[str], *, max_events: int = MAX_EVENTS) -> None:
         """Write :meth:`trace` as JSON, to be opened in ui.perfetto.dev or chrome://tracing.
 
         The file is written under a temporary name and renamed: it is whole or not there.
@@ -204,7 +200,7 @@ class Profile:
         write_json(path, self.trace(max_events=max_events), indent=None)
 
     def timeline(self, label: str, *, cycles: tuple[int, int] | None = None) -> Figure:
-        """Draw the three engines of an op over time; needs matplotlib.
+        """Draw the engines of an op over time; needs matplotlib.
 
         Parameters
         ----------
@@ -305,7 +301,7 @@ def _op_events(record: LaunchRecord, begin: int, limit: int) -> tuple[list[Json]
 
 def _count_events(result: SimResult) -> Counter[int]:
     """Busy times and stalls on every engine's track."""
-    when, engines = result.schedule, result.steps.trace[:, TRACE_ENGINE]
+    when, engines = result.timing, result.bound.engines
     events = (when.end > when.start).astype(np.int64) + (when.start > when.ready)
     found: Counter[int] = Counter()
     for engine in Engine:

@@ -12,18 +12,11 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.target.isa import (
-    INSTRUCTIONS,
-    TRACE_ENGINE,
-    TRACE_OPCODE,
-    TRACE_OPERANDS,
-    Wait,
-)
-from sparqle_tvm.target.isa.header import Engine, Queue
+from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.simulator import SimResult
-from sparqle_tvm.target.simulator.counts import DRAM_STALL, END_STALL
+from sparqle_tvm.target.simulator.counts import END_STALL, stall_reasons
 
-# Okabe and Ito's colours, which people with any colour vision tell apart.
+# By `Instruction.ROLE`. Okabe and Ito's colours, which people with any colour vision tell apart.
 _COLORS = {
     "activations": "#56B4E9",
     "weights": "#E69F00",
@@ -33,23 +26,7 @@ _COLORS = {
     "drain": "#009E73",
     "store": "#CC79A7",
 }
-_FAMILIES = {
-    "LD.LSB": "activations",
-    "LD.PBM": "activations",
-    "LD.MSB": "activations",
-    "LD.ACT": "activations",
-    "LD.WGT": "weights",
-    "LD.GRP": "weights",
-    "LD.ROW": "parameters",
-    "LD.SUM": "parameters",
-    "LD.CHN": "parameters",
-    "MMA.LSB": "LSB pass",
-    "MMA.MSB": "MSB pass",
-    "MMA.DNS": "MSB pass",
-    "DRAIN": "drain",
-    "ST.OUT": "store",
-    "ST.ENC": "store",
-}
+_OTHER = "0.5"
 _DARK = ("#0072B2", "#D55E00", "#009E73")
 _STALL = "stall"
 _STALL_STYLE: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.75", "hatch": "////"}
@@ -82,7 +59,7 @@ class Span:
 def draw_timeline(
     result: SimResult, *, title: str = "", cycles: tuple[int, int] | None = None
 ) -> Figure:
-    """Draw three tracks, one per engine: coloured while it works, hatched while it waits.
+    """Draw one track per engine: coloured while it works, hatched while it waits.
 
     A track with too many changes to be seen shows, over time, which share of it each kind of
     instruction takes; `cycles` brings the single instructions back.
@@ -142,20 +119,20 @@ def spans_of(result: SimResult, engine: Engine, begin: int, end: int) -> list[Sp
     begin, end : int
         Cycles to look at.
     """
-    steps, when = result.steps, result.schedule
-    mine = np.flatnonzero(steps.trace[:, TRACE_ENGINE] == engine)
+    bound, when = result.bound, result.timing
+    mine = np.flatnonzero(bound.engines == engine)
     mine = mine[(when.end[mine] > begin) & (when.ready[mine] < end)]
     mine = mine[when.end[mine] > when.ready[mine]]
-    spans = []
+    spans, reasons = [], stall_reasons(bound)
     for step in mine[np.argsort(when.ready[mine], kind="stable")].tolist():
-        row = steps.trace[step]
         ready, start, stop = (int(times[step]) for times in (when.ready, when.start, when.end))
         if start > ready:
-            spans.append(Span(_STALL, _reason(row), ready, start))
+            spans.append(Span(_STALL, reasons[step], ready, start))
         if stop > start:
-            name = INSTRUCTIONS[int(row[TRACE_OPCODE])].MNEMONIC
-            spans.append(Span(_FAMILIES.get(name, name), name, start, stop))
-    last = int(when.end[steps.trace[:, TRACE_ENGINE] == engine].max(initial=0))
+            instruction = bound.instruction_at(step)
+            name = instruction.MNEMONIC
+            spans.append(Span(instruction.ROLE or name, name, start, stop))
+    last = int(when.end[bound.engines == engine].max(initial=0))
     if last < min(result.total_cycles, end):
         spans.append(Span(_STALL, END_STALL, last, result.total_cycles))
     cut = [Span(s.family, s.name, max(s.start, begin), min(s.end, end)) for s in spans]
@@ -186,11 +163,6 @@ def shares_of(spans: list[Span], edges: NDArray[np.float64]) -> dict[str, NDArra
     return shares
 
 
-def _reason(row: NDArray[np.int64]) -> str:
-    waits = row[TRACE_OPCODE] == Wait.OPCODE
-    return Queue(int(row[TRACE_OPERANDS])).name if waits else DRAM_STALL
-
-
 def _joined(spans: list[Span]) -> list[Span]:
     """Join neighbours that are equal."""
     joined: list[Span] = []
@@ -209,7 +181,7 @@ def _draw_spans(axes: Axes, y: int, spans: list[Span], width: int) -> None:
         if family == _STALL:
             axes.broken_barh(ranges, (y - 0.2, 0.4), linewidth=0.5, **_STALL_STYLE)
         else:
-            color = _COLORS.get(family, "0.5")
+            color = _COLORS.get(family, _OTHER)
             axes.broken_barh(
                 ranges, (y - 0.4, 0.8), facecolor=color, edgecolor="white", linewidth=0.3
             )
@@ -226,7 +198,7 @@ def _draw_shares(axes: Axes, y: int, spans: list[Span], begin: int, end: int) ->
         if family == _STALL:
             continue
         top = bottom + 0.8 * share
-        axes.stairs(top, edges, baseline=bottom, fill=True, color=_COLORS.get(family, "0.5"))
+        axes.stairs(top, edges, baseline=bottom, fill=True, color=_COLORS.get(family, _OTHER))
         bottom = top
     axes.axhline(y - 0.4, color="0.75", linewidth=0.5)
 
@@ -247,7 +219,8 @@ def _busy_share(result: SimResult, engine: Engine) -> float:
 
 
 def _legend(families: set[str]) -> list[Patch]:
-    patches = [Patch(color=c, label=family) for family, c in _COLORS.items() if family in families]
+    others = dict.fromkeys(sorted(families - {_STALL, *_COLORS}), _OTHER)
+    patches = [Patch(color=c, label=f) for f, c in (_COLORS | others).items() if f in families]
     if _STALL in families:
         patches.append(Patch(**_STALL_STYLE, label="waits for ..., or is done (END)"))
     return patches

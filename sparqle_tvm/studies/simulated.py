@@ -18,7 +18,7 @@ from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.events import simulated_events
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, SimulatedOp, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
-from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.op import DenseOp, ProgramScheme
 from sparqle_tvm.target.program import Program

@@ -7,8 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from sparqle_tvm.target.isa import LdChn, LdGrp, LdLsb, LdMsb, LdPbm, LdRow, LdSum, LdWgt, TileLoad
+from sparqle_tvm.target.isa import access
+from sparqle_tvm.target.isa.access import Tile
 from sparqle_tvm.target.isa.header import Header, Queue
+from sparqle_tvm.target.isa.load import (
+    LdChn,
+    LdGrp,
+    LdLsb,
+    LdMsb,
+    LdPbm,
+    LdRow,
+    LdSum,
+    LdWgt,
+    TileLoad,
+)
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.op import DenseOp
 
@@ -22,44 +34,50 @@ class Storage:
 
     Attributes
     ----------
-    buffer : Buffer
-        Where it lies.
+    tile : Tile
+        What lies there.
     free, ready : Queue
         Tokens that order its use; kinds with the same tokens are loaded and released together.
     axes : str
-        Its axes: rows "m", output channels "n", columns "k".
+        Axes of the op that its rows and columns go along.
     load : type of instruction or None
         Loads it; None: accumulators.
     """
 
-    buffer: Buffer
+    tile: Tile
     free: Queue
     ready: Queue
     axes: str
     load: type[TileLoad | LdRow | LdChn] | None = None
 
+    @property
+    def buffer(self) -> Buffer:
+        """Where it lies."""
+        return self.tile.buffer
+
     def tile_bytes(self, header: Header, extents: Mapping[str, int]) -> int:
         """Bytes of a tile of these extents, with every MSB digit present."""
-        sizes = [extents[axis] for axis in self.axes]
-        if self.load is None:
-            return math.prod(sizes) * header.accumulator_bytes
-        return int(self.load.onchip_bytes(header, *sizes))
+        return int(self.tile.nbytes(header, *(extents[axis] for axis in self.axes)))
 
 
-_ACT = (Buffer.ACT, Queue.ACT_FREE, Queue.ACT_READY)
-_WGT = (Buffer.WGT, Queue.WGT_FREE, Queue.WGT_READY)
+def _loaded(load: type[TileLoad | LdRow | LdChn], free: Queue, ready: Queue) -> Storage:
+    return Storage(load.ACCESSES[0].tile, free, ready, "".join(load.EXTENTS.values()), load)
+
+
+_ACT = (Queue.ACT_FREE, Queue.ACT_READY)
+_WGT = (Queue.WGT_FREE, Queue.WGT_READY)
 
 STORAGES: Mapping[str, Storage] = MappingProxyType(
     {
-        "lsb": Storage(*_ACT, "mk", LdLsb),
-        "pbm": Storage(*_ACT, "mk", LdPbm),
-        "msb": Storage(*_ACT, "mk", LdMsb),
-        "sum": Storage(*_ACT, "mk", LdSum),
-        "wgt": Storage(*_WGT, "nk", LdWgt),
-        "grp": Storage(*_WGT, "nk", LdGrp),
-        "row": Storage(Buffer.ACT, Queue.ROW_FREE, Queue.ROW_READY, "m", LdRow),
-        "chn": Storage(Buffer.WGT, Queue.CHN_FREE, Queue.CHN_READY, "n", LdChn),
-        "acc": Storage(Buffer.ACC, Queue.ACC_FREE, Queue.ACC_READY, "mn"),
+        "lsb": _loaded(LdLsb, *_ACT),
+        "pbm": _loaded(LdPbm, *_ACT),
+        "msb": _loaded(LdMsb, *_ACT),
+        "sum": _loaded(LdSum, *_ACT),
+        "wgt": _loaded(LdWgt, *_WGT),
+        "grp": _loaded(LdGrp, *_WGT),
+        "row": _loaded(LdRow, Queue.ROW_FREE, Queue.ROW_READY),
+        "chn": _loaded(LdChn, Queue.CHN_FREE, Queue.CHN_READY),
+        "acc": Storage(access.ACC, Queue.ACC_FREE, Queue.ACC_READY, "mn"),
     }
 )
 """Kinds of tiles by the name of their allocation.

@@ -31,18 +31,10 @@ from sparqle_tvm.target.compile.buffers import LOADED, STORAGES, aligned
 from sparqle_tvm.target.compile.lowered import CallNode, TileRef, lower
 from sparqle_tvm.target.compile.plan import Plan, PlannedBody, PlannedLoop, make_plan
 from sparqle_tvm.target.compile.schedule import ROW_SPLIT_ATTR
-from sparqle_tvm.target.isa import (
-    Drain,
-    Instruction,
-    LdAct,
-    MmaDns,
-    MmaLsb,
-    MmaMin,
-    MmaMsb,
-    StEnc,
-    StOut,
-)
+from sparqle_tvm.target.isa.base import Instruction
+from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, MmaMin, MmaMsb, StEnc, StOut
 from sparqle_tvm.target.isa.header import Allocation, Header
+from sparqle_tvm.target.isa.load import LdAct
 from sparqle_tvm.target.isa.operands import (
     ALWAYS,
     NEVER,

@@ -11,7 +11,6 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.target.accelerator import Accelerator
@@ -101,16 +100,6 @@ class EnergyBreakdown:
     def joules(self) -> Band:
         """All energy in joules."""
         return self.total_pj * 1e-12
-
-    def to_json(self) -> dict[str, Any]:
-        """The table's name, joules, and joules by component; each with low, mid and high."""
-        return {
-            "table": self.table,
-            "joules": self.joules.to_json(),
-            "components": {
-                name: (band * 1e-12).to_json() for name, band in self.components.items()
-            },
-        }
 
 
 def energy(

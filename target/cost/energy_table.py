@@ -14,14 +14,13 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.files import plain
 from sparqle_tvm.target.accelerator import MEMORIES, Accelerator
 
 DEFAULT_NODE = "7nm"
@@ -52,10 +51,6 @@ class Band:
     def exact(cls, value: float) -> Band:
         """A figure that is certain."""
         return cls(value, value, value)
-
-    def to_json(self) -> dict[str, float]:
-        """Keys ``low``, ``mid``, ``high``."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -178,12 +173,6 @@ class EnergyTable:
     def dram_pj_per_byte(self) -> Band:
         """Energy of a byte read from or written to DRAM, in pJ."""
         return _pj_per_byte(self.dram)
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything with its source, as plain data."""
-        data = plain(self)
-        del data["memory_name"]
-        return {"name": self.name, **data}
 
 
 def nodes() -> tuple[str, ...]:

@@ -7,7 +7,7 @@ them together. What a count costs stands in `sparqle_tvm.target.cost.energy`.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
@@ -95,10 +95,6 @@ class Events:
     def dram_bytes(self) -> int:
         """All bytes that pass the DRAM channel."""
         return self.dram_read_bytes + self.dram_write_bytes
-
-    def to_json(self) -> dict[str, int]:
-        """Every count by its name."""
-        return asdict(self)
 
 
 NAMES = tuple(field.name for field in fields(Events))
@@ -193,22 +189,21 @@ def _buffer_bytes(
 def simulated_events(result: SimResult) -> Events:
     """Events of a dense op as the simulator ran it."""
     counts = result.counts
-    read, written = counts.onchip_read_bytes, counts.onchip_write_bytes
+    buffers: dict[str, int] = {}
+    for buffer in Buffer:
+        buffers[f"{buffer.word}_read_bytes"] = counts.onchip_read_bytes[buffer]
+        buffers[f"{buffer.word}_write_bytes"] = counts.onchip_write_bytes[buffer]
     return Events(
         cycles=result.total_cycles,
         lsb_products=counts.lsb.macs,
         msb_products=counts.msb.macs,
-        selected_products=counts.msb.macs if result.steps.header.op.scheme == "sparqle" else 0,
+        selected_products=counts.msb.macs if result.bound.header.op.scheme == "sparqle" else 0,
         accumulator_updates=counts.lsb.accumulator_updates + counts.msb.accumulator_updates,
         scale_operations=counts.scale_operations,
         find_first_steps=counts.find_first_steps,
-        activation_read_bytes=read[Buffer.ACT],
-        activation_write_bytes=written[Buffer.ACT],
-        weight_read_bytes=read[Buffer.WGT],
-        weight_write_bytes=written[Buffer.WGT],
-        accumulator_read_bytes=read[Buffer.ACC],
-        accumulator_write_bytes=written[Buffer.ACC],
         dram_read_bytes=sum(counts.dram_read_bytes.values()),
         dram_write_bytes=sum(counts.dram_write_bytes.values()),
         drained_elements=counts.drained_elements,
+        vector_operations=counts.vector_operations,
+        **buffers,
     )

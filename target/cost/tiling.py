@@ -22,7 +22,7 @@ from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_cycles
 from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.overlap import OpLoads, Overlap, activations_outer
-from sparqle_tvm.target.isa.base import ceil_div
+from sparqle_tvm.target.isa.access import ceil_div
 from sparqle_tvm.target.op import DenseOp
 
 FIRST_CANDIDATES = 16

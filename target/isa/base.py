@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+
+from sparqle_tvm.target.isa.access import Access, Axis, Mode, Part, Values
 from sparqle_tvm.target.isa.header import Engine, Header, Queue
 from sparqle_tvm.target.isa.operands import CODECS, Limit, Reader
 
@@ -13,60 +18,50 @@ TRACE_COLUMNS = 16
 TRACE_OPCODE, TRACE_INSTRUCTION, TRACE_ENGINE, TRACE_OPERANDS = 0, 1, 2, 3
 
 
-class Tensor(IntEnum):
-    """Tensors in DRAM.
+class Kind(IntEnum):
+    """What a step does to tokens, accumulators and outputs.
 
-    LSB (M, ceil(K*k/8)) uint8; PBM (M, ceil(K/8)) uint8, both as in the transport form.
-    MSB: digit stream, K chunk by K chunk, within a chunk row by row, each (row, chunk) padded to
-    a byte. MSB_PTR: int32 byte offsets into it, one per (chunk, group of `accelerator.rows`
-    rows), chunk-major, and one for the end. ACT (M, K) of 2k bits. ACT_SCALE (M,) float32.
-    GROUP_SUMS (M, K/g) int16, or int32 if g >= 256. WGT (N, K) packed at `weight_bits`, low
-    element first. W_SCALE (N, K/g) float16 or (N,) float32. W_MIN (N, K/g) float16. OFFSET (N,)
-    float64 with groups, else int32. OUT (M, N) int32 or float32. ROW_ORDER (M,) uint16, or int32
-    if `DenseOp.m` > 2^16: with `block_rows`, all tensors of activations lie in this order, that is
-    their row i is row ROW_ORDER[i] of OUT.
-
-    Encoded outputs (`DenseOp.output`): OUT_LSB, OUT_PBM, OUT_MSB and OUT_MSB_PTR have the formats
-    of LSB, PBM, MSB and MSB_PTR with K = N and chunks of `DenseOp.out_chunk`, so that they are the
-    inputs of a next program as they are. OUT_SCALE (1,) float32 is no tensor in DRAM but an
-    argument of the launch, as M is: STORE has it in a register.
+    PLAIN: nothing of that: it loads, reads or makes tiles.
     """
 
+    WAIT = 0
+    SIGNAL = 1
+    PLAIN = 2
+    MMA = 3
+    DRAIN = 4
+    STORE = 5
+
+
+class Pass(IntEnum):
+    """Passes over the K chunks of an accumulator; each is over all of them, if the op has it."""
+
     LSB = 0
-    PBM = 1
-    MSB = 2
-    MSB_PTR = 3
-    ACT = 4
-    ACT_SCALE = 5
-    GROUP_SUMS = 6
-    WGT = 7
-    W_SCALE = 8
-    W_MIN = 9
-    OFFSET = 10
-    OUT = 11
-    ROW_ORDER = 12
-    OUT_LSB = 13
-    OUT_PBM = 14
-    OUT_MSB = 15
-    OUT_MSB_PTR = 16
-    OUT_SCALE = 17
+    MSB = 1
+    MINIMA = 2
 
 
-def ceil_div(a: Any, b: Any) -> Any:
-    """``ceil(a / b)`` of whole numbers or arrays of them."""
-    return -(-a // b)
+class Requirement(NamedTuple):
+    """A condition on all steps of a class, what is wrong where it fails, and what was wanted."""
+
+    holds: Any
+    problem: str
+    first: Any = None
+    last: Any = None
 
 
-def transfer_cycles(header: Header, nbytes: int) -> int:
-    """Cycles of one DMA transfer of `nbytes` > 0 bytes: a descriptor, then the bytes."""
+def transfer_cycles(header: Header, nbytes: Any, transfers: int = 1) -> Any:
+    """Cycles of DMA transfers of `nbytes` bytes in all: a descriptor each, then the bytes."""
     accelerator = header.accelerator
-    fixed = accelerator.dma_descriptor_cycles
-    return fixed + int(-(-nbytes // accelerator.dram_bytes_per_cycle))
+    moved = np.asarray(-(-nbytes // accelerator.dram_bytes_per_cycle)).astype(np.int64)
+    return transfers * accelerator.dma_descriptor_cycles + moved
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """Base of all instructions.
+    """Base of all instructions: a class says everything about itself but its values.
+
+    Operands are its fields. Methods that take `values` get the evaluated operands by name: numbers
+    or arrays, one for each step.
 
     Attributes
     ----------
@@ -76,6 +71,25 @@ class Instruction:
         Name in the listing.
     ENGINE : Engine
         Who executes it (`WAIT` and `SIGNAL`: see `engine`).
+    KIND : Kind
+        What it does to tokens, accumulators and outputs.
+    PASS : Pass
+        Of an instruction of kind MMA.
+    ROLE : str
+        What it is for, in pictures.
+    EXTENTS : mapping of str to {"m", "n", "k"}
+        Operands that are extents, and of what. Those of `row` and `col` are `rows` and `cols`.
+    ACCESSES : tuple of Access
+        Tiles on chip; accumulators last: their rows and channels follow from the others.
+    PARTS : tuple of Part
+        What it moves between DRAM and chip.
+    DRAM : Mode
+        READ moves it from DRAM, WRITE to DRAM.
+    TRANSFERS : int
+        DMA transfers that this takes, if there are parts.
+    BITMAP : str
+        Operand whose stored digits decide how long it takes, see `passes`; "" for none. It has an
+        operand `row_split`: PE rows that share a row.
     TRACE : tuple of str
         Operands in the order of the trace.
     """
@@ -83,7 +97,22 @@ class Instruction:
     OPCODE: ClassVar[int] = -1
     MNEMONIC: ClassVar[str] = ""
     ENGINE: ClassVar[Engine] = Engine.LOAD
+    KIND: ClassVar[Kind] = Kind.PLAIN
+    PASS: ClassVar[Pass] = Pass.LSB
+    ROLE: ClassVar[str] = ""
+    EXTENTS: ClassVar[Mapping[str, Axis]] = {}
+    ACCESSES: ClassVar[tuple[Access, ...]] = ()
+    PARTS: ClassVar[tuple[Part, ...]] = ()
+    DRAM: ClassVar[Mode] = Mode.READ
+    TRANSFERS: ClassVar[int] = 1
+    BITMAP: ClassVar[str] = ""
     TRACE: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        """Operands are what is annotated, but for class variables."""
+        own = inspect.get_annotations(cls).items()
+        operands = (name for name, kind in own if not kind.startswith("ClassVar"))
+        cls.TRACE = (*cls.TRACE, *operands)
 
     @property
     def engine(self) -> Engine:
@@ -94,6 +123,55 @@ class Instruction:
     def column(cls, operand: str) -> int:
         """Column of an operand in the trace."""
         return TRACE_OPERANDS + cls.TRACE.index(operand)
+
+    @classmethod
+    def accesses(cls, header: Header) -> tuple[Access, ...]:
+        """What it touches in programs with this header."""
+        return tuple(access for access in cls.ACCESSES if access.exists(header))
+
+    @classmethod
+    def problem(cls, header: Header) -> str | None:
+        """Why programs with this header cannot have it, beyond the tiles that it touches."""
+        return None
+
+    @classmethod
+    def requirements(cls, header: Header, rows: int, values: Values) -> Iterator[Requirement]:
+        """What must hold before its steps, in a program bound to `rows` rows.
+
+        Here: extents are not empty and tiles lie within their tensors. Each is looked at only if
+        those before it hold.
+        """
+        limits = {"m": rows, "n": header.op.n, "k": header.op.k}
+        for name, axis in cls.EXTENTS.items():
+            yield Requirement(values[name] >= 1, f"{name} is empty")
+            fits = values[name] <= limits[axis]
+            yield Requirement(fits, f"{name} is larger than its tensor")
+        for name, extent, what in (("row", "rows", "rows"), ("col", "cols", "columns")):
+            if extent in cls.EXTENTS and name in cls.TRACE:
+                first, limit = values[name], limits[cls.EXTENTS[extent]]
+                last = first + values[extent]
+                inside = (first >= 0) & (last <= limit)
+                yield Requirement(inside, f"{what} leave the tensor's {limit}", first, last)
+
+    @classmethod
+    def cycles(cls, header: Header, values: Values) -> Any:
+        """Cycles of every step, DMA transfers (see `transfer_cycles`) aside."""
+        return 0
+
+    @classmethod
+    def passes(cls, header: Header, values: Values) -> Any:
+        """How often the array goes over the digits of `BITMAP`: each time takes their cycles."""
+        raise AssertionError(f"{cls.__name__} does not say how often it goes over its digits")
+
+    @classmethod
+    def dram_bytes(cls, header: Header, values: Values) -> Any:
+        """Bytes that every step moves, with all digits stored."""
+        return sum(part.nbytes(header, values) for part in cls.PARTS)
+
+    @classmethod
+    def events(cls, header: Header, values: Values) -> Mapping[str, Any]:
+        """Work of every step by its name in `simulator.Counts`, bytes and products aside."""
+        return {}
 
     def to_bytes(self) -> bytes:
         """Binary form: the opcode in one byte, then the operands in order of declaration."""
@@ -151,46 +229,41 @@ class End(Instruction):
 
 
 @dataclass(frozen=True)
-class Wait(Instruction):
-    """The consumer of `queue` waits until it holds a token, and takes it. 0 cycles."""
+class _Token(Instruction):
+    """Base of the instructions on a queue. 0 cycles."""
+
+    queue: int
+
+    def operands(self) -> str:
+        """``LOAD, ACT_FREE``."""
+        if self.queue not in tuple(Queue):
+            return str(self.queue)
+        return f"{self.engine.name}, {Queue(self.queue).name}"
+
+
+@dataclass(frozen=True)
+class Wait(_Token):
+    """The consumer of `queue` waits until it holds a token, and takes it."""
 
     OPCODE: ClassVar[int] = 2
     MNEMONIC: ClassVar[str] = "WAIT"
-    TRACE: ClassVar[tuple[str, ...]] = ("queue",)
-
-    queue: int
+    KIND: ClassVar[Kind] = Kind.WAIT
 
     @property
     def engine(self) -> Engine:
         """The queue's consumer."""
         return Queue(self.queue).consumer
 
-    def operands(self) -> str:
-        """``LOAD, ACT_FREE``."""
-        return _queue_text(self)
-
 
 @dataclass(frozen=True)
-class Signal(Instruction):
-    """The producer of `queue` puts a token into it, its earlier work being done. 0 cycles."""
+class Signal(_Token):
+    """The producer of `queue` puts a token into it, its earlier work being done."""
 
     OPCODE: ClassVar[int] = 3
     MNEMONIC: ClassVar[str] = "SIGNAL"
-    TRACE: ClassVar[tuple[str, ...]] = ("queue",)
-
-    queue: int
+    KIND: ClassVar[Kind] = Kind.SIGNAL
 
     @property
     def engine(self) -> Engine:
         """The queue's producer."""
         return Queue(self.queue).producer
-
-    def operands(self) -> str:
-        """``LOAD, ACT_READY``."""
-        return _queue_text(self)
-
-
-def _queue_text(instruction: Wait | Signal) -> str:
-    if instruction.queue not in tuple(Queue):
-        return str(instruction.queue)
-    return f"{instruction.engine.name}, {Queue(instruction.queue).name}"

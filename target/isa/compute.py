@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sparqle_tvm.target.isa.base import Instruction, ceil_div
+from sparqle_tvm.target.isa import access
+from sparqle_tvm.target.isa.access import Access, Axis, Mode, Part, Tensor, Values, ceil_div, each
+from sparqle_tvm.target.isa.base import Instruction, Kind, Pass, Requirement
 from sparqle_tvm.target.isa.header import Engine, Header
+from sparqle_tvm.target.isa.load import whole_chunks, whole_groups
 from sparqle_tvm.target.isa.operands import NEVER, Address, Affine, Condition, Extent
 
 
@@ -59,8 +62,75 @@ def dense_span_steps(header: Header, k: int, row_split: int) -> int:
     return max(steps.values())
 
 
+def _block_passes(header: Header, values: Values) -> Any:
+    """How often the activations of a tile go through the array: once per block and slice."""
+    return ceil_div(values["n"], header.accelerator.cols) * header.op.weight_slices
+
+
+def _activations(operand: str, tile: access.Tile, loaded: bool = False) -> Access:
+    """Read once per block of columns and weight slice."""
+    return Access(
+        *(operand, tile, Mode.READ, "m", "k"),
+        loaded=loaded,
+        read=lambda header, values, nbytes: nbytes * _block_passes(header, values),
+    )
+
+
+_WEIGHTS = Access(
+    *("wgt", access.WGT, Mode.READ, "n", "k"),
+    # Once per row group; every slice has its share of the bits.
+    read=lambda header, values, nbytes: nbytes * ceil_div(values["m"], header.accelerator.rows),
+)
+_GROUPS = Access("grp", access.GRP, Mode.READ, "n", "k")
+_ADD = Access(
+    *("acc", access.ACC, Mode.UPDATE, "m", "n"),
+    read=lambda header, values, nbytes: nbytes * (values["zero"] == 0),
+)
+
+
 @dataclass(frozen=True)
-class MmaLsb(Instruction):
+class _Mma(Instruction):
+    """Base of what adds to accumulators, group by group."""
+
+    ENGINE: ClassVar[Engine] = Engine.MMA
+    KIND: ClassVar[Kind] = Kind.MMA
+    EXTENTS: ClassVar[Mapping[str, Axis]] = {"m": "m", "n": "n", "k": "k"}
+
+    @classmethod
+    def events(cls, header: Header, values: Values) -> Mapping[str, Any]:
+        """Partial sums of weight groups are scaled and added."""
+        if not header.op.group_size:
+            return {}
+        groups = access.groups_of(header, values["k"])
+        return {"scale_operations": values["m"] * values["n"] * groups}
+
+
+@dataclass(frozen=True)
+class _Multiply(_Mma):
+    """Base of what multiplies a plane with the weights."""
+
+    @classmethod
+    def requirements(cls, header: Header, rows: int, values: Values) -> Iterator[Requirement]:
+        """Each row has `row_split` PE rows."""
+        yield from super().requirements(header, rows, values)
+        split, array_rows = values["row_split"], header.accelerator.rows
+        yield Requirement(
+            (split == 1) | (split <= array_rows // values["m"]),
+            f"m * row_split is larger than the {array_rows} rows of PEs",
+        )
+
+    @classmethod
+    def cycles(cls, header: Header, values: Values) -> Any:
+        """Cycles of a dense plane, see `MmaLsb`."""
+        n, split = values["n"], values["row_split"]
+        groups = ceil_div(values["m"], header.accelerator.rows)
+        steps = each(lambda k, split: dense_span_steps(header, k, split), values["k"], split)
+        reduction = each(lambda n, split: reduction_cycles(header, n, split), n, split)
+        return groups * _block_passes(header, values) * steps + reduction
+
+
+@dataclass(frozen=True)
+class MmaLsb(_Multiply):
     """Multiply the LSB plane with the weights: ``acc[i, j] (+)= sum_c lsb[i, c] * wgt[j, c]``.
 
     m x n x k digits, all weight slices. Digits of the window ``unsigned`` are read as they lie
@@ -90,17 +160,9 @@ class MmaLsb(Instruction):
 
     OPCODE: ClassVar[int] = 13
     MNEMONIC: ClassVar[str] = "MMA.LSB"
-    ENGINE: ClassVar[Engine] = Engine.MMA
-    TRACE: ClassVar[tuple[str, ...]] = (
-        "acc",
-        "lsb",
-        "wgt",
-        "grp",
-        "m",
-        "n",
-        "k",
-        "zero",
-        "row_split",
+    ROLE: ClassVar[str] = "LSB pass"
+    ACCESSES: ClassVar[tuple[Access, ...]] = (
+        *(_activations("lsb", access.LSB), _WEIGHTS, _GROUPS, _ADD),
     )
 
     acc: Address
@@ -113,18 +175,9 @@ class MmaLsb(Instruction):
     zero: Condition = NEVER
     row_split: int = 1
 
-    @classmethod
-    def cycles(cls, header: Header, m: int, n: int, k: int, row_split: int) -> int:
-        """Cycles, see the class."""
-        accelerator = header.accelerator
-        groups = int(ceil_div(m, accelerator.rows))
-        blocks = int(ceil_div(n, accelerator.cols)) * header.op.weight_slices
-        steps = dense_span_steps(header, k, row_split)
-        return groups * blocks * steps + reduction_cycles(header, n, row_split)
-
 
 @dataclass(frozen=True)
-class MmaMsb(Instruction):
+class MmaMsb(_Multiply):
     """Multiply the stored MSB digits with the weights and add ``2^k`` times that to acc.
 
     Operands, accumulators and groups as in `MmaLsb`. Digits are two's complement.
@@ -144,9 +197,13 @@ class MmaMsb(Instruction):
 
     OPCODE: ClassVar[int] = 14
     MNEMONIC: ClassVar[str] = "MMA.MSB"
-    ENGINE: ClassVar[Engine] = Engine.MMA
-    TRACE: ClassVar[tuple[str, ...]] = (
-        *("acc", "pbm", "msb", "wgt", "grp", "m", "n", "k", "zero", "row_split"),
+    ROLE: ClassVar[str] = "MSB pass"
+    PASS: ClassVar[Pass] = Pass.MSB
+    BITMAP: ClassVar[str] = "pbm"
+    ACCESSES: ClassVar[tuple[Access, ...]] = (
+        _activations("pbm", access.PBM, loaded=True),
+        _activations("msb", access.MSB, loaded=True),
+        *(_WEIGHTS, _GROUPS, _ADD),
     )
 
     acc: Address
@@ -161,20 +218,20 @@ class MmaMsb(Instruction):
     row_split: int = 1
 
     @classmethod
-    def cycles(cls, header: Header, bits: NDArray[np.bool_], n: int, row_split: int) -> int:
-        """Cycles, see the class; `bits` is the bitmap tile, bool (m, k). The simulator's rule."""
-        lanes, rows = header.accelerator.lanes, header.accelerator.rows
-        m, k = bits.shape
-        segments = np.zeros((m, row_split), dtype=np.int64)
-        for segment, begin, end in step_spans(header, k, row_split):
-            segments[:, segment] += ceil_div(np.count_nonzero(bits[:, begin:end], axis=1), lanes)
-        slowest = np.maximum.reduceat(segments.max(axis=1), np.arange(0, m, rows))
-        blocks = int(ceil_div(n, header.accelerator.cols)) * header.op.weight_slices
-        return blocks * int(slowest.sum()) + reduction_cycles(header, n, row_split)
+    def cycles(cls, header: Header, values: Values) -> Any:
+        """Cycles but for the digits: adding up what `row_split` PE rows have."""
+        return each(
+            lambda n, split: reduction_cycles(header, n, split), values["n"], values["row_split"]
+        )
+
+    @classmethod
+    def passes(cls, header: Header, values: Values) -> Any:
+        """Once per block of columns and weight slice."""
+        return _block_passes(header, values)
 
 
 @dataclass(frozen=True)
-class MmaDns(Instruction):
+class MmaDns(_Multiply):
     """Multiply a dense MSB plane (scheme ``dense``) and add ``2^k`` times that to acc.
 
     As `MmaLsb`, in cycles too; digits are two's complement. `msb` is the plane of LD.ACT.
@@ -182,9 +239,10 @@ class MmaDns(Instruction):
 
     OPCODE: ClassVar[int] = 15
     MNEMONIC: ClassVar[str] = "MMA.DNS"
-    ENGINE: ClassVar[Engine] = Engine.MMA
-    TRACE: ClassVar[tuple[str, ...]] = (
-        *("acc", "msb", "wgt", "grp", "m", "n", "k", "zero", "row_split"),
+    ROLE: ClassVar[str] = "MSB pass"
+    PASS: ClassVar[Pass] = Pass.MSB
+    ACCESSES: ClassVar[tuple[Access, ...]] = (
+        *(_activations("msb", access.MSB_PLANE), _WEIGHTS, _GROUPS, _ADD),
     )
 
     acc: Address
@@ -197,14 +255,9 @@ class MmaDns(Instruction):
     zero: Condition = NEVER
     row_split: int = 1
 
-    @classmethod
-    def cycles(cls, header: Header, m: int, n: int, k: int, row_split: int) -> int:
-        """Cycles, as of `MmaLsb`."""
-        return MmaLsb.cycles(header, m, n, k, row_split)
-
 
 @dataclass(frozen=True)
-class MmaMin(Instruction):
+class MmaMin(_Mma):
     """Add ``sum over groups of sum[i, group] * min[j, group]`` to acc (with minima only).
 
     0 cycles: the scale unit of a PE does it beside the MACs.
@@ -221,8 +274,12 @@ class MmaMin(Instruction):
 
     OPCODE: ClassVar[int] = 16
     MNEMONIC: ClassVar[str] = "MMA.MIN"
-    ENGINE: ClassVar[Engine] = Engine.MMA
-    TRACE: ClassVar[tuple[str, ...]] = ("acc", "sum", "grp", "m", "n", "k", "zero")
+    ROLE: ClassVar[str] = "parameters"
+    PASS: ClassVar[Pass] = Pass.MINIMA
+    ACCESSES: ClassVar[tuple[Access, ...]] = (
+        Access("sum", access.SUM, Mode.READ, "m", "k"),
+        *(_GROUPS, _ADD),
+    )
 
     acc: Address
     sum: Address
@@ -264,7 +321,21 @@ class Drain(Instruction):
     OPCODE: ClassVar[int] = 17
     MNEMONIC: ClassVar[str] = "DRAIN"
     ENGINE: ClassVar[Engine] = Engine.STORE
-    TRACE: ClassVar[tuple[str, ...]] = ("acc", "row", "chn", "m", "n")
+    KIND: ClassVar[Kind] = Kind.DRAIN
+    ROLE: ClassVar[str] = "drain"
+    EXTENTS: ClassVar[Mapping[str, Axis]] = {"m": "m", "n": "n"}
+    ACCESSES: ClassVar[tuple[Access, ...]] = (
+        Access(
+            *("row", access.ROW, Mode.READ, "m", ""),
+            # The scales, not the row numbers behind them.
+            read=lambda header, values, nbytes: 4 * values["m"],
+        ),
+        Access("chn", access.CHN, Mode.READ, "n", ""),
+        Access(
+            *("acc", access.ACC, Mode.UPDATE, "m", "n"),
+            written=lambda header, values, nbytes: 4 * values["m"] * values["n"],
+        ),
+    )
 
     acc: Address
     row: Address | None
@@ -273,13 +344,49 @@ class Drain(Instruction):
     n: Extent
 
     @classmethod
-    def cycles(cls, header: Header, m: int, n: int) -> int:
+    def cycles(cls, header: Header, values: Values) -> Any:
         """Cycles, see the class."""
-        return int(ceil_div(m * n, header.accelerator.drain_elements_per_cycle))
+        return ceil_div(values["m"] * values["n"], header.accelerator.drain_elements_per_cycle)
+
+    @classmethod
+    def events(cls, header: Header, values: Values) -> Mapping[str, Any]:
+        """Every output is drained."""
+        return {"drained_elements": values["m"] * values["n"]}
 
 
 @dataclass(frozen=True)
-class StOut(Instruction):
+class _Store(Instruction):
+    """Base of the stores of drained outputs (rows, cols): columns are output channels."""
+
+    ENGINE: ClassVar[Engine] = Engine.STORE
+    KIND: ClassVar[Kind] = Kind.STORE
+    DRAM: ClassVar[Mode] = Mode.WRITE
+    ROLE: ClassVar[str] = "store"
+    EXTENTS: ClassVar[Mapping[str, Axis]] = {"rows": "m", "cols": "n"}
+    ENCODED: ClassVar[bool] = False
+
+    @classmethod
+    def problem(cls, header: Header) -> str | None:
+        """A program makes outputs of one format."""
+        output = header.op.output
+        fits = (output == "encoded") == cls.ENCODED
+        return None if fits else f"outputs of this program are {output}"
+
+
+_OUTPUTS = Access(
+    *("acc", access.ACC, Mode.READ, "rows", "cols", "row", "col"),
+    read=lambda header, values, nbytes: 4 * values["rows"] * values["cols"],
+)
+
+
+def _output_bytes(header: Header, cols: Any) -> Any:
+    """Bytes of a row of outputs: whole bursts if it is a piece of its own."""
+    nbytes = cols * header.output_bytes
+    return burst_bytes(nbytes) if header.op.block_rows else nbytes
+
+
+@dataclass(frozen=True)
+class StOut(_Store):
     """Store drained outputs (rows, cols) to OUT at (row, col): one DMA transfer.
 
     Moves ``rows * cols * Header.output_bytes`` bytes. Columns are output channels here. With
@@ -302,8 +409,17 @@ class StOut(Instruction):
 
     OPCODE: ClassVar[int] = 18
     MNEMONIC: ClassVar[str] = "ST.OUT"
-    ENGINE: ClassVar[Engine] = Engine.STORE
-    TRACE: ClassVar[tuple[str, ...]] = ("acc", "row", "rows", "col", "cols", "order")
+    ACCESSES: ClassVar[tuple[Access, ...]] = (
+        Access(
+            *("order", access.ROW, Mode.READ, "rows", "", "row"),
+            needed=lambda header: header.op.block_rows > 0,
+            loaded=True,
+            # The row numbers, not the scales before them.
+            read=lambda header, values, nbytes: header.order_bytes * values["rows"],
+        ),
+        _OUTPUTS,
+    )
+    PARTS: ClassVar[tuple[Part, ...]] = (Part(Tensor.OUT, _output_bytes),)
 
     acc: Address
     row: Affine
@@ -312,13 +428,6 @@ class StOut(Instruction):
     cols: Extent
     order: Address | None = None
 
-    @classmethod
-    def dram_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
-        """Bytes moved to DRAM."""
-        if not header.op.block_rows:
-            return rows * cols * header.output_bytes
-        return rows * burst_bytes(cols * header.output_bytes)
-
     def operands(self) -> str:
         """``OUT[row +rows, col +cols] <- acc``."""
         text = f"OUT[{self.row} : +{self.rows}, {self.col} : +{self.cols}] <- {self.acc}"
@@ -326,7 +435,7 @@ class StOut(Instruction):
 
 
 @dataclass(frozen=True)
-class StEnc(Instruction):
+class StEnc(_Store):
     """Store drained outputs (rows, cols) encoded: LSB digits, bitmap, MSB digits, pointers.
 
     Digits are those of `DenseOp.out_window`. LSB digits and bits go to OUT_LSB and OUT_PBM at
@@ -350,8 +459,18 @@ class StEnc(Instruction):
 
     OPCODE: ClassVar[int] = 19
     MNEMONIC: ClassVar[str] = "ST.ENC"
-    ENGINE: ClassVar[Engine] = Engine.STORE
-    TRACE: ClassVar[tuple[str, ...]] = ("acc", "row", "rows", "col", "cols")
+    ENCODED: ClassVar[bool] = True
+    ACCESSES: ClassVar[tuple[Access, ...]] = (_OUTPUTS,)
+    PARTS: ClassVar[tuple[Part, ...]] = (
+        Part(Tensor.OUT_LSB, access.digit_bytes),
+        Part(Tensor.OUT_PBM, access.bitmap_bytes),
+        Part(Tensor.OUT_MSB, access.digit_bytes, digits=True),
+        Part(
+            Tensor.OUT_MSB_PTR,
+            lambda header, cols: 4,
+            pieces=lambda header, rows: ceil_div(rows, header.accelerator.rows),
+        ),
+    )
     TRANSFERS: ClassVar[int] = 4
 
     acc: Address
@@ -361,46 +480,18 @@ class StEnc(Instruction):
     cols: Extent
 
     @classmethod
-    def lsb_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
-        """Bytes of the LSB digits, and at most those of the MSB digits."""
-        return rows * ceil_div(cols * header.op.digit_bits, 8)
-
-    @classmethod
-    def pbm_bytes(cls, rows: Any, cols: Any) -> Any:
-        """Bytes of the bitmap."""
-        return rows * ceil_div(cols, 8)
-
-    @classmethod
-    def pointer_bytes(cls, header: Header, rows: Any) -> Any:
-        """Bytes of the pointers."""
-        return 4 * ceil_div(rows, header.accelerator.rows)
-
-    @classmethod
-    def fixed_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
-        """Bytes moved to DRAM but for the MSB digits."""
-        planes = cls.lsb_bytes(header, rows, cols) + cls.pbm_bytes(rows, cols)
-        return planes + cls.pointer_bytes(header, rows)
+    def requirements(cls, header: Header, rows: int, values: Values) -> Iterator[Requirement]:
+        """Tiles are whole chunks of whole row groups, in the order of the stream."""
+        yield from super().requirements(header, rows, values)
+        yield whole_groups(header, rows, values)
+        yield whole_chunks(header.op.out_chunk, header.op.n, values)
+        row, count, col = values["row"], values["rows"], values["col"]
+        place = col // header.op.out_chunk * rows + row
+        yield Requirement(
+            np.cumsum(count) - count == place,
+            "not the next tile of the MSB stream: chunk by chunk, then by rows",
+        )
 
     def operands(self) -> str:
         """``OUT_ENC[row +rows, col +cols] <- acc``."""
         return f"OUT_ENC[{self.row} : +{self.rows}, {self.col} : +{self.cols}] <- {self.acc}"
-
-
-def stream_order(header: Header, m: int, row: Any, rows: Any, col: Any) -> Any:
-    """Whether each of the tiles that ST.ENC stores, in program order, is the next of the stream.
-
-    Parameters
-    ----------
-    header : Header
-        Of the program.
-    m : int
-        Rows in all.
-    row, rows, col : ndarray of int64, shape (tiles,)
-        First row, rows and first channel of each tile.
-
-    Returns
-    -------
-    ndarray of bool, shape (tiles,)
-    """
-    place = col // header.op.out_chunk * m + row
-    return (col % header.op.out_chunk == 0) & (np.cumsum(rows) - rows == place)

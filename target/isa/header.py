@@ -33,40 +33,28 @@ class Queue(IntEnum):
     ACC: accumulators. ROW: activation scales. CHN: channel parameters (both read by DRAIN).
     """
 
-    ACT_FREE = 0
-    ACT_READY = 1
-    WGT_FREE = 2
-    WGT_READY = 3
-    ACC_FREE = 4
-    ACC_READY = 5
-    ROW_FREE = 6
-    ROW_READY = 7
-    CHN_FREE = 8
-    CHN_READY = 9
+    producer: Engine
+    consumer: Engine
 
-    @property
-    def producer(self) -> Engine:
-        """The engine that signals."""
-        return _QUEUE_ENGINES[self][0]
+    def __new__(
+        cls, number: int, producer: Engine = Engine.LOAD, consumer: Engine = Engine.LOAD
+    ) -> Queue:
+        """A queue, the engine that signals, and the engine that waits; found by its number."""
+        queue = int.__new__(cls, number)
+        queue._value_ = number
+        queue.producer, queue.consumer = producer, consumer
+        return queue
 
-    @property
-    def consumer(self) -> Engine:
-        """The engine that waits."""
-        return _QUEUE_ENGINES[self][1]
-
-
-_QUEUE_ENGINES = {
-    Queue.ACT_FREE: (Engine.MMA, Engine.LOAD),
-    Queue.ACT_READY: (Engine.LOAD, Engine.MMA),
-    Queue.WGT_FREE: (Engine.MMA, Engine.LOAD),
-    Queue.WGT_READY: (Engine.LOAD, Engine.MMA),
-    Queue.ACC_FREE: (Engine.STORE, Engine.MMA),
-    Queue.ACC_READY: (Engine.MMA, Engine.STORE),
-    Queue.ROW_FREE: (Engine.STORE, Engine.LOAD),
-    Queue.ROW_READY: (Engine.LOAD, Engine.STORE),
-    Queue.CHN_FREE: (Engine.STORE, Engine.LOAD),
-    Queue.CHN_READY: (Engine.LOAD, Engine.STORE),
-}
+    ACT_FREE = 0, Engine.MMA, Engine.LOAD
+    ACT_READY = 1, Engine.LOAD, Engine.MMA
+    WGT_FREE = 2, Engine.MMA, Engine.LOAD
+    WGT_READY = 3, Engine.LOAD, Engine.MMA
+    ACC_FREE = 4, Engine.STORE, Engine.MMA
+    ACC_READY = 5, Engine.MMA, Engine.STORE
+    ROW_FREE = 6, Engine.STORE, Engine.LOAD
+    ROW_READY = 7, Engine.LOAD, Engine.STORE
+    CHN_FREE = 8, Engine.STORE, Engine.LOAD
+    CHN_READY = 9, Engine.LOAD, Engine.STORE
 
 
 @dataclass(frozen=True)
@@ -188,11 +176,8 @@ class Header:
 
     def buffer_bytes(self, buffer: Buffer) -> int:
         """Size of a buffer."""
-        return {
-            Buffer.ACT: self.accelerator.activation_buffer_bytes,
-            Buffer.WGT: self.accelerator.weight_buffer_bytes,
-            Buffer.ACC: self.accelerator.accumulator_buffer_bytes,
-        }[buffer]
+        size: int = getattr(self.accelerator, f"{buffer.word}_buffer_bytes")
+        return size
 
 
 def row_number_bytes(rows: int) -> int:

@@ -2,23 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sparqle_tvm.target.isa.base import Instruction, Tensor, ceil_div
-from sparqle_tvm.target.isa.header import Engine, Header
+import numpy as np
+
+from sparqle_tvm.target.isa import access
+from sparqle_tvm.target.isa.access import Access, Axis, Part, Tensor, Values, groups_of, loads
+from sparqle_tvm.target.isa.base import Instruction, Requirement
+from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.isa.operands import Address, Affine, Extent
 
 MSB_POINTER_BYTES = 8
 """LD.MSB fetches the pointers to the begin and the end of its tile, 4 bytes each."""
 
+_WEIGHTS: Mapping[str, Axis] = {"rows": "n", "cols": "k"}
+
+
+def whole_chunks(chunk: int, limit: int, values: Values) -> Requirement:
+    """Tiles have all columns of a chunk of `limit` columns: ``min(chunk, limit - col)``."""
+    col, cols = values["col"], values["cols"]
+    whole = (col % chunk == 0) & (cols == np.minimum(chunk, limit - col))
+    return Requirement(whole, f"not a whole chunk of {chunk} columns", col, col + cols)
+
+
+def whole_groups(header: Header, rows: int, values: Values) -> Requirement:
+    """Tiles have all rows of row groups, the last of which may be shorter."""
+    unit, first = header.accelerator.rows, values["row"]
+    last = first + values["rows"]
+    whole = (first % unit == 0) & ((last % unit == 0) | (last == rows))
+    return Requirement(whole, f"there are tile pointers every {unit} rows only")
+
 
 @dataclass(frozen=True)
-class TileLoad(Instruction):
+class _ChunkLoad(Instruction):
+    """Base of the loads of K chunks, of activations unless it says otherwise."""
+
+    ROLE: ClassVar[str] = "activations"
+    EXTENTS: ClassVar[Mapping[str, Axis]] = {"rows": "m", "cols": "k"}
+
+    @classmethod
+    def requirements(cls, header: Header, rows: int, values: Values) -> Iterator[Requirement]:
+        """K chunks are whole."""
+        yield from super().requirements(header, rows, values)
+        yield whole_chunks(header.k_chunk, header.op.k, values)
+
+
+@dataclass(frozen=True)
+class TileLoad(_ChunkLoad):
     """Base of the loads of a tile: rows [row, row + rows), columns [col, col + cols).
 
-    Costs one DMA transfer, `transfer_cycles` of `dram_bytes`. `col` is a multiple of
-    `Header.k_chunk` and `cols` a whole chunk, ``min(k_chunk, K - col)``.
+    `col` is a multiple of `Header.k_chunk` and `cols` a whole chunk, ``min(k_chunk, K - col)``.
 
     Attributes
     ----------
@@ -34,35 +69,16 @@ class TileLoad(Instruction):
         Columns along K.
     """
 
-    ENGINE: ClassVar[Engine] = Engine.LOAD
-    TRACE: ClassVar[tuple[str, ...]] = ("dst", "row", "rows", "col", "cols")
-    TENSOR: ClassVar[Tensor] = Tensor.LSB
-
     dst: Address
     row: Affine
     rows: Extent
     col: Affine
     cols: Extent
 
-    @classmethod
-    def row_bytes(cls, header: Header, cols: Any) -> Any:
-        """Bytes of a row of `cols` columns on chip (number or array)."""
-        raise AssertionError(f"{cls.__name__} does not say how long a row is")
-
-    @classmethod
-    def onchip_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
-        """Bytes that the tile may occupy on chip."""
-        return rows * cls.row_bytes(header, cols)
-
-    @classmethod
-    def dram_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
-        """Bytes moved from DRAM."""
-        return cls.onchip_bytes(header, rows, cols)
-
     def operands(self) -> str:
         """``dst <- LSB[row +rows, col +cols]``."""
         tile = f"[{self.row} : +{self.rows}, {self.col} : +{self.cols}]"
-        return f"{self.dst} <- {self.TENSOR.name}{tile}"
+        return f"{self.dst} <- {self.PARTS[0].tensor.name}{tile}"
 
 
 @dataclass(frozen=True)
@@ -71,12 +87,13 @@ class LdLsb(TileLoad):
 
     OPCODE: ClassVar[int] = 4
     MNEMONIC: ClassVar[str] = "LD.LSB"
-    TENSOR: ClassVar[Tensor] = Tensor.LSB
+    ACCESSES: ClassVar[tuple[Access, ...]] = (loads("dst", access.LSB),)
+    PARTS: ClassVar[tuple[Part, ...]] = (Part(Tensor.LSB, access.LSB.row_bytes),)
 
     @classmethod
-    def row_bytes(cls, header: Header, cols: Any) -> Any:
-        """``ceil(cols * k / 8)``."""
-        return ceil_div(cols * header.op.digit_bits, 8)
+    def problem(cls, header: Header) -> str | None:
+        """In scheme ``dense`` LD.ACT makes them."""
+        return access.other_scheme("sparqle")(header)
 
 
 @dataclass(frozen=True)
@@ -85,12 +102,8 @@ class LdPbm(TileLoad):
 
     OPCODE: ClassVar[int] = 5
     MNEMONIC: ClassVar[str] = "LD.PBM"
-    TENSOR: ClassVar[Tensor] = Tensor.PBM
-
-    @classmethod
-    def row_bytes(cls, header: Header, cols: Any) -> Any:
-        """``ceil(cols / 8)``."""
-        return ceil_div(cols, 8)
+    ACCESSES: ClassVar[tuple[Access, ...]] = (loads("dst", access.PBM),)
+    PARTS: ClassVar[tuple[Part, ...]] = (Part(Tensor.PBM, access.PBM.row_bytes),)
 
 
 @dataclass(frozen=True)
@@ -99,23 +112,27 @@ class LdMsb(TileLoad):
 
     Rows are found by counting the bits of the bitmap. `row` is a multiple of `accelerator.rows`,
     `rows` too unless the tile ends at M: pointers exist only there. On chip it may take what all
-    digits take (`onchip_bytes`). Moved are its digits, known at run time, and
-    `MSB_POINTER_BYTES`, in one transfer.
+    digits take. Moved are its digits, known at run time, and `MSB_POINTER_BYTES`, in one transfer.
     """
 
     OPCODE: ClassVar[int] = 6
     MNEMONIC: ClassVar[str] = "LD.MSB"
-    TENSOR: ClassVar[Tensor] = Tensor.MSB
+    ACCESSES: ClassVar[tuple[Access, ...]] = (loads("dst", access.MSB),)
+    PARTS: ClassVar[tuple[Part, ...]] = (
+        Part(Tensor.MSB, access.MSB.row_bytes, digits=True),
+        Part(
+            Tensor.MSB_PTR,
+            lambda header, cols: MSB_POINTER_BYTES,
+            pieces=lambda header, rows: 1,
+            onchip=False,
+        ),
+    )
 
     @classmethod
-    def row_bytes(cls, header: Header, cols: Any) -> Any:
-        """``ceil(cols * k / 8)``, if all digits are stored."""
-        return ceil_div(cols * header.op.digit_bits, 8)
-
-    @classmethod
-    def dram_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
-        """At most: all digits and the two pointers."""
-        return cls.onchip_bytes(header, rows, cols) + MSB_POINTER_BYTES
+    def requirements(cls, header: Header, rows: int, values: Values) -> Iterator[Requirement]:
+        """There are pointers to the tile."""
+        yield from super().requirements(header, rows, values)
+        yield whole_groups(header, rows, values)
 
 
 @dataclass(frozen=True)
@@ -124,12 +141,9 @@ class LdSum(TileLoad):
 
     OPCODE: ClassVar[int] = 7
     MNEMONIC: ClassVar[str] = "LD.SUM"
-    TENSOR: ClassVar[Tensor] = Tensor.GROUP_SUMS
-
-    @classmethod
-    def row_bytes(cls, header: Header, cols: Any) -> Any:
-        """``ceil(cols / g) * sum_bytes``."""
-        return ceil_div(cols, max(header.op.group_size, 1)) * header.sum_bytes
+    ROLE: ClassVar[str] = "parameters"
+    ACCESSES: ClassVar[tuple[Access, ...]] = (loads("dst", access.SUM),)
+    PARTS: ClassVar[tuple[Part, ...]] = (Part(Tensor.GROUP_SUMS, access.SUM.row_bytes),)
 
 
 @dataclass(frozen=True)
@@ -141,12 +155,10 @@ class LdWgt(TileLoad):
 
     OPCODE: ClassVar[int] = 8
     MNEMONIC: ClassVar[str] = "LD.WGT"
-    TENSOR: ClassVar[Tensor] = Tensor.WGT
-
-    @classmethod
-    def row_bytes(cls, header: Header, cols: Any) -> Any:
-        """``ceil(cols * weight_bits / 8)``."""
-        return ceil_div(cols * header.op.weight_bits, 8)
+    ROLE: ClassVar[str] = "weights"
+    EXTENTS: ClassVar[Mapping[str, Axis]] = _WEIGHTS
+    ACCESSES: ClassVar[tuple[Access, ...]] = (loads("dst", access.WGT),)
+    PARTS: ClassVar[tuple[Part, ...]] = (Part(Tensor.WGT, access.WGT.row_bytes),)
 
 
 @dataclass(frozen=True)
@@ -159,16 +171,17 @@ class LdGrp(TileLoad):
 
     OPCODE: ClassVar[int] = 9
     MNEMONIC: ClassVar[str] = "LD.GRP"
-    TENSOR: ClassVar[Tensor] = Tensor.W_SCALE
-
-    @classmethod
-    def row_bytes(cls, header: Header, cols: Any) -> Any:
-        """``ceil(cols / g) * 2``, twice with minima."""
-        return ceil_div(cols, max(header.op.group_size, 1)) * header.op.group_parameter_bytes
+    ROLE: ClassVar[str] = "weights"
+    EXTENTS: ClassVar[Mapping[str, Axis]] = _WEIGHTS
+    ACCESSES: ClassVar[tuple[Access, ...]] = (loads("dst", access.GRP),)
+    PARTS: ClassVar[tuple[Part, ...]] = (
+        Part(Tensor.W_SCALE, lambda header, cols: 2 * groups_of(header, cols)),
+        Part(Tensor.W_MIN, lambda header, cols: 2 * header.op.has_min * groups_of(header, cols)),
+    )
 
 
 @dataclass(frozen=True)
-class LdAct(Instruction):
+class LdAct(_ChunkLoad):
     """Load 2k-bit activations into ACT as two planes of k-bit digits (scheme ``dense``).
 
     One DMA transfer of ``rows * ceil(cols * 2k / 8)`` bytes. Plane `lsb` gets ``q & (2^k - 1)``,
@@ -185,8 +198,13 @@ class LdAct(Instruction):
 
     OPCODE: ClassVar[int] = 10
     MNEMONIC: ClassVar[str] = "LD.ACT"
-    ENGINE: ClassVar[Engine] = Engine.LOAD
-    TRACE: ClassVar[tuple[str, ...]] = ("lsb", "msb", "row", "rows", "col", "cols")
+    ACCESSES: ClassVar[tuple[Access, ...]] = (
+        loads("lsb", access.LSB),
+        loads("msb", access.MSB_PLANE),
+    )
+    PARTS: ClassVar[tuple[Part, ...]] = (
+        Part(Tensor.ACT, access.packed(lambda header: 2 * header.op.digit_bits)),
+    )
 
     lsb: Address
     msb: Address
@@ -195,16 +213,6 @@ class LdAct(Instruction):
     col: Affine
     cols: Extent
 
-    @classmethod
-    def plane_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
-        """Bytes of one plane on chip."""
-        return rows * ceil_div(cols * header.op.digit_bits, 8)
-
-    @classmethod
-    def dram_bytes(cls, header: Header, rows: Any, cols: Any) -> Any:
-        """Bytes moved from DRAM."""
-        return rows * ceil_div(cols * 2 * header.op.digit_bits, 8)
-
     def operands(self) -> str:
         """``lsb, msb <- ACT[row +rows, col +cols]``."""
         tile = f"[{self.row} : +{self.rows}, {self.col} : +{self.cols}]"
@@ -212,8 +220,29 @@ class LdAct(Instruction):
 
 
 @dataclass(frozen=True)
-class LdRow(Instruction):
-    """Load what DRAIN and ST.OUT need of `rows` rows from `row` on into ACT. One DMA transfer.
+class _VectorLoad(Instruction):
+    """Base of the loads of parameters: `rows` rows or channels from `row` on. One DMA transfer."""
+
+    ROLE: ClassVar[str] = "parameters"
+    SOURCE: ClassVar[str] = ""
+
+    dst: Address
+    row: Affine
+    rows: Extent
+
+    def operands(self) -> str:
+        """``dst <- ROWS[row +rows]``."""
+        return f"{self.dst} <- {self.SOURCE}[{self.row} : +{self.rows}]"
+
+
+def _element(tensor: Tensor, nbytes: Any) -> Part:
+    """A part of `nbytes(header)` bytes per row or channel."""
+    return Part(tensor, lambda header, cols: nbytes(header), cols="")
+
+
+@dataclass(frozen=True)
+class LdRow(_VectorLoad):
+    """Load what DRAIN and ST.OUT need of `rows` rows from `row` on into ACT.
 
     (rows,) float32 activation scales if the output is float32; with `block_rows`, behind them
     (rows,) row numbers of `Header.order_bytes` bytes. Refused where that is nothing
@@ -222,28 +251,18 @@ class LdRow(Instruction):
 
     OPCODE: ClassVar[int] = 11
     MNEMONIC: ClassVar[str] = "LD.ROW"
-    ENGINE: ClassVar[Engine] = Engine.LOAD
-    TRACE: ClassVar[tuple[str, ...]] = ("dst", "row", "rows")
-
-    dst: Address
-    row: Affine
-    rows: Extent
-
-    @classmethod
-    def onchip_bytes(cls, header: Header, rows: Any) -> Any:
-        """Bytes on chip and in DRAM."""
-        return rows * header.row_bytes
-
-    dram_bytes = onchip_bytes
-
-    def operands(self) -> str:
-        """``dst <- ROWS[row +rows]``."""
-        return f"{self.dst} <- ROWS[{self.row} : +{self.rows}]"
+    SOURCE: ClassVar[str] = "ROWS"
+    EXTENTS: ClassVar[Mapping[str, Axis]] = {"rows": "m"}
+    ACCESSES: ClassVar[tuple[Access, ...]] = (loads("dst", access.ROW, cols=False),)
+    PARTS: ClassVar[tuple[Part, ...]] = (
+        _element(Tensor.ACT_SCALE, lambda header: 4 * header.op.scaled),
+        _element(Tensor.ROW_ORDER, lambda header: header.order_bytes),
+    )
 
 
 @dataclass(frozen=True)
-class LdChn(Instruction):
-    """Load what DRAIN needs of `rows` channels from `row` on into WGT. One DMA transfer.
+class LdChn(_VectorLoad):
+    """Load what DRAIN needs of `rows` channels from `row` on into WGT.
 
     Without groups: (rows,) float32 weight scales if the output is float32, behind them (rows,)
     int32 offsets if `has_offset`. With groups: (rows,) float64 offsets if `has_offset`. Refused
@@ -252,20 +271,14 @@ class LdChn(Instruction):
 
     OPCODE: ClassVar[int] = 12
     MNEMONIC: ClassVar[str] = "LD.CHN"
-    ENGINE: ClassVar[Engine] = Engine.LOAD
-    TRACE: ClassVar[tuple[str, ...]] = ("dst", "row", "rows")
-
-    dst: Address
-    row: Affine
-    rows: Extent
-
-    @classmethod
-    def onchip_bytes(cls, header: Header, rows: Any) -> Any:
-        """Bytes on chip and in DRAM."""
-        return rows * header.channel_bytes
-
-    dram_bytes = onchip_bytes
-
-    def operands(self) -> str:
-        """``dst <- CHANNELS[row +rows]``."""
-        return f"{self.dst} <- CHANNELS[{self.row} : +{self.rows}]"
+    SOURCE: ClassVar[str] = "CHANNELS"
+    EXTENTS: ClassVar[Mapping[str, Axis]] = {"rows": "n"}
+    ACCESSES: ClassVar[tuple[Access, ...]] = (loads("dst", access.CHN, cols=False),)
+    PARTS: ClassVar[tuple[Part, ...]] = (
+        _element(
+            Tensor.W_SCALE, lambda header: 4 * (header.op.scaled and not header.op.group_size)
+        ),
+        _element(
+            Tensor.OFFSET, lambda header: header.op.has_offset * (8 if header.op.group_size else 4)
+        ),
+    )

@@ -31,11 +31,25 @@ _NUMBER = struct.Struct("<q")
 
 
 class Buffer(IntEnum):
-    """On-chip buffers, byte addressed."""
+    """On-chip buffers, byte addressed.
 
-    ACT = 0
-    WGT = 1
-    ACC = 2
+    Attributes
+    ----------
+    word : str
+        What it holds, in names such as ``Accelerator.activation_buffer_bytes``.
+    """
+
+    word: str
+
+    def __new__(cls, number: int, word: str = "") -> Buffer:
+        """A buffer and its word; found by its number."""
+        buffer = int.__new__(cls, number)
+        buffer._value_, buffer.word = number, word
+        return buffer
+
+    ACT = 0, "activation"
+    WGT = 1, "weight"
+    ACC = 2, "accumulator"
 
 
 @dataclass(frozen=True)

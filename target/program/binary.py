@@ -20,7 +20,8 @@ from typing import Any
 
 from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.isa import Instruction, read_instruction
+from sparqle_tvm.target.isa import read_instruction
+from sparqle_tvm.target.isa.base import Instruction
 from sparqle_tvm.target.isa.header import Allocation, Header
 from sparqle_tvm.target.isa.operands import Buffer, Reader
 from sparqle_tvm.target.op import DenseOp

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import ProgramError
-from sparqle_tvm.target.isa import (
+from sparqle_tvm.target.isa.base import (
     TRACE_COLUMNS,
     TRACE_ENGINE,
     TRACE_INSTRUCTION,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sparqle_tvm.target.isa import End, Instruction, Loop
+from sparqle_tvm.target.isa.base import End, Instruction, Loop
 from sparqle_tvm.target.isa.header import Header, Queue
 from sparqle_tvm.target.isa.operands import Buffer
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import ProgramError
-from sparqle_tvm.target.isa import End, Instruction, Loop, Signal, Wait
+from sparqle_tvm.target.isa.base import End, Instruction, Loop, Signal, Wait
 from sparqle_tvm.target.isa.header import Allocation, Header, Queue
 from sparqle_tvm.target.isa.operands import Buffer, Limit
 from sparqle_tvm.target.program.binary import pack, unpack

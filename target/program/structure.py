@@ -11,36 +11,13 @@ from dataclasses import fields
 from typing import Any
 
 from sparqle_tvm.errors import ProgramError
-from sparqle_tvm.target.isa import (
-    Drain,
-    End,
-    Instruction,
-    LdAct,
-    LdChn,
-    LdGrp,
-    LdLsb,
-    LdMsb,
-    LdPbm,
-    LdRow,
-    LdSum,
-    LdWgt,
-    Loop,
-    MmaDns,
-    MmaLsb,
-    MmaMin,
-    MmaMsb,
-    Signal,
-    StEnc,
-    StOut,
-    Wait,
-)
+from sparqle_tvm.target.isa.base import End, Instruction, Loop, Signal, Wait
 from sparqle_tvm.target.isa.header import Header, Queue
 from sparqle_tvm.target.isa.operands import (
     MAX_LOOPS,
     MAX_NUMBER,
     Address,
     Affine,
-    Buffer,
     Extent,
     M,
 )
@@ -48,21 +25,10 @@ from sparqle_tvm.target.isa.operands import (
 MAX_SLOTS = 2**16
 MAX_INSTRUCTIONS = 2**16
 
-_WGT_OPERANDS = ("wgt", "grp", "chn")
-
 
 def instruction_error(index: int, instruction: Instruction, problem: str) -> ProgramError:
     """Error that names an instruction by index and text."""
     return ProgramError(f"instruction {index} `{instruction}`: {problem}")
-
-
-def buffer_of(cls: type[Instruction], operand: str) -> Buffer:
-    """Buffer that an address operand of an instruction class lies in."""
-    if operand == "acc":
-        return Buffer.ACC
-    if operand == "dst":
-        return Buffer.WGT if cls in (LdWgt, LdGrp, LdChn) else Buffer.ACT
-    return Buffer.WGT if operand in _WGT_OPERANDS else Buffer.ACT
 
 
 def check_structure(header: Header, instructions: tuple[Instruction, ...]) -> None:
@@ -125,11 +91,11 @@ def _operand_problem(instruction: Instruction, name: str, open_loops: list[int])
         return "a number is too large"
     if isinstance(value, Extent) and value.size < 1:
         return "an extent must be at least 1"
-    if name == "row_split" and value < 1:
+    if isinstance(value, int) and value < 1:
         return "must be at least 1"
     if not isinstance(value, Address):
         return None
-    buffer = buffer_of(type(instruction), name)
+    buffer = next(a.tile.buffer for a in instruction.ACCESSES if a.operand == name)
     if value.buffer != buffer:
         return f"must lie in {buffer.name}"
     if not 1 <= value.slots <= MAX_SLOTS:
@@ -152,36 +118,16 @@ def _numbers(value: Any) -> list[int]:
 
 def _format_problem(header: Header, instruction: Instruction) -> str | None:
     """Whether the header's scheme and formats have this instruction, with these operands."""
-    other = "dense" if header.op.scheme == "sparqle" else "sparqle"
-    sparqle = isinstance(instruction, LdLsb | LdPbm | LdMsb | MmaMsb)
-    if (header.op.scheme == "dense" and sparqle) or (
-        header.op.scheme == "sparqle" and isinstance(instruction, LdAct | MmaDns)
-    ):
-        return f"is of scheme {other}, the program of {header.op.scheme}"
-    if isinstance(instruction, LdGrp) and not header.op.group_size:
-        return "the weights have no groups"
-    if isinstance(instruction, LdSum | MmaMin) and not header.op.has_min:
-        return "the weights have no minima"
-    if isinstance(instruction, LdRow) and not header.row_bytes:
-        return "the outputs need no parameters per row"
-    if isinstance(instruction, StOut | StEnc):
-        encoded = header.op.output == "encoded"
-        if encoded != isinstance(instruction, StEnc):
-            return f"outputs of this program are {header.op.output}"
-    if isinstance(instruction, LdChn) and not header.channel_bytes:
-        return "the outputs need no parameters per channel"
-    if isinstance(instruction, MmaLsb | MmaMsb | MmaDns):
-        return _presence("grp", instruction.grp, bool(header.op.group_size))
-    if isinstance(instruction, StOut):
-        return _presence("order", instruction.order, bool(header.op.block_rows))
-    if isinstance(instruction, Drain):
-        return _presence("row", instruction.row, header.op.scaled) or _presence(
-            "chn", instruction.chn, bool(header.channel_bytes)
-        )
+    problem = instruction.problem(header)
+    if problem:
+        return problem
+    optional = {field.name for field in fields(instruction) if "None" in str(field.type)}
+    for access in instruction.ACCESSES:
+        lacking = access.tile.lacking(header)
+        if access.operand not in optional and lacking:
+            return lacking
+    for access in instruction.ACCESSES:
+        exists, given = access.exists(header), getattr(instruction, access.operand) is not None
+        if access.operand in optional and exists != given:
+            return f"{access.operand}: must {'not be' if exists else 'be'} none with this header"
     return None
-
-
-def _presence(name: str, operand: Address | None, needed: bool) -> str | None:
-    if needed == (operand is not None):
-        return None
-    return f"{name}: must {'not be none' if needed else 'be none'} with this header"

@@ -8,12 +8,13 @@ the buffer, and writes within the tile's entry.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.target.simulator.script import (
+from sparqle_tvm.target.simulator.memory import Action
+from sparqle_tvm.target.simulator.spec import ValueSpec
+from sparqle_tvm.tirscript import (
     Array,
     Scalar,
     cast,
@@ -21,128 +22,95 @@ from sparqle_tvm.target.simulator.script import (
     loop,
     parallel,
 )
-from sparqle_tvm.target.simulator.spec import ValueSpec
 
 BUFFER_SLACK_BYTES = 512
 """Bytes behind ACT and WGT that a decoder may read (and ignore)."""
 
 
-@dataclass(frozen=True)
-class ActivationTile:
-    """A tile of activation digits in ACT, and where its decoded form goes.
-
-    Attributes
-    ----------
-    act : Array
-        The buffer ACT, uint8.
-    address, stream : expression
-        Byte address of the plane (or bitmap), and of the MSB stream.
-    rows, k : expression
-        Sizes of the tile.
-    pool, entry : Array, expression
-        Decoded elements, and where the tile's begin.
-    sums, sums_entry : Array, expression
-        Sums of the spans of every row, int32, and where they begin.
-    offsets : Array
-        Scratch of at least rows + 1 int64.
-    """
-
-    act: Array
-    address: Any
-    stream: Any
-    rows: Any
-    k: Any
-    pool: Array
-    entry: Any
-    sums: Array
-    sums_entry: Any
-    offsets: Array
-
-
-def decode_plane(spec: ValueSpec, tile: ActivationTile, complement: Any, signed: Any) -> None:
+def decode_plane(spec: ValueSpec, a: Action, complement: Any, signed: Any) -> None:
     """Decode a dense plane of digits.
 
     `complement` says whether they are two's complement; if they are `signed` without being that,
     their top bit is flipped.
     """
-    half = 2 ** (spec.k - 1)
+    act, pool, half = a.memory.act, a.memory.activations, 2 ** (spec.k - 1)
     flip = Scalar("int32", cast("int32", complement) * half).value
     bias = Scalar("int32", cast("int32", signed) * half).value
-    row_bytes = ceil_div(tile.k * spec.k, 8)
+    row_bytes = ceil_div(a["k"] * spec.k, 8)
 
     def decode_row(row: Any) -> None:
-        source = tile.address + row * row_bytes
-        target = tile.entry + row * (spec.spans(tile.k) * spec.pitch)
+        source = a["act"] + row * row_bytes
+        target = a.entry("act") + row * (spec.spans(a["k"]) * spec.pitch)
         if spec.contiguous:
             per_byte = 8 // spec.k
             with loop(row_bytes) as byte:
                 for i in range(per_byte):
-                    packed = cast("int32", tile.act[source + byte])
+                    packed = cast("int32", act[source + byte])
                     digit = _bits(packed, i * spec.k, spec.k)
                     digit = T.bitwise_xor(digit, flip) - bias
-                    tile.pool[target + byte * per_byte + i] = cast(spec.dot.activation, digit)
+                    pool[target + byte * per_byte + i] = cast(spec.dot.activation, digit)
         else:
 
             def put(column: Any, position: Any) -> None:
                 bit = column * spec.k
-                packed = cast("int32", tile.act[source + T.shift_right(bit, T.int64(3))])
+                packed = cast("int32", act[source + T.shift_right(bit, T.int64(3))])
                 shift = cast("int32", T.bitwise_and(bit, T.int64(7)))
                 digit = T.bitwise_xor(_bits(packed, shift, spec.k), flip) - bias
-                tile.pool[target + position] = cast(spec.dot.activation, digit)
+                pool[target + position] = cast(spec.dot.activation, digit)
 
-            _for_columns(spec, tile.k, put)
-        _clear_padding(spec, tile, target)
-        _sum_spans(spec, tile, row, target)
+            _for_columns(spec, a["k"], put)
+        _clear_padding(spec, a, target)
+        _sum_spans(spec, a, row, target)
 
-    with loop(tile.rows) as row:
+    with loop(a["m"]) as row:
         decode_row(row)
 
 
-def decode_sparse(spec: ValueSpec, tile: ActivationTile) -> None:
+def decode_sparse(spec: ValueSpec, a: Action) -> None:
     """Decode a bitmap and its stream of digits; rows begin where the bits counted so far say."""
-    row_bytes = ceil_div(tile.k, 8)
+    row_bytes = ceil_div(a["k"], 8)
     # Bits behind the last column do not count.
-    last_mask = T.shift_left(T.int64(1), (tile.k - 1) - (row_bytes - 1) * 8 + 1) - 1
-    tile.offsets[0] = 0
-    with loop(tile.rows) as row:
+    last_mask = T.shift_left(T.int64(1), (a["k"] - 1) - (row_bytes - 1) * 8 + 1) - 1
+    a.memory.offsets[0] = 0
+    with loop(a["m"]) as row:
         found = Scalar("int64", T.int64(0))
-        source = tile.address + row * row_bytes
+        source = a["act"] + row * row_bytes
         with loop(row_bytes - 1) as byte:
-            found.add(cast("int64", T.popcount(tile.act[source + byte])))
-        last = T.bitwise_and(cast("int64", tile.act[source + row_bytes - 1]), last_mask)
+            found.add(cast("int64", T.popcount(a.memory.act[source + byte])))
+        last = T.bitwise_and(cast("int64", a.memory.act[source + row_bytes - 1]), last_mask)
         found.add(T.popcount(last))
-        tile.offsets[row + 1] = tile.offsets[row] + ceil_div(found.value * spec.k, 8)
+        a.memory.offsets[row + 1] = a.memory.offsets[row] + ceil_div(found.value * spec.k, 8)
 
     def decode_row(row: Any) -> None:
-        bitmap = tile.address + row * row_bytes
-        stream = tile.stream + tile.offsets[row]
-        target = tile.entry + row * (spec.spans(tile.k) * spec.pitch)
+        bitmap = a["act"] + row * row_bytes
+        stream = a["stream"] + a.memory.offsets[row]
+        target = a.entry("act") + row * (spec.spans(a["k"]) * spec.pitch)
         digits = Scalar("int64", T.int64(0))
         sign = 2 ** (spec.k - 1)
 
         def put(column: Any, position: Any) -> None:
-            bits = cast("int32", tile.act[bitmap + T.shift_right(column, T.int64(3))])
+            bits = cast("int32", a.memory.act[bitmap + T.shift_right(column, T.int64(3))])
             shift = cast("int32", T.bitwise_and(column, T.int64(7)))
             stored = T.bitwise_and(T.shift_right(bits, shift), 1)
             at = digits.value * spec.k
-            packed = cast("int32", tile.act[stream + T.shift_right(at, T.int64(3))])
+            packed = cast("int32", a.memory.act[stream + T.shift_right(at, T.int64(3))])
             digit = _digit(packed, cast("int32", T.bitwise_and(at, T.int64(7))), spec.k, sign)
             # A branch on a random bit would be mispredicted; the digit is read always.
-            tile.pool[target + position] = cast(spec.dot.activation, digit * stored)
+            a.memory.activations[target + position] = cast(spec.dot.activation, digit * stored)
             digits.add(cast("int64", stored))
 
-        _for_columns(spec, tile.k, put)
-        _clear_padding(spec, tile, target)
-        _sum_spans(spec, tile, row, target)
+        _for_columns(spec, a["k"], put)
+        _clear_padding(spec, a, target)
+        _sum_spans(spec, a, row, target)
 
-    with parallel(tile.rows) as row:
+    with parallel(a["m"]) as row:
         decode_row(row)
 
 
-def decode_weights(
-    spec: ValueSpec, wgt: Array, address: Any, n: Any, k: Any, pool: Array, entry: Any
-) -> None:
+def decode_weights(spec: ValueSpec, a: Action) -> None:
     """Decode all slices of a weight tile in WGT into panels."""
+    wgt, pool, n, k = a.memory.wgt, a.memory.weights, a["n"], a["k"]
+    address, entry = a["wgt"], a.entry("wgt")
     dot = spec.dot
     row_bytes = ceil_div(k * spec.weight_bits, 8)
     steps = spec.pitch // dot.depth
@@ -164,10 +132,10 @@ def decode_weights(
                 put(spec, wgt, source, begin + step * dot.depth, pool, cells)
 
 
-def decode_parameters(
-    spec: ValueSpec, wgt: Array, address: Any, n: Any, k: Any, pool: Array, entry: Any
-) -> None:
-    """Decode group scales (and minima behind them) of `n` channels to float64 panels."""
+def decode_parameters(spec: ValueSpec, a: Action) -> None:
+    """Decode group scales (and minima behind them) to float64 panels."""
+    wgt, pool, n, k = a.memory.wgt, a.memory.parameters, a["n"], a["k"]
+    address, entry = a["grp"], a.entry("grp")
     channels = spec.dot.channels
     groups, panels = spec.groups(k), spec.panels(n)
     for kind in range(2 if spec.has_min else 1):
@@ -199,21 +167,21 @@ def _for_columns(spec: ValueSpec, k: Any, put: Callable[[Any, Any], None]) -> No
         put(spec.span_begin(span) + i, span * spec.pitch + i)
 
 
-def _clear_padding(spec: ValueSpec, tile: ActivationTile, target: Any) -> None:
-    with loop(spec.spans(tile.k)) as span:
-        columns = Scalar("int64", spec.span_columns(span, tile.k))
+def _clear_padding(spec: ValueSpec, a: Action, target: Any) -> None:
+    with loop(spec.spans(a["k"])) as span:
+        columns = Scalar("int64", spec.span_columns(span, a["k"]))
         with loop(spec.pitch - columns.value) as i:
-            tile.pool[target + span * spec.pitch + columns.value + i] = 0
+            a.memory.activations[target + span * spec.pitch + columns.value + i] = 0
 
 
-def _sum_spans(spec: ValueSpec, tile: ActivationTile, row: Any, target: Any) -> None:
+def _sum_spans(spec: ValueSpec, a: Action, row: Any, target: Any) -> None:
     if not (spec.dot.biased and spec.weight_signed):
         return
-    with loop(spec.spans(tile.k)) as span:
+    with loop(spec.spans(a["k"])) as span:
         total = Scalar("int32", T.int32(0))
         with loop(spec.pitch) as i:
-            total.add(cast("int32", tile.pool[target + span * spec.pitch + i]))
-        tile.sums[tile.sums_entry + row * spec.spans(tile.k) + span] = total.value
+            total.add(cast("int32", a.memory.activations[target + span * spec.pitch + i]))
+        a.memory.sums[a.entry("sums") + row * spec.spans(a["k"]) + span] = total.value
 
 
 def _put_word(

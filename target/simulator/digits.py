@@ -15,10 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.target.isa import MmaMsb, ceil_div
+from sparqle_tvm.target.isa.access import ceil_div
 from sparqle_tvm.target.isa.compute import step_spans
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.program import Program
+from sparqle_tvm.target.program.bound import Int64s, Operands
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +46,32 @@ class DigitTables:
 
 
 def row_splits(program: Program) -> tuple[int, ...]:
-    """Values of `row_split` of the MMA.MSB instructions of a program, sorted; (1,) without any."""
-    return tuple(
-        sorted({i.row_split for i in program.instructions if isinstance(i, MmaMsb)}) or (1,)
-    )
+    """Values of `row_split` of what multiplies bitmaps, sorted; (1,) without any."""
+    splits = {int(getattr(i, "row_split", 1)) for i in program.instructions if i.BITMAP}
+    return tuple(sorted(splits)) or (1,)
+
+
+def tile_sums(tiles: Operands, running: Int64s, chunk: int, unit: int) -> Int64s:
+    """Sum a table over the tile of every step of a class.
+
+    Parameters
+    ----------
+    tiles : Operands
+        With the operands row, rows and col.
+    running : int64 (chunks, units + 1)
+        Running sums over the units of each chunk of columns.
+    chunk, unit : int
+        Columns of a chunk, rows of a unit.
+    """
+    number, row = tiles["col"] // chunk, tiles["row"]
+    ends = running[number, ceil_div(row + tiles["rows"], unit)]
+    return np.asarray(ends - running[number, row // unit])
+
+
+def output_bytes(nnz: RowNnz, header: Header) -> Int64s:
+    """Bytes of the digits of encoded outputs: running sums (chunks, M + 1)."""
+    nbytes = ceil_div(nnz.per_chunk(header.op.out_chunk).T * header.op.digit_bits, 8)
+    return _running_groups(nbytes)
 
 
 def nnz_from_bitmap(pbm: NDArray[np.uint8], program: Program) -> RowNnz:
@@ -162,10 +185,7 @@ def _running(per_row: NDArray[np.int64], header: Header, kind: str) -> NDArray[n
     """Reduce (chunks, M) over row groups, then sum up: (chunks, groups + 1)."""
     starts = np.arange(0, per_row.shape[1], header.accelerator.rows)
     reduce = np.maximum if kind == "max" else np.add
-    groups = reduce.reduceat(per_row, starts, axis=1)
-    running = np.zeros((groups.shape[0], groups.shape[1] + 1), dtype=np.int64)
-    np.cumsum(groups, axis=1, out=running[:, 1:])
-    return running
+    return _running_groups(reduce.reduceat(per_row, starts, axis=1))
 
 
 def _waited(steps: NDArray[np.int64], header: Header) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.target.simulator.script import Array, cast, scratch, vector
+from sparqle_tvm.tirscript import Array, cast, scratch, vector
 
 SPAN = 256
 """Columns after which partial sums are widened: 64 sums of two 15 * 15 fit int16."""

@@ -7,7 +7,9 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.target.simulator.script import (
+from sparqle_tvm.target.simulator.memory import Action
+from sparqle_tvm.target.simulator.spec import ValueSpec
+from sparqle_tvm.tirscript import (
     Array,
     Scalar,
     cast,
@@ -19,7 +21,6 @@ from sparqle_tvm.target.simulator.script import (
     spread,
     when,
 )
-from sparqle_tvm.target.simulator.spec import ValueSpec
 
 _PARALLEL_ELEMENTS = 1 << 16
 _STORE_COLUMNS = 128
@@ -29,41 +30,18 @@ _ROUND = 12582912.0
 _ROUND_BITS = 0x4B400000
 
 
-def drain(
-    spec: ValueSpec,
-    *,
-    acc: Array,
-    cell: Any,
-    m: Any,
-    n: Any,
-    scales: Any,
-    channels: Callable[[Any], Any],
-    has_offset: Any,
-    as_float: Any,
-    quantize: Callable[[Any], Any] | None,
-    scratch: Array,
-) -> None:
-    """Emit the conversion of (m, n) accumulators from `cell` on, see `isa.Drain`.
+def drain(spec: ValueSpec, a: Action) -> None:
+    """Emit the conversion of (m, n) accumulators, see `isa.compute.Drain`.
 
-    Parameters
-    ----------
-    spec : ValueSpec
-        Formats.
-    acc : Array
-        Accumulators; the output of a cell is its first 4 bytes.
-    cell, m, n : expression
-        Which.
-    scales : expression
-        Address of the m float32 activation scales.
-    channels : callable
-        Address of the channel parameters from a byte on.
-    has_offset, as_float : expression
-        Whether channels have an offset, and whether outputs are float32.
-    quantize : callable or None
-        The int32 that becomes of a float32; None: it stays.
-    scratch : Array
-        float64, at least 2n + m: for what does not lie aligned in the buffers.
+    Takes 2n + m float64 of scratch, for what does not lie aligned in the buffers.
     """
+    acc, scratch, cell, m, n = a.memory.acc, a.memory.scratch, a["cell"], a["m"], a["n"]
+    has_offset, as_float = a["has_offset"], a["as_float"]
+    quantize = _quantizer(a) if spec.encoded else None
+
+    def channels(offset: Any) -> Any:
+        return a.memory.wgt.at(a["channel"] + offset)
+
     room = scratch.buffer.shape[0]
     offsets = scratch if spec.grouped else scratch.view("int32", room * 2)
     floats = scratch.view("float32", room * 2)
@@ -75,10 +53,10 @@ def drain(
     with when(has_offset == 0), loop(n) as j:
         offsets[j] = 0
     with when(as_float != 0):
-        copy_bytes(floats.at(row_scales), scales, 4 * m)
+        copy_bytes(floats.at(row_scales), a.memory.act.at(a["row"]), 4 * m)
         if not spec.grouped:
             copy_bytes(floats.at(weight_scales), channels(T.int64(0)), 4 * n)
-    outputs = acc.view("int32", acc.buffer.shape[0] * (2 if spec.grouped else 1))
+    outputs, stride = a.memory.cells, a.memory.cell_stride
 
     def drain_row(row: Any) -> None:
         first = cell + row * n
@@ -90,7 +68,7 @@ def drain(
                 if not spec.grouped:
                     value = value * floats[weight_scales + j]
                 bits = quantize(value) if quantize else T.reinterpret("int32", value)
-                outputs[(2 if spec.grouped else 1) * (first + j)] = bits
+                outputs[stride * (first + j)] = bits
 
         def to_int() -> None:
             with loop(n) as j:
@@ -104,16 +82,10 @@ def drain(
     spread(m, m * n >= _PARALLEL_ELEMENTS, drain_row)
 
 
-def quantizer(scale: Any, zero: Any, low: Any, high: Any) -> Callable[[Any], Any]:
-    """The quantization of a float32 with a static scale, see `isa.Drain`.
-
-    Parameters
-    ----------
-    scale : expression
-        float32.
-    zero, low, high : expression
-        Zero point and limits, int32.
-    """
+def _quantizer(a: Action) -> Callable[[Any], Any]:
+    """The quantization of a float32 with a static scale: its integer within the limits."""
+    scale = T.reinterpret("float32", cast("int32", a["scale"]))
+    zero, low, high = (cast("int32", a[name]) for name in ("zero", "low", "high"))
     divisor = Scalar("float32", scale)
     bounds = [Scalar("int32", limit - zero) for limit in (low, high)]
     floor, ceiling = (Scalar("float32", cast("float32", bound.value)) for bound in bounds)
@@ -129,39 +101,31 @@ def quantizer(scale: Any, zero: Any, low: Any, high: Any) -> Callable[[Any], Any
     return quantize
 
 
-def store_outputs(
-    spec: ValueSpec,
-    *,
-    acc: Array,
-    cell: Any,
-    rows: Any,
-    cols: Any,
-    target: Any,
-    pitch: Any,
-    order: Callable[[Any], Any],
-) -> None:
-    """Emit the copy of (rows, cols) outputs to `target`, rows `pitch` bytes apart.
-
-    Parameters
-    ----------
-    spec : ValueSpec
-        Formats: with groups, a cell has 8 bytes and its output the first 4.
-    acc : Array
-        Cells.
-    cell, rows, cols : expression
-        Which.
-    target, pitch : expression
-        Address in memory, bytes.
-    order : callable
-        Which of the rows from `target` on a row of outputs goes to.
-    """
-    outputs = acc.view("int32", acc.buffer.shape[0] * (2 if spec.grouped else 1))
-    with loop(rows) as row:
-        begin, first = target + order(row) * pitch, cell + row * cols
+def store_outputs(spec: ValueSpec, a: Action) -> None:
+    """Emit the copy of (rows, cols) outputs to their rows of OUT."""
+    outputs = a.memory.cells
+    with loop(a["rows"]) as row:
+        begin = a["dram"] + _row_number(a, row) * a["pitch"]
+        first = a["cell"] + row * a["cols"]
         if spec.grouped:
-            _gather_row(outputs, first, cols, begin)
+            _gather_row(outputs, first, a["cols"], begin)
         else:
-            copy_bytes(T.reinterpret("handle", begin), outputs.at(first), 4 * cols)
+            copy_bytes(T.reinterpret("handle", begin), outputs.at(first), 4 * a["cols"])
+
+
+def _row_number(a: Action, row: Any) -> Any:
+    """Row of OUT that row `row` of a store belongs to, counted from where the store begins."""
+    act, order_bytes = a.memory.act, a["order_bytes"]
+    number = Scalar("int64", cast("int64", row))
+    with when(order_bytes > 0):
+        at = a["order"] + row * order_bytes
+        low = cast("int64", act[at]) + T.shift_left(cast("int64", act[at + 1]), 8)
+        number.set(low)
+        with when(order_bytes > 2):
+            high = cast("int64", act[at + 2])
+            high = high + T.shift_left(cast("int64", act[at + 3]), 8)
+            number.add(T.shift_left(high, 16))
+    return number.value
 
 
 def _gather_row(outputs: Array, first: Any, cols: Any, target: Any) -> None:

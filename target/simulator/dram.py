@@ -20,7 +20,7 @@ from sparqle_tvm.numerics import (
     plane_bytes,
 )
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.target.isa import Tensor, ceil_div
+from sparqle_tvm.target.isa.access import Tensor, ceil_div
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.simulator.native import aligned
 
@@ -313,32 +313,32 @@ def _tile_order_kernel(k: int) -> Callable[..., None]:
     """Compile the copy of digits: stream, digits, sources, targets, result (see `tile_order`)."""
     from tvm.tirx.script import builder as T
 
-    from sparqle_tvm.target.simulator import script
+    from sparqle_tvm import tirscript
     from sparqle_tvm.target.simulator.native import compile_kernel
 
     def body() -> None:
-        rows, chunks = script.size("rows"), script.size("chunks")
-        stream = script.parameter("stream", "uint8", script.size("bytes"))
+        rows, chunks = tirscript.size("rows"), tirscript.size("chunks")
+        stream = tirscript.parameter("stream", "uint8", tirscript.size("bytes"))
         digits, sources, targets = (
-            script.parameter(name, "int64", rows, chunks)
+            tirscript.parameter(name, "int64", rows, chunks)
             for name in ("digits", "sources", "targets")
         )
-        result = script.parameter("result", "uint8", script.size("result_bytes"))
+        result = tirscript.parameter("result", "uint8", tirscript.size("result_bytes"))
 
         def copy_row(row: Any) -> None:
-            with script.loop(chunks) as chunk:
+            with tirscript.loop(chunks) as chunk:
                 bits = digits[row, chunk] * k
                 begin = sources[row, chunk] * k
-                shift = script.cast("int32", T.bitwise_and(begin, T.int64(7)))
+                shift = tirscript.cast("int32", T.bitwise_and(begin, T.int64(7)))
                 first = T.shift_right(begin, T.int64(3))
-                with script.loop(script.ceil_div(bits, 8)) as byte:
-                    low = script.cast("int32", stream[first + byte])
-                    high = script.cast("int32", stream[first + byte + 1])
+                with tirscript.loop(tirscript.ceil_div(bits, 8)) as byte:
+                    low = tirscript.cast("int32", stream[first + byte])
+                    high = tirscript.cast("int32", stream[first + byte + 1])
                     word = T.shift_right(T.bitwise_or(low, T.shift_left(high, 8)), shift)
-                    left = script.cast("int32", T.min(bits - byte * 8, T.int64(8)))
+                    left = tirscript.cast("int32", T.min(bits - byte * 8, T.int64(8)))
                     kept = T.bitwise_and(word, T.shift_left(T.int32(1), left) - 1)
-                    result[targets[row, chunk] + byte] = script.cast("uint8", kept)
+                    result[targets[row, chunk] + byte] = tirscript.cast("uint8", kept)
 
-        script.spread(rows, rows > 16, copy_row)
+        tirscript.spread(rows, rows > 16, copy_row)
 
-    return compile_kernel(script.function("tile_order", body), "tile_order")
+    return compile_kernel(tirscript.function("tile_order", body), "tile_order")

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.program import Program
+from sparqle_tvm.target.program.bound import BoundProgram
 from sparqle_tvm.target.simulator.counts import Counts, EngineTime, count, engine_times
-from sparqle_tvm.target.simulator.digits import digit_tables, nnz_from_bitmap
+from sparqle_tvm.target.simulator.digits import digit_tables, nnz_from_bitmap, row_splits
 from sparqle_tvm.target.simulator.dram import DramTensors, check_tensors
-from sparqle_tvm.target.simulator.steps import Steps, bind_steps
-from sparqle_tvm.target.simulator.timing import Schedule, schedule
+from sparqle_tvm.target.simulator.ranges import bind
+from sparqle_tvm.target.simulator.timing import Timing, find_times
 from sparqle_tvm.target.verify import verify
 
 
@@ -35,7 +36,7 @@ class SimResult:
         Busy and stalled cycles.
     counts : Counts
         Bytes, MACs, lane-cycles.
-    steps, schedule : Steps, Schedule
+    bound, timing : BoundProgram, Timing
         Every step and when it ran, for `timeline`.
     encoded : mapping of Tensor to ndarray, or None
         Encoded outputs: OUT_LSB, OUT_PBM, OUT_MSB (what the pointers say counts), OUT_MSB_PTR.
@@ -45,8 +46,8 @@ class SimResult:
     total_cycles: int
     engines: Mapping[Engine, EngineTime]
     counts: Counts
-    steps: Steps
-    schedule: Schedule
+    bound: BoundProgram
+    timing: Timing
     encoded: Mapping[Tensor, NDArray[Any]] | None = None
 
 
@@ -60,7 +61,7 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
         Programs with encoded outputs are verified here: how long a store takes depends on the
         values, so these must not depend on time.
     tensors : mapping of Tensor to ndarray
-        What `layout.tensor_formats` names, laid out as `isa.Tensor` says (see `layout`). Outputs
+        What `dram.tensor_formats` names, laid out as `isa.access.Tensor` says (see `dram`). Outputs
         may be given to be written in place. M is the number of rows of the activations.
 
     Raises
@@ -81,31 +82,31 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
         raise InvalidArgumentError(f"{header.label!r} needs the tensor {activations.name}")
     rows = len(tensors[activations])
     checked = check_tensors(header, rows, tensors)
-    steps = bind_steps(program, rows)
+    bound = bind(program, rows)
     digits = None
     if header.op.scheme == "sparqle":
         nnz = nnz_from_bitmap(checked[Tensor.PBM], program)
-        digits = digit_tables(nnz, header, steps.splits)
+        digits = digit_tables(nnz, header, row_splits(program))
         check_planes(header, digits, checked)
     check_row_order(header, checked)
-    when = schedule(steps, digits)
+    when = find_times(bound, digits)
     if header.op.output == "encoded":
-        _verify_once(steps)
-    outputs = run_values(steps, when, checked)
+        _verify_once(bound)
+    outputs = run_values(bound, when, checked)
     encoded = None
     if header.op.output == "encoded":
         encoded = outputs
         stored = RowNnz.from_pbm(outputs[Tensor.OUT_PBM], header.op.n)
-        when = schedule(steps, digits, stored)
-    counts, engines = count(steps, when, digits), engine_times(steps, when)
+        when = find_times(bound, digits, stored)
+    counts, engines = count(bound, when, digits), engine_times(bound, when)
     output = outputs.get(Tensor.OUT)
-    return SimResult(output, when.total_cycles, engines, counts, steps, when, encoded)
+    return SimResult(output, when.total_cycles, engines, counts, bound, when, encoded)
 
 
-def _verify_once(steps: Steps) -> None:
-    if "verified" not in steps.memo:
-        verify(steps.program, steps.rows)
-        steps.memo["verified"] = True
+def _verify_once(bound: BoundProgram) -> None:
+    if "verified" not in bound.memo:
+        verify(bound.program, bound.rows)
+        bound.memo["verified"] = True
 
 
 def simulate_timing(
@@ -134,7 +135,7 @@ def simulate_timing(
         If `nnz` is missing or is not that of (rows, K) activations.
     """
     header = program.header
-    steps = bind_steps(program, rows)
+    bound = bind(program, rows)
     digits = None
     if header.op.scheme == "sparqle":
         if nnz is None or nnz.rows != rows:
@@ -144,12 +145,12 @@ def simulate_timing(
             )
         if header.op.block_rows:
             nnz = nnz.sorted(header.op.block_rows, header.accelerator.lanes)
-        digits = digit_tables(nnz, header, steps.splits)
+        digits = digit_tables(nnz, header, row_splits(program))
     if out_nnz is not None and (out_nnz.rows, out_nnz.in_features) != (rows, header.op.n):
         raise InvalidArgumentError(
             f"{header.label!r} makes outputs ({rows}, {header.op.n}), out_nnz is of "
             f"({out_nnz.rows}, {out_nnz.in_features})"
         )
-    when = schedule(steps, digits, out_nnz)
-    counts = count(steps, when, digits)
-    return SimResult(None, when.total_cycles, engine_times(steps, when), counts, steps, when)
+    when = find_times(bound, digits, out_nnz)
+    counts = count(bound, when, digits)
+    return SimResult(None, when.total_cycles, engine_times(bound, when), counts, bound, when)

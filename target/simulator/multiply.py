@@ -7,12 +7,13 @@ into the accumulators at the end, where the edges of the tile are respected.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.target.simulator.script import (
+from sparqle_tvm.target.simulator.memory import Action
+from sparqle_tvm.target.simulator.spec import ValueSpec
+from sparqle_tvm.tirscript import (
     Array,
     cast,
     ceil_div,
@@ -22,92 +23,51 @@ from sparqle_tvm.target.simulator.script import (
     spread,
     vector,
 )
-from sparqle_tvm.target.simulator.spec import ValueSpec
 
 _BLOCK_ROWS = 64
 _PARALLEL_PRODUCTS = 1 << 18
 
 
-@dataclass(frozen=True)
-class Product:
-    """A multiplication of decoded tiles.
-
-    Attributes
-    ----------
-    m, n, k : expression
-        Its sizes.
-    activations, activation_entry : Array, expression
-        Decoded activations and where the tile begins.
-    sums, sums_entry : Array, expression
-        Sums of the spans of every row.
-    weights, weight_entry : Array, expression
-        Decoded weights.
-    parameters, parameter_entry : Array, expression
-        Decoded group parameters.
-    acc, cell : Array, expression
-        Accumulators, and the first of the tile.
-    zero : expression
-        1 if the accumulators begin at zero, else 0.
-    shift : expression
-        Products count times 2^shift, int64.
-    """
-
-    m: Any
-    n: Any
-    k: Any
-    activations: Array
-    activation_entry: Any
-    sums: Array
-    sums_entry: Any
-    weights: Array
-    weight_entry: Any
-    parameters: Array
-    parameter_entry: Any
-    acc: Array
-    cell: Any
-    zero: Any
-    shift: Any
-
-
-def multiply(spec: ValueSpec, p: Product) -> None:
+def multiply(spec: ValueSpec, a: Action, shift: Any) -> None:
     """Emit ``acc (+)= sum over weight slices of 2^shift * 2^(k * slice) * A @ W.T``."""
-    blocks = ceil_div(p.m, _BLOCK_ROWS)
-    panels = spec.panels(p.n)
+    blocks = ceil_div(a["m"], _BLOCK_ROWS)
+    panels = spec.panels(a["n"])
     with loop(spec.slices) as index:
 
         def task(i: Any) -> None:
             panel, block = T.truncdiv(i, blocks), T.truncmod(i, blocks)
-            rows = T.min(T.int64(_BLOCK_ROWS), p.m - block * _BLOCK_ROWS)
+            rows = T.min(T.int64(_BLOCK_ROWS), a["m"] - block * _BLOCK_ROWS)
             with loop(ceil_div(rows, spec.dot.rows)) as tile:
-                _tile(spec, p, index, panel, block * _BLOCK_ROWS + tile * spec.dot.rows)
+                _tile(spec, a, index, panel, block * _BLOCK_ROWS + tile * spec.dot.rows, shift)
 
-        spread(panels * blocks, p.m * p.n * p.k >= _PARALLEL_PRODUCTS, task)
+        spread(panels * blocks, a["m"] * a["n"] * a["k"] >= _PARALLEL_PRODUCTS, task)
 
 
-def add_minima(spec: ValueSpec, p: Product, act: Array, address: Any, group_sums: Array) -> None:
-    """Emit ``acc (+)= group sums @ minima.T``; `group_sums` is scratch of m * groups float64."""
-    groups, panels = spec.groups(p.k), spec.panels(p.n)
-    with loop(p.m * groups) as i:
+def add_minima(spec: ValueSpec, a: Action) -> None:
+    """Emit ``acc (+)= group sums @ minima.T``; takes scratch of m * groups float64."""
+    group_sums, act, address = a.memory.scratch, a.memory.act, a["act"]
+    groups, panels = spec.groups(a["k"]), spec.panels(a["n"])
+    with loop(a["m"] * groups) as i:
         group_sums[i] = cast("float64", _stored_sum(spec, act, address + i * spec.sum_bytes))
 
     def task(panel: Any) -> None:
-        minima = p.parameter_entry + (panels + panel) * groups * spec.dot.channels
-        with loop(ceil_div(p.m, spec.dot.rows)) as tile:
+        minima = a.entry("grp") + (panels + panel) * groups * spec.dot.channels
+        with loop(ceil_div(a["m"], spec.dot.rows)) as tile:
             row = tile * spec.dot.rows
             totals = _totals(spec)
             with loop(groups) as group:
                 for i in range(spec.dot.rows):
                     # Rows behind the last repeat it; they are not stored.
-                    mine = T.min(row + i, p.m - 1)
+                    mine = T.min(row + i, a["m"] - 1)
                     value = T.broadcast(group_sums[mine * groups + group], spec.dot.lanes)
                     for j in range(spec.dot.VECTORS):
                         at = minima + group * spec.dot.channels + j * spec.dot.lanes
                         index = _total(spec, i, j)
-                        column = p.parameters[vector(at, spec.dot.lanes)]
+                        column = a.memory.parameters[vector(at, spec.dot.lanes)]
                         totals[index] = totals[index] + value * column
-            _store(spec, p, totals, row, panel, p.zero, T.int64(0))
+            _store(spec, a, totals, row, panel, a["zero"], T.int64(0))
 
-    spread(panels, p.m * p.n * groups >= _PARALLEL_PRODUCTS // 16, task)
+    spread(panels, a["m"] * a["n"] * groups >= _PARALLEL_PRODUCTS // 16, task)
 
 
 def _stored_sum(spec: ValueSpec, act: Array, at: Any) -> Any:
@@ -137,62 +97,62 @@ def _total(spec: ValueSpec, row: int, j: int) -> Any:
     return vector(row * spec.dot.channels + j * spec.dot.lanes, spec.dot.lanes)
 
 
-def _tile(spec: ValueSpec, p: Product, index: Any, panel: Any, row: Any) -> None:
+def _tile(spec: ValueSpec, a: Action, index: Any, panel: Any, row: Any, shift: Any) -> None:
     """One register tile: `Dot.rows` rows from `row` on, a panel, one weight slice."""
     totals = _totals(spec)
-    with loop(spec.spans(p.k)) as span:
-        sums = _span_sums(spec, p, index, panel, row, span)
+    with loop(spec.spans(a["k"])) as span:
+        sums = _span_sums(spec, a, index, panel, row, span)
         for j in range(spec.dot.VECTORS):
-            scale = _scale(spec, p, panel, span, j)
+            scale = _scale(spec, a, panel, span, j)
             for i in range(spec.dot.rows):
                 at = _total(spec, i, j)
                 value = sums[i][j]
                 if spec.grouped:
                     value = cast(f"float64x{spec.dot.lanes}", value) * scale
                 totals[at] = totals[at] + value
-    first = T.bitwise_and(p.zero, cast("int64", index == 0))
-    _store(spec, p, totals, row, panel, first, p.shift + index * spec.k)
+    first = T.bitwise_and(a["zero"], cast("int64", index == 0))
+    _store(spec, a, totals, row, panel, first, shift + index * spec.k)
 
 
-def _scale(spec: ValueSpec, p: Product, panel: Any, span: Any, j: int) -> Any:
+def _scale(spec: ValueSpec, a: Action, panel: Any, span: Any, j: int) -> Any:
     """Group scales of the channels of a vector."""
     if not spec.grouped:
         return None
     group = span if spec.parts == 1 else T.truncdiv(span, T.int64(spec.parts))
-    where = (panel * spec.groups(p.k) + group) * spec.dot.channels + j * spec.dot.lanes
-    return p.parameters[vector(p.parameter_entry + where, spec.dot.lanes)]
+    where = (panel * spec.groups(a["k"]) + group) * spec.dot.channels + j * spec.dot.lanes
+    return a.memory.parameters[vector(a.entry("grp") + where, spec.dot.lanes)]
 
 
 def _span_sums(
-    spec: ValueSpec, p: Product, index: Any, panel: Any, row: Any, span: Any
+    spec: ValueSpec, a: Action, index: Any, panel: Any, row: Any, span: Any
 ) -> list[list[Any]]:
     """int32 sums of products over a span: [row][vector]."""
     dot = spec.dot
-    spans = spec.spans(p.k)
-    block = (index * spec.panels(p.n) + panel) * spans + span
-    weights = p.weight_entry + block * (spec.pitch * dot.channels)
-    activations = p.activation_entry + (row * spans + span) * spec.pitch
+    spans = spec.spans(a["k"])
+    block = (index * spec.panels(a["n"]) + panel) * spans + span
+    weights = a.entry("wgt") + block * (spec.pitch * dot.channels)
+    activations = a.entry("act") + (row * spans + span) * spec.pitch
     sums = [dot.sums() for _ in range(dot.rows)]
-    with loop(ceil_div(spec.span_columns(span, p.k), dot.depth)) as step:
+    with loop(ceil_div(spec.span_columns(span, a["k"]), dot.depth)) as step:
         length = dot.lanes * dot.depth
         begin = weights + step * (dot.channels * dot.depth)
         columns = [scratch(dot.weight, length) for _ in range(dot.VECTORS)]
         for j, column in enumerate(columns):
-            column[vector(0, length)] = p.weights[vector(begin + j * length, length)]
+            column[vector(0, length)] = a.memory.weights[vector(begin + j * length, length)]
         for i, vectors in enumerate(sums):
             at = activations + i * (spans * spec.pitch) + step * dot.depth
-            value = p.activations[vector(at, dot.depth) if dot.depth > 1 else at]
+            value = a.memory.activations[vector(at, dot.depth) if dot.depth > 1 else at]
             digits = dot.broadcast(value)
             for column, total in zip(columns, vectors, strict=True):
                 partial = total[dot.sum_index()]
                 total[dot.sum_index()] = dot.step(partial, digits, column[vector(0, length)])
     return [
-        [_unbiased(spec, p, index, row + i, span, total) for total in vectors]
+        [_unbiased(spec, a, index, row + i, span, total) for total in vectors]
         for i, vectors in enumerate(sums)
     ]
 
 
-def _unbiased(spec: ValueSpec, p: Product, index: Any, row: Any, span: Any, total: Array) -> Any:
+def _unbiased(spec: ValueSpec, a: Action, index: Any, row: Any, span: Any, total: Array) -> Any:
     """Widened sums, with the bias of signed weights taken off."""
     dot = spec.dot
     value = dot.widen(total[dot.sum_index()])
@@ -200,33 +160,33 @@ def _unbiased(spec: ValueSpec, p: Product, index: Any, row: Any, span: Any, tota
         return value
     bias = T.shift_left(cast("int32", index == spec.slices - 1), T.int32(spec.slice_bits - 1))
     # The last slice of s is signed: its stored digits are too large by 2^(bits - 1).
-    sums = p.sums[p.sums_entry + row * spec.spans(p.k) + span]
+    sums = a.memory.sums[a.entry("sums") + row * spec.spans(a["k"]) + span]
     return value - T.broadcast(sums * bias, dot.lanes)
 
 
 def _store(
-    spec: ValueSpec, p: Product, totals: Array, row: Any, panel: Any, first: Any, shift: Any
+    spec: ValueSpec, a: Action, totals: Array, row: Any, panel: Any, first: Any, shift: Any
 ) -> None:
     """Fold totals times 2^shift into the accumulators that exist."""
-    dot = spec.dot
+    dot, acc = spec.dot, a.memory.acc
     channel = panel * dot.channels
-    with loop(T.min(T.int64(dot.rows), p.m - row)) as i:
-        cell = p.cell + (row + i) * p.n + channel
+    with loop(T.min(T.int64(dot.rows), a["m"] - row)) as i:
+        cell = a["cell"] + (row + i) * a["n"] + channel
 
         def whole() -> None:
             for j in range(dot.VECTORS):
                 at = vector(cell + j * dot.lanes, dot.lanes)
                 value = totals[vector(i * dot.channels + j * dot.lanes, dot.lanes)]
-                old = T.if_then_else(first != 0, _zeros(spec), p.acc[at])
-                p.acc[at] = old + _shifted(spec, value, shift, dot.lanes)
+                old = T.if_then_else(first != 0, _zeros(spec), acc[at])
+                acc[at] = old + _shifted(spec, value, shift, dot.lanes)
 
         def edge() -> None:
-            with loop(p.n - channel) as j:
+            with loop(a["n"] - channel) as j:
                 zero = T.float64(0) if spec.grouped else T.int32(0)
-                old = T.if_then_else(first != 0, zero, p.acc[cell + j])
-                p.acc[cell + j] = old + _shifted(spec, totals[i * dot.channels + j], shift, 1)
+                old = T.if_then_else(first != 0, zero, acc[cell + j])
+                acc[cell + j] = old + _shifted(spec, totals[i * dot.channels + j], shift, 1)
 
-        either(channel + dot.channels <= p.n, whole, edge)
+        either(channel + dot.channels <= a["n"], whole, edge)
 
 
 def _shifted(spec: ValueSpec, value: Any, shift: Any, lanes: int) -> Any:

@@ -13,18 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.target.isa import INSTRUCTIONS, TRACE_OPCODE, LdAct, MmaMin
+from sparqle_tvm.target.isa import INSTRUCTIONS
+from sparqle_tvm.target.isa.access import Access, Mode, each
+from sparqle_tvm.target.isa.base import Kind
+from sparqle_tvm.target.program.bound import BoundProgram, InstructionClass, Int64s, Operands
 from sparqle_tvm.target.simulator.dot import Dot
 from sparqle_tvm.target.simulator.native import aligned
+from sparqle_tvm.target.simulator.ranges import position, ranges_of
 from sparqle_tvm.target.simulator.spec import ValueSpec
-from sparqle_tvm.target.simulator.steps import (
-    MULTIPLIES,
-    TILE_LOADS,
-    InstructionClass,
-    Int64s,
-    Steps,
-)
-from sparqle_tvm.target.simulator.timing import Schedule
+from sparqle_tvm.target.simulator.timing import Timing, makers_of
 
 _POOL_BYTES = 1 << 28
 """Most bytes of decoded tiles that a pool keeps."""
@@ -38,43 +35,33 @@ class Pool:
 
     Attributes
     ----------
-    steps, schedule : Steps, Schedule
+    bound, timing : BoundProgram, Timing
         The run.
     keys : dict
         Key of the tile of every step, by instruction class.
     """
 
-    steps: Steps
-    schedule: Schedule
+    bound: BoundProgram
+    timing: Timing
     keys: dict[InstructionClass, Int64s] = field(default_factory=dict)
 
-    def add(
-        self, cls: InstructionClass, operand: int, load: InstructionClass, rows: str, write: int = 0
-    ) -> None:
-        """Find the keys of an operand (its number in `Steps.reads`) of all steps of a class.
-
-        Parameters
-        ----------
-        cls : class of Instruction
-            The MMA.
-        operand : int
-            Which range it reads.
-        load : class of Instruction
-            What must have written it.
-        rows : str
-            The MMA's operand that is the number of rows.
-        write : int
-            Which of the load's ranges it must be.
-        """
-        steps, at = self.steps, self.steps.of(cls)
-        source = self.schedule.sources[at, operand]
-        loaded = (source >= 0) & (steps.trace[source, TRACE_OPCODE] == load.OPCODE)
-        begins = steps.reads[at, operand, 0] == steps.writes[source, write, 0]
-        sizes = (steps.trace[source, load.column("rows")] == steps.get(cls, rows)) & (
-            steps.trace[source, load.column("cols")] == steps.get(cls, "k")
-        )
-        whole = loaded & begins & sizes
-        self.keys[cls] = np.where(whole, 2 * _places(steps)[source] + write, -1)
+    def add(self, operands: Operands, access: Access) -> None:
+        """Find the keys of a tile that all steps of a class read."""
+        bound, header, ranges = self.bound, self.bound.header, ranges_of(self.bound)
+        at = position(operands.cls, header, access.operand)
+        source = self.timing.sources[operands.index, at]
+        begin = ranges.reads[operands.index, at, 0]
+        keys = np.full(len(operands), -1, dtype=np.int64)
+        for load, made in makers_of(bound, access.tile):
+            if not load.cls.PARTS:
+                continue
+            write = position(load.cls, header, made.operand)
+            whole = (source >= 0) & (bound.opcodes[source] == load.cls.OPCODE)
+            whole &= begin == ranges.writes[source, write, 0]
+            for extent, mine in ((made.rows, access.rows), (made.cols, access.cols)):
+                whole &= bound.trace[source, load.cls.column(extent)] == operands[mine]
+            keys = np.where(whole, 2 * _places(bound)[source] + write, keys)
+        self.keys[operands.cls] = keys
 
     def distinct(self) -> Int64s:
         """All keys but -1, sorted."""
@@ -129,13 +116,18 @@ class Pools:
         ]
 
 
-def make_pools(steps: Steps, spec: ValueSpec, activations: Pool, weights: Pool, grp: Pool) -> Pools:
+def make_pools(
+    bound: BoundProgram, spec: ValueSpec, activations: Pool, weights: Pool, grp: Pool
+) -> Pools:
     """Give every tile an entry."""
     dot = spec.dot
-    m, n, k = (np.concatenate([steps.get(c, o) for c in (*MULTIPLIES, MmaMin)]) for o in "mnk")
-    spans = _each(spec.spans, k)
-    rows, panels = -(-m // dot.rows) * dot.rows, _each(spec.panels, n)
-    groups = _each(spec.groups, k) if spec.grouped else 0 * k
+    m, n, k = (
+        np.concatenate([np.empty(0, dtype=np.int64), *(o[axis] for o in bound.of_kind(Kind.MMA))])
+        for axis in "mnk"
+    )
+    spans = each(spec.spans, k)
+    rows, panels = -(-m // dot.rows) * dot.rows, each(spec.panels, n)
+    groups = each(spec.groups, k) if spec.grouped else 0 * k
     act, sums, wgt, parameters = (
         -(-int(size.max(initial=1)) // 64) * 64
         for size in (
@@ -154,34 +146,28 @@ def make_pools(steps: Steps, spec: ValueSpec, activations: Pool, weights: Pool, 
     return Pools(dot, (act, sums, wgt, parameters), entries, *places)
 
 
-def _each(function: Any, sizes: Int64s) -> Int64s:
-    """Apply a function of one whole number to an array with few distinct ones."""
-    distinct, which = np.unique(sizes, return_inverse=True)
-    values = np.array([function(int(size)) for size in distinct], dtype=np.int64)
-    return values[which] if len(sizes) else values
-
-
 def _entries(pool: Pool, nbytes: int) -> int:
     return max(min(len(pool.distinct()), _POOL_BYTES // nbytes), 1)
 
 
-def _places(steps: Steps) -> Int64s:
+def _places(bound: BoundProgram) -> Int64s:
     """Number of the place in DRAM that each tile load reads, the same for equal tiles."""
-    if "places" not in steps.memo:
-        steps.memo["places"] = _number_places(steps)
-    places: Int64s = steps.memo["places"]
+    if "places" not in bound.memo:
+        bound.memo["places"] = _number_places(bound)
+    places: Int64s = bound.memo["places"]
     return places
 
 
-def _number_places(steps: Steps) -> Int64s:
-    places = np.zeros(len(steps), dtype=np.int64)
-    loads: tuple[InstructionClass, ...] = (*TILE_LOADS, LdAct)
-    for cls in loads:
-        at = steps.of(cls)
+def _number_places(bound: BoundProgram) -> Int64s:
+    places = np.zeros(len(bound), dtype=np.int64)
+    for operands in bound.classes:
+        cls, number = operands.cls, np.zeros(len(operands), dtype=np.int64)
+        if not cls.PARTS or cls.DRAM != Mode.READ or "cols" not in cls.TRACE:
+            continue
         for operand in _TILE:
-            _, which = np.unique(steps.get(cls, operand), return_inverse=True)
-            places[at] = places[at] * (which.max(initial=0) + 1) + which
-            _, places[at] = np.unique(places[at], return_inverse=True)
+            _, which = np.unique(operands[operand], return_inverse=True)
+            number = number * (which.max(initial=0) + 1) + which
+            _, number = np.unique(number, return_inverse=True)
         # No two classes have a number in common.
-        places[at] = places[at] * (max(INSTRUCTIONS) + 1) + cls.OPCODE
+        places[operands.index] = number * (max(INSTRUCTIONS) + 1) + cls.OPCODE
     return places

@@ -21,7 +21,7 @@ from tvm.tirx.script import builder as T
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.simulator.dot import SPAN, Dot, choose_dot
 from sparqle_tvm.target.simulator.native import host_features
-from sparqle_tvm.target.simulator.script import ceil_div
+from sparqle_tvm.tirscript import ceil_div
 
 
 @dataclass(frozen=True)

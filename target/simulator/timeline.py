@@ -10,16 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from sparqle_tvm.target.isa import (
-    INSTRUCTIONS,
-    TRACE_ENGINE,
-    TRACE_INSTRUCTION,
-    TRACE_OPCODE,
-    TRACE_OPERANDS,
-    Wait,
-)
-from sparqle_tvm.target.isa.header import Engine, Queue
-from sparqle_tvm.target.simulator.counts import DRAM_STALL, END_STALL
+from sparqle_tvm.target.isa.base import TRACE_INSTRUCTION
+from sparqle_tvm.target.isa.header import Engine
+from sparqle_tvm.target.simulator.counts import END_STALL, stall_reasons
 from sparqle_tvm.target.simulator.machine import SimResult
 
 MAX_EVENTS = 100_000
@@ -70,25 +63,22 @@ def _trace(events: list[Event], runs: Sequence[SimResult], shown: int) -> dict[s
 
 def _run_events(run: SimResult, begin: int) -> Iterator[Event]:
     """Events of a run that begins at cycle `begin`, in order of time."""
-    steps, when = run.steps, run.schedule
+    bound, when = run.bound, run.timing
     busy = when.end > when.start
     stalled = when.start > when.ready
+    reasons = stall_reasons(bound)
     for step in when.order[(busy | stalled)[when.order]].tolist():
-        opcode = int(steps.trace[step, TRACE_OPCODE])
         times = (int(when.ready[step]), int(when.start[step]), int(when.end[step]))
         if stalled[step]:
-            reason = DRAM_STALL
-            if opcode == Wait.OPCODE:
-                reason = Queue(int(steps.trace[step, TRACE_OPERANDS])).name
-            yield _event(run, step, f"stall: {reason}", "stall", begin, times[0], times[1])
+            yield _event(run, step, f"stall: {reasons[step]}", "stall", begin, times[0], times[1])
         if busy[step]:
-            name = INSTRUCTIONS[opcode].MNEMONIC
+            name = bound.instruction_at(step).MNEMONIC
             event = _event(run, step, name, "busy", begin, times[1], times[2])
             if when.dram_bytes[step]:
                 event["args"]["dram_bytes"] = int(when.dram_bytes[step])
             yield event
     for engine in Engine:
-        mine = np.flatnonzero(steps.trace[:, TRACE_ENGINE] == engine)
+        mine = np.flatnonzero(bound.engines == engine)
         last = int(when.end[mine].max(initial=0))
         if len(mine) and last < run.total_cycles:
             name = f"stall: {END_STALL}"
@@ -98,20 +88,20 @@ def _run_events(run: SimResult, begin: int) -> Iterator[Event]:
 def _event(
     run: SimResult, step: int, name: str, category: str, begin: int, start: int, end: int
 ) -> Event:
-    trace = run.steps.trace[step]
-    instruction = int(trace[TRACE_INSTRUCTION])
-    cycles_per_us = run.steps.header.accelerator.clock_ghz * 1e3
+    bound = run.bound
+    instruction = int(bound.trace[step, TRACE_INSTRUCTION])
+    cycles_per_us = bound.header.accelerator.clock_ghz * 1e3
     return {
         "ph": "X",
         "name": name,
         "cat": category,
         "pid": 0,
-        "tid": int(trace[TRACE_ENGINE]),
+        "tid": int(bound.engines[step]),
         "ts": (begin + start) / cycles_per_us,
         "dur": (end - start) / cycles_per_us,
         "args": {
-            "op": run.steps.header.label,
-            "instruction": f"{instruction}: {run.steps.program.instructions[instruction]}",
+            "op": bound.header.label,
+            "instruction": f"{instruction}: {bound.program.instructions[instruction]}",
             "cycles": end - start,
             "end_cycle": begin + end,
         },

@@ -1,49 +1,27 @@
-"""Running the event loop over the steps of a program, given the stored digits."""
+"""When every step of a program runs: the timing kernel, given the digits that are stored."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.target.isa import (
-    MSB_POINTER_BYTES,
-    TRACE_ENGINE,
-    Drain,
-    LdAct,
-    LdChn,
-    LdMsb,
-    LdPbm,
-    LdRow,
-    MmaDns,
-    MmaLsb,
-    MmaMsb,
-    Signal,
-    StEnc,
-    StOut,
-    Wait,
-    ceil_div,
-    reduction_cycles,
-)
-from sparqle_tvm.target.isa.header import Engine, Header, Queue
-from sparqle_tvm.target.simulator import event_loop as events
-from sparqle_tvm.target.simulator.digits import DigitTables
-from sparqle_tvm.target.simulator.encoded import store_cycles, stored_digit_bytes
+from sparqle_tvm.target.isa.access import PBM, Access, Mode, Tile
+from sparqle_tvm.target.isa.base import Kind, Requirement, transfer_cycles
+from sparqle_tvm.target.isa.header import Engine, Queue
+from sparqle_tvm.target.isa.load import whole_groups
+from sparqle_tvm.target.program.bound import BoundProgram, Int64s, Operands
+from sparqle_tvm.target.simulator import timing_kernel as kernel
+from sparqle_tvm.target.simulator.digits import DigitTables, output_bytes, row_splits, tile_sums
 from sparqle_tvm.target.simulator.native import aligned, aligned_copy
-from sparqle_tvm.target.simulator.steps import (
-    LOADS,
-    ORDER_OPERAND,
-    TILE_LOADS,
-    Int64s,
-    Steps,
-)
+from sparqle_tvm.target.simulator.ranges import READS, WRITES, position, ranges_of
 
 
 @dataclass(frozen=True, eq=False)
-class Schedule:
+class Timing:
     """When every step runs.
 
     Attributes
@@ -52,8 +30,8 @@ class Schedule:
         Cycles; between `ready` (the engine's step before has ended) and `start` it stalls.
     order : ndarray of int64, shape (steps,)
         Steps in the order in which they start.
-    sources : ndarray of int64, shape (steps, 4)
-        The load step that wrote each range a step reads (see `Steps.reads`); -1: no single one.
+    sources : ndarray of int64, shape (steps, READS)
+        The step that made the tile in each range a step reads (see `Ranges`); -1: no single one.
     dram_bytes : ndarray of int64, shape (steps,)
         Bytes that each transfer moves.
     """
@@ -72,8 +50,8 @@ class Schedule:
 
 
 @dataclass(frozen=True, eq=False)
-class _EventTable:
-    """What of the event loop's arguments is the same for every input."""
+class _Fixed:
+    """What of the kernel's arguments is the same for every input."""
 
     table: Int64s
     agenda: Int64s
@@ -83,114 +61,122 @@ class _EventTable:
     dram_bytes: Int64s
 
 
-def schedule(steps: Steps, digits: DigitTables | None, out_nnz: RowNnz | None = None) -> Schedule:
+def find_times(
+    bound: BoundProgram, digits: DigitTables | None, out_nnz: RowNnz | None = None
+) -> Timing:
     """Find out when every step runs.
 
     Parameters
     ----------
-    steps : Steps
-        The bound program.
+    bound : BoundProgram
+        From `ranges.bind`.
     digits : DigitTables or None
-        Stored digits of its activations, with the program's `Steps.splits`; None for a program of
-        scheme ``dense``.
+        Stored digits of its activations, with the program's `digits.row_splits`; None for a
+        program of scheme ``dense``.
     out_nnz : RowNnz, optional
         Stored digits of encoded outputs; by default all of them.
 
     Raises
     ------
     ProgramError
-        If it deadlocks, if steps race for the same bytes, if an MMA.MSB finds no bitmap or not
-        the bitmap of its stream, or if tokens are left over. Names the instruction.
+        If it deadlocks, if steps race for the same bytes, if a step does not find what one load
+        must have left for it, or if tokens are left over. Names the instruction.
     """
-    fixed = _event_table(steps)
-    table, dram_bytes = fixed.table, fixed.dram_bytes
-    costs = aligned((1, 1), np.int64, fill=0)
-    if digits is not None:
-        table, dram_bytes, costs = _with_digits(steps, fixed, digits)
-    if steps.header.op.output == "encoded" and out_nnz is not None:
-        table, dram_bytes = _with_outputs(steps, table, dram_bytes, out_nnz)
-    tokens = aligned_copy(np.array(steps.header.tokens), np.int64)
-    times = aligned((len(steps), 4), np.int64)
-    sources = aligned((len(steps), 4), np.int64, fill=255)
+    fixed = _fixed(bound)
+    table, dram_bytes = aligned_copy(fixed.table, np.int64), fixed.dram_bytes.copy()
+    for operands in bound.classes:
+        _fill_digit_bytes(bound, operands, digits, out_nnz, table, dram_bytes)
+    tokens = aligned_copy(np.array(bound.header.tokens), np.int64)
+    times = aligned((len(bound), 4), np.int64)
+    sources = aligned((len(bound), READS), np.int64, fill=255)
     status = aligned(1 + len(Engine), np.int64, fill=0)
-    events.event_loop()(
+    kernel.timing_kernel()(
         *(table, fixed.agenda, fixed.begins, tokens, fixed.token_begins),
         aligned(int(fixed.token_begins[-1]) + 1, np.int64, fill=0),
-        *(fixed.slots, aligned(len(fixed.slots), np.int64, fill=255), costs),
+        *(fixed.slots, aligned(len(fixed.slots), np.int64, fill=255), _costs(bound, digits)),
         *(times, sources, status),
     )
-    _raise_for(steps, status, times)
-    _check_bitmaps(steps, sources)
-    _check_orders(steps, sources)
+    _raise_for(bound, status, times)
+    for operands in bound.classes:
+        _check_loaded(bound, operands, sources)
     start, end, ready, order = times.T
-    return Schedule(start, end, ready, order, sources, dram_bytes)
+    return Timing(start, end, ready, order, sources, dram_bytes)
 
 
-def transfer_cycles(header: Header, nbytes: Any) -> Any:
-    """Cycles of DMA transfers, `isa.transfer_cycles` for arrays."""
-    accelerator = header.accelerator
-    moved = -(-nbytes // accelerator.dram_bytes_per_cycle)
-    return accelerator.dma_descriptor_cycles + np.asarray(moved).astype(np.int64)
+def _fill_digit_bytes(
+    bound: BoundProgram,
+    operands: Operands,
+    digits: DigitTables | None,
+    out_nnz: RowNnz | None,
+    table: Int64s,
+    dram_bytes: Int64s,
+) -> None:
+    """Replace the bytes of all digits by those that are stored, and what they cost."""
+    header, cls, at = bound.header, operands.cls, operands.index
+    for part in cls.PARTS:
+        if not part.digits:
+            continue
+        if cls.DRAM == Mode.READ and digits is not None:
+            stored = tile_sums(operands, digits.nbytes, header.k_chunk, header.accelerator.rows)
+        elif cls.DRAM == Mode.WRITE and out_nnz is not None:
+            running = output_bytes(out_nnz, header)
+            stored = tile_sums(operands, running, header.op.out_chunk, 1)
+        else:
+            continue
+        dram_bytes[at] += stored - part.nbytes(header, operands)
+        table[at, kernel.CYCLES] = transfer_cycles(header, dram_bytes[at], cls.TRANSFERS)
 
 
-def tile_sums(steps: Steps, cls: type[LdPbm] | type[LdMsb], running: Int64s) -> Int64s:
-    """Sum a table of `DigitTables` over the tile of every LD.PBM or LD.MSB."""
-    header = steps.header
-    array_rows = header.accelerator.rows
-    row, rows = steps.get(cls, "row"), steps.get(cls, "rows")
-    chunk = steps.get(cls, "col") // header.k_chunk
-    ends = running[chunk, ceil_div(row + rows, array_rows)]
-    return np.asarray(ends - running[chunk, row // array_rows])
+def makers_of(bound: BoundProgram, tile: Tile) -> Iterator[tuple[Operands, Access]]:
+    """The steps that make tiles of a kind, by class, and the access that does it."""
+    for operands in bound.classes:
+        for access in operands.cls.ACCESSES:
+            if access.tile is tile and access.mode == Mode.WRITE:
+                yield operands, access
 
 
-def _with_digits(
-    steps: Steps, fixed: _EventTable, digits: DigitTables
-) -> tuple[Int64s, Int64s, Int64s]:
-    """Step table, DRAM bytes and bitmap costs with what the digits say filled in."""
-    table, dram_bytes = aligned_copy(fixed.table, np.int64), fixed.dram_bytes.copy()
-    loads = steps.of(LdMsb)
-    dram_bytes[loads] += tile_sums(steps, LdMsb, digits.nbytes)
-    table[loads, events.CYCLES] = transfer_cycles(steps.header, dram_bytes[loads])
-    costs = np.stack([tile_sums(steps, LdPbm, s) for s in digits.slowest], axis=-1)
-    return table, dram_bytes, aligned_copy(costs, np.int64)
+def bitmap_loads(bound: BoundProgram) -> Operands | None:
+    """The steps that load bitmaps, if there are any."""
+    return next((operands for operands, _ in makers_of(bound, PBM)), None)
 
 
-def _with_outputs(
-    steps: Steps, table: Int64s, dram_bytes: Int64s, out_nnz: RowNnz
-) -> tuple[Int64s, Int64s]:
-    """Step table and DRAM bytes with what encoded outputs take."""
-    table, dram_bytes, stores = aligned_copy(table, np.int64), dram_bytes.copy(), steps.of(StEnc)
-    most = stored_digit_bytes(steps, None)
-    dram_bytes[stores] += stored_digit_bytes(steps, out_nnz) - most
-    table[stores, events.CYCLES] = store_cycles(steps, dram_bytes[stores])
-    return table, dram_bytes
+def _costs(bound: BoundProgram, digits: DigitTables | None) -> Int64s:
+    """Cycles of one pass over every bitmap that is loaded: (loads, splits)."""
+    loads = bitmap_loads(bound)
+    if digits is None or loads is None:
+        return aligned((1, 1), np.int64, fill=0)
+    chunk, unit = bound.header.k_chunk, bound.header.accelerator.rows
+    costs = [tile_sums(loads, slowest, chunk, unit) for slowest in digits.slowest]
+    return aligned_copy(np.stack(costs, axis=-1), np.int64)
 
 
-def _event_table(steps: Steps) -> _EventTable:
-    if "events" not in steps.memo:
-        steps.memo["events"] = _make_event_table(steps)
-    table: _EventTable = steps.memo["events"]
-    return table
+def _fixed(bound: BoundProgram) -> _Fixed:
+    if "timing" not in bound.memo:
+        bound.memo["timing"] = _make_fixed(bound)
+    fixed: _Fixed = bound.memo["timing"]
+    return fixed
 
 
-def _make_event_table(steps: Steps) -> _EventTable:
-    table = aligned((len(steps), events.COLUMNS), np.int64, fill=0)
-    _fill_kinds(steps, table)
-    dram_bytes = _fixed_dram_bytes(steps)
-    transfers = np.concatenate([steps.of(cls) for cls in (*LOADS, StOut)])
-    table[transfers, events.KIND] = events.TRANSFER
-    table[transfers, events.CYCLES] = transfer_cycles(steps.header, dram_bytes[transfers])
-    stores = steps.of(StEnc)
-    table[stores, events.KIND] = events.TRANSFER
-    table[stores, events.CYCLES] = store_cycles(steps, dram_bytes[stores])
-    slots = _fill_slots(steps, table)
-    engines = steps.trace[:, TRACE_ENGINE]
-    agenda = np.argsort(engines, kind="stable")
-    begins = np.searchsorted(engines[agenda], np.arange(len(Engine) + 1))
-    signals = np.bincount(steps.get(Signal, "queue"), minlength=len(Queue))
+def _make_fixed(bound: BoundProgram) -> _Fixed:
+    table = aligned((len(bound), kernel.COLUMNS), np.int64, fill=0)
+    dram_bytes = np.zeros(len(bound), dtype=np.int64)
+    table[:, kernel.KIND] = kernel.WORK
+    table[:, kernel.QUEUE] = bound.queues
+    table[:, kernel.COST] = -1
+    for operands in bound.classes:
+        _fill_class(bound, operands, table, dram_bytes)
+    loads = bitmap_loads(bound)
+    if loads is not None:
+        # Costs are running sums over row groups.
+        bound.require(loads, whole_groups(bound.header, bound.rows, loads))
+        table[loads.index, kernel.COST] = np.arange(len(loads))
+    slots = _fill_slots(bound, table)
+    agenda = np.argsort(bound.engines, kind="stable")
+    begins = np.searchsorted(bound.engines[agenda], np.arange(len(Engine) + 1))
     token_begins = np.zeros(len(Queue) + 1, dtype=np.int64)
-    np.cumsum(signals + np.array(steps.header.tokens), out=token_begins[1:])
-    return _EventTable(
+    signals = _used_queues(bound, Kind.SIGNAL)
+    np.cumsum(signals + np.array(bound.header.tokens), out=token_begins[1:])
+    return _Fixed(
         table=table,
         agenda=aligned_copy(agenda, np.int64),
         begins=aligned_copy(begins, np.int64),
@@ -200,131 +186,104 @@ def _make_event_table(steps: Steps) -> _EventTable:
     )
 
 
-def _fill_kinds(steps: Steps, table: Int64s) -> None:
-    """Fill kinds, queues and cycles of all that is no transfer."""
-    header = steps.header
-    table[:, events.KIND] = events.WORK
-    for cls, kind in ((Wait, events.WAIT), (Signal, events.SIGNAL)):
-        table[steps.of(cls), events.KIND] = kind
-        table[steps.of(cls), events.QUEUE] = steps.get(cls, "queue")
-    for multiply in (MmaLsb, MmaDns):
-        table[steps.of(multiply), events.CYCLES] = _dense_cycles(steps, multiply)
-    table[steps.of(Drain), events.CYCLES] = ceil_div(
-        steps.get(Drain, "m") * steps.get(Drain, "n"),
-        header.accelerator.drain_elements_per_cycle,
-    )
-    sparse, n = steps.of(MmaMsb), steps.get(MmaMsb, "n")
-    split = steps.get(MmaMsb, "row_split")
-    blocks = ceil_div(n, header.accelerator.cols)
-    for value in np.unique(split).tolist():
-        at = split == value
-        unit = reduction_cycles(header, 1, value)
-        table[sparse[at], events.CYCLES] = blocks[at] * unit
-    table[sparse, events.KIND] = events.SPARSE
-    table[sparse, events.BLOCKS] = blocks * header.op.weight_slices
-    table[sparse, events.SPLIT] = np.searchsorted(steps.splits, split)
-    table[:, events.COST] = -1
-    table[steps.of(LdPbm), events.COST] = np.arange(len(steps.of(LdPbm)))
+def _used_queues(bound: BoundProgram, kind: Kind) -> Int64s:
+    """How many steps of a kind, WAIT or SIGNAL, each queue has."""
+    used = [operands["queue"] for operands in bound.of_kind(kind)]
+    return np.bincount(np.concatenate([[], *used]).astype(np.int64), minlength=len(Queue))
 
 
-def _dense_cycles(steps: Steps, cls: type[MmaLsb] | type[MmaDns]) -> Int64s:
-    header = steps.header
-    shapes = np.stack([steps.get(cls, o) for o in ("m", "n", "k", "row_split")], axis=-1)
-    distinct, which = np.unique(shapes, axis=0, return_inverse=True)
-    cycles = [MmaLsb.cycles(header, *(int(size) for size in shape)) for shape in distinct]
-    return np.array(cycles, dtype=np.int64)[which.reshape(-1)]
+def _fill_class(bound: BoundProgram, operands: Operands, table: Int64s, dram_bytes: Int64s) -> None:
+    """Fill kinds and cycles of all steps of a class, and the bytes that they move at most."""
+    header, cls, at = bound.header, operands.cls, operands.index
+    if cls.KIND in (Kind.WAIT, Kind.SIGNAL):
+        table[at, kernel.KIND] = kernel.WAIT if cls.KIND == Kind.WAIT else kernel.SIGNAL
+        return
+    if cls.PARTS:
+        dram_bytes[at] = cls.dram_bytes(header, operands)
+        table[at, kernel.KIND] = kernel.TRANSFER
+        table[at, kernel.CYCLES] = transfer_cycles(header, dram_bytes[at], cls.TRANSFERS)
+        return
+    table[at, kernel.CYCLES] = cls.cycles(header, operands)
+    if cls.BITMAP:
+        table[at, kernel.KIND] = kernel.SPARSE
+        table[at, kernel.PASSES] = cls.passes(header, operands)
+        splits = row_splits(bound.program)
+        table[at, kernel.SPLIT] = np.searchsorted(splits, operands["row_split"])
+        table[at, kernel.BITMAP] = position(cls, header, cls.BITMAP)
 
 
-def _fixed_dram_bytes(steps: Steps) -> Int64s:
-    """Bytes that every step moves; of LD.MSB only the pointers, of ST.ENC all digits."""
-    header, result = steps.header, np.zeros(len(steps), dtype=np.int64)
-    for cls in TILE_LOADS:
-        rows, cols = steps.get(cls, "rows"), steps.get(cls, "cols")
-        result[steps.of(cls)] = cls.dram_bytes(header, rows, cols)
-    result[steps.of(LdMsb)] = MSB_POINTER_BYTES
-    rows, cols = steps.get(LdAct, "rows"), steps.get(LdAct, "cols")
-    result[steps.of(LdAct)] = LdAct.dram_bytes(header, rows, cols)
-    result[steps.of(LdRow)] = LdRow.onchip_bytes(header, steps.get(LdRow, "rows"))
-    result[steps.of(LdChn)] = LdChn.onchip_bytes(header, steps.get(LdChn, "rows"))
-    rows, cols = steps.get(StOut, "rows"), steps.get(StOut, "cols")
-    result[steps.of(StOut)] = StOut.dram_bytes(header, rows, cols)
-    rows, cols = steps.get(StEnc, "rows"), steps.get(StEnc, "cols")
-    digits = stored_digit_bytes(steps, None)
-    result[steps.of(StEnc)] = StEnc.fixed_bytes(header, rows, cols) + digits
-    return result
-
-
-def _fill_slots(steps: Steps, table: Int64s) -> Int64s:
-    """Fill ranges, and number those that loads write: int64 (slots, 2), at least one."""
-    ranges = np.concatenate([steps.reads, steps.writes], axis=1)
-    table[:, events.RANGES :] = ranges.reshape(len(steps), -1)
-    loads = np.concatenate([steps.of(cls) for cls in LOADS])
-    begins = np.unique(ranges[..., 0])
+def _fill_slots(bound: BoundProgram, table: Int64s) -> Int64s:
+    """Fill ranges, and number those in which tiles are made: int64 (slots, 2), at least one."""
+    ranges = ranges_of(bound)
+    both = np.concatenate([ranges.reads, ranges.writes], axis=1)
+    table[:, kernel.RANGES :] = both.reshape(len(bound), -1)
+    makers = [
+        operands.index
+        for operands in bound.classes
+        if any(access.mode == Mode.WRITE for access in operands.cls.ACCESSES)
+    ]
+    makes = np.concatenate([np.empty(0, dtype=np.int64), *makers])
+    begins = np.unique(both[..., 0])
     # Begin and end in one number: ends are below 2^34, distinct begins fewer than 2^24.
-    keys = (np.searchsorted(begins, ranges[..., 0]) << 36) + ranges[..., 1]
-    reads, writes = keys[:, : events.READS], keys[loads, events.READS :]
-    present = steps.writes[loads, :, 1] > 0
+    keys = (np.searchsorted(begins, both[..., 0]) << 36) + both[..., 1]
+    reads, writes = keys[:, :READS], keys[makes, READS:]
+    present = ranges.writes[makes, :, 1] > 0
     slots, first = np.unique(writes[present], return_index=True)
     filled = np.full(writes.shape, -1, dtype=np.int64)
     filled[present] = np.searchsorted(slots, writes[present])
-    table[:, events.SLOTS : events.SLOTS + events.WRITES] = -1
-    table[loads, events.SLOTS : events.SLOTS + events.WRITES] = filled
+    table[:, kernel.SLOTS : kernel.SLOTS + WRITES] = -1
+    table[makes, kernel.SLOTS : kernel.SLOTS + WRITES] = filled
     nearest = np.minimum(np.searchsorted(slots, reads), max(len(slots) - 1, 0))
     known = slots[nearest] == reads if len(slots) else np.zeros(reads.shape, dtype=np.bool_)
-    table[:, events.SOURCES : events.SOURCES + events.READS] = np.where(known, nearest, -1)
+    table[:, kernel.SOURCES : kernel.SOURCES + READS] = np.where(known, nearest, -1)
     if not len(slots):
         return aligned((1, 2), np.int64, fill=0)
-    return aligned_copy(steps.writes[loads][present][first], np.int64)
+    return aligned_copy(ranges.writes[makes][present][first], np.int64)
 
 
-def _raise_for(steps: Steps, status: Int64s, times: Int64s) -> None:
+def _raise_for(bound: BoundProgram, status: Int64s, times: Int64s) -> None:
     code, step, other = (int(value) for value in status[:3])
-    if code == events.DEADLOCK:
+    label = bound.header.label
+    if code == kernel.DEADLOCK:
         stuck = [int(waiting) for waiting in status[1:] if waiting >= 0]
-        where = "; ".join(str(steps.error(waiting, "never gets a token")) for waiting in stuck)
-        raise ProgramError(f"program {steps.header.label!r} deadlocks: {where}")
-    if code == events.NO_BITMAP:
-        raise steps.error(step, "pbm is no bitmap tile that one LD.PBM has loaded")
-    if code == events.RACE:
-        running = steps.error(other, f"runs since cycle {int(times[other, events.START])}")
-        raise steps.error(
+        where = "; ".join(str(bound.error(waiting, "never gets a token")) for waiting in stuck)
+        raise ProgramError(f"program {label!r} deadlocks: {where}")
+    if code == kernel.NO_BITMAP:
+        operand = bound.instruction_at(step).BITMAP
+        raise bound.error(step, f"{operand} is no bitmap tile that one load has made")
+    if code == kernel.RACE:
+        running = bound.error(other, f"runs since cycle {int(times[other, kernel.START])}")
+        raise bound.error(
             step,
             f"a token is missing, or an address is wrong: it touches bytes of a step that still "
             f"runs: {running}",
         )
-    surplus = np.bincount(steps.get(Signal, "queue"), minlength=len(Queue))
-    surplus = surplus - np.bincount(steps.get(Wait, "queue"), minlength=len(Queue))
+    surplus = _used_queues(bound, Kind.SIGNAL) - _used_queues(bound, Kind.WAIT)
     if surplus.any():
         queue = Queue(int(np.flatnonzero(surplus)[0]))
         raise ProgramError(
-            f"program {steps.header.label!r} leaves {surplus[queue]:+d} tokens in {queue.name}; "
+            f"program {label!r} leaves {surplus[queue]:+d} tokens in {queue.name}; "
             "every queue must end with the tokens it began with"
         )
 
 
-def _check_orders(steps: Steps, sources: Int64s) -> None:
-    """Check that every ST.OUT of sorted rows has the numbers of just its rows."""
-    at = steps.of(StOut)
-    if not steps.header.op.block_rows or not len(at):
-        return
-    source = sources[at, ORDER_OPERAND]
-    loaded = (source >= 0) & np.isin(source, steps.of(LdRow))
-    mine = np.stack([steps.get(StOut, operand) for operand in ("row", "rows")], axis=-1)
-    theirs = steps.trace[source][:, [LdRow.column(operand) for operand in ("row", "rows")]]
-    same = (theirs == mine).all(axis=1)
-    steps.require(StOut, loaded & same, "order is not what one LD.ROW has loaded for these rows")
-
-
-def _check_bitmaps(steps: Steps, sources: Int64s) -> None:
-    """Check that every MMA.MSB multiplies whole tiles as they were loaded."""
-    at = steps.of(MmaMsb)
-    if not len(at):
-        return
-    trace, bitmap, stream = steps.trace, sources[at, 0], sources[at, 1]
-    of_tile = [LdPbm.column(operand) for operand in ("row", "rows", "col", "cols")]
-    sizes = trace[bitmap][:, of_tile[1::2]]
-    mine = np.stack([steps.get(MmaMsb, "m"), steps.get(MmaMsb, "k")], axis=-1)
-    steps.require(MmaMsb, (sizes == mine).all(axis=1), "m or k is not that of the loaded bitmap")
-    loaded = (stream >= 0) & np.isin(stream, steps.of(LdMsb))
-    same = (trace[stream][:, of_tile] == trace[bitmap][:, of_tile]).all(axis=1)
-    steps.require(MmaMsb, loaded & same, "msb is not the loaded stream of this bitmap")
+def _check_loaded(bound: BoundProgram, operands: Operands, sources: Int64s) -> None:
+    """Check what a class needs as one load left it, see `Access.loaded`."""
+    cls, header = operands.cls, bound.header
+    places: dict[str, Int64s] = {}
+    for access in cls.accesses(header):
+        if not access.loaded:
+            continue
+        source = sources[operands.index, position(cls, header, access.operand)]
+        same = np.zeros(len(operands), dtype=np.bool_)
+        for maker, made in makers_of(bound, access.tile):
+            mine = (source >= 0) & (bound.opcodes[source] == maker.cls.OPCODE)
+            for what in ("row", "rows", "col", "cols"):
+                theirs, ours = getattr(made, what), getattr(access, what)
+                if theirs:
+                    found = bound.trace[source, maker.cls.column(theirs)]
+                    # A place that the step does not say is that of the first of such tiles.
+                    mine &= found == (operands[ours] if ours else places.setdefault(what, found))
+            same |= mine
+        problem = f"{access.operand} is not what one load has left of these rows and columns"
+        bound.require(operands, Requirement(same, problem))

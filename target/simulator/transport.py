@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from sparqle_tvm.numerics.integers import pack_digits, unpack_digits
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.target.isa import ceil_div
+from sparqle_tvm.target.isa.access import ceil_div
 from sparqle_tvm.target.isa.header import Header
 
 
 def transport_order(
     header: Header, pbm: NDArray[np.uint8], stream: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Reorder stored MSB digits from chunks to whole rows: the inverse of `layout.tile_order`.
+    """Reorder stored MSB digits from chunks to whole rows: the inverse of `dram.tile_order`.
 
     Parameters
     ----------
@@ -37,13 +38,14 @@ def transport_order(
     ends = np.cumsum(nbytes)
     begins = (ends.reshape(nbytes.shape) - nbytes).T
     used = int(ends[-1]) if ends.size else 0
-    digits = _unpack(stream[:used], k)[_runs(begins.reshape(-1) * per_byte, counts.reshape(-1))]
+    digits = unpack_digits(stream[:used], k, used * per_byte)
+    digits = digits[_runs(begins.reshape(-1) * per_byte, counts.reshape(-1))]
     totals = counts.sum(axis=1)
     row_ptr = np.zeros(len(pbm) + 1, dtype=np.int64)
     np.cumsum(ceil_div(totals * k, 8), out=row_ptr[1:])
     placed = np.zeros(int(row_ptr[-1]) * per_byte, dtype=np.uint8)
     placed[_runs(row_ptr[:-1] * per_byte, totals)] = digits
-    return _pack(placed, k), row_ptr.astype(np.int32)
+    return pack_digits(placed, k), row_ptr.astype(np.int32)
 
 
 def _runs(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -51,14 +53,3 @@ def _runs(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.i
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if ends.size else 0
     return np.repeat(begins - (ends - lengths), lengths) + np.arange(total)
-
-
-def _unpack(packed: NDArray[np.uint8], k: int) -> NDArray[np.uint8]:
-    shifts = np.arange(0, 8, k, dtype=np.uint8)
-    return ((packed[:, None] >> shifts) & np.uint8(2**k - 1)).reshape(-1)
-
-
-def _pack(digits: NDArray[np.uint8], k: int) -> NDArray[np.uint8]:
-    shifts = np.arange(0, 8, k, dtype=np.uint8)
-    parts = digits.reshape(-1, len(shifts)) << shifts
-    return np.asarray(np.bitwise_or.reduce(parts, axis=1), dtype=np.uint8)

@@ -9,18 +9,19 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics import is_row_order
-from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.isa.operands import Buffer
+from sparqle_tvm.target.program.bound import BoundProgram
 from sparqle_tvm.target.simulator.actions import action_table
 from sparqle_tvm.target.simulator.decode import BUFFER_SLACK_BYTES
 from sparqle_tvm.target.simulator.digits import DigitTables
 from sparqle_tvm.target.simulator.dram import OUTPUTS, tensor_formats
 from sparqle_tvm.target.simulator.executor import executor
 from sparqle_tvm.target.simulator.native import aligned
+from sparqle_tvm.target.simulator.ranges import buffer_base, ranges_of
 from sparqle_tvm.target.simulator.spec import ValueSpec
-from sparqle_tvm.target.simulator.steps import Steps, buffer_base
-from sparqle_tvm.target.simulator.timing import Schedule
+from sparqle_tvm.target.simulator.timing import Timing
 from sparqle_tvm.threads import ensure_threads
 
 _UNWRITTEN = 0x7F
@@ -28,18 +29,18 @@ _UNWRITTEN = 0x7F
 
 
 def run_values(
-    steps: Steps, schedule: Schedule, tensors: dict[Tensor, NDArray[Any]]
+    bound: BoundProgram, timing: Timing, tensors: dict[Tensor, NDArray[Any]]
 ) -> dict[Tensor, NDArray[Any]]:
     """Execute the steps in the order of their start.
 
     Parameters
     ----------
-    steps : Steps
+    bound : BoundProgram
         The bound program.
-    schedule : Schedule
+    timing : Timing
         Its order, and which loads operands come from.
     tensors : dict
-        From `layout.check_tensors`; outputs, if given, are written in place.
+        From `dram.check_tensors`; outputs, if given, are written in place.
 
     Returns
     -------
@@ -47,12 +48,13 @@ def run_values(
         What the program wrote: OUT, or the parts of encoded outputs.
     """
     ensure_threads()
-    header = steps.header
-    outputs = _outputs(steps, tensors)
+    header = bound.header
+    outputs = _outputs(bound, tensors)
     tensors = {**tensors, **outputs}
     spec = ValueSpec.of(header)
-    table, memory = action_table(steps, schedule, tensors, spec)
-    used = np.maximum(steps.reads.max(axis=(0, 1)), steps.writes.max(axis=(0, 1)))[1]
+    table, memory = action_table(bound, timing, tensors, spec)
+    ranges = ranges_of(bound)
+    used = np.maximum(ranges.reads.max(axis=(0, 1)), ranges.writes.max(axis=(0, 1)))[1]
     act, wgt = (
         aligned(_used_bytes(header, buffer, used) + BUFFER_SLACK_BYTES, np.uint8, _UNWRITTEN)
         for buffer in (Buffer.ACT, Buffer.WGT)
@@ -63,10 +65,12 @@ def run_values(
     return outputs
 
 
-def _outputs(steps: Steps, tensors: dict[Tensor, NDArray[Any]]) -> dict[Tensor, NDArray[Any]]:
+def _outputs(
+    bound: BoundProgram, tensors: dict[Tensor, NDArray[Any]]
+) -> dict[Tensor, NDArray[Any]]:
     """Memory for what a program writes; what it does not store shows."""
     outputs = {}
-    for tensor, (shape, dtype) in tensor_formats(steps.header, steps.rows).items():
+    for tensor, (shape, dtype) in tensor_formats(bound.header, bound.rows).items():
         if tensor not in OUTPUTS:
             continue
         output = tensors.get(tensor)

@@ -1,92 +1,55 @@
-"""Bounds of every step: tiles in their tensors, bytes in their slots. Vectorised over the steps."""
+"""Bounds of every step: what its class requires, and bytes in their slots."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.target.isa import (
-    LdChn,
-    LdGrp,
-    LdMsb,
-    LdWgt,
-    StEnc,
-    StOut,
-)
+from sparqle_tvm.target.isa.base import Requirement
 from sparqle_tvm.target.isa.header import Allocation, Header
 from sparqle_tvm.target.isa.operands import Buffer
-from sparqle_tvm.target.program.structure import buffer_of
-from sparqle_tvm.target.verify.bound import Run, Steps
-from sparqle_tvm.target.verify.tables import TouchColumn
-from sparqle_tvm.target.verify.touches import touch_rows, touches_of
-
-_EXTENTS = ("rows", "cols", "m", "n", "k")
+from sparqle_tvm.target.program.bound import BoundProgram, Operands
 
 
-def check_bounds(run: Run, steps: Steps) -> None:
+def check_bounds(run: BoundProgram, operands: Operands, *, slots: bool = True) -> None:
     """Check all steps of one instruction class.
+
+    Parameters
+    ----------
+    run : BoundProgram
+        The program.
+    operands : Operands
+        Of the class.
+    slots : bool
+        Whether what it touches must lie in one slot of one allocation; else in the buffer.
 
     Raises
     ------
     ProgramError
         Names the first step that is out of bounds.
     """
-    names = steps.cls.TRACE
-    for name in _EXTENTS:
-        if name in names:
-            _require(run, steps, steps[name] >= 1, f"{name} is empty")
-            limit = _extent_limit(run, steps, name)
-            _require(run, steps, steps[name] <= limit, f"{name} is larger than its tensor")
-    if "rows" in names:
-        _check_tile(run, steps)
-    if "row_split" in names:
-        array_rows = run.header.accelerator.rows
-        split = steps["row_split"]
-        fits = (split == 1) | (split <= array_rows // steps["m"])
-        _require(run, steps, fits, f"m * row_split is larger than the {array_rows} rows of PEs")
-    for touch in touches_of(run.header, steps.cls):
-        table = touch_rows(run.header, steps, touch)
-        low, high = table[:, TouchColumn.LO], table[:, TouchColumn.HI]
-        element = touch.element_bytes(run.header)
-        aligned = low % element == 0
-        _require(run, steps, aligned, f"{touch.operand} is not a multiple of {element} bytes")
-        buffer = buffer_of(steps.cls, touch.operand)
-        inside = within_slot(run.header, buffer, low, high)
-        _require(run, steps, inside, f"{touch.operand} leaves its slot of {buffer.name}", low, high)
-
-
-def _extent_limit(run: Run, steps: Steps, name: str) -> int:
-    """Extent of the tensor dimension behind an operand."""
     header = run.header
-    if name == "k":
-        return header.op.k
-    if name == "cols":
-        return header.op.n if steps.cls in (StOut, StEnc) else header.op.k
-    channels = name == "n" or (name == "rows" and steps.cls in (LdWgt, LdGrp, LdChn))
-    return header.op.n if channels else run.rows
-
-
-def _check_tile(run: Run, steps: Steps) -> None:
-    """Tiles of loads and stores lie within their tensor; K chunks are whole."""
-    header = run.header
-    row, rows = steps["row"], steps["rows"]
-    limit = _extent_limit(run, steps, "rows")
-    inside = (row >= 0) & (row + rows <= limit)
-    _require(run, steps, inside, f"rows leave the tensor's {limit}", row, row + rows)
-    if steps.cls in (LdMsb, StEnc):
-        unit = header.accelerator.rows
-        on_pointer = (row % unit == 0) & ((rows % unit == 0) | (row + rows == limit))
-        _require(run, steps, on_pointer, f"there are tile pointers every {unit} rows only")
-    if "cols" not in steps.cls.TRACE:
-        return
-    col, cols = steps["col"], steps["cols"]
-    limit = _extent_limit(run, steps, "cols")
-    inside = (col >= 0) & (col + cols <= limit)
-    _require(run, steps, inside, f"columns leave the tensor's {limit}", col, col + cols)
-    if steps.cls is not StOut:
-        chunk = header.op.out_chunk if steps.cls is StEnc else header.k_chunk
-        whole = (col % chunk == 0) & (cols == np.minimum(chunk, limit - col))
-        _require(run, steps, whole, f"not a whole chunk of {chunk} columns", col, col + cols)
+    for requirement in operands.cls.requirements(header, run.rows, operands):
+        run.require(operands, requirement)
+    for access in operands.cls.accesses(header):
+        name, buffer, element = (
+            access.operand,
+            access.tile.buffer,
+            access.tile.element_bytes(header),
+        )
+        low, row_bytes = operands[name], access.row_bytes(header, operands)
+        problem = f"{name} is not a multiple of {element} bytes"
+        run.require(operands, Requirement(low % element == 0, problem))
+        capacity = header.buffer_bytes(buffer)
+        # Divided, because products of wrong numbers could overflow.
+        fits = operands[access.rows] <= capacity // np.maximum(row_bytes, 1)
+        high = low + np.where(fits, access.nbytes(header, operands), capacity + 1)
+        inside = (low >= 0) & (high <= capacity)
+        if slots:
+            inside &= within_slot(header, buffer, low, high)
+        where = f"its slot of {buffer.name}" if slots else f"{buffer.name} of {capacity} bytes"
+        problem = f"{name} leaves {where}"
+        run.require(operands, Requirement(inside, problem, low, high))
 
 
 def within_slot(
@@ -111,20 +74,3 @@ def within_slot(
 def _field(parts: list[Allocation], name: str, number: NDArray[np.int64]) -> NDArray[np.int64]:
     values = np.array([getattr(part, name) for part in parts], dtype=np.int64)
     return np.asarray(values[np.maximum(number, 0)])
-
-
-def _require(
-    run: Run,
-    steps: Steps,
-    holds: NDArray[np.bool_],
-    problem: str,
-    first: NDArray[np.int64] | None = None,
-    last: NDArray[np.int64] | None = None,
-) -> None:
-    """Refuse the first step for which `holds` is false; [first, last) is what it wanted."""
-    if holds.all():
-        return
-    at = int(np.argmin(holds))
-    if first is not None and last is not None:
-        problem += f": [{first[at]}, {last[at]})"
-    raise run.error(int(steps.index[at]), problem)

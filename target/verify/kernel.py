@@ -11,12 +11,14 @@ from functools import lru_cache
 from typing import Any
 
 import tvm
+from tvm.tirx.script import builder as T
 
+from sparqle_tvm.target.isa.base import Kind
 from sparqle_tvm.target.isa.header import Engine, Queue
-from sparqle_tvm.target.script import (
+from sparqle_tvm.target.verify.tiles import check_tiles
+from sparqle_tvm.tirscript import (
     Scalar,
     function,
-    larger,
     loop,
     parameter,
     repeat,
@@ -24,8 +26,6 @@ from sparqle_tvm.target.script import (
     size,
     when,
 )
-from sparqle_tvm.target.verify.tables import Kind
-from sparqle_tvm.target.verify.tiles import check_tiles
 
 _ENGINES = len(Engine)
 _QUEUES = len(Queue)
@@ -42,17 +42,17 @@ class _Schedule:
 
     def __init__(self) -> None:
         steps = size("steps")
-        self.kinds = parameter("kinds", "int32", steps)
-        self.queues = parameter("queues", "int32", steps)
-        self.lists = parameter("lists", "int32", steps)
-        self.starts = parameter("starts", "int32", _ENGINES + 1)
-        self.tokens = parameter("tokens", "int32", _QUEUES)
-        self.fifo_starts = parameter("fifo_starts", "int32", _QUEUES)
-        self.fifos = parameter("fifos", "int32", steps)
-        self.order = parameter("order", "int32", steps)
-        self.clocks = parameter("clocks", "int32", steps, _ENGINES)
-        self.at = parameter("at", "int32", _ENGINES)
-        self.counts = parameter("counts", "int32", _QUEUES)
+        self.kinds = parameter("kinds", "int32", steps, align=0)
+        self.queues = parameter("queues", "int32", steps, align=0)
+        self.lists = parameter("lists", "int32", steps, align=0)
+        self.starts = parameter("starts", "int32", _ENGINES + 1, align=0)
+        self.tokens = parameter("tokens", "int32", _QUEUES, align=0)
+        self.fifo_starts = parameter("fifo_starts", "int32", _QUEUES, align=0)
+        self.fifos = parameter("fifos", "int32", steps, align=0)
+        self.order = parameter("order", "int32", steps, align=0)
+        self.clocks = parameter("clocks", "int32", steps, _ENGINES, align=0)
+        self.at = parameter("at", "int32", _ENGINES, align=0)
+        self.counts = parameter("counts", "int32", _QUEUES, align=0)
         # Signals of each queue that were taken and given so far; the clock of each engine.
         self.taken = scratch("int32", _QUEUES)
         self.given = scratch("int32", _QUEUES)
@@ -111,7 +111,7 @@ class _Schedule:
             signal = Scalar("int32", 0)
             signal.set(self.fifos[self.fifo_starts[queue] + self.taken[queue] - self.tokens[queue]])
             for f in range(_ENGINES):
-                self.clock[e, f] = larger(self.clock[e, f], self.clocks[signal.value, f])
+                self.clock[e, f] = T.max(self.clock[e, f], self.clocks[signal.value, f])
         self.taken[queue] = self.taken[queue] + 1
 
 

@@ -5,41 +5,11 @@ from __future__ import annotations
 from enum import IntEnum
 
 
-class Kind(IntEnum):
-    """What a step does."""
-
-    WAIT = 0
-    SIGNAL = 1
-    LOAD = 2
-    MMA = 3
-    DRAIN = 4
-    STORE = 5
-
-
-class Mode(IntEnum):
-    """How a step touches a tile: reads it, makes it, or changes it in place."""
-
-    READ = 0
-    WRITE = 1
-    UPDATE = 2
-
-
 class Tag(IntEnum):
-    """What lies in a tile. Rows of those before MSB may be read alone."""
+    """What lies in a tile, where that matters; other kinds of tiles have numbers from 1 on."""
 
     DEAD = -1
-    LSB = 0
-    PBM = 1
-    DNS = 2
-    SUM = 3
-    WGT = 4
-    ROW = 5
-    MSB = 6
-    GRP = 7
-    CHN = 8
-    ACC = 9
-    # Row parameters in two parts: scales, then row numbers.
-    ORDERED = 10
+    ACC = 0
 
 
 class Fault(IntEnum):
@@ -64,7 +34,11 @@ class Fault(IntEnum):
 
 
 class TouchColumn(IntEnum):
-    """Columns of the table of touches: bytes [LO, HI) of a buffer, as a tile of a tensor."""
+    """Columns of the table of touches: bytes [LO, HI) of a buffer, as a tile of a tensor.
+
+    AXIS: 0 if its rows are rows of activations, 1 for channels. DIVISIBLE: whether rows of it may
+    be read alone. ROW and COL are -1 where they follow from the step's other operands.
+    """
 
     MODE = 0
     BUFFER = 1
@@ -75,3 +49,5 @@ class TouchColumn(IntEnum):
     ROWS = 6
     COL = 7
     COLS = 8
+    AXIS = 9
+    DIVISIBLE = 10

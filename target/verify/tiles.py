@@ -12,40 +12,38 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tvm import tirx
+from tvm.tirx.script import builder as T
 
+from sparqle_tvm.target.isa.access import Mode
+from sparqle_tvm.target.isa.base import Kind, Pass
 from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.isa.operands import Buffer
-from sparqle_tvm.target.script import (
+from sparqle_tvm.target.verify.tables import Fault, Tag, TouchColumn
+from sparqle_tvm.tirscript import (
     Scalar,
     all_of,
     any_of,
+    cast,
     either,
     function,
-    int64,
-    larger,
     loop,
-    negation,
-    once,
     parameter,
-    quotient,
-    remainder,
     repeat,
     scratch,
     size,
     when,
 )
-from sparqle_tvm.target.verify.tables import Fault, Kind, Mode, Tag, TouchColumn
 
 TABLE_ENTRIES = 512
 """Tiles (and what is left of overwritten ones) that a buffer may hold at a time."""
 
-PASSES = 3
-"""LSB, MSB, minima."""
-
 _ENGINES = len(Engine)
 _BUFFERS = len(Buffer)
 _TOUCH = len(TouchColumn)
-MODE, BUFFER, LO, HI, TAG, ROW, ROWS, COL, COLS = (int(column) for column in TouchColumn)
+MODE, BUFFER, LO, HI, TAG, ROW, ROWS, COL, COLS, AXIS, DIVISIBLE = (
+    int(column) for column in TouchColumn
+)
 
 # A table entry: the touch that made it; who wrote it last and who of each engine read it last, as
 # clock of the engine and as step; for accumulators the state and the chunks covered by each pass.
@@ -55,7 +53,7 @@ _R_CLOCK = _W_STEP + 1
 _R_STEP = _R_CLOCK + _ENGINES
 _STATE = _R_STEP + _ENGINES
 _CHUNKS = _STATE + 1
-_ENTRY = _CHUNKS + 2 * PASSES
+_ENTRY = _CHUNKS + 2 * len(Pass)
 _SHARE = TABLE_ENTRIES * _ENTRY
 
 
@@ -83,18 +81,18 @@ class _Checker:
 
     def __init__(self) -> None:
         steps = size("steps")
-        self.kinds = parameter("kinds", "int32", steps)
-        self.engines = parameter("engines", "int32", steps)
-        self.args = parameter("args", "int32", steps)
-        self.order = parameter("order", "int32", steps)
-        self.clocks = parameter("clocks", "int32", steps, _ENGINES)
-        self.firsts = parameter("firsts", "int32", size("first_count"))
-        self.touches = parameter("touches", "int64", size("touch_count"))
-        self.stores = parameter("stores", "int32", size("store_count"), 4)
-        self.outs = parameter("outs", "int8", size("out_rows"), size("out_columns"))
-        self.table = parameter("table", "int64", _BUFFERS * _SHARE)
-        self.needs = parameter("needs", "int64", 2 + PASSES)
-        self.result = parameter("result", "int64", 4)
+        self.kinds = parameter("kinds", "int32", steps, align=0)
+        self.engines = parameter("engines", "int32", steps, align=0)
+        self.args = parameter("args", "int32", steps, align=0)
+        self.order = parameter("order", "int32", steps, align=0)
+        self.clocks = parameter("clocks", "int32", steps, _ENGINES, align=0)
+        self.firsts = parameter("firsts", "int32", size("first_count"), align=0)
+        self.touches = parameter("touches", "int64", size("touch_count"), align=0)
+        self.stores = parameter("stores", "int32", size("store_count"), 4, align=0)
+        self.outs = parameter("outs", "int8", size("out_rows"), size("out_columns"), align=0)
+        self.table = parameter("table", "int64", _BUFFERS * _SHARE, align=0)
+        self.needs = parameter("needs", "int64", 2 + len(Pass), align=0)
+        self.result = parameter("result", "int64", 4, align=0)
         # Where the entries of each buffer end.
         self.ends = scratch("int64", _BUFFERS)
         self.fault, self.other = Scalar("int64", 0), Scalar("int64", -1)
@@ -126,20 +124,20 @@ class _Checker:
                 self.touch.add(1)
             at.add(1)
         self.result[0] = self.fault.value
-        self.result[1] = int64(self.step.value)
-        self.result[2] = int64(self.touch.value - 1)
+        self.result[1] = cast("int64", self.step.value)
+        self.result[2] = cast("int64", self.touch.value - 1)
         self.result[3] = self.other.value
 
     @property
     def _fine(self) -> Any:
         return self.fault.value == 0
 
-    def _is(self, *kinds: Kind) -> Any:
-        return any_of(*(self.kind.value == int(kind) for kind in kinds))
+    def _is(self, kind: Kind) -> Any:
+        return self.kind.value == int(kind)
 
     def _get(self, column: int) -> Any:
         """Column of the touch."""
-        return self.touches[int64(self.touch.value) * _TOUCH + column]
+        return self.touches[cast("int64", self.touch.value) * _TOUCH + column]
 
     def _fail(self, fault: Fault, other: Any = -1) -> None:
         self.fault.set(int(fault))
@@ -179,17 +177,18 @@ class _Checker:
         """The entry gives its bytes to the touch. What is left of it is dead."""
         e = self.entry.value
         self._check_done(e)
-        before = once(self._get(LO) > self.table[e + LO])
-        behind = once(self._get(HI) < self.table[e + HI])
+        # As they are here: the entry changes below.
+        before = Scalar("int32", cast("int32", self._get(LO) > self.table[e + LO])).value != 0
+        behind = Scalar("int32", cast("int32", self._get(HI) < self.table[e + HI])).value != 0
         self.table[e + TAG] = int(Tag.DEAD)
         with when(before, behind):
             full = self.end.value >= self.first.value + _SHARE
             either(full, lambda: self._fail(Fault.FULL), self._split)
-        with when(before, negation(behind)):
+        with when(before, tirx.Not(behind)):
             self.table[e + HI] = self._get(LO)
-        with when(negation(before), behind):
+        with when(tirx.Not(before), behind):
             self.table[e + LO] = self._get(HI)
-        with when(negation(before), negation(behind)):
+        with when(tirx.Not(before), tirx.Not(behind)):
             self._drop()
 
     def _check_done(self, e: Any) -> None:
@@ -230,23 +229,25 @@ class _Checker:
         self.entry.add(-_ENTRY)
 
     def _add_entry(self) -> None:
-        """A new entry; accumulators get rows and channels from the operands of the step."""
+        """A new entry; what it does not say itself it gets from the operands of the step."""
         self.found.set(self.end.value)
         e = self.found.value
         for column in range(_TOUCH):
             self.table[e + column] = self._get(column)
         with loop(_ENTRY - _TOUCH) as f:
             self.table[e + _TOUCH + f] = 0
-        with when(self._is(Kind.MMA)):
-            self.table[e + ROW] = self.row.value
-            self.table[e + COL] = self.channel.value
+        with when(self._get(ROW) < 0):
+            self.table[e + ROW] = T.Select(self._get(AXIS) == 0, self.row.value, self.channel.value)
+        with when(self._get(COL) < 0):
+            accumulators = self._get(TAG) == int(Tag.ACC)
+            self.table[e + COL] = T.Select(accumulators, self.channel.value, self.column.value)
         self._note_write(e)
         self.end.add(_ENTRY)
 
     def _note_write(self, e: Any) -> None:
-        self.table[e + _W_ENGINE] = int64(self.engine.value)
-        self.table[e + _W_CLOCK] = int64(self.clock.value)
-        self.table[e + _W_STEP] = int64(self.step.value)
+        self.table[e + _W_ENGINE] = cast("int64", self.engine.value)
+        self.table[e + _W_CLOCK] = cast("int64", self.clock.value)
+        self.table[e + _W_STEP] = cast("int64", self.step.value)
 
     # Reading a tile, or changing it in place.
 
@@ -276,31 +277,31 @@ class _Checker:
 
     def _holds(self, e: Any) -> Any:
         """Whether the touch is the entry's tile, or for some tags whole rows of it."""
-        whole_rows = remainder(self._get(LO) - self.table[e + LO], self._pitch(e)) == 0
+        whole_rows = T.truncmod(self._get(LO) - self.table[e + LO], self._pitch(e)) == 0
         return all_of(
             self._get(TAG) == self.table[e + TAG],
             self._get(COLS) == self.table[e + COLS],
             self._get(LO) >= self.table[e + LO],
             self._get(HI) <= self.table[e + HI],
             whole_rows,
-            any_of(self._get(TAG) < int(Tag.MSB), self._get(ROWS) == self.table[e + ROWS]),
+            any_of(self._get(DIVISIBLE) != 0, self._get(ROWS) == self.table[e + ROWS]),
         )
 
     def _pitch(self, e: Any) -> Any:
         """Bytes of a row of a tile. Of a dead entry it means nothing, but is not 0."""
-        return larger(
-            quotient(self.table[e + HI] - self.table[e + LO], self.table[e + ROWS]),
-            int64(1),
+        return T.max(
+            T.truncdiv(self.table[e + HI] - self.table[e + LO], self.table[e + ROWS]),
+            T.int64(1),
         )
 
     def _check_access(self, e: Any) -> None:
         """What made the entry must be done; if it is changed, what reads it too."""
         self._check_writer(e, Fault.EARLY_READ)
-        engine = int64(self.engine.value)
+        engine = cast("int64", self.engine.value)
 
         def read() -> None:
-            self.table[e + _R_CLOCK + engine] = int64(self.clock.value)
-            self.table[e + _R_STEP + engine] = int64(self.step.value)
+            self.table[e + _R_CLOCK + engine] = cast("int64", self.clock.value)
+            self.table[e + _R_STEP + engine] = cast("int64", self.step.value)
 
         def change() -> None:
             self._check_readers(e)
@@ -309,8 +310,8 @@ class _Checker:
         either(self._get(MODE) == int(Mode.READ), read, change)
 
     def _check_operand(self, e: Any) -> None:
-        """Operands in ACT have rows in common, those in WGT channels, and of an MMA columns."""
-        offset = quotient(self._get(LO) - self.table[e + LO], self._pitch(e))
+        """Operands have rows in common, or channels, and columns if they are of a K chunk."""
+        offset = T.truncdiv(self._get(LO) - self.table[e + LO], self._pitch(e))
         first, other = self.table[e + ROW] + offset, self.table[e + _W_STEP]
 
         def agree(common: Scalar, value: Any, fault: Fault) -> None:
@@ -318,12 +319,15 @@ class _Checker:
             self._fail_if(differ, fault, other)
             common.set(value)
 
+        # Where the instruction says that its tile belongs is as good as an operand.
+        with when(self._get(ROW) >= 0):
+            agree(self.row, self._get(ROW), Fault.ROWS_DIFFER)
         either(
-            self._get(BUFFER) == int(Buffer.ACT),
+            self._get(AXIS) == 0,
             lambda: agree(self.row, first, Fault.ROWS_DIFFER),
             lambda: agree(self.channel, first, Fault.CHANNELS_DIFFER),
         )
-        with when(self._is(Kind.MMA)):
+        with when(self.table[e + COL] >= 0):
             agree(self.column, self.table[e + COL], Fault.COLUMNS_DIFFER)
 
     # Accumulators and outputs.
@@ -337,6 +341,7 @@ class _Checker:
         ):
             differ = all_of(common.value >= 0, common.value != self.table[e + column])
             self._fail_if(differ, fault, other)
+            common.set(self.table[e + column])
         for kind, check in (
             (Kind.MMA, self._check_chunk),
             (Kind.DRAIN, self._check_drain),
@@ -348,8 +353,8 @@ class _Checker:
     def _check_chunk(self, e: Any) -> None:
         """The pass goes on to a K chunk beside those that it did."""
         self._fail_if(self.table[e + _STATE] != int(_State.ADDING), Fault.STATE)
-        chunk = quotient(self.column.value, self.needs[0])
-        low = e + _CHUNKS + 2 * int64(self.args[self.step.value])
+        chunk = T.truncdiv(self.column.value, self.needs[0])
+        low = e + _CHUNKS + 2 * cast("int64", self.args[self.step.value])
 
         def begin() -> None:
             self.table[low] = chunk
@@ -371,7 +376,7 @@ class _Checker:
     def _check_drain(self, e: Any) -> None:
         """All passes that the op needs are over all chunks."""
         self._fail_if(self.table[e + _STATE] != int(_State.ADDING), Fault.STATE)
-        for p in range(PASSES):
+        for p in range(len(Pass)):
             done = self.table[e + _CHUNKS + 2 * p + 1] - self.table[e + _CHUNKS + 2 * p]
             missing = all_of(self._fine, self.needs[2 + p] != 0, done != self.needs[1])
             self._fail_if(missing, Fault.INCOMPLETE)
@@ -386,7 +391,7 @@ class _Checker:
             top, bottom, left, right = (
                 self.stores[self.args[self.step.value], edge] for edge in range(4)
             )
-            with loop(int64(bottom - top)) as r, loop(int64(right - left)) as c:
+            with loop(cast("int64", bottom - top)) as r, loop(cast("int64", right - left)) as c:
                 self._fail_if(self.outs[top + r, left + c] != 0, Fault.STORED_TWICE)
                 self.outs[top + r, left + c] = 1
         self.table[e + _STATE] = int(_State.STORED)

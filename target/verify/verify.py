@@ -23,22 +23,18 @@ that is partly overwritten, and more than `TABLE_ENTRIES` tiles in a buffer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import ProgramError
-from sparqle_tvm.target.isa import INSTRUCTIONS, Loop, StEnc, StOut, stream_order
+from sparqle_tvm.target.isa.base import Kind, Loop
 from sparqle_tvm.target.isa.header import Engine, Queue
 from sparqle_tvm.target.isa.operands import M
-from sparqle_tvm.target.verify.bound import Run, Steps
+from sparqle_tvm.target.program import Program
+from sparqle_tvm.target.program.bound import BoundProgram, Operands
 from sparqle_tvm.target.verify.bounds import check_bounds
-from sparqle_tvm.target.verify.tables import Fault, Kind, TouchColumn
-from sparqle_tvm.target.verify.touches import TouchTable, touch_table, touches_of
-
-if TYPE_CHECKING:
-    from sparqle_tvm.target.program import Program
+from sparqle_tvm.target.verify.tables import Fault, TouchColumn
+from sparqle_tvm.target.verify.touches import TouchTable, touch_table
 
 _MAP_LIMIT = 2**26
 
@@ -60,7 +56,7 @@ def verify(program: Program, rows: int | None = None) -> None:
         Names the instruction (index and text), the step, and what is wrong.
     """
     for m in [rows] if rows is not None else sample_rows(program):
-        _verify_run(Run(program.header, program.instructions, m))
+        _verify_run(BoundProgram(program, m))
 
 
 def sample_rows(program: Program) -> list[int]:
@@ -72,23 +68,18 @@ def sample_rows(program: Program) -> list[int]:
     return sorted(m for m in samples if 1 <= m <= program.header.op.m)
 
 
-def _verify_run(run: Run) -> None:
-    classes = {
-        cls: steps for cls in INSTRUCTIONS.values() if len((steps := run.steps_of(cls)).index)
-    }
-    for steps in classes.values():
-        check_bounds(run, steps)
-    table = touch_table(run, classes)
+def _verify_run(run: BoundProgram) -> None:
+    for operands in run.classes:
+        check_bounds(run, operands)
+    table = touch_table(run)
     order, clocks = _schedule(run, table)
-    stores = classes.get(StEnc if run.header.op.output == "encoded" else StOut)
-    if stores is None:
+    stores = run.of_kind(Kind.STORE)
+    if not stores:
         raise ProgramError(f"program {run.header.label!r} stores nothing")
-    if stores.cls is StEnc:
-        _check_stream(run, stores)
     _check_tiles(run, table, order, clocks, stores)
 
 
-def _schedule(run: Run, table: TouchTable) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def _schedule(run: BoundProgram, table: TouchTable) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Order of all steps and their vector clocks; refuses deadlocks and unbalanced queues."""
     from sparqle_tvm.target.verify.kernel import kernels
 
@@ -109,12 +100,15 @@ def _schedule(run: Run, table: TouchTable) -> tuple[NDArray[np.int32], NDArray[n
     _refuse_deadlock(run, by_engine, starts, reached)
     for queue in Queue:
         if counts[queue] != tokens[queue]:
-            _refuse_unbalanced(run, table, queue, int(counts[queue]))
+            _refuse_unbalanced(run, queue, int(counts[queue]))
     return order, clocks
 
 
 def _refuse_deadlock(
-    run: Run, by_engine: NDArray[np.int32], starts: NDArray[np.int32], reached: NDArray[np.int32]
+    run: BoundProgram,
+    by_engine: NDArray[np.int32],
+    starts: NDArray[np.int32],
+    reached: NDArray[np.int32],
 ) -> None:
     stuck = [int(by_engine[reached[e]]) for e in Engine if reached[e] < starts[e + 1]]
     if stuck:
@@ -122,19 +116,18 @@ def _refuse_deadlock(
         raise run.error(stuck[0], f"waits for ever{f', as does {waits}' if waits else ''}")
 
 
-def _refuse_unbalanced(run: Run, table: TouchTable, queue: Queue, count: int) -> None:
-    users = np.isin(table.kinds, (Kind.SIGNAL, Kind.WAIT)) & (table.args == queue)
-    last = int(np.flatnonzero(users)[-1])
+def _refuse_unbalanced(run: BoundProgram, queue: Queue, count: int) -> None:
+    last = int(np.flatnonzero(run.queues == queue)[-1])
     began = run.header.tokens[queue]
     raise run.error(last, f"queue {queue.name} ends with {count} tokens, it began with {began}")
 
 
 def _check_tiles(
-    run: Run,
+    run: BoundProgram,
     table: TouchTable,
     order: NDArray[np.int32],
     clocks: NDArray[np.int32],
-    stores: Steps,
+    stores: tuple[Operands, ...],
 ) -> None:
     """Walk all touches in `order`; refuse the first that is wrong."""
     from sparqle_tvm.target.verify.kernel import kernels
@@ -161,24 +154,19 @@ def _check_tiles(
         )
 
 
-def _check_stream(run: Run, stores: Steps) -> None:
-    """Refuse encoded tiles in another order than that of the MSB stream."""
-    holds = stream_order(run.header, run.rows, stores["row"], stores["rows"], stores["col"])
-    if not holds.all():
-        step = int(stores.index[np.argmin(holds)])
-        raise run.error(step, "not the next tile of the MSB stream: chunk by chunk, then by rows")
-
-
 def _output_map(
-    run: Run, stores: Steps
+    run: BoundProgram, stores: tuple[Operands, ...]
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
     """Outputs cut at the edges of all stores: rectangle of each store, row and column edges."""
-    row, col = stores["row"], stores["col"]
-    row_end, col_end = row + stores["rows"], col + stores["cols"]
+    row, rows, col, cols = (
+        np.concatenate([operands[name] for operands in stores])
+        for name in ("row", "rows", "col", "cols")
+    )
+    row_end, col_end = row + rows, col + cols
     row_edges = np.unique(np.concatenate([row, row_end, [0, run.rows]]))
     col_edges = np.unique(np.concatenate([col, col_end, [0, run.header.op.n]]))
     if len(row_edges) * len(col_edges) > _MAP_LIMIT:
-        raise run.error(int(stores.index[0]), "the tiles stored are too irregular to be checked")
+        raise run.error(int(stores[0].index[0]), "the tiles stored are too irregular to be checked")
     bounds = [
         *(np.searchsorted(row_edges, values) for values in (row, row_end)),
         *(np.searchsorted(col_edges, values) for values in (col, col_end)),
@@ -187,11 +175,11 @@ def _output_map(
 
 
 def _fault_text(
-    run: Run, table: TouchTable, fault: Fault, step: int, touch: int, other: int
+    run: BoundProgram, table: TouchTable, fault: Fault, step: int, touch: int, other: int
 ) -> str:
     """What `check_tiles` found, in words."""
     number = touch - int(table.firsts[step])
-    operand = touches_of(run.header, type(run.instruction_at(step)))[number].operand
+    operand = run.instruction_at(step).accesses(run.header)[number].operand
     low, high = (int(table.touches[touch, column]) for column in (TouchColumn.LO, TouchColumn.HI))
     name = run.name(other) if other >= 0 else "an earlier instruction"
     what = f"{operand}, bytes [{low}, {high}): "

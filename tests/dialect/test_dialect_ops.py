@@ -228,5 +228,7 @@ def test_operands_that_go_together(missing: str, given: str) -> None:
 def test_a_number_of_operands_that_no_form_has() -> None:
     x = relax.Var("x", relax.TensorType((2, 16), "float32"))
     for operands in ([x] * 4, [x, None, None, x]):
-        with pytest.raises(InvalidArgumentError, match=r"\(up\): 4 operands; x, factors, bands are"):
+        with pytest.raises(
+            InvalidArgumentError, match=r"\(up\): 4 operands; x, factors, bands are"
+        ):
             dialect.quantize_encode(*operands, label="up")

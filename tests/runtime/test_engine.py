@@ -22,7 +22,7 @@ from sparqle_tvm.numerics.quantization import QuantizedWeights
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.runtime.launch import launch, recording
 from sparqle_tvm.target.accelerator import PRESETS
-from sparqle_tvm.target.isa import MmaMsb
+from sparqle_tvm.target.isa.compute import MmaMsb
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.program.bundle import pack_bundle
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
-from sparqle_tvm.target.isa import (
-    Drain,
+from sparqle_tvm.target.isa import access
+from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, MmaMin, MmaMsb, StEnc, StOut
+from sparqle_tvm.target.isa.header import Allocation, Header, Queue
+from sparqle_tvm.target.isa.load import (
     LdAct,
     LdChn,
     LdGrp,
@@ -16,14 +18,7 @@ from sparqle_tvm.target.isa import (
     LdRow,
     LdSum,
     LdWgt,
-    MmaDns,
-    MmaLsb,
-    MmaMin,
-    MmaMsb,
-    StEnc,
-    StOut,
 )
-from sparqle_tvm.target.isa.header import Allocation, Header, Queue
 from sparqle_tvm.target.isa.operands import ALWAYS, Affine, Buffer, Condition, Extent, M
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program, ProgramBuilder
@@ -86,25 +81,25 @@ class DenseWriter:
             self.slots[name] = self.b.allocate(name, buffer, nbytes, t.slots)
 
         if h.op.scheme == "sparqle":
-            add("lsb", Buffer.ACT, LdLsb.onchip_bytes(h, t.m, k))
-            add("pbm", Buffer.ACT, LdPbm.onchip_bytes(h, t.m, k))
-            add("msb", Buffer.ACT, LdMsb.onchip_bytes(h, t.m, k))
+            add("lsb", Buffer.ACT, access.LSB.nbytes(h, t.m, k))
+            add("pbm", Buffer.ACT, access.PBM.nbytes(h, t.m, k))
+            add("msb", Buffer.ACT, access.MSB.nbytes(h, t.m, k))
         else:
-            add("lsb", Buffer.ACT, LdAct.plane_bytes(h, t.m, k))
-            add("msb", Buffer.ACT, LdAct.plane_bytes(h, t.m, k))
+            add("lsb", Buffer.ACT, access.MSB_PLANE.nbytes(h, t.m, k))
+            add("msb", Buffer.ACT, access.MSB_PLANE.nbytes(h, t.m, k))
         if h.op.has_min:
-            add("sum", Buffer.ACT, LdSum.onchip_bytes(h, t.m, k))
-        add("wgt", Buffer.WGT, LdWgt.onchip_bytes(h, t.n, k))
+            add("sum", Buffer.ACT, access.SUM.nbytes(h, t.m, k))
+        add("wgt", Buffer.WGT, access.WGT.nbytes(h, t.n, k))
         if h.op.group_size:
-            add("grp", Buffer.WGT, LdGrp.onchip_bytes(h, t.n, k))
+            add("grp", Buffer.WGT, access.GRP.nbytes(h, t.n, k))
         add("acc", Buffer.ACC, t.m * t.n * h.accumulator_bytes)
         for queue in (Queue.ACT_FREE, Queue.WGT_FREE, Queue.ACC_FREE):
             self.b.tokens(queue, t.slots)
         if h.op.scaled:
-            add("row", Buffer.ACT, LdRow.onchip_bytes(h, t.m))
+            add("row", Buffer.ACT, access.ROW.nbytes(h, t.m))
             self.b.tokens(Queue.ROW_FREE, t.slots)
         if h.channel_bytes:
-            add("chn", Buffer.WGT, LdChn.onchip_bytes(h, t.n))
+            add("chn", Buffer.WGT, access.CHN.nbytes(h, t.n))
             self.b.tokens(Queue.CHN_FREE, t.slots)
 
     def write(self) -> Program:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sparqle_tvm.target.isa import Instruction, Loop, Signal, Wait
+from sparqle_tvm.target.isa.base import Instruction, Loop, Signal, Wait
 from sparqle_tvm.target.isa.header import Allocation, Queue
 from sparqle_tvm.target.isa.operands import Address, Affine, Condition, Extent, M, When
 from sparqle_tvm.target.program import Program

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from sparqle_tvm.numerics.integers import pack_digits, sign_extend, unpack_digits
-from sparqle_tvm.target.isa import (
-    INSTRUCTIONS,
-    TRACE_ENGINE,
-    TRACE_OPCODE,
-    TRACE_OPERANDS,
-    Drain,
+from sparqle_tvm.target.isa import INSTRUCTIONS
+from sparqle_tvm.target.isa.base import TRACE_ENGINE, TRACE_OPCODE, TRACE_OPERANDS, Signal, Wait
+from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, MmaMin, StOut
+from sparqle_tvm.target.isa.header import Engine, Header, Queue
+from sparqle_tvm.target.isa.load import (
     LdAct,
     LdChn,
     LdGrp,
@@ -27,14 +26,7 @@ from sparqle_tvm.target.isa import (
     LdRow,
     LdSum,
     LdWgt,
-    MmaDns,
-    MmaLsb,
-    MmaMin,
-    Signal,
-    StOut,
-    Wait,
 )
-from sparqle_tvm.target.isa.header import Engine, Header, Queue
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.program import Program
 

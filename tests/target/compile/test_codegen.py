@@ -30,8 +30,10 @@ from sparqle_tvm.target.compile.schedule import (
     schedule_with,
 )
 from sparqle_tvm.target.compile.tir import split_dense_primfunc
-from sparqle_tvm.target.isa import Drain, LdChn, LdRow, LdWgt, Loop, MmaLsb, MmaMsb, StOut
+from sparqle_tvm.target.isa.base import Loop
+from sparqle_tvm.target.isa.compute import Drain, MmaLsb, MmaMsb, StOut
 from sparqle_tvm.target.isa.header import Queue
+from sparqle_tvm.target.isa.load import LdChn, LdRow, LdWgt
 from sparqle_tvm.target.isa.operands import M
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program

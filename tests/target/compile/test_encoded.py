@@ -24,7 +24,8 @@ from sparqle_tvm.target.compile.tir import split_dense_primfunc
 from sparqle_tvm.target.cost.analytical import dense_op_cost
 from sparqle_tvm.target.cost.events import simulated_events
 from sparqle_tvm.target.cost.tiling import choose_drained
-from sparqle_tvm.target.isa import StEnc, StOut, Tensor
+from sparqle_tvm.target.isa.access import Tensor
+from sparqle_tvm.target.isa.compute import StEnc, StOut
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.isa.operands import Affine, Extent
 from sparqle_tvm.target.op import DenseOp

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cycle_rules import dense_cycles, sparse_cycles
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,6 @@ from sparqle_tvm.target.cost.array import (
     lsb_pass_cycles,
     msb_pass_cycles,
 )
-from sparqle_tvm.target.isa.compute import MmaLsb, MmaMsb
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.op import DenseOp
 
@@ -81,5 +81,5 @@ def test_one_tile_is_one_instruction(across, m, n, k, bits, group, seed):
         op=shape,
         k_chunk=k,
     )
-    assert lsb_pass_cycles(shape, k, array) == MmaLsb.cycles(header, m, n, k, split)
-    assert msb_pass_cycles(shape, nnz_of(mask), k, array) == MmaMsb.cycles(header, mask, n, split)
+    assert lsb_pass_cycles(shape, k, array) == dense_cycles(header, m, n, k, split)
+    assert msb_pass_cycles(shape, nnz_of(mask), k, array) == sparse_cycles(header, mask, n, split)

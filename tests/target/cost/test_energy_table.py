@@ -8,6 +8,7 @@ import itertools
 import pytest
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.files import plain
 from sparqle_tvm.target.accelerator import MEMORIES, PRESETS
 from sparqle_tvm.target.cost.energy_table import (
     EnergyTable,
@@ -149,8 +150,9 @@ def test_unknown_tables_are_refused(arguments, message):
 
 
 def test_json_has_every_source():
-    data = energy_table("45nm", "hbm2").to_json()
-    assert data["name"] == "45nm + HBM2"
+    table = energy_table("45nm", "hbm2")
+    data = plain(table)
+    assert table.name == "45nm + HBM2"
     assert data["operations"]["fp32_add"]["source"].startswith("M. Horowitz")
     assert data["dram"]["high"] > data["dram"]["value"]
     assert data["operations"]["fp32_add"]["checked"]

@@ -4,37 +4,29 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from cycle_rules import dense_cycles, sparse_cycles
 from handmade import SMALL, Tiles, dense_program, make_header, with_op
 
 from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.accelerator import PRESETS
-from sparqle_tvm.target.isa import (
-    INSTRUCTIONS,
+from sparqle_tvm.target.isa import INSTRUCTIONS, access, read_instruction
+from sparqle_tvm.target.isa.base import (
     TRACE_COLUMNS,
     TRACE_OPERANDS,
-    Drain,
     End,
     Instruction,
-    LdAct,
-    LdChn,
-    LdGrp,
-    LdLsb,
-    LdMsb,
-    LdPbm,
-    LdRow,
-    LdSum,
-    LdWgt,
     Loop,
-    MmaDns,
-    MmaLsb,
-    MmaMsb,
     Signal,
-    StOut,
     Wait,
-    read_instruction,
     transfer_cycles,
 )
+from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, StOut
 from sparqle_tvm.target.isa.header import Engine, Queue
+from sparqle_tvm.target.isa.load import (
+    LdAct,
+    LdMsb,
+    LdRow,
+)
 from sparqle_tvm.target.isa.operands import M, Reader
 
 EDGE = PRESETS["sparqle/edge"]
@@ -106,22 +98,23 @@ def test_text():
 def test_bytes_on_chip():
     # A row of 17 4-bit digits is 9 bytes, its bitmap 3. 17 columns touch 3 groups of 8.
     header = make_header(20, 10, 40, 40, group_size=8, has_min=True, has_offset=True, weight_bits=2)
-    assert LdLsb.onchip_bytes(header, 3, 17) == LdMsb.onchip_bytes(header, 3, 17) == 3 * 9
-    assert LdMsb.dram_bytes(header, 3, 17) == 3 * 9 + 8
-    assert LdPbm.onchip_bytes(header, 3, 17) == 3 * 3
-    assert LdSum.onchip_bytes(header, 3, 17) == 3 * 3 * 2
+    tile = {"rows": 3, "cols": 17}
+    assert access.LSB.nbytes(header, 3, 17) == access.MSB.nbytes(header, 3, 17) == 3 * 9
+    assert LdMsb.dram_bytes(header, tile) == 3 * 9 + 8
+    assert access.PBM.nbytes(header, 3, 17) == 3 * 3
+    assert access.SUM.nbytes(header, 3, 17) == 3 * 3 * 2
     # 17 2-bit weights are 5 bytes; 3 groups have a scale and a minimum of 2 bytes each.
-    assert LdWgt.onchip_bytes(header, 3, 17) == 3 * 5
-    assert LdGrp.onchip_bytes(header, 3, 17) == 3 * 3 * 4
-    assert LdGrp.onchip_bytes(with_op(header, has_min=False), 3, 17) == 3 * 3 * 2
+    assert access.WGT.nbytes(header, 3, 17) == 3 * 5
+    assert access.GRP.nbytes(header, 3, 17) == 3 * 3 * 4
+    assert access.GRP.nbytes(with_op(header, has_min=False), 3, 17) == 3 * 3 * 2
     # The two planes of 17 activations take 9 bytes each on chip, and 17 in DRAM.
-    assert LdAct.plane_bytes(header, 3, 17) == 3 * 9
-    assert LdAct.dram_bytes(header, 3, 17) == 3 * 17
-    assert LdRow.onchip_bytes(header, 3) == LdRow.dram_bytes(header, 3) == 12
-    assert LdChn.onchip_bytes(header, 3) == 3 * 8
+    assert access.MSB_PLANE.nbytes(header, 3, 17) == 3 * 9
+    assert LdAct.dram_bytes(header, tile) == 3 * 17
+    assert access.ROW.nbytes(header, 3) == LdRow.dram_bytes(header, tile) == 12
+    assert access.CHN.nbytes(header, 3) == 3 * 8
     per_channel = make_header(20, 10, 40, 40, has_offset=True)
-    assert LdChn.onchip_bytes(per_channel, 3) == 3 * (4 + 4)
-    assert StOut.dram_bytes(header, 3, 5) == 3 * 5 * SMALL.float_bytes
+    assert access.CHN.nbytes(per_channel, 3) == 3 * (4 + 4)
+    assert StOut.dram_bytes(header, {"rows": 3, "cols": 5}) == 3 * 5 * SMALL.float_bytes
 
 
 def test_cycles_of_transfers_and_drain():
@@ -131,32 +124,32 @@ def test_cycles_of_transfers_and_drain():
     assert transfer_cycles(header, 160) == 32 + 10
     assert transfer_cycles(header, 161) == 32 + 11
     # 5 x 7 = 35 outputs, 16 per cycle.
-    assert Drain.cycles(header, 5, 7) == 3
+    assert Drain.cycles(header, {"m": 5, "n": 7}) == 3
 
 
 def test_cycles_of_a_dense_pass():
     header = make_header(20, 40, 100, 104, accelerator=EDGE)
     # 17 rows are 2 row groups, 33 channels 3 column blocks, 100 columns 7 steps of 16 lanes.
-    assert MmaLsb.cycles(header, 17, 33, 100, 1) == 2 * 3 * 7
-    assert MmaDns.cycles(header, 17, 33, 100, 1) == 2 * 3 * 7
+    assert dense_cycles(header, 17, 33, 100, 1) == 2 * 3 * 7
+    assert dense_cycles(header, 17, 33, 100, 1, MmaDns) == 2 * 3 * 7
     # 8-bit weights are two slices of 4 bits.
-    assert MmaLsb.cycles(with_op(header, weight_bits=8), 17, 33, 100, 1) == 2 * 2 * 3 * 7
+    assert dense_cycles(with_op(header, weight_bits=8), 17, 33, 100, 1) == 2 * 2 * 3 * 7
     # One row on 4 PE rows: segments of ceil(7 / 4) = 2 steps, 3 column blocks, and 2 cycles per
     # block to add 4 partial sums.
-    assert MmaLsb.cycles(header, 1, 33, 100, 4) == 3 * 2 + 3 * 2
+    assert dense_cycles(header, 1, 33, 100, 4) == 3 * 2 + 3 * 2
     # On 16 PE rows: 1 step each, 4 cycles to add up.
-    assert MmaLsb.cycles(header, 1, 33, 100, 16) == 3 * 1 + 3 * 4
+    assert dense_cycles(header, 1, 33, 100, 16) == 3 * 1 + 3 * 4
 
 
 def test_cycles_of_groups_that_do_not_share_steps():
     accelerator = replace(EDGE, msb_across_groups=False)
     header = make_header(20, 16, 72, 96, accelerator=accelerator, group_size=24)
     # 72 columns are 5 steps of 16, but 3 groups of 24 are 3 * 2 steps.
-    assert MmaLsb.cycles(header, 1, 16, 72, 1) == 6
+    assert dense_cycles(header, 1, 16, 72, 1) == 6
     # Two segments of 3 * 16 = 48 columns and 24: 2 groups (4 steps) and 1 group (2); 1 to add.
-    assert MmaLsb.cycles(header, 1, 16, 72, 2) == 4 + 1
+    assert dense_cycles(header, 1, 16, 72, 2) == 4 + 1
     # Three segments of 2 * 16 = 32 columns: 24 + 8 (2 + 1 steps), 16 + 16 (1 + 1), 8 (1); 2 to add.
-    assert MmaLsb.cycles(header, 1, 16, 72, 3) == 3 + 2
+    assert dense_cycles(header, 1, 16, 72, 3) == 3 + 2
 
 
 def test_cycles_of_a_sparse_pass():
@@ -164,13 +157,13 @@ def test_cycles_of_a_sparse_pass():
     bits = np.zeros((18, 64), dtype=bool)
     # Row 3 has 17 digits (2 steps), others of its group 0 or 1; row 17 has 1. 3 column blocks.
     bits[3, :17] = bits[5, 9] = bits[17, 63] = True
-    assert MmaMsb.cycles(header, bits, 33, 1) == 3 * (2 + 1)
+    assert sparse_cycles(header, bits, 33, 1) == 3 * (2 + 1)
     # No digits, no cycles.
-    assert MmaMsb.cycles(header, bits[6:16], 33, 1) == 0
+    assert sparse_cycles(header, bits[6:16], 33, 1) == 0
     # 17 digits in columns 0 to 16, dealt to 2 PE rows of 32 columns: still 2 steps, 1 to add up;
     # to 4 of 16 columns: 16 and 1 digits, 1 step, 2 to add up.
-    assert MmaMsb.cycles(header, bits[3:4], 16, 2) == 2 + 1
-    assert MmaMsb.cycles(header, bits[3:4], 16, 4) == 1 + 2
+    assert sparse_cycles(header, bits[3:4], 16, 2) == 2 + 1
+    assert sparse_cycles(header, bits[3:4], 16, 4) == 1 + 2
 
 
 @pytest.mark.parametrize("across", [True, False])
@@ -179,5 +172,5 @@ def test_cycles_of_a_sparse_pass():
 def test_with_all_digits_both_passes_take_as_long(across, row_split, k):
     accelerator = replace(EDGE, msb_across_groups=across)
     header = make_header(4, 20, k, k, accelerator=accelerator, group_size=24)
-    dense = MmaLsb.cycles(header, 1, 20, k, row_split)
-    assert MmaMsb.cycles(header, np.ones((1, k), dtype=bool), 20, row_split) == dense
+    dense = dense_cycles(header, 1, 20, k, row_split)
+    assert sparse_cycles(header, np.ones((1, k), dtype=bool), 20, row_split) == dense

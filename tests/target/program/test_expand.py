@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparqle_tvm.errors import ProgramError
-from sparqle_tvm.target.isa import End, LdLsb, Loop, MmaLsb, Wait
+from sparqle_tvm.target.isa.base import End, Loop, Wait
+from sparqle_tvm.target.isa.compute import MmaLsb
+from sparqle_tvm.target.isa.load import LdLsb
 from sparqle_tvm.target.isa.operands import (
     Address,
     Affine,

@@ -11,8 +11,9 @@ import pytest
 from handmade import Tiles, dense_program, make_header, with_op
 
 from sparqle_tvm.errors import ProgramError
-from sparqle_tvm.target.isa import End, LdLsb, Loop, Signal, Wait
+from sparqle_tvm.target.isa.base import End, Loop, Signal, Wait
 from sparqle_tvm.target.isa.header import Queue
+from sparqle_tvm.target.isa.load import LdLsb
 from sparqle_tvm.target.isa.operands import Affine, Buffer, Extent
 from sparqle_tvm.target.program import Program, ProgramBuilder
 from sparqle_tvm.target.program.binary import MAGIC, VERSION

@@ -6,20 +6,9 @@ import pytest
 from handmade import Tiles, dense_program, make_header
 
 from sparqle_tvm.errors import ProgramError
-from sparqle_tvm.target.isa import (
-    Drain,
-    End,
-    LdAct,
-    LdChn,
-    LdGrp,
-    LdLsb,
-    LdRow,
-    LdSum,
-    Loop,
-    MmaLsb,
-    StOut,
-    Wait,
-)
+from sparqle_tvm.target.isa.base import End, Loop, Wait
+from sparqle_tvm.target.isa.compute import Drain, MmaLsb, StOut
+from sparqle_tvm.target.isa.load import LdAct, LdChn, LdGrp, LdLsb, LdRow, LdSum
 from sparqle_tvm.target.isa.operands import (
     Address,
     Affine,

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.numerics import QuantizedWeights, dense_reference, encode, max_exact
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
-from sparqle_tvm.target.isa import (
-    Drain,
+from sparqle_tvm.target.isa import access
+from sparqle_tvm.target.isa.access import Tensor
+from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, MmaMin, MmaMsb, StOut
+from sparqle_tvm.target.isa.header import Allocation, Header, Queue
+from sparqle_tvm.target.isa.load import (
     LdAct,
     LdChn,
     LdGrp,
@@ -21,14 +24,7 @@ from sparqle_tvm.target.isa import (
     LdRow,
     LdSum,
     LdWgt,
-    MmaDns,
-    MmaLsb,
-    MmaMin,
-    MmaMsb,
-    StOut,
-    Tensor,
 )
-from sparqle_tvm.target.isa.header import Allocation, Header, Queue
 from sparqle_tvm.target.isa.operands import Affine, Buffer, Condition, Extent
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program, ProgramBuilder
@@ -88,15 +84,15 @@ def allocate(builder: ProgramBuilder, rows: int, cols: int, chunk: int, slots: i
 
     sparqle = header.op.scheme == "sparqle"
     return Slots(
-        lsb=act("lsb", LdLsb.onchip_bytes(header, rows, chunk)),
-        pbm=act("pbm", LdPbm.onchip_bytes(header, rows, chunk)) if sparqle else None,
-        msb=act("msb", LdMsb.onchip_bytes(header, rows, chunk)),
-        wgt=wgt("wgt", LdWgt.onchip_bytes(header, cols, chunk)),
+        lsb=act("lsb", access.LSB.nbytes(header, rows, chunk)),
+        pbm=act("pbm", access.PBM.nbytes(header, rows, chunk)) if sparqle else None,
+        msb=act("msb", access.MSB.nbytes(header, rows, chunk)),
+        wgt=wgt("wgt", access.WGT.nbytes(header, cols, chunk)),
         acc=builder.allocate("acc", Buffer.ACC, rows * cols * header.accumulator_bytes, slots),
         row=act("row", rows * header.row_bytes) if header.row_bytes else None,
         chn=wgt("chn", cols * header.channel_bytes) if header.channel_bytes else None,
-        sum=act("sum", LdSum.onchip_bytes(header, rows, chunk)) if header.op.has_min else None,
-        grp=wgt("grp", LdGrp.onchip_bytes(header, cols, chunk)) if header.op.group_size else None,
+        sum=act("sum", access.SUM.nbytes(header, rows, chunk)) if header.op.has_min else None,
+        grp=wgt("grp", access.GRP.nbytes(header, cols, chunk)) if header.op.group_size else None,
     )
 
 

@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cycle_rules import sparse_cycles
 from simulator_programs import TINY, dense_program, header_for, random_operands
 
 from sparqle_tvm.numerics import encode
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.target.isa import Drain, LdPbm, MmaMsb, StOut, Tensor
+from sparqle_tvm.target.isa.access import Tensor
+from sparqle_tvm.target.isa.compute import Drain, MmaMsb, StOut
 from sparqle_tvm.target.isa.header import Engine
+from sparqle_tvm.target.isa.load import LdPbm
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.simulator import (
     draw_bitmap,
@@ -101,15 +104,15 @@ def test_sparse_steps_follow_the_rule_of_the_instruction(across, split):
     operands = random_operands(np.random.default_rng(2), header, rows)
     result = simulate(program, operands.tensors)
     bits = encode(operands.q).mask()
-    steps, when = result.steps, result.schedule
-    for step in steps.of(MmaMsb).tolist():
-        load = steps.trace[when.sources[step, 0]]
+    bound, when = result.bound, result.timing
+    for step in bound.of(MmaMsb).index.tolist():
+        load = bound.trace[when.sources[step, 0]]
         row, height, col, width = (
             int(load[LdPbm.column(o)]) for o in ("row", "rows", "col", "cols")
         )
         tile = bits[row : row + height, col : col + width]
-        n = int(steps.trace[step, MmaMsb.column("n")])
-        assert when.end[step] - when.start[step] == MmaMsb.cycles(header, tile, n, split)
+        n = int(bound.trace[step, MmaMsb.column("n")])
+        assert when.end[step] - when.start[step] == sparse_cycles(header, tile, n, split)
 
 
 @pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
@@ -131,7 +134,7 @@ def test_engines_account_for_every_cycle():
     _, _, result, _ = run(FORMS["groups"])
     for engine, time in result.engines.items():
         assert time.busy + time.stalled == result.total_cycles, engine
-    when = result.schedule
+    when = result.timing
     assert (when.ready <= when.start).all() and (when.start <= when.end).all()
     assert (np.diff(when.start[when.order]) >= 0).all()
     # One transfer at a time.
@@ -139,7 +142,7 @@ def test_engines_account_for_every_cycle():
     moved = moved[np.argsort(when.start[moved])]
     assert (when.end[moved][:-1] <= when.start[moved][1:]).all()
     # DRAIN reads 8-byte accumulators and writes 4-byte outputs, ST.OUT reads those.
-    assert len(result.steps.of(Drain)) == len(result.steps.of(StOut)) == 9
+    assert len(result.bound.of(Drain)) == len(result.bound.of(StOut)) == 9
 
 
 def test_drawn_digits():

@@ -11,7 +11,7 @@ from tvm.tirx.script import builder as T
 
 from sparqle_tvm.target.simulator import native, simulate, spec
 from sparqle_tvm.target.simulator.dot import Dot, choose_dot
-from sparqle_tvm.target.simulator.script import cast
+from sparqle_tvm.tirscript import cast
 
 FEATURES = {
     "plain": frozenset(),

@@ -12,7 +12,7 @@ from simulator_programs import TINY, header_for, random_operands
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics import encode, max_exact, pack_digits, unpack_digits
-from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.simulator import (
     activation_tensors,
     pack_activations,

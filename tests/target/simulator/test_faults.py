@@ -13,25 +13,11 @@ from mutations import Mutator
 from simulator_programs import TINY, dense_program, header_for, integer_header, random_operands
 
 from sparqle_tvm.errors import InvalidArgumentError, ProgramError
-from sparqle_tvm.target.isa import (
-    Drain,
-    Instruction,
-    LdChn,
-    LdGrp,
-    LdLsb,
-    LdMsb,
-    LdPbm,
-    LdRow,
-    LdSum,
-    LdWgt,
-    MmaLsb,
-    MmaMsb,
-    Signal,
-    StOut,
-    Tensor,
-    Wait,
-)
+from sparqle_tvm.target.isa.access import Tensor
+from sparqle_tvm.target.isa.base import Instruction, Signal, Wait
+from sparqle_tvm.target.isa.compute import Drain, MmaLsb, MmaMsb, StOut
 from sparqle_tvm.target.isa.header import Queue
+from sparqle_tvm.target.isa.load import LdChn, LdGrp, LdLsb, LdMsb, LdPbm, LdRow, LdSum, LdWgt
 from sparqle_tvm.target.isa.operands import ALWAYS, NEVER, Affine, Condition, Extent
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import simulate
@@ -152,7 +138,7 @@ def test_wrong_operands_give_wrong_results(change):
 REFUSED: dict[str, tuple[Change, str]] = {
     "other bitmap": (
         lambda i: replace(i, row=Affine()) if isinstance(i, LdPbm) else i,
-        "msb is not the loaded stream of this bitmap",
+        "msb is not what one load has left of these rows and columns",
     ),
     "bitmap not at its begin": (
         lambda i: replace(i, pbm=replace(i.pbm, offset=Affine(4))) if isinstance(i, MmaMsb) else i,
@@ -160,7 +146,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "stream not at its begin": (
         lambda i: replace(i, msb=replace(i.msb, offset=Affine(1))) if isinstance(i, MmaMsb) else i,
-        "msb is not the loaded stream",
+        "msb is not what one load has left",
     ),
     "part of a bitmap": (
         lambda i: replace(i, m=Extent(3)) if isinstance(i, MmaMsb) else i,
@@ -168,15 +154,15 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "stream within a row group": (
         lambda i: replace(i, row=i.row + 2, rows=Extent(2)) if isinstance(i, LdMsb) else i,
-        "rows are not groups of 4",
+        "there are tile pointers every 4 rows only",
     ),
     "behind the last row": (
         lambda i: replace(i, row=i.row + 4) if isinstance(i, LdLsb) else i,
-        "rows leave the tensor, which has 8",
+        r"rows leave the tensor's 8: \[8, 12\)",
     ),
     "within a chunk": (
-        lambda i: replace(i, col=i.col + 8) if isinstance(i, LdWgt) else i,
-        "columns are not a chunk of 32",
+        lambda i: replace(i, col=i.col + 8, cols=Extent(16)) if isinstance(i, LdWgt) else i,
+        "not a whole chunk of 32 columns",
     ),
     "behind the buffer": (
         lambda i: (
@@ -190,23 +176,23 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "accumulators between cells": (
         lambda i: replace(i, acc=replace(i.acc, offset=Affine(2))) if isinstance(i, MmaLsb) else i,
-        "acc must be a multiple of 4",
+        "acc is not a multiple of 4 bytes",
     ),
     "too many rows for a split": (
         lambda i: replace(i, row_split=2) if isinstance(i, MmaLsb) else i,
-        "row_split needs m \\* row_split <= 4",
+        r"m \* row_split is larger than the 4 rows of PEs",
     ),
     "too many columns": (
         lambda i: replace(i, k=Extent(65)) if isinstance(i, MmaLsb) else i,
-        "k is no number of columns",
+        "k is larger than its tensor",
     ),
     "too many channels": (
         lambda i: replace(i, n=Extent(9)) if isinstance(i, MmaLsb) else i,
-        "is no number of rows or channels",
+        "n is larger than its tensor",
     ),
     "outputs behind the last channel": (
         lambda i: replace(i, col=i.col + 4) if isinstance(i, StOut) else i,
-        "columns leave OUT, which has 8",
+        r"columns leave the tensor's 8: \[8, 12\)",
     ),
 }
 
@@ -296,7 +282,7 @@ def test_sorted_rows_need_their_list():
 )
 def test_rows_are_stored_by_numbers_that_were_loaded_for_them(change):
     operands = random_operands(np.random.default_rng(0), SORTED, 12)
-    with pytest.raises(ProgramError, match=r"order is not what one LD\.ROW"):
+    with pytest.raises(ProgramError, match=r"order is not what one load has left"):
         simulate(changed(change, dense_program(SORTED, 8, 8)), operands.tensors)
 
 

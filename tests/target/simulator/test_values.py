@@ -14,7 +14,7 @@ from simulator_programs import TINY, dense_program, header_for, random_operands
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics import encode
-from sparqle_tvm.target.isa import Tensor
+from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import (
     SimResult,
@@ -177,7 +177,7 @@ def test_threads_and_repetition_change_nothing():
         assert result.total_cycles == results[0].total_cycles
         assert result.counts == results[0].counts
         assert result.engines == results[0].engines
-        np.testing.assert_array_equal(result.schedule.start, results[0].schedule.start)
+        np.testing.assert_array_equal(result.timing.start, results[0].timing.start)
 
 
 def test_missing_or_wrong_tensors_are_refused():

@@ -15,10 +15,10 @@ from mutations import Mutator
 from reference_machine import run_everywhere
 
 from sparqle_tvm.errors import ProgramError
-from sparqle_tvm.target.isa import (
-    Drain,
-    End,
-    Instruction,
+from sparqle_tvm.target.isa.base import End, Instruction, Loop, Signal, Wait
+from sparqle_tvm.target.isa.compute import Drain, MmaLsb, MmaMin, MmaMsb, StOut
+from sparqle_tvm.target.isa.header import Allocation, Header, Queue
+from sparqle_tvm.target.isa.load import (
     LdAct,
     LdChn,
     LdGrp,
@@ -28,15 +28,7 @@ from sparqle_tvm.target.isa import (
     LdRow,
     LdSum,
     LdWgt,
-    Loop,
-    MmaLsb,
-    MmaMin,
-    MmaMsb,
-    Signal,
-    StOut,
-    Wait,
 )
-from sparqle_tvm.target.isa.header import Allocation, Header, Queue
 from sparqle_tvm.target.isa.operands import (
     ALWAYS,
     NEVER,

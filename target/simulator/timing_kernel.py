@@ -1,11 +1,11 @@
-"""When each step starts and ends: the three engines, their tokens and the DRAM channel.
+"""When each step starts and ends: the engines, their tokens and the DRAM channel.
 
 An engine executes its steps in order. A WAIT starts when its token is there, a transfer when the
 DRAM channel is free, everything else at once; WAIT and SIGNAL take no time. Of the engines, the
 one whose next step can start earliest goes first; at the same time the one that has been ready
-longer, then LOAD before MMA before STORE. So steps are executed in order of their start.
+longer, then the one with the lower number. So steps are executed in order of their start.
 
-Alongside, the loop keeps track of which load each range on chip was written by. Two steps that run
+Alongside, it keeps track of which step made the tile in each range on chip. Two steps that run
 at the same time and touch the same bytes, one of them writing, are a race: a missing token.
 """
 
@@ -19,7 +19,8 @@ from tvm.tirx.script import builder as T
 
 from sparqle_tvm.target.isa.header import Engine, Queue
 from sparqle_tvm.target.simulator.native import compile_kernel
-from sparqle_tvm.target.simulator.script import (
+from sparqle_tvm.target.simulator.ranges import READS, WRITES
+from sparqle_tvm.tirscript import (
     Array,
     Scalar,
     cast,
@@ -34,16 +35,15 @@ from sparqle_tvm.target.simulator.script import (
 
 ENGINES = len(Engine)
 QUEUES = len(Queue)
-READS, WRITES = 4, 2
 
-# Columns of the step table.
-KIND, QUEUE, CYCLES, BLOCKS, SPLIT, COST = range(6)
-SLOTS = 6  # slot that each write fills, -1: none
+# Columns of the step table. BITMAP: which read is the bitmap of a SPARSE step.
+KIND, QUEUE, CYCLES, PASSES, SPLIT, BITMAP, COST = range(7)
+SLOTS = 7  # slot that each write fills, -1: none
 SOURCES = SLOTS + WRITES  # slot that each read is, -1: none
 RANGES = SOURCES + READS  # begin and end of each read, then of each write
 COLUMNS = RANGES + 2 * (READS + WRITES)
 
-# Kinds of steps. A SPARSE step takes BLOCKS * (what its bitmap costs) + CYCLES.
+# Kinds of steps. A SPARSE step takes PASSES * (what its bitmap costs) + CYCLES.
 WAIT, SIGNAL, WORK, TRANSFER, SPARSE = range(5)
 
 # What the loop reports: DONE, or which step cannot go on, and why.
@@ -56,7 +56,7 @@ _NEVER = 2**62
 
 
 @lru_cache(maxsize=1)
-def event_loop() -> Callable[..., None]:
+def timing_kernel() -> Callable[..., None]:
     """Compile the loop.
 
     Its arguments, all int64: table (steps, COLUMNS); queue of each engine: steps in order (steps)
@@ -68,7 +68,7 @@ def event_loop() -> Callable[..., None]:
     status (1 + ENGINES): the code; the step and the other step of a race, the step of NO_BITMAP,
     or what each engine waits at in a DEADLOCK (-1: nothing).
     """
-    return compile_kernel(function("event_loop", _body), "event_loop")
+    return compile_kernel(function("timing", _body), "timing")
 
 
 class _State:
@@ -194,14 +194,14 @@ def _execute(s: _State, i: Any) -> None:
 
 def _add_sparse_cycles(s: _State, step: Any, cycles: Scalar) -> None:
     """Add what the bitmap costs that the MMA's operand was last loaded with."""
-    source = Scalar("int64", s.sources[step, 0]).value
+    source = Scalar("int64", s.sources[step, s.table[step, BITMAP]]).value
     row = Scalar("int64", T.int64(-1))
     with when(source >= 0):
         row.set(s.table[source, COST])
     either(
         row.value < 0,
         lambda: _stop(s, NO_BITMAP, step),
-        lambda: cycles.add(s.table[step, BLOCKS] * s.costs[row.value, s.table[step, SPLIT]]),
+        lambda: cycles.add(s.table[step, PASSES] * s.costs[row.value, s.table[step, SPLIT]]),
     )
 
 
