@@ -237,15 +237,21 @@ class Meter:
 
     def run(self, task: TuningTask, program: Program) -> Measurement:
         """Simulate a program with every draw of the data."""
-        found = []
-        for nnz in self.activations(task):
-            digits = nnz if task.spec.scheme == "sparqle" else None
-            found.append(simulated_events(simulate_timing(program, task.rows, digits)))
-        return self._combined(found)
+        drawn = self.activations(task)
+        digits = drawn if task.spec.scheme == "sparqle" else [None] * len(drawn)
+        return self._combined(
+            [simulated_events(simulate_timing(program, task.rows, d)) for d in digits]
+        )
 
     def count(self, task: TuningTask, decisions: Decisions) -> Measurement:
         """Cost by formula."""
-        return self._combined([self._op_events(task, decisions, n) for n in self.activations(task)])
+        spec, shape, tile = task.spec, task.shape, decisions.tile
+        tiling = Tiling(*tile, *task.tile_counts(tile), rows_outer=decisions.rows_outer)
+        costs = [
+            dense_op_cost(shape, nnz, tiling, self.accelerator, spec.scheme, spec.block_rows)
+            for nnz in self.activations(task)
+        ]
+        return self._combined([cost.events for cost in costs])
 
     def measure(self, task: TuningTask, decisions: Decisions) -> Measurement:
         """Cost of decisions with the engine.
@@ -258,31 +264,6 @@ class Meter:
         if self.engine == "analytical":
             return self.count(task, decisions)
         return self.run(task, self.build(task, decisions))
-
-    def prepare(self, task: TuningTask, decisions: Decisions) -> bytes:
-        """First half of `measure`, what a builder does: the program, empty with formulas."""
-        if self.engine == "analytical":
-            return b""
-        return self.build(task, decisions).to_bytes()
-
-    def evaluate(self, task: TuningTask, decisions: Decisions, program: bytes) -> Measurement:
-        """Second half of `measure`, what a runner does with what `prepare` made."""
-        if self.engine == "analytical":
-            return self.count(task, decisions)
-        return self.run(task, Program.from_bytes(program))
-
-    def _op_events(self, task: TuningTask, decisions: Decisions, nnz: RowNnz) -> Events:
-        spec, tile = task.spec, decisions
-        counts = (
-            math.ceil(task.rows / tile.m),
-            math.ceil(spec.n / tile.n),
-            math.ceil(spec.k / tile.k),
-        )
-        tiling = Tiling(tile.m, tile.n, tile.k, *counts, rows_outer=tile.rows_outer)
-        cost = dense_op_cost(
-            task.shape, nnz, tiling, self.accelerator, spec.scheme, spec.block_rows
-        )
-        return cost.events
 
     def _combined(self, events: list[Events]) -> Measurement:
         table = self.energy_table
@@ -323,11 +304,3 @@ class RecordedMeter(Meter):
         if reason := self.refuses(task, decisions):
             raise TuningError(reason)
         return self.known[task, decisions]
-
-    def prepare(self, task: TuningTask, decisions: Decisions) -> bytes:
-        """Nothing needs to be built."""
-        return b""
-
-    def evaluate(self, task: TuningTask, decisions: Decisions, program: bytes) -> Measurement:
-        """What was measured, as `measure`."""
-        return self.measure(task, decisions)

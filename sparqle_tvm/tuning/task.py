@@ -76,6 +76,11 @@ class TuningTask:
         """The op with the rows that are measured, as the cost formulas take it."""
         return dataclasses.replace(self.spec, m=self.rows)
 
+    def tile_counts(self, tile: tuple[int, int, int]) -> tuple[int, int, int]:
+        """How many tiles of these extents there are along rows, channels and columns."""
+        m, n, k = tile
+        return math.ceil(self.rows / m), math.ceil(self.spec.n / n), math.ceil(self.spec.k / k)
+
     def to_json(self) -> dict[str, Any]:
         """What distinguishes it, as plain JSON data."""
         return {

@@ -92,7 +92,7 @@ def test_run_prints_the_gain(tuned, capsys):
     for phase in ("prefill", "decode"):
         counts = result["tuning"][phase]["cycles"]
         assert counts["tuned"] <= counts["default"]
-        assert counts["tuned"] == result[phase]["dense_layers"]["sparqle"]["cycles"]
+        assert counts["tuned"] == result[phase]["schemes"]["sparqle"]["dense_layers"]["cycles"]
     assert (
         result["tuning"]["prefill"]["cycles"]["tuned"]
         < (result["tuning"]["prefill"]["cycles"]["default"])
