@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
+from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.integers import CONTAINER, first_position
-from sparqle_tvm.numerics.quantization import QuantizedWeights, quantize_per_token
+from sparqle_tvm.numerics.quantization import QuantizedWeights, quantize_per_token, to_float16
 from sparqle_tvm.numerics.slicing import max_exact
 from sparqle_tvm.numerics.window import WINDOWS, window_of
 
@@ -123,10 +123,7 @@ class EncodingChoice:
 def window_limits(k: int, window: str) -> tuple[int, int]:
     """Smallest and largest q whose MSB digit is zero; for k = 4: (-8, 7) signed, (0, 15) unsigned.
 
-    Raises
-    ------
-    InvalidArgumentError
-        If `k` or `window` is not known.
+    Raises InvalidArgumentError if `k` or `window` is not known.
     """
     return window_of(window).zero_range(k)
 
@@ -155,9 +152,7 @@ def quantize_with_choice(
     qmax : int
         Largest magnitude, 1 to 127.
     k, window
-        Digit width and window of the encoding: they say where the bands clip to.
-    name : str
-        Name of the tensor in error messages.
+        Of the encoding: they say where the bands clip to.
 
     Returns
     -------
@@ -205,8 +200,6 @@ def clip_to_bands(
         Outer ends of the bands; equal to the window's limits they change nothing.
     k, window
         As for `sparqle_tvm.numerics.slicing.encode`.
-    name : str
-        Name of the tensor in error messages.
 
     Returns
     -------
@@ -217,7 +210,7 @@ def clip_to_bands(
     Raises
     ------
     InvalidArgumentError
-        If a band is of another length or dtype, or ends inside the window.
+        As `EncodingChoice.check`.
     """
     EncodingChoice(None, band_lo, band_hi).check(q.shape[1], k, window, name)
     low, high = window_limits(k, window)
@@ -241,25 +234,29 @@ def scale_weights(
         Weights.
     factors : float32 (K,)
         Constant within each group of the weights; one value for weights without groups.
-    name : str
-        Name of the tensor in error messages.
 
     Raises
     ------
     InvalidArgumentError
-        If a factor is not allowed (`EncodingChoice`), their number is not K, or they change
-        within a group.
+        As `group_factors`.
     QuantizationError
         If a group scale or minimum exceeds float16.
     """
     by_group = group_factors(factors, weights.shape[1], weights.group_size, name)
     if not weights.group_size:
         return QuantizedWeights(weights.values, weights.scale * by_group[0], None, weights.bits)
-    scale = _scaled_float16(weights.scale, by_group, name)
-    minimum = weights.minimum
-    if minimum is not None:
-        minimum = _scaled_float16(minimum, by_group, name)
-    return QuantizedWeights(weights.values, scale, minimum, weights.bits)
+
+    def scaled(part: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
+        return to_float16(
+            part.astype(np.float32) * by_group,
+            lambda row, group, value: (
+                f"{name}: the factor {by_group[group]:g} makes the scale of group {group}, output "
+                f"channel {row}, {value:g}, beyond float16; choose a smaller factor"
+            ),
+        )
+
+    minimum = None if weights.minimum is None else scaled(weights.minimum)
+    return QuantizedWeights(weights.values, scaled(weights.scale), minimum, weights.bits)
 
 
 def group_factors(
@@ -270,7 +267,8 @@ def group_factors(
     Raises
     ------
     InvalidArgumentError
-        If a factor is not allowed, their number is not `columns`, or they change within a group.
+        If a factor is not allowed (`EncodingChoice`), their number is not `columns`, or they change
+        within a group.
     """
     _check_factors(factors, name)
     if len(factors) != columns:
@@ -366,20 +364,3 @@ def _check_bands(
             f"{label}: the band [{band_lo[at]}, {band_hi[at]}] of column {at} ends inside the "
             f"{window} window [{low}, {high}], whose values have no MSB already"
         )
-
-
-def _scaled_float16(
-    values: npt.NDArray[np.float16], factors: npt.NDArray[np.float32], name: str
-) -> npt.NDArray[np.float16]:
-    """``float16(values * factors)`` for values (N, G) and factors (G,)."""
-    product = values.astype(np.float32) * factors
-    with np.errstate(over="ignore"):
-        half = product.astype(np.float16)
-    overflow = ~np.isfinite(half)
-    if overflow.any():
-        row, group = first_position(overflow)
-        raise QuantizationError(
-            f"{name}: the factor {factors[group]:g} makes the scale of group {group}, output "
-            f"channel {row}, {product[row, group]:g}, beyond float16; choose a smaller factor"
-        )
-    return half
