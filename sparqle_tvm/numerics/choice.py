@@ -62,20 +62,20 @@ class EncodingChoice:
         for name, band in (("band_lo", self.band_lo), ("band_hi", self.band_hi)):
             if band is not None:
                 _require_vector(band, ("int8", "int16"), name)
-        lengths = {len(array) for array in self._arrays()}
-        if len(lengths) > 1:
-            raise InvalidArgumentError(f"a choice for one encoding has {sorted(lengths)} columns")
-        if self.band_lo is not None and self.band_hi is not None:
-            crossed = self.band_lo > self.band_hi
-            if crossed.any():
+        if len(lengths := self._lengths()) > 1:
+            raise InvalidArgumentError(f"a choice for one encoding has {lengths} columns")
+        if self.bands is not None:
+            low, high = self.bands
+            if (crossed := low > high).any():
                 at = first_position(crossed)[0]
                 raise InvalidArgumentError(
-                    f"bands: column {at} has lo = {self.band_lo[at]} above hi = {self.band_hi[at]}"
+                    f"bands: column {at} has lo = {low[at]} above hi = {high[at]}"
                 )
 
-    def _arrays(self) -> list[npt.NDArray[Any]]:
+    def _lengths(self) -> list[int]:
+        """Numbers of columns that the arrays have: one, or none without arrays."""
         parts = (self.factors, self.band_lo, self.band_hi)
-        return [part for part in parts if part is not None]
+        return sorted({len(part) for part in parts if part is not None})
 
     @classmethod
     def per_group(cls, factors: npt.ArrayLike, columns: int) -> EncodingChoice:
@@ -106,14 +106,27 @@ class EncodingChoice:
             If the number of columns differs, a band has not the dtype of q, or one ends inside
             the window.
         """
-        for array in self._arrays():
-            if len(array) != columns:
+        for found in self._lengths():
+            if found != columns:
                 raise InvalidArgumentError(
-                    f"{label}: the choice is for K = {len(array)} columns, the encoding has "
-                    f"{columns}"
+                    f"{label}: the choice is for K = {found} columns, the encoding has {columns}"
                 )
-        if self.band_lo is not None and self.band_hi is not None:
-            _check_bands(self.band_lo, self.band_hi, k, window, label)
+        if self.band_lo is None or self.band_hi is None:
+            return
+        low, high = window_limits(k, window)
+        for band in (self.band_lo, self.band_hi):
+            if band.dtype != CONTAINER[k]:
+                raise InvalidArgumentError(
+                    f"{label}: bands have the dtype of q, {CONTAINER[k]} for k = {k}, got "
+                    f"{band.dtype}"
+                )
+        inside = (self.band_lo > low) | (self.band_hi < high)
+        if inside.any():
+            at = first_position(inside)[0]
+            raise InvalidArgumentError(
+                f"{label}: the band [{self.band_lo[at]}, {self.band_hi[at]}] of column {at} ends "
+                f"inside the {window} window [{low}, {high}], whose values have no MSB already"
+            )
 
     def factors_or_ones(self, columns: int) -> npt.NDArray[np.float32]:
         """The factors (K,) float32; ones where there are none."""
@@ -345,22 +358,4 @@ def _check_factors(factors: Any, name: str = "factors") -> None:
         at = first_position(bad)[0]
         raise InvalidArgumentError(
             f"{name}: the factor {factors[at]} of column {at} is not between 2^-10 and 2^10"
-        )
-
-
-def _check_bands(
-    band_lo: npt.NDArray[Any], band_hi: npt.NDArray[Any], k: int, window: str, label: str
-) -> None:
-    low, high = window_limits(k, window)
-    for band in (band_lo, band_hi):
-        if band.dtype != CONTAINER[k]:
-            raise InvalidArgumentError(
-                f"{label}: bands have the dtype of q, {CONTAINER[k]} for k = {k}, got {band.dtype}"
-            )
-    inside = (band_lo > low) | (band_hi < high)
-    if inside.any():
-        at = first_position(inside)[0]
-        raise InvalidArgumentError(
-            f"{label}: the band [{band_lo[at]}, {band_hi[at]}] of column {at} ends inside the "
-            f"{window} window [{low}, {high}], whose values have no MSB already"
         )

@@ -59,18 +59,8 @@ def dense_reference(
 def grouped_bias_term(weights: QuantizedWeights, k: int, window: str) -> npt.NDArray[np.float64]:
     """Constant that undoes the bias of the stored low digits under group scales.
 
-    ``-b * sum_g d[n, g] * sum_(k in g) w[n, k]``, exact in float64; zero for the unsigned window.
-
-    Parameters
-    ----------
-    weights : QuantizedWeights (N, K)
-        Weights with group scales.
-    k, window
-        As for `sparqle_tvm.numerics.slicing.encode`.
-
-    Returns
-    -------
-    float64 (N,)
+    ``-b * sum_g d[n, g] * sum_(k in g) w[n, k]``, exact in float64 (N,); zero for the unsigned
+    window. `k` and `window` are those of `slicing.encode`.
 
     Raises
     ------

@@ -92,22 +92,7 @@ def pack_digits(digits: npt.NDArray[np.uint8], k: int) -> npt.NDArray[np.uint8]:
 
 
 def unpack_digits(packed: npt.NDArray[np.uint8], k: int, count: int) -> npt.NDArray[np.uint8]:
-    """Undo `pack_digits`: the first `count` digits of each row of bytes.
-
-    Parameters
-    ----------
-    packed : uint8 (..., bytes)
-        Bytes as `pack_digits` writes them.
-    k : {2, 4, 8}
-        Bits per digit.
-    count : int
-        Digits to return per row, at most bytes * 8 / k.
-
-    Returns
-    -------
-    uint8 (..., count)
-        Digits in [0, 2^k - 1].
-    """
+    """Undo `pack_digits`: uint8 (..., bytes) to the first `count` digits of each row."""
     require_digit_bits(k)
     per_byte = 8 // k
     mask = np.uint8(2**k - 1)
@@ -159,12 +144,9 @@ def int_matmul(q: npt.NDArray[Any], w: npt.NDArray[np.int8]) -> npt.NDArray[np.i
 
 
 def to_int32(accumulated: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    """Cast exact integers of any dtype and shape to int32, or refuse.
+    """Cast exact integers of any dtype and shape to int32.
 
-    Raises
-    ------
-    QuantizationError
-        If an element does not fit: the accumulator of the accelerator has 32 bits.
+    Raises QuantizationError if one does not fit: the accelerator's accumulator has 32 bits.
     """
     if max_magnitude(accumulated) > INT32_MAX:
         at = first_position(np.abs(accumulated) > INT32_MAX)

@@ -299,10 +299,7 @@ def check_weight_range(values: npt.NDArray[np.int8], bits: int, name: str = "wei
 def pack_int4(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     """Pack 4-bit integers (N, K) in int8 to uint8 (N, ceil(K / 2)); element 2i is the low half.
 
-    Raises
-    ------
-    QuantizationError
-        If the values are neither all in [-8, 7] nor all in [0, 15].
+    Raises QuantizationError if the values are neither all in [-8, 7] nor all in [0, 15].
     """
     check_weight_range(values, 4)
     return pack_digits(values.view(np.uint8) & np.uint8(15), 4)
@@ -311,25 +308,9 @@ def pack_int4(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
 def unpack_int4(
     packed: npt.NDArray[np.uint8], *, columns: int, signed: bool = True
 ) -> npt.NDArray[np.int8]:
-    """Undo `pack_int4`.
+    """Undo `pack_int4`: int8 (N, columns), two's complement in [-8, 7] if signed, else [0, 15].
 
-    Parameters
-    ----------
-    packed : uint8 (N, ceil(columns / 2))
-        Two integers per byte, element 2i in the low half.
-    columns : int
-        K, the number of integers per row.
-    signed : bool
-        Read two's complement in [-8, 7] if true, else [0, 15].
-
-    Returns
-    -------
-    int8 (N, columns)
-
-    Raises
-    ------
-    QuantizationError
-        If `packed` is no uint8 matrix of that width.
+    Raises QuantizationError if `packed` is no uint8 matrix (N, ceil(columns / 2)).
     """
     require_matrix(packed, ("uint8",), "packed weight")
     width_bytes = plane_bytes(columns, 4)

@@ -109,17 +109,9 @@ class RowNnz:
         return sorted_rows(-(-digits // lanes), block_rows)
 
     def per_chunk(self, chunk: int) -> NDArray[np.int64]:
-        """Sum the counts over consecutive chunks of columns.
+        """Sum the counts over chunks of columns: int64 (m, ceil(in_features / chunk)), read-only.
 
-        Parameters
-        ----------
-        chunk : int
-            Columns of a chunk: a multiple of `unit`, or at least `in_features`.
-
-        Returns
-        -------
-        ndarray of int64, shape (m, ceil(in_features / chunk))
-            Not to be written.
+        A chunk is a multiple of `unit`, or at least `in_features`.
         """
         key = (min(chunk, self.in_features),)
         if key not in self._derived:

@@ -256,12 +256,7 @@ def encode_digits(
 def bias_term(w: npt.NDArray[np.int8], k: int, window: str) -> npt.NDArray[np.int32]:
     """Constant that undoes the bias of the stored low digits: ``-b * sum_k w[n, k]``.
 
-    Parameters
-    ----------
-    w : int8 (N, K)
-        Weights.
-    k, window
-        As for `encode`; the constant, int32 (N,), is zero for the unsigned window.
+    Of weights int8 (N, K) it is int32 (N,), zero for the unsigned window.
 
     Raises
     ------
