@@ -66,10 +66,7 @@ class Objective:
     def parse(cls, text: str | Objective) -> Objective:
         """Read ``latency``, ``energy``, ``edp``, ``weighted`` or ``weighted:0.3``.
 
-        Raises
-        ------
-        InvalidArgumentError
-            If it is none of them.
+        Raises InvalidArgumentError if it is none of them.
         """
         if isinstance(text, Objective):
             return text
@@ -145,7 +142,7 @@ class ActivationData:
         """Activations of an op; ops of one group get the same."""
         rows, columns = task.rows, task.spec.k
         known = self.calibration
-        labels = [] if known is None else [name for name in task.labels if known.knows(name)]
+        labels = [] if known is None else [name for name in task.labels if name in known]
         if known is None or not labels:
             rng = np.random.default_rng((self.seed, rows, columns))
             return tuple(
@@ -226,10 +223,7 @@ class Meter:
     def build(self, task: TuningTask, decisions: Decisions) -> Program:
         """Schedule and generate the program, verified.
 
-        Raises
-        ------
-        SparqleError
-            `CompileError`, `TargetError` or `ProgramError`: there is no such program.
+        Raises CompileError, TargetError or ProgramError if there is no such program.
         """
         spec = task.spec
         scheduled = schedule_with(spec, self.accelerator, decisions)
@@ -254,13 +248,7 @@ class Meter:
         return self._combined([cost.events for cost in costs])
 
     def measure(self, task: TuningTask, decisions: Decisions) -> Measurement:
-        """Cost of decisions with the engine.
-
-        Raises
-        ------
-        SparqleError
-            If no program can be made of them.
-        """
+        """Cost of decisions with the engine; errors as `build`."""
         if self.engine == "analytical":
             return self.count(task, decisions)
         return self.run(task, self.build(task, decisions))
@@ -294,13 +282,7 @@ class RecordedMeter(Meter):
         return f"{task.name}: nobody measured {decisions}"
 
     def measure(self, task: TuningTask, decisions: Decisions) -> Measurement:
-        """What was measured.
-
-        Raises
-        ------
-        TuningError
-            If nothing was.
-        """
+        """What was measured; TuningError if nothing was."""
         if reason := self.refuses(task, decisions):
             raise TuningError(reason)
         return self.known[task, decisions]
