@@ -66,13 +66,7 @@ class Settings:
 
     @classmethod
     def read(cls, path: Path) -> Settings:
-        """Read a settings file.
-
-        Raises
-        ------
-        TuningError
-            If it is missing, damaged or of another version.
-        """
+        """Read a settings file; TuningError if it is missing, damaged or of another version."""
         if not path.exists():
             raise TuningError(
                 f"{path.parent} holds no tuning database ({path.name} is missing); make one with "
@@ -126,13 +120,7 @@ class TuningDatabase:
         return database if isinstance(database, TuningDatabase) else cls(database)
 
     def check_accelerator(self, accelerator: Accelerator) -> None:
-        """Refuse to use schedules of another machine.
-
-        Raises
-        ------
-        TuningError
-            If the database is for another accelerator.
-        """
+        """Refuse to use schedules of another machine: TuningError."""
         if self.settings.accelerator != accelerator:
             raise TuningError(
                 f"{self.folder} was tuned for accelerator {self.settings.accelerator.name!r}, this "
@@ -282,10 +270,7 @@ def _short(error: Exception) -> str:
 def open_for_tuning(folder: Path, settings: Settings) -> TuningDatabase:
     """Open the database of a run that goes on, or begin one.
 
-    Raises
-    ------
-    TuningError
-        If the folder cannot be made, is of another purpose, or is damaged.
+    Raises TuningError if the folder cannot be made, is of another purpose, or is damaged.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -48,18 +48,14 @@ def extract_tasks(
 
     Parameters
     ----------
-    mod : tvm.IRModule
-        Relax functions with quantized dense ops; it is not changed.
-    target : str, tvm.target.Target or Accelerator
-        The accelerator.
+    mod, target, single
+        As for `tuning.tune`.
     rows : sequence of int
         Tokens to tune for where the module has a symbolic number of rows: each makes a task.
     data : ActivationData, optional
         What the choice of common K chunks looks at. Its calibration is held to the module.
     scheme : {"sparqle", "dense"}
         ``dense``: the baseline of the same ops.
-    single : collection of str
-        Labels of ops that work on one token, whatever `rows` says: the output layer's.
 
     Raises
     ------

@@ -50,10 +50,8 @@ class Predictor:
 
     Parameters
     ----------
-    task : TuningTask
-        The op.
-    accelerator : Accelerator
-        The machine.
+    task, accelerator
+        The op and the machine.
     nnz : RowNnz
         Stored digits of its activations.
     """

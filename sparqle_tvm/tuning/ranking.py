@@ -53,13 +53,7 @@ def features(task: TuningTask, decisions: Decisions, predictor: Predictor) -> ND
 
 @derived_object
 class KnobFeatures(ms.feature_extractor.PyFeatureExtractor):
-    """`features` of candidates, for MetaSchedule's models.
-
-    Parameters
-    ----------
-    predictor_of : callable
-        The predictor of a task.
-    """
+    """`features` of candidates, for MetaSchedule's models; `predictor_of` gives that of a task."""
 
     def __init__(self, predictor_of: Callable[[TuningTask], Predictor]) -> None:
         super().__init__()

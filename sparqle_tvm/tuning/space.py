@@ -99,13 +99,7 @@ class Space:
             sch.annotate(block, KNOB_ATTR + knob, chosen)
 
     def trace(self, task: TuningTask, decisions: Decisions) -> s_tir.schedule.Trace:
-        """The trace that makes exactly these decisions.
-
-        Raises
-        ------
-        InvalidArgumentError
-            If they are not in the space.
-        """
+        """The trace that makes exactly these decisions; InvalidArgumentError without such."""
         if decisions not in self:
             raise InvalidArgumentError(f"{task.name}: {decisions} is not in the space")
         sch = s_tir.Schedule(task.workload(), seed=1, debug_mask="none")
@@ -120,17 +114,15 @@ def make_space(
 
     Parameters
     ----------
-    task : TuningTask
-        The op.
-    accelerator : Accelerator
-        The array.
+    task, accelerator
+        The op and the array.
     depths : tuple of int
         Buffer depths of activations and weights to choose from; accumulators have at most two.
 
     Raises
     ------
     TargetError
-        If not even the smallest tile fits the accelerator.
+        As `default_of`.
     """
     default = default_of(task, accelerator)
     slots = {*depths, 2}
@@ -153,10 +145,7 @@ def make_space(
 def default_of(task: TuningTask, accelerator: Accelerator) -> Decisions:
     """What a compilation without a database does: tiles for all ops that read the encoding.
 
-    Raises
-    ------
-    TargetError
-        If not even the smallest tile fits the accelerator.
+    Raises TargetError if not even the smallest tile fits the accelerator.
     """
     return ProgramLibrary(accelerator).decisions(task.spec, task.group)
 
@@ -173,13 +162,7 @@ def decisions_from(values: Iterable[int]) -> Decisions:
 
 
 def decisions_of(mod: tvm.IRModule) -> Decisions:
-    """The decisions that a replayed trace left in its module.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If a knob is missing.
-    """
+    """The decisions that a replayed trace left in its module; InvalidArgumentError if none."""
     annotations = mod["main"].body.block.annotations
     try:
         return decisions_from([int(annotations[KNOB_ATTR + knob]) for knob in KNOBS])
@@ -202,15 +185,7 @@ def reason_against(task: TuningTask, accelerator: Accelerator, decisions: Decisi
 
 @derived_object
 class RejectMisfits(ms.postproc.PyPostproc):
-    """Refuses candidates that do not fit the array or its buffers, before they are built.
-
-    Parameters
-    ----------
-    task : TuningTask
-        The op.
-    refuses : callable
-        `reason_against`, with what else the measurement cannot do.
-    """
+    """Refuses candidates that cannot be measured, before they are: see `Meter.refuses`."""
 
     def __init__(
         self, task: TuningTask, refuses: Callable[[TuningTask, Decisions], str | None]
@@ -232,13 +207,7 @@ class RejectMisfits(ms.postproc.PyPostproc):
 
 @derived_object
 class MutateKnob(ms.mutator.PyMutator):
-    """Changes one knob of a trace: to a neighbouring value, or to any other.
-
-    Parameters
-    ----------
-    seed : int
-        Of its random numbers.
-    """
+    """Changes one knob of a trace: to a neighbouring value, or to any other."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()

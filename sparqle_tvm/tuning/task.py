@@ -92,13 +92,7 @@ class TuningTask:
 
     @classmethod
     def from_json(cls, data: Any) -> TuningTask:
-        """The task of `to_json`, without weight and labels.
-
-        Raises
-        ------
-        InvalidArgumentError
-            If the data is not that of a task.
-        """
+        """The task of `to_json`, without weight and labels; InvalidArgumentError if it is none."""
         return typed(data, cls, "this is no tuning task", InvalidArgumentError)
 
     def workload(self) -> tvm.IRModule:
@@ -114,13 +108,7 @@ def _unscheduled(task: TuningTask) -> Any:
 
 
 def task_of(mod: tvm.IRModule) -> TuningTask:
-    """The task of a workload, or of a schedule of it.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If the module is none.
-    """
+    """The task of a workload, or of a schedule of it; InvalidArgumentError if it is none."""
     for function in mod.functions.values():
         if function.attrs is not None and TASK_ATTR in function.attrs:
             return TuningTask.from_json(json.loads(str(function.attrs[TASK_ATTR])))
