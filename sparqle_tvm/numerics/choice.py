@@ -203,16 +203,9 @@ def clip_to_bands(
     window: str = "signed",
     name: str = "activation",
 ) -> tuple[npt.NDArray[Any], int]:
-    """Clip what lies in the bands to the edge of the window.
+    """Clip what lies in the bands (K,) to the edge of the window.
 
-    Parameters
-    ----------
-    q : int8 (M, K) (int16 for k = 8)
-        Quantized activations.
-    band_lo, band_hi : of the dtype of q, (K,)
-        Outer ends of the bands; equal to the window's limits they change nothing.
-    k, window
-        As for `sparqle_tvm.numerics.slicing.encode`.
+    `q` (M, K), `k` and `window` are those of `slicing.encode`, the bands of the dtype of q.
 
     Returns
     -------

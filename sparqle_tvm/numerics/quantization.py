@@ -199,7 +199,7 @@ def quantize_per_tensor(
     InvalidArgumentError
         If scale, zero point or limits are out of range.
     QuantizationError
-        If `x` is no float32 matrix, K = 0, or an element is NaN or infinite.
+        As `quantize_per_token`.
     """
     step = np.float32(scale)
     if not (np.isfinite(step) and step > 0):
