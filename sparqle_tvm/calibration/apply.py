@@ -25,21 +25,9 @@ def select(
     *,
     importance: Importance = "weights",
 ) -> Selection:
-    """Windows and factors within a budget.
+    """Windows and factors within a budget; by default nothing may be lost: windows only.
 
-    Parameters
-    ----------
-    calibration : Calibration or path
-        Statistics of the model.
-    budget : Budget, optional
-        By default nothing may be lost: windows only.
-    importance : {"weights", "fisher"}
-        What errors are weighed by.
-
-    Raises
-    ------
-    CalibrationError
-        If the file is no calibration, or the budget cannot be met.
+    Raises CalibrationError if the file is no calibration, or the budget cannot be met.
     """
     known = as_calibration(calibration)
     return choose(Search(known, importance=importance), budget or Budget(), known.measured)
@@ -54,7 +42,7 @@ class CheckCalibration:
     Parameters
     ----------
     calibration : Calibration
-        What the module is held to: every encoding of it has to be in some function.
+        Every encoding of it has to be in some function.
 
     Raises
     ------

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from sparqle_tvm.calibration.loss import MeasuredLoss
 from sparqle_tvm.calibration.search import Search, Selection
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
@@ -50,13 +52,7 @@ class Budget:
 
 
 def parse_share(text: str) -> float:
-    """Read ``1%``, ``1 %`` or ``0.01`` as 0.01.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If it is no number.
-    """
+    """Read ``1%``, ``1 %`` or ``0.01`` as 0.01; InvalidArgumentError if it is no number."""
     words = text.strip()
     try:
         value = float(words.removesuffix("%")) / (100 if words.endswith("%") else 1)
@@ -77,11 +73,12 @@ def nats_per_expected(measured: Sequence[MeasuredLoss]) -> tuple[float, float]:
     -------
     slope, error : float
     """
-    points = [(m.expected, m.increase.nats, max(m.increase.nats_error, 1e-9)) for m in measured]
-    weights = [1.0 / error**2 for _, _, error in points]
-    above = sum(w * x * y for w, (x, y, _) in zip(weights, points, strict=True))
-    below = sum(w * x * x for w, (x, _, _) in zip(weights, points, strict=True))
-    return above / below, min(error / x for x, _, error in points)
+    expected, nats, errors = np.array(
+        [(m.expected, m.increase.nats, max(m.increase.nats_error, 1e-9)) for m in measured]
+    ).T
+    weights = 1.0 / errors**2
+    slope = (weights * expected * nats).sum() / (weights * expected * expected).sum()
+    return float(slope), float((errors / expected).min())
 
 
 def choose(search: Search, budget: Budget, measured: Sequence[MeasuredLoss] = ()) -> Selection:

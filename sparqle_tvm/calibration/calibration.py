@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from sparqle_tvm.calibration.file import Content, read_content, write_content
+from sparqle_tvm.calibration.file import read_content, write_content
 from sparqle_tvm.calibration.loss import MeasuredLoss
 from sparqle_tvm.calibration.statistics import SAMPLED_ROWS, EncodingStatistics
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
@@ -49,29 +49,23 @@ class Calibration:
 
     @cached_property
     def _by_label(self) -> dict[str, EncodingStatistics]:
-        return {encoding.label: encoding for encoding in self.encodings}
+        """Encodings by their own label, and by those of the dense ops that read them."""
+        readers = {dense.label: e for e in self.encodings for dense in e.dense}
+        return readers | {e.label: e for e in self.encodings}
 
-    @cached_property
-    def _readers(self) -> dict[str, str]:
-        """The encoding that each dense op reads, by label."""
-        return {dense.label: e.label for e in self.encodings for dense in e.dense}
-
-    def knows(self, label: str) -> bool:
-        """Whether `row_nnz` finds this encoding or dense op."""
-        return label in self._by_label or label in self._readers
+    def __contains__(self, label: str) -> bool:
+        """Whether there is such an encoding or dense op."""
+        return label in self._by_label
 
     def __getitem__(self, label: str) -> EncodingStatistics:
-        """The statistics of an encoding.
+        """The statistics of an encoding, or of that which a dense op reads.
 
-        Raises
-        ------
-        InvalidArgumentError
-            If there is none of this label.
+        Raises InvalidArgumentError if there is none of this label.
         """
         try:
             return self._by_label[label]
         except KeyError:
-            known = ", ".join(list(self._by_label)[:4])
+            known = ", ".join(e.label for e in self.encodings[:4])
             raise InvalidArgumentError(
                 f"the calibration has no encoding {label!r}; it has {len(self.encodings)}, as "
                 f"{known}"
@@ -102,7 +96,7 @@ class Calibration:
         Parameters
         ----------
         label : str
-            The encoding; a dense op's own label finds the encoding that it reads.
+            The encoding, or a dense op that reads it.
         rows : int
             How many.
         seed : int
@@ -115,9 +109,8 @@ class Calibration:
         """
         if rows < 1:
             raise InvalidArgumentError(f"rows must be at least 1, got {rows}")
-        encoding = self[label if label in self._by_label else self._readers.get(label, label)]
         picks = np.random.default_rng(seed).integers(0, len(self.sample_keys), rows)
-        return encoding.row_nnz(picks)
+        return self[label].row_nnz(picks)
 
     def windows(self, margin: float = 0.01) -> dict[str, str]:
         """The better window of each encoding, by label; a tie stays signed.
@@ -166,19 +159,10 @@ class Calibration:
         return hashlib.sha256("".join(e.digest for e in self.encodings).encode()).hexdigest()
 
     def check(self, digests: Mapping[str, str], model_name: str = "this model") -> None:
-        """Hold the calibration to a model, by the digests of its encodings.
+        """Hold the calibration to a model, by the SHA-256 of its encodings by label.
 
-        Parameters
-        ----------
-        digests : mapping of label to SHA-256
-            Of all encodings of the model; those that were not calibrated do not matter.
-        model_name : str
-            For the message.
-
-        Raises
-        ------
-        CalibrationError
-            If an encoding is missing, or its weights are others.
+        Raises CalibrationError if an encoding is missing, or its weights are others. Those that
+        were not calibrated do not matter.
         """
         for encoding in self.encodings:
             found = digests.get(encoding.label)
@@ -190,22 +174,10 @@ class Calibration:
                 )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a file (.npz) that `load` reads; see `sparqle_tvm.calibration.file`.
-
-        Raises
-        ------
-        InvalidArgumentError
-            If it cannot be written, or the name does not end in .npz.
-        """
-        write_content(Content(**{f.name: getattr(self, f.name) for f in fields(self)}), path)
+        """Write a file (.npz) that `load` reads; errors as `file.write_content`."""
+        write_content(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        CalibrationError
-            If the file is missing, damaged, no calibration, or of another version.
-        """
-        return cls(**vars(read_content(path)))
+        """Read what `save` wrote; errors as `file.read_content`."""
+        return cls(**read_content(path))

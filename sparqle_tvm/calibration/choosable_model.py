@@ -11,14 +11,18 @@ import tvm
 
 from sparqle_tvm.calibration.budget import STORED_SHARES
 from sparqle_tvm.calibration.collect import Collector
-from sparqle_tvm.calibration.loss import MeasuredLoss, TextLoss, chunks, compare, text_loss
+from sparqle_tvm.calibration.loss import (
+    CHUNK_TOKENS,
+    MeasuredLoss,
+    TextLoss,
+    chunks,
+    compare,
+    text_loss,
+)
 from sparqle_tvm.calibration.search import Search, Selection
 from sparqle_tvm.calibration.sums import encoded_activation
 from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.target.cost.model import EncodedActivation
-
-CHUNK_TOKENS = 512
-"""Tokens that are run at once, each chunk as a text of its own."""
 
 Progress = Callable[[int], Any]
 
@@ -69,12 +73,11 @@ class ChoosableModel:
         selection : Selection, optional
             Factors (and windows, which change no value); by default none.
         reference : TextLoss, optional
-            Of no factors on the same tokens. Without it, predictions are kept: the result can be
-            a reference.
+            Of no factors; as for `loss.text_loss`.
         count : bool
             Whether to count the digits of the first chunk, in `encodings`.
         progress : callable
-            Called with the number of tokens that were run.
+            As for `loss.text_loss`.
         """
         choices: Mapping[str, EncodingChoice] = selection.choices if selection else {}
         windows = selection.windows if selection else {}
@@ -93,15 +96,7 @@ class ChoosableModel:
         def head(states: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
             return np.asarray(self.collector["head"](tvm.runtime.tensor(states[None])).numpy()[0])
 
-        return text_loss(
-            hidden,
-            head,
-            tokens,
-            chunk=CHUNK_TOKENS,
-            keep=reference is None,
-            reference=reference,
-            progress=progress,
-        )
+        return text_loss(hidden, head, tokens, reference=reference, progress=progress)
 
     def measure(
         self,
@@ -110,7 +105,7 @@ class ChoosableModel:
         progress: Progress = lambda n: None,
     ) -> tuple[MeasuredLoss, ...]:
         """Measure choices that store some shares of the digits stored now; none without text."""
-        if not sum(len(ids) - 1 for ids in chunks(tokens, CHUNK_TOKENS)):
+        if not any(True for _ in chunks(tokens)):
             return ()
         reference = self.loss(tokens, progress=progress)
         stored = 1.0 - search.lossless().msb_sparsity
@@ -118,10 +113,7 @@ class ChoosableModel:
         for share in STORED_SHARES:
             target = min(1.0 - share * stored, search.most_sparse.msb_sparsity)
             selection = search.for_sparsity(target)
-            increase = compare(
-                reference, self.loss(tokens, selection, reference=reference, progress=progress)
-            )
-            measured.append(
-                MeasuredLoss(search.importance, selection.loss, selection.msb_sparsity, increase)
-            )
+            found = self.loss(tokens, selection, reference=reference, progress=progress)
+            expected = selection.loss, selection.msb_sparsity
+            measured.append(MeasuredLoss(search.importance, *expected, compare(reference, found)))
         return tuple(measured)

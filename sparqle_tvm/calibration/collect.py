@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,10 @@ import tvm
 from tvm import relax
 
 from sparqle_tvm import dialect, passes
+from sparqle_tvm.calibration import sums
 from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.kernel import option_sums
-from sparqle_tvm.calibration.statistics import FACTORS, SAMPLED_ROWS
-from sparqle_tvm.calibration.sums import (
-    Outputs,
-    Sums,
-    encoded_activation,
-    fresh_sums,
-    row_counts,
-    row_energy,
-    statistics_of,
-    weigh,
-)
+from sparqle_tvm.calibration.statistics import FACTORS, SAMPLED_ROWS, EncodingStatistics
 from sparqle_tvm.errors import CalibrationError, QuantizationError
 from sparqle_tvm.numerics import EncodingChoice, max_exact
 from sparqle_tvm.numerics.integers import require_int8
@@ -34,11 +24,11 @@ from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 from sparqle_tvm.passes import ActivationInfo
 from sparqle_tvm.target.cost.model import EncodedActivation
 
-# Largest q of an input that arrives quantized, and the numbers of both int8 ends.
+# Of an input that arrives quantized: the largest magnitude, and the largest of the signed window.
 _INT8_LIMIT = 128
+_LARGEST_SIGNED = max_exact(4, "signed")
 
 
-@dataclass(eq=False)
 class Collector:
     """Runs one function of a module, and adds up the statistics of its encodings.
 
@@ -64,61 +54,48 @@ class Collector:
         bits.
     """
 
-    mod: tvm.IRModule
-    function: str = "hidden"
-    others: tuple[str, ...] = ()
-    _sums: dict[str, Sums] = field(default_factory=dict, repr=False)
-    _keys: npt.NDArray[np.uint64] = field(
-        default_factory=lambda: np.zeros(0, np.uint64), repr=False
-    )
-
-    other_observations: dict[str, list[Any]] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        """Compile the function so that it returns its activations."""
+    def __init__(
+        self, mod: tvm.IRModule, function: str = "hidden", others: tuple[str, ...] = ()
+    ) -> None:
         from sparqle_tvm.compiler import lowering_passes, split_passes
         from sparqle_tvm.host.processor import host_target
         from sparqle_tvm.threads import use_threads
 
         dialect.register()
-        only = tvm.IRModule({self.function: self.mod[self.function]})
-        split = tvm.transform.Sequential(split_passes())(only)
+        split = tvm.transform.Sequential(split_passes())
         collect, lift = passes.CollectActivations(), passes.LiftChoices()
-        observed = tvm.transform.Sequential([collect, lift])(split)
-        self._lifted = lift.lifted.get(self.function, [])
-        self._observations = collect.collected.get(self.function, [])
+        observing = tvm.transform.Sequential([collect, lift])
+        compiled = observing(split(tvm.IRModule({function: mod[function]})))
+        self.function = function
+        self._lifted = lift.lifted.get(function, [])
+        self._observations = collect.collected.get(function, [])
+        # By label, and what the rows of the samples were drawn by. Replaced by every run.
+        self._seen: dict[str, EncodingStatistics] = {}
+        self._keys = np.zeros(0, np.uint64)
         for info, _, kind in self._observations:
             if kind == "input":
                 require_int8(info.digit_bits, info.label, CalibrationError)
-                self._sums[info.label] = Sums.of(info)
-        if not self._sums:
+                self._seen[info.label] = sums.nothing_seen(info)
+        if not self._seen:
             raise CalibrationError(
-                f"the function {self.function} has no quantized dense op, so there is nothing to "
+                f"the function {function} has no quantized dense op, so there is nothing to "
                 "calibrate; use a model with integer weights"
             )
-        if self.others:
-            rest = tvm.IRModule({name: self.mod[name] for name in self.others})
-            rest = tvm.transform.Sequential(split_passes())(rest)
-            observed.update(rest)
-            describe = passes.CollectActivations()
+        describe = passes.CollectActivations()
+        if others:
+            rest = split(tvm.IRModule({name: mod[name] for name in others}))
+            compiled.update(rest)
             tvm.transform.Sequential([describe])(rest)
-            self.other_observations = describe.collected
+        self.other_observations = describe.collected
         lowering = tvm.transform.Sequential(lowering_passes())
-        executable = relax.build(observed, host_target(), relax_pipeline=lowering)
+        executable = relax.build(compiled, host_target(), relax_pipeline=lowering)
         use_threads()
         self._vm = relax.VirtualMachine(executable, tvm.cpu())
-
-    def fresh(self) -> Collector:
-        """A collector that has seen nothing, around the same compiled function."""
-        other = copy.copy(self)
-        other._sums = {label: fresh_sums(sums) for label, sums in self._sums.items()}
-        other._keys = self._keys[:0]
-        return other
 
     @property
     def digests(self) -> dict[str, str]:
         """SHA-256 of every encoding, by label, as `Calibration.check` takes them."""
-        return {label: sums.digest for label, sums in self._sums.items()}
+        return {label: e.digest for label, e in self._seen.items()}
 
     def __getitem__(self, name: str) -> Any:
         """One of the other functions, as compiled."""
@@ -127,19 +104,12 @@ class Collector:
     def call(
         self, *arguments: Any, choices: Mapping[str, EncodingChoice] | None = None
     ) -> tuple[Any, Any]:
-        """Call the function with a choice of factors; keep nothing.
-
-        Parameters
-        ----------
-        arguments : arrays or TVM tensors
-            Of the function.
-        choices : mapping of label to EncodingChoice, optional
-            Factors of encodings; by default none.
+        """Call the function with the factors of some encodings, by label; keep nothing.
 
         Returns
         -------
         result, observed
-            Of the function, and the tensors that `row_nnz` takes.
+            Of the function, and the tensors that `encoded` and `inputs` take.
         """
         if self._lifted:
             arguments = (*arguments, *passes.choice_arguments(self._lifted, choices or {}))
@@ -150,26 +120,19 @@ class Collector:
     def encoded(
         self, observed: Any, choices: Mapping[str, EncodingChoice], windows: Mapping[str, str]
     ) -> list[EncodedActivation]:
-        """The encodings of one call as the cost model takes them.
+        """The encodings of one call with these choices as the cost model takes them.
 
-        Parameters
-        ----------
-        observed
-            What `call` returned with these choices.
-        choices, windows : mapping of label
-            Factors (none by default) and window (the module's by default).
+        Encodings without an entry have no factors, and the module's window.
         """
         return [
-            encoded_activation(info, x, choices, windows) for info, x in self._inputs_of(observed)
+            sums.encoded_activation(info, x, choices, windows)
+            for info, x in self._inputs_of(observed)
         ]
 
     def inputs(self, observed: Any) -> dict[str, npt.NDArray[Any]]:
-        """What the encodings of one call took, by label: activations (M, K).
+        """What the encodings of one call took, by label (M, K).
 
-        Parameters
-        ----------
-        observed
-            What `call` returned: float32 before quantization, int8 where it arrives quantized.
+        Activations are float32 before quantization, int8 where they arrive quantized.
         """
         return {info.label: x for info, x in self._inputs_of(observed)}
 
@@ -197,16 +160,18 @@ class Collector:
         groups = self._grouped(observed)
         rows = max(len(x) for x, _ in groups.values())
         keep, taken = self._draw(rows, key)
-        for label, (x, outputs) in groups.items():
-            if len(x) < rows:
-                continue  # An output layer that sees only the last token: nothing to gain there.
-            sums = self._sums[label]
-            self._add(sums, x, weigh(sums, outputs, len(x)), keep, taken)
+        more = {
+            label: self._seen[label].merged(self._statistics(label, x, outputs, taken), keep)
+            for label, (x, outputs) in groups.items()
+            # An output layer that sees only the last token has nothing to gain.
+            if len(x) == rows
+        }
+        self._seen = self._seen | more
         return result
 
-    def _grouped(self, observed: Any) -> dict[str, tuple[Any, Outputs]]:
+    def _grouped(self, observed: Any) -> dict[str, tuple[Any, sums.Outputs]]:
         """By label: the input (M, K), and the energy of outputs and streams."""
-        groups: dict[str, tuple[Any, Outputs]] = {}
+        groups: dict[str, tuple[Any, sums.Outputs]] = {}
         for (info, dense, kind), tensor in zip(self._observations, observed, strict=True):
             matrix = tensor.numpy()
             matrix = matrix.reshape(-1, matrix.shape[-1])
@@ -214,57 +179,56 @@ class Collector:
                 groups[info.label] = (matrix, {})
             else:
                 outputs = groups[info.label][1]
-                outputs[info.dense.index(dense), kind] = row_energy(matrix)
+                outputs[info.dense.index(dense), kind] = sums.row_energy(matrix)
         return groups
 
     def _draw(self, rows: int, key: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Which old and new rows stay in the sample: those of the smallest keys.
+        """Which old and new rows are the sample now: those of the smallest keys, in their order.
 
         Returns
         -------
         keep, taken : int64
-            Places in the old sample, and rows of the new data.
+            Places in the old sample with the rows taken behind it, and these rows of the new data.
         """
         name = np.frombuffer(hashlib.sha256(key).digest()[:8], np.uint64)[0]
         fresh = np.random.default_rng([int(name), rows]).integers(0, 2**64, rows, dtype=np.uint64)
-        order = np.argsort(np.concatenate([self._keys, fresh]), kind="stable")[:SAMPLED_ROWS]
-        keep, taken = order[order < len(self._keys)], order[order >= len(self._keys)]
-        taken = taken - len(self._keys)
-        self._keys = np.concatenate([self._keys[keep], fresh[taken]])
-        return keep, taken
+        old, keys = len(self._keys), np.concatenate([self._keys, fresh])
+        order = np.argsort(keys, kind="stable")[:SAMPLED_ROWS]
+        self._keys = keys[order]
+        new = order >= old
+        return np.where(new, old + np.cumsum(new) - 1, order), order[new] - old
 
-    def _add(
-        self,
-        sums: Sums,
-        x: npt.NDArray[Any],
-        weight: npt.NDArray[np.float32],
-        keep: npt.NDArray[np.int64],
-        taken: npt.NDArray[np.int64],
-    ) -> None:
-        """Add the errors and stored digits of every option of one activation."""
-        info = sums.info
-        if info.qmax:
+    def _statistics(
+        self, label: str, x: npt.NDArray[Any], outputs: sums.Outputs, taken: npt.NDArray[np.int64]
+    ) -> EncodingStatistics:
+        """Errors and stored digits of every option of one activation, the rows `taken` a sample."""
+        known = self._seen[label]
+        exceeding, scale = 0, np.ones(len(x), np.float32)
+        if known.qmax:
             amax = np.abs(x).max(axis=1)
             if not np.isfinite(amax).all():
                 row = int(np.flatnonzero(~np.isfinite(amax))[0])
                 raise QuantizationError(
-                    f"{self.function}: the activation of {info.label} holds NaN or Inf in row "
-                    f"{row}; check the input and the weights before that layer"
+                    f"{self.function}: the activation of {label} holds NaN or Inf in row {row}; "
+                    "check the input and the weights before that layer"
                 )
-            scale = np.maximum(amax, SMALLEST_AMAX) / np.float32(info.qmax)
+            scale = np.maximum(amax, SMALLEST_AMAX) / np.float32(known.qmax)
         else:
-            sums.exceeding += int(np.count_nonzero(x > max_exact(info.digit_bits, "signed")))
+            exceeding = int(np.count_nonzero(x > _LARGEST_SIGNED))
             x = x.astype(np.float32)
-            scale = np.ones(len(x), np.float32)
-        limit = info.qmax or _INT8_LIMIT
-        sums.largest = max(sums.largest, float(np.abs(x).max()))
-        found = option_sums(x, scale, weight, FACTORS, limit)
-        sums.rows += len(x)
-        sums.error = sums.error + found.error
-        sums.stored = sums.stored + np.add.reduceat(found.stored, sums.unit_starts, axis=-1)
-        fresh = row_counts(x[taken], scale[taken], limit, sums)
-        old = fresh[:0] if sums.sample is None else sums.sample[keep]
-        sums.sample = np.concatenate([old, fresh])
+        limit = known.qmax or _INT8_LIMIT
+        weight, dense = sums.weigh(known, outputs, len(x))
+        error, stored = option_sums(x, scale, weight, FACTORS, limit)
+        return replace(
+            known,
+            rows=len(x),
+            largest=float(np.abs(x).max()),
+            exceeding=exceeding,
+            error=error,
+            stored=known.by_unit(stored),
+            sample=sums.row_counts(x[taken], scale[taken], limit, known),
+            dense=dense,
+        )
 
     def result(
         self,
@@ -290,12 +254,8 @@ class Collector:
         """
         if not tokens or not len(self._keys):
             raise CalibrationError("nothing was run, so there is nothing to calibrate with")
-        # In the order of the keys, so that the order of runs does not matter.
-        order = np.argsort(self._keys)
         gradients = fisher or {}
         encodings = tuple(
-            statistics_of(sums, order, gradients.get(sums.info.label))
-            for sums in self._sums.values()
-            if sums.rows
+            replace(e, fisher=gradients.get(label)) for label, e in self._seen.items() if e.rows
         )
-        return Calibration(model_name, text_name, tokens, encodings, self._keys[order])
+        return Calibration(model_name, text_name, tokens, encodings, self._keys)

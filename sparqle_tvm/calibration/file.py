@@ -13,7 +13,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -39,35 +39,23 @@ def _facts_of(kind: type, **more: Any) -> Any:
 
 
 _SCALARS = (str, int, float, bool)
-_ENCODINGS = _facts_of(EncodingStatistics, dense=_facts_of(DenseStatistics))
 _Header: Any = msgspec.defstruct(
     "Header",
     [
-        ("format", str),
-        ("version", int),
+        ("format", str, FORMAT),
+        ("version", int, VERSION),
         ("model_name", str),
         ("text_name", str),
         ("tokens", int),
         ("measured", tuple[MeasuredLoss, ...]),
-        ("encodings", _ENCODINGS),
+        ("encodings", _facts_of(EncodingStatistics, dense=_facts_of(DenseStatistics))),
     ],
+    kw_only=True,
 )
 
 
-@dataclass(frozen=True)
-class Content:
-    """What a file holds; fields as in `calibration.Calibration`."""
-
-    model_name: str
-    text_name: str
-    tokens: int
-    encodings: tuple[EncodingStatistics, ...]
-    sample_keys: npt.NDArray[np.uint64]
-    measured: tuple[MeasuredLoss, ...]
-
-
-def write_content(content: Content, path: str | os.PathLike[str]) -> None:
-    """Write a calibration; the file is whole or not there.
+def write_content(calibration: Any, path: str | os.PathLike[str]) -> None:
+    """Write a `Calibration`; the file is whole or not there.
 
     Raises
     ------
@@ -77,21 +65,13 @@ def write_content(content: Content, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if target.suffix != ".npz":
         raise InvalidArgumentError(f"{target}: the file of a calibration has to end in .npz")
-    encodings = content.encodings
-    header = _Header(
-        FORMAT,
-        VERSION,
-        content.model_name,
-        content.text_name,
-        content.tokens,
-        content.measured,
-        msgspec.convert(encodings, _ENCODINGS, from_attributes=True),
-    )
+    encodings: Sequence[EncodingStatistics] = calibration.encodings
+    header = plain(msgspec.convert(calibration, _Header, from_attributes=True))
     fisher = [e.fisher for e in encodings if e.fisher is not None]
     arrays: dict[str, npt.NDArray[Any]] = {
-        "header": np.frombuffer(json.dumps(plain(header)).encode(), np.uint8),
+        "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
         "factors": FACTORS,
-        "sample_keys": content.sample_keys,
+        "sample_keys": calibration.sample_keys,
         "error": np.concatenate([e.error for e in encodings], axis=1).astype(np.float32),
         "stored": np.concatenate([e.stored for e in encodings], axis=2),
         "sample": np.concatenate([e.sample for e in encodings], axis=2),
@@ -103,8 +83,8 @@ def write_content(content: Content, path: str | os.PathLike[str]) -> None:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
-def read_content(path: str | os.PathLike[str]) -> Content:
-    """Read a calibration.
+def read_content(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the fields of a `Calibration`.
 
     Raises
     ------
@@ -130,14 +110,13 @@ def read_content(path: str | os.PathLike[str]) -> Content:
         raise CalibrationError(
             f"{path}: the calibration is damaged: {error!r}; calibrate again"
         ) from error
-    return Content(
-        header.model_name,
-        header.text_name,
-        header.tokens,
-        encodings,
-        arrays["sample_keys"],
-        header.measured,
-    )
+    about = {name: getattr(header, name) for name in ("model_name", "text_name", "tokens")}
+    return {
+        **about,
+        "measured": header.measured,
+        "encodings": encodings,
+        "sample_keys": arrays["sample_keys"],
+    }
 
 
 def _header(arrays: dict[str, npt.NDArray[Any]], path: str | os.PathLike[str]) -> Any:

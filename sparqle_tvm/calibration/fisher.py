@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from sparqle_tvm.calibration.loss import CHUNK_TOKENS
 from sparqle_tvm.errors import MissingExtraError
 from sparqle_tvm.models.llama import LlamaConfig, rope_frequencies
 
 if TYPE_CHECKING:
     from sparqle_tvm.frontend import ImportedModel
 
-CHUNK_TOKENS = 512
 _SEED = 0
 
 
@@ -33,7 +33,7 @@ def squared_gradients(
     imported : ImportedModel
         A llama from a GGUF file.
     tokens : int32 (T,)
-        The text, run in chunks of 512 tokens.
+        The text, run in chunks.
     progress : bool
         Show progress on standard error.
 

@@ -7,7 +7,6 @@ digits that would be stored, in both windows. Exact for its options: it quantize
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -25,30 +24,14 @@ LANES = 32
 NAME = "sparqle_option_sums"
 
 
-@dataclass(frozen=True)
-class OptionSums:
-    """Sums over the rows of an activation (M, K), for F options of the factor.
-
-    Attributes
-    ----------
-    error : float64 (F, K)
-        Sum of ``weight * (x - q * step)^2``.
-    stored : int64 (2, F, K)
-        MSB digits that are not zero, in the signed and in the unsigned window (k = 4).
-    """
-
-    error: npt.NDArray[np.float64]
-    stored: npt.NDArray[np.int64]
-
-
 def option_sums(
     x: npt.NDArray[np.float32],
     scale: npt.NDArray[np.float32],
     weight: npt.NDArray[np.float32],
     factors: npt.NDArray[np.float32],
     qmax: int,
-) -> OptionSums:
-    """Quantize an activation with every factor, and sum up what comes of it.
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Quantize an activation with each of F factors, and sum up what comes of it over its rows.
 
     Parameters
     ----------
@@ -62,6 +45,13 @@ def option_sums(
         Options; the step is ``scale * factor``.
     qmax : int
         Largest quantized magnitude.
+
+    Returns
+    -------
+    error : float64 (F, K)
+        Sum of ``weight * (x - q * step)^2``.
+    stored : int64 (2, F, K)
+        MSB digits that are not zero, in the signed and in the unsigned window (k = 4).
     """
     rows, columns = x.shape
     blocks = -(-columns // LANES)
@@ -74,10 +64,8 @@ def option_sums(
     inputs = (x.reshape(rows, blocks, LANES), scale, weight, factors)
     tensors = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in inputs]
     _compiled(qmax)(*tensors, *outputs)
-    return OptionSums(
-        outputs[0].numpy()[:, :columns].astype(np.float64),
-        outputs[1].numpy()[:, :, :columns].astype(np.int64),
-    )
+    sums, found = (tensor.numpy()[..., :columns] for tensor in outputs)
+    return sums.astype(np.float64), found.astype(np.int64)
 
 
 @cache

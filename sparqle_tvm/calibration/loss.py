@@ -15,6 +15,9 @@ from sparqle_tvm.errors import TextError
 KL_STRIDE = 4
 """The Kullback-Leibler divergence is taken at every fourth token."""
 
+CHUNK_TOKENS = 512
+"""Tokens that are run at once, each chunk as a text of its own."""
+
 HEAD_ROWS = 64
 """Positions whose logits are made at once."""
 
@@ -129,7 +132,9 @@ def _mean(values: Floats) -> tuple[float, float]:
     return float(values.mean()), error
 
 
-def chunks(tokens: Sequence[int] | npt.NDArray[Any], size: int) -> Iterator[npt.NDArray[np.int32]]:
+def chunks(
+    tokens: Sequence[int] | npt.NDArray[Any], size: int = CHUNK_TOKENS
+) -> Iterator[npt.NDArray[np.int32]]:
     """Cut tokens (T,) into pieces of `size`; a last piece of a single token is left out."""
     ids = np.asarray(tokens, np.int32)
     for start in range(0, len(ids), size):
@@ -142,8 +147,7 @@ def text_loss(
     head: Head,
     tokens: Sequence[int] | npt.NDArray[Any],
     *,
-    chunk: int = 512,
-    keep: bool = False,
+    chunk: int = CHUNK_TOKENS,
     reference: TextLoss | None = None,
     progress: Callable[[int], Any] = lambda tokens: None,
 ) -> TextLoss:
@@ -159,10 +163,9 @@ def text_loss(
         At least two.
     chunk : int
         Tokens at once.
-    keep : bool
-        Whether to keep the predictions, for others to be compared with.
     reference : TextLoss, optional
-        Predictions to compare with, kept of the same tokens.
+        Predictions to compare with, of the same tokens. Without it, the predictions are kept: the
+        result can be a reference.
     progress : callable
         Called with the number of tokens that were run.
 
@@ -184,14 +187,14 @@ def text_loss(
             if reference is not None and reference.log_probs is not None:
                 at = sum(map(len, kl))
                 kl.append(_divergence(reference.log_probs[at : at + len(sampled)], sampled))
-            if keep:
+            if reference is None:
                 kept.append(sampled.copy())
         progress(len(ids))
     if not nll:
         raise TextError("the loss of a text needs at least 2 tokens")
     return TextLoss(
         np.concatenate(nll),
-        np.concatenate(kept) if keep else None,
+        np.concatenate(kept) if kept else None,
         np.concatenate(kl) if kl else None,
     )
 

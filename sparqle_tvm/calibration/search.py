@@ -16,12 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparqle_tvm.calibration.calibration import Calibration
-from sparqle_tvm.calibration.statistics import (
-    FACTORS,
-    UNCHANGED,
-    WINDOW_INDEX,
-    EncodingStatistics,
-)
+from sparqle_tvm.calibration.statistics import FACTORS, UNCHANGED, WINDOW_INDEX, EncodingStatistics
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError, require_known
 from sparqle_tvm.numerics import EncodingChoice
 
@@ -163,7 +158,7 @@ class Search:
         InvalidArgumentError
             If it is not between 0 and 1.
         CalibrationError
-            If no choice is that sparse; tells the sparsest.
+            If no choice is that sparse; names the sparsest.
         """
         if not 0 < target < 1:
             raise InvalidArgumentError(f"MSB sparsity must be between 0 and 1, got {target}")

@@ -6,6 +6,7 @@ Nothing grows with the length of the text, and two collections over different te
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -128,43 +129,24 @@ class EncodingStatistics:
         """Multiply-accumulates of a token with all dense ops."""
         return self.macs_per_column * self.columns
 
-    @property
-    def unit_starts(self) -> npt.NDArray[np.int64]:
-        """First column of each unit: int64 (U,)."""
-        return np.arange(0, self.columns, self.unit, dtype=np.int64)
-
-    def by_unit(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def by_unit(self, values: npt.NDArray[Any], dtype: Any = None) -> npt.NDArray[Any]:
         """Sum values (.., K) over the columns of each unit: (.., U)."""
-        return np.asarray(np.add.reduceat(values, self.unit_starts, axis=-1))
+        starts = np.arange(0, self.columns, self.unit)
+        return np.asarray(np.add.reduceat(values, starts, axis=-1, dtype=dtype))
 
     def msb_sparsity(self, window: str) -> float:
         """Share of zero MSBs without any factor, 0 to 1."""
         stored = int(self.stored[WINDOW_INDEX[window], UNCHANGED].sum())
         return 1.0 - stored / (self.rows * self.columns)
 
-    def row_nnz(
-        self, picks: npt.NDArray[np.int64], options: npt.NDArray[np.int64] | None = None
-    ) -> RowNnz:
-        """Stored MSB digits of sampled rows.
-
-        Parameters
-        ----------
-        picks : int64 (M,)
-            Which rows of the sample, with repetition as wanted.
-        options : int64 (U,), optional
-            Place in `FACTORS` of the factor of each unit; by default no factors.
-        """
-        options = np.full(self.units, UNCHANGED) if options is None else options
-        counts = self.sample[:, options, np.arange(self.units)]
-        return RowNnz(counts[picks], self.unit, self.columns)
+    def row_nnz(self, picks: npt.NDArray[np.int64]) -> RowNnz:
+        """MSB digits that rows of the sample (M,), with repetition as wanted, store unchanged."""
+        return RowNnz(self.sample[picks, UNCHANGED], self.unit, self.columns)
 
     def merged(self, other: EncodingStatistics, keep: npt.NDArray[np.int64]) -> EncodingStatistics:
         """Sums of both; of both samples, one after the other, the rows `keep`.
 
-        Raises
-        ------
-        CalibrationError
-            If only one of them has gradients.
+        Raises CalibrationError if only one of them has gradients.
         """
         if (self.fisher is None) != (other.fisher is None):
             raise CalibrationError(

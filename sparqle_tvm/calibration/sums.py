@@ -1,10 +1,10 @@
-"""What is added up of an encoding while a module runs, and what comes of it."""
+"""What is added up of an encoding while a module runs."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,60 +26,50 @@ Outputs = dict[tuple[int, str], npt.NDArray[np.float64]]
 _SMALLEST_ENERGY = 1e-30
 
 
-@dataclass(eq=False)
-class Sums:
-    """What is added up of one encoding."""
-
-    info: ActivationInfo
-    digest: str
-    column_energy: list[npt.NDArray[np.float32]]
-    gain: list[float]
-    share: list[float]
-    unit: int
-    tied: bool
-    rows: int = 0
-    largest: float = 0.0
-    exceeding: int = 0
-    error: Any = 0.0
-    stored: Any = 0
-    sample: Any = None
-
-    @classmethod
-    def of(cls, info: ActivationInfo) -> Sums:
-        """Nothing seen yet of an encoding."""
-        groups = [dense.group_size for dense in info.dense]
-        grouped = [size for size in groups if size]
-        unit = int(np.lcm.reduce(grouped)) if grouped else min(UNTIED_UNIT, info.columns)
-        weights = [_weights(dense) for dense in info.dense]
-        return cls(
-            info=info,
-            digest=encoding_digest(info),
-            column_energy=[_column_energy(w) for w in weights],
-            gain=[0.0] * len(weights),
-            share=[0.0] * len(weights),
-            unit=unit,
-            tied=0 in groups,
-        )
-
-    @property
-    def unit_starts(self) -> npt.NDArray[np.int64]:
-        """First column of each unit."""
-        return np.arange(0, self.info.columns, self.unit)
+def nothing_seen(info: ActivationInfo) -> EncodingStatistics:
+    """Statistics of an encoding before anything was run."""
+    groups = [dense.group_size for dense in info.dense]
+    grouped = [size for size in groups if size]
+    unit = int(np.lcm.reduce(grouped)) if grouped else min(UNTIED_UNIT, info.columns)
+    options, units = len(FACTORS), -(-info.columns // unit)
+    return EncodingStatistics(
+        label=info.label,
+        digest=encoding_digest(info),
+        columns=info.columns,
+        qmax=info.qmax,
+        window=info.window,
+        unit=unit,
+        tied=0 in groups,
+        rows=0,
+        largest=0.0,
+        exceeding=0,
+        error=np.zeros((options, info.columns)),
+        stored=np.zeros((2, options, units), np.int64),
+        sample=np.zeros((0, options, units), np.uint8 if unit <= 255 else np.uint16),
+        fisher=None,
+        dense=tuple(
+            DenseStatistics(
+                label=dense.label,
+                out_features=dense.out_features,
+                weight_bits=dense.weight_bits,
+                group_size=dense.group_size,
+                column_energy=_column_energy(dense, info.columns),
+                gain=0.0,
+                share=0.0,
+                stream=dense.stream,
+            )
+            for dense in info.dense
+        ),
+    )
 
 
-def _weights(dense: ObservedDense) -> QuantizedWeights | None:
-    """The weights of a dense op, None if they are no constants or have no scale."""
+def _column_energy(dense: ObservedDense, columns: int) -> npt.NDArray[np.float32]:
+    """Energy of the weights of each column; 0 if they are no constants or have no scale."""
     if dense.weight is None or dense.scale is None:
-        return None
+        return np.zeros(columns, np.float32)
     minimum = None if dense.minimum is None else dense.minimum.value.numpy()
     values, scale = dense.weight.value.numpy(), dense.scale.value.numpy()
-    return QuantizedWeights(values, scale, minimum, dense.weight_bits)
-
-
-def _column_energy(weights: QuantizedWeights | None) -> npt.NDArray[np.float32]:
-    if weights is None:
-        return np.zeros(0, np.float32)
-    real = weights.dequantize()
+    real = QuantizedWeights(values, scale, minimum, dense.weight_bits).dequantize()
     return np.asarray(np.einsum("nk,nk->k", real, real), dtype=np.float32)
 
 
@@ -124,22 +114,16 @@ def encoding_digest(info: ActivationInfo) -> str:
     return digest.hexdigest()
 
 
-def fresh_sums(sums: Sums) -> Sums:
-    """The same encoding, nothing seen yet."""
-    zeros = [0.0] * len(sums.gain)
-    return Sums(
-        sums.info, sums.digest, sums.column_energy, zeros, zeros.copy(), sums.unit, sums.tied
-    )
-
-
 def row_energy(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Sum of squares of each row; never zero, because it is divided by."""
     energy = np.einsum("mn,mn->m", matrix, matrix, dtype=np.float64)
     return np.asarray(np.maximum(energy, _SMALLEST_ENERGY), dtype=np.float64)
 
 
-def weigh(sums: Sums, outputs: Outputs, rows: int) -> npt.NDArray[np.float32]:
-    """How much the errors of each row count, (M,) float32; adds what relates it to the outputs.
+def weigh(
+    e: EncodingStatistics, outputs: Outputs, rows: int
+) -> tuple[npt.NDArray[np.float32], tuple[DenseStatistics, ...]]:
+    """How much the errors of each row count, (M,) float32, and what relates it to the outputs.
 
     An error counts relative to what it disturbs: the stream that the output is added to, or else
     the outputs themselves. Tokens with huge activations, of which a norm later takes the size
@@ -150,63 +134,26 @@ def weigh(sums: Sums, outputs: Outputs, rows: int) -> npt.NDArray[np.float32]:
         for (place, kind), energy in outputs.items()
         if kind == "output"
     }
-    if not disturbed:
-        return np.ones(rows, np.float32)
     total = sum(disturbed.values())
-    for place, energy in disturbed.items():
-        sums.gain[place] += float((total / energy).sum())
+    dense = []
+    for place, d in enumerate(e.dense):
+        gain = share = 0.0
+        if place in disturbed:
+            gain = float((total / disturbed[place]).sum())
         if (place, "stream") in outputs:
-            sums.share[place] += float((outputs[place, "output"] / energy).sum())
-    return np.asarray(1.0 / total, dtype=np.float32)
+            share = float((outputs[place, "output"] / disturbed[place]).sum())
+        dense.append(replace(d, gain=gain, share=share))
+    weight = 1.0 / total if disturbed else np.ones(rows)
+    return np.asarray(weight, dtype=np.float32), tuple(dense)
 
 
 def row_counts(
-    x: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], limit: int, sums: Sums
+    x: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], limit: int, e: EncodingStatistics
 ) -> npt.NDArray[np.unsignedinteger]:
     """Stored digits in the signed window of a few rows: (rows, F, U)."""
-    dtype = np.uint8 if sums.unit <= 255 else np.uint16
-    counts = np.zeros((len(x), len(FACTORS), len(sums.unit_starts)), dtype)
+    counts = np.zeros((len(x), *e.sample.shape[1:]), e.sample.dtype)
     for place, factor in enumerate(FACTORS):
         q = np.clip(np.rint(x / (scale * factor)[:, None]), -limit, limit)
         stored = (q < -8) | (q > 7)
-        counts[:, place] = np.add.reduceat(stored, sums.unit_starts, axis=1, dtype=dtype)
+        counts[:, place] = e.by_unit(stored, counts.dtype)
     return counts
-
-
-def statistics_of(
-    sums: Sums, order: npt.NDArray[np.int64], fisher: npt.NDArray[np.float64] | None
-) -> EncodingStatistics:
-    """What was added up, its sample in the order given."""
-    info = sums.info
-    dense = tuple(
-        DenseStatistics(
-            dense.label,
-            dense.out_features,
-            dense.weight_bits,
-            dense.group_size,
-            column_energy if len(column_energy) else np.zeros(info.columns, np.float32),
-            gain,
-            share,
-            dense.stream,
-        )
-        for dense, column_energy, gain, share in zip(
-            info.dense, sums.column_energy, sums.gain, sums.share, strict=True
-        )
-    )
-    return EncodingStatistics(
-        label=info.label,
-        digest=sums.digest,
-        columns=info.columns,
-        qmax=info.qmax,
-        window=info.window,
-        unit=sums.unit,
-        tied=sums.tied,
-        rows=sums.rows,
-        largest=sums.largest,
-        exceeding=sums.exceeding,
-        error=sums.error,
-        stored=sums.stored,
-        sample=sums.sample[order],
-        fisher=fisher,
-        dense=dense,
-    )

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
+from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.integers import CONTAINER, first_position
-from sparqle_tvm.numerics.quantization import QuantizedWeights, quantize_per_token
+from sparqle_tvm.numerics.quantization import QuantizedWeights, quantize_per_token, to_float16
 from sparqle_tvm.numerics.slicing import max_exact
 from sparqle_tvm.numerics.window import WINDOWS, window_of
 
@@ -62,20 +62,20 @@ class EncodingChoice:
         for name, band in (("band_lo", self.band_lo), ("band_hi", self.band_hi)):
             if band is not None:
                 _require_vector(band, ("int8", "int16"), name)
-        lengths = {len(array) for array in self._arrays()}
-        if len(lengths) > 1:
-            raise InvalidArgumentError(f"a choice for one encoding has {sorted(lengths)} columns")
-        if self.band_lo is not None and self.band_hi is not None:
-            crossed = self.band_lo > self.band_hi
-            if crossed.any():
+        if len(lengths := self._lengths()) > 1:
+            raise InvalidArgumentError(f"a choice for one encoding has {lengths} columns")
+        if self.bands is not None:
+            low, high = self.bands
+            if (crossed := low > high).any():
                 at = first_position(crossed)[0]
                 raise InvalidArgumentError(
-                    f"bands: column {at} has lo = {self.band_lo[at]} above hi = {self.band_hi[at]}"
+                    f"bands: column {at} has lo = {low[at]} above hi = {high[at]}"
                 )
 
-    def _arrays(self) -> list[npt.NDArray[Any]]:
+    def _lengths(self) -> list[int]:
+        """Numbers of columns that the arrays have: one, or none without arrays."""
         parts = (self.factors, self.band_lo, self.band_hi)
-        return [part for part in parts if part is not None]
+        return sorted({len(part) for part in parts if part is not None})
 
     @classmethod
     def per_group(cls, factors: npt.ArrayLike, columns: int) -> EncodingChoice:
@@ -106,14 +106,27 @@ class EncodingChoice:
             If the number of columns differs, a band has not the dtype of q, or one ends inside
             the window.
         """
-        for array in self._arrays():
-            if len(array) != columns:
+        for found in self._lengths():
+            if found != columns:
                 raise InvalidArgumentError(
-                    f"{label}: the choice is for K = {len(array)} columns, the encoding has "
-                    f"{columns}"
+                    f"{label}: the choice is for K = {found} columns, the encoding has {columns}"
                 )
-        if self.band_lo is not None and self.band_hi is not None:
-            _check_bands(self.band_lo, self.band_hi, k, window, label)
+        if self.band_lo is None or self.band_hi is None:
+            return
+        low, high = window_limits(k, window)
+        for band in (self.band_lo, self.band_hi):
+            if band.dtype != CONTAINER[k]:
+                raise InvalidArgumentError(
+                    f"{label}: bands have the dtype of q, {CONTAINER[k]} for k = {k}, got "
+                    f"{band.dtype}"
+                )
+        inside = (self.band_lo > low) | (self.band_hi < high)
+        if inside.any():
+            at = first_position(inside)[0]
+            raise InvalidArgumentError(
+                f"{label}: the band [{self.band_lo[at]}, {self.band_hi[at]}] of column {at} ends "
+                f"inside the {window} window [{low}, {high}], whose values have no MSB already"
+            )
 
     def factors_or_ones(self, columns: int) -> npt.NDArray[np.float32]:
         """The factors (K,) float32; ones where there are none."""
@@ -123,10 +136,7 @@ class EncodingChoice:
 def window_limits(k: int, window: str) -> tuple[int, int]:
     """Smallest and largest q whose MSB digit is zero; for k = 4: (-8, 7) signed, (0, 15) unsigned.
 
-    Raises
-    ------
-    InvalidArgumentError
-        If `k` or `window` is not known.
+    Raises InvalidArgumentError if `k` or `window` is not known.
     """
     return window_of(window).zero_range(k)
 
@@ -155,9 +165,7 @@ def quantize_with_choice(
     qmax : int
         Largest magnitude, 1 to 127.
     k, window
-        Digit width and window of the encoding: they say where the bands clip to.
-    name : str
-        Name of the tensor in error messages.
+        Of the encoding: they say where the bands clip to.
 
     Returns
     -------
@@ -195,18 +203,9 @@ def clip_to_bands(
     window: str = "signed",
     name: str = "activation",
 ) -> tuple[npt.NDArray[Any], int]:
-    """Clip what lies in the bands to the edge of the window.
+    """Clip what lies in the bands (K,) to the edge of the window.
 
-    Parameters
-    ----------
-    q : int8 (M, K) (int16 for k = 8)
-        Quantized activations.
-    band_lo, band_hi : of the dtype of q, (K,)
-        Outer ends of the bands; equal to the window's limits they change nothing.
-    k, window
-        As for `sparqle_tvm.numerics.slicing.encode`.
-    name : str
-        Name of the tensor in error messages.
+    `q` (M, K), `k` and `window` are those of `slicing.encode`, the bands of the dtype of q.
 
     Returns
     -------
@@ -217,7 +216,7 @@ def clip_to_bands(
     Raises
     ------
     InvalidArgumentError
-        If a band is of another length or dtype, or ends inside the window.
+        As `EncodingChoice.check`.
     """
     EncodingChoice(None, band_lo, band_hi).check(q.shape[1], k, window, name)
     low, high = window_limits(k, window)
@@ -241,25 +240,29 @@ def scale_weights(
         Weights.
     factors : float32 (K,)
         Constant within each group of the weights; one value for weights without groups.
-    name : str
-        Name of the tensor in error messages.
 
     Raises
     ------
     InvalidArgumentError
-        If a factor is not allowed (`EncodingChoice`), their number is not K, or they change
-        within a group.
+        As `group_factors`.
     QuantizationError
         If a group scale or minimum exceeds float16.
     """
     by_group = group_factors(factors, weights.shape[1], weights.group_size, name)
     if not weights.group_size:
         return QuantizedWeights(weights.values, weights.scale * by_group[0], None, weights.bits)
-    scale = _scaled_float16(weights.scale, by_group, name)
-    minimum = weights.minimum
-    if minimum is not None:
-        minimum = _scaled_float16(minimum, by_group, name)
-    return QuantizedWeights(weights.values, scale, minimum, weights.bits)
+
+    def scaled(part: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
+        return to_float16(
+            part.astype(np.float32) * by_group,
+            lambda row, group, value: (
+                f"{name}: the factor {by_group[group]:g} makes the scale of group {group}, output "
+                f"channel {row}, {value:g}, beyond float16; choose a smaller factor"
+            ),
+        )
+
+    minimum = None if weights.minimum is None else scaled(weights.minimum)
+    return QuantizedWeights(weights.values, scaled(weights.scale), minimum, weights.bits)
 
 
 def group_factors(
@@ -270,7 +273,8 @@ def group_factors(
     Raises
     ------
     InvalidArgumentError
-        If a factor is not allowed, their number is not `columns`, or they change within a group.
+        If a factor is not allowed (`EncodingChoice`), their number is not `columns`, or they change
+        within a group.
     """
     _check_factors(factors, name)
     if len(factors) != columns:
@@ -348,38 +352,3 @@ def _check_factors(factors: Any, name: str = "factors") -> None:
         raise InvalidArgumentError(
             f"{name}: the factor {factors[at]} of column {at} is not between 2^-10 and 2^10"
         )
-
-
-def _check_bands(
-    band_lo: npt.NDArray[Any], band_hi: npt.NDArray[Any], k: int, window: str, label: str
-) -> None:
-    low, high = window_limits(k, window)
-    for band in (band_lo, band_hi):
-        if band.dtype != CONTAINER[k]:
-            raise InvalidArgumentError(
-                f"{label}: bands have the dtype of q, {CONTAINER[k]} for k = {k}, got {band.dtype}"
-            )
-    inside = (band_lo > low) | (band_hi < high)
-    if inside.any():
-        at = first_position(inside)[0]
-        raise InvalidArgumentError(
-            f"{label}: the band [{band_lo[at]}, {band_hi[at]}] of column {at} ends inside the "
-            f"{window} window [{low}, {high}], whose values have no MSB already"
-        )
-
-
-def _scaled_float16(
-    values: npt.NDArray[np.float16], factors: npt.NDArray[np.float32], name: str
-) -> npt.NDArray[np.float16]:
-    """``float16(values * factors)`` for values (N, G) and factors (G,)."""
-    product = values.astype(np.float32) * factors
-    with np.errstate(over="ignore"):
-        half = product.astype(np.float16)
-    overflow = ~np.isfinite(half)
-    if overflow.any():
-        row, group = first_position(overflow)
-        raise QuantizationError(
-            f"{name}: the factor {factors[group]:g} makes the scale of group {group}, output "
-            f"channel {row}, {product[row, group]:g}, beyond float16; choose a smaller factor"
-        )
-    return half

@@ -8,12 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
-from sparqle_tvm.numerics.integers import (
-    first_position,
-    int_matmul,
-    max_magnitude,
-    require_matrix,
-)
+from sparqle_tvm.numerics.integers import first_position, int_matmul, max_magnitude, require_matrix
 from sparqle_tvm.numerics.quantization import QuantizedWeights
 from sparqle_tvm.numerics.slicing import window_bias
 
@@ -64,18 +59,8 @@ def dense_reference(
 def grouped_bias_term(weights: QuantizedWeights, k: int, window: str) -> npt.NDArray[np.float64]:
     """Constant that undoes the bias of the stored low digits under group scales.
 
-    ``-b * sum_g d[n, g] * sum_(k in g) w[n, k]``, exact in float64; zero for the unsigned window.
-
-    Parameters
-    ----------
-    weights : QuantizedWeights (N, K)
-        Weights with group scales.
-    k, window
-        As for `sparqle_tvm.numerics.slicing.encode`.
-
-    Returns
-    -------
-    float64 (N,)
+    ``-b * sum_g d[n, g] * sum_(k in g) w[n, k]``, exact in float64 (N,); zero for the unsigned
+    window. `k` and `window` are those of `slicing.encode`.
 
     Raises
     ------
@@ -107,12 +92,7 @@ def _group_sum(q: npt.NDArray[np.int8], weights: QuantizedWeights) -> npt.NDArra
 def exact_sum_bound(weights: QuantizedWeights, largest_q: int) -> npt.NDArray[np.float64]:
     """Bound on the magnitude of the sums over the groups: float64 (N,).
 
-    Parameters
-    ----------
-    weights : QuantizedWeights (N, K)
-        Weights with group scales.
-    largest_q : int
-        Largest magnitude of the activations.
+    Weights (N, K) have group scales; `largest_q` is the largest magnitude of the activations.
     """
     rows, groups = weights.scale.shape
     magnitudes = np.abs(weights.values.astype(np.int32)).reshape(rows, groups, -1).sum(axis=2)
@@ -125,12 +105,7 @@ def exact_sum_bound(weights: QuantizedWeights, largest_q: int) -> npt.NDArray[np
 def require_exact_sum(weights: QuantizedWeights, largest_q: int) -> None:
     """Refuse group scales with which a partial sum over the groups could round in float64.
 
-    Parameters are those of `exact_sum_bound`.
-
-    Raises
-    ------
-    QuantizationError
-        If a sum could reach 2^29.
+    Raises QuantizationError if `exact_sum_bound` reaches 2^29.
     """
     bound = exact_sum_bound(weights, largest_q)
     if (bound >= EXACT_SUM_LIMIT).any():

@@ -20,36 +20,16 @@ DIGIT_BITS = (2, 4, 8)
 
 
 def require_digit_bits(k: int) -> None:
-    """Refuse a digit width other than 2, 4 or 8.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If `k` is none of the three.
-    """
+    """Refuse a digit width other than 2, 4 or 8: InvalidArgumentError."""
     if not isinstance(k, int) or k not in DIGIT_BITS:
         raise InvalidArgumentError(f"k must be 2, 4 or 8 (bits per digit), got {k!r}")
 
 
 def require_int8(k: int, what: str, error: type[SparqleError] = InvalidArgumentError) -> None:
-    """Refuse digits other than 4 bits where activations are int8.
+    """Refuse digits other than 4 bits where activations are int8; `what` has them.
 
     The one place that says so: our models quantize activations to int8, which are two digits of 4
     bits (2k = 8), and calibration tries its factors on those.
-
-    Parameters
-    ----------
-    k : int
-        Bits of a digit.
-    what : str
-        What has these digits, for the message.
-    error : type of SparqleError
-        What to raise.
-
-    Raises
-    ------
-    SparqleError
-        Of the type `error`, if `k` is not 4.
     """
     if 2 * k != 8:
         raise error(
@@ -59,13 +39,7 @@ def require_int8(k: int, what: str, error: type[SparqleError] = InvalidArgumentE
 
 
 def require_matrix(a: Any, dtypes: tuple[str, ...], name: str) -> None:
-    """Refuse anything but a 2-D array (rows, K) with K > 0 and one of the dtypes.
-
-    Raises
-    ------
-    QuantizationError
-        If type, rank or dtype differ, or if the second dimension is empty.
-    """
+    """Refuse anything but a matrix (rows, K), K > 0, of one of the dtypes: QuantizationError."""
     if not isinstance(a, np.ndarray):
         raise QuantizationError(f"{name}: expected a NumPy array, got {type(a).__name__}")
     if a.ndim != 2:
@@ -118,22 +92,7 @@ def pack_digits(digits: npt.NDArray[np.uint8], k: int) -> npt.NDArray[np.uint8]:
 
 
 def unpack_digits(packed: npt.NDArray[np.uint8], k: int, count: int) -> npt.NDArray[np.uint8]:
-    """Undo `pack_digits`: the first `count` digits of each row of bytes.
-
-    Parameters
-    ----------
-    packed : uint8 (..., bytes)
-        Bytes as `pack_digits` writes them.
-    k : {2, 4, 8}
-        Bits per digit.
-    count : int
-        Digits to return per row, at most bytes * 8 / k.
-
-    Returns
-    -------
-    uint8 (..., count)
-        Digits in [0, 2^k - 1].
-    """
+    """Undo `pack_digits`: uint8 (..., bytes) to the first `count` digits of each row."""
     require_digit_bits(k)
     per_byte = 8 // k
     mask = np.uint8(2**k - 1)
@@ -185,12 +144,9 @@ def int_matmul(q: npt.NDArray[Any], w: npt.NDArray[np.int8]) -> npt.NDArray[np.i
 
 
 def to_int32(accumulated: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    """Cast exact integers of any dtype and shape to int32, or refuse.
+    """Cast exact integers of any dtype and shape to int32.
 
-    Raises
-    ------
-    QuantizationError
-        If an element does not fit: the accumulator of the accelerator has 32 bits.
+    Raises QuantizationError if one does not fit: the accelerator's accumulator has 32 bits.
     """
     if max_magnitude(accumulated) > INT32_MAX:
         at = first_position(np.abs(accumulated) > INT32_MAX)

@@ -1,10 +1,12 @@
 """Quantization of activations (per token, per tensor) and weights (per channel, per group).
 
-Rounding is half to even everywhere (`np.rint`, as Relax's ``R.round``).
+Rounding is half to even everywhere (`np.rint`, as Relax's ``R.round``). `name` is that of the
+tensor in error messages.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy.typing as npt
 
 from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
 from sparqle_tvm.numerics.integers import (
+    CONTAINER,
     first_position,
     pack_digits,
     plane_bytes,
@@ -21,6 +24,7 @@ from sparqle_tvm.numerics.integers import (
     sign_extend,
     unpack_digits,
 )
+from sparqle_tvm.numerics.window import largest_integer
 
 SMALLEST_AMAX = float(np.float32(1e-30))
 """Below this largest magnitude a row counts as all zero; it keeps its scale from being zero."""
@@ -55,12 +59,12 @@ class QuantizedWeights:
         check_weight_range(self.values, self.bits)
         rows, columns = self.values.shape
         per_channel = self.scale.shape == (rows,) and self.scale.dtype == np.float32
+        groups = self.scale.shape[1] if self.scale.ndim == 2 else 0
         per_group = (
-            self.scale.ndim == 2
-            and self.scale.shape[0] == rows
+            self.scale.shape == (rows, groups)
             and self.scale.dtype == np.float16
-            and self.scale.shape[1] > 0
-            and columns % self.scale.shape[1] == 0
+            and groups > 0
+            and columns % groups == 0
         )
         if not (per_channel or per_group):
             raise InvalidArgumentError(
@@ -90,18 +94,15 @@ class QuantizedWeights:
     @property
     def group_size(self) -> int:
         """Columns per scale, or 0 for one scale per output channel."""
-        if self.scale.ndim == 1:
-            return 0
-        groups: int = self.scale.shape[1]
-        return self.shape[1] // groups
+        return 0 if self.scale.ndim == 1 else self.shape[1] // int(self.scale.shape[1])
 
     @property
     def nbytes(self) -> int:
         """Bytes of the values packed at `bits` per element, the scales and the minima."""
         rows, columns = self.shape
-        scale_bytes: int = self.scale.nbytes
         minimum_bytes = 0 if self.minimum is None else self.minimum.nbytes
-        return rows * plane_bytes(columns, self.bits) + scale_bytes + minimum_bytes
+        values_bytes = rows * plane_bytes(columns, self.bits)
+        return values_bytes + int(self.scale.nbytes) + minimum_bytes
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """Return the real weights: float32 (N, K)."""
@@ -116,13 +117,7 @@ class QuantizedWeights:
 
 
 def require_finite(x: npt.NDArray[Any], name: str) -> None:
-    """Refuse NaN and infinities.
-
-    Raises
-    ------
-    QuantizationError
-        Naming the tensor and the first bad position in row-major order.
-    """
+    """Refuse NaN and infinities; the QuantizationError names the first in row-major order."""
     finite = np.isfinite(x)
     if not finite.all():
         at = first_position(~finite)
@@ -147,8 +142,6 @@ def quantize_per_token(
         for k = 4; `slicing.max_exact` has that of any k.
     k : {2, 4, 8}
         Bits of a digit.
-    name : str
-        Name of the tensor in error messages.
 
     Returns
     -------
@@ -164,14 +157,14 @@ def quantize_per_token(
         If `x` is no float32 matrix, K = 0, or an element is NaN or infinite.
     """
     require_digit_bits(k)
-    largest = 2 ** (2 * k - 1) - 1
+    largest = largest_integer(k)
     if not 1 <= qmax <= largest:
         raise InvalidArgumentError(f"qmax must be 1 to {largest}, got {qmax}")
     require_matrix(x, ("float32",), name)
     require_finite(x, name)
     amax = np.abs(x).max(axis=1, keepdims=True)
     scale = np.maximum(amax, SMALLEST_AMAX) / np.float32(qmax)
-    q = np.clip(np.rint(x / scale), -qmax, qmax).astype(np.int16 if k == 8 else np.int8)
+    q = np.clip(np.rint(x / scale), -qmax, qmax).astype(CONTAINER[k])
     return q, scale
 
 
@@ -196,8 +189,6 @@ def quantize_per_tensor(
         The integer that stands for 0.0, between `qmin` and `qmax`.
     qmin, qmax : int
         Limits within int8. The default upper limit is the largest that the signed window holds.
-    name : str
-        Name of the tensor in error messages.
 
     Returns
     -------
@@ -208,7 +199,7 @@ def quantize_per_tensor(
     InvalidArgumentError
         If scale, zero point or limits are out of range.
     QuantizationError
-        If `x` is no float32 matrix, K = 0, or an element is NaN or infinite.
+        As `quantize_per_token`.
     """
     step = np.float32(scale)
     if not (np.isfinite(step) and step > 0):
@@ -247,8 +238,6 @@ def quantize_weights(
     symmetric : bool
         Without or with a minimum per group (a zero point in real units); the latter needs
         `group_size`.
-    name : str
-        Name of the tensor in error messages.
 
     Raises
     ------
@@ -280,16 +269,9 @@ def quantize_weights(
 
 
 def check_weight_range(values: npt.NDArray[np.int8], bits: int, name: str = "weight") -> None:
-    """Hold integer weights to the range of their width, signed or unsigned as a whole.
+    """Hold integer weights, int8 (N, K), to the range of their width, 2, 4 or 8 bits.
 
-    Parameters
-    ----------
-    values : int8 (N, K)
-        Integers: all in [-2^(bits-1), 2^(bits-1) - 1], or all in [0, 2^bits - 1].
-    bits : {2, 4, 8}
-        Width of the integers.
-    name : str
-        Name of the tensor in error messages.
+    All lie in [-2^(bits-1), 2^(bits-1) - 1], or all in [0, 2^bits - 1].
 
     Raises
     ------
@@ -317,10 +299,7 @@ def check_weight_range(values: npt.NDArray[np.int8], bits: int, name: str = "wei
 def pack_int4(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     """Pack 4-bit integers (N, K) in int8 to uint8 (N, ceil(K / 2)); element 2i is the low half.
 
-    Raises
-    ------
-    QuantizationError
-        If the values are neither all in [-8, 7] nor all in [0, 15].
+    Raises QuantizationError if the values are neither all in [-8, 7] nor all in [0, 15].
     """
     check_weight_range(values, 4)
     return pack_digits(values.view(np.uint8) & np.uint8(15), 4)
@@ -329,25 +308,9 @@ def pack_int4(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
 def unpack_int4(
     packed: npt.NDArray[np.uint8], *, columns: int, signed: bool = True
 ) -> npt.NDArray[np.int8]:
-    """Undo `pack_int4`.
+    """Undo `pack_int4`: int8 (N, columns), two's complement in [-8, 7] if signed, else [0, 15].
 
-    Parameters
-    ----------
-    packed : uint8 (N, ceil(columns / 2))
-        Two integers per byte, element 2i in the low half.
-    columns : int
-        K, the number of integers per row.
-    signed : bool
-        Read two's complement in [-8, 7] if true, else [0, 15].
-
-    Returns
-    -------
-    int8 (N, columns)
-
-    Raises
-    ------
-    QuantizationError
-        If `packed` is no uint8 matrix of that width.
+    Raises QuantizationError if `packed` is no uint8 matrix (N, ceil(columns / 2)).
     """
     require_matrix(packed, ("uint8",), "packed weight")
     width_bytes = plane_bytes(columns, 4)
@@ -362,7 +325,7 @@ def unpack_int4(
 def _quantize_groups(
     grouped: npt.NDArray[np.float32], bits: int, symmetric: bool, name: str
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16], npt.NDArray[np.float16] | None]:
-    """Quantize (N, G, group_size): values, float16 scale (N, G), float16 minimum (N, G) or None."""
+    """Quantize (N, G, group_size): values, scale (N, G), and minimum (N, G) or None."""
     if symmetric:
         low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         step = np.abs(grouped).max(axis=2) / np.float32(high)
@@ -374,7 +337,16 @@ def _quantize_groups(
         smallest = grouped.min(axis=2)
         step = (grouped.max(axis=2) - smallest) / np.float32(high - low)
         offset = smallest - np.float32(low) * step
-    scale, minimum = _to_float16(step, name), _to_float16(offset, name)
+    scale, minimum = (
+        to_float16(
+            part,
+            lambda row, group, value: (
+                f"{name}: group {group} of output channel {row} needs {value:g}, beyond float16; "
+                "scale the weights down or quantize per output channel"
+            ),
+        )
+        for part in (step, offset)
+    )
     real_scale = scale.astype(np.float32)[:, :, None]
     centred = grouped - minimum.astype(np.float32)[:, :, None]
     # A group of (nearly) equal weights has scale 0: all its values are 0.
@@ -383,14 +355,17 @@ def _quantize_groups(
     return values, scale, None if symmetric else minimum
 
 
-def _to_float16(x: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float16]:
+def to_float16(
+    x: npt.NDArray[np.float32], complaint: Callable[[int, int, np.float32], str]
+) -> npt.NDArray[np.float16]:
+    """Scales or minima (N, G) as float16.
+
+    Raises QuantizationError for what is too large: `complaint` of channel, group and value.
+    """
     with np.errstate(over="ignore"):
         half = x.astype(np.float16)
     overflow = ~np.isfinite(half)
     if overflow.any():
-        at = first_position(overflow)
-        raise QuantizationError(
-            f"{name}: group {at[1]} of output channel {at[0]} needs {x[at]:g}, beyond float16; "
-            "scale the weights down or quantize per output channel"
-        )
+        row, group = first_position(overflow)
+        raise QuantizationError(complaint(row, group, x[row, group]))
     return half

@@ -63,22 +63,11 @@ class RowNnz:
 
     @classmethod
     def drawn(
-        cls,
-        rng: np.random.Generator,
-        shares: NDArray[np.floating],
-        in_features: int,
-        unit: int,
+        cls, rng: np.random.Generator, shares: NDArray[np.floating], in_features: int, unit: int
     ) -> RowNnz:
         """Draw how many digits each row stores (binomial), without drawing a bitmap.
 
-        Parameters
-        ----------
-        rng : numpy.random.Generator
-            Source of randomness.
-        shares : ndarray of floats, shape (m,)
-            Share of stored digits of each row, 0 to 1.
-        in_features, unit : int
-            As the attributes.
+        `shares` (m,) are those of the stored digits of each row, 0 to 1.
         """
         counts = rng.binomial(span_widths(in_features, unit), shares[:, None])
         return cls(counts.astype(np.int32), unit, in_features)
@@ -103,14 +92,9 @@ class RowNnz:
         return RowNnz(self.counts[-1:], self.unit, self.in_features)
 
     def sorted(self, block_rows: int, lanes: int) -> RowNnz:
-        """The rows in the order of a balanced encoding.
+        """The rows in the order of a balanced encoding, a step of a PE row having `lanes` digits.
 
-        Parameters
-        ----------
-        block_rows : int
-            Rows that are sorted together, see `numerics.sorted_rows`.
-        lanes : int
-            Digits of a step of a PE row.
+        `block_rows` are sorted together, see `numerics.sorted_rows`.
         """
         key = (block_rows, lanes)
         if key not in self._derived:
@@ -125,17 +109,9 @@ class RowNnz:
         return sorted_rows(-(-digits // lanes), block_rows)
 
     def per_chunk(self, chunk: int) -> NDArray[np.int64]:
-        """Sum the counts over consecutive chunks of columns.
+        """Sum the counts over chunks of columns: int64 (m, ceil(in_features / chunk)), read-only.
 
-        Parameters
-        ----------
-        chunk : int
-            Columns of a chunk: a multiple of `unit`, or at least `in_features`.
-
-        Returns
-        -------
-        ndarray of int64, shape (m, ceil(in_features / chunk))
-            Not to be written.
+        A chunk is a multiple of `unit`, or at least `in_features`.
         """
         key = (min(chunk, self.in_features),)
         if key not in self._derived:

@@ -2,8 +2,7 @@
 
 This module defines the format; passes, kernels and the simulator are tested against it. The idea
 (low digit dense, high digit behind a precision bitmap) is that of SPARQLe, arXiv 2606.00365.
-
-`numerics.window` says how a window splits integers.
+Integers are split by a window, which `numerics.window` defines.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
 from sparqle_tvm.numerics.integers import (
+    CONTAINER,
     INT32_MAX,
     first_position,
     int_matmul,
@@ -32,10 +32,7 @@ from sparqle_tvm.numerics.window import window_of
 def window_bias(k: int, window: str) -> int:
     """What is added before the split: b = 2^(k-1) for the signed window, 0 for the unsigned one.
 
-    Raises
-    ------
-    InvalidArgumentError
-        If `k` is not 2, 4 or 8, or `window` not "signed" or "unsigned".
+    Raises InvalidArgumentError if `k` or `window` is not known.
     """
     return window_of(window).bias(k)
 
@@ -135,7 +132,7 @@ class SlicedTensor:
         q = self.msb_digits().astype(np.int16) << self.k
         q += self.lsb_digits()
         q -= window_bias(self.k, self.window)
-        return q if self.k == 8 else q.astype(np.int8)
+        return q.astype(CONTAINER[self.k])
 
     def lsb_digits(self) -> npt.NDArray[np.uint8]:
         """Return the dense plane of stored (biased) low digits: uint8 (M, K)."""
@@ -161,10 +158,7 @@ class SlicedTensor:
     def group_sums(self, group_size: int) -> npt.NDArray[np.int32]:
         """Sum the integers over groups of `group_size` columns: int32 (M, K / group_size).
 
-        Raises
-        ------
-        InvalidArgumentError
-            If K is not a multiple of `group_size`.
+        Raises InvalidArgumentError if K is not a multiple of `group_size`.
         """
         rows, columns = self.shape
         if group_size < 1 or columns % group_size:
@@ -262,12 +256,7 @@ def encode_digits(
 def bias_term(w: npt.NDArray[np.int8], k: int, window: str) -> npt.NDArray[np.int32]:
     """Constant that undoes the bias of the stored low digits: ``-b * sum_k w[n, k]``.
 
-    Parameters
-    ----------
-    w : int8 (N, K)
-        Weights.
-    k, window
-        As for `encode`; the constant, int32 (N,), is zero for the unsigned window.
+    Of weights int8 (N, K) it is int32 (N,), zero for the unsigned window.
 
     Raises
     ------
@@ -308,7 +297,7 @@ def _split(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int8], int]:
     """Check, saturate and split: dense stored low digits, dense high digits, saturated count."""
     bias = window_bias(k, window)
-    require_matrix(q, ("int16" if k == 8 else "int8",), name)
+    require_matrix(q, (CONTAINER[k],), name)
     if k == 2:
         outside = (q < -8) | (q > 7)
         if outside.any():

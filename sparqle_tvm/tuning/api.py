@@ -15,12 +15,7 @@ from sparqle_tvm.target.cost.energy_table import EnergyTable
 from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.op import ProgramScheme
 from sparqle_tvm.tuning.extract import extract_tasks
-from sparqle_tvm.tuning.measure import (
-    DEFAULT_DENSITY,
-    ActivationData,
-    Meter,
-    Objective,
-)
+from sparqle_tvm.tuning.measure import DEFAULT_DENSITY, ActivationData, Meter, Objective
 from sparqle_tvm.tuning.result import TuningResult
 from sparqle_tvm.tuning.search import Trial
 from sparqle_tvm.tuning.task import TuningTask
@@ -112,34 +107,19 @@ def tune(
     tasks: list[TuningTask] = []
     for scheme in schemes:
         tasks += extract_tasks(mod, accelerator, rows=rows, data=data, scheme=scheme, single=single)
-    bar = _Bar(trials, progress)
-    tuner = Tuner(meter, objective, work_dir, seed=seed, on_trial=bar.note)
-    with bar:
-        bar.skip(sum(entry.task in tasks for entry in tuner.known.entries))
+    with tqdm(total=trials, unit="trial", desc="tune", disable=not progress, leave=False) as bar:
+        tuner = Tuner(meter, objective, work_dir, seed=seed, on_trial=_Gain(bar).note)
+        bar.update(sum(entry.task in tasks for entry in tuner.known.entries))
         return tuner.run(tasks, trials)
 
 
-class _Bar:
-    """Shows trials done, and what the best schedules so far gained over the default ones."""
+class _Gain:
+    """Shows on a bar trials done, and what the best schedules so far gained over the default."""
 
-    def __init__(self, trials: int, progress: bool) -> None:
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
         self.best: dict[TuningTask, float] = {}
         self.first: dict[TuningTask, float] = {}
-        self.bar: Any = tqdm(
-            total=trials, unit="trial", desc="tune", disable=not progress, leave=False
-        )
-
-    def __enter__(self) -> _Bar:
-        """Itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the bar, so that what is printed next begins on a line of its own."""
-        self.bar.close()
-
-    def skip(self, count: int) -> None:
-        """Count trials of earlier runs."""
-        self.bar.update(count)
 
     def note(self, trial: Trial) -> None:
         """Count a trial."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -28,11 +29,8 @@ from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.tuning.space import decisions_of, reason_against
 from sparqle_tvm.tuning.task import TuningTask, schedule_key, task_of
 
-WORKLOADS, RECORDS, SETTINGS = (
-    "database_workload.json",
-    "database_tuning_record.json",
-    "tuning.json",
-)
+WORKLOADS, RECORDS = "database_workload.json", "database_tuning_record.json"
+SETTINGS = "tuning.json"
 VERSION = 1
 
 LOG = logging.getLogger("sparqle_tvm.tuning")
@@ -68,13 +66,7 @@ class Settings:
 
     @classmethod
     def read(cls, path: Path) -> Settings:
-        """Read a settings file.
-
-        Raises
-        ------
-        TuningError
-            If it is missing, damaged or of another version.
-        """
+        """Read a settings file; TuningError if it is missing, damaged or of another version."""
         if not path.exists():
             raise TuningError(
                 f"{path.parent} holds no tuning database ({path.name} is missing); make one with "
@@ -128,13 +120,7 @@ class TuningDatabase:
         return database if isinstance(database, TuningDatabase) else cls(database)
 
     def check_accelerator(self, accelerator: Accelerator) -> None:
-        """Refuse to use schedules of another machine.
-
-        Raises
-        ------
-        TuningError
-            If the database is for another accelerator.
-        """
+        """Refuse to use schedules of another machine: TuningError."""
         if self.settings.accelerator != accelerator:
             raise TuningError(
                 f"{self.folder} was tuned for accelerator {self.settings.accelerator.name!r}, this "
@@ -207,24 +193,29 @@ def _chunk(entry: Entry) -> int:
     return min(entry.decisions.k, entry.task.spec.k)
 
 
-def _lines(path: Path) -> list[tuple[int, Any]]:
-    """Numbered JSON values of a file; one without its end of line is left out."""
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a file; one without its end is left out."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TuningError(f"{path} cannot be read: {error}; tune again") from error
-    whole, end, torn = text.rpartition("\n")
+    *whole, torn = text.split("\n")
     if torn:
         LOG.warning("%s: the last line is cut off, as by a killed run; it is left out", path)
-    values = []
-    for number, line in enumerate(whole.split("\n") if end else [], 1):
-        try:
-            values.append((number, json.loads(line)))
-        except ValueError as error:
-            raise TuningError(
-                f"{path}, line {number}: not JSON ({error}); remove the line, or tune again"
-            ) from error
-    return values
+    return enumerate(whole, 1)
+
+
+@contextmanager
+def _reading(path: Path, number: int, what: str, remedy: str) -> Iterator[None]:
+    """Name file and line of what cannot be read."""
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        raise TuningError(
+            f"{path}, line {number}: not JSON ({error}); remove the line, or tune again"
+        ) from error
+    except Exception as error:  # TVM raises errors of many classes for what it cannot read
+        raise TuningError(f"{path}, line {number}: {what} ({_short(error)}); {remedy}") from error
 
 
 def drop_torn_line(path: Path) -> None:
@@ -237,43 +228,29 @@ def drop_torn_line(path: Path) -> None:
 
 def _read_workloads(path: Path) -> list[tuple[Any, TuningTask]]:
     found = []
-    for number, value in _lines(path):
-        try:
-            workload = ms.database.Workload.from_json(value)
+    for number, line in _lines(path):
+        with _reading(path, number, "no workload of a tuned op", "tune again"):
+            workload = ms.database.Workload.from_json(json.loads(line))
             found.append((workload, task_of(workload.mod)))
-        except Exception as error:  # TVM raises errors of many classes for what it cannot read
-            raise TuningError(
-                f"{path}, line {number}: no workload of a tuned op ({_short(error)}); tune again"
-            ) from error
     return found
 
 
 def _read_records(
     path: Path, workloads: list[tuple[Any, TuningTask]], accelerator: Accelerator
-) -> Iterable[Entry]:
-    for number, value in _lines(path):
-        try:
-            index, record = value
-            workload, task = workloads[_index(index, len(workloads))]
-            decisions = _replay(workload, record[0])
-            (figure,) = record[1]
+) -> Iterator[Entry]:
+    remedy = "remove the line, or tune again"
+    for number, line in _lines(path):
+        with _reading(path, number, "no record of a tuned op", remedy):
+            index, (trace, (figure,), *_) = json.loads(line)
+            if not isinstance(index, int) or not 0 <= index < len(workloads):
+                raise ValueError(f"there is no workload {index!r}")
+            workload, task = workloads[index]
+            decisions = _replay(workload, trace)
             if not (isinstance(figure, int | float) and 0 < figure < math.inf):
                 raise ValueError(f"the figure {figure!r} is not a positive number")
-            misfit = reason_against(task, accelerator, decisions)
-            if misfit:
+            if misfit := reason_against(task, accelerator, decisions):
                 raise ValueError(misfit)
-        except Exception as error:  # as above
-            raise TuningError(
-                f"{path}, line {number}: no record of a tuned op ({_short(error)}); remove the "
-                "line, or tune again"
-            ) from error
         yield Entry(task, decisions, float(figure))
-
-
-def _index(index: Any, count: int) -> int:
-    if not isinstance(index, int) or not 0 <= index < count:
-        raise ValueError(f"there is no workload {index!r}")
-    return index
 
 
 def _replay(workload: Any, trace: Any) -> Decisions:
@@ -293,10 +270,7 @@ def _short(error: Exception) -> str:
 def open_for_tuning(folder: Path, settings: Settings) -> TuningDatabase:
     """Open the database of a run that goes on, or begin one.
 
-    Raises
-    ------
-    TuningError
-        If the folder cannot be made, is of another purpose, or is damaged.
+    Raises TuningError if the folder cannot be made, is of another purpose, or is damaged.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +21,7 @@ from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.op import DenseOp, ProgramScheme
 from sparqle_tvm.tuning.measure import ActivationData
 from sparqle_tvm.tuning.predict import Predictor
-from sparqle_tvm.tuning.space import chunk_unit, default_of, make_space, reason_against
+from sparqle_tvm.tuning.space import Space, chunk_unit, default_of, make_space, reason_against
 from sparqle_tvm.tuning.task import TuningTask, even_splits
 
 if TYPE_CHECKING:
@@ -46,18 +48,14 @@ def extract_tasks(
 
     Parameters
     ----------
-    mod : tvm.IRModule
-        Relax functions with quantized dense ops; it is not changed.
-    target : str, tvm.target.Target or Accelerator
-        The accelerator.
+    mod, target, single
+        As for `tuning.tune`.
     rows : sequence of int
         Tokens to tune for where the module has a symbolic number of rows: each makes a task.
     data : ActivationData, optional
         What the choice of common K chunks looks at. Its calibration is held to the module.
     scheme : {"sparqle", "dense"}
         ``dense``: the baseline of the same ops.
-    single : collection of str
-        Labels of ops that work on one token, whatever `rows` says: the output layer's.
 
     Raises
     ------
@@ -107,8 +105,6 @@ def tasks_of_group(
         The ops.
     rows : int
         Tokens that they are measured with.
-    accelerator : Accelerator
-        The machine.
     labels : dict of DenseOp to list of str, optional
         Labels of all ops that each stands for; without, each counts as often as it is in `group`.
     data : ActivationData, optional
@@ -118,26 +114,25 @@ def tasks_of_group(
     names = labels or {spec: [""] * group.count(spec) for spec in group}
     chunks = even_splits(group[0].k, chunk_unit(group, accelerator))
 
-    def task(spec: DenseOp, chunks: tuple[int, ...]) -> TuningTask:
-        mine = names[spec]
-        return TuningTask(
+    tasks = [
+        TuningTask(
             spec=spec,
             rows=rows,
             group=group,
             chunks=chunks,
-            weight=len(mine),
-            labels=tuple(name for name in mine if name),
+            weight=len(names[spec]),
+            labels=tuple(filter(None, names[spec])),
         )
-
+        for spec in dict.fromkeys(group)
+    ]
     try:
-        different = [task(spec, chunks) for spec in dict.fromkeys(group)]
-        defaults = [default_of(t, accelerator) for t in different]
+        defaults = [default_of(task, accelerator) for task in tasks]
     except TargetError:
         return []  # the op stays on the host, as the pipeline reports
-    if len(different) > 1:
-        chunks = _common_chunks(different, accelerator, data or ActivationData())
+    if len(tasks) > 1:
+        chunks = _common_chunks(tasks, accelerator, data or ActivationData())
     chunks = tuple(sorted({*chunks, *(decisions.k for decisions in defaults)}))
-    return [task(t.spec, chunks) for t in different]
+    return [replace(task, chunks=chunks) for task in tasks]
 
 
 def _encodings(mod: tvm.IRModule, calibration: Calibration | None) -> Iterator[EncodingInfo]:
@@ -177,12 +172,10 @@ def _common_chunks(
         predictor = Predictor(task, accelerator, data.draw(task)[0])
         space = make_space(task, accelerator)
         for chunk in sums:
-            rng = np.random.default_rng(chunk)
-            knobs = {**space.knobs, "k": (chunk,)}
-            points = type(space)(knobs).draw(rng, _DRAWN)
-            points.sort(key=lambda point: predictor.predict(point).total_cycles)
+            with_chunk = Space({**space.knobs, "k": (chunk,)})
+            drawn = with_chunk.draw(np.random.default_rng(chunk), _DRAWN)
+            points = sorted(drawn, key=predictor.cycles)
             fit = (p for p in points if reason_against(task, accelerator, p) is None)
-            best = next(fit, None)
-            cycles = predictor.predict(best).total_cycles if best else float("inf")
+            cycles = next(map(predictor.cycles, fit), math.inf)
             sums[chunk] += task.group.count(task.spec) * cycles
     return tuple(sorted(sums, key=lambda chunk: (sums[chunk], -chunk))[:_SHARED_CHUNKS])

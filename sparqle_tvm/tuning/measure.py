@@ -66,10 +66,7 @@ class Objective:
     def parse(cls, text: str | Objective) -> Objective:
         """Read ``latency``, ``energy``, ``edp``, ``weighted`` or ``weighted:0.3``.
 
-        Raises
-        ------
-        InvalidArgumentError
-            If it is none of them.
+        Raises InvalidArgumentError if it is none of them.
         """
         if isinstance(text, Objective):
             return text
@@ -145,7 +142,7 @@ class ActivationData:
         """Activations of an op; ops of one group get the same."""
         rows, columns = task.rows, task.spec.k
         known = self.calibration
-        labels = [] if known is None else [name for name in task.labels if known.knows(name)]
+        labels = [] if known is None else [name for name in task.labels if name in known]
         if known is None or not labels:
             rng = np.random.default_rng((self.seed, rows, columns))
             return tuple(
@@ -226,10 +223,7 @@ class Meter:
     def build(self, task: TuningTask, decisions: Decisions) -> Program:
         """Schedule and generate the program, verified.
 
-        Raises
-        ------
-        SparqleError
-            `CompileError`, `TargetError` or `ProgramError`: there is no such program.
+        Raises CompileError, TargetError or ProgramError if there is no such program.
         """
         spec = task.spec
         scheduled = schedule_with(spec, self.accelerator, decisions)
@@ -237,52 +231,27 @@ class Meter:
 
     def run(self, task: TuningTask, program: Program) -> Measurement:
         """Simulate a program with every draw of the data."""
-        found = []
-        for nnz in self.activations(task):
-            digits = nnz if task.spec.scheme == "sparqle" else None
-            found.append(simulated_events(simulate_timing(program, task.rows, digits)))
-        return self._combined(found)
+        drawn = self.activations(task)
+        digits = drawn if task.spec.scheme == "sparqle" else [None] * len(drawn)
+        return self._combined(
+            [simulated_events(simulate_timing(program, task.rows, d)) for d in digits]
+        )
 
     def count(self, task: TuningTask, decisions: Decisions) -> Measurement:
         """Cost by formula."""
-        return self._combined([self._op_events(task, decisions, n) for n in self.activations(task)])
+        spec, shape, tile = task.spec, task.shape, decisions.tile
+        tiling = Tiling(*tile, *task.tile_counts(tile), rows_outer=decisions.rows_outer)
+        costs = [
+            dense_op_cost(shape, nnz, tiling, self.accelerator, spec.scheme, spec.block_rows)
+            for nnz in self.activations(task)
+        ]
+        return self._combined([cost.events for cost in costs])
 
     def measure(self, task: TuningTask, decisions: Decisions) -> Measurement:
-        """Cost of decisions with the engine.
-
-        Raises
-        ------
-        SparqleError
-            If no program can be made of them.
-        """
+        """Cost of decisions with the engine; errors as `build`."""
         if self.engine == "analytical":
             return self.count(task, decisions)
         return self.run(task, self.build(task, decisions))
-
-    def prepare(self, task: TuningTask, decisions: Decisions) -> bytes:
-        """First half of `measure`, what a builder does: the program, empty with formulas."""
-        if self.engine == "analytical":
-            return b""
-        return self.build(task, decisions).to_bytes()
-
-    def evaluate(self, task: TuningTask, decisions: Decisions, program: bytes) -> Measurement:
-        """Second half of `measure`, what a runner does with what `prepare` made."""
-        if self.engine == "analytical":
-            return self.count(task, decisions)
-        return self.run(task, Program.from_bytes(program))
-
-    def _op_events(self, task: TuningTask, decisions: Decisions, nnz: RowNnz) -> Events:
-        spec, tile = task.spec, decisions
-        counts = (
-            math.ceil(task.rows / tile.m),
-            math.ceil(spec.n / tile.n),
-            math.ceil(spec.k / tile.k),
-        )
-        tiling = Tiling(tile.m, tile.n, tile.k, *counts, rows_outer=tile.rows_outer)
-        cost = dense_op_cost(
-            task.shape, nnz, tiling, self.accelerator, spec.scheme, spec.block_rows
-        )
-        return cost.events
 
     def _combined(self, events: list[Events]) -> Measurement:
         table = self.energy_table
@@ -313,21 +282,7 @@ class RecordedMeter(Meter):
         return f"{task.name}: nobody measured {decisions}"
 
     def measure(self, task: TuningTask, decisions: Decisions) -> Measurement:
-        """What was measured.
-
-        Raises
-        ------
-        TuningError
-            If nothing was.
-        """
+        """What was measured; TuningError if nothing was."""
         if reason := self.refuses(task, decisions):
             raise TuningError(reason)
         return self.known[task, decisions]
-
-    def prepare(self, task: TuningTask, decisions: Decisions) -> bytes:
-        """Nothing needs to be built."""
-        return b""
-
-    def evaluate(self, task: TuningTask, decisions: Decisions, program: bytes) -> Measurement:
-        """What was measured, as `measure`."""
-        return self.measure(task, decisions)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.schedule import Decisions
@@ -28,12 +30,8 @@ class Prediction:
 
     Attributes
     ----------
-    total_cycles : float
-        Of the op.
-    dma_cycles : float
-        Of all transfers.
-    mma_cycles : float
-        Of the array.
+    total_cycles, dma_cycles, mma_cycles : float
+        Of the op, of all transfers, and of the array.
     exposed_cycles : float
         That nothing overlaps: first load, last drain and store.
     serial_cycles : float
@@ -52,10 +50,8 @@ class Predictor:
 
     Parameters
     ----------
-    task : TuningTask
-        The op.
-    accelerator : Accelerator
-        The machine.
+    task, accelerator
+        The op and the machine.
     nnz : RowNnz
         Stored digits of its activations.
     """
@@ -106,10 +102,13 @@ class Predictor:
             self._seen[decisions] = self._predict(decisions)
         return self._seen[decisions]
 
+    def cycles(self, decisions: Decisions) -> float:
+        """All of them: the key that candidates are sorted by."""
+        return self.predict(decisions).total_cycles
+
     def _predict(self, d: Decisions) -> Prediction:
         shape, loads = self.task.shape, self.loads
-        tiles = [math.ceil(e / t) for e, t in zip((shape.m, shape.n, shape.k), d.tile, strict=True)]
-        m_tiles, n_tiles, k_tiles = tiles
+        m_tiles, n_tiles, k_tiles = self.task.tile_counts(d.tile)
         m, n, k = shape.m / m_tiles, shape.n / n_tiles, shape.k / k_tiles
         outer, inner = (m_tiles, n_tiles) if d.rows_outer else (n_tiles, m_tiles)
         activation, weight = loads.activation(m, k), loads.weight(n, k)
@@ -155,10 +154,8 @@ class Predictor:
         sparse = dense
         if spec.scheme == "sparqle":
             steps = msb_steps(header, self.nnz, split)
-            groups = [
-                steps[i : i + array.rows].max(axis=0).sum() for i in range(0, shape.m, array.rows)
-            ]
-            sparse = int(sum(groups))
+            starts = np.arange(0, shape.m, array.rows)
+            sparse = int(np.maximum.reduceat(steps, starts, axis=0).sum())
         passes = math.ceil(shape.n / array.cols) * shape.weight_slices
         reductions = 2 * len(spans) * reduction_cycles(header, shape.n, split)
         return float((dense + sparse) * passes + reductions)

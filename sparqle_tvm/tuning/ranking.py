@@ -35,7 +35,7 @@ def features(task: TuningTask, decisions: Decisions, predictor: Predictor) -> ND
     """What the model sees of a candidate: float32 (1, n), logarithms where sizes count."""
     prediction, d = predictor.predict(decisions), decisions
     extents = (task.rows, task.spec.n, task.spec.k)
-    tiles = [math.ceil(e / t) for e, t in zip(extents, d.tile, strict=True)]
+    tiles = task.tile_counts(d.tile)
     bound = predictor.lower_bound_cycles()
     sizes = [
         *d.tile,
@@ -53,13 +53,7 @@ def features(task: TuningTask, decisions: Decisions, predictor: Predictor) -> ND
 
 @derived_object
 class KnobFeatures(ms.feature_extractor.PyFeatureExtractor):
-    """`features` of candidates, for MetaSchedule's models.
-
-    Parameters
-    ----------
-    predictor_of : callable
-        The predictor of a task.
-    """
+    """`features` of candidates, for MetaSchedule's models; `predictor_of` gives that of a task."""
 
     def __init__(self, predictor_of: Callable[[TuningTask], Predictor]) -> None:
         super().__init__()
@@ -82,7 +76,7 @@ class CandidateModel(ms.cost_model.PyCostModel):
     Parameters
     ----------
     predictor_of : callable
-        The predictor of a task.
+        As for `KnobFeatures`.
     ranking : {"learned", "predicted", "random"}
         ``learned``: MetaSchedule's XGBoost model over `KnobFeatures` as soon as it has seen enough
         results, the prediction before, and nothing whose prediction is far above the best.
@@ -130,9 +124,7 @@ class CandidateModel(ms.cost_model.PyCostModel):
             return self.rng.random(len(candidates))
         task = task_of(context.mod)
         predictor = self.predictor_of(task)
-        predictions = np.array(
-            [predictor.predict(decisions_of(c.sch.mod)).total_cycles for c in candidates]
-        )
+        predictions = np.array([predictor.cycles(decisions_of(c.sch.mod)) for c in candidates])
         best = min(self.best.get(task, math.inf), float(predictions.min(initial=math.inf)))
         self.best[task] = best
         scores = best / predictions

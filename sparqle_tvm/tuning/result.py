@@ -66,7 +66,6 @@ class TuningResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data: settings, every op before and after, and the totals."""
-        totals = {which: asdict(self.total(which)) for which in ("default", "best")}
         return {
             "settings": self.settings.to_json(),
             "work_dir": str(self.work_dir),
@@ -83,7 +82,7 @@ class TuningResult:
                 }
                 for found in self.tasks
             ],
-            "total": totals,
+            "total": {which: asdict(self.total(which)) for which in ("default", "best")},
         }
 
     def total(self, which: str = "best") -> Measurement:

@@ -13,11 +13,11 @@ kept), weight-stationary (columns outside, kept), output-stationary (nothing kep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from math import lcm, prod
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import tvm
@@ -28,32 +28,18 @@ from tvm.s_tir import meta_schedule as ms
 from sparqle_tvm.errors import CompileError, InvalidArgumentError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.library import ProgramLibrary
-from sparqle_tvm.target.compile.schedule import (
-    Decisions,
-    check_decisions,
-    overflows,
-)
+from sparqle_tvm.target.compile.schedule import Decisions, check_decisions, overflows
 from sparqle_tvm.tuning.task import TuningTask, even_splits
 
 KNOB_ATTR = "sparqle.knob."
 """Annotations of the root block: the decision of every knob."""
 
-KNOBS = (
-    "m",
-    "n",
-    "k",
-    "rows_outer",
-    "keep_outer",
-    "activation_slots",
-    "weight_slots",
-    "accumulator_slots",
-    "row_split",
-)
+_KINDS = get_type_hints(Decisions)
+
+KNOBS = tuple(_KINDS)
 """The fields of `Decisions`, in the order in which a trace samples them."""
 
-_FLAGS = ("rows_outer", "keep_outer")
 _DEPTHS = (1, 2, 3)
-_ACCUMULATOR_DEPTHS = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -80,19 +66,14 @@ class Space:
 
     def points(self) -> Iterator[Decisions]:
         """All combinations."""
-        for values in product(*self.knobs.values()):
-            yield decisions_from(dict(zip(KNOBS, values, strict=True)))
+        return map(decisions_from, product(*self.knobs.values()))
 
     def draw(self, rng: np.random.Generator, count: int) -> list[Decisions]:
         """Up to `count` different points: all of a smaller space, in any case none twice."""
         if self.size <= count:
             return list(self.points())
-        drawn = dict.fromkeys(
-            zip(
-                *(rng.choice(values, count).tolist() for values in self.knobs.values()), strict=True
-            )
-        )
-        return [decisions_from(dict(zip(KNOBS, values, strict=True))) for values in drawn]
+        drawn = [rng.choice(values, count).tolist() for values in self.knobs.values()]
+        return [decisions_from(values) for values in dict.fromkeys(zip(*drawn, strict=True))]
 
     def __contains__(self, decisions: object) -> bool:
         """Whether decisions are a combination of the space."""
@@ -100,36 +81,29 @@ class Space:
             int(getattr(decisions, knob)) in values for knob, values in self.knobs.items()
         )
 
-    def schedule(self, sch: s_tir.Schedule) -> None:
+    def schedule(self, sch: s_tir.Schedule, decisions: Decisions | None = None) -> None:
         """Sample every knob: the space generator of MetaSchedule (`ms.space_generator.ScheduleFn`).
 
         Parameters
         ----------
         sch : s_tir.Schedule
             Of `TuningTask.workload`.
+        decisions : Decisions, optional
+            A point of the space, as if it had been sampled.
         """
         block = sch.get_sblock("root")
         for knob, values in self.knobs.items():
-            chosen = sch.sample_categorical(list(values), [1.0 / len(values)] * len(values))
+            index = None if decisions is None else values.index(int(getattr(decisions, knob)))
+            shares = [1.0 / len(values)] * len(values)
+            chosen = sch.sample_categorical(list(values), shares, decision=index)
             sch.annotate(block, KNOB_ATTR + knob, chosen)
 
     def trace(self, task: TuningTask, decisions: Decisions) -> s_tir.schedule.Trace:
-        """The trace that makes exactly these decisions, as if they had been sampled.
-
-        Raises
-        ------
-        InvalidArgumentError
-            If they are not in the space.
-        """
+        """The trace that makes exactly these decisions; InvalidArgumentError without such."""
         if decisions not in self:
             raise InvalidArgumentError(f"{task.name}: {decisions} is not in the space")
         sch = s_tir.Schedule(task.workload(), seed=1, debug_mask="none")
-        block = sch.get_sblock("root")
-        for knob, values in self.knobs.items():
-            shares = [1.0 / len(values)] * len(values)
-            index = values.index(int(getattr(decisions, knob)))
-            chosen = sch.sample_categorical(list(values), shares, decision=index)
-            sch.annotate(block, KNOB_ATTR + knob, chosen)
+        self.schedule(sch, decisions)
         return sch.trace
 
 
@@ -140,53 +114,40 @@ def make_space(
 
     Parameters
     ----------
-    task : TuningTask
-        The op.
-    accelerator : Accelerator
-        The array.
+    task, accelerator
+        The op and the array.
     depths : tuple of int
         Buffer depths of activations and weights to choose from; accumulators have at most two.
 
     Raises
     ------
     TargetError
-        If not even the smallest tile fits the accelerator.
+        As `default_of`.
     """
     default = default_of(task, accelerator)
-    rows = {*even_splits(task.rows, accelerator.rows), default.m}
-    columns = {*even_splits(task.spec.n, accelerator.cols), default.n}
-    splits = even_row_splits(task, accelerator)
-    accumulators = tuple(depth for depth in _ACCUMULATOR_DEPTHS if depth in {*depths, 2})
-    return Space(
-        {
-            "m": tuple(sorted(rows)),
-            "n": tuple(sorted(columns)),
-            "k": tuple(sorted(task.chunks)),
-            "rows_outer": (0, 1),
-            "keep_outer": (0, 1),
-            "activation_slots": tuple(sorted({*depths, 2})),
-            "weight_slots": tuple(sorted({*depths, 2})),
-            "accumulator_slots": accumulators,
-            "row_split": tuple(sorted({*splits, default.row_split})),
-        }
-    )
+    slots = {*depths, 2}
+    # PE rows that may share an activation row: 1, 2, 4, ... while the bucket's rows exist.
+    most = max(1, accelerator.rows // task.spec.m)
+    knobs: dict[str, Collection[int]] = {
+        "m": {*even_splits(task.rows, accelerator.rows), default.m},
+        "n": {*even_splits(task.spec.n, accelerator.cols), default.n},
+        "k": task.chunks,
+        "rows_outer": (0, 1),
+        "keep_outer": (0, 1),
+        "activation_slots": slots,
+        "weight_slots": slots,
+        "accumulator_slots": slots & {1, 2},
+        "row_split": {*(1 << i for i in range(most.bit_length())), default.row_split},
+    }
+    return Space({name: tuple(sorted(values)) for name, values in knobs.items()})
 
 
 def default_of(task: TuningTask, accelerator: Accelerator) -> Decisions:
     """What a compilation without a database does: tiles for all ops that read the encoding.
 
-    Raises
-    ------
-    TargetError
-        If not even the smallest tile fits the accelerator.
+    Raises TargetError if not even the smallest tile fits the accelerator.
     """
     return ProgramLibrary(accelerator).decisions(task.spec, task.group)
-
-
-def even_row_splits(task: TuningTask, accelerator: Accelerator) -> tuple[int, ...]:
-    """PE rows that may share an activation row: 1, 2, 4, ... while the bucket's rows exist."""
-    most = max(1, accelerator.rows // task.spec.m)
-    return tuple(1 << i for i in range(most.bit_length()))
 
 
 def chunk_unit(group: tuple[Any, ...], accelerator: Accelerator) -> int:
@@ -194,25 +155,17 @@ def chunk_unit(group: tuple[Any, ...], accelerator: Accelerator) -> int:
     return lcm(8, accelerator.lanes, *(max(spec.group_size, 1) for spec in group))
 
 
-def decisions_from(values: Mapping[str, int]) -> Decisions:
-    """Decisions from the values of all knobs."""
-    chosen: dict[str, Any] = {
-        knob: bool(values[knob]) if knob in _FLAGS else int(values[knob]) for knob in KNOBS
-    }
+def decisions_from(values: Iterable[int]) -> Decisions:
+    """Decisions from the values of all knobs, in the order of `KNOBS`."""
+    chosen = {knob: kind(v) for (knob, kind), v in zip(_KINDS.items(), values, strict=True)}
     return Decisions(**chosen)
 
 
 def decisions_of(mod: tvm.IRModule) -> Decisions:
-    """The decisions that a replayed trace left in its module.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If a knob is missing.
-    """
+    """The decisions that a replayed trace left in its module; InvalidArgumentError if none."""
     annotations = mod["main"].body.block.annotations
     try:
-        return decisions_from({knob: int(annotations[KNOB_ATTR + knob]) for knob in KNOBS})
+        return decisions_from([int(annotations[KNOB_ATTR + knob]) for knob in KNOBS])
     except KeyError as error:
         raise InvalidArgumentError(f"the schedule decides nothing for {error}") from error
 
@@ -232,15 +185,7 @@ def reason_against(task: TuningTask, accelerator: Accelerator, decisions: Decisi
 
 @derived_object
 class RejectMisfits(ms.postproc.PyPostproc):
-    """Refuses candidates that do not fit the array or its buffers, before they are built.
-
-    Parameters
-    ----------
-    task : TuningTask
-        The op.
-    refuses : callable
-        `reason_against`, with what else the measurement cannot do.
-    """
+    """Refuses candidates that cannot be measured, before they are: see `Meter.refuses`."""
 
     def __init__(
         self, task: TuningTask, refuses: Callable[[TuningTask, Decisions], str | None]
@@ -262,13 +207,7 @@ class RejectMisfits(ms.postproc.PyPostproc):
 
 @derived_object
 class MutateKnob(ms.mutator.PyMutator):
-    """Changes one knob of a trace: to a neighbouring value, or to any other.
-
-    Parameters
-    ----------
-    seed : int
-        Of its random numbers.
-    """
+    """Changes one knob of a trace: to a neighbouring value, or to any other."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()

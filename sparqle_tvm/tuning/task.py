@@ -76,6 +76,11 @@ class TuningTask:
         """The op with the rows that are measured, as the cost formulas take it."""
         return dataclasses.replace(self.spec, m=self.rows)
 
+    def tile_counts(self, tile: tuple[int, int, int]) -> tuple[int, int, int]:
+        """How many tiles of these extents there are along rows, channels and columns."""
+        m, n, k = tile
+        return math.ceil(self.rows / m), math.ceil(self.spec.n / n), math.ceil(self.spec.k / k)
+
     def to_json(self) -> dict[str, Any]:
         """What distinguishes it, as plain JSON data."""
         return {
@@ -87,13 +92,7 @@ class TuningTask:
 
     @classmethod
     def from_json(cls, data: Any) -> TuningTask:
-        """The task of `to_json`, without weight and labels.
-
-        Raises
-        ------
-        InvalidArgumentError
-            If the data is not that of a task.
-        """
+        """The task of `to_json`, without weight and labels; InvalidArgumentError if it is none."""
         return typed(data, cls, "this is no tuning task", InvalidArgumentError)
 
     def workload(self) -> tvm.IRModule:
@@ -109,13 +108,7 @@ def _unscheduled(task: TuningTask) -> Any:
 
 
 def task_of(mod: tvm.IRModule) -> TuningTask:
-    """The task of a workload, or of a schedule of it.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If the module is none.
-    """
+    """The task of a workload, or of a schedule of it; InvalidArgumentError if it is none."""
     for function in mod.functions.values():
         if function.attrs is not None and TASK_ATTR in function.attrs:
             return TuningTask.from_json(json.loads(str(function.attrs[TASK_ATTR])))

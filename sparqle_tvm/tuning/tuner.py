@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -18,27 +17,12 @@ from tvm.s_tir import meta_schedule as ms
 from sparqle_tvm.errors import InvalidArgumentError, MissingExtraError, SparqleError, TuningError
 from sparqle_tvm.target.accelerator import register_tags
 from sparqle_tvm.target.compile.schedule import Decisions
-from sparqle_tvm.tuning.database import (
-    RECORDS,
-    WORKLOADS,
-    Entry,
-    Settings,
-    TuningDatabase,
-    best_of_group,
-    open_for_tuning,
-)
+from sparqle_tvm.tuning import database as files
 from sparqle_tvm.tuning.measure import Measurement, Meter, Objective
 from sparqle_tvm.tuning.predict import Predictor
 from sparqle_tvm.tuning.ranking import CandidateModel, Ranking
 from sparqle_tvm.tuning.result import TaskResult, TuningResult
-from sparqle_tvm.tuning.search import (
-    Journal,
-    ProgramBuilder,
-    ProgramRunner,
-    Rounds,
-    Trial,
-    commit,
-)
+from sparqle_tvm.tuning.search import Rounds, Trial
 from sparqle_tvm.tuning.space import MutateKnob, RejectMisfits, Space, default_of, make_space
 from sparqle_tvm.tuning.task import TuningTask, task_of
 
@@ -47,7 +31,7 @@ LOG = logging.getLogger("sparqle_tvm.tuning")
 # Points of which the prediction chooses what is simulated first.
 _DRAWN = 3000
 
-# Candidates of a task that are built and measured together, and the search that finds them.
+# Candidates of a task that are measured together, and the search that finds them.
 _BATCH = {"simulator": 8, "analytical": 32}
 _POPULATION = 64
 _GENERATIONS = 3
@@ -95,21 +79,23 @@ class Tuner:
         self.meter, self.objective = meter, Objective.parse(objective)
         self.work_dir, self.seed, self.ranking = Path(work_dir), seed, ranking
         self.spaces = dict(spaces or {})
-        self.settings = Settings(
+        self.on_trial = on_trial
+        self.settings = files.Settings(
             meter.accelerator,
             str(self.objective),
             meter.engine,
             meter.energy_table.name,
             meter.data.to_json(),
         )
-        self.journal = Journal()
-        if on_trial is not None:
-            self.journal.listener = on_trial
         register_tags()
         self.target = tvm.target.Target(meter.accelerator.to_target_config())
+        self.known = files.open_for_tuning(self.work_dir, self.settings)
+        self.database = ms.database.JSONDatabase(
+            str(self.work_dir / files.WORKLOADS), str(self.work_dir / files.RECORDS)
+        )
+        self.journal: list[Trial] = []
         self.defaults: dict[TuningTask, tuple[Decisions, Measurement]] = {}
         self._predictors: dict[TuningTask, Predictor] = {}
-        self.known = open_for_tuning(self.work_dir, self.settings)
 
     def run(self, tasks: Sequence[TuningTask], trials: int) -> TuningResult:
         """Tune tasks.
@@ -131,22 +117,19 @@ class Tuner:
                 f"{trials} trials for {len(tasks)} different dense ops; every op needs at least "
                 "one, its default schedule"
             )
-        done = _counted(self.known.entries)
-        database = ms.database.JSONDatabase(
-            str(self.work_dir / WORKLOADS), str(self.work_dir / RECORDS)
-        )
+        done = Counter(entry.task for entry in self.known.entries)
         for task in tasks:
-            self._measure_default(task, database, known=bool(done.get(task)))
+            self._measure_default(task, known=task in done)
         open_tasks = [task for task in tasks if self._space(task).size > 1]
-        left = trials - sum(max(done.get(task, 0), 1) for task in tasks)
+        left = trials - sum(max(done[task], 1) for task in tasks)
         if self.ranking != "random":
             for task in open_tasks:
                 share = min(_BATCH[self.meter.engine], left // (2 * len(open_tasks)))
                 if task not in done:
-                    self._measure_favourites(task, share, database)
-        left = trials - sum(done.values()) - len(self.journal.trials)
+                    self._measure_favourites(task, share)
+        left = trials - done.total() - len(self.journal)
         if left > 0 and open_tasks:
-            self._search(open_tasks, left, database)
+            self._search(open_tasks, left)
         return self._result(tasks, done)
 
     def _space(self, task: TuningTask) -> Space:
@@ -166,7 +149,7 @@ class Tuner:
             self._predictors[task] = Predictor(task, self.meter.accelerator, nnz)
         return self._predictors[task]
 
-    def _measure_default(self, task: TuningTask, database: Any, *, known: bool) -> None:
+    def _measure_default(self, task: TuningTask, *, known: bool) -> None:
         """Measure the default schedule first: nothing worse than it is ever chosen."""
         decisions = default_of(task, self.meter.accelerator)
         engine = self.meter.engine
@@ -177,68 +160,62 @@ class Tuner:
             )
         cost = self.meter.measure(task, decisions)
         self.defaults[task] = decisions, cost
-        if known:
-            return
-        value = self.objective.value(cost, cost)
-        commit(database, task, self._space(task).trace(task, decisions), value, self.target)
-        self.journal.add(Trial(task, decisions, value))
+        if not known:
+            self._keep(task, decisions, self._space(task).trace(task, decisions), cost)
 
-    def _measure_favourites(self, task: TuningTask, count: int, database: Any) -> None:
+    def _measure_favourites(self, task: TuningTask, count: int) -> None:
         """Measure what the prediction likes best of many points, for evolution to begin with.
 
         Ops that share their K chunk with others measure some of every chunk.
         """
         space, predictor = self._space(task), self._predictor(task)
         rng = np.random.default_rng((self.seed, 1))
-        points = sorted(
-            space.draw(rng, _DRAWN), key=lambda point: predictor.predict(point).total_cycles
-        )
-        chunks = len(space.knobs["k"]) if len(set(task.group)) > 1 else 1
-        per_chunk = Counter({chunk: -(-count // chunks) for chunk in space.knobs["k"]})
-        if chunks == 1:
-            per_chunk = Counter({chunk: count for chunk in space.knobs["k"]})
+        points = sorted(space.draw(rng, _DRAWN), key=predictor.cycles)
+        shared = len(set(task.group)) > 1
+        per_chunk = -(-count // len(space.knobs["k"])) if shared else count
+        left = dict.fromkeys(space.knobs["k"], per_chunk)
         for point in points:
             if count < 1:
                 return
             default = self.defaults[task][0]
-            if point == default or per_chunk[point.k] < 1 or self.meter.refuses(task, point):
+            if point == default or left[point.k] < 1 or self.meter.refuses(task, point):
                 continue
-            per_chunk[point.k] -= 1
+            left[point.k] -= 1
             count -= 1
-            self._try(task, point, database)
+            self._try(task, point, space.trace(task, point))
 
-    def _try(self, task: TuningTask, decisions: Decisions, database: Any) -> None:
-        """Measure decisions outside of MetaSchedule's rounds."""
+    def _try(self, task: TuningTask, decisions: Decisions, trace: Any) -> Trial:
+        """Measure decisions; those of which no program can be made are a failed trial."""
         try:
             cost = self.meter.measure(task, decisions)
         except SparqleError as error:
-            self.journal.add(Trial(task, decisions, None, str(error)))
-            return
-        value = self.objective.value(cost, self.defaults[task][1])
-        commit(database, task, self._space(task).trace(task, decisions), value, self.target)
-        self.journal.add(Trial(task, decisions, value))
+            LOG.info("%s: %s failed: %s", task.name, decisions, error)
+            return self._note(Trial(task, decisions, None, str(error)))
+        return self._keep(task, decisions, trace, cost)
 
-    def _search(self, tasks: Sequence[TuningTask], trials: int, database: Any) -> None:
+    def _keep(self, task: TuningTask, decisions: Decisions, trace: Any, cost: Measurement) -> Trial:
+        """Write a record of what was measured."""
+        value = self.objective.value(cost, self.defaults[task][1])
+        workload = self.database.commit_workload(task.workload())
+        record = ms.database.TuningRecord(trace, workload, [value], self.target, [])
+        self.database.commit_tuning_record(record)
+        return self._note(Trial(task, decisions, value))
+
+    def _note(self, trial: Trial) -> Trial:
+        self.journal.append(trial)
+        if self.on_trial is not None:
+            self.on_trial(trial)
+        return trial
+
+    def _search(self, tasks: Sequence[TuningTask], trials: int) -> None:
         contexts = [self.context(task, index) for index, task in enumerate(tasks)]
         model = CandidateModel(self._predictor, self.ranking, self.seed)
-        self._teach(model, contexts, tasks, database)
-        with tempfile.TemporaryDirectory() as folder:
-            rounds = Rounds(
-                contexts,
-                builder=ProgramBuilder(self.meter, Path(folder)),
-                runner=ProgramRunner(self.meter, self.objective, lambda t: self.defaults[t][1]),
-                database=database,
-                model=model,
-                journal=self.journal,
-                target=self.target,
-            )
-            batch = max(1, min(_BATCH[self.meter.engine], trials // len(tasks)))
-            rounds.run([self._worth(task) for task in tasks], trials, batch)
-
-    def _worth(self, task: TuningTask) -> float:
-        """What there is to gain: the objective of all ops that a task stands for."""
-        cost = self.defaults[task][1]
-        return task.weight * self.objective.value(cost, cost)
+        self._teach(model, contexts, tasks)
+        batch = max(1, min(_BATCH[self.meter.engine], trials // len(tasks)))
+        # What there is to gain: the objective of all ops that a task stands for.
+        costs = [(task.weight, self.defaults[task][1]) for task in tasks]
+        worth = [weight * self.objective.value(cost, cost) for weight, cost in costs]
+        Rounds(contexts, self.database, model, self._try).run(worth, trials, batch)
 
     def context(self, task: TuningTask, index: int = 0) -> Any:
         """MetaSchedule's context of a task (`ms.TuneContext`); `index` tells tasks' seeds apart."""
@@ -262,12 +239,10 @@ class Tuner:
         )
         return _tune_context(task, self.target, generator, strategy, seed)
 
-    def _teach(
-        self, model: Any, contexts: Sequence[Any], tasks: Sequence[TuningTask], database: Any
-    ) -> None:
+    def _teach(self, model: Any, contexts: Sequence[Any], tasks: Sequence[TuningTask]) -> None:
         """Let the model learn from what earlier runs measured."""
         records: dict[TuningTask, list[Any]] = {}
-        for record in database.get_all_tuning_records():
+        for record in self.database.get_all_tuning_records():
             records.setdefault(task_of(record.workload.mod), []).append(record)
         for context, task in zip(contexts, tasks, strict=True):
             mine = records.get(task, [])
@@ -276,41 +251,31 @@ class Tuner:
                 results = [ms.runner.RunnerResult(list(r.run_secs), None) for r in mine]
                 model.update(context, candidates, results)
 
-    def _result(self, tasks: Sequence[TuningTask], done: dict[TuningTask, int]) -> TuningResult:
-        entries = list(TuningDatabase(self.work_dir).entries)
+    def _result(self, tasks: Sequence[TuningTask], done: Counter[TuningTask]) -> TuningResult:
+        entries = files.TuningDatabase(self.work_dir).entries
         found = []
         for task in tasks:
             default, default_cost = self.defaults[task]
             best, message = self._best(task, entries)
-            mine = [trial for trial in self.journal.trials if trial.task == task]
+            mine = [trial for trial in self.journal if trial.task == task]
             failures = sum(trial.value is None for trial in mine)
             if not message and failures and failures == len(mine) - (task not in done):
                 message = f"no candidate worked, the default stays: {mine[-1].error}"
             cost = default_cost if best == default else self.meter.measure(task, best)
-            count = done.get(task, 0) + len(mine)
+            count = done[task] + len(mine)
             found.append(
                 TaskResult(task, default, best, default_cost, cost, count, failures, message)
             )
-        return TuningResult(tuple(found), tuple(self.journal.trials), self.work_dir, self.settings)
+        return TuningResult(tuple(found), tuple(self.journal), self.work_dir, self.settings)
 
-    def _best(self, task: TuningTask, entries: Sequence[Entry]) -> tuple[Decisions, str]:
+    def _best(self, task: TuningTask, entries: Sequence[files.Entry]) -> tuple[Decisions, str]:
         """The best schedule of an op, given that its group shares the K chunk."""
-        default = self.defaults[task][0]
         mine = [e for e in entries if e.task.group == task.group and e.task.rows == task.rows]
-        chosen = best_of_group(task.group, mine)
+        chosen = files.best_of_group(task.group, mine)
         if chosen is None:
-            return (
-                default,
-                "other ops that read the same encoding were not tuned; the default stays",
-            )
+            message = "other ops that read the same encoding were not tuned; the default stays"
+            return self.defaults[task][0], message
         return chosen[task.group.index(task.spec)], ""
-
-
-def _counted(entries: Sequence[Entry]) -> dict[TuningTask, int]:
-    counts: dict[TuningTask, int] = {}
-    for entry in entries:
-        counts[entry.task] = counts.get(entry.task, 0) + 1
-    return counts
 
 
 def _tune_context(task: TuningTask, target: Any, generator: Any, strategy: Any, seed: int) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from tvm.script import ir as I
@@ -54,7 +56,7 @@ def compiled():
 @pytest.fixture
 def layer(compiled):
     """A collector that has seen nothing, around one compiled module."""
-    return compiled.fresh()
+    return copy.copy(compiled)
 
 
 def test_inputs_of_a_call(layer):
@@ -102,7 +104,7 @@ def test_a_sample_holds_whole_rows_whatever_the_order(layer):
     ]
     samples = []
     for order in (parts, parts[::-1]):
-        collector = layer.fresh()
+        collector = copy.copy(layer)
         for x, q, key in order:
             collector.run(x, q, key=key)
         samples.append(collector.result(model_name="", text_name="", tokens=180))
@@ -159,7 +161,7 @@ def test_streams_of_a_llama(tiny):
 def test_merged_halves_are_the_whole(tiny):
     halves = []
     for part in (tiny.tokens[:120], tiny.tokens[120:]):
-        collector = tiny.collector.fresh()
+        collector = copy.copy(tiny.unused)
         collector.run(part[None], key=part.tobytes())
         halves.append(collector.result(model_name="tiny", text_name="prose", tokens=len(part)))
     merged, whole = halves[0].merge(halves[1]), tiny.calibration

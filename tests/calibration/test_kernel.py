@@ -22,22 +22,22 @@ def test_sums_are_those_of_numpy(rows, columns, size, seed):
     x = (rng.laplace(size=(rows, columns)) * size).astype(np.float32)
     weight = rng.uniform(0.1, 2, rows).astype(np.float32)
     scale = np.abs(x).max(axis=1) / np.float32(119)
-    sums = option_sums(x, scale, weight, FACTORS, 119)
-    assert sums.error.shape == (4, columns) and sums.stored.shape == (2, 4, columns)
+    error, stored = option_sums(x, scale, weight, FACTORS, 119)
+    assert error.shape == (4, columns) and stored.shape == (2, 4, columns)
     for i, factor in enumerate(FACTORS):
         q, found, _ = quantize_with_choice(x, EncodingChoice.per_group([factor], columns))
         np.testing.assert_array_equal(found[:, 0], scale)
-        np.testing.assert_array_equal(sums.stored[0, i], ((q < -8) | (q > 7)).sum(axis=0))
-        np.testing.assert_array_equal(sums.stored[1, i], ((q < 0) | (q > 15)).sum(axis=0))
-        error = (x.astype(np.float64) - q * (scale * factor)[:, None].astype(np.float64)) ** 2
-        expected = (error * weight[:, None]).sum(axis=0)
+        np.testing.assert_array_equal(stored[0, i], ((q < -8) | (q > 7)).sum(axis=0))
+        np.testing.assert_array_equal(stored[1, i], ((q < 0) | (q > 15)).sum(axis=0))
+        exact = (x.astype(np.float64) - q * (scale * factor)[:, None].astype(np.float64)) ** 2
+        expected = (exact * weight[:, None]).sum(axis=0)
         # The step is rounded to float32 once, so an error near zero keeps little of its digits.
         tiny = (np.abs(x).max() * 1e-6) ** 2 * rows * 2
-        np.testing.assert_allclose(sums.error[i], expected, rtol=1e-3, atol=tiny)
+        np.testing.assert_allclose(error[i], expected, rtol=1e-3, atol=tiny)
 
 
 def test_rows_of_zeros():
     x = np.zeros((3, 40), np.float32)
     scale = np.full(3, 1e-30, np.float32)
-    sums = option_sums(x, scale, np.ones(3, np.float32), FACTORS, 119)
-    assert not sums.error.any() and not sums.stored.any()
+    error, stored = option_sums(x, scale, np.ones(3, np.float32), FACTORS, 119)
+    assert not error.any() and not stored.any()

@@ -23,7 +23,7 @@ def head(table):
 
 def test_counted_by_hand():
     tokens = [0, 1, 1, 2, 0]  # in chunks of 3: 0>1, 1>1; 2>0
-    reference = text_loss(hidden, head(TABLE), tokens, chunk=3, keep=True)
+    reference = text_loss(hidden, head(TABLE), tokens, chunk=3)
     expected = -np.log([0.25, 0.8, 0.2])
     np.testing.assert_allclose(reference.nll, expected, rtol=1e-6)
     assert reference.perplexity == pytest.approx(math.exp(expected.mean()))
@@ -41,7 +41,7 @@ def test_counted_by_hand():
 
 
 def test_of_equal_forms_nothing_is_lost():
-    reference = text_loss(hidden, head(TABLE), [0, 1, 2, 1], keep=True)
+    reference = text_loss(hidden, head(TABLE), [0, 1, 2, 1])
     increase = compare(reference, text_loss(hidden, head(TABLE), [0, 1, 2, 1], reference=reference))
     assert increase.ratio == increase.ratio_error == increase.kl == 0.0
 

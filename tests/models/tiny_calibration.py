@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +19,17 @@ TOKENS = 200
 
 @dataclass(frozen=True, eq=False)
 class Tiny:
-    """A model on disk, imported, with its compiled collector and the tokens it ran."""
+    """A model on disk, imported, with its compiled collector and the tokens it ran.
+
+    `unused` is the same collector before it ran any.
+    """
 
     folder: Path
     imported: ImportedModel
     tokens: np.ndarray
     collector: Collector
     calibration: Calibration
+    unused: Collector
 
 
 def calibrate_tiny(folder: Path) -> Tiny:
@@ -34,7 +39,8 @@ def calibrate_tiny(folder: Path) -> Tiny:
     text = read_text(folder / "prose.txt")
     tokens = np.asarray(load_tokens(imported.tokenizer, text, TOKENS), np.int32)
     collector = Collector(imported.mod)
+    unused = copy.copy(collector)
     for part in (tokens[:120], tokens[120:]):
         collector.run(part[None], key=part.tobytes())
     calibration = collector.result(model_name="tiny", text_name="prose", tokens=TOKENS)
-    return Tiny(folder, imported, tokens, collector, calibration)
+    return Tiny(folder, imported, tokens, collector, calibration, unused)

@@ -1,4 +1,4 @@
-"""A search over measurements that are there already, and the halves of a measurement."""
+"""A search over measurements that are there already."""
 
 from __future__ import annotations
 
@@ -27,12 +27,3 @@ def test_what_was_not_measured_is_refused():
     task = task_of_spec(spec_of())
     with pytest.raises(TuningError, match="48 x 96 x 128: nobody measured"):
         RecordedMeter(STARVED).measure(task, default_of(task, STARVED))
-
-
-@pytest.mark.parametrize("engine", ["simulator", "analytical"])
-def test_both_halves_are_a_measurement(engine):
-    task, meter = task_of_spec(spec_of()), Meter(STARVED, engine=engine)
-    decisions = default_of(task, STARVED)
-    program = meter.prepare(task, decisions)
-    assert bool(program) == (engine == "simulator")
-    assert meter.evaluate(task, decisions, program) == meter.measure(task, decisions)
