@@ -1,6 +1,6 @@
 """Relax passes that bring quantized dense ops into split-precision form."""
 
-from sparqle_tvm.passes._encoding_info import DenseInfo, EncodingInfo
+from sparqle_tvm.passes._encodings import DenseInfo, EncodingInfo
 from sparqle_tvm.passes._lifted import LiftedEncoding, choice_arguments
 from sparqle_tvm.passes._report import PassReport, Skipped
 from sparqle_tvm.passes.balance_rows import BalanceRows

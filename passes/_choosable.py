@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
-from tvm.relax.expr_functor import PyExprVisitor, visitor
 
 from sparqle_tvm import dialect
 from sparqle_tvm.errors import InvalidArgumentError
@@ -20,6 +19,7 @@ from sparqle_tvm.numerics import (
     grouped_bias_term,
 )
 from sparqle_tvm.passes._constants import ConstantEvaluator
+from sparqle_tvm.passes._encodings import Encodings
 from sparqle_tvm.passes._rewrite import count_uses
 
 
@@ -78,60 +78,6 @@ class Choosable:
         return ""
 
 
-@visitor
-class _Readers(PyExprVisitor):
-    """Finds encodings and everything that reads them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[Any, Choosable] = {}
-        self.bindings: dict[Any, Any] = {}
-        self.sums: dict[Any, Any] = {}
-        self.known: Counter[Any] = Counter()
-        self.foreign_sums: set[Any] = set()
-
-    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        value = self.bindings[binding.var] = binding.value
-        op = dialect.Op.of(value)
-        if isinstance(op, dialect.Encoder):
-            self.found[binding.var] = Choosable(binding.var, op)
-        elif isinstance(value, relax.TupleGetItem) and value.tuple_value in self.found:
-            self._read_field(binding.var, value)
-        elif isinstance(op, dialect.SplitDense | dialect.SplitDenseScaled):
-            self._read_dense(binding.var, op)
-        super().visit_var_binding_(binding)
-
-    def _read_field(self, variable: Any, item: relax.TupleGetItem) -> None:
-        encoding = item.tuple_value
-        name = self.found[encoding].op.fields[item.index]
-        if name == "group_sums":
-            self.sums[variable] = encoding
-        # The scale is the same with and without factors.
-        if name in ("scale", "group_sums"):
-            self.known[encoding] += 1
-
-    def _read_dense(self, variable: Any, dense: dialect.Dense) -> None:
-        encoding = self.found.get(dense.encoding)
-        if encoding is None:
-            return
-        self.known[dense.encoding] += 1
-        encoding.consumers.append(dense)
-        encoding.results.append(variable)
-        if dense.group_sums is None:
-            return
-        if self.sums.get(dense.group_sums) == dense.encoding:
-            self.known[dense.group_sums] += 1
-        else:
-            # Sums from elsewhere would not change with this encoding's factors.
-            self.foreign_sums.add(dense.encoding)
-
-    def resolve(self, expr: Any) -> Any:
-        """What an expression is bound to."""
-        while isinstance(expr, relax.Var) and expr in self.bindings:
-            expr = self.bindings[expr]
-        return expr
-
-
 def choosable_encodings(func: relax.Function) -> list[Choosable]:
     """All encodings of a function in program order; what stands against factors is noted.
 
@@ -140,13 +86,11 @@ def choosable_encodings(func: relax.Function) -> list[Choosable]:
     func : relax.Function
         In split-precision form.
     """
-    readers, uses = _Readers(), count_uses(func)
-    readers.visit_expr(func.body)
-    # Encodings of which more is read, directly or through their group sums, than is understood.
-    passed_on = {v for v in readers.found if uses[v] != readers.known[v]} | readers.foreign_sums
-    passed_on |= {e for v, e in readers.sums.items() if uses[v] != readers.known[v]}
-    constants = ConstantEvaluator(readers.resolve)
-    for variable, encoding in readers.found.items():
+    bound = Encodings(func)
+    found = {variable: Choosable(variable, op) for variable, op in bound.encoders.items()}
+    passed_on = _take_readers(found, bound, count_uses(func))
+    constants = ConstantEvaluator(bound.resolve)
+    for variable, encoding in found.items():
         if encoding.op.factors is not None:
             encoding.obstacle = "it has factors already"
         elif not isinstance(encoding.op, dialect.QuantizeEncode):
@@ -157,7 +101,39 @@ def choosable_encodings(func: relax.Function) -> list[Choosable]:
             encoding.obstacle = "no dense op with scales reads it"
         else:
             encoding.obstacle = _take_weights(encoding, constants)
-    return list(readers.found.values())
+    return list(found.values())
+
+
+def _take_readers(found: dict[Any, Choosable], bound: Encodings, uses: Counter[Any]) -> set[Any]:
+    """Fill in the readers; encodings of which more is read than by those and through the scale."""
+    known: Counter[Any] = Counter()
+    sums: dict[Any, Any] = {}
+    passed_on = set()
+    for variable, value in bound.values.items():
+        dense = bound.dense.get(variable)
+        if isinstance(value, relax.TupleGetItem) and value.tuple_value in found:
+            name = found[value.tuple_value].op.fields[value.index]
+            if name == "group_sums":
+                sums[variable] = value.tuple_value
+            # The scale is the same with and without factors.
+            if name in ("scale", "group_sums"):
+                known[value.tuple_value] += 1
+        elif isinstance(dense, dialect.SplitDense | dialect.SplitDenseScaled):
+            encoding = found.get(dense.encoding)
+            if encoding is None:
+                continue
+            known[dense.encoding] += 1
+            encoding.consumers.append(dense)
+            encoding.results.append(variable)
+            if dense.group_sums is None:
+                continue
+            if sums.get(dense.group_sums) == dense.encoding:
+                known[dense.group_sums] += 1
+            else:
+                # Sums from elsewhere would not change with this encoding's factors.
+                passed_on.add(dense.encoding)
+    passed_on |= {variable for variable in found if uses[variable] != known[variable]}
+    return passed_on | {sums[each] for each in sums if uses[each] != known[each]}
 
 
 def _take_weights(encoding: Choosable, constants: ConstantEvaluator) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from tvm import relax
 
 from sparqle_tvm import dialect
-from sparqle_tvm.passes._match import row_counts
 from sparqle_tvm.passes._rewrite import Rewriter
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.compile.buckets import buckets
 from sparqle_tvm.target.op import DenseOp, Output
 
 # What the drain of each op makes.
@@ -29,29 +30,27 @@ OUT_FORMAT = ("out_window", "out_zero", "out_low", "out_high")
 Specs = tuple[DenseOp, ...]
 
 
-@dataclass(frozen=True)
-class OffloadedOp:
-    """A split dense op as the accelerator runs it.
-
-    Attributes
-    ----------
-    offset : relax.Expr or None
-        What is added besides the bias of the window's digits, which the accelerator undoes.
-    specs : tuple of DenseOp
-        For every row count that a program is made for.
-    """
-
-    offset: relax.Expr | None
-    specs: Specs
-
-    @property
-    def weight_bits(self) -> int:
-        """Bits of a weight as it is stored."""
-        return self.specs[0].weight_bits
+def row_counts(lead: list[Any], accelerator: Accelerator) -> list[int]:
+    """Rows that leading dimensions are if they are static, else every bucket: the smallest fits."""
+    if all(hasattr(d, "value") for d in lead):
+        return [max(1, math.prod(int(d) for d in lead))]
+    return buckets(accelerator.rows)
 
 
-def describe(rewriter: Rewriter, op: dialect.Dense, accelerator: Accelerator) -> OffloadedOp:
-    """The specs of an op.
+def dense_op(op: dialect.Dense, rows: int, **others: Any) -> DenseOp:
+    """What an op of the dialect says of itself, for so many rows, and other fields."""
+    own = {name: getattr(op, name) for name in ("label", "weight_bits", "group_size", "has_min")}
+    sizes = {"m": rows, "n": op.out_features, "k": op.in_features, "digit_bits": op.k}
+    return DenseOp(**{**sizes, **own, **others})
+
+
+def describe(
+    rewriter: Rewriter, op: dialect.Dense, accelerator: Accelerator
+) -> tuple[Specs, relax.Expr | None]:
+    """What the accelerator runs for an op, and the offset that is handed over, if any is.
+
+    The offset is what is added besides the bias of the window's digits, which the accelerator
+    undoes.
 
     Raises
     ------
@@ -65,16 +64,11 @@ def describe(rewriter: Rewriter, op: dialect.Dense, accelerator: Accelerator) ->
     windows = {name: getattr(op, name) for name in ("window", *(OUT_FORMAT if encoded else ()))}
     lead = list(op.encoding.ty.fields[0].shape.values)[:-1]
     specs = tuple(
-        DenseOp(
-            m=rows,
-            n=op.out_features,
-            k=op.in_features,
-            label=op.label,
-            digit_bits=op.k,
+        dense_op(
+            op,
+            rows,
             weight_bits=bits,
             weight_signed=signed,
-            group_size=op.group_size,
-            has_min=op.has_min,
             has_offset=offset is not None,
             output=output,
             block_rows=_block_rows(rewriter, op, rows),
@@ -84,7 +78,7 @@ def describe(rewriter: Rewriter, op: dialect.Dense, accelerator: Accelerator) ->
         )
         for rows in row_counts(lead, accelerator)
     )
-    return OffloadedOp(offset, specs)
+    return specs, offset
 
 
 def _weight_format(rewriter: Rewriter, op: dialect.Dense) -> tuple[int, bool]:

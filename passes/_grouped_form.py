@@ -10,7 +10,7 @@ import numpy as np
 from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT
 from sparqle_tvm.numerics.window import largest_integer
 from sparqle_tvm.passes._constants import Constant
-from sparqle_tvm.passes._match import dims_of, dtype_of, op_name, same_dims, static_shape
+from sparqle_tvm.passes._match import axes_of, dims_of, dtype_of, op_name, same_dims, static_shape
 from sparqle_tvm.passes._rewrite import Rewriter
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import DIGIT_BITS, adds_exactly, is_weight
@@ -65,10 +65,6 @@ def match_grouped(rewriter: Rewriter, call: Any) -> GroupedDense | None:
     return found
 
 
-def _axes(axes: Any) -> list[int]:
-    return [int(axis) for axis in axes] if axes is not None else []
-
-
 def _match_product(rewriter: Rewriter, expr: Any) -> tuple[Any, Any, Any] | None:
     """``(acc, matmul, d)`` of ``sum(astype(acc, f64) * d, axis=0)``, acc a 3-D matmul."""
     outer = rewriter.chain(expr, "sum", "multiply")
@@ -80,7 +76,7 @@ def _match_product(rewriter: Rewriter, expr: Any) -> tuple[Any, Any, Any] | None
         if inner is None:
             continue
         cast, matmul = inner
-        summed = _axes(total.attrs.axis) == [0] and not total.attrs.keepdims
+        summed = axes_of(total.attrs.axis) == [0] and not total.attrs.keepdims
         if summed and dtype_of(cast) == "float64" and len(dims_of(matmul.args[1])) == 3:
             return cast.args[0], matmul, d
     return None
@@ -98,7 +94,7 @@ def _match_operands(
     if calls is None:
         return "activations are not cut into groups along K"
     moved, cut = calls
-    if _axes(moved.attrs.axes) != [1, 0, 2] or not same_dims(dims_of(cut)[1:], w_shape[:2]):
+    if axes_of(moved.attrs.axes) != [1, 0, 2] or not same_dims(dims_of(cut)[1:], w_shape[:2]):
         return "activations are not cut into groups along K"
     if dtype_of(matmul) != "int32":
         return f"accumulates in {dtype_of(matmul)}, int32 is needed"
@@ -117,9 +113,9 @@ def _match_minimum(rewriter: Rewriter, expr: Any, by_group: Any) -> Any | None:
     if calls is None:
         return None
     matmul, moved, _, sums, widened = calls
-    if _axes(sums.attrs.axis) != [2] or dtype_of(widened) != "int32":
+    if axes_of(sums.attrs.axis) != [2] or dtype_of(widened) != "int32":
         return None
-    transposed = _axes(moved.attrs.axes) in ([], [1, 0])
+    transposed = axes_of(moved.attrs.axes) in ([], [1, 0])
     same = widened.args[0].same_as(by_group)
     return _as_float16(rewriter, matmul.args[1]) if transposed and same else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,6 @@ import tvm
 from tvm import relax
 
 from sparqle_tvm.passes._constants import Constant
-from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.buckets import buckets
 
 
 def op_name(expr: Any) -> str:
@@ -37,21 +34,21 @@ def const_scalar(expr: Any) -> float | None:
 
 def static_shape(expr: Any) -> list[int] | None:
     """The shape of a tensor expression if it is known and free of symbols, else ``None``."""
-    ty = expr.ty
-    if not isinstance(ty, relax.TensorType) or ty.shape is None:
-        return None
-    dims = list(ty.shape.values)
-    if not all(hasattr(d, "value") for d in dims):
+    dims = _known_dims(expr)
+    if dims is None or not all(hasattr(d, "value") for d in dims):
         return None
     return [int(d) for d in dims]
 
 
 def dims_of(expr: Any) -> list[Any]:
     """The (maybe symbolic) shape of a tensor expression, empty if it is not known."""
+    return _known_dims(expr) or []
+
+
+def _known_dims(expr: Any) -> list[Any] | None:
     ty = expr.ty
-    if not isinstance(ty, relax.TensorType) or ty.shape is None:
-        return []
-    return list(ty.shape.values)
+    known = isinstance(ty, relax.TensorType) and ty.shape is not None
+    return list(ty.shape.values) if known else None
 
 
 def int_shape(expr: Any) -> list[int]:
@@ -59,11 +56,9 @@ def int_shape(expr: Any) -> list[int]:
     return [int(d) for d in expr.ty.shape.values]
 
 
-def row_counts(lead: list[Any], accelerator: Accelerator) -> list[int]:
-    """Rows that leading dimensions are if they are static, else every bucket: the smallest fits."""
-    if all(hasattr(d, "value") for d in lead):
-        return [max(1, math.prod(int(d) for d in lead))]
-    return buckets(accelerator.rows)
+def axes_of(axes: Any) -> list[int]:
+    """The axes of an op's attribute, none if it is not set."""
+    return [int(axis) for axis in axes] if axes is not None else []
 
 
 def dtype_of(expr: Any) -> str:

@@ -54,10 +54,7 @@ class _FieldReaders(PyExprVisitor):
 
 
 def count_field_readers(func: relax.Function, first_field: int = 0) -> Counter[Any]:
-    """How often each variable is read as an encoding: by a dense, or for a field from this one on.
-
-    An encoding with other readers (it is returned, or passed on) has to keep its fields.
-    """
+    """How often each variable is read as an encoding: by a dense, or for a field from there on."""
     counter = _FieldReaders(first_field)
     counter.visit_expr(func.body)
     return counter.count
@@ -84,9 +81,25 @@ class Rewriter(PyExprMutator):
         self.label = ""
         self.bound: Any = None
         self.replacements: dict[Any, Any] = {}
-        self.uses: Counter[Any] = Counter()
         self.parameters: frozenset[Any] = frozenset()
         self.constants = ConstantEvaluator(self.value)
+        self._function: relax.Function | None = None
+        # Counted when somebody asks: on a model's functions that takes long.
+        self._uses: Counter[Any] | None = None
+        self._field_readers: dict[int, Counter[Any]] = {}
+
+    def begin(self, name: str, func: relax.Function) -> None:
+        """Look at the next function of the module before it is visited."""
+        self._function, self._uses, self._field_readers = func, None, {}
+        self.parameters = frozenset(func.params)
+        self.replacements = {}
+
+    @property
+    def uses(self) -> Counter[Any]:
+        """How often each variable is read in the function, as it was before."""
+        if self._uses is None:
+            self._uses = count_uses(self._function)
+        return self._uses
 
     def value(self, expr: Any) -> Any:
         """What ``expr`` is bound to, followed through variables; itself if nothing is known."""
@@ -116,6 +129,16 @@ class Rewriter(PyExprMutator):
     def used_once(self, *variables: Any) -> bool:
         """Whether each of the variables is read exactly once in the function."""
         return all(isinstance(v, relax.Var) and self.uses[v] == 1 for v in variables)
+
+    def passed_on(self, encoding: Any, first_field: int = 0) -> bool:
+        """Whether an encoding has other readers than dense ops and readers of single fields.
+
+        Such an encoding (it is returned, or passed on) has to keep its fields. Readers of fields
+        before the first one count as others, too.
+        """
+        if first_field not in self._field_readers:
+            self._field_readers[first_field] = count_field_readers(self._function, first_field)
+        return self.uses[encoding] != self._field_readers[first_field][encoding]
 
     def emit(self, expr: relax.Expr, hint: str = "") -> relax.Var:
         """Bind ``expr`` in the block under construction."""
@@ -215,22 +238,25 @@ def relax_functions(mod: tvm.IRModule) -> list[tuple[relax.GlobalVar, relax.Func
     return [(gv, f) for gv, f in mod.functions_items() if isinstance(f, relax.Function)]
 
 
-@visitor
-class _Called(PyExprVisitor):
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
+def has_mark(func: relax.Function, name: str) -> bool:
+    """Whether a pass has left this attribute at a function."""
+    return func.attrs is not None and name in func.attrs
 
-    def visit_global_var_(self, op: relax.GlobalVar) -> None:
-        self.names.add(str(op.name_hint))
+
+def also_returning(
+    func: relax.Function, blocks: list[relax.BindingBlock], outputs: list[relax.Var], mark: str
+) -> relax.Function:
+    """``func`` with other blocks, returning ``(result, outputs)``, with an attribute as a mark."""
+    body = relax.Tuple([func.body.body, relax.Tuple(outputs)])
+    seq = relax.BlockBuilder().normalize(relax.SeqExpr(blocks, body))
+    changed = relax.Function(func.params, seq, None, func.is_pure, func.attrs)
+    return changed.with_attr(mark, True)
 
 
 def called_functions(mod: tvm.IRModule) -> set[str]:
     """Names of the functions that other functions call: their signatures cannot be changed."""
-    called = _Called()
-    for _, func in relax_functions(mod):
-        called.visit_expr(func)
-    return called.names
+    called = (relax.analysis.all_global_vars(func) for _, func in relax_functions(mod))
+    return {str(gv.name_hint) for variables in called for gv in variables}
 
 
 class ReportingPass:
@@ -262,18 +288,18 @@ class RewritePass(ReportingPass):
 
 
 def apply_rewriter(mod: tvm.IRModule, rewriter: Rewriter) -> tvm.IRModule:
-    """Run a rewriter over a copy of ``mod``; dead code goes only if something was rewritten."""
-    report = rewriter.owner.report
-    before = report.rewritten.total()
+    """Run a rewriter over a copy of ``mod``; a function without rewrites stays as it is."""
+    rewrites = rewriter.owner.report.rewritten
+    before = rewrites.total()
     # Not through the builder: its table of functions hashes every constant of each.
     rewritten = mod.clone()
     for gv, func in relax_functions(mod):
-        rewriter.uses = count_uses(func)
-        rewriter.parameters = frozenset(func.params)
-        rewriter.replacements = {}
-        rewritten.update_func(gv, remove_unused(rewriter.visit_expr(func)))
+        rewriter.begin(str(gv.name_hint), func)
+        known, visited = rewrites.total(), rewriter.visit_expr(func)
+        if rewrites.total() > known:
+            rewritten.update_func(gv, remove_unused(visited))
     rewriter.finish()
-    if report.rewritten.total() == before:
+    if rewrites.total() == before:
         return mod
     for gv, added in rewriter.added_functions():
         rewritten.update_func(gv, added)

@@ -52,7 +52,7 @@ def _shift(bounds: Range, amount: float | None, sign: int) -> Range:
 
 def _call_range(call: relax.Call, recurse: Callable[[Any], Range]) -> Range:
     name = op_name(call).removeprefix("relax.")
-    if f"relax.{name}" in LAYOUT_OPS:
+    if op_name(call) in LAYOUT_OPS:
         parts = call.args[0]
         fields = list(parts.fields) if isinstance(parts, relax.Tuple) else [parts]
         ranges = [recurse(part) for part in fields]

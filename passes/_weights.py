@@ -13,7 +13,7 @@ from sparqle_tvm.numerics import QuantizedWeights, bias_term, grouped_bias_term
 from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT
 from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.passes._constants import Constant, make_const
-from sparqle_tvm.passes._match import op_name
+from sparqle_tvm.passes._match import int_shape, op_name
 from sparqle_tvm.passes._rewrite import Rewriter
 from sparqle_tvm.passes._value_range import LAYOUT_OPS
 
@@ -63,56 +63,67 @@ def weight_outputs_first(rewriter: Rewriter, weight: Any) -> relax.Expr:
     return rewriter.emit(relax.op.permute_dims(weight), "weight")
 
 
-def _zeros(rewriter: Rewriter, weight: Any, dtype: type) -> relax.Expr:
-    """(N,) zeros for a weight (N, K)."""
-    outputs = int(weight.ty.shape.values[0])
-    return rewriter.constants.once(("zeros", outputs, dtype), lambda: np.zeros(outputs, dtype))
-
-
-def bias_constant(rewriter: Rewriter, weight: Any, k: int, window: str) -> relax.Expr:
-    """``-b * sum_k w`` as (N,) int32, with b of the window, for a weight (N, K) int8."""
-    constants = rewriter.constants
-    values = constants.value(weight)
-    if values is not None:
-        key = (constants.source(weight), "bias", k, window)
-        return constants.once(key, lambda: bias_term(values, k, window))
-    if not WINDOWS[window].bias(k):
-        return _zeros(rewriter, weight, np.int32)
-    total = relax.op.sum(relax.op.astype(weight, "int32"), axis=[1])
-    factor = relax.const(-WINDOWS[window].bias(k), "int32")
-    return rewriter.emit(relax.op.multiply(total, factor), "window_bias")
-
-
-def offset_constant(
-    rewriter: Rewriter, weight: Any, w_scale: Any, k: int, window: str
+def arranged(
+    rewriter: Rewriter,
+    weight: Any,
+    axes: list[int],
+    shape: tuple[int, ...],
+    cut: tuple[int, ...] | None = None,
 ) -> relax.Expr:
-    """``-b * sum_g d_g * sum_{k in g} w`` as (N,) float64, with b of the window.
-
-    ``weight`` is (N, K) int8 and ``w_scale`` (N, G) float16, so each term is exact in float64.
-    """
+    """A weight reshaped to `cut`, permuted, reshaped to `shape`; at once if it is constant."""
     constants = rewriter.constants
-    values, scales = constants.value(weight), constants.value(w_scale)
-    if values is not None and scales is not None:
-        key = (constants.source(weight), constants.source(w_scale), "offset", k, window)
-        weights = QuantizedWeights(values, scales, None, 8)
-        return constants.once(key, lambda: grouped_bias_term(weights, k, window))
-    if not WINDOWS[window].bias(k):
-        return _zeros(rewriter, weight, np.float64)
-    outputs, groups = (int(d) for d in w_scale.ty.shape.values)
-    columns = int(weight.ty.shape.values[1])
+    value = constants.value(weight)
+    if value is not None:
+        key = (constants.source(weight), "arranged", tuple(axes), shape, cut)
+        parted = value if cut is None else value.reshape(cut)
+        return constants.once(key, lambda: parted.transpose(axes).reshape(shape))
+    if cut is not None:
+        weight = rewriter.emit(relax.op.reshape(weight, cut))
+    moved = rewriter.emit(relax.op.permute_dims(weight, axes))
+    return moved if len(shape) == len(axes) else rewriter.emit(relax.op.reshape(moved, shape))
+
+
+def window_bias(
+    rewriter: Rewriter, weight: Any, w_scale: Any | None, k: int, window: str
+) -> relax.Expr:
+    """What undoes the bias b of a window's digits, for a weight (N, K) int8.
+
+    Without scales ``-b * sum_k w`` as (N,) int32; with those of G groups, (N, G) float16,
+    ``-b * sum_g d_g * sum_{k in g} w`` as (N,) float64, in which each term is exact.
+    """
+    constants, bias = rewriter.constants, WINDOWS[window].bias(k)
+    operands = [weight] if w_scale is None else [weight, w_scale]
+    values = [v for v in map(constants.value, operands) if v is not None]
+    if len(values) == len(operands):
+        key = (*map(constants.source, operands), "window bias", k, window)
+        return constants.once(key, lambda: _bias_term(k, window, *values))
+    outputs, columns = int_shape(weight)
+    if not bias:
+        dtype = np.int32 if w_scale is None else np.float64
+        return constants.once(("zeros", outputs, dtype), lambda: np.zeros(outputs, dtype))
     op = relax.op
+    if w_scale is None:
+        total = op.sum(op.astype(weight, "int32"), axis=[1])
+        return rewriter.emit(op.multiply(total, relax.const(-bias, "int32")), "window_bias")
+    groups = int_shape(w_scale)[1]
     by_group = rewriter.emit(op.reshape(weight, (outputs, groups, columns // groups)))
     sums64 = rewriter.emit(op.astype(op.sum(op.astype(by_group, "int32"), axis=[2]), "float64"))
     total = op.sum(op.multiply(sums64, op.astype(w_scale, "float64")), axis=[1])
-    factor = relax.const(-float(WINDOWS[window].bias(k)), "float64")
-    return rewriter.emit(op.multiply(total, factor), "window_offset")
+    return rewriter.emit(op.multiply(total, relax.const(-float(bias), "float64")), "window_bias")
+
+
+def _bias_term(
+    k: int, window: str, values: np.ndarray, scales: np.ndarray | None = None
+) -> np.ndarray:
+    if scales is None:
+        return bias_term(values, k, window)
+    return grouped_bias_term(QuantizedWeights(values, scales, None, 8), k, window)
 
 
 def window_constant(rewriter: Rewriter, op: dialect.Dense, window: str) -> relax.Expr:
     """What undoes the bias of a window's digits in a dense: (N,) float64 with groups, or int32."""
-    if isinstance(op, dialect.ScaledDense) and op.group_size:
-        return offset_constant(rewriter, op.weight, op.w_scale, op.k, window)
-    return bias_constant(rewriter, op.weight, op.k, window)
+    w_scale = op.w_scale if isinstance(op, dialect.ScaledDense) and op.group_size else None
+    return window_bias(rewriter, op.weight, w_scale, op.k, window)
 
 
 def remaining_offset(rewriter: Rewriter, op: dialect.Dense) -> relax.Expr | None:

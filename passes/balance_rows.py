@@ -2,57 +2,40 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import tvm
 from tvm import relax
-from tvm.relax.expr_functor import PyExprVisitor, mutator, visitor
+from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.errors import TargetError
-from sparqle_tvm.passes._match import dims_of, row_counts
+from sparqle_tvm.passes._dense_specs import dense_op, row_counts
+from sparqle_tvm.passes._encodings import Encodings
+from sparqle_tvm.passes._match import dims_of
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, count_field_readers, count_uses
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
-from sparqle_tvm.target.op import DenseOp
 
-# A dense op that reads an encoding, and its call.
-Reader = tuple[dialect.Dense, relax.Call]
-
-
-@visitor
-class _Readers(PyExprVisitor):
-    """The dense ops that read each encoding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[Any, list[Reader]] = defaultdict(list)
-
-    def visit_call_(self, op: relax.Call) -> None:
-        dense = dialect.Dense.of(op)
-        if dense is not None:
-            self.found[dense.encoding].append((dense, op))
+# A dense op that reads an encoding, and the variable of its result.
+Reader = tuple[dialect.Dense, relax.Var]
 
 
 @mutator
 class _Balance(Rewriter):
     def __init__(self, mod: tvm.IRModule, owner: BalanceRows) -> None:
         super().__init__(mod, owner)
-        self.readers: dict[Any, list[Reader]] = {}
-        self.read: Counter[Any] = Counter()
-        self.all_uses: Counter[Any] = Counter()
+        self.readers: dict[Any, list[Reader]] = defaultdict(list)
         self.chosen: dict[Any, tuple[int, int] | None] = {}
         self.orders: dict[Any, relax.Var] = {}
 
-    def visit_function_(self, func: relax.Function) -> relax.Expr:
-        readers = _Readers()
-        readers.visit_expr(func.body)
-        self.readers, self.orders, self.chosen = readers.found, {}, {}
-        self.read, self.all_uses = count_field_readers(func), count_uses(func)
-        return super().visit_function_(func)
+    def begin(self, name: str, func: relax.Function) -> None:
+        super().begin(name, func)
+        for result, dense in Encodings(func).dense.items():
+            self.readers[dense.encoding].append((dense, result))
 
     def in_block(self, block: relax.BindingBlock, visit: Callable[..., Any]) -> relax.BindingBlock:
         # A block reads the orders that blocks around it made, but not those of another branch.
@@ -98,7 +81,7 @@ class _Balance(Rewriter):
         reason = ""
         if any(isinstance(dense, dialect.SplitDenseEncoded) for dense, _ in readers):
             reason = "an encoded result is stored in the order in which its rows come"
-        elif self.all_uses[encoding] != self.read[encoding]:
+        elif self.passed_on(encoding):
             reason = "the encoding is passed on as a whole"
         elif any(isinstance(dense, dialect.SplitDense) for dense, _ in readers):
             reason = "an int32 result is stored without parameters per row, so without their order"
@@ -116,7 +99,7 @@ class _Balance(Rewriter):
     def _best(self, readers: list[Reader]) -> tuple[int, int] | None:
         best = None
         for rows in row_counts(dims_of(readers[0][1])[:-1], self.owner.accelerator):
-            shapes = [_shape(dense, rows) for dense, _ in readers]
+            shapes = [dense_op(dense, rows) for dense, _ in readers]
             block = choose_block_rows(shapes, self.owner.accelerator, self.owner.goal)
             if block:
                 best = (block, best[1] if best else rows)
@@ -124,18 +107,6 @@ class _Balance(Rewriter):
                 # Programs for more rows would have to leave them in order.
                 return None
         return best
-
-
-def _shape(dense: dialect.Dense, rows: int) -> DenseOp:
-    return DenseOp(
-        m=rows,
-        n=dense.out_features,
-        k=dense.in_features,
-        weight_bits=dense.weight_bits,
-        group_size=dense.group_size,
-        has_min=dense.has_min,
-        digit_bits=dense.k,
-    )
 
 
 @tvm.transform.module_pass(opt_level=0)
@@ -166,8 +137,6 @@ class BalanceRows(RewritePass):
         The machine.
     goal : {"array", "time", "none"}
         What should be least, see `target.cost.block_rows`.
-    report : PassReport, optional
-        Takes the number of orders made, and why others were not.
     """
 
     rewriter = _Balance

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.passes._constants import make_const
 from sparqle_tvm.passes._match import const_value
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, count_field_readers
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import window_constant
 
@@ -26,13 +25,7 @@ from sparqle_tvm.passes._weights import window_constant
 class _Choose(Rewriter):
     def __init__(self, mod: tvm.IRModule, owner: ChooseWindow) -> None:
         super().__init__(mod, owner)
-        self.followers: Counter[Any] = Counter()
         self.seen: set[str] = set()
-
-    def visit_function_(self, func: relax.Function) -> relax.Expr:
-        # Scale and group sums are the same in both windows.
-        self.followers = count_field_readers(func, len(dialect.PLANES))
-        return super().visit_function_(func)
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         op = dialect.Op.of(call)
@@ -53,7 +46,8 @@ class _Choose(Rewriter):
         reason = ""
         if not WINDOWS[wanted].holds(bounds, encoder.k) and not self.owner.allow_saturation:
             reason = f"values up to {bounds[1]:g} would saturate in the {wanted} window"
-        elif self.uses[self.bound] != self.followers[self.bound]:
+        # Scale and group sums are the same in both windows.
+        elif self.passed_on(self.bound, len(dialect.PLANES)):
             reason = "its planes are returned or passed on"
         elif encoder.bands is not None:
             reason = "its bands are made for the window it has"
@@ -113,8 +107,6 @@ class ChooseWindow(RewritePass):
         Window of all other encodings; by default they keep theirs.
     allow_saturation : bool
         Whether ``signed`` may be set where values could saturate (lossy).
-    report : PassReport, optional
-        Takes the number of changes and what was skipped.
 
     Raises
     ------

@@ -8,12 +8,17 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import relax
-from tvm.relax.expr_functor import PyExprVisitor, visitor
 
 from sparqle_tvm import dialect
 from sparqle_tvm.passes._constants import Constant
+from sparqle_tvm.passes._encodings import Encodings
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import ReportingPass, relax_functions
+from sparqle_tvm.passes._rewrite import (
+    ReportingPass,
+    also_returning,
+    has_mark,
+    relax_functions,
+)
 
 # Attribute of a function that returns its activations already.
 OBSERVED = "sparqle_observed"
@@ -86,68 +91,67 @@ it, or the ``"stream"`` that output was added to."""
 _ADD, _RESHAPE = tvm.ir.Op.get("relax.add"), tvm.ir.Op.get("relax.reshape")
 
 
-@visitor
-class _Find(PyExprVisitor):
-    """Encodings of a function and their dense ops, with the variables that hold them."""
+class _Find:
+    """The encodings of a function and their dense ops, with what is returned of them.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.values: dict[Any, relax.Expr] = {}
+    Attributes
+    ----------
+    infos : dict of relax.Var to ActivationInfo
+        By the variables of the encodings.
+    returned : dict of relax.Var to tuple of relax.Expr and Observation
+        By the variable whose binding it follows: what is returned, and what that is.
+    """
+
+    def __init__(self, func: relax.Function) -> None:
         self.infos: dict[Any, ActivationInfo] = {}
-        self.wanted: dict[Any, relax.Expr] = {}
-        self.owners: dict[Any, Observation] = {}
+        self.returned: dict[Any, tuple[relax.Expr, Observation]] = {}
+        self.bound = Encodings(func)
+        for var, value in self.bound.values.items():
+            if var in self.bound.inner:
+                continue
+            if var in self.bound.encoders:
+                self._add_encoding(var, self.bound.encoders[var])
+            elif var in self.bound.dense:
+                self._add_dense(var, self.bound.dense[var])
+            elif isinstance(value, relax.Call) and value.op == _ADD:
+                self._add_stream(var, value)
 
-    def observations(self) -> list[Observation]:
-        """What the function returns, in order: encodings and dense ops as they are bound."""
-        return [self.owners[var] for var in self.wanted]
+    def _add_encoding(self, var: Any, op: dialect.Encoder) -> None:
+        info = ActivationInfo(op.label, op.columns, op.qmax, op.k, op.window, [])
+        self.infos[var], self.returned[var] = info, (op.x, (info, None, "input"))
 
-    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        value = self.values[binding.var] = binding.value
-        op = dialect.Op.of(value)
-        if isinstance(op, dialect.Encoder):
-            info = ActivationInfo(op.label, op.columns, op.qmax, op.k, op.window, [])
-            self.infos[binding.var] = info
-            self.wanted[binding.var] = op.x
-            self.owners[binding.var] = (info, None, "input")
-        elif isinstance(op, dialect.SplitDense | dialect.SplitDenseScaled):
-            encoding = op.encoding
-            while isinstance(self.values.get(encoding), relax.Var):
-                encoding = self.values[encoding]
-            if encoding in self.infos:
-                dense = self._dense(op)
-                self.infos[encoding].dense.append(dense)
-                if dense.returned:
-                    self.wanted[binding.var] = binding.var
-                    self.owners[binding.var] = (self.infos[encoding], dense, "output")
-        elif isinstance(value, relax.Call) and value.op == _ADD:
-            self._add(binding.var, value)
+    def _add_dense(self, var: Any, op: dialect.Dense) -> None:
+        info = self.infos.get(self.bound.variable(op.encoding))
+        if info is None or isinstance(op, dialect.SplitDenseEncoded):
+            return
+        dense = self._dense(op)
+        info.dense.append(dense)
+        if dense.returned:
+            self.returned[var] = var, (info, dense, "output")
 
-    def _add(self, var: Any, call: relax.Call) -> None:
+    def _add_stream(self, var: Any, call: relax.Call) -> None:
         """Note a sum of a dense op's output and another tensor of the same shape."""
         for operand, other in (call.args, call.args[::-1]):
             source = self._source(operand)
-            if source not in self.owners:
+            if source not in self.returned:
                 continue
-            info, dense, kind = self.owners[source]
+            info, dense, kind = self.returned[source][1]
             same = tvm_ffi.structural_equal(operand.ty, other.ty)
             if dense is None or kind != "output" or dense.stream:
                 continue
             if same and self._constant(other) is None:
                 dense.stream = True
-                self.wanted[var] = var
-                self.owners[var] = (info, dense, "stream")
+                self.returned[var] = var, (info, dense, "stream")
                 return
 
     def _source(self, expr: Any) -> Any:
         """The variable that `expr` holds, perhaps in another shape."""
         while True:
-            value = self.values.get(expr)
-            if isinstance(value, relax.Var):
-                expr = value
-            elif isinstance(value, relax.Call) and value.op == _RESHAPE:
-                expr = value.args[0]
-            else:
+            expr = self.bound.variable(expr)
+            value = self.bound.values.get(expr)
+            if not isinstance(value, relax.Call) or value.op != _RESHAPE:
                 return expr
+            expr = value.args[0]
 
     def _dense(self, op: dialect.Dense) -> ObservedDense:
         return ObservedDense(
@@ -162,9 +166,8 @@ class _Find(PyExprVisitor):
         )
 
     def _constant(self, expr: relax.Expr | None) -> Any:
-        while expr in self.values:
-            expr = self.values[expr]
-        return expr if isinstance(expr, Constant) else None
+        value = self.bound.resolve(expr)
+        return value if isinstance(value, Constant) else None
 
 
 def _observed(func: relax.Function, found: _Find) -> relax.Function:
@@ -175,15 +178,12 @@ def _observed(func: relax.Function, found: _Find) -> relax.Function:
         bindings = []
         for binding in block.bindings:
             bindings.append(binding)
-            source = found.wanted.get(binding.var)
-            if source is not None:
+            if binding.var in found.returned:
+                source, _ = found.returned[binding.var]
                 order.append(relax.Var("observed", source.ty))
                 bindings.append(relax.VarBinding(order[-1], source))
         blocks.append(type(block)(bindings))
-    body = relax.Tuple([func.body.body, relax.Tuple(order)])
-    seq = relax.BlockBuilder().normalize(relax.SeqExpr(blocks, body))
-    changed = relax.Function(func.params, seq, None, func.is_pure, func.attrs)
-    return changed.with_attr(OBSERVED, True)
+    return also_returning(func, blocks, order, OBSERVED)
 
 
 @tvm.transform.module_pass(opt_level=0)
@@ -223,15 +223,11 @@ class CollectActivations(ReportingPass):
         """Apply the pass to every Relax function of a copy of ``mod``."""
         changed = mod.clone()
         for gv, func in relax_functions(mod):
-            found = _Find()
-            for block in func.body.blocks:
-                for binding in block.bindings:
-                    if isinstance(binding, relax.VarBinding):
-                        found.visit_var_binding_(binding)
+            found = _Find(func)
             if not found.infos:
                 continue
-            self.collected[str(gv.name_hint)] = found.observations()
-            if func.attrs is None or OBSERVED not in func.attrs:
+            self.collected[str(gv.name_hint)] = [what for _, what in found.returned.values()]
+            if not has_mark(func, OBSERVED):
                 changed.update_func(gv, _observed(func, found))
                 self.report.rewrite(self.name)
         return changed

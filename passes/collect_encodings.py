@@ -9,9 +9,15 @@ from tvm import relax
 
 from sparqle_tvm import dialect
 from sparqle_tvm.numerics.window import WINDOWS
-from sparqle_tvm.passes._encoding_info import EncodingInfo, describe_encodings
+from sparqle_tvm.passes._encodings import EncodingInfo, describe_encodings, in_bands
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import ReportingPass, called_functions, relax_functions
+from sparqle_tvm.passes._rewrite import (
+    ReportingPass,
+    also_returning,
+    called_functions,
+    has_mark,
+    relax_functions,
+)
 
 # Attribute of a function that returns its encodings already.
 COLLECTED = "sparqle_collected"
@@ -54,7 +60,8 @@ class _Observer:
         below = self.bind(relax.op.less(q, relax.const(-op.qmax, dtype)))
         self._count(relax.op.logical_or(above, below))
         if op.bands is not None:
-            self._count_clipped(self.bind(relax.op.clip(q, -op.qmax, limit)), op)
+            clipped = self.bind(relax.op.clip(q, -op.qmax, limit))
+            self._count(relax.op.logical_or(*in_bands(self.bind, clipped, op)))
 
     def _rounded(self, op: dialect.Encoder, scale: relax.Var) -> relax.Var:
         """``round(x / step)`` in float32, not limited yet."""
@@ -67,21 +74,6 @@ class _Observer:
         """Return how many elements meet a condition."""
         met = self.bind(relax.op.astype(self.bind(condition), "int32"))
         self.bind(relax.op.sum(met), output=True)
-
-    def _count_clipped(self, q: relax.Var, encoder: dialect.Encoder) -> None:
-        """Return how many elements lie in the bands."""
-        bands = self.bind(relax.op.astype(encoder.bands, "float32"))
-        sides = self.bind(relax.op.split(bands, 2, axis=0))
-        lo, hi = (
-            self.bind(relax.op.reshape(self.bind(relax.TupleGetItem(sides, i)), (encoder.columns,)))
-            for i in (0, 1)
-        )
-        zero_range = WINDOWS[encoder.window].zero_range(encoder.k)
-        low, high = (relax.const(v, "float32") for v in zero_range)
-        op = relax.op
-        below = op.logical_and(self.bind(op.less(q, low)), self.bind(op.greater_equal(q, lo)))
-        above = op.logical_and(self.bind(op.greater(q, high)), self.bind(op.less_equal(q, hi)))
-        self._count(op.logical_or(self.bind(below), self.bind(above)))
 
 
 def _with_observations(func: relax.Function, infos: list[EncodingInfo]) -> relax.Function:
@@ -97,10 +89,7 @@ def _with_observations(func: relax.Function, infos: list[EncodingInfo]) -> relax
                 observer.observe(binding.var, encoder, next(remaining))
         outputs += observer.outputs
         blocks.append(type(block)(observer.bindings))
-    body = relax.Tuple([func.body.body, relax.Tuple(outputs)])
-    seq = relax.BlockBuilder().normalize(relax.SeqExpr(blocks, body))
-    changed = relax.Function(func.params, seq, None, func.is_pure, func.attrs)
-    return changed.with_attr(COLLECTED, True)
+    return also_returning(func, blocks, outputs, COLLECTED)
 
 
 @tvm.transform.module_pass(opt_level=0)
@@ -148,7 +137,7 @@ class CollectEncodings(ReportingPass):
                     self._skip(info.label, f"its function {name} is called by another one")
                 continue
             self.collected[name] = infos
-            if func.attrs is None or COLLECTED not in func.attrs:
+            if not has_mark(func, COLLECTED):
                 changed.update_func(gv, _with_observations(func, infos))
                 self.report.rewrite(self.name)
         return changed

@@ -6,7 +6,7 @@ from typing import Any
 
 import tvm
 from tvm import relax
-from tvm.relax.expr_functor import PyExprVisitor, mutator, visitor
+from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm.passes._constants import Constant
 from sparqle_tvm.passes._match import int_shape, op_name, static_shape
@@ -24,23 +24,20 @@ def _constant_args(call: Any) -> tuple[Any, list[Any]] | None:
     return callee, fields
 
 
-@visitor
-class _Callees(PyExprVisitor):
+def _callees(mod: tvm.IRModule) -> set[Any]:
     """PrimFuncs that may be evaluated: some call has no variable among its arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[Any] = set()
-        self.constants: set[Any] = set()
-
-    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+    found: set[Any] = set()
+    constants: set[Any] = set()
+    blocks = [block for _, func in relax_functions(mod) for block in func.body.blocks]
+    for binding in (binding for block in blocks for binding in block.bindings):
         candidate = _constant_args(binding.value)
         if candidate is None:
-            return
+            continue
         callee, fields = candidate
-        if all(isinstance(f, Constant) or f in self.constants for f in fields):
-            self.found.add(callee)
-            self.constants.add(binding.var)
+        if all(isinstance(f, Constant) or f in constants for f in fields):
+            found.add(callee)
+            constants.add(binding.var)
+    return found
 
 
 @mutator
@@ -91,17 +88,15 @@ class FoldConstants(RewritePass):
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""
-        callees = _Callees()
-        for _, func in relax_functions(mod):
-            callees.visit_expr(func.body)
-        if not callees.found:
+        callees = _callees(mod)
+        if not callees:
             return mod
         named = {
             str(gv.name_hint): mod[gv].with_attr("global_symbol", str(gv.name_hint))
-            for gv in callees.found
+            for gv in callees
         }
         # These run once: optimising their strided copies takes LLVM seconds and saves milliseconds.
         target = tvm.target.Target({"kind": "llvm", "opt-level": 1})
         library = tvm.tirx.build(tvm.IRModule(named), target=target)
-        functions = {gv: library[str(gv.name_hint)] for gv in callees.found}
+        functions = {gv: library[str(gv.name_hint)] for gv in callees}
         return apply_rewriter(mod, _Fold(mod, self, functions))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,20 +12,15 @@ from tvm.relax.expr_functor import mutator
 from sparqle_tvm import dialect
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 from sparqle_tvm.numerics.window import largest_integer
-from sparqle_tvm.passes._match import const_scalar, dtype_of
-from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, count_field_readers
+from sparqle_tvm.passes._match import axes_of, const_scalar, dtype_of
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 
 
 @mutator
 class _Fuse(Rewriter):
     def __init__(self, mod: tvm.IRModule, owner: Any) -> None:
         super().__init__(mod, owner)
-        self.field_readers: Counter[Any] = Counter()
         self.fused: dict[Any, tuple[dialect.Encode, dialect.QuantizeEncode]] = {}
-
-    def visit_function_(self, func: relax.Function) -> relax.Expr:
-        self.field_readers = count_field_readers(func)
-        return super().visit_function_(func)
 
     def in_block(self, block: relax.BindingBlock, visit: Callable[..., Any]) -> relax.BindingBlock:
         # The scale of an encoding cannot be read outside of the block that makes it.
@@ -40,7 +34,7 @@ class _Fuse(Rewriter):
         if encode is None:
             return None
         found = self._match_quantize(encode.x, largest_integer(encode.k))
-        if not isinstance(found, str) and self.uses[self.bound] != self.field_readers[self.bound]:
+        if not isinstance(found, str) and self.passed_on(self.bound):
             found = "the encoding as a whole is returned or passed on"
         if isinstance(found, str):
             self.skip(encode.NAME, encode.label, found)
@@ -89,8 +83,7 @@ class _Fuse(Rewriter):
             return f"the absolute maximum is not divided by the limit {qmax:g}"
         if not magnitude.args[0].same_as(x):
             return "the scale does not come from the absolute maximum of the same tensor"
-        axes = [int(a) for a in amax.attrs.axis] if amax.attrs.axis is not None else []
-        if not amax.attrs.keepdims or axes not in ([-1], [x.ty.ndim - 1]):
+        if not amax.attrs.keepdims or axes_of(amax.attrs.axis) not in ([-1], [x.ty.ndim - 1]):
             return "the scale is not per row"
         if const_scalar(floor.args[1]) != SMALLEST_AMAX:
             return f"the absolute maximum is not bounded below by {SMALLEST_AMAX:g}"

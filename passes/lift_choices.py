@@ -10,16 +10,14 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
-from sparqle_tvm.numerics import (
-    QuantizedWeights,
-)
+from sparqle_tvm.numerics import QuantizedWeights
 from sparqle_tvm.numerics.integers import CONTAINER
 from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.passes._choosable import choosable_encodings
 from sparqle_tvm.passes._lifted import LiftedEncoding, describe_lifted
 from sparqle_tvm.passes._match import dtype_of
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, called_functions, relax_functions
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, called_functions, has_mark
 
 LIFTED = "sparqle_lifted"
 
@@ -32,12 +30,29 @@ class _Lift(Rewriter):
         self.weights: dict[Any, tuple[LiftedEncoding, QuantizedWeights]] = {}
         self.columns: dict[tuple[int, int], relax.Var] = {}
         self.operands: list[relax.Var] = []
+        self.called = called_functions(mod)
+
+    def begin(self, name: str, func: relax.Function) -> None:
+        super().begin(name, func)
+        self.lifted, self.weights, self.columns = {}, {}, {}
+        if has_mark(func, LIFTED):
+            return
+        start = 0
+        for encoding in choosable_encodings(func):
+            obstacle = encoding.obstacle
+            if name in self.called:
+                obstacle = f"its function {name} is called by another one"
+            if obstacle:
+                self.skip("quantize_encode", encoding.op.label, obstacle)
+                continue
+            found = self.lifted[encoding.variable] = describe_lifted(encoding, start)
+            start += found.columns
+            for result, weights in zip(encoding.results, encoding.weights, strict=True):
+                self.weights[result] = found, weights
+        if self.lifted:
+            self.owner.lifted[name] = list(self.lifted.values())
 
     def visit_function_(self, func: relax.Function) -> relax.Expr:
-        name = self.owner.name_of(func)
-        self.lifted, self.weights, self.columns = {}, {}, {}
-        if name not in self.owner.skipped_functions and not (func.attrs and LIFTED in func.attrs):
-            self._find(name, func)
         if not self.lifted:
             return func
         total = sum(encoding.columns for encoding in self.lifted.values())
@@ -48,19 +63,6 @@ class _Lift(Rewriter):
         params = [*func.params, *self.operands]
         wider = relax.Function(params, func.body, func.ret_ty, func.is_pure, func.attrs)
         return super().visit_function_(wider).with_attr(LIFTED, True)
-
-    def _find(self, name: str, func: relax.Function) -> None:
-        start = 0
-        for encoding in choosable_encodings(func):
-            if encoding.obstacle:
-                self.skip("quantize_encode", encoding.op.label, encoding.obstacle)
-                continue
-            found = self.lifted[encoding.variable] = describe_lifted(encoding, start)
-            start += found.columns
-            for result, weights in zip(encoding.results, encoding.weights, strict=True):
-                self.weights[result] = found, weights
-        if self.lifted:
-            self.owner.lifted[name] = list(self.lifted.values())
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         op = dialect.Op.of(call)
@@ -159,20 +161,3 @@ class LiftChoices(RewritePass):
     def __init__(self, *, report: PassReport | None = None) -> None:
         super().__init__(report=report)
         self.lifted: dict[str, list[LiftedEncoding]] = {}
-        self.skipped_functions: set[str] = set()
-        self._functions: list[tuple[str, relax.Function]] = []
-
-    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
-        """Apply the pass to every Relax function of a copy of ``mod``."""
-        self.skipped_functions = called_functions(mod)
-        self._functions = [(str(gv.name_hint), func) for gv, func in relax_functions(mod)]
-        for name, func in self._functions:
-            if name in self.skipped_functions:
-                for encoding in choosable_encodings(func):
-                    reason = f"its function {name} is called by another one"
-                    self.report.skip(self.name, "quantize_encode", encoding.op.label, reason)
-        return super().transform_module(mod, _ctx)
-
-    def name_of(self, func: relax.Function) -> str:
-        """Name of a function of the module under transformation."""
-        return next(name for name, known in self._functions if known.same_as(func))

@@ -11,7 +11,7 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm.passes._constants import make_const
-from sparqle_tvm.passes._match import dtype_of, op_name, static_shape
+from sparqle_tvm.passes._match import axes_of, dtype_of, op_name, static_shape
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 
 
@@ -49,23 +49,14 @@ class _Lower(Rewriter):
         inner = self.match(moved.args[0] if moved is not None else expr, "dequantize")
         if inner is None:
             return None
-        if moved is not None and moved.attrs.axes is not None:
-            axes = [int(a) for a in moved.attrs.axes]
-            if axes != list(range(len(axes)))[::-1]:
-                return None
-        values, scale, zero_point = inner.args
-        ndim = values.ty.ndim
-        return _Dequantized(
-            values,
-            self._constant(scale),
-            self._constant(zero_point),
-            moved is not None,
-            int(inner.attrs.axis) % ndim,
-        )
-
-    def _constant(self, expr: Any) -> np.ndarray:
-        value = self.constants.value(expr)
-        return value if value is not None else np.empty(0)
+        axes = axes_of(moved.attrs.axes) if moved is not None else []
+        if axes != list(range(len(axes)))[::-1]:
+            return None
+        values, *parameters = inner.args
+        known = [self.constants.value(each) for each in parameters]
+        scale, zero_point = (np.empty(0) if value is None else value for value in known)
+        axis = int(inner.attrs.axis) % values.ty.ndim
+        return _Dequantized(values, scale, zero_point, moved is not None, axis)
 
     def _obstacle(self, activation: _Dequantized, weight: _Dequantized) -> str:
         """Why the product of the two cannot be an integer matmul, ``""`` if it can."""

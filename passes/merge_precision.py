@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +15,11 @@ from sparqle_tvm import dialect
 from sparqle_tvm.numerics.integers import CONTAINER
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 from sparqle_tvm.numerics.window import WINDOWS
+from sparqle_tvm.passes._encodings import in_bands
 from sparqle_tvm.passes._match import dims_of, dtype_of, int_shape
-from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, count_field_readers, count_uses
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.passes._value_range import value_range
-from sparqle_tvm.passes._weights import remaining_offset
+from sparqle_tvm.passes._weights import arranged, remaining_offset
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,6 @@ class _Merge(Rewriter):
     def __init__(self, mod: tvm.IRModule, owner: Any) -> None:
         super().__init__(mod, owner)
         self.plain: dict[Any, _Plain] = {}
-        self.all_uses: Counter[Any] = Counter()
-        self.known: Counter[Any] = Counter()
-
-    def visit_function_(self, func: relax.Function) -> relax.Expr:
-        self.plain = {}
-        self.all_uses = count_uses(func)
-        self.known = count_field_readers(func, len(dialect.PLANES))
-        return super().visit_function_(func)
 
     def visit_tuple_getitem_(self, item: relax.TupleGetItem) -> relax.Expr:
         plain = self.plain.get(item.tuple_value)
@@ -64,7 +56,7 @@ class _Merge(Rewriter):
         return None
 
     def _merge_encoding(self, op: dialect.Encoder) -> None:
-        if self.all_uses[self.bound] != self.known[self.bound]:
+        if self.passed_on(self.bound, len(dialect.PLANES)):
             self.skip(op.NAME, op.label, "its planes have other readers than dense ops")
             return
         bound, fields = self.bound, {}
@@ -92,15 +84,10 @@ class _Merge(Rewriter):
 
     def _clip_to_window(self, q: relax.Var, encode: dialect.QuantizeEncode) -> relax.Var:
         """Move the q in the bands (2, K) to the edges of the window, all in float32."""
-        sides = op.split(self.emit(op.astype(encode.bands, "float32"), "bands"), 2, axis=0)
-        pair, columns = self.emit(sides, "bands"), (encode.columns,)
-        lo, hi = (
-            self.emit(op.reshape(self.emit(relax.TupleGetItem(pair, i)), columns)) for i in (0, 1)
+        low, high = (
+            relax.const(edge, "float32") for edge in WINDOWS[encode.window].zero_range(encode.k)
         )
-        zero_range = WINDOWS[encode.window].zero_range(encode.k)
-        low, high = (relax.const(v, "float32") for v in zero_range)
-        below = self.emit(op.logical_and(op.less(q, low), op.greater_equal(q, lo)), "below")
-        above = self.emit(op.logical_and(op.greater(q, high), op.less_equal(q, hi)), "above")
+        below, above = in_bands(self.emit, q, encode)
         return self.emit(op.where(below, low, op.where(above, high, q)), "q")
 
     def _saturated(self, encode: dialect.Encoder) -> relax.Var:
@@ -127,7 +114,7 @@ class _Merge(Rewriter):
 
     def _product(self, q: relax.Var, weight: relax.Expr, offset: relax.Expr | None) -> relax.Expr:
         """``q @ w.T + offset`` in int32."""
-        moved = self._arranged(weight, [1, 0], tuple(int_shape(weight)[::-1]))
+        moved = arranged(self, weight, [1, 0], tuple(int_shape(weight)[::-1]))
         acc = op.matmul(q, moved, out_dtype="int32")
         return acc if offset is None else op.add(self.emit(acc, "acc"), offset)
 
@@ -143,38 +130,19 @@ class _Merge(Rewriter):
         groups, rows = dense.in_features // size, math.prod(dims_of(q)[:-1])
         by_group = self.emit(op.reshape(q, (rows, groups, size)))
         by_group = self.emit(op.permute_dims(by_group, [1, 0, 2]), "q_groups")
-        parts = self._arranged(
-            dense.weight, [1, 2, 0], (groups, size, outputs), (outputs, groups, size)
+        parts = arranged(
+            self, dense.weight, [1, 2, 0], (groups, size, outputs), (outputs, groups, size)
         )
         acc = self.emit(op.matmul(by_group, parts, out_dtype="int32"), "acc")
-        d = op.astype(self._arranged(dense.w_scale, [1, 0], (groups, 1, outputs)), "float64")
+        d = op.astype(arranged(self, dense.w_scale, [1, 0], (groups, 1, outputs)), "float64")
         y = self.emit(op.sum(op.multiply(op.astype(acc, "float64"), d), axis=[0]), "y64")
         if dense.has_min:
             sums = op.astype(op.reshape(dense.group_sums, (rows, groups)), "float64")
-            m = op.astype(self._arranged(dense.w_min, [1, 0], (groups, outputs)), "float64")
+            m = op.astype(arranged(self, dense.w_min, [1, 0], (groups, outputs)), "float64")
             y = self.emit(op.add(y, self.emit(op.matmul(self.emit(sums), self.emit(m)))), "y64")
         if offset is not None:
             y = self.emit(op.add(y, offset), "y64")
         return self.emit(op.reshape(op.astype(y, "float32"), call.ty.shape), "y")
-
-    def _arranged(
-        self,
-        weight: relax.Expr,
-        axes: list[int],
-        shape: tuple[int, ...],
-        cut: tuple[int, ...] | None = None,
-    ) -> relax.Expr:
-        """A weight reshaped to `cut`, permuted, reshaped to `shape`; at once if it is constant."""
-        constants = self.constants
-        value = constants.value(weight)
-        if value is not None:
-            key = (constants.source(weight), "plain", tuple(axes), shape)
-            parted = value if cut is None else value.reshape(cut)
-            return constants.once(key, lambda: parted.transpose(axes).reshape(shape))
-        if cut is not None:
-            weight = self.emit(op.reshape(weight, cut))
-        moved = self.emit(op.permute_dims(weight, axes))
-        return moved if len(shape) == len(axes) else self.emit(op.reshape(moved, shape))
 
 
 @tvm.transform.module_pass(opt_level=0)

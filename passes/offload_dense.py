@@ -11,7 +11,7 @@ from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, TargetError
-from sparqle_tvm.passes._dense_specs import OffloadedOp, Specs, describe
+from sparqle_tvm.passes._dense_specs import Specs, describe
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, apply_rewriter, relax_functions
 from sparqle_tvm.target.accelerator import Accelerator
@@ -32,7 +32,7 @@ class _Plan(Rewriter):
         op, before = dialect.Dense.of(call), dialect.Dense.of(original)
         if op is not None and before is not None:
             try:
-                specs = describe(self, op, self.owner.accelerator).specs
+                specs, _ = describe(self, op, self.owner.accelerator)
             except (CompileError, InvalidArgumentError, TargetError):
                 return None
             self.owner.readers.setdefault(before.encoding, []).append(specs)
@@ -52,17 +52,18 @@ class _Offload(Rewriter):
             return None
         drained = self.bound if isinstance(op, dialect.SplitDenseEncoded) else None
         try:
-            found = describe(self, op, self.owner.accelerator)
-            bundle = self.owner.bundle(found.specs, before.encoding, drained)
+            specs, offset = describe(self, op, self.owner.accelerator)
+            bundle = self.owner.bundle(specs, before.encoding, drained)
         except (CompileError, InvalidArgumentError, TargetError) as error:
             self.skip(str(call.op.name), op.label, str(error))
             return None
         if not any(bundle.same_as(other) for other in self.bundles):
             self.bundles.append(bundle)
         self.count()
+        operands = self._operands(op, specs[0].weight_bits, offset)
         return relax.op.call_dps_packed(
             LAUNCH,
-            relax.Tuple([tvm.ir.StringImm(op.label), bundle, *self._arguments(op, found)]),
+            relax.Tuple([tvm.ir.StringImm(op.label), bundle, *operands]),
             out_ty=list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else call.ty,
         )
 
@@ -85,13 +86,15 @@ class _Offload(Rewriter):
         key = (self.constants.source(weight), "packed", bits)
         return self.constants.once(key, lambda: pack_weights(values, bits))
 
-    def _arguments(self, op: dialect.Dense, found: OffloadedOp) -> list[relax.Expr]:
+    def _operands(
+        self, op: dialect.Dense, stored_bits: int, offset: relax.Expr | None
+    ) -> list[relax.Expr]:
         """Planes, weight, offset, scales, minima, group sums, row order, scale of the outputs."""
         planes = [self.emit(dialect.plane(op.encoding, name)) for name in dialect.PLANES]
         scales = [op.act_scale, op.w_scale] if isinstance(op, dialect.ScaledDense) else []
         out_scale = op.out_scale if isinstance(op, dialect.SplitDenseEncoded) else None
-        others = (found.offset, *scales, op.w_min, op.group_sums, op.row_order, out_scale)
-        weight = self._packed(op.weight, found.weight_bits)
+        others = (offset, *scales, op.w_min, op.group_sums, op.row_order, out_scale)
+        weight = self._packed(op.weight, stored_bits)
         return [*planes, weight, *(operand for operand in others if operand is not None)]
 
 
@@ -123,8 +126,6 @@ class OffloadDense(RewritePass):
         The machine.
     tuned : Schedules, optional
         Schedules to prefer to the default ones; the report names the ops that have some.
-    report : PassReport, optional
-        Takes the number of ops offloaded and what was left on the host.
 
     Attributes
     ----------

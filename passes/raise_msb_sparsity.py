@@ -15,11 +15,7 @@ from sparqle_tvm.errors import QuantizationError
 from sparqle_tvm.numerics import EncodingChoice, QuantizedWeights, scale_weights
 from sparqle_tvm.numerics.dense import require_exact_sum
 from sparqle_tvm.numerics.window import largest_integer
-from sparqle_tvm.passes._choosable import (
-    Choosable,
-    choosable_encodings,
-    window_term,
-)
+from sparqle_tvm.passes._choosable import Choosable, choosable_encodings, window_term
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 
@@ -49,8 +45,8 @@ class _Raise(Rewriter):
         self.chosen: dict[Any, EncodingChoice] = {}
         self.scaled: dict[Any, tuple[EncodingChoice, QuantizedWeights]] = {}
 
-    def visit_function_(self, func: relax.Function) -> relax.Expr:
-        self.chosen, self.scaled = {}, {}
+    def begin(self, name: str, func: relax.Function) -> None:
+        super().begin(name, func)
         for encoding in choosable_encodings(func):
             label = encoding.op.label
             self.seen.add(label)
@@ -65,7 +61,6 @@ class _Raise(Rewriter):
             self.chosen[encoding.variable] = choice
             for result, weights in zip(encoding.results, scaled, strict=True):
                 self.scaled[result] = choice, weights
-        return super().visit_function_(func)
 
     def finish(self) -> None:
         """Note the labels that were given a choice and that no encoding bears."""
@@ -135,8 +130,6 @@ class RaiseMsbSparsity(RewritePass):
     ----------
     choices : mapping of label to EncodingChoice
         What is chosen for the encodings of these labels; all others stay as they are.
-    report : PassReport, optional
-        Takes the number of encodings changed and what was left alone.
 
     Raises
     ------

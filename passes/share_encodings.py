@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +11,7 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
-from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, count_field_readers
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 
 
 def _key(op: dialect.Encoder) -> tuple[Any, ...]:
@@ -25,11 +25,6 @@ class _Share(Rewriter):
         super().__init__(mod, owner)
         self.made: dict[tuple[Any, ...], dict[int, relax.Var]] = {}
         self.group_sizes: dict[tuple[Any, ...], set[int]] = {}
-        self.field_readers: Counter[Any] = Counter()
-
-    def visit_function_(self, func: relax.Function) -> relax.Expr:
-        self.field_readers = count_field_readers(func)
-        return super().visit_function_(func)
 
     def in_block(self, block: relax.BindingBlock, visit: Callable[..., Any]) -> relax.BindingBlock:
         # A block reads what the blocks around it made, but not what the other branch made.
@@ -50,7 +45,7 @@ class _Share(Rewriter):
             return None
         made = self.made.setdefault(_key(encoder), {})
         group_size = encoder.group_size
-        if group_size == 0 and self.uses[self.bound] == self.field_readers[self.bound]:
+        if group_size == 0 and not self.passed_on(self.bound):
             # Nobody minds group sums behind the fields that are read.
             wanted = self.group_sizes[_key(before)] | set(made)
             group_size = min(wanted - {0}, default=0)

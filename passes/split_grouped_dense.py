@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import mutator
@@ -14,18 +12,7 @@ from sparqle_tvm.passes._grouped_form import GroupedDense, match_grouped
 from sparqle_tvm.passes._match import dtype_of, int_shape
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.passes._value_range import value_range, weight_bits
-from sparqle_tvm.passes._weights import DIGIT_BITS, offset_constant
-
-
-def _arrange(rewriter: Rewriter, expr: Any, axes: list[int], shape: tuple[int, ...]) -> relax.Expr:
-    """Permute and reshape a weight tensor, at once where it is a constant."""
-    constants = rewriter.constants
-    constant = constants.value(expr)
-    if constant is not None:
-        key = (constants.source(expr), tuple(axes), shape)
-        return constants.once(key, lambda: constant.transpose(axes).reshape(shape))
-    moved = rewriter.emit(relax.op.permute_dims(expr, axes))
-    return rewriter.emit(relax.op.reshape(moved, shape))
+from sparqle_tvm.passes._weights import DIGIT_BITS, arranged, window_bias
 
 
 @mutator
@@ -42,21 +29,21 @@ class _SplitGrouped(Rewriter):
         groups, size, outputs = int_shape(found.weight)
         columns, k = groups * size, DIGIT_BITS[dtype_of(found.q)]
         window = exact_window(value_range(found.q, self.value), k)
-        weight = _arrange(self, found.weight, [2, 0, 1], (outputs, columns))
-        w_scale = _arrange(self, found.w_scale, [2, 0, 1], (outputs, groups))
+        weight = arranged(self, found.weight, [2, 0, 1], (outputs, columns))
+        w_scale = arranged(self, found.w_scale, [2, 0, 1], (outputs, groups))
         sum_size = size if found.w_min is not None else 0
         encode = dialect.Encode(found.q, k=k, window=window, group_size=sum_size, label=found.label)
         encoding = self.emit(encode.call(), "encoding")
         w_min = sums = None
         if found.w_min is not None:
-            w_min = _arrange(self, found.w_min, [1, 0], (outputs, groups))
+            w_min = arranged(self, found.w_min, [1, 0], (outputs, groups))
             sums = self.emit(encode.field(encoding, "group_sums"), "group_sums")
         return dialect.split_dense_scaled(
             encoding,
             relax.const(1.0, "float32"),
             weight,
             w_scale,
-            offset_constant(self, weight, w_scale, k, window),
+            window_bias(self, weight, w_scale, k, window),
             w_min,
             sums,
             k=k,

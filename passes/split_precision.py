@@ -15,9 +15,9 @@ from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.passes._value_range import value_range, weight_bits
 from sparqle_tvm.passes._weights import (
     DIGIT_BITS,
-    bias_constant,
     is_weight,
     weight_outputs_first,
+    window_bias,
 )
 
 
@@ -45,7 +45,7 @@ class _Split(Rewriter):
         return dialect.split_dense(
             encoding,
             rows,
-            bias_constant(self, rows, k, window),
+            window_bias(self, rows, None, k, window),
             k=k,
             window=window,
             in_features=int(dims_of(activation)[-1]),

@@ -7,6 +7,7 @@ somebody asks for the pipeline.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 PIPELINE_NAME = "sparqle"
@@ -38,24 +39,23 @@ def register() -> None:
 
 
 def _register_launch() -> None:
-    """Let compiled modules call the accelerator; what that needs is loaded at the first call."""
+    """Let compiled modules call the accelerator."""
     import tvm_ffi
 
-    for name, function in (("launch", _launch), ("balance_rows", _balance_rows)):
+    for name in ("launch", "balance_rows"):
         if tvm_ffi.get_global_func(f"sparqle.{name}", allow_missing=True) is None:
-            tvm_ffi.register_global_func(f"sparqle.{name}", function)
+            tvm_ffi.register_global_func(f"sparqle.{name}", _at_first_call(name))
 
 
-def _balance_rows(*operands: Any) -> None:
-    from sparqle_tvm.runtime.launch import balance_rows
+def _at_first_call(name: str) -> Callable[..., None]:
+    """A function of `runtime.launch`; what that needs is loaded when it is called."""
 
-    balance_rows(*operands)
+    def call(*operands: Any) -> None:
+        from sparqle_tvm.runtime import launch
 
+        getattr(launch, name)(*operands)
 
-def _launch(*operands: Any) -> None:
-    from sparqle_tvm.runtime.launch import launch
-
-    launch(*operands)
+    return call
 
 
 def _register_pipeline() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import tvm
 
@@ -16,6 +16,7 @@ from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.compiler import Executor, Options
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, MissingExtraError
 from sparqle_tvm.numerics import EncodingChoice
+from sparqle_tvm.passes import PassReport
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
@@ -24,24 +25,61 @@ if TYPE_CHECKING:
     from sparqle_tvm.tuning.database import TuningDatabase
 
 
+class CommonOptions(TypedDict, total=False):
+    """What `pipeline` and `compile` both take by keyword; nothing is required.
+
+    Attributes
+    ----------
+    windows : mapping of label to window
+        ``"signed"`` or ``"unsigned"`` for single encodings; see ``passes.ChooseWindow``.
+    default_window : str
+        The window of all others; by default the first that is exact.
+    allow_saturation : bool
+        Whether a window may be set that saturates values (lossy); by default not.
+    choices : mapping of label to EncodingChoice
+        Factors and bands for single encodings (lossy); see ``passes.RaiseMsbSparsity``.
+    calibration : Calibration or path
+        Of this model; gives windows and factors, those named in `windows` and `choices` aside.
+    budget : calibration.Budget
+        What the factors may lose; by default nothing, so that there are none.
+    engine : {"host", "simulator"}
+        What runs the dense ops: kernels for this CPU (the default), or accelerator programs on the
+        simulator; then ``Executable.profile`` tells cycles and bytes.
+    balance : {"array", "time", "none"}
+        Where encodings sort their rows, so that few wait in the MSB pass: where encoding and array
+        take fewer cycles by it (``array``, the default), or encoding and dense ops less time
+        (``time``). Results do not depend on it, and kernels for this CPU do not sort.
+    database : path or TuningDatabase
+        Folder that `sparqle_tvm.tune` filled: its schedules are used for the programs of the
+        simulator, and ``report.tuned`` names the ops that have one.
+    stop_after : str
+        Name of the last phase that is done; by default all are.
+    dump : path
+        Folder for the module after each phase as TVMScript, ``01_import.py`` and so on; see
+        `compiler.sequence`.
+    """
+
+    windows: Mapping[str, str] | None
+    default_window: str | None
+    allow_saturation: bool
+    choices: Mapping[str, EncodingChoice] | None
+    calibration: Calibration | str | os.PathLike[str] | None
+    budget: Budget | None
+    engine: Executor
+    balance: Balance
+    database: str | os.PathLike[str] | TuningDatabase | None
+    stop_after: str | None
+    dump: str | os.PathLike[str] | None
+
+
 def pipeline(
     target: str | tvm.target.Target | Accelerator = "sparqle/edge",
     *,
-    windows: Mapping[str, str] | None = None,
-    default_window: str | None = None,
-    allow_saturation: bool = False,
-    choices: Mapping[str, EncodingChoice] | None = None,
-    calibration: Calibration | str | os.PathLike[str] | None = None,
-    budget: Budget | None = None,
-    engine: Executor = "host",
-    balance: Balance = "array",
     lift: passes.LiftChoices | None = None,
-    database: str | os.PathLike[str] | TuningDatabase | None = None,
     collect: passes.CollectEncodings | None = None,
     offload: passes.OffloadDense | None = None,
     report: passes.PassReport | None = None,
-    stop_after: str | None = None,
-    dump: str | os.PathLike[str] | None = None,
+    **options: Unpack[CommonOptions],
 ) -> tvm.transform.Pass:
     """The whole compilation for ``relax.build(mod, "llvm", relax_pipeline=pipeline(...))``.
 
@@ -52,29 +90,8 @@ def pipeline(
     ----------
     target : str, tvm.target.Target or Accelerator
         The accelerator, as ``"sparqle/edge"``.
-    windows : mapping of label to window, optional
-        ``"signed"`` or ``"unsigned"`` for single encodings; see ``passes.ChooseWindow``.
-    default_window : str, optional
-        The window of all others; by default the first that is exact.
-    allow_saturation : bool
-        Whether a window may be set that saturates values (lossy).
-    choices : mapping of label to EncodingChoice, optional
-        Factors and bands for single encodings (lossy); see ``passes.RaiseMsbSparsity``.
-    calibration : Calibration or path, optional
-        Of this model; gives windows and factors, those named in `windows` and `choices` aside.
-    budget : calibration.Budget, optional
-        What the factors may lose; by default nothing, so that there are none.
-    engine : {"host", "simulator"}
-        What runs the dense ops: kernels for this CPU, or accelerator programs on the simulator.
-    balance : {"array", "time", "none"}
-        Where encodings sort their rows, so that few wait in the MSB pass: where encoding and array
-        take fewer cycles by it (``array``), or encoding and dense ops less time (``time``). Results
-        do not depend on it, and kernels for this CPU do not sort.
     lift : passes.LiftChoices, optional
         Makes functions take factors and bands as parameters.
-    database : path or TuningDatabase, optional
-        Folder that `sparqle_tvm.tune` filled: its schedules are used for the programs of the
-        simulator, and ``report.tuned`` names the ops that have one.
     collect : passes.CollectEncodings, optional
         Makes functions return their bitmaps as well.
     offload : passes.OffloadDense, optional
@@ -82,11 +99,8 @@ def pipeline(
         own schedules.
     report : passes.PassReport, optional
         Takes what was rewritten and what was skipped.
-    stop_after : str, optional
-        Name of the last phase that is done; by default all are.
-    dump : path, optional
-        Folder for the module after each phase as TVMScript, ``01_import.py`` and so on; see
-        `compiler.sequence`.
+    **options
+        `windows`, `choices`, `calibration`, `engine` and the others of `CommonOptions`.
 
     Raises
     ------
@@ -97,24 +111,10 @@ def pipeline(
     TuningError
         If the database is damaged, or of another accelerator.
     """
-    accelerator = Accelerator.from_target(target)
-    options = _options(
-        accelerator,
-        windows=windows,
-        default_window=default_window,
-        allow_saturation=allow_saturation,
-        choices=choices,
-        calibration=calibration,
-        budget=budget,
-        engine=engine,
-        balance=balance,
-        lift=lift,
-        database=database,
-        collect=collect,
-        offload=offload,
-        report=report,
+    known = _known(
+        target, options, lift=lift, collect=collect, offload=offload, report=report or PassReport()
     )
-    return compiler.sequence(compiler.phases(options), stop_after=stop_after, dump=dump)
+    return compiler.sequence(compiler.phases(known), known)
 
 
 def compile(
@@ -123,19 +123,9 @@ def compile(
     *,
     host: str | tvm.target.Target | None = None,
     split: bool = True,
-    engine: Executor = "host",
-    balance: Balance = "array",
     collect_encodings: bool = False,
-    windows: Mapping[str, str] | None = None,
-    default_window: str | None = None,
-    allow_saturation: bool = False,
-    choices: Mapping[str, EncodingChoice] | None = None,
     lift_choices: bool = False,
-    calibration: Calibration | str | os.PathLike[str] | None = None,
-    budget: Budget | None = None,
-    database: str | os.PathLike[str] | TuningDatabase | None = None,
-    stop_after: str | None = None,
-    dump: str | os.PathLike[str] | None = None,
+    **options: Unpack[CommonOptions],
 ) -> Executable | tvm.IRModule:
     """Compile a Relax module for an accelerator.
 
@@ -143,23 +133,20 @@ def compile(
     ----------
     mod : tvm.IRModule
         Relax functions with quantized dense ops; it is not changed.
+    target : str, tvm.target.Target or Accelerator
+        The accelerator, as ``"sparqle/edge"``.
     host : str or tvm.target.Target, optional
         CPU that runs everything else; by default this one.
     split : bool
         False leaves the split-precision passes out (the plain int8 or float model); with choices,
         it is int8 with their factors and bands, the reference for the split form.
-    engine : {"host", "simulator"}
-        As in :func:`pipeline`; with ``simulator``, ``Executable.profile`` tells cycles and bytes.
     collect_encodings : bool
         Whether ``Executable.encodings`` holds the bitmaps after each call.
     lift_choices : bool
         Leave factors and bands open: ``Executable.choose`` sets them between calls, without
         another compilation. Encodings in `choices` keep what they have there.
-    stop_after : str, optional
-        Name of the last phase that is done.
-    target, balance, windows, default_window, allow_saturation, choices, calibration, budget, \
-database, dump
-        As in :func:`pipeline`.
+    **options
+        `windows`, `choices`, `calibration`, `engine` and the others of `CommonOptions`.
 
     Returns
     -------
@@ -173,24 +160,16 @@ database, dump
     InvalidArgumentError, TuningError
         As in :func:`pipeline`.
     """
-    accelerator = Accelerator.from_target(target)
-    report = passes.PassReport()
-    options = _options(
-        accelerator,
-        windows=windows,
-        default_window=default_window,
-        allow_saturation=allow_saturation,
-        choices=choices,
-        calibration=calibration if split else None,
-        budget=budget if split else None,
-        engine=engine,
-        balance=balance,
+    report = PassReport()
+    known = _known(
+        target,
+        options,
+        split=split,
         lift=passes.LiftChoices(report=report) if lift_choices else None,
-        database=database if split else None,
         collect=passes.CollectEncodings(report=report) if collect_encodings and split else None,
         report=report,
     )
-    return compiler.compile(mod, options, split=split, host=host, stop_after=stop_after, dump=dump)
+    return compiler.compile(mod, known, split=split, host=host)
 
 
 def load(path: str | os.PathLike[str]) -> Executable:
@@ -211,37 +190,35 @@ def load(path: str | os.PathLike[str]) -> Executable:
         raise CompileError(f"{path} is no exported executable: {reason}") from error
 
 
-def _options(
-    accelerator: Accelerator,
+def _known(
+    target: str | tvm.target.Target | Accelerator,
+    options: CommonOptions,
     *,
-    windows: Mapping[str, str] | None,
-    choices: Mapping[str, EncodingChoice] | None,
-    calibration: Calibration | str | os.PathLike[str] | None,
-    budget: Budget | None,
-    database: str | os.PathLike[str] | TuningDatabase | None,
-    report: passes.PassReport | None,
-    **given: Any,
+    split: bool = True,
+    **others: Any,
 ) -> Options:
     """What the compiler is told: windows and factors within the budget, and opened schedules."""
+    accelerator, given = Accelerator.from_target(target), dict[str, Any](options)
+    for name in given:
+        if name not in CommonOptions.__annotations__:
+            raise TypeError(f"unexpected keyword argument '{name}'")
+    calibration, budget, database = (
+        given.pop(name, None) for name in ("calibration", "budget", "database")
+    )
+    if not split:
+        calibration = budget = database = None
     if calibration is None and budget is not None:
         raise InvalidArgumentError("a budget needs a calibration to choose factors from")
-    windows, choices = windows or {}, choices or {}
-    checks = []
+    for name in ("windows", "choices"):
+        given[name] = given.get(name) or {}
     if calibration is not None:
-        known = as_calibration(calibration)
-        selection = select(known, budget)
-        windows = {**selection.windows, **windows}
-        choices = {**selection.choices, **choices}
-        checks.append(CheckCalibration(known))
-    return Options(
-        accelerator=accelerator,
-        windows=windows,
-        choices=choices,
-        checks=checks,
-        schedules=open_database(database, accelerator),
-        report=report if report is not None else passes.PassReport(),
-        **given,
-    )
+        calibration = as_calibration(calibration)
+        selection = select(calibration, budget)
+        given["windows"] = {**selection.windows, **given["windows"]}
+        given["choices"] = {**selection.choices, **given["choices"]}
+        given["checks"] = [CheckCalibration(calibration)]
+    schedules = open_database(database, accelerator)
+    return Options(accelerator=accelerator, schedules=schedules, **given, **others)
 
 
 def open_database(

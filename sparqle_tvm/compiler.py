@@ -34,7 +34,7 @@ SPLIT = ("import", "split", "choose")
 
 @dataclass(frozen=True)
 class Options:
-    """What a compilation is told. Attributes that are not named here: `sparqle_tvm.pipeline`.
+    """What a compilation is told. Attributes that are not named here: `api.CommonOptions`.
 
     Attributes
     ----------
@@ -42,16 +42,10 @@ class Options:
         What the engine ``simulator`` simulates.
     checks : sequence of tvm.transform.Pass
         Passes that refuse a module in split-precision form that the options do not suit.
-    lift : passes.LiftChoices, optional
-        Makes functions take factors and bands as parameters.
-    collect : passes.CollectEncodings, optional
-        Makes functions return their bitmaps as well.
+    lift, collect, offload, report
+        Passes to use, and their report, as of `sparqle_tvm.pipeline`.
     schedules : Schedules, optional
         Schedules that programs are generated with, where they have one.
-    offload : passes.OffloadDense, optional
-        The pass to offload with instead; it brings its own schedules.
-    report : passes.PassReport
-        Takes what was rewritten and what was skipped.
 
     Raises
     ------
@@ -72,27 +66,8 @@ class Options:
     schedules: Schedules | None = None
     offload: passes.OffloadDense | None = None
     report: passes.PassReport = field(default_factory=passes.PassReport)
-
-    def choose_window(self) -> passes.ChooseWindow:
-        """The pass that sets the windows."""
-        return passes.ChooseWindow(
-            self.windows,
-            default=self.default_window,
-            allow_saturation=self.allow_saturation,
-            report=self.report,
-        )
-
-    def balance_rows(self) -> passes.BalanceRows:
-        """The pass that lets encodings sort their rows."""
-        assert self.accelerator is not None
-        return passes.BalanceRows(self.accelerator, self.balance, report=self.report)
-
-    def offload_dense(self) -> passes.OffloadDense:
-        """The pass that generates the programs."""
-        if self.offload is not None:
-            return self.offload
-        assert self.accelerator is not None
-        return passes.OffloadDense(self.accelerator, tuned=self.schedules, report=self.report)
+    stop_after: str | None = None
+    dump: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         """Check the words."""
@@ -105,9 +80,9 @@ class Options:
             raise InvalidArgumentError("the simulator needs an accelerator")
 
 
-def phases(options: Options) -> Phases:
+def phases(given: Options) -> Phases:
     """The passes of each phase, in their order: the table of contents of a compilation."""
-    given, report = options, options.report
+    report = given.report
     return {
         # Bring the forms of other frameworks into integer ops.
         "import": [
@@ -123,32 +98,54 @@ def phases(options: Options) -> Phases:
             passes.ShareEncodings(report=report),
         ],
         # Windows and factors of encodings, and what functions take and return besides.
-        "choose": [
-            *given.checks,
-            *([given.choose_window()] if given.windows or given.default_window else []),
-            *([passes.RaiseMsbSparsity(given.choices, report=report)] if given.choices else []),
-            *([given.lift] if given.lift is not None else []),
-            *([given.collect] if given.collect is not None else []),
-        ],
+        "choose": _choosing_passes(given),
         # Dense ops that write their outputs encoded.
         "drain": [passes.DrainEncoded(report=report)],
         # Dense ops that become calls of accelerator programs.
-        "offload": [] if given.engine == "host" else [given.balance_rows(), given.offload_dense()],
+        "offload": _offloading_passes(given),
         # All that is left, for a host CPU.
         "lower": lowering_passes(),
     }
 
 
-def reference_phases(options: Options) -> Phases:
+def _choosing_passes(given: Options) -> list[tvm.transform.Pass]:
+    """Passes for what was chosen, and none for what was not."""
+    steps = [*given.checks]
+    if given.windows or given.default_window:
+        steps.append(
+            passes.ChooseWindow(
+                given.windows,
+                default=given.default_window,
+                allow_saturation=given.allow_saturation,
+                report=given.report,
+            )
+        )
+    if given.choices:
+        steps.append(passes.RaiseMsbSparsity(given.choices, report=given.report))
+    return steps + [step for step in (given.lift, given.collect) if step is not None]
+
+
+def _offloading_passes(given: Options) -> list[tvm.transform.Pass]:
+    """Rows sorted and programs generated, if the simulator runs the dense ops."""
+    machine, report = given.accelerator, given.report
+    if given.engine == "host" or machine is None:
+        return []
+    return [
+        passes.BalanceRows(machine, given.balance, report=report),
+        given.offload or passes.OffloadDense(machine, tuned=given.schedules, report=report),
+    ]
+
+
+def reference_phases(given: Options) -> Phases:
     """The plain int8 form of what :func:`phases` compute, factors and bands included.
 
     Quantization and dense ops are plain Relax ops on integers, without planes and without the
     kernels for them: the reference that the split form equals bit for bit.
     """
-    split = phases(options)
+    split = phases(given)
     return {
         **{name: split[name] for name in SPLIT},
-        "merge": [passes.MergePrecision(report=options.report)],
+        "merge": [passes.MergePrecision(report=given.report)],
         "lower": split["lower"],
     }
 
@@ -191,34 +188,21 @@ def lowering_passes() -> list[tvm.transform.Pass]:
     ]
 
 
-def sequence(
-    phases: Phases,
-    *,
-    name: str = "sparqle",
-    stop_after: str | None = None,
-    dump: str | os.PathLike[str] | None = None,
-) -> tvm.transform.Pass:
-    """One pass that does the passes of the phases.
+def sequence(phases: Phases, given: Options, *, name: str = "sparqle") -> tvm.transform.Pass:
+    """One pass that does the passes of the phases, up to the one that ends them.
 
-    Parameters
-    ----------
-    phases : mapping of name to passes
-        In their order.
-    name : str
-        Name of the pass.
-    stop_after : str, optional
-        Name of the last phase that is done; by default all are.
-    dump : path, optional
-        Folder for the module after each phase as TVMScript: ``01_import.py``, ``02_split.py`` and
-        so on. It is made if it is missing; files of an earlier compilation are replaced, and those
-        of later phases go. Tensors are printed as ``metadata[..]``, without their values: only a
-        module without constants besides scalars can be read back from the text.
+    With a folder in ``given.dump``, the module is written into it after each phase as TVMScript:
+    ``01_import.py``, ``02_split.py`` and so on. The folder is made if it is missing; files of an
+    earlier compilation are replaced, and those of later phases go. Tensors are printed as
+    ``metadata[..]``, without their values: only a module without constants besides scalars can be
+    read back from the text.
 
     Raises
     ------
     InvalidArgumentError
         If no phase has the name; when applied, if the folder cannot be written.
     """
+    stop_after, dump = given.stop_after, given.dump
     if stop_after is not None and stop_after not in phases:
         known = ", ".join(phases)
         raise InvalidArgumentError(f'stop_after "{stop_after}" is no phase; known: {known}')
@@ -259,33 +243,31 @@ class _Dump:
 
 def host_pipeline() -> tvm.transform.Pass:
     """The same lowering and host kernels as `pipeline`, without split precision."""
-    return sequence(host_phases(), name="sparqle_host")
+    return sequence(host_phases(), Options(), name="sparqle_host")
 
 
 def compile(
     mod: tvm.IRModule,
-    options: Options,
+    given: Options,
     *,
     split: bool = True,
     host: str | tvm.target.Target | None = None,
-    stop_after: str | None = None,
-    dump: str | os.PathLike[str] | None = None,
 ) -> Executable | tvm.IRModule:
     """Compile a Relax module; see `sparqle_tvm.compile`."""
     if split:
-        found = phases(options)
-    elif options.choices or options.lift is not None:
-        found = reference_phases(options)
+        found = phases(given)
+    elif given.choices or given.lift is not None:
+        found = reference_phases(given)
     else:
         found = host_phases()
-    steps = sequence(found, stop_after=stop_after, dump=dump)
+    steps = sequence(found, given)
     chosen = tvm.target.Target(host) if host is not None else host_target()
-    if stop_after is not None:
+    if given.stop_after is not None:
         with chosen:
             return steps(mod)
     return Executable(
         relax.build(mod, chosen, relax_pipeline=steps),
-        collected=options.collect.collected if options.collect is not None else None,
-        lifted=options.lift.lifted if options.lift is not None else None,
-        report=options.report,
+        collected=given.collect.collected if given.collect is not None else None,
+        lifted=given.lift.lifted if given.lift is not None else None,
+        report=given.report,
     )

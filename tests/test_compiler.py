@@ -271,8 +271,8 @@ def test_a_phase_that_fails_leaves_those_before_it_and_nothing_of_an_earlier_run
     def refuse(mod, _ctx):
         raise InvalidArgumentError("not this module")
 
-    options = Options(checks=[refuse])
-    steps = compiler.sequence(compiler.phases(options), dump=tmp_path)
+    options = Options(checks=[refuse], dump=tmp_path)
+    steps = compiler.sequence(compiler.phases(options), options)
     with pytest.raises(InvalidArgumentError, match="not this module"):
         steps(DynamicModel)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["01_import.py", "02_split.py"]
@@ -298,4 +298,6 @@ def test_options_are_checked():
     with pytest.raises(InvalidArgumentError, match="needs an accelerator"):
         Options(engine="simulator")
     with pytest.raises(TypeError, match="unknown_option"):
-        sparqle_tvm.pipeline(unknown_option=1)
+        sparqle_tvm.pipeline(unknown_option=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'offload'"):
+        sparqle_tvm.compile(IntegerModel, offload=None)  # type: ignore[call-arg]

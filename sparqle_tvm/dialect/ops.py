@@ -338,11 +338,21 @@ class Dense(Op):
         return self.w_min is not None
 
 
+@dataclass(frozen=True, eq=False)
 class ScaledDense(Dense):
     """A multiplication with scales; see `SplitDenseScaled`."""
 
+    encoding: relax.Expr
     act_scale: relax.Expr
+    weight: relax.Expr
     w_scale: relax.Expr
+    offset: relax.Expr
+    _: KW_ONLY
+    k: int
+    window: str
+    in_features: int
+    group_size: int = field()
+    weight_bits: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -404,20 +414,9 @@ class SplitDenseScaled(ScaledDense):
         ("w_min", "group_sums", "row_order"),
     )
 
-    encoding: relax.Expr
-    act_scale: relax.Expr
-    weight: relax.Expr
-    w_scale: relax.Expr
-    offset: relax.Expr
     w_min: relax.Expr | None = None
     group_sums: relax.Expr | None = None
     row_order: relax.Expr | None = None
-    _: KW_ONLY
-    k: int
-    window: str
-    in_features: int
-    group_size: int = field()
-    weight_bits: int
 
     def encoded(self, **output: Any) -> relax.Call:
         """Build the `SplitDenseEncoded` of this, from its operand and attributes ``out_*``.
@@ -462,20 +461,10 @@ class SplitDenseEncoded(ScaledDense):
     NAME: ClassVar[str] = "split_dense_encoded"
     FORMS: ClassVar[tuple[tuple[str, ...], ...]] = ((), ("w_min", "group_sums"))
 
-    encoding: relax.Expr
-    act_scale: relax.Expr
-    weight: relax.Expr
-    w_scale: relax.Expr
-    offset: relax.Expr
     out_scale: relax.Expr
     w_min: relax.Expr | None = None
     group_sums: relax.Expr | None = None
     _: KW_ONLY
-    k: int
-    window: str
-    in_features: int
-    group_size: int = field()
-    weight_bits: int
     out_window: str = "unsigned"
     out_low: int
     out_high: int

@@ -18,6 +18,7 @@ from tvm.script import relax as R
 
 from sparqle_tvm.compiler import split_passes
 from sparqle_tvm.passes import PassReport, ShareEncodings, Skipped, SplitGroupedDense
+from sparqle_tvm.passes._encodings import Encodings, describe_encodings
 from sparqle_tvm.passes._match import const_scalar, dims_of, dtype_of, same_dims, static_shape
 from sparqle_tvm.passes._rewrite import count_uses, remove_unused
 
@@ -129,6 +130,68 @@ def test_attributes_of_module_and_function_are_kept() -> None:
     assert report.rewritten["ShareEncodings"] == 1
     assert after.attrs["origin"] == "elsewhere"
     assert after["main"].attrs["kept"] == 1
+
+
+@I.ir_module
+class Partly:
+    """Only ``main`` encodes twice; dead code stands in both."""
+
+    @R.function
+    def main(q: R.Tensor((4, 8), "int8")):
+        dead = R.abs(q)
+        a = R.sparqle.encode(q, label="a")
+        b = R.sparqle.encode(q, label="b")
+        y = (a[0], b[1])
+        return y
+
+    @R.function
+    def other(q: R.Tensor((4, 8), "int8")):
+        dead = R.abs(q)
+        return q
+
+
+def test_a_function_without_rewrites_stays_as_it_is() -> None:
+    after, _ = apply(ShareEncodings, Partly)
+    assert_same(after["other"], Partly["other"])
+    assert "R.abs" not in after["main"].script()
+
+
+@I.ir_module
+class Branches:
+    @R.function
+    def main(
+        q: R.Tensor((4, 8), "int8"),
+        w: R.Tensor((3, 8), "int8"),
+        bias: R.Tensor((3,), "int32"),
+        flag: R.Tensor((), "bool"),
+    ):
+        a = R.sparqle.encode(q, label="outer")
+        alias = a
+        up = R.sparqle.split_dense(
+            alias, w, bias, k=4, window="unsigned", in_features=8, weight_bits=8, label="up"
+        )
+        if flag:
+            b = R.sparqle.encode(q, label="inner")
+            y = R.sparqle.split_dense(
+                b, w, bias, k=4, window="unsigned", in_features=8, weight_bits=8, label="down"
+            )
+        else:
+            y = up
+        return y
+
+
+def test_encodings_of_a_function_know_what_stands_in_branches() -> None:
+    found = Encodings(Branches["main"])
+    labels = {op.label: variable in found.inner for variable, op in found.encoders.items()}
+    assert labels == {"outer": False, "inner": True}
+    assert [op.label for op in found.dense.values()] == ["up", "down"]
+    outer = next(iter(found.encoders))
+    dense = next(iter(found.dense.values()))
+    assert found.variable(dense.encoding).same_as(outer)
+    assert found.resolve(dense.encoding).same_as(found.values[outer])
+    infos, hidden = describe_encodings(Branches["main"])
+    assert [[dense.label for dense in info.consumers] for info in infos] == [["up"]]
+    assert hidden == ["inner"]
 
 
 def grouped_outside_of_a_dataflow_block() -> tvm.IRModule:
