@@ -15,7 +15,7 @@ from tvm import relax
 from sparqle_tvm import dialect, passes
 from sparqle_tvm.calibration import sums
 from sparqle_tvm.calibration.calibration import Calibration
-from sparqle_tvm.calibration.kernel import option_sums
+from sparqle_tvm.calibration.option_kernel import option_sums
 from sparqle_tvm.calibration.statistics import FACTORS, SAMPLED_ROWS, EncodingStatistics
 from sparqle_tvm.errors import CalibrationError, QuantizationError
 from sparqle_tvm.numerics import EncodingChoice, max_exact

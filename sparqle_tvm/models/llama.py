@@ -7,7 +7,7 @@ The exported module holds its weights as constants and has the functions
 - ``decode(token (1, 1) int32, cache) -> (logits (1, 1, V), cache)``;
 - ``hidden(tokens (1, T) int32) -> (1, T, E)``: final-normed hidden states, without a cache;
 - ``head(hidden (1, R, E)) -> logits (1, R, V)``;
-- ``token_limits() -> int32 (2,)``: V and the context, see `sparqle_tvm.models.limits`.
+- ``token_limits() -> int32 (2,)``: V and the context, see `sparqle_tvm.models.token_limits`.
 
 T and R are symbolic. The cache is appended to in place and grows as it must; its length is the
 position of the next token, so ``prefill`` may also follow ``prefill`` or ``decode``.
@@ -27,8 +27,8 @@ from tvm import relax, tirx
 from tvm.relax import op as R
 from tvm.relax.frontend import nn
 
-from sparqle_tvm.models.limits import LIMITS_FUNCTION, TokenLimits
 from sparqle_tvm.models.quantized import Dense, Weight, bound_parameter
+from sparqle_tvm.models.token_limits import LIMITS_FUNCTION, TokenLimits
 
 FUNCTIONS = ("prefill", "decode", "hidden", "head")
 """Names of the functions of an exported module that hold dense layers."""

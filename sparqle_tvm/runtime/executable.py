@@ -16,7 +16,7 @@ from tvm import relax
 from sparqle_tvm import passes
 from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
 from sparqle_tvm.files import replacing
-from sparqle_tvm.models.limits import CHECKED_FUNCTIONS, TokenLimits
+from sparqle_tvm.models.token_limits import CHECKED_FUNCTIONS, TokenLimits
 from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.runtime.launch import recording
 from sparqle_tvm.runtime.profile import Profile

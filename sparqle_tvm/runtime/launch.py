@@ -84,7 +84,7 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
     label : str
         The op.
     bundle : tensor of uint8 (bytes,)
-        Programs, see `target.bundle`.
+        Programs, see `target.program.bundle`.
     operands : tensors
         lsb, pbm, msb, row_ptr, weight; the offset if the program has one; for float32 outputs
         act_scale and w_scale; with minima w_min and group_sums; the row order if there is one;

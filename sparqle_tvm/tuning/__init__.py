@@ -3,7 +3,7 @@
 Needs the extra ``tune`` (psutil, cloudpickle, xgboost).
 """
 
-from sparqle_tvm.tuning.api import tune
+from sparqle_tvm.tuning.candidates import Trial
 from sparqle_tvm.tuning.database import Entry, Settings, TuningDatabase
 from sparqle_tvm.tuning.extract import extract_tasks, tasks_of_group
 from sparqle_tvm.tuning.measure import (
@@ -15,9 +15,9 @@ from sparqle_tvm.tuning.measure import (
 )
 from sparqle_tvm.tuning.predict import Prediction, Predictor
 from sparqle_tvm.tuning.result import TaskResult, TuningResult
-from sparqle_tvm.tuning.search import Trial
 from sparqle_tvm.tuning.space import KNOBS, Space, default_of, make_space
 from sparqle_tvm.tuning.task import TuningTask
+from sparqle_tvm.tuning.tune_module import tune
 from sparqle_tvm.tuning.tuner import Tuner
 
 __all__ = [

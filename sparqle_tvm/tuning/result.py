@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sparqle_tvm.target.compile.schedule import Decisions
+from sparqle_tvm.tuning.candidates import Trial
 from sparqle_tvm.tuning.database import Settings
 from sparqle_tvm.tuning.measure import Measurement
-from sparqle_tvm.tuning.search import Trial
 from sparqle_tvm.tuning.task import TuningTask
 
 

@@ -18,11 +18,11 @@ from sparqle_tvm.errors import InvalidArgumentError, MissingExtraError, SparqleE
 from sparqle_tvm.target.accelerator import register_tags
 from sparqle_tvm.target.compile.schedule import Decisions
 from sparqle_tvm.tuning import database as files
+from sparqle_tvm.tuning.candidates import Rounds, Trial
 from sparqle_tvm.tuning.measure import Measurement, Meter, Objective
 from sparqle_tvm.tuning.predict import Predictor
 from sparqle_tvm.tuning.ranking import CandidateModel, Ranking
 from sparqle_tvm.tuning.result import TaskResult, TuningResult
-from sparqle_tvm.tuning.search import Rounds, Trial
 from sparqle_tvm.tuning.space import MutateKnob, RejectMisfits, Space, default_of, make_space
 from sparqle_tvm.tuning.task import TuningTask, task_of
 

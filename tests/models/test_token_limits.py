@@ -9,7 +9,7 @@ from tiny_llama import TinyLlama
 
 import sparqle_tvm
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.models.limits import TokenLimits
+from sparqle_tvm.models.token_limits import TokenLimits
 from sparqle_tvm.runtime.executable import Executable
 
 LIMITS = TokenLimits(vocab=80, context=128)

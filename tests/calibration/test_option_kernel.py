@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparqle_tvm.calibration.kernel import option_sums
+from sparqle_tvm.calibration.option_kernel import option_sums
 from sparqle_tvm.numerics import EncodingChoice, quantize_with_choice
 
 FACTORS = np.array([0.25, 1.0, 2.0**0.5, 16.0], np.float32)
