@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sparqle_tvm.calibration import Calibration
     from sparqle_tvm.compiler import host_pipeline
     from sparqle_tvm.studies.calibrate import calibrate
-    from sparqle_tvm.tuning import tune_module as tune
+    from sparqle_tvm.tuning import tune
 
 __all__ = [
     "Calibration",

@@ -79,7 +79,7 @@ def _tune(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.studies.count import OUTPUT_LABEL
     from sparqle_tvm.studies.inputs import model_path
     from sparqle_tvm.target.accelerator import Accelerator
-    from sparqle_tvm.tuning import tune_module as tune
+    from sparqle_tvm.tuning import tune
 
     accelerator = Accelerator.from_target(arguments.target)
     table = energy_table_of(arguments, accelerator)
