@@ -16,16 +16,7 @@ from tvm.tirx.script import builder as T
 from sparqle_tvm.target.isa.base import Kind
 from sparqle_tvm.target.isa.header import Engine, Queue
 from sparqle_tvm.target.verify.tiles import check_tiles
-from sparqle_tvm.tirscript import (
-    Scalar,
-    function,
-    loop,
-    parameter,
-    repeat,
-    scratch,
-    size,
-    when,
-)
+from sparqle_tvm.tirscript import Scalar, function, loop, parameter, repeat, scratch, size, when
 
 _ENGINES = len(Engine)
 _QUEUES = len(Queue)
