@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import write_json
 from sparqle_tvm.runtime.launch import LaunchRecord
@@ -18,7 +16,7 @@ from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.simulator import SimResult
-from sparqle_tvm.target.simulator.timeline import MAX_EVENTS, timeline
+from sparqle_tvm.target.simulator.timeline import MAX_EVENTS, stretches, timeline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -284,7 +282,9 @@ def _op_events(record: LaunchRecord, begin: int, limit: int) -> tuple[list[Json]
     ends = {engine: begin for engine in Engine}
     for event in shown:
         ends[Engine(event["tid"])] = event["args"]["end_cycle"]
-    missing = _count_events(result) - Counter(event["tid"] for event in shown)
+    all_of_them = stretches(result)
+    missing = Counter(all_of_them.engine[all_of_them.step >= 0].tolist())
+    missing -= Counter(event["tid"] for event in shown)
     end = begin + result.total_cycles
 
     def until_end(name: str, track: int, start: int, args: Json) -> Json:
@@ -297,15 +297,3 @@ def _op_events(record: LaunchRecord, begin: int, limit: int) -> tuple[list[Json]
     args = {**_shape(record), "cycles": result.total_cycles, "end_cycle": end}
     args["dram_bytes"] = result.counts.dram_bytes
     return [until_end(record.label, _OPS, begin, args), *shown], missing.total()
-
-
-def _count_events(result: SimResult) -> Counter[int]:
-    """Busy times and stalls on every engine's track."""
-    when, engines = result.timing, result.bound.engines
-    events = (when.end > when.start).astype(np.int64) + (when.start > when.ready)
-    found: Counter[int] = Counter()
-    for engine in Engine:
-        mine = engines == engine
-        idle_at_end = mine.any() and int(when.end[mine].max()) < result.total_cycles
-        found[int(engine)] = int(events[mine].sum()) + int(idle_at_end)
-    return found

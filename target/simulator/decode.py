@@ -12,16 +12,8 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.target.simulator.memory import Action
-from sparqle_tvm.target.simulator.spec import ValueSpec
-from sparqle_tvm.tirscript import (
-    Array,
-    Scalar,
-    cast,
-    ceil_div,
-    loop,
-    parallel,
-)
+from sparqle_tvm.target.simulator.spec import Action, ValueSpec
+from sparqle_tvm.tirscript import Array, Scalar, cast, ceil_div, loop, parallel
 
 BUFFER_SLACK_BYTES = 512
 """Bytes behind ACT and WGT that a decoder may read (and ignore)."""

@@ -149,15 +149,6 @@ def draw_nnz(
     return RowNnz.drawn(rng, share, in_features, unit)
 
 
-def draw_bitmap(
-    rng: np.random.Generator, density: ArrayLike, rows: int, in_features: int
-) -> NDArray[np.uint8]:
-    """Draw a precision bitmap: uint8 (rows, ceil(in_features / 8)); arguments as `draw_nnz`."""
-    share = rng.choice(np.atleast_1d(np.asarray(density, dtype=np.float64)), size=rows)
-    bits = rng.random((rows, in_features)) < share[:, None]
-    return np.packbits(bits, axis=1, bitorder="little")
-
-
 def _row_steps(nnz: RowNnz, header: Header, split: int) -> NDArray[np.int64]:
     """Steps of every row and segment: int64 (chunks, M, split)."""
     lanes, unit = header.accelerator.lanes, nnz.unit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ def aligned_copy(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     return copy
 
 
-@lru_cache(maxsize=1)
+@cache
 def host_features() -> frozenset[str]:
     """Which of the instruction sets that the kernels know the processor has."""
     from tvm.target import codegen
@@ -51,20 +51,13 @@ def host_features() -> frozenset[str]:
     return frozenset(f for f in known if codegen.target_has_features(f, host_target()))
 
 
-def compile_kernel(function: Any, name: str) -> Callable[..., None]:
-    """Compile a PrimFunc for this processor.
-
-    Parameters
-    ----------
-    function : tvm.tirx.PrimFunc
-        From `script.function`.
-    name : str
-        Its name.
-    """
+def compile_kernel(name: str, body: Callable[[], None]) -> Callable[..., None]:
+    """Compile a kernel for this processor; `body` emits it, see `tirscript.function`."""
     import tvm
 
     from sparqle_tvm.host.processor import host_target
+    from sparqle_tvm.tirscript import function
 
-    module = tvm.compile(tvm.IRModule({name: function}), target=host_target())
+    module = tvm.compile(tvm.IRModule({name: function(name, body)}), target=host_target())
     compiled: Callable[..., None] = module[name]
     return compiled

@@ -6,18 +6,59 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sparqle_tvm.target.isa.base import TRACE_INSTRUCTION
 from sparqle_tvm.target.isa.header import Engine
-from sparqle_tvm.target.simulator.counts import END_STALL, stall_reasons
+from sparqle_tvm.target.program.bound import Int64s
+from sparqle_tvm.target.simulator.counts import REASONS, stall_reasons
 from sparqle_tvm.target.simulator.machine import SimResult
 
 MAX_EVENTS = 100_000
 
 Event = dict[str, Any]
+
+
+class Stretches(NamedTuple):
+    """What the engines did when: each engine's stretches in order of time, without gaps.
+
+    Attributes
+    ----------
+    step : int64 (n,)
+        The step that was done or that waited, the engine's last at the end; -1: it has none.
+    engine : int64 (n,)
+        Whose.
+    start, end : int64 (n,)
+        Cycles.
+    reason : int64 (n,)
+        Number in `REASONS` of what it waited for; -1: it worked.
+    """
+
+    step: Int64s
+    engine: Int64s
+    start: Int64s
+    end: Int64s
+    reason: Int64s
+
+
+def stretches(run: SimResult) -> Stretches:
+    """What the engines did, by the start of the steps; waits for the end of the run are last."""
+    bound, when = run.bound, run.timing
+    order = when.order
+    engines, reasons = bound.engines[order], stall_reasons(bound)[order]
+    waits = np.stack([order, engines, when.ready[order], when.start[order], reasons], axis=1)
+    works = np.stack([order, engines, when.start[order], when.end[order], 0 * order - 1], axis=1)
+    ends = []
+    for engine in Engine:
+        mine = np.flatnonzero(bound.engines == engine)
+        last = int(when.end[mine].max(initial=0))
+        step = int(mine[-1]) if len(mine) else -1
+        ends.append((step, engine, last, run.total_cycles, REASONS.index("END")))
+    steps = np.stack([waits, works], axis=1).reshape(-1, len(Stretches._fields))
+    table = np.concatenate([steps, np.array(ends, dtype=np.int64)])
+    return Stretches(*table[table[:, 3] > table[:, 2]].T)
 
 
 def timeline(runs: Sequence[SimResult], *, max_events: int = MAX_EVENTS) -> dict[str, Any]:
@@ -63,26 +104,19 @@ def _trace(events: list[Event], runs: Sequence[SimResult], shown: int) -> dict[s
 
 def _run_events(run: SimResult, begin: int) -> Iterator[Event]:
     """Events of a run that begins at cycle `begin`, in order of time."""
-    bound, when = run.bound, run.timing
-    busy = when.end > when.start
-    stalled = when.start > when.ready
-    reasons = stall_reasons(bound)
-    for step in when.order[(busy | stalled)[when.order]].tolist():
-        times = (int(when.ready[step]), int(when.start[step]), int(when.end[step]))
-        if stalled[step]:
-            yield _event(run, step, f"stall: {reasons[step]}", "stall", begin, times[0], times[1])
-        if busy[step]:
-            name = bound.instruction_at(step).MNEMONIC
-            event = _event(run, step, name, "busy", begin, times[1], times[2])
-            if when.dram_bytes[step]:
-                event["args"]["dram_bytes"] = int(when.dram_bytes[step])
-            yield event
-    for engine in Engine:
-        mine = np.flatnonzero(bound.engines == engine)
-        last = int(when.end[mine].max(initial=0))
-        if len(mine) and last < run.total_cycles:
-            name = f"stall: {END_STALL}"
-            yield _event(run, int(mine[-1]), name, "stall", begin, last, run.total_cycles)
+    for step, _, start, end, reason in zip(
+        *(column.tolist() for column in stretches(run)), strict=True
+    ):
+        if step < 0:
+            continue
+        if reason >= 0:
+            yield _event(run, step, f"stall: {REASONS[reason]}", "stall", begin, start, end)
+            continue
+        name = run.bound.instruction_at(step).MNEMONIC
+        event = _event(run, step, name, "busy", begin, start, end)
+        if run.timing.dram_bytes[step]:
+            event["args"]["dram_bytes"] = int(run.timing.dram_bytes[step])
+        yield event
 
 
 def _event(

@@ -7,15 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.numerics import is_row_order
 from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.program.bound import BoundProgram
 from sparqle_tvm.target.simulator.actions import action_table
 from sparqle_tvm.target.simulator.decode import BUFFER_SLACK_BYTES
-from sparqle_tvm.target.simulator.digits import DigitTables
 from sparqle_tvm.target.simulator.dram import OUTPUTS, tensor_formats
 from sparqle_tvm.target.simulator.executor import executor
 from sparqle_tvm.target.simulator.native import aligned
@@ -81,46 +78,6 @@ def _outputs(
         outputs[Tensor.OUT_LSB][...] = outputs[Tensor.OUT_PBM][...] = 0xFF
         outputs[Tensor.OUT_MSB_PTR][0] = 0
     return outputs
-
-
-def check_planes(header: Header, digits: DigitTables, tensors: dict[Tensor, Any]) -> None:
-    """Check that the bitmap is canonical, and that pointers fit it and the stream.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If they do not.
-    """
-    if header.op.k % 8 and (tensors[Tensor.PBM][:, -1] >> header.op.k % 8).any():
-        raise InvalidArgumentError(f"{header.label!r}: PBM has bits set behind the last column")
-    pointers = tensors[Tensor.MSB_PTR].astype(np.int64)
-    expected = np.diff(digits.nbytes, axis=1).reshape(-1)
-    if pointers[0] != 0 or (np.diff(pointers) != expected).any():
-        raise InvalidArgumentError(
-            f"{header.label!r}: MSB_PTR does not fit the bitmap, chunk of {header.k_chunk} columns "
-            f"by chunk, {header.accelerator.rows} rows by {header.accelerator.rows} rows"
-        )
-    if pointers[-1] > tensors[Tensor.MSB].size:
-        raise InvalidArgumentError(
-            f"{header.label!r}: MSB has {tensors[Tensor.MSB].size} bytes, MSB_PTR ends at "
-            f"{pointers[-1]}"
-        )
-
-
-def check_row_order(header: Header, tensors: dict[Tensor, Any]) -> None:
-    """Check that the list of sorted rows has every row of each block once.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If it has not.
-    """
-    if not header.op.block_rows or is_row_order(tensors[Tensor.ROW_ORDER], header.op.block_rows):
-        return
-    raise InvalidArgumentError(
-        f"{header.label!r}: ROW_ORDER does not have each row of every block of "
-        f"{header.op.block_rows} rows exactly once"
-    )
 
 
 def _used_bytes(header: Header, buffer: Buffer, used: int) -> int:
