@@ -72,14 +72,7 @@ def action_table(
 ) -> tuple[Int64s, list[NDArray[Any]]]:
     """Make the executor's table and the memory for what it decodes.
 
-    Parameters
-    ----------
-    bound, timing : BoundProgram, Timing
-        The bound program and its order.
-    tensors : dict
-        All tensors in DRAM, OUT too; they must live as long as the table is used.
-    spec : ValueSpec
-        Formats.
+    `tensors` are all in DRAM, OUT too; they must live as long as the table is used.
 
     Returns
     -------
@@ -107,7 +100,7 @@ def action_table(
 
 def _plan(bound: BoundProgram, timing: Timing, spec: ValueSpec) -> ActionPlan:
     """Make the plan, or take that of the last run if it fits."""
-    plan = bound.memo.get("actions")
+    plan = bound.memo.get(_plan)
     if (
         isinstance(plan, ActionPlan)
         and plan.spec == spec
@@ -127,7 +120,7 @@ def _plan(bound: BoundProgram, timing: Timing, spec: ValueSpec) -> ActionPlan:
     op = bound.header.op
     groups = spec.groups(op.k) if spec.grouped else 0
     row_bytes = ceil_div(2 * op.digit_bits * op.k, 8)
-    bound.memo["actions"] = plan = ActionPlan(
+    bound.memo[_plan] = plan = ActionPlan(
         sources=timing.sources,
         spec=spec,
         step=np.concatenate([step for step, _, _ in b.parts]),

@@ -101,7 +101,7 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
         check_planes(header, digits, checked)
     when = find_times(bound, digits)
     if header.op.output == "encoded":
-        _verify_once(bound)
+        bound.once(_verify)
     outputs = run_values(bound, when, checked)
     encoded = None
     if header.op.output == "encoded":
@@ -113,10 +113,8 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
     return SimResult(output, when.total_cycles, engines, counts, bound, when, encoded)
 
 
-def _verify_once(bound: BoundProgram) -> None:
-    if "verified" not in bound.memo:
-        verify(bound.program, bound.rows)
-        bound.memo["verified"] = True
+def _verify(bound: BoundProgram) -> None:
+    verify(bound.program, bound.rows)
 
 
 def simulate_timing(

@@ -19,7 +19,7 @@ from sparqle_tvm.target.isa.base import Kind
 from sparqle_tvm.target.program.bound import BoundProgram, InstructionClass, Int64s, Operands
 from sparqle_tvm.target.simulator.dot import Dot
 from sparqle_tvm.target.simulator.native import aligned
-from sparqle_tvm.target.simulator.ranges import position, ranges_of
+from sparqle_tvm.target.simulator.ranges import find_ranges, position
 from sparqle_tvm.target.simulator.spec import ValueSpec
 from sparqle_tvm.target.simulator.timing import Timing, makers_of
 
@@ -102,7 +102,7 @@ def make_pools(bound: BoundProgram, timing: Timing, spec: ValueSpec) -> Pools:
 
 def _keys(bound: BoundProgram, timing: Timing, operands: Operands, touched: Access) -> Int64s:
     """Keys of a tile that all steps of a class read."""
-    header, ranges = bound.header, ranges_of(bound)
+    header, ranges = bound.header, bound.once(find_ranges)
     at = position(operands.cls, header, touched.operand)
     source = timing.sources[operands.index, at]
     begin = ranges.reads[operands.index, at, 0]
@@ -115,7 +115,7 @@ def _keys(bound: BoundProgram, timing: Timing, operands: Operands, touched: Acce
         whole &= begin == ranges.writes[source, write, 0]
         for extent, mine in ((made.rows, touched.rows), (made.cols, touched.cols)):
             whole &= bound.trace[source, load.cls.column(extent)] == operands[mine]
-        keys = np.where(whole, 2 * _places(bound)[source] + write, keys)
+        keys = np.where(whole, 2 * bound.once(_number_places)[source] + write, keys)
     return keys
 
 
@@ -141,15 +141,8 @@ def _entry_sizes(bound: BoundProgram, spec: ValueSpec) -> tuple[int, int, int, i
     return act, sums, wgt, grp
 
 
-def _places(bound: BoundProgram) -> Int64s:
-    """Number of the place in DRAM that each tile load reads, the same for equal tiles."""
-    if "places" not in bound.memo:
-        bound.memo["places"] = _number_places(bound)
-    places: Int64s = bound.memo["places"]
-    return places
-
-
 def _number_places(bound: BoundProgram) -> Int64s:
+    """Number of the place in DRAM that each tile load reads, the same for equal tiles."""
     places = np.zeros(len(bound), dtype=np.int64)
     for operands in bound.classes:
         cls, number = operands.cls, np.zeros(len(operands), dtype=np.int64)

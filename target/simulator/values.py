@@ -16,7 +16,7 @@ from sparqle_tvm.target.simulator.decode import BUFFER_SLACK_BYTES
 from sparqle_tvm.target.simulator.dram import OUTPUTS, tensor_formats
 from sparqle_tvm.target.simulator.executor import executor
 from sparqle_tvm.target.simulator.native import aligned
-from sparqle_tvm.target.simulator.ranges import buffer_base, ranges_of
+from sparqle_tvm.target.simulator.ranges import buffer_base, find_ranges
 from sparqle_tvm.target.simulator.spec import ValueSpec
 from sparqle_tvm.target.simulator.timing import Timing
 from sparqle_tvm.threads import ensure_threads
@@ -28,21 +28,9 @@ _UNWRITTEN = 0x7F
 def run_values(
     bound: BoundProgram, timing: Timing, tensors: dict[Tensor, NDArray[Any]]
 ) -> dict[Tensor, NDArray[Any]]:
-    """Execute the steps in the order of their start.
+    """Execute the steps in the order of their start: OUT, or the parts of encoded outputs.
 
-    Parameters
-    ----------
-    bound : BoundProgram
-        The bound program.
-    timing : Timing
-        Its order, and which loads operands come from.
-    tensors : dict
-        From `dram.check_tensors`; outputs, if given, are written in place.
-
-    Returns
-    -------
-    dict
-        What the program wrote: OUT, or the parts of encoded outputs.
+    `tensors` are those of `dram.check_tensors`; outputs among them are written in place.
     """
     ensure_threads()
     header = bound.header
@@ -50,7 +38,7 @@ def run_values(
     tensors = {**tensors, **outputs}
     spec = ValueSpec.of(header)
     table, memory = action_table(bound, timing, tensors, spec)
-    ranges = ranges_of(bound)
+    ranges = bound.once(find_ranges)
     used = np.maximum(ranges.reads.max(axis=(0, 1)), ranges.writes.max(axis=(0, 1)))[1]
     act, wgt = (
         aligned(_used_bytes(header, buffer, used) + BUFFER_SLACK_BYTES, np.uint8, _UNWRITTEN)
