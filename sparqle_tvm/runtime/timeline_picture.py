@@ -109,17 +109,7 @@ def draw_timeline(
 
 
 def spans_of(result: SimResult, engine: Engine, begin: int, end: int) -> list[Span]:
-    """What an engine did from cycle `begin` to `end`, in order, without gaps.
-
-    Parameters
-    ----------
-    result : SimResult
-        The run.
-    engine : Engine
-        The engine.
-    begin, end : int
-        Cycles to look at.
-    """
+    """What an engine did from cycle `begin` to `end`, in order, without gaps."""
     found, spans = stretches(result), []
     mine = (found.engine == engine) & (found.end > begin) & (found.start < end)
     for step, _, start, stop, reason in zip(*(c[mine].tolist() for c in found), strict=True):

@@ -91,13 +91,7 @@ def program_for(
     readers: Sequence[DenseOp] = (),
     block_rows: int = 0,
 ) -> Program:
-    """The program of an op under a scheme; row counts share that of their bucket.
-
-    Parameters
-    ----------
-    op, scheme, window, programs, readers, block_rows
-        As in `simulate_op`.
-    """
+    """The program that `simulate_op` runs; row counts share that of their bucket."""
 
     def compiled(other: DenseOp) -> DenseOp:
         return replace(

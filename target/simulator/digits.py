@@ -52,16 +52,10 @@ def row_splits(program: Program) -> tuple[int, ...]:
 
 
 def tile_sums(tiles: Operands, running: Int64s, chunk: int, unit: int) -> Int64s:
-    """Sum a table over the tile of every step of a class.
+    """Sum a table over the tile (row, rows, col) of every step of a class.
 
-    Parameters
-    ----------
-    tiles : Operands
-        With the operands row, rows and col.
-    running : int64 (chunks, units + 1)
-        Running sums over the units of each chunk of columns.
-    chunk, unit : int
-        Columns of a chunk, rows of a unit.
+    `running`, int64 (chunks, units + 1), has running sums over the units of `unit` rows of each
+    chunk of `chunk` columns.
     """
     number, row = tiles["col"] // chunk, tiles["row"]
     ends = running[number, ceil_div(row + tiles["rows"], unit)]
@@ -97,16 +91,7 @@ def nnz_from_bitmap(pbm: NDArray[np.uint8], program: Program) -> RowNnz:
 
 
 def digit_tables(nnz: RowNnz, header: Header, splits: tuple[int, ...]) -> DigitTables:
-    """Make the tables.
-
-    Parameters
-    ----------
-    nnz : RowNnz
-        Stored digits of (M, K) activations.
-    header : Header
-        Chunks, groups, lanes and rows of the array.
-    splits : tuple of int
-        The values of `row_split` in the program.
+    """Make the tables for (M, K) activations and the values of `row_split` in a program.
 
     Raises
     ------

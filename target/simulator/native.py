@@ -17,12 +17,7 @@ def aligned(
 ) -> NDArray[Any]:
     """Make an array that begins at a multiple of 64 bytes, as compiled kernels expect.
 
-    Parameters
-    ----------
-    shape, dtype
-        As for ``numpy.empty``.
-    fill : int, optional
-        Value of every byte; without it the contents are arbitrary.
+    As ``numpy.empty``; `fill` is the value of every byte.
     """
     count = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.empty(count + ALIGNMENT, dtype=np.uint8)

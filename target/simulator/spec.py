@@ -196,19 +196,10 @@ class Memory:
 
 
 class Action:
-    """An action of the table: its operands by name, and the memories.
+    """An action of the table, in row `index`: its operands by name, and the memories.
 
     A row of the table has the number of the kind of action, an address in memory where there is
     one (`dram`), then its operands.
-
-    Parameters
-    ----------
-    memory : Memory
-        The executor's arguments.
-    index : expression
-        Its row.
-    operands : tuple of str
-        Names of its operands.
     """
 
     def __init__(self, memory: Memory, index: Any, operands: tuple[str, ...]) -> None:

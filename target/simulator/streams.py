@@ -14,6 +14,7 @@ from sparqle_tvm import tirscript
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.integers import pack_digits, unpack_digits
 from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.numerics.slicing import stream_positions
 from sparqle_tvm.target.isa.access import Tensor, ceil_div
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.simulator.digits import DigitTables
@@ -92,12 +93,12 @@ def transport_order(
     begins = (ends.reshape(nbytes.shape) - nbytes).T
     used = int(ends[-1]) if ends.size else 0
     digits = unpack_digits(stream[:used], k, used * per_byte)
-    digits = digits[_runs(begins.reshape(-1) * per_byte, counts.reshape(-1))]
+    digits = digits[stream_positions(counts.reshape(-1), begins.reshape(-1), k)]
     totals = counts.sum(axis=1)
     row_ptr = np.zeros(len(pbm) + 1, dtype=np.int64)
     np.cumsum(ceil_div(totals * k, 8), out=row_ptr[1:])
     placed = np.zeros(int(row_ptr[-1]) * per_byte, dtype=np.uint8)
-    placed[_runs(row_ptr[:-1] * per_byte, totals)] = digits
+    placed[stream_positions(totals, row_ptr[:-1], k)] = digits
     return pack_digits(placed, k), row_ptr.astype(np.int32)
 
 
@@ -123,13 +124,6 @@ def check_planes(header: Header, digits: DigitTables, tensors: Mapping[Tensor, A
             f"{header.label!r}: MSB has {tensors[Tensor.MSB].size} bytes, MSB_PTR ends at "
             f"{pointers[-1]}"
         )
-
-
-def _runs(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers from each begin on, so many as its length, one run behind the other."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if ends.size else 0
-    return np.repeat(begins - (ends - lengths), lengths) + np.arange(total)
 
 
 @cache
