@@ -282,8 +282,7 @@ def _op_events(record: LaunchRecord, begin: int, limit: int) -> tuple[list[Json]
     ends = {engine: begin for engine in Engine}
     for event in shown:
         ends[Engine(event["tid"])] = event["args"]["end_cycle"]
-    all_of_them = stretches(result)
-    missing = Counter(all_of_them.engine[all_of_them.step >= 0].tolist())
+    missing = Counter(stretches(result).engine.tolist())
     missing -= Counter(event["tid"] for event in shown)
     end = begin + result.total_cycles
 

@@ -27,7 +27,7 @@ class Stretches(NamedTuple):
     Attributes
     ----------
     step : int64 (n,)
-        The step that was done or that waited, the engine's last at the end; -1: it has none.
+        The step that was done or waited, the engine's last at the end; -1: it has none.
     engine : int64 (n,)
         Whose.
     start, end : int64 (n,)
@@ -104,39 +104,25 @@ def _trace(events: list[Event], runs: Sequence[SimResult], shown: int) -> dict[s
 
 def _run_events(run: SimResult, begin: int) -> Iterator[Event]:
     """Events of a run that begins at cycle `begin`, in order of time."""
-    for step, _, start, end, reason in zip(
-        *(column.tolist() for column in stretches(run)), strict=True
-    ):
-        if step < 0:
-            continue
-        if reason >= 0:
-            yield _event(run, step, f"stall: {REASONS[reason]}", "stall", begin, start, end)
-            continue
-        name = run.bound.instruction_at(step).MNEMONIC
-        event = _event(run, step, name, "busy", begin, start, end)
-        if run.timing.dram_bytes[step]:
-            event["args"]["dram_bytes"] = int(run.timing.dram_bytes[step])
-        yield event
-
-
-def _event(
-    run: SimResult, step: int, name: str, category: str, begin: int, start: int, end: int
-) -> Event:
     bound = run.bound
-    instruction = int(bound.trace[step, TRACE_INSTRUCTION])
     cycles_per_us = bound.header.accelerator.clock_ghz * 1e3
-    return {
-        "ph": "X",
-        "name": name,
-        "cat": category,
-        "pid": 0,
-        "tid": int(bound.engines[step]),
-        "ts": (begin + start) / cycles_per_us,
-        "dur": (end - start) / cycles_per_us,
-        "args": {
-            "op": bound.header.label,
-            "instruction": f"{instruction}: {bound.program.instructions[instruction]}",
-            "cycles": end - start,
-            "end_cycle": begin + end,
-        },
-    }
+    columns = (column.tolist() for column in stretches(run))
+    for step, engine, start, end, reason in zip(*columns, strict=True):
+        args: dict[str, Any] = {"op": bound.header.label}
+        if step >= 0:
+            index = int(bound.trace[step, TRACE_INSTRUCTION])
+            args["instruction"] = f"{index}: {bound.program.instructions[index]}"
+        args |= {"cycles": end - start, "end_cycle": begin + end}
+        works = reason < 0
+        if works and run.timing.dram_bytes[step]:
+            args["dram_bytes"] = int(run.timing.dram_bytes[step])
+        yield {
+            "ph": "X",
+            "name": bound.instruction_at(step).MNEMONIC if works else f"stall: {REASONS[reason]}",
+            "cat": "busy" if works else "stall",
+            "pid": 0,
+            "tid": engine,
+            "ts": (begin + start) / cycles_per_us,
+            "dur": (end - start) / cycles_per_us,
+            "args": args,
+        }
