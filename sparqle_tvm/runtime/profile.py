@@ -16,7 +16,7 @@ from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.simulator import SimResult
-from sparqle_tvm.target.simulator.timeline import MAX_EVENTS, stretches, timeline
+from sparqle_tvm.target.simulator.timeline import MAX_EVENTS, stretches, timeline, track
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -181,7 +181,7 @@ class Profile:
             left_out += missing
             begin += record.result.total_cycles
         events.sort(key=lambda event: (event["ts"], event["tid"]))
-        tracks = [*timeline([])["traceEvents"], _track(_OPS, "ops")]
+        tracks = [*timeline([])["traceEvents"], track(_OPS, "ops")]
         other = {"total_cycles": begin, "ops": len(self), "events_left_out": left_out}
         return {"traceEvents": tracks + events, "displayTimeUnit": "ns", "otherData": other}
 
@@ -237,13 +237,7 @@ def _measures(result: SimResult) -> Json:
     counts = result.counts
     return {
         "cycles": result.total_cycles,
-        "engines": {
-            engine.name: {
-                "busy_cycles": dict(time.busy_cycles),
-                "stalled_cycles": dict(time.stalled_cycles),
-            }
-            for engine, time in result.engines.items()
-        },
+        "engines": {engine.name: asdict(time) for engine, time in result.engines.items()},
         "dram_bytes": counts.dram_bytes,
         "dram_read_bytes": {tensor.name: n for tensor, n in counts.dram_read_bytes.items()},
         "dram_write_bytes": {tensor.name: n for tensor, n in counts.dram_write_bytes.items()},
@@ -266,10 +260,6 @@ def _added(a: Json, b: Json) -> Json:
     return total
 
 
-def _track(tid: int, name: str) -> Json:
-    return {"ph": "M", "name": "thread_name", "pid": 0, "tid": tid, "args": {"name": name}}
-
-
 def _op_events(record: LaunchRecord, begin: int, limit: int) -> tuple[list[Json], int]:
     """Events of an op that begins at cycle `begin`, and how many of them were left out."""
     result = record.result
@@ -286,13 +276,13 @@ def _op_events(record: LaunchRecord, begin: int, limit: int) -> tuple[list[Json]
     missing -= Counter(event["tid"] for event in shown)
     end = begin + result.total_cycles
 
-    def until_end(name: str, track: int, start: int, args: Json) -> Json:
+    def until_end(name: str, tid: int, start: int, args: Json) -> Json:
         times = {"ts": start / cycles_per_us, "dur": (end - start) / cycles_per_us}
-        return {"ph": "X", "name": name, "cat": "op", "pid": 0, "tid": track, **times, "args": args}
+        return {"ph": "X", "name": name, "cat": "op", "pid": 0, "tid": tid, **times, "args": args}
 
-    for track, count in missing.items():
+    for tid, count in missing.items():
         args = {"op": record.label, "events_left_out": count, "end_cycle": end}
-        shown.append(until_end(f"{count} events left out", track, ends[Engine(track)], args))
+        shown.append(until_end(f"{count} events left out", tid, ends[Engine(tid)], args))
     args = {**_shape(record), "cycles": result.total_cycles, "end_cycle": end}
     args["dram_bytes"] = result.counts.dram_bytes
     return [until_end(record.label, _OPS, begin, args), *shown], missing.total()

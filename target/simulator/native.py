@@ -7,7 +7,12 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import tvm
 from numpy.typing import DTypeLike, NDArray
+from tvm.target import codegen
+
+from sparqle_tvm.host.processor import host_target
+from sparqle_tvm.tirscript import function
 
 ALIGNMENT = 64
 
@@ -38,21 +43,12 @@ def aligned_copy(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
 @cache
 def host_features() -> frozenset[str]:
     """Which of the instruction sets that the kernels know the processor has."""
-    from tvm.target import codegen
-
-    from sparqle_tvm.host.processor import host_target
-
     known = ("sse2", "avx2", "avx512f", "avx512bw", "avx512vnni")
     return frozenset(f for f in known if codegen.target_has_features(f, host_target()))
 
 
 def compile_kernel(name: str, body: Callable[[], None]) -> Callable[..., None]:
     """Compile a kernel for this processor; `body` emits it, see `tirscript.function`."""
-    import tvm
-
-    from sparqle_tvm.host.processor import host_target
-    from sparqle_tvm.tirscript import function
-
     module = tvm.compile(tvm.IRModule({name: function(name, body)}), target=host_target())
     compiled: Callable[..., None] = module[name]
     return compiled

@@ -80,11 +80,7 @@ def timeline(runs: Sequence[SimResult], *, max_events: int = MAX_EVENTS) -> dict
     events: list[Event] = [
         {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "accelerator"}}
     ]
-    for engine in Engine:
-        args = {"name": engine.name}
-        events.append(
-            {"ph": "M", "name": "thread_name", "pid": 0, "tid": int(engine), "args": args}
-        )
+    events += [track(engine, engine.name) for engine in Engine]
     begin = shown = 0
     for run in runs:
         for event in _run_events(run, begin):
@@ -94,6 +90,12 @@ def timeline(runs: Sequence[SimResult], *, max_events: int = MAX_EVENTS) -> dict
             shown = max(shown, event["args"]["end_cycle"])
         begin += run.total_cycles
     return _trace(events, runs, begin)
+
+
+def track(number: int, name: str) -> Event:
+    """The event that names a track."""
+    args = {"name": name}
+    return {"ph": "M", "name": "thread_name", "pid": 0, "tid": int(number), "args": args}
 
 
 def _trace(events: list[Event], runs: Sequence[SimResult], shown: int) -> dict[str, Any]:
