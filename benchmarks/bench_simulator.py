@@ -28,7 +28,6 @@ from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.schedule import default_schedule
 from sparqle_tvm.target.isa.access import Tensor
-from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import (
@@ -186,7 +185,7 @@ def bench_timing() -> Json:
             nnz = draw_nnz(rng, [0.2, 0.3, 0.4], spec.m, spec.k, chunk)
             result = simulate_timing(program, spec.m, nnz)
             cycles += result.total_cycles
-            stalled += result.engines[Engine.MMA].stalled
+            stalled += result.array.stalled
     seconds = time.perf_counter() - generated
     print(
         f"timing   Llama2-7B, 2048 tokens: {LLAMA2_LAYERS * len(specs)} ops in {seconds:.2f} s, "

@@ -21,7 +21,6 @@ from sparqle_tvm.target.cost.analytical import Bound, OpCost, encoding_costs
 from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.cost.model import EncodedActivation
 from sparqle_tvm.target.cost.tiling import Tiling
-from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.op import DenseOp, ProgramScheme
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import simulate_timing
@@ -119,7 +118,7 @@ def _tie(
         shape=shape,
         analytical=cost,
         total_cycles=result.total_cycles,
-        mma_cycles=result.engines[Engine.MMA].busy,
+        mma_cycles=result.array.busy,
         dram_bytes=result.counts.dram_bytes,
         events=simulated_events(result),
         stalls={e.name: dict(time.stalled_cycles) for e, time in result.engines.items()},

@@ -142,7 +142,7 @@ class SlicedTensor:
         """Return the dense plane of high digits, zeros included: int8 (M, K)."""
         dense = np.zeros(self.shape, dtype=np.int8)
         stream = unpack_digits(self.msb, self.k, self.msb.size * 8 // self.k)
-        positions = _stream_positions(self.row_nnz(), self.row_ptr, self.k)
+        positions = stream_positions(self.row_nnz(), self.row_ptr[:-1], self.k)
         dense[self.mask()] = sign_extend(stream[positions], self.k)
         return dense
 
@@ -222,7 +222,7 @@ def encode(
     row_ptr = offsets.astype(np.int32)
     stream = np.zeros(int(offsets[-1]) * 8 // k, dtype=np.uint8)
     digits = msb_digit[mask].view(np.uint8) & np.uint8(2**k - 1)
-    stream[_stream_positions(row_nnz, row_ptr, k)] = digits
+    stream[stream_positions(row_nnz, row_ptr[:-1], k)] = digits
     return SlicedTensor(
         lsb=pack_digits(lsb_digit, k),
         pbm=np.packbits(mask, axis=1, bitorder="little"),
@@ -328,14 +328,17 @@ def _row_bytes(row_nnz: npt.NDArray[Any], k: int) -> npt.NDArray[np.int64]:
     return -(-row_nnz.astype(np.int64) * k // 8)
 
 
-def _stream_positions(
-    row_nnz: npt.NDArray[Any], row_ptr: npt.NDArray[np.int32], k: int
+def stream_positions(
+    row_nnz: npt.NDArray[Any], row_begins: npt.NDArray[Any], k: int
 ) -> npt.NDArray[np.int64]:
-    """Digit index in the padded MSB stream of each stored digit, in row-major order."""
+    """Digit index in the padded MSB stream of each stored digit, row by row.
+
+    `row_nnz` and `row_begins` (M,) are the digits of each row and the byte where they begin.
+    """
     counts = row_nnz.astype(np.int64)
     ends = np.cumsum(counts)
     total = int(ends[-1]) if ends.size else 0
-    row_shift = row_ptr[:-1].astype(np.int64) * (8 // k) - (ends - counts)
+    row_shift = row_begins.astype(np.int64) * (8 // k) - (ends - counts)
     return np.asarray(np.arange(total, dtype=np.int64) + np.repeat(row_shift, counts))
 
 
@@ -366,7 +369,7 @@ def _check_planes(sliced: SlicedTensor) -> None:
         )
     stream = unpack_digits(sliced.msb, k, sliced.msb.size * 8 // k)
     stored = np.zeros(stream.size, dtype=np.bool_)
-    stored[_stream_positions(row_nnz, sliced.row_ptr, k)] = True
+    stored[stream_positions(row_nnz, sliced.row_ptr[:-1], k)] = True
     if (stream[~stored] != 0).any():
         raise QuantizationError("msb: bits are set in the padding of a row")
     if (stream[stored] == 0).any():

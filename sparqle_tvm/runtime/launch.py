@@ -23,7 +23,7 @@ from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.program.bundle import select, unpack_bundle
 from sparqle_tvm.target.simulator import SimResult, pack_weights, plane_tensors, simulate
-from sparqle_tvm.target.simulator.transport import transport_order
+from sparqle_tvm.target.simulator.streams import transport_order
 from sparqle_tvm.target.verify import verify
 
 ENCODED_OUTPUTS = 4

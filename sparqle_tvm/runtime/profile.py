@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import write_json
 from sparqle_tvm.runtime.launch import LaunchRecord
@@ -18,7 +16,7 @@ from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.simulator import SimResult
-from sparqle_tvm.target.simulator.timeline import MAX_EVENTS, timeline
+from sparqle_tvm.target.simulator.timeline import MAX_EVENTS, stretches, timeline, track
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -183,7 +181,7 @@ class Profile:
             left_out += missing
             begin += record.result.total_cycles
         events.sort(key=lambda event: (event["ts"], event["tid"]))
-        tracks = [*timeline([])["traceEvents"], _track(_OPS, "ops")]
+        tracks = [*timeline([])["traceEvents"], track(_OPS, "ops")]
         other = {"total_cycles": begin, "ops": len(self), "events_left_out": left_out}
         return {"traceEvents": tracks + events, "displayTimeUnit": "ns", "otherData": other}
 
@@ -239,13 +237,7 @@ def _measures(result: SimResult) -> Json:
     counts = result.counts
     return {
         "cycles": result.total_cycles,
-        "engines": {
-            engine.name: {
-                "busy_cycles": dict(time.busy_cycles),
-                "stalled_cycles": dict(time.stalled_cycles),
-            }
-            for engine, time in result.engines.items()
-        },
+        "engines": {engine.name: asdict(time) for engine, time in result.engines.items()},
         "dram_bytes": counts.dram_bytes,
         "dram_read_bytes": {tensor.name: n for tensor, n in counts.dram_read_bytes.items()},
         "dram_write_bytes": {tensor.name: n for tensor, n in counts.dram_write_bytes.items()},
@@ -268,10 +260,6 @@ def _added(a: Json, b: Json) -> Json:
     return total
 
 
-def _track(tid: int, name: str) -> Json:
-    return {"ph": "M", "name": "thread_name", "pid": 0, "tid": tid, "args": {"name": name}}
-
-
 def _op_events(record: LaunchRecord, begin: int, limit: int) -> tuple[list[Json], int]:
     """Events of an op that begins at cycle `begin`, and how many of them were left out."""
     result = record.result
@@ -284,28 +272,17 @@ def _op_events(record: LaunchRecord, begin: int, limit: int) -> tuple[list[Json]
     ends = {engine: begin for engine in Engine}
     for event in shown:
         ends[Engine(event["tid"])] = event["args"]["end_cycle"]
-    missing = _count_events(result) - Counter(event["tid"] for event in shown)
+    missing = Counter(stretches(result).engine.tolist())
+    missing -= Counter(event["tid"] for event in shown)
     end = begin + result.total_cycles
 
-    def until_end(name: str, track: int, start: int, args: Json) -> Json:
+    def until_end(name: str, tid: int, start: int, args: Json) -> Json:
         times = {"ts": start / cycles_per_us, "dur": (end - start) / cycles_per_us}
-        return {"ph": "X", "name": name, "cat": "op", "pid": 0, "tid": track, **times, "args": args}
+        return {"ph": "X", "name": name, "cat": "op", "pid": 0, "tid": tid, **times, "args": args}
 
-    for track, count in missing.items():
+    for tid, count in missing.items():
         args = {"op": record.label, "events_left_out": count, "end_cycle": end}
-        shown.append(until_end(f"{count} events left out", track, ends[Engine(track)], args))
+        shown.append(until_end(f"{count} events left out", tid, ends[Engine(tid)], args))
     args = {**_shape(record), "cycles": result.total_cycles, "end_cycle": end}
     args["dram_bytes"] = result.counts.dram_bytes
     return [until_end(record.label, _OPS, begin, args), *shown], missing.total()
-
-
-def _count_events(result: SimResult) -> Counter[int]:
-    """Busy times and stalls on every engine's track."""
-    when, engines = result.timing, result.bound.engines
-    events = (when.end > when.start).astype(np.int64) + (when.start > when.ready)
-    found: Counter[int] = Counter()
-    for engine in Engine:
-        mine = engines == engine
-        idle_at_end = mine.any() and int(when.end[mine].max()) < result.total_cycles
-        found[int(engine)] = int(events[mine].sum()) + int(idle_at_end)
-    return found

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.simulator import SimResult
-from sparqle_tvm.target.simulator.counts import END_STALL, stall_reasons
+from sparqle_tvm.target.simulator.counts import REASONS
+from sparqle_tvm.target.simulator.timeline import stretches
 
 # By `Instruction.ROLE`. Okabe and Ito's colours, which people with any colour vision tell apart.
 _COLORS = {
@@ -108,35 +109,18 @@ def draw_timeline(
 
 
 def spans_of(result: SimResult, engine: Engine, begin: int, end: int) -> list[Span]:
-    """What an engine did from cycle `begin` to `end`, in order, without gaps.
-
-    Parameters
-    ----------
-    result : SimResult
-        The run.
-    engine : Engine
-        The engine.
-    begin, end : int
-        Cycles to look at.
-    """
-    bound, when = result.bound, result.timing
-    mine = np.flatnonzero(bound.engines == engine)
-    mine = mine[(when.end[mine] > begin) & (when.ready[mine] < end)]
-    mine = mine[when.end[mine] > when.ready[mine]]
-    spans, reasons = [], stall_reasons(bound)
-    for step in mine[np.argsort(when.ready[mine], kind="stable")].tolist():
-        ready, start, stop = (int(times[step]) for times in (when.ready, when.start, when.end))
-        if start > ready:
-            spans.append(Span(_STALL, reasons[step], ready, start))
-        if stop > start:
-            instruction = bound.instruction_at(step)
+    """What an engine did from cycle `begin` to `end`, in order, without gaps."""
+    found, spans = stretches(result), []
+    mine = (found.engine == engine) & (found.end > begin) & (found.start < end)
+    for step, _, start, stop, reason in zip(*(c[mine].tolist() for c in found), strict=True):
+        if reason >= 0:
+            family, name = _STALL, REASONS[reason]
+        else:
+            instruction = result.bound.instruction_at(step)
             name = instruction.MNEMONIC
-            spans.append(Span(instruction.ROLE or name, name, start, stop))
-    last = int(when.end[bound.engines == engine].max(initial=0))
-    if last < min(result.total_cycles, end):
-        spans.append(Span(_STALL, END_STALL, last, result.total_cycles))
-    cut = [Span(s.family, s.name, max(s.start, begin), min(s.end, end)) for s in spans]
-    return _joined([s for s in cut if s.end > s.start])
+            family = instruction.ROLE or name
+        spans.append(Span(family, name, max(start, begin), min(stop, end)))
+    return _joined(spans)
 
 
 def shares_of(spans: list[Span], edges: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:

@@ -18,16 +18,20 @@ from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.events import simulated_events
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, SimulatedOp, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
-from sparqle_tvm.target.isa.access import Tensor
-from sparqle_tvm.target.isa.header import Engine
+from sparqle_tvm.target.isa import INSTRUCTIONS
 from sparqle_tvm.target.op import DenseOp, ProgramScheme
 from sparqle_tvm.target.program import Program
 
 if TYPE_CHECKING:
     from sparqle_tvm.target.compile.library import ProgramLibrary
-    from sparqle_tvm.target.op import DenseOp
 
-_WEIGHTS = (Tensor.WGT, Tensor.W_SCALE, Tensor.W_MIN, Tensor.OFFSET)
+# Tensors of what is loaded by output channels.
+_WEIGHTS = {
+    part.tensor
+    for cls in INSTRUCTIONS.values()
+    if cls.EXTENTS.get("rows") == "n"
+    for part in cls.PARTS
+}
 
 
 def program_for(
@@ -38,13 +42,7 @@ def program_for(
     readers: Sequence[DenseOp] = (),
     block_rows: int = 0,
 ) -> Program:
-    """The program of an op under a scheme; row counts share that of their bucket.
-
-    Parameters
-    ----------
-    op, scheme, window, programs, readers, block_rows
-        As in `simulate_op`.
-    """
+    """The program that `simulate_op` runs; row counts share that of their bucket."""
 
     def compiled(other: DenseOp) -> DenseOp:
         return replace(
@@ -87,17 +85,16 @@ def simulate_op(
 
     program = program_for(op, scheme, window, programs, readers, block_rows)
     result = simulate_timing(program, op.m, nnz if scheme == "sparqle" else None)
-    array, store = result.engines[Engine.MMA], result.engines[Engine.STORE]
     return SimulatedOp(
         label=op.label,
         scheme=scheme,
         macs=op.macs,
-        mma_cycles=array.busy,
-        dma_cycles=result.engines[Engine.LOAD].busy + store.busy_cycles.get("ST.OUT", 0),
+        mma_cycles=result.array.busy,
+        dma_cycles=result.dma_cycles,
         weight_bytes=sum(result.counts.dram_read_bytes.get(t, 0) for t in _WEIGHTS),
         dram_bytes=result.counts.dram_bytes,
         total_cycles=result.total_cycles,
-        stalled_cycles=array.stalled,
+        stalled_cycles=result.array.stalled,
         events=simulated_events(result),
     )
 

@@ -264,12 +264,10 @@ class MmaMin(_Mma):
 
     Attributes
     ----------
-    acc, sum, grp : Address
-        Accumulators in ACC, group sums in ACT, group parameters in WGT.
-    m, n, k : Extent
-        Rows, channels, columns (``ceil(k / g)`` groups).
-    zero : Condition
-        When the accumulators begin at zero.
+    sum : Address
+        Group sums in ACT, ``ceil(k / g)`` per row.
+    acc, grp, m, n, k, zero
+        As in `MmaLsb`.
     """
 
     OPCODE: ClassVar[int] = 16

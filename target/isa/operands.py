@@ -27,6 +27,7 @@ MAX_LOOPS = 32
 """Loops in a program."""
 
 _M_CODE = -1
+_NO_ADDRESS = b"\xff"
 _NUMBER = struct.Struct("<q")
 
 
@@ -274,6 +275,12 @@ class Reader:
         self._at += count
         return self._data[self._at - count : self._at]
 
+    def skip(self, data: bytes) -> bool:
+        """Whether these bytes are next; if they are, they are read."""
+        found = self._data.startswith(data, self._at)
+        self._at += len(data) * found
+        return found
+
     def number(self) -> int:
         """Read a signed number of 8 bytes.
 
@@ -340,7 +347,7 @@ def _read_affine(reader: Reader) -> Affine:
 
 def _address_bytes(value: Address | None) -> bytes:
     if value is None:
-        return b"\xff"
+        return _NO_ADDRESS
     rotate = bytes((len(value.rotate),)) + b"".join(_loop_byte(loop) for loop in value.rotate)
     numbers = (value.base, value.slots, value.slot_bytes)
     return (
@@ -360,11 +367,7 @@ def _read_address(reader: Reader) -> Address:
 
 
 def _read_optional_address(reader: Reader) -> Address | None:
-    mark = Reader(reader._data[reader._at :])
-    if mark.take(1) == b"\xff":
-        reader.take(1)
-        return None
-    return _read_address(reader)
+    return None if reader.skip(_NO_ADDRESS) else _read_address(reader)
 
 
 def _extent_bytes(value: Extent) -> bytes:

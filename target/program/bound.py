@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from sparqle_tvm.target.program.structure import instruction_error
 
 Int64s = NDArray[np.int64]
 InstructionClass = type[Instruction]
+Derived = TypeVar("Derived")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,7 @@ class BoundProgram:
     rows : int
         M.
     memo : dict
-        What is derived from the steps and needed again in the next run.
+        What is derived from the steps and needed again in the next run, see `once`.
 
     Raises
     ------
@@ -77,7 +79,14 @@ class BoundProgram:
 
     program: Program
     rows: int
-    memo: dict[str, Any] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, derive: Callable[[BoundProgram], Derived]) -> Derived:
+        """What `derive` makes of this program, made the first time only."""
+        if derive not in self.memo:
+            self.memo[derive] = derive(self)
+        found: Derived = self.memo[derive]
+        return found
 
     @property
     def header(self) -> Header:

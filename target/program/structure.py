@@ -13,14 +13,7 @@ from typing import Any
 from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.isa.base import End, Instruction, Loop, Signal, Wait
 from sparqle_tvm.target.isa.header import Header, Queue
-from sparqle_tvm.target.isa.operands import (
-    MAX_LOOPS,
-    MAX_NUMBER,
-    Address,
-    Affine,
-    Extent,
-    M,
-)
+from sparqle_tvm.target.isa.operands import MAX_LOOPS, MAX_NUMBER, Address, Affine, Extent, M
 
 MAX_SLOTS = 2**16
 MAX_INSTRUCTIONS = 2**16

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.numerics.slicing import window_bias
 from sparqle_tvm.numerics.window import WINDOWS
-from sparqle_tvm.target.isa import access
 from sparqle_tvm.target.isa.access import Mode, Tensor, ceil_div
 from sparqle_tvm.target.isa.base import Instruction, Kind
 from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, MmaMin, MmaMsb, StEnc, StOut
@@ -25,10 +24,15 @@ from sparqle_tvm.target.isa.load import LdAct
 from sparqle_tvm.target.program.bound import BoundProgram, Int64s, Operands
 from sparqle_tvm.target.simulator import executor as x
 from sparqle_tvm.target.simulator.dram import tensor_formats
-from sparqle_tvm.target.simulator.memory import FLIPPED_PLANE, LSB_PLANE, MSB_PLANE, SPARSE_PLANE
 from sparqle_tvm.target.simulator.native import aligned
-from sparqle_tvm.target.simulator.pools import Pool, Pools, make_pools
-from sparqle_tvm.target.simulator.spec import ValueSpec
+from sparqle_tvm.target.simulator.pools import Pools, make_pools
+from sparqle_tvm.target.simulator.spec import (
+    FLIPPED_PLANE,
+    LSB_PLANE,
+    MSB_PLANE,
+    SPARSE_PLANE,
+    ValueSpec,
+)
 from sparqle_tvm.target.simulator.timing import Timing
 
 
@@ -68,14 +72,7 @@ def action_table(
 ) -> tuple[Int64s, list[NDArray[Any]]]:
     """Make the executor's table and the memory for what it decodes.
 
-    Parameters
-    ----------
-    bound, timing : BoundProgram, Timing
-        The bound program and its order.
-    tensors : dict
-        All tensors in DRAM, OUT too; they must live as long as the table is used.
-    spec : ValueSpec
-        Formats.
+    `tensors` are all in DRAM, OUT too; they must live as long as the table is used.
 
     Returns
     -------
@@ -103,14 +100,14 @@ def action_table(
 
 def _plan(bound: BoundProgram, timing: Timing, spec: ValueSpec) -> ActionPlan:
     """Make the plan, or take that of the last run if it fits."""
-    plan = bound.memo.get("actions")
+    plan = bound.memo.get(_plan)
     if (
         isinstance(plan, ActionPlan)
         and plan.spec == spec
         and np.array_equal(plan.sources, timing.sources)
     ):
         return plan
-    b = _Builder(bound, _find_tiles(bound, timing, spec))
+    b = _Builder(bound, make_pools(bound, timing, spec))
     for operands in bound.classes:
         cls = operands.cls
         if cls in _ACTIONS:
@@ -123,7 +120,7 @@ def _plan(bound: BoundProgram, timing: Timing, spec: ValueSpec) -> ActionPlan:
     op = bound.header.op
     groups = spec.groups(op.k) if spec.grouped else 0
     row_bytes = ceil_div(2 * op.digit_bits * op.k, 8)
-    bound.memo["actions"] = plan = ActionPlan(
+    bound.memo[_plan] = plan = ActionPlan(
         sources=timing.sources,
         spec=spec,
         step=np.concatenate([step for step, _, _ in b.parts]),
@@ -238,56 +235,37 @@ def _add_dense_load(b: _Builder, operands: Operands) -> None:
     b.add(operands, "split", columns, Tensor.ACT)
 
 
-def _find_tiles(bound: BoundProgram, timing: Timing, spec: ValueSpec) -> Pools:
-    """Find the tiles that are decoded for the MMAs."""
-    activations, weights, parameters = (Pool(bound, timing) for _ in range(3))
-    pools = {access.WGT: weights, access.GRP: parameters}
-    pools |= dict.fromkeys((access.LSB, access.PBM, access.MSB_PLANE), activations)
-    for operands in bound.of_kind(Kind.MMA):
-        for touched in operands.cls.accesses(bound.header):
-            if touched.tile in pools:
-                pools[touched.tile].add(operands, touched)
-    return make_pools(bound, spec, activations, weights, parameters)
-
-
 def _accumulators(b: _Builder, operands: Operands, m: str, n: str) -> dict[str, Any]:
     cells = operands["acc"] // b.header.accumulator_bytes
     return {"cell": cells, m: operands[m], n: operands[n]}
 
 
-def _add_multiplies(b: _Builder, operands: Operands, plane: int, operand: str) -> None:
-    cls = operands.cls
-    if plane == LSB_PLANE and WINDOWS[b.header.op.window].centred:
-        plane = FLIPPED_PLANE
-    columns = {
+def _product(b: _Builder, operands: Operands, operand: str) -> dict[str, Any]:
+    """What all MMAs have: accumulators, tiles and where those lie decoded."""
+    return {
         **_accumulators(b, operands, "m", "n"),
         "k": operands["k"],
         "zero": operands["zero"],
-        "plane": plane,
         "act": operands[operand],
+        "grp": operands["grp"],
+        **b.pools.columns[operands.cls],
+    }
+
+
+def _add_multiplies(b: _Builder, operands: Operands, plane: int, operand: str) -> None:
+    if plane == LSB_PLANE and WINDOWS[b.header.op.window].centred:
+        plane = FLIPPED_PLANE
+    columns = {
+        **_product(b, operands, operand),
+        "plane": plane,
         "stream": operands["msb"] if plane == SPARSE_PLANE else 0,
         "wgt": operands["wgt"],
-        "grp": operands["grp"],
     }
-    columns["act_entry"], columns["act_key"] = b.pools.activations[cls]
-    columns["wgt_entry"], columns["wgt_key"] = b.pools.weights[cls]
-    if b.header.op.group_size:
-        columns["grp_entry"], columns["grp_key"] = b.pools.parameters[cls]
     b.add(operands, "multiply", columns)
 
 
 def _add_minima(b: _Builder, operands: Operands) -> None:
-    entry, key = b.pools.parameters[operands.cls]
-    columns = {
-        **_accumulators(b, operands, "m", "n"),
-        "k": operands["k"],
-        "zero": operands["zero"],
-        "act": operands["sum"],
-        "grp": operands["grp"],
-        "grp_entry": entry,
-        "grp_key": key,
-    }
-    b.add(operands, "minima", columns)
+    b.add(operands, "minima", _product(b, operands, "sum"))
 
 
 def _add_drains(b: _Builder, operands: Operands) -> None:

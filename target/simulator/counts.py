@@ -20,8 +20,8 @@ from sparqle_tvm.target.simulator.digits import DigitTables, row_splits, tile_su
 from sparqle_tvm.target.simulator.ranges import position
 from sparqle_tvm.target.simulator.timing import Timing, bitmap_loads
 
-DRAM_STALL = "DRAM"
-END_STALL = "END"
+REASONS = (*(queue.name for queue in Queue), "DRAM", "END")
+"""What engines stall for: a token of a queue, the DRAM channel, the end of the others."""
 
 
 @dataclass(frozen=True)
@@ -129,26 +129,22 @@ class Counts:
         return sum(self.dram_read_bytes.values()) + sum(self.dram_write_bytes.values())
 
 
-def stall_reasons(bound: BoundProgram) -> list[str]:
+def stall_reasons(bound: BoundProgram) -> Int64s:
     """What every step stalls for, if it does: a WAIT for its queue, others for the channel."""
-    names = [*(queue.name for queue in Queue), DRAM_STALL]
-    return [names[queue] for queue in bound.queues.tolist()]
+    return np.where(bound.queues < 0, len(Queue), bound.queues)
 
 
 def engine_times(bound: BoundProgram, timing: Timing) -> dict[Engine, EngineTime]:
     """Busy and stalled cycles of every engine."""
     busy, waited = timing.end - timing.start, timing.start - timing.ready
-    names = [*(queue.name for queue in Queue), DRAM_STALL]
-    reason = np.where(bound.queues < 0, len(Queue), bound.queues)
+    reasons = stall_reasons(bound)
     result = {}
     for engine in Engine:
         mine = np.flatnonzero(bound.engines == engine)
         by_opcode = _sum_by(bound.opcodes[mine], busy[mine], max(INSTRUCTIONS) + 1)
-        by_reason = _sum_by(reason[mine], waited[mine], len(names))
-        stalled = {name: n for name, n in zip(names, by_reason, strict=True) if n}
-        last = int(timing.end[mine].max(initial=0))
-        if last < timing.total_cycles:
-            stalled[END_STALL] = timing.total_cycles - last
+        by_reason = _sum_by(reasons[mine], waited[mine], len(REASONS))
+        by_reason[-1] = timing.total_cycles - int(timing.end[mine].max(initial=0))
+        stalled = {name: n for name, n in zip(REASONS, by_reason, strict=True) if n}
         cycles = {cls.MNEMONIC: by_opcode[o] for o, cls in INSTRUCTIONS.items() if by_opcode[o]}
         result[engine] = EngineTime(cycles, stalled)
     return result

@@ -12,16 +12,8 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.target.simulator.memory import Action
-from sparqle_tvm.target.simulator.spec import ValueSpec
-from sparqle_tvm.tirscript import (
-    Array,
-    Scalar,
-    cast,
-    ceil_div,
-    loop,
-    parallel,
-)
+from sparqle_tvm.target.simulator.spec import Action, ValueSpec
+from sparqle_tvm.tirscript import Array, Scalar, cast, ceil_div, loop, parallel
 
 BUFFER_SLACK_BYTES = 512
 """Bytes behind ACT and WGT that a decoder may read (and ignore)."""
@@ -38,7 +30,7 @@ def decode_plane(spec: ValueSpec, a: Action, complement: Any, signed: Any) -> No
     bias = Scalar("int32", cast("int32", signed) * half).value
     row_bytes = ceil_div(a["k"] * spec.k, 8)
 
-    def decode_row(row: Any) -> None:
+    with loop(a["m"]) as row:
         source = a["act"] + row * row_bytes
         target = a.entry("act") + row * (spec.spans(a["k"]) * spec.pitch)
         if spec.contiguous:
@@ -62,9 +54,6 @@ def decode_plane(spec: ValueSpec, a: Action, complement: Any, signed: Any) -> No
         _clear_padding(spec, a, target)
         _sum_spans(spec, a, row, target)
 
-    with loop(a["m"]) as row:
-        decode_row(row)
-
 
 def decode_sparse(spec: ValueSpec, a: Action) -> None:
     """Decode a bitmap and its stream of digits; rows begin where the bits counted so far say."""
@@ -81,7 +70,7 @@ def decode_sparse(spec: ValueSpec, a: Action) -> None:
         found.add(T.popcount(last))
         a.memory.offsets[row + 1] = a.memory.offsets[row] + ceil_div(found.value * spec.k, 8)
 
-    def decode_row(row: Any) -> None:
+    with parallel(a["m"]) as row:
         bitmap = a["act"] + row * row_bytes
         stream = a["stream"] + a.memory.offsets[row]
         target = a.entry("act") + row * (spec.spans(a["k"]) * spec.pitch)
@@ -102,9 +91,6 @@ def decode_sparse(spec: ValueSpec, a: Action) -> None:
         _for_columns(spec, a["k"], put)
         _clear_padding(spec, a, target)
         _sum_spans(spec, a, row, target)
-
-    with parallel(a["m"]) as row:
-        decode_row(row)
 
 
 def decode_weights(spec: ValueSpec, a: Action) -> None:

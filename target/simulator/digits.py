@@ -52,16 +52,10 @@ def row_splits(program: Program) -> tuple[int, ...]:
 
 
 def tile_sums(tiles: Operands, running: Int64s, chunk: int, unit: int) -> Int64s:
-    """Sum a table over the tile of every step of a class.
+    """Sum a table over the tile (row, rows, col) of every step of a class.
 
-    Parameters
-    ----------
-    tiles : Operands
-        With the operands row, rows and col.
-    running : int64 (chunks, units + 1)
-        Running sums over the units of each chunk of columns.
-    chunk, unit : int
-        Columns of a chunk, rows of a unit.
+    `running`, int64 (chunks, units + 1), has running sums over the units of `unit` rows of each
+    chunk of `chunk` columns.
     """
     number, row = tiles["col"] // chunk, tiles["row"]
     ends = running[number, ceil_div(row + tiles["rows"], unit)]
@@ -97,16 +91,7 @@ def nnz_from_bitmap(pbm: NDArray[np.uint8], program: Program) -> RowNnz:
 
 
 def digit_tables(nnz: RowNnz, header: Header, splits: tuple[int, ...]) -> DigitTables:
-    """Make the tables.
-
-    Parameters
-    ----------
-    nnz : RowNnz
-        Stored digits of (M, K) activations.
-    header : Header
-        Chunks, groups, lanes and rows of the array.
-    splits : tuple of int
-        The values of `row_split` in the program.
+    """Make the tables for (M, K) activations and the values of `row_split` in a program.
 
     Raises
     ------
@@ -147,15 +132,6 @@ def draw_nnz(
     """
     share = rng.choice(np.atleast_1d(np.asarray(density, dtype=np.float64)), size=rows)
     return RowNnz.drawn(rng, share, in_features, unit)
-
-
-def draw_bitmap(
-    rng: np.random.Generator, density: ArrayLike, rows: int, in_features: int
-) -> NDArray[np.uint8]:
-    """Draw a precision bitmap: uint8 (rows, ceil(in_features / 8)); arguments as `draw_nnz`."""
-    share = rng.choice(np.atleast_1d(np.asarray(density, dtype=np.float64)), size=rows)
-    bits = rng.random((rows, in_features)) < share[:, None]
-    return np.packbits(bits, axis=1, bitorder="little")
 
 
 def _row_steps(nnz: RowNnz, header: Header, split: int) -> NDArray[np.int64]:

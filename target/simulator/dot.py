@@ -31,12 +31,12 @@ Variant = Literal["vnni", "avx2", "words", "plain"]
 
 @dataclass(frozen=True)
 class Dot:
-    """A variant, and the register tile it works on.
+    """A variant (see the module), and the register tile it works on.
 
     Attributes
     ----------
     variant : {"vnni", "avx2", "words", "plain"}
-        See the module.
+        Its name.
     lanes : int
         int32 lanes of a vector.
     depth : int
@@ -118,15 +118,7 @@ class Dot:
 
 
 def choose_dot(features: Iterable[str], digit_bits: int) -> Dot:
-    """Choose a variant.
-
-    Parameters
-    ----------
-    features : iterable of str
-        What the processor has: any of ``sse2``, ``avx2``, ``avx512vnni``, ``avx512bw``.
-    digit_bits : int
-        Bits of a digit of activations or weights.
-    """
+    """Choose a variant by what the processor has (``sse2``, ``avx2``, ``avx512vnni``, ..)."""
     has = frozenset(features)
     if digit_bits <= 4 and {"avx512vnni", "avx512bw"} <= has:
         return Dot("vnni", lanes=16, depth=4, rows=8)

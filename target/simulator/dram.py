@@ -5,8 +5,7 @@ Shapes and layouts are those of `sparqle_tvm.target.isa.Tensor`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,14 @@ from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics import (
     QuantizedWeights,
     SlicedTensor,
+    is_row_order,
     pack_digits,
     plane_bytes,
 )
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.isa.access import Tensor, ceil_div
 from sparqle_tvm.target.isa.header import Header
-from sparqle_tvm.target.simulator.native import aligned
+from sparqle_tvm.target.simulator.streams import tile_order
 
 DramTensors = Mapping[Tensor, NDArray[Any]]
 
@@ -62,50 +62,6 @@ def pack_activations(q: NDArray[Any], k: int) -> NDArray[np.uint8]:
     if k == 8:
         return np.ascontiguousarray(q, dtype="<i2").view(np.uint8)
     return pack_digits(q.astype(np.int8).view(np.uint8) & np.uint8(4**k - 1), 2 * k)
-
-
-def tile_order(
-    header: Header, pbm: NDArray[np.uint8], msb: NDArray[np.uint8], row_ptr: NDArray[np.int32]
-) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Reorder the MSB digits of the transport form for the loads of a program.
-
-    Parameters
-    ----------
-    header : Header
-        K chunk, rows of the array and bits of a digit.
-    pbm : uint8 (M, ceil(K / 8))
-        Precision bitmap.
-    msb : uint8 (bytes,)
-        Digits, each row in one piece; what is behind ``row_ptr[M]`` is ignored.
-    row_ptr : int32 (M + 1,)
-        Where rows begin, in any order, and where all of them end.
-
-    Returns
-    -------
-    msb : uint8 (bytes,)
-        `Tensor.MSB`.
-    pointers : int32 (chunks * row groups + 1,)
-        `Tensor.MSB_PTR`.
-    """
-    k, rows = header.op.digit_bits, len(pbm)
-    counts = RowNnz.from_pbm(pbm, header.op.k).per_chunk(header.k_chunk)
-    nbytes = ceil_div(counts.T * k, 8)
-    ends = np.cumsum(nbytes)
-    targets = aligned((rows, header.chunks), np.int64)
-    targets[...] = (ends.reshape(nbytes.shape) - nbytes).T
-    sources = aligned((rows, header.chunks), np.int64)
-    sources[...] = np.cumsum(counts, axis=1) - counts + row_ptr[:-1, None].astype(np.int64) * 8 // k
-    digits = aligned((rows, header.chunks), np.int64)
-    digits[...] = counts
-    total = int(ends[-1]) if ends.size else 0
-    # One byte more on both sides: the last step of a row reads and the kernel needs one.
-    stream, result = aligned(int(row_ptr[-1]) + 1, np.uint8, fill=0), aligned(total + 1, np.uint8)
-    stream[:-1] = msb[: row_ptr[-1]]
-    if rows:
-        _tile_order_kernel(k)(stream, digits, sources, targets, result)
-    groups = np.arange(0, rows, header.accelerator.rows)
-    pointers = np.append(targets.T[:, groups].reshape(-1), total).astype(np.int32)
-    return result[:total], pointers
 
 
 def activation_tensors(
@@ -280,7 +236,8 @@ def check_tensors(header: Header, rows: int, tensors: DramTensors) -> dict[Tenso
     Raises
     ------
     InvalidArgumentError
-        If one is missing, or has another shape or dtype than the op says.
+        If one is missing, or has another shape or dtype than the op says, or if the list of sorted
+        rows has not every row of each block once.
     """
     result = {}
     for tensor, (shape, dtype) in tensor_formats(header, rows).items():
@@ -289,12 +246,9 @@ def check_tensors(header: Header, rows: int, tensors: DramTensors) -> dict[Tenso
                 continue
             raise InvalidArgumentError(f"{header.label!r} needs the tensor {tensor.name}")
         array = np.asarray(tensors[tensor])
-        streams = (Tensor.MSB, Tensor.OUT_MSB)
-        fits = (
-            array.ndim == 1 and array.size >= shape[0]
-            if tensor in streams
-            else (array.shape == shape)
-        )
+        fits = array.shape == shape
+        if tensor in (Tensor.MSB, Tensor.OUT_MSB):
+            fits = array.ndim == 1 and array.size >= shape[0]
         if not fits or array.dtype != dtype:
             raise InvalidArgumentError(
                 f"{header.label!r}: {tensor.name} must be {dtype} {shape}, got {array.dtype} "
@@ -305,40 +259,10 @@ def check_tensors(header: Header, rows: int, tensors: DramTensors) -> dict[Tenso
                 f"{header.label!r}: {tensor.name} must be contiguous and writeable"
             )
         result[tensor] = np.ascontiguousarray(array)
-    return result
-
-
-@cache
-def _tile_order_kernel(k: int) -> Callable[..., None]:
-    """Compile the copy of digits: stream, digits, sources, targets, result (see `tile_order`)."""
-    from tvm.tirx.script import builder as T
-
-    from sparqle_tvm import tirscript
-    from sparqle_tvm.target.simulator.native import compile_kernel
-
-    def body() -> None:
-        rows, chunks = tirscript.size("rows"), tirscript.size("chunks")
-        stream = tirscript.parameter("stream", "uint8", tirscript.size("bytes"))
-        digits, sources, targets = (
-            tirscript.parameter(name, "int64", rows, chunks)
-            for name in ("digits", "sources", "targets")
+    block = header.op.block_rows
+    if block and not is_row_order(result[Tensor.ROW_ORDER], block):
+        raise InvalidArgumentError(
+            f"{header.label!r}: ROW_ORDER does not have each row of every block of {block} rows "
+            "exactly once"
         )
-        result = tirscript.parameter("result", "uint8", tirscript.size("result_bytes"))
-
-        def copy_row(row: Any) -> None:
-            with tirscript.loop(chunks) as chunk:
-                bits = digits[row, chunk] * k
-                begin = sources[row, chunk] * k
-                shift = tirscript.cast("int32", T.bitwise_and(begin, T.int64(7)))
-                first = T.shift_right(begin, T.int64(3))
-                with tirscript.loop(tirscript.ceil_div(bits, 8)) as byte:
-                    low = tirscript.cast("int32", stream[first + byte])
-                    high = tirscript.cast("int32", stream[first + byte + 1])
-                    word = T.shift_right(T.bitwise_or(low, T.shift_left(high, 8)), shift)
-                    left = tirscript.cast("int32", T.min(bits - byte * 8, T.int64(8)))
-                    kept = T.bitwise_and(word, T.shift_left(T.int32(1), left) - 1)
-                    result[targets[row, chunk] + byte] = tirscript.cast("uint8", kept)
-
-        tirscript.spread(rows, rows > 16, copy_row)
-
-    return compile_kernel(tirscript.function("tile_order", body), "tile_order")
+    return result

@@ -19,19 +19,18 @@ from sparqle_tvm.target.simulator.decode import (
     decode_sparse,
     decode_weights,
 )
-from sparqle_tvm.target.simulator.drain import drain, store_outputs
-from sparqle_tvm.target.simulator.encoded import store_encoded
-from sparqle_tvm.target.simulator.memory import (
+from sparqle_tvm.target.simulator.drain import drain, store_encoded, store_outputs
+from sparqle_tvm.target.simulator.multiply import add_minima, multiply
+from sparqle_tvm.target.simulator.native import compile_kernel
+from sparqle_tvm.target.simulator.spec import (
     LSB_PLANE,
     MSB_PLANE,
     SPARSE_PLANE,
     Action,
     Memory,
+    ValueSpec,
 )
-from sparqle_tvm.target.simulator.multiply import add_minima, multiply
-from sparqle_tvm.target.simulator.native import compile_kernel
-from sparqle_tvm.target.simulator.spec import ValueSpec
-from sparqle_tvm.tirscript import cast, ceil_div, copy_bytes, either, function, loop, when
+from sparqle_tvm.tirscript import cast, ceil_div, copy_bytes, either, loop, when
 
 _PRODUCT = ("cell", "m", "n", "k", "zero", "act", "grp", "grp_entry", "grp_key")
 
@@ -79,7 +78,7 @@ def executor(spec: ValueSpec) -> Callable[..., None]:
     (float64); which key each entry of the activation, weight and parameter pools holds (int64,
     -1: none); entry sizes (4) int64; scratch int64 (rows + 1), scratch float64.
     """
-    return compile_kernel(function("execute", lambda: _body(spec)), "execute")
+    return compile_kernel("execute", lambda: _body(spec))
 
 
 def _body(spec: ValueSpec) -> None:

@@ -18,7 +18,9 @@ from sparqle_tvm.target.simulator.counts import Counts, EngineTime, count, engin
 from sparqle_tvm.target.simulator.digits import digit_tables, nnz_from_bitmap, row_splits
 from sparqle_tvm.target.simulator.dram import DramTensors, check_tensors
 from sparqle_tvm.target.simulator.ranges import bind
+from sparqle_tvm.target.simulator.streams import check_planes
 from sparqle_tvm.target.simulator.timing import Timing, find_times
+from sparqle_tvm.target.simulator.values import run_values
 from sparqle_tvm.target.verify import verify
 
 
@@ -50,6 +52,17 @@ class SimResult:
     timing: Timing
     encoded: Mapping[Tensor, NDArray[Any]] | None = None
 
+    @property
+    def array(self) -> EngineTime:
+        """Busy and stalled cycles of the array."""
+        return self.engines[Engine.MMA]
+
+    @property
+    def dma_cycles(self) -> int:
+        """Cycles that the DRAM channel was busy."""
+        busy = self.timing.end - self.timing.start
+        return sum(int(busy[o.index].sum()) for o in self.bound.classes if o.cls.PARTS)
+
 
 def simulate(program: Program, tensors: DramTensors) -> SimResult:
     """Run a program: values bit for bit, cycles and counts.
@@ -74,8 +87,6 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
         If a tensor is missing or has the wrong format, if tile pointers do not fit the bitmap, or
         if the row order is no permutation of the rows of each block.
     """
-    from sparqle_tvm.target.simulator.values import check_planes, check_row_order, run_values
-
     header = program.header
     activations = Tensor.ACT if header.op.scheme == "dense" else Tensor.PBM
     if activations not in tensors:
@@ -88,10 +99,9 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
         nnz = nnz_from_bitmap(checked[Tensor.PBM], program)
         digits = digit_tables(nnz, header, row_splits(program))
         check_planes(header, digits, checked)
-    check_row_order(header, checked)
     when = find_times(bound, digits)
     if header.op.output == "encoded":
-        _verify_once(bound)
+        bound.once(_verify)
     outputs = run_values(bound, when, checked)
     encoded = None
     if header.op.output == "encoded":
@@ -103,10 +113,8 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
     return SimResult(output, when.total_cycles, engines, counts, bound, when, encoded)
 
 
-def _verify_once(bound: BoundProgram) -> None:
-    if "verified" not in bound.memo:
-        verify(bound.program, bound.rows)
-        bound.memo["verified"] = True
+def _verify(bound: BoundProgram) -> None:
+    verify(bound.program, bound.rows)
 
 
 def simulate_timing(

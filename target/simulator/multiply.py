@@ -11,18 +11,8 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.target.simulator.memory import Action
-from sparqle_tvm.target.simulator.spec import ValueSpec
-from sparqle_tvm.tirscript import (
-    Array,
-    cast,
-    ceil_div,
-    either,
-    loop,
-    scratch,
-    spread,
-    vector,
-)
+from sparqle_tvm.target.simulator.spec import Action, ValueSpec
+from sparqle_tvm.tirscript import Array, cast, ceil_div, either, loop, scratch, spread, vector
 
 _BLOCK_ROWS = 64
 _PARALLEL_PRODUCTS = 1 << 18

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
+import tvm
 from numpy.typing import DTypeLike, NDArray
+from tvm.target import codegen
+
+from sparqle_tvm.host.processor import host_target
+from sparqle_tvm.tirscript import function
 
 ALIGNMENT = 64
 
@@ -17,12 +22,7 @@ def aligned(
 ) -> NDArray[Any]:
     """Make an array that begins at a multiple of 64 bytes, as compiled kernels expect.
 
-    Parameters
-    ----------
-    shape, dtype
-        As for ``numpy.empty``.
-    fill : int, optional
-        Value of every byte; without it the contents are arbitrary.
+    As ``numpy.empty``; `fill` is the value of every byte.
     """
     count = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.empty(count + ALIGNMENT, dtype=np.uint8)
@@ -40,31 +40,15 @@ def aligned_copy(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     return copy
 
 
-@lru_cache(maxsize=1)
+@cache
 def host_features() -> frozenset[str]:
     """Which of the instruction sets that the kernels know the processor has."""
-    from tvm.target import codegen
-
-    from sparqle_tvm.host.processor import host_target
-
     known = ("sse2", "avx2", "avx512f", "avx512bw", "avx512vnni")
     return frozenset(f for f in known if codegen.target_has_features(f, host_target()))
 
 
-def compile_kernel(function: Any, name: str) -> Callable[..., None]:
-    """Compile a PrimFunc for this processor.
-
-    Parameters
-    ----------
-    function : tvm.tirx.PrimFunc
-        From `script.function`.
-    name : str
-        Its name.
-    """
-    import tvm
-
-    from sparqle_tvm.host.processor import host_target
-
-    module = tvm.compile(tvm.IRModule({name: function}), target=host_target())
+def compile_kernel(name: str, body: Callable[[], None]) -> Callable[..., None]:
+    """Compile a kernel for this processor; `body` emits it, see `tirscript.function`."""
+    module = tvm.compile(tvm.IRModule({name: function(name, body)}), target=host_target())
     compiled: Callable[..., None] = module[name]
     return compiled

@@ -7,19 +7,19 @@ the same key are decoded once. Any other tile has the key -1 and is decoded when
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.target.isa import INSTRUCTIONS
-from sparqle_tvm.target.isa.access import Access, Mode, each
+from sparqle_tvm.target.isa import INSTRUCTIONS, access
+from sparqle_tvm.target.isa.access import Access, Mode, ceil_div, each
 from sparqle_tvm.target.isa.base import Kind
 from sparqle_tvm.target.program.bound import BoundProgram, InstructionClass, Int64s, Operands
 from sparqle_tvm.target.simulator.dot import Dot
 from sparqle_tvm.target.simulator.native import aligned
-from sparqle_tvm.target.simulator.ranges import position, ranges_of
+from sparqle_tvm.target.simulator.ranges import find_ranges, position
 from sparqle_tvm.target.simulator.spec import ValueSpec
 from sparqle_tvm.target.simulator.timing import Timing, makers_of
 
@@ -28,54 +28,12 @@ _POOL_BYTES = 1 << 28
 
 _TILE = ("row", "rows", "col", "cols")
 
-
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """Entries for the tiles that some MMAs read as one of their operands.
-
-    Attributes
-    ----------
-    bound, timing : BoundProgram, Timing
-        The run.
-    keys : dict
-        Key of the tile of every step, by instruction class.
-    """
-
-    bound: BoundProgram
-    timing: Timing
-    keys: dict[InstructionClass, Int64s] = field(default_factory=dict)
-
-    def add(self, operands: Operands, access: Access) -> None:
-        """Find the keys of a tile that all steps of a class read."""
-        bound, header, ranges = self.bound, self.bound.header, ranges_of(self.bound)
-        at = position(operands.cls, header, access.operand)
-        source = self.timing.sources[operands.index, at]
-        begin = ranges.reads[operands.index, at, 0]
-        keys = np.full(len(operands), -1, dtype=np.int64)
-        for load, made in makers_of(bound, access.tile):
-            if not load.cls.PARTS:
-                continue
-            write = position(load.cls, header, made.operand)
-            whole = (source >= 0) & (bound.opcodes[source] == load.cls.OPCODE)
-            whole &= begin == ranges.writes[source, write, 0]
-            for extent, mine in ((made.rows, access.rows), (made.cols, access.cols)):
-                whole &= bound.trace[source, load.cls.column(extent)] == operands[mine]
-            keys = np.where(whole, 2 * _places(bound)[source] + write, keys)
-        self.keys[operands.cls] = keys
-
-    def distinct(self) -> Int64s:
-        """All keys but -1, sorted."""
-        found = np.concatenate([np.empty(0, dtype=np.int64), *self.keys.values()])
-        return np.unique(found[found >= 0])
-
-    def place(self, entries: int) -> dict[InstructionClass, tuple[Int64s, Int64s]]:
-        """Entry and key of every step: keys are spread over the entries in turn."""
-        distinct = self.distinct()
-        result = {}
-        for cls, keys in self.keys.items():
-            entry = np.searchsorted(distinct, keys) % entries
-            result[cls] = (np.where(keys < 0, 0, entry), keys)
-        return result
+_POOLS = {
+    "act": (access.LSB, access.PBM, access.MSB_PLANE),
+    "wgt": (access.WGT,),
+    "grp": (access.GRP,),
+}
+"""Which tiles each pool keeps decoded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,16 +48,14 @@ class Pools:
         Elements of an entry: decoded activations, sums, weights, parameters.
     entries : tuple of int
         Entries for activations (and sums), weights, parameters.
-    activations, weights, parameters : dict
-        Entry and key of every step, by instruction class.
+    columns : dict
+        By instruction class: entry and key of every step in each pool, as the actions name them.
     """
 
     dot: Dot
     sizes: tuple[int, int, int, int]
-    entries: tuple[int, int, int]
-    activations: dict[InstructionClass, tuple[Int64s, Int64s]]
-    weights: dict[InstructionClass, tuple[Int64s, Int64s]]
-    parameters: dict[InstructionClass, tuple[Int64s, Int64s]]
+    entries: tuple[int, ...]
+    columns: dict[InstructionClass, dict[str, Int64s]]
 
     def memory(self) -> list[NDArray[Any]]:
         """Make the executor's arguments: the four pools, what entries hold (-1), entry sizes."""
@@ -116,20 +72,65 @@ class Pools:
         ]
 
 
-def make_pools(
-    bound: BoundProgram, spec: ValueSpec, activations: Pool, weights: Pool, grp: Pool
-) -> Pools:
-    """Give every tile an entry."""
+def make_pools(bound: BoundProgram, timing: Timing, spec: ValueSpec) -> Pools:
+    """Give every tile that an MMA reads decoded an entry: keys are spread over them in turn."""
+    sizes = _entry_sizes(bound, spec)
+    act, sums, wgt, grp = sizes
+    entry_bytes = {
+        "act": act * np.dtype(spec.dot.activation).itemsize + 4 * sums,
+        "wgt": wgt * np.dtype(spec.dot.weight).itemsize,
+        "grp": 8 * grp,
+    }
+    entries: list[int] = []
+    columns: dict[InstructionClass, dict[str, Int64s]] = {}
+    for pool, tiles in _POOLS.items():
+        keys = {
+            operands.cls: _keys(bound, timing, operands, touched)
+            for operands in bound.of_kind(Kind.MMA)
+            for touched in operands.cls.accesses(bound.header)
+            if touched.tile in tiles
+        }
+        found = np.concatenate([np.empty(0, dtype=np.int64), *keys.values()])
+        distinct = np.unique(found[found >= 0])
+        count = max(min(len(distinct), _POOL_BYTES // entry_bytes[pool]), 1)
+        entries.append(count)
+        for cls, key in keys.items():
+            entry = np.where(key < 0, 0, np.searchsorted(distinct, key) % count)
+            columns.setdefault(cls, {}).update({f"{pool}_entry": entry, f"{pool}_key": key})
+    return Pools(spec.dot, sizes, tuple(entries), columns)
+
+
+def _keys(bound: BoundProgram, timing: Timing, operands: Operands, touched: Access) -> Int64s:
+    """Keys of a tile that all steps of a class read."""
+    header, ranges = bound.header, bound.once(find_ranges)
+    at = position(operands.cls, header, touched.operand)
+    source = timing.sources[operands.index, at]
+    begin = ranges.reads[operands.index, at, 0]
+    keys = np.full(len(operands), -1, dtype=np.int64)
+    for load, made in makers_of(bound, touched.tile):
+        if not load.cls.PARTS:
+            continue
+        write = position(load.cls, header, made.operand)
+        whole = (source >= 0) & (bound.opcodes[source] == load.cls.OPCODE)
+        whole &= begin == ranges.writes[source, write, 0]
+        for extent, mine in ((made.rows, touched.rows), (made.cols, touched.cols)):
+            whole &= bound.trace[source, load.cls.column(extent)] == operands[mine]
+        keys = np.where(whole, 2 * bound.once(_number_places)[source] + write, keys)
+    return keys
+
+
+def _entry_sizes(bound: BoundProgram, spec: ValueSpec) -> tuple[int, int, int, int]:
+    """Elements of the largest entry of each pool, in whole blocks of 64."""
     dot = spec.dot
     m, n, k = (
         np.concatenate([np.empty(0, dtype=np.int64), *(o[axis] for o in bound.of_kind(Kind.MMA))])
         for axis in "mnk"
     )
     spans = each(spec.spans, k)
-    rows, panels = -(-m // dot.rows) * dot.rows, each(spec.panels, n)
+    rows, panels = ceil_div(m, dot.rows) * dot.rows, each(spec.panels, n)
     groups = each(spec.groups, k) if spec.grouped else 0 * k
-    act, sums, wgt, parameters = (
-        -(-int(size.max(initial=1)) // 64) * 64
+    act, sums, wgt, grp = (
+        ceil_div(int(size.max(initial=1)), 64) * 64
         for size in (
             rows * spans * spec.pitch,
             rows * spans,
@@ -137,28 +138,11 @@ def make_pools(
             (2 if spec.has_min else 1) * panels * groups * dot.channels,
         )
     )
-    entries = (
-        _entries(activations, act * np.dtype(dot.activation).itemsize + 4 * sums),
-        _entries(weights, wgt * np.dtype(dot.weight).itemsize),
-        _entries(grp, 8 * parameters),
-    )
-    places = (p.place(e) for p, e in zip((activations, weights, grp), entries, strict=True))
-    return Pools(dot, (act, sums, wgt, parameters), entries, *places)
-
-
-def _entries(pool: Pool, nbytes: int) -> int:
-    return max(min(len(pool.distinct()), _POOL_BYTES // nbytes), 1)
-
-
-def _places(bound: BoundProgram) -> Int64s:
-    """Number of the place in DRAM that each tile load reads, the same for equal tiles."""
-    if "places" not in bound.memo:
-        bound.memo["places"] = _number_places(bound)
-    places: Int64s = bound.memo["places"]
-    return places
+    return act, sums, wgt, grp
 
 
 def _number_places(bound: BoundProgram) -> Int64s:
+    """Number of the place in DRAM that each tile load reads, the same for equal tiles."""
     places = np.zeros(len(bound), dtype=np.int64)
     for operands in bound.classes:
         cls, number = operands.cls, np.zeros(len(operands), dtype=np.int64)

@@ -51,12 +51,6 @@ def buffer_base(header: Header, buffer: Buffer) -> int:
     return sum(header.buffer_bytes(other) for other in Buffer if other < buffer)
 
 
-def ranges_of(bound: BoundProgram) -> Ranges:
-    """The ranges of a program that is bound by :func:`bind`."""
-    ranges: Ranges = bound.memo["ranges"]
-    return ranges
-
-
 _CACHED_STEPS = 1 << 19
 """Steps of all programs that are kept bound: some hundred bytes each."""
 
@@ -76,7 +70,7 @@ def bind(program: Program, rows: int) -> BoundProgram:
     bound = _bound.get(key)
     if bound is None:
         bound = BoundProgram(program, rows)
-        bound.memo["ranges"] = _find_ranges(bound)
+        bound.once(find_ranges)
         _bound[key] = bound
         while len(_bound) > 1 and sum(map(len, _bound.values())) > _CACHED_STEPS:
             _bound.popitem(last=False)
@@ -84,7 +78,8 @@ def bind(program: Program, rows: int) -> BoundProgram:
     return bound
 
 
-def _find_ranges(bound: BoundProgram) -> Ranges:
+def find_ranges(bound: BoundProgram) -> Ranges:
+    """The ranges of all steps, for `BoundProgram.once`; every requirement on them is checked."""
     header = bound.header
     reads = np.zeros((len(bound), READS, 2), dtype=np.int64)
     writes = np.zeros((len(bound), WRITES, 2), dtype=np.int64)

@@ -17,7 +17,7 @@ from sparqle_tvm.target.program.bound import BoundProgram, Int64s, Operands
 from sparqle_tvm.target.simulator import timing_kernel as kernel
 from sparqle_tvm.target.simulator.digits import DigitTables, output_bytes, row_splits, tile_sums
 from sparqle_tvm.target.simulator.native import aligned, aligned_copy
-from sparqle_tvm.target.simulator.ranges import READS, WRITES, position, ranges_of
+from sparqle_tvm.target.simulator.ranges import READS, WRITES, find_ranges, position
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +71,7 @@ def find_times(
     bound : BoundProgram
         From `ranges.bind`.
     digits : DigitTables or None
-        Stored digits of its activations, with the program's `digits.row_splits`; None for a
-        program of scheme ``dense``.
+        Stored digits of its activations; None for a program of scheme ``dense``.
     out_nnz : RowNnz, optional
         Stored digits of encoded outputs; by default all of them.
 
@@ -82,7 +81,7 @@ def find_times(
         If it deadlocks, if steps race for the same bytes, if a step does not find what one load
         must have left for it, or if tokens are left over. Names the instruction.
     """
-    fixed = _fixed(bound)
+    fixed = bound.once(_make_fixed)
     table, dram_bytes = aligned_copy(fixed.table, np.int64), fixed.dram_bytes.copy()
     for operands in bound.classes:
         _fill_digit_bytes(bound, operands, digits, out_nnz, table, dram_bytes)
@@ -150,13 +149,6 @@ def _costs(bound: BoundProgram, digits: DigitTables | None) -> Int64s:
     return aligned_copy(np.stack(costs, axis=-1), np.int64)
 
 
-def _fixed(bound: BoundProgram) -> _Fixed:
-    if "timing" not in bound.memo:
-        bound.memo["timing"] = _make_fixed(bound)
-    fixed: _Fixed = bound.memo["timing"]
-    return fixed
-
-
 def _make_fixed(bound: BoundProgram) -> _Fixed:
     table = aligned((len(bound), kernel.COLUMNS), np.int64, fill=0)
     dram_bytes = np.zeros(len(bound), dtype=np.int64)
@@ -214,7 +206,7 @@ def _fill_class(bound: BoundProgram, operands: Operands, table: Int64s, dram_byt
 
 def _fill_slots(bound: BoundProgram, table: Int64s) -> Int64s:
     """Fill ranges, and number those in which tiles are made: int64 (slots, 2), at least one."""
-    ranges = ranges_of(bound)
+    ranges = bound.once(find_ranges)
     both = np.concatenate([ranges.reads, ranges.writes], axis=1)
     table[:, kernel.RANGES :] = both.reshape(len(bound), -1)
     makers = [

@@ -12,7 +12,7 @@ at the same time and touch the same bytes, one of them writing, are a race: a mi
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from tvm.tirx.script import builder as T
@@ -20,18 +20,7 @@ from tvm.tirx.script import builder as T
 from sparqle_tvm.target.isa.header import Engine, Queue
 from sparqle_tvm.target.simulator.native import compile_kernel
 from sparqle_tvm.target.simulator.ranges import READS, WRITES
-from sparqle_tvm.tirscript import (
-    Array,
-    Scalar,
-    cast,
-    either,
-    function,
-    loop,
-    parameter,
-    scratch,
-    size,
-    when,
-)
+from sparqle_tvm.tirscript import Array, Scalar, cast, either, loop, parameter, scratch, size, when
 
 ENGINES = len(Engine)
 QUEUES = len(Queue)
@@ -55,7 +44,7 @@ START, END, READY, ORDER = range(4)
 _NEVER = 2**62
 
 
-@lru_cache(maxsize=1)
+@cache
 def timing_kernel() -> Callable[..., None]:
     """Compile the loop.
 
@@ -68,7 +57,7 @@ def timing_kernel() -> Callable[..., None]:
     status (1 + ENGINES): the code; the step and the other step of a race, the step of NO_BITMAP,
     or what each engine waits at in a DEADLOCK (-1: nothing).
     """
-    return compile_kernel(function("timing", _body), "timing")
+    return compile_kernel("timing", _body)
 
 
 class _State:

@@ -7,19 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.numerics import is_row_order
 from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.program.bound import BoundProgram
 from sparqle_tvm.target.simulator.actions import action_table
 from sparqle_tvm.target.simulator.decode import BUFFER_SLACK_BYTES
-from sparqle_tvm.target.simulator.digits import DigitTables
 from sparqle_tvm.target.simulator.dram import OUTPUTS, tensor_formats
 from sparqle_tvm.target.simulator.executor import executor
 from sparqle_tvm.target.simulator.native import aligned
-from sparqle_tvm.target.simulator.ranges import buffer_base, ranges_of
+from sparqle_tvm.target.simulator.ranges import buffer_base, find_ranges
 from sparqle_tvm.target.simulator.spec import ValueSpec
 from sparqle_tvm.target.simulator.timing import Timing
 from sparqle_tvm.threads import ensure_threads
@@ -31,21 +28,9 @@ _UNWRITTEN = 0x7F
 def run_values(
     bound: BoundProgram, timing: Timing, tensors: dict[Tensor, NDArray[Any]]
 ) -> dict[Tensor, NDArray[Any]]:
-    """Execute the steps in the order of their start.
+    """Execute the steps in the order of their start: OUT, or the parts of encoded outputs.
 
-    Parameters
-    ----------
-    bound : BoundProgram
-        The bound program.
-    timing : Timing
-        Its order, and which loads operands come from.
-    tensors : dict
-        From `dram.check_tensors`; outputs, if given, are written in place.
-
-    Returns
-    -------
-    dict
-        What the program wrote: OUT, or the parts of encoded outputs.
+    `tensors` are those of `dram.check_tensors`; outputs among them are written in place.
     """
     ensure_threads()
     header = bound.header
@@ -53,7 +38,7 @@ def run_values(
     tensors = {**tensors, **outputs}
     spec = ValueSpec.of(header)
     table, memory = action_table(bound, timing, tensors, spec)
-    ranges = ranges_of(bound)
+    ranges = bound.once(find_ranges)
     used = np.maximum(ranges.reads.max(axis=(0, 1)), ranges.writes.max(axis=(0, 1)))[1]
     act, wgt = (
         aligned(_used_bytes(header, buffer, used) + BUFFER_SLACK_BYTES, np.uint8, _UNWRITTEN)
@@ -81,46 +66,6 @@ def _outputs(
         outputs[Tensor.OUT_LSB][...] = outputs[Tensor.OUT_PBM][...] = 0xFF
         outputs[Tensor.OUT_MSB_PTR][0] = 0
     return outputs
-
-
-def check_planes(header: Header, digits: DigitTables, tensors: dict[Tensor, Any]) -> None:
-    """Check that the bitmap is canonical, and that pointers fit it and the stream.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If they do not.
-    """
-    if header.op.k % 8 and (tensors[Tensor.PBM][:, -1] >> header.op.k % 8).any():
-        raise InvalidArgumentError(f"{header.label!r}: PBM has bits set behind the last column")
-    pointers = tensors[Tensor.MSB_PTR].astype(np.int64)
-    expected = np.diff(digits.nbytes, axis=1).reshape(-1)
-    if pointers[0] != 0 or (np.diff(pointers) != expected).any():
-        raise InvalidArgumentError(
-            f"{header.label!r}: MSB_PTR does not fit the bitmap, chunk of {header.k_chunk} columns "
-            f"by chunk, {header.accelerator.rows} rows by {header.accelerator.rows} rows"
-        )
-    if pointers[-1] > tensors[Tensor.MSB].size:
-        raise InvalidArgumentError(
-            f"{header.label!r}: MSB has {tensors[Tensor.MSB].size} bytes, MSB_PTR ends at "
-            f"{pointers[-1]}"
-        )
-
-
-def check_row_order(header: Header, tensors: dict[Tensor, Any]) -> None:
-    """Check that the list of sorted rows has every row of each block once.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If it has not.
-    """
-    if not header.op.block_rows or is_row_order(tensors[Tensor.ROW_ORDER], header.op.block_rows):
-        return
-    raise InvalidArgumentError(
-        f"{header.label!r}: ROW_ORDER does not have each row of every block of "
-        f"{header.op.block_rows} rows exactly once"
-    )
 
 
 def _used_bytes(header: Header, buffer: Buffer, used: int) -> int:

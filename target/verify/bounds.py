@@ -14,14 +14,7 @@ from sparqle_tvm.target.program.bound import BoundProgram, Operands
 def check_bounds(run: BoundProgram, operands: Operands, *, slots: bool = True) -> None:
     """Check all steps of one instruction class.
 
-    Parameters
-    ----------
-    run : BoundProgram
-        The program.
-    operands : Operands
-        Of the class.
-    slots : bool
-        Whether what it touches must lie in one slot of one allocation; else in the buffer.
+    What it touches must lie in one slot of one allocation, without `slots` in the buffer.
 
     Raises
     ------
@@ -32,11 +25,8 @@ def check_bounds(run: BoundProgram, operands: Operands, *, slots: bool = True) -
     for requirement in operands.cls.requirements(header, run.rows, operands):
         run.require(operands, requirement)
     for access in operands.cls.accesses(header):
-        name, buffer, element = (
-            access.operand,
-            access.tile.buffer,
-            access.tile.element_bytes(header),
-        )
+        name, buffer = access.operand, access.tile.buffer
+        element = access.tile.element_bytes(header)
         low, row_bytes = operands[name], access.row_bytes(header, operands)
         problem = f"{name} is not a multiple of {element} bytes"
         run.require(operands, Requirement(low % element == 0, problem))

@@ -16,16 +16,7 @@ from tvm.tirx.script import builder as T
 from sparqle_tvm.target.isa.base import Kind
 from sparqle_tvm.target.isa.header import Engine, Queue
 from sparqle_tvm.target.verify.tiles import check_tiles
-from sparqle_tvm.tirscript import (
-    Scalar,
-    function,
-    loop,
-    parameter,
-    repeat,
-    scratch,
-    size,
-    when,
-)
+from sparqle_tvm.tirscript import Scalar, function, loop, parameter, repeat, scratch, size, when
 
 _ENGINES = len(Engine)
 _QUEUES = len(Queue)
@@ -37,7 +28,7 @@ class _Schedule:
     Its parameters: `kinds` and `queues` of all steps; `lists`, the steps of engine e at
     ``starts[e]`` to ``starts[e + 1]``; `tokens` of the queues at the beginning; `fifos`, room for
     the signalling steps of each queue from `fifo_starts` on. It writes `order`, `clocks` (steps,
-    3), how far each engine came (`at`), and the tokens that are left (`counts`).
+    engines), how far each engine came (`at`), and the tokens that are left (`counts`).
     """
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from sparqle_tvm.target.isa.access import Mode
 from sparqle_tvm.target.isa.base import Kind, Pass
 from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.isa.operands import Buffer
-from sparqle_tvm.target.verify.tables import Fault, Tag, TouchColumn
+from sparqle_tvm.target.verify.touches import Tag, TouchColumn
 from sparqle_tvm.tirscript import (
     Scalar,
     all_of,
@@ -55,6 +55,35 @@ _STATE = _R_STEP + _ENGINES
 _CHUNKS = _STATE + 1
 _ENTRY = _CHUNKS + 2 * len(Pass)
 _SHARE = TABLE_ENTRIES * _ENTRY
+
+
+class Fault(IntEnum):
+    """What `check_tiles` finds, and what is said of it."""
+
+    text: str
+
+    def __new__(cls, number: int, text: str = "") -> Fault:
+        """A fault, found by its number."""
+        fault = int.__new__(cls, number)
+        fault._value_, fault.text = number, text
+        return fault
+
+    NONE = 0
+    NOT_WRITTEN = 1, "nothing was written there before"
+    WRONG_TILE = 2, "that is not what lies there: see {other}"
+    EARLY_READ = 3, "no token orders this access with {other}, which writes there"
+    EARLY_WRITE = 4, "no token orders this write with {other}, which reads there"
+    UNORDERED_WRITE = 5, "no token orders this write with {other}, which writes there"
+    LOST = 6, "overwrites accumulators that were not stored, of {other}"
+    ROWS_DIFFER = 7, "other rows than those of its other operands, see {other}"
+    CHANNELS_DIFFER = 8, "other channels than those of its other operands, see {other}"
+    COLUMNS_DIFFER = 9, "another K chunk than that of its other operands, see {other}"
+    COVERED = 10, "its K chunk was added before, or is no neighbour of those that were"
+    INCOMPLETE = 11, "not all K chunks were added by each pass"
+    STATE = 12, "accumulators are drained once, after all MMAs, and stored after that"
+    WRONG_PLACE = 13, "outputs of other rows or channels lie there"
+    STORED_TWICE = 14, "these outputs were stored before"
+    FULL = 15, "too many tiles in the buffer at a time"
 
 
 class _State(IntEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,33 @@ from sparqle_tvm.target.isa.access import ACC, Access, Mode, Tile
 from sparqle_tvm.target.isa.base import Kind
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.program.bound import BoundProgram, Operands
-from sparqle_tvm.target.verify.tables import Tag, TouchColumn
+
+
+class Tag(IntEnum):
+    """What lies in a tile, where that matters; other kinds of tiles have numbers from 1 on."""
+
+    DEAD = -1
+    ACC = 0
+
+
+class TouchColumn(IntEnum):
+    """Columns of the table of touches: bytes [LO, HI) of a buffer, as a tile of a tensor.
+
+    AXIS: 0 if its rows are rows of activations, 1 for channels. DIVISIBLE: whether rows of it may
+    be read alone. ROW and COL are -1 where they follow from the step's other operands.
+    """
+
+    MODE = 0
+    BUFFER = 1
+    LO = 2
+    HI = 3
+    TAG = 4
+    ROW = 5
+    ROWS = 6
+    COL = 7
+    COLS = 8
+    AXIS = 9
+    DIVISIBLE = 10
 
 
 @dataclass(frozen=True, eq=False)

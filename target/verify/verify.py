@@ -33,8 +33,9 @@ from sparqle_tvm.target.isa.operands import M
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.program.bound import BoundProgram, Operands
 from sparqle_tvm.target.verify.bounds import check_bounds
-from sparqle_tvm.target.verify.tables import Fault, TouchColumn
-from sparqle_tvm.target.verify.touches import TouchTable, touch_table
+from sparqle_tvm.target.verify.kernel import kernels
+from sparqle_tvm.target.verify.tiles import Fault, new_table
+from sparqle_tvm.target.verify.touches import TouchColumn, TouchTable, touch_table
 
 _MAP_LIMIT = 2**26
 
@@ -81,8 +82,6 @@ def _verify_run(run: BoundProgram) -> None:
 
 def _schedule(run: BoundProgram, table: TouchTable) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Order of all steps and their vector clocks; refuses deadlocks and unbalanced queues."""
-    from sparqle_tvm.target.verify.kernel import kernels
-
     steps = len(table.kinds)
     by_engine = np.argsort(run.engines, kind="stable").astype(np.int32)
     starts = np.searchsorted(run.engines[by_engine], np.arange(len(Engine) + 1)).astype(np.int32)
@@ -130,9 +129,6 @@ def _check_tiles(
     stores: tuple[Operands, ...],
 ) -> None:
     """Walk all touches in `order`; refuse the first that is wrong."""
-    from sparqle_tvm.target.verify.kernel import kernels
-    from sparqle_tvm.target.verify.tiles import new_table
-
     header = run.header
     result = np.zeros(4, dtype=np.int64)
     rectangles, row_edges, column_edges = _output_map(run, stores)
@@ -183,23 +179,4 @@ def _fault_text(
     low, high = (int(table.touches[touch, column]) for column in (TouchColumn.LO, TouchColumn.HI))
     name = run.name(other) if other >= 0 else "an earlier instruction"
     what = f"{operand}, bytes [{low}, {high}): "
-    return what + _FAULT_TEXTS[fault].format(other=name)
-
-
-_FAULT_TEXTS = {
-    Fault.NOT_WRITTEN: "nothing was written there before",
-    Fault.WRONG_TILE: "that is not what lies there: see {other}",
-    Fault.EARLY_READ: "no token orders this access with {other}, which writes there",
-    Fault.EARLY_WRITE: "no token orders this write with {other}, which reads there",
-    Fault.UNORDERED_WRITE: "no token orders this write with {other}, which writes there",
-    Fault.LOST: "overwrites accumulators that were not stored, of {other}",
-    Fault.ROWS_DIFFER: "other rows than those of its other operands, see {other}",
-    Fault.CHANNELS_DIFFER: "other channels than those of its other operands, see {other}",
-    Fault.COLUMNS_DIFFER: "another K chunk than that of its other operands, see {other}",
-    Fault.COVERED: "its K chunk was added before, or is no neighbour of those that were",
-    Fault.INCOMPLETE: "not all K chunks were added by each pass",
-    Fault.STATE: "accumulators are drained once, after all MMAs, and stored after that",
-    Fault.WRONG_PLACE: "outputs of other rows or channels lie there",
-    Fault.STORED_TWICE: "these outputs were stored before",
-    Fault.FULL: "too many tiles in the buffer at a time",
-}
+    return what + fault.text.format(other=name)

@@ -83,7 +83,7 @@ def test_picture(result, monkeypatch, tmp_path, max_spans):
     (axes,) = figure.axes
     assert axes.get_title() == f"up - {result.total_cycles:,} cycles"
     names = [label.get_text().split("\n")[0] for label in axes.get_yticklabels()]
-    assert names == ["LOAD", "MMA", "STORE"]
+    assert names == [engine.name for engine in Engine]
     legend = {text.get_text() for text in figure.legends[0].get_texts()}
     assert {"weights", "LSB pass", "MSB pass", "drain", "store"} <= legend
     figure.savefig(tmp_path / "up.png")

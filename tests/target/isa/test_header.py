@@ -53,8 +53,8 @@ def test_an_allocation_gives_addresses():
         ({"op": replace(OP, group_size=12)}, "k_chunk = 16 must be a multiple of 24"),
         ({"op": replace(OP, digit_bits=8)}, "digits of 8 bits, the machine of 4"),
         ({"op": replace(OP, block_rows=6)}, "block_rows = 6 is not a multiple of 4"),
-        ({"tokens": (1,)}, "tokens must be 10"),
-        ({"tokens": (-1,) * 10}, "tokens must be 10"),
+        ({"tokens": (1,)}, f"tokens must be {len(Queue)}"),
+        ({"tokens": (-1,) * len(Queue)}, f"tokens must be {len(Queue)}"),
         ({"allocations": (Allocation("x", Buffer.ACT, 0, 2, 8192),)}, "'x' ends at byte 16384"),
         ({"allocations": (Allocation("x", Buffer.ACT, -1, 2, 8),)}, "must be whole numbers"),
         (

@@ -46,7 +46,7 @@ def test_builder():
     assert program.instructions == (
         *(Loop(0, "M", 8), Wait(Queue.ACT_FREE), load, Signal(Queue.ACT_READY), End()),
     )
-    assert program.header.tokens == (2, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    assert program.header.tokens == (2, *(0,) * (len(Queue) - 1))
     assert [a.name for a in program.header.allocations] == ["lsb", "pbm", "wgt"]
 
 

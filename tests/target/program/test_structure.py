@@ -8,6 +8,7 @@ from handmade import Tiles, dense_program, make_header
 from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.isa.base import End, Loop, Wait
 from sparqle_tvm.target.isa.compute import Drain, MmaLsb, StOut
+from sparqle_tvm.target.isa.header import Queue
 from sparqle_tvm.target.isa.load import LdAct, LdChn, LdGrp, LdLsb, LdRow, LdSum
 from sparqle_tvm.target.isa.operands import (
     Address,
@@ -39,7 +40,7 @@ def test_a_sound_program_is_accepted():
         ((Loop(1, M, 8), End()), "loops are numbered in order, this is i0"),
         ((Loop(0, M, 0), End()), "at least 1"),
         ((Loop(0, 0, 8), End()), "at least 1"),
-        ((Wait(10),), "queue 10 does not exist"),
+        ((Wait(len(Queue)),), f"queue {len(Queue)} does not exist"),
         ((replace(LOAD, row=Affine.loop(0)),), "row: loop i0 is not open here"),
         ((Loop(0, M, 8), End(), replace(LOAD, row=Affine.loop(0))), "loop i0 is not open here"),
         ((replace(LOAD, dst=Address(Buffer.ACT, 0, (0,), 2, 8)),), "dst: loop i0 is not open"),

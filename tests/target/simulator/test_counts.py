@@ -18,7 +18,6 @@ from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.isa.load import LdPbm
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.simulator import (
-    draw_bitmap,
     draw_nnz,
     nnz_from_bitmap,
     simulate,
@@ -155,6 +154,3 @@ def test_drawn_digits():
     assert abs(nnz.msb_sparsity - 0.6) < 0.05
     again = draw_nnz(np.random.default_rng(3), density, 300, 1000, 64)
     np.testing.assert_array_equal(nnz.counts, again.counts)
-    bitmap = draw_bitmap(rng, density, 300, 1000)
-    assert bitmap.shape == (300, 125) and bitmap.dtype == np.uint8
-    assert abs(RowNnz.from_pbm(bitmap, 1000).msb_sparsity - 0.6) < 0.05

@@ -25,7 +25,7 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.simulator import SimResult, simulate_timing
 
-LOAD, MMA, STORE = Engine
+LOAD, MMA, STORE = Engine.LOAD, Engine.MMA, Engine.STORE
 
 
 def digits(counts: list[list[int]], unit: int = 32) -> RowNnz:
