@@ -12,6 +12,7 @@ from tvm.relax.expr_functor import PyExprMutator, PyExprVisitor, visitor
 
 from sparqle_tvm import dialect
 from sparqle_tvm.passes._constants import ConstantEvaluator
+from sparqle_tvm.passes._encodings import Encodings
 from sparqle_tvm.passes._match import op_name
 from sparqle_tvm.passes._report import PassReport
 
@@ -36,28 +37,15 @@ def count_uses(func: relax.Function) -> Counter[Any]:
     return counter.uses
 
 
-@visitor
-class _FieldReaders(PyExprVisitor):
-    def __init__(self, first_field: int) -> None:
-        super().__init__()
-        self.first_field = first_field
-        self.count: Counter[Any] = Counter()
-
-    def visit_call_(self, op: relax.Call) -> None:
-        dense = dialect.Dense.of(op)
-        if dense is not None and not isinstance(dense, dialect.SplitDenseEncoded):
-            self.count[dense.encoding] += 1
-
-    def visit_tuple_getitem_(self, op: relax.TupleGetItem) -> None:
-        if op.index >= self.first_field:
-            self.count[op.tuple_value] += 1
-
-
 def count_field_readers(func: relax.Function, first_field: int = 0) -> Counter[Any]:
     """How often each variable is read as an encoding: by a dense, or for a field from there on."""
-    counter = _FieldReaders(first_field)
-    counter.visit_expr(func.body)
-    return counter.count
+    bound = Encodings(func)
+    items = [value for value in bound.values.values() if isinstance(value, relax.TupleGetItem)]
+    drained = dialect.SplitDenseEncoded
+    return Counter(
+        [item.tuple_value for item in items if item.index >= first_field]
+        + [op.encoding for op in bound.dense.values() if not isinstance(op, drained)]
+    )
 
 
 class Rewriter(PyExprMutator):
