@@ -9,7 +9,7 @@ from html import escape
 from importlib.resources import files
 
 from sparqle_tvm._versions import VERSION
-from sparqle_tvm.files import replacing
+from sparqle_tvm.files import write_text
 from sparqle_tvm.report.document import Document, Notice, Part, Picture, Section, Table
 from sparqle_tvm.report.pictures import require_matplotlib
 
@@ -82,9 +82,7 @@ def write_html(
     MissingExtraError
         As `to_html`.
     """
-    page = to_html(document, progress=progress)
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, to_html(document, progress=progress))
 
 
 def _cards(document: Document) -> str:

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from sparqle_tvm.report.paper import PHASES, QUANTITIES, RANGES
+from sparqle_tvm.report.paper import QUANTITIES, RANGES
 from sparqle_tvm.report.pictures import style
+from sparqle_tvm.results.passes import PHASES
 from sparqle_tvm.studies.savings import Curve, select
 
 _LOOKS: tuple[dict[str, Any], ...] = (
