@@ -36,7 +36,7 @@ from sparqle_tvm.models.sparsity import (
 from sparqle_tvm.numerics import encode, max_exact, quantize_per_token
 from sparqle_tvm.numerics.integers import DIGIT_BITS
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.studies.run import BUILTIN_TEXT
+from sparqle_tvm.studies.inputs import BUILTIN_TEXT
 
 RUN_DIGIT_BITS = 4
 """Digits of what was run."""

@@ -45,14 +45,9 @@ class Evaluation:
 
 
 def evaluate(executable: Executable | ChosenFunctions, tokens: Sequence[int]) -> Evaluation:
-    """Run all tokens at once; take perplexity, digest of the logits, and the encodings.
+    """Run all tokens, at least two, at once; take perplexity, digest of the logits, and encodings.
 
-    Parameters
-    ----------
-    executable : Executable
-        Has the functions ``hidden`` and ``head``.
-    tokens : sequence of int
-        At least two token ids.
+    The executable has the functions ``hidden`` and ``head``.
     """
     from sparqle_tvm.models.logits import log_likelihoods, logits_chunks
 
@@ -89,15 +84,8 @@ class _Recorder:
 
 def transformer_shape(config: LlamaConfig) -> TransformerShape:
     """Sizes of a model, as the cost model wants them."""
-    return TransformerShape(
-        layers=config.layers,
-        embed=config.embed,
-        ffn=config.ffn,
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        vocab=config.vocab,
-    )
+    names = ("layers", "embed", "ffn", "heads", "kv_heads", "head_dim", "vocab")
+    return TransformerShape(**{name: getattr(config, name) for name in names})
 
 
 def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActivation]:

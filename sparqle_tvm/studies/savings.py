@@ -95,17 +95,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Series:
-    """Estimates along one knob.
-
-    Attributes
-    ----------
-    title, knob : str
-        What is shown, and what changes from bar to bar.
-    values : tuple of int
-        Of the knob.
-    estimates : tuple of Estimate
-        With ``dense`` and ``sparqle``, one per value.
-    """
+    """Estimates with ``dense`` and ``sparqle``, one for every value of a knob."""
 
     title: str
     knob: str

@@ -100,5 +100,5 @@ class Checkpoint:
 
 def remove_checkpoint(path: str | os.PathLike[str]) -> None:
     """Remove a checkpoint and what SQLite keeps beside it."""
-    for suffix in ("", "-checkpoint", "-wal", "-shm"):
+    for suffix in ("", "-journal", "-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
