@@ -88,6 +88,16 @@ def test_what_rows_are_sorted_for(monkeypatch, options, goal):
     assert goals == [goal]
 
 
+def test_where_modules_are_written(monkeypatch):
+    folders = []
+    monkeypatch.setattr(
+        "sparqle_tvm.studies.run.run_model",
+        lambda *_, **named: folders.append(named["dump"]) or run_result(),
+    )
+    assert main(["run", "--dump", "phases"]) == main(["run"]) == 0
+    assert folders == ["phases", None]
+
+
 def test_sorting_cannot_be_asked_for_and_switched_off(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["run", "--balance", "time", "--no-balance"])
