@@ -173,6 +173,13 @@ def test_report_writes_every_form(run_file, tmp_path, capsys):
     assert {file.stem for file in (tmp_path / "tables").iterdir()} == set(tables)
 
 
+def test_report_writes_markdown_to_standard_output(run_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "--run", str(run_file), "--markdown", "-"]) == 0
+    assert capsys.readouterr().out.startswith("# tiny on sparqle/edge")
+    assert list(tmp_path.iterdir()) == [run_file]
+
+
 def test_report_without_a_file_runs_the_builtin_model(finished, capsys):
     assert main(["report"]) == 0
     assert finished == [()]

@@ -52,9 +52,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def _pareto(arguments: argparse.Namespace) -> None:
     shared.check_writable(arguments.picture)
-    if arguments.picture:
-        from sparqle_tvm.report.pictures import require_matplotlib
+    from sparqle_tvm.report.pictures import drawing, require_matplotlib
 
+    if arguments.picture:
         require_matplotlib()
     from sparqle_tvm.calibration.budget import Budget, parse_share
     from sparqle_tvm.files import plain
@@ -76,7 +76,5 @@ def _pareto(arguments: argparse.Namespace) -> None:
         importance=arguments.importance,
     )
     if arguments.picture:
-        from sparqle_tvm.report.pictures.pareto import write_pareto
-
-        write_pareto(result, arguments.picture)
+        drawing("pareto").write_pareto(result, arguments.picture)
     shared.show(arguments.json, lambda: pareto_document(result), lambda: plain(result))

@@ -25,7 +25,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help="what `sparqle run --json FILE` wrote; without it, the built-in model is run first",
     )
     report.add_argument("--html", metavar="FILE", help="write one self-contained page")
-    report.add_argument("--markdown", metavar="FILE", help="write texts and tables as Markdown")
+    report.add_argument(
+        "--markdown",
+        metavar="FILE",
+        help="write texts and tables as Markdown; - writes them to standard output",
+    )
     report.add_argument("--csv", metavar="DIR", help="write every table as a CSV file")
     report.add_argument("--pictures", metavar="DIR", help="write every picture as a PNG file")
     return report
@@ -63,7 +67,9 @@ def _write(arguments: argparse.Namespace, document: Any) -> None:
 
     from sparqle_tvm.report import writers
 
-    if arguments.markdown:
+    if arguments.markdown == shared.STANDARD_OUTPUT:
+        print(writers.to_markdown(document), end="")
+    elif arguments.markdown:
         writers.write_markdown(document, arguments.markdown)
     if arguments.csv:
         writers.write_csv(document, arguments.csv)
