@@ -69,7 +69,7 @@ def pareto(
     importance : {"weights", "fisher"}
         What errors are weighed by.
     table : EnergyTable, optional
-        What energy is counted with.
+        What energy is counted with; by default 7 nm and the accelerator's memory.
     progress : bool
         Show progress on standard error.
 
