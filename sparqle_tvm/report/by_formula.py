@@ -33,16 +33,9 @@ BATCH_OF_CONTEXTS = 8
 
 @dataclass(frozen=True)
 class RunModel:
-    """The model of a run, ready for estimates.
+    """The model of a run, ready for estimates with the digits that the run measured.
 
-    Attributes
-    ----------
-    run : RunResult
-        The run.
-    shape : ModelShape
-        Its sizes; all blocks have the weight format that most of their MACs have.
-    digits : MsbDistribution
-        What the run measured.
+    All blocks of its shape have the weight format that most of their MACs have.
     """
 
     run: RunResult

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import energy as energy_model
-from sparqle_tvm.target.cost.analytical import Bound, EncodeCost
+from sparqle_tvm.target.cost.analytical import EncodeCost
 from sparqle_tvm.target.cost.energy import EnergyBreakdown
 from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 from sparqle_tvm.target.cost.events import Events
@@ -142,11 +142,6 @@ class WorkCost:
     weight_bytes: int
     cache_bytes: int
     limit: str
-
-    @property
-    def bound(self) -> Bound:
-        """``compute`` or ``memory``."""
-        return "compute" if self.limit == "compute" else "memory"
 
     @classmethod
     def of(cls, cost: Cost) -> WorkCost:

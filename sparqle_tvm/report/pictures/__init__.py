@@ -1,7 +1,8 @@
 """Pictures of results, with matplotlib (the extra ``plot``).
 
 Every module draws one kind of picture and imports matplotlib at its top; call `require_matplotlib`
-before importing one of them, or get it by `drawing`.
+before importing one of them, or get it by `drawing`. With ``narrow`` a picture is laid out for a
+phone.
 """
 
 from __future__ import annotations

@@ -37,13 +37,6 @@ def draw_energy(estimates: Sequence[Estimate], *, narrow: bool = False) -> Figur
     """Bars of joules of the whole model by component, one per scheme; a panel per estimate.
 
     The line at the end of a bar is the band of what has no published value.
-
-    Parameters
-    ----------
-    estimates : sequence of Estimate
-        Their schemes are drawn in their order.
-    narrow : bool
-        Lay it out for a phone.
     """
     with style.picture(narrow, (0.42 * 4 + 0.7) * len(estimates) + 0.9) as figure:
         panels = figure.subplots(len(estimates), 1, squeeze=False)[:, 0]

@@ -36,14 +36,7 @@ def group_of(layer: Layer) -> str:
 def cycles_by_group(
     layers: Sequence[Layer], scheme: str
 ) -> tuple[list[str], dict[str, NDArray[np.int64]]]:
-    """Add up the cycles of the dense layers of each block by group.
-
-    Parameters
-    ----------
-    layers : sequence of Layer
-        The dense layers of a pass.
-    scheme : str
-        Whose cycles.
+    """Add up the cycles of a pass's dense layers under a scheme, by block and group.
 
     Returns
     -------
@@ -64,14 +57,8 @@ def cycles_by_group(
 def draw_cycles(phases: Sequence[PassResult], *, narrow: bool = False) -> Figure:
     """Bars of cycles per block, stacked by type of layer; lines show the dense baseline.
 
-    What lies in no block (the output layer) has a scale of its own at the right.
-
-    Parameters
-    ----------
-    phases : sequence of PassResult
-        One panel each, in millions of cycles of the dense layers.
-    narrow : bool
-        Lay it out for a phone.
+    A panel for each pass, in millions of cycles of its dense layers; what lies in no block (the
+    output layer) has a scale of its own at the right.
     """
     layers = [layer for phase in phases for layer in phase.layers]
     names = list(dict.fromkeys(group_of(layer) for layer in layers))
@@ -97,15 +84,7 @@ def draw_cycles(phases: Sequence[PassResult], *, narrow: bool = False) -> Figure
 
 
 def draw_sparsity(phase: PassResult, *, narrow: bool = False) -> Figure:
-    """A map of MSB sparsity: blocks across, groups of layers down.
-
-    Parameters
-    ----------
-    phase : PassResult
-        The pass whose activations are shown.
-    narrow : bool
-        Lay it out for a phone.
-    """
+    """A map of the MSB sparsity of a pass: blocks across, groups of layers down."""
     layers = [layer for layer in phase.layers if layer.block is not None]
     groups = list(dict.fromkeys(group_of(layer) for layer in layers))
     columns = list(dict.fromkeys(_column(layer) for layer in layers))

@@ -25,13 +25,6 @@ def draw_limits(series: Sequence[Series], *, narrow: bool = False) -> Figure:
     """Divide the time of the whole model; a panel per series.
 
     Bars are in pairs, dense at the left (slim), split at the right.
-
-    Parameters
-    ----------
-    series : sequence of Series
-        What to draw.
-    narrow : bool
-        Lay it out for a phone.
     """
     with style.panels(narrow, len(series), 2.4, 0.8) as (figure, panels):
         for axes, one in zip(panels, series, strict=True):

@@ -29,14 +29,8 @@ def draw_reduction(curves: Sequence[Curve], *, narrow: bool = False) -> Figure:
     """Draw latency and energy of prefill and decode, whole model: a line each, four panels.
 
     Stars are measured distributions of MSB digits; thin lines around energy are the ends of its
-    band. A shaded range is what the paper published for its models on its own array.
-
-    Parameters
-    ----------
-    curves : sequence of Curve
-        Of every model both phases.
-    narrow : bool
-        Lay it out for a phone.
+    band. A shaded range is what the paper published for its models on its own array. Curves are of
+    both phases of every model.
     """
     models = list(dict.fromkeys(curve.model for curve in curves))
     looks = {model: _LOOKS[i % len(_LOOKS)] for i, model in enumerate(models)}

@@ -33,15 +33,7 @@ _SPLIT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Point:
-    """A dense layer on the roofline.
-
-    Attributes
-    ----------
-    macs_per_byte : float
-        Multiply-accumulates at full precision per byte of DRAM traffic.
-    macs_per_second : float
-        What it reaches.
-    """
+    """A dense layer on the roofline: MACs at full precision, per byte of DRAM and per second."""
 
     macs_per_byte: float
     macs_per_second: float
@@ -71,16 +63,8 @@ def draw_roofline(
 
     The upper roof is that of one digit pass: what the split form would reach if every MSB digit
     were zero. The lower is that of two, the dense baseline. A thin line leads from a layer's
-    dense form to its split form.
-
-    Parameters
-    ----------
-    phases : sequence of PassResult
-        One panel each, cut to where those of its layers lie that see all tokens.
-    accelerator : Accelerator
-        Gives the roofs.
-    narrow : bool
-        Lay it out for a phone.
+    dense form to its split form. Every pass has a panel, cut to where those of its layers lie that
+    see all tokens.
     """
     with style.panels(narrow, len(phases), 3.4, 0.4) as (figure, panels):
         for axes, whole in zip(panels, phases, strict=True):

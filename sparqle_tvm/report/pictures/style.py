@@ -156,17 +156,9 @@ def save_png(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 144) ->
 def to_svg(figure: Figure, name: str, description: str) -> str:
     """Turn a figure into an ``<svg>`` element to stand inside a page.
 
-    Colours become CSS variables, ids begin with `name` so that pictures do not take each other's,
-    and the element scales with the page. The text stays text.
-
-    Parameters
-    ----------
-    figure : Figure
-        Drawn in `style`.
-    name : str
-        Letters, digits and dashes; different for every picture of a page.
-    description : str
-        What it shows, for those who cannot see it.
+    Colours become CSS variables, ids begin with `name` (letters, digits and dashes, different for
+    every picture of a page), and the element scales with the page. The text stays text; the
+    description is for those who cannot see the picture.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
