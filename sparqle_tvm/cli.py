@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from sparqle_tvm._versions import VERSION
-from sparqle_tvm.commands import add_all
+from sparqle_tvm.commands import add_all, execute
 from sparqle_tvm.errors import SparqleError
 
 EXIT_ERROR = 2
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(name)s: %(message)s",
     )
     try:
-        arguments.command(arguments)
+        execute(arguments)
     except SparqleError as error:
         if arguments.verbose:
             raise

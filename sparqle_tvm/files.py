@@ -39,6 +39,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise InvalidArgumentError(f"{path} cannot be written: {reason}") from error
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | os.PathLike[str], data: Any, *, indent: int | None = 2) -> None:
     """Write JSON; NaN and Inf, which JSON has no words for, are refused.
 
@@ -49,8 +55,7 @@ def write_json(path: str | os.PathLike[str], data: Any, *, indent: int | None = 
     """
     separators = None if indent else (",", ":")
     text = json.dumps(data, indent=indent, separators=separators, allow_nan=False)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def read_json(path: str | os.PathLike[str], error: type[SparqleError], what: str) -> Any:
@@ -97,14 +102,7 @@ def typed_version(
 ) -> _T:
     """Read plain data as `typed` does, if its key ``version`` is the one wanted.
 
-    Parameters
-    ----------
-    data, kind, where, error
-        As in `typed`.
-    version : int
-        The only one that is read.
-    remedy : str
-        What to do about another one.
+    `remedy` is what to do about a file of another one.
     """
     found = data.get("version") if isinstance(data, dict) else None
     if found != version:

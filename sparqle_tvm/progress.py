@@ -11,14 +11,7 @@ from tqdm import tqdm
 
 
 class Stages:
-    """Names the stage that runs on a progress bar, and keeps the time of each.
-
-    Parameters
-    ----------
-    count : int
-        Number of stages in all.
-    progress : bool
-        Whether to show the bar.
+    """Names the stage that runs, of `count`, on a progress bar, and keeps the time of each.
 
     Attributes
     ----------

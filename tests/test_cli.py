@@ -88,6 +88,16 @@ def test_what_rows_are_sorted_for(monkeypatch, options, goal):
     assert goals == [goal]
 
 
+def test_where_modules_are_written(monkeypatch):
+    folders = []
+    monkeypatch.setattr(
+        "sparqle_tvm.studies.run.run_model",
+        lambda *_, **named: folders.append(named["dump"]) or run_result(),
+    )
+    assert main(["run", "--dump", "phases"]) == main(["run"]) == 0
+    assert folders == ["phases", None]
+
+
 def test_sorting_cannot_be_asked_for_and_switched_off(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["run", "--balance", "time", "--no-balance"])
@@ -161,6 +171,13 @@ def test_report_writes_every_form(run_file, tmp_path, capsys):
     assert (tmp_path / "page.md").read_text().startswith("# tiny on sparqle/edge")
     tables = json.loads((tmp_path / "page.json").read_text())["tables"]
     assert {file.stem for file in (tmp_path / "tables").iterdir()} == set(tables)
+
+
+def test_report_writes_markdown_to_standard_output(run_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "--run", str(run_file), "--markdown", "-"]) == 0
+    assert capsys.readouterr().out.startswith("# tiny on sparqle/edge")
+    assert list(tmp_path.iterdir()) == [run_file]
 
 
 def test_report_without_a_file_runs_the_builtin_model(finished, capsys):

@@ -1,20 +1,28 @@
 """The commands of ``sparqle``, one module each.
 
-A module has ``add(commands)``, which adds its parser and sets the default ``command`` to the
-function that runs it. What is heavy is imported by that function, after the arguments are read.
+A module has ``add(commands)``, which adds its parser with the function that runs it, and returns
+it. What is heavy is imported by that function, after the arguments are read.
 """
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 from sparqle_tvm.commands import calibrate, disasm, estimate, pareto, report, run, sweep, tune
+from sparqle_tvm.commands._shared import add_output_arguments, check_writable
 
 COMMANDS = (run, calibrate, pareto, estimate, report, sweep, tune, disasm)
 """All of them, in the order that ``sparqle --help`` shows."""
 
 
 def add_all(commands: Any) -> None:
-    """Add the parser of every command."""
+    """Add the parser of every command, with the arguments that all have."""
     for command in COMMANDS:
-        command.add(commands)
+        add_output_arguments(command.add(commands))
+
+
+def execute(arguments: argparse.Namespace) -> None:
+    """Run the command that was given; first refuse a file for JSON that cannot be written."""
+    check_writable(arguments.json)
+    arguments.command(arguments)

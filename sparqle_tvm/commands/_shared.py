@@ -28,6 +28,17 @@ class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if unset else super()._get_help_string(action)
 
 
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], **texts: Any
+) -> argparse.ArgumentParser:
+    """Add the parser of a command, which `run` runs."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, **{"formatter_class": DefaultsFormatter, **texts}
+    )
+    parser.set_defaults(command=run)
+    return parser
+
+
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--json`` and ``--verbose``."""
     parser.add_argument(
@@ -45,6 +56,11 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="smollm2", help="smollm2 (fetched on first use) or a GGUF file"
     )
+
+
+def add_target_argument(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``--target``, with its help text."""
+    parser.add_argument("--target", default="sparqle/edge", help=text)
 
 
 def add_engine_argument(parser: argparse.ArgumentParser, text: str) -> None:
@@ -100,17 +116,7 @@ def check_writable(path: str | None) -> None:
 
 
 def show(path: str | None, document: Callable[[], Document], data: Callable[[], Any]) -> None:
-    """Print a document, unless only JSON is wanted; write the data, if any is.
-
-    Parameters
-    ----------
-    path : str or None
-        ``--json``.
-    document : callable
-        Makes what is printed.
-    data : callable
-        Makes the JSON data.
-    """
+    """Print a document, unless only JSON is wanted; write the data, if ``--json`` has a path."""
     if path != STANDARD_OUTPUT:
         from sparqle_tvm.report.writers import print_document
 

@@ -6,27 +6,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sparqle_tvm.commands._shared import (
-    DefaultsFormatter,
-    add_importance_argument,
-    add_model_argument,
-    add_output_arguments,
-    check_writable,
-    show,
-)
+from sparqle_tvm.commands import _shared as shared
 from sparqle_tvm.errors import InvalidArgumentError
 
 
-def add(commands: Any) -> None:
+def add(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the parser."""
-    calibrate = commands.add_parser(
+    calibrate = shared.add_command(
+        commands,
         "calibrate",
+        _calibrate,
         help="learn from text how coarse scales may be, for sparser MSBs",
         description="Run text through a model with int8 activations, and write what the choice of "
         "scale factors needs: for sparqle run --calibration and for sparqle pareto.",
-        formatter_class=DefaultsFormatter,
     )
-    add_model_argument(calibrate)
+    shared.add_model_argument(calibrate)
     calibrate.add_argument(
         "--text",
         metavar="FILE",
@@ -35,17 +29,15 @@ def add(commands: Any) -> None:
     )
     calibrate.add_argument("--tokens", type=int, default=4096, help="how many tokens of the text")
     calibrate.add_argument("--out", metavar="FILE", default="calib.npz", help="file to write")
-    add_importance_argument(
+    shared.add_importance_argument(
         calibrate,
         "what errors are weighed by: the weights and outputs, or gradients too (needs torch)",
     )
-    add_output_arguments(calibrate)
-    calibrate.set_defaults(command=_calibrate)
+    return calibrate
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
-    check_writable(arguments.json)
-    check_writable(arguments.out)
+    shared.check_writable(arguments.out)
     if Path(arguments.out).suffix != ".npz":
         raise InvalidArgumentError(f"{arguments.out}: the file has to end in .npz")
     from sparqle_tvm.files import plain
@@ -58,4 +50,6 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     )
     calibration.save(arguments.out)
     found = CalibrationSummary.of(calibration)
-    show(arguments.json, lambda: calibration_document(found, arguments.out), lambda: plain(found))
+    shared.show(
+        arguments.json, lambda: calibration_document(found, arguments.out), lambda: plain(found)
+    )

@@ -5,23 +5,19 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sparqle_tvm.commands._shared import (
-    DefaultsFormatter,
-    add_output_arguments,
-    check_writable,
-    emit_json,
-)
+from sparqle_tvm.commands import _shared as shared
 from sparqle_tvm.numerics.window import PLAIN, WINDOWS
 
 
-def add(commands: Any) -> None:
+def add(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the parser."""
-    disasm = commands.add_parser(
+    disasm = shared.add_command(
+        commands,
         "disasm",
+        _disasm,
         help="print the accelerator program of a dense layer",
         description="Schedule a dense layer for an accelerator and print its program: buffers, "
         "loops, loads, multiplies, drains and stores, and the tokens between the engines.",
-        formatter_class=DefaultsFormatter,
     )
     disasm.add_argument("--rows", type=int, default=512, help="tokens (M), at most")
     disasm.add_argument("--n", type=int, default=1536, help="output features")
@@ -35,13 +31,11 @@ def add(commands: Any) -> None:
     disasm.add_argument(
         "--scheme", choices=("sparqle", "dense"), default="sparqle", help="split form or baseline"
     )
-    disasm.add_argument("--target", default="sparqle/edge", help="accelerator")
-    add_output_arguments(disasm)
-    disasm.set_defaults(command=_disasm)
+    shared.add_target_argument(disasm, "accelerator")
+    return disasm
 
 
 def _disasm(arguments: argparse.Namespace) -> None:
-    check_writable(arguments.json)
     from sparqle_tvm.target.accelerator import Accelerator
     from sparqle_tvm.target.compile.codegen import generate
     from sparqle_tvm.target.compile.schedule import default_schedule
@@ -73,4 +67,4 @@ def _disasm(arguments: argparse.Namespace) -> None:
         "instructions": len(program.instructions),
         "listing": listing.splitlines(),
     }
-    emit_json(arguments.json, data)
+    shared.emit_json(arguments.json, data)

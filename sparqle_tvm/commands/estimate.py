@@ -5,28 +5,22 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sparqle_tvm.commands._shared import (
-    DefaultsFormatter,
-    add_output_arguments,
-    add_table_arguments,
-    check_writable,
-    energy_table_of,
-    show,
-)
+from sparqle_tvm.commands import _shared as shared
 
 MODEL_NAMES = "smollm2-135m, bitnet-3b, llama2-7b, llama2-13b, llama2-70b, llama3-8b"
 
 
-def add(commands: Any) -> None:
+def add(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the parser."""
-    estimate = commands.add_parser(
+    estimate = shared.add_command(
+        commands,
         "estimate",
+        _estimate,
         help="estimate seconds and joules of a published model, and what limits it",
         description="Count a pass of a published model by formula: split precision beside two "
         "dense passes (dense), wider multipliers on the same area (native) and activations of one "
         "digit (a4 if it has 4 bits, not exact). Prints time, DRAM traffic, energy with its band, "
         "and what limits them.",
-        formatter_class=DefaultsFormatter,
     )
     estimate.add_argument("--model", default="llama2-7b", help=f"one of {MODEL_NAMES}")
     estimate.add_argument("--phase", default="prefill", help="prefill or decode")
@@ -45,7 +39,7 @@ def add(commands: Any) -> None:
     estimate.add_argument(
         "--target", default="sparqle/edge", metavar="NAME|FILE.toml", help="accelerator"
     )
-    add_table_arguments(estimate)
+    shared.add_table_arguments(estimate)
     estimate.add_argument(
         "--kv-bits", type=int, default=8, help="bits of a cached key or value: 4, 8 or 16"
     )
@@ -59,12 +53,10 @@ def add(commands: Any) -> None:
         type=float,
         help="leakage and idle power; if not given, a share of the array's power (with its band)",
     )
-    add_output_arguments(estimate)
-    estimate.set_defaults(command=_estimate)
+    return estimate
 
 
 def _estimate(arguments: argparse.Namespace) -> None:
-    check_writable(arguments.json)
     from sparqle_tvm.report.estimate import estimate_document
     from sparqle_tvm.studies.estimate import estimate
     from sparqle_tvm.target.accelerator import Accelerator
@@ -77,9 +69,9 @@ def _estimate(arguments: argparse.Namespace) -> None:
         batch=arguments.batch,
         msb_sparsity=arguments.msb_sparsity,
         target=accelerator,
-        table=energy_table_of(arguments, accelerator),
+        table=shared.energy_table_of(arguments, accelerator),
         kv_bits=arguments.kv_bits,
         balance=arguments.balance,
         static_watts=arguments.static_watts,
     )
-    show(arguments.json, lambda: estimate_document(result), result.to_json)
+    shared.show(arguments.json, lambda: estimate_document(result), result.to_json)

@@ -5,26 +5,20 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sparqle_tvm.commands._shared import (
-    DefaultsFormatter,
-    add_importance_argument,
-    add_model_argument,
-    add_output_arguments,
-    check_writable,
-    show,
-)
+from sparqle_tvm.commands import _shared as shared
 
 
-def add(commands: Any) -> None:
+def add(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the parser."""
-    pareto = commands.add_parser(
+    pareto = shared.add_command(
+        commands,
         "pareto",
+        _pareto,
         help="loss against cycles and energy, for a row of budgets",
         description="Measure what coarser scales lose (perplexity and KL divergence against int8, "
         "with standard errors) and count what they save, for no loss and a row of budgets.",
-        formatter_class=DefaultsFormatter,
     )
-    add_model_argument(pareto)
+    shared.add_model_argument(pareto)
     pareto.add_argument(
         "--calibration", metavar="FILE", required=True, help="what sparqle calibrate wrote"
     )
@@ -42,27 +36,25 @@ def add(commands: Any) -> None:
     pareto.add_argument(
         "--tokens", type=int, default=4096, help="how many tokens to measure losses on"
     )
-    pareto.add_argument("--target", default="sparqle/edge", help="accelerator to count for")
+    shared.add_target_argument(pareto, "accelerator to count for")
     pareto.add_argument(
         "--max-perplexity-increase",
         metavar="SHARE",
         nargs="+",
         help="budgets beside no loss, as 1%% or 0.01; if not given, 0.25%% to 4%%",
     )
-    add_importance_argument(
+    shared.add_importance_argument(
         pareto, "what errors are weighed by; fisher if the calibration has gradients"
     )
     pareto.add_argument("--picture", metavar="FILE", help="draw it (.png, .svg or .pdf)")
-    add_output_arguments(pareto)
-    pareto.set_defaults(command=_pareto)
+    return pareto
 
 
 def _pareto(arguments: argparse.Namespace) -> None:
-    check_writable(arguments.json)
-    check_writable(arguments.picture)
-    if arguments.picture:
-        from sparqle_tvm.report.pictures import require_matplotlib
+    shared.check_writable(arguments.picture)
+    from sparqle_tvm.report.pictures import drawing, require_matplotlib
 
+    if arguments.picture:
         require_matplotlib()
     from sparqle_tvm.calibration.budget import Budget, parse_share
     from sparqle_tvm.files import plain
@@ -84,7 +76,5 @@ def _pareto(arguments: argparse.Namespace) -> None:
         importance=arguments.importance,
     )
     if arguments.picture:
-        from sparqle_tvm.report.pictures.pareto import write_pareto
-
-        write_pareto(result, arguments.picture)
-    show(arguments.json, lambda: pareto_document(result), lambda: plain(result))
+        drawing("pareto").write_pareto(result, arguments.picture)
+    shared.show(arguments.json, lambda: pareto_document(result), lambda: plain(result))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sparqle_tvm.commands._shared import add_output_arguments, check_writable, emit_json
+from sparqle_tvm.commands import _shared as shared
 
 
-def add(commands: Any) -> None:
+def add(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the parser."""
-    report = commands.add_parser(
+    report = shared.add_command(
+        commands,
         "report",
+        _report,
         help="show what a run found: a page with pictures, Markdown, CSV, JSON",
         description="Show what `sparqle run` found: figures, pictures and tables as one page that "
         "opens without a network, as Markdown, CSV files, PNG files or JSON. Without any of "
@@ -23,16 +25,19 @@ def add(commands: Any) -> None:
         help="what `sparqle run --json FILE` wrote; without it, the built-in model is run first",
     )
     report.add_argument("--html", metavar="FILE", help="write one self-contained page")
-    report.add_argument("--markdown", metavar="FILE", help="write texts and tables as Markdown")
+    report.add_argument(
+        "--markdown",
+        metavar="FILE",
+        help="write texts and tables as Markdown; - writes them to standard output",
+    )
     report.add_argument("--csv", metavar="DIR", help="write every table as a CSV file")
     report.add_argument("--pictures", metavar="DIR", help="write every picture as a PNG file")
-    add_output_arguments(report)
-    report.set_defaults(command=_report)
+    return report
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    for path in (arguments.json, arguments.html, arguments.markdown):
-        check_writable(path)
+    for path in (arguments.html, arguments.markdown):
+        shared.check_writable(path)
     if arguments.html or arguments.pictures:
         from sparqle_tvm.report.pictures import require_matplotlib
 
@@ -53,7 +58,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
         print_document(document)
     if arguments.json:
-        emit_json(arguments.json, document.to_json())
+        shared.emit_json(arguments.json, document.to_json())
     _write(arguments, document)
 
 
@@ -62,7 +67,9 @@ def _write(arguments: argparse.Namespace, document: Any) -> None:
 
     from sparqle_tvm.report import writers
 
-    if arguments.markdown:
+    if arguments.markdown == shared.STANDARD_OUTPUT:
+        print(writers.to_markdown(document), end="")
+    elif arguments.markdown:
         writers.write_markdown(document, arguments.markdown)
     if arguments.csv:
         writers.write_csv(document, arguments.csv)

@@ -5,35 +5,27 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sparqle_tvm.commands._shared import (
-    DefaultsFormatter,
-    add_engine_argument,
-    add_model_argument,
-    add_output_arguments,
-    add_table_arguments,
-    check_writable,
-    energy_table_of,
-    show,
-)
+from sparqle_tvm.commands import _shared as shared
 
 
-def add(commands: Any) -> None:
+def add(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the parser."""
-    run = commands.add_parser(
+    run = shared.add_command(
+        commands,
         "run",
+        _run,
         help="run a model on a text, and count what split precision saves",
         description="Run a language model on a text with float, int8 and split int8 activations. "
         "Prints perplexity, whether the split form is exact, MSB sparsity, cycles and DRAM bytes.",
-        formatter_class=DefaultsFormatter,
     )
-    add_model_argument(run)
+    shared.add_model_argument(run)
     run.add_argument(
         "--text", metavar="FILE", help="UTF-8 text; prose of Python's documentation if not given"
     )
     run.add_argument("--tokens", type=int, default=512, help="how many tokens of the text")
-    run.add_argument("--target", default="sparqle/edge", help="accelerator to count for")
-    add_table_arguments(run)
-    add_engine_argument(
+    shared.add_target_argument(run, "accelerator to count for")
+    shared.add_table_arguments(run)
+    shared.add_engine_argument(
         run, "run the dense layers as simulated programs, or count them by formula (faster)"
     )
     balance = run.add_mutually_exclusive_group()
@@ -55,9 +47,11 @@ def add(commands: Any) -> None:
     run.add_argument(
         "--database", metavar="DIR", help="use the schedules that sparqle tune put there"
     )
+    run.add_argument(
+        "--dump", metavar="DIR", help="write the split model's module after each phase there"
+    )
     _add_calibration_arguments(run)
-    add_output_arguments(run)
-    run.set_defaults(command=_run)
+    return run
 
 
 def _add_calibration_arguments(run: argparse.ArgumentParser) -> None:
@@ -95,12 +89,11 @@ def _budget_of(arguments: argparse.Namespace) -> Any:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    check_writable(arguments.json)
     from sparqle_tvm.report.run import run_document
     from sparqle_tvm.studies.run import run_model
     from sparqle_tvm.target.accelerator import Accelerator
 
-    table = energy_table_of(arguments, Accelerator.from_target(arguments.target))
+    table = shared.energy_table_of(arguments, Accelerator.from_target(arguments.target))
     result = run_model(
         arguments.model,
         arguments.text,
@@ -113,5 +106,6 @@ def _run(arguments: argparse.Namespace) -> None:
         budget=_budget_of(arguments),
         loss_tokens=arguments.loss_tokens,
         table=table,
+        dump=arguments.dump,
     )
-    show(arguments.json, lambda: run_document(result), result.to_json)
+    shared.show(arguments.json, lambda: run_document(result), result.to_json)

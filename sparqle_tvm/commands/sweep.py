@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from sparqle_tvm.commands._shared import add_output_arguments, check_writable, show
+from sparqle_tvm.commands import _shared as shared
 from sparqle_tvm.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ EXAMPLES = """examples:
 """
 
 
-def add(commands: Any) -> None:
+def add(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the parser."""
-    sweep = commands.add_parser(
+    sweep = shared.add_command(
+        commands,
         "sweep",
+        _sweep,
         help="estimate many points: models, lengths, sparsities, accelerators",
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -63,12 +65,10 @@ def add(commands: Any) -> None:
     sweep.add_argument(
         "--restart", action="store_true", help="begin anew instead of going on where it was"
     )
-    add_output_arguments(sweep)
-    sweep.set_defaults(command=_sweep)
+    return sweep
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
-    check_writable(arguments.json)
     from sparqle_tvm.report.sweep import sweep_document
     from sparqle_tvm.studies.sweep import run_sweep
 
@@ -79,7 +79,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
         scheduler=arguments.scheduler,
         restart=arguments.restart,
     )
-    show(
+    shared.show(
         arguments.json,
         lambda: sweep_document(result, arguments.out),
         lambda: _summary(result, arguments.out),

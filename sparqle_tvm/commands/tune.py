@@ -5,30 +5,22 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sparqle_tvm.commands._shared import (
-    DefaultsFormatter,
-    add_engine_argument,
-    add_model_argument,
-    add_output_arguments,
-    add_table_arguments,
-    check_writable,
-    energy_table_of,
-    show,
-)
+from sparqle_tvm.commands import _shared as shared
 
 
-def add(commands: Any) -> None:
+def add(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the parser."""
-    tune = commands.add_parser(
+    tune = shared.add_command(
+        commands,
         "tune",
+        _tune,
         help="search better schedules for the dense layers of a model",
         description="Search tiles, loop order, buffers and dataflow of a model's dense layers with "
         "TVM's MetaSchedule and the simulator, for prefill and decode. The best schedules are kept "
         "in a folder for sparqle run --database. Killed and started again, it goes on from there.",
-        formatter_class=DefaultsFormatter,
     )
-    add_model_argument(tune)
-    tune.add_argument("--target", default="sparqle/edge", help="accelerator")
+    shared.add_model_argument(tune)
+    shared.add_target_argument(tune, "accelerator")
     tune.add_argument(
         "--database", metavar="DIR", default="sparqle-tuning", help="where schedules are kept"
     )
@@ -57,38 +49,32 @@ def add(commands: Any) -> None:
     tune.add_argument(
         "--percentile", type=float, help="of the cost over the draws; the mean if not given"
     )
-    add_engine_argument(
+    shared.add_engine_argument(
         tune, "measure with simulated programs, or by formula (faster, fewer kinds of schedules)"
     )
     tune.add_argument(
         "--baseline", action="store_true", help="tune the baseline of two dense passes as well"
     )
     tune.add_argument("--seed", type=int, default=0, help="of all random numbers")
-    add_table_arguments(tune)
-    add_output_arguments(tune)
-    tune.set_defaults(command=_tune)
+    shared.add_table_arguments(tune)
+    return tune
 
 
 def _tune(arguments: argparse.Namespace) -> None:
-    check_writable(arguments.json)
-    import tvm
-
     from sparqle_tvm.calibration.apply import as_calibration
     from sparqle_tvm.frontend import from_gguf
     from sparqle_tvm.report.tuning import tuning_document
     from sparqle_tvm.studies.count import OUTPUT_LABEL
-    from sparqle_tvm.studies.inputs import model_path
+    from sparqle_tvm.studies.inputs import functions_of_a_run, model_path
     from sparqle_tvm.target.accelerator import Accelerator
     from sparqle_tvm.tuning import tune
 
     accelerator = Accelerator.from_target(arguments.target)
-    table = energy_table_of(arguments, accelerator)
+    table = shared.energy_table_of(arguments, accelerator)
     calibration = None if arguments.calibration is None else as_calibration(arguments.calibration)
-    model = model_path(arguments.model)
-    imported = from_gguf(model, activations="int8")
+    imported = from_gguf(model_path(arguments.model), activations="int8")
     result = tune(
-        # What a run calls; the functions with a cache have the same layers.
-        tvm.IRModule({name: imported.mod[name] for name in ("hidden", "head")}),
+        functions_of_a_run(imported),
         accelerator,
         trials=arguments.trials,
         objective=arguments.objective,
@@ -104,4 +90,4 @@ def _tune(arguments: argparse.Namespace) -> None:
         schemes=("sparqle", "dense") if arguments.baseline else ("sparqle",),
         single=(OUTPUT_LABEL,),
     )
-    show(arguments.json, lambda: tuning_document(result), result.to_json)
+    shared.show(arguments.json, lambda: tuning_document(result), result.to_json)

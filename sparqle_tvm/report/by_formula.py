@@ -15,6 +15,7 @@ from sparqle_tvm.report.comparison import comparison_table, limits_table, stored
 from sparqle_tvm.report.document import Column, Part, Picture, Section, Table
 from sparqle_tvm.report.paper import CITATION
 from sparqle_tvm.report.passes import energy_table, figure
+from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.results.estimate import Estimate
 from sparqle_tvm.results.passes import Layer, Phase
 from sparqle_tvm.results.run import RunResult
@@ -32,16 +33,9 @@ BATCH_OF_CONTEXTS = 8
 
 @dataclass(frozen=True)
 class RunModel:
-    """The model of a run, ready for estimates.
+    """The model of a run, ready for estimates with the digits that the run measured.
 
-    Attributes
-    ----------
-    run : RunResult
-        The run.
-    shape : ModelShape
-        Its sizes; all blocks have the weight format that most of their MACs have.
-    digits : MsbDistribution
-        What the run measured.
+    All blocks of its shape have the weight format that most of their MACs have.
     """
 
     run: RunResult
@@ -74,24 +68,22 @@ class RunModel:
             **schemes,
         )
 
+    @property
+    def lengths(self) -> dict[Phase, int]:
+        """Tokens of the run's prefill, and in the cache before its decode."""
+        return {"prefill": self.run.prefill.tokens, "decode": self.run.decode.past}
+
     @cached_property
-    def phases(self) -> tuple[Estimate, Estimate]:
+    def phases(self) -> tuple[Estimate, ...]:
         """The two passes of the run, under all schemes."""
-        return (
-            self.estimate("prefill", self.run.prefill.tokens),
-            self.estimate("decode", self.run.decode.past),
-        )
+        return tuple(self.estimate(phase, seq) for phase, seq in self.lengths.items())
 
     @cached_property
     def curves(self) -> list[Curve]:
         """Savings against MSB sparsity in both phases."""
-        passes: tuple[tuple[Phase, int], ...] = (
-            ("prefill", self.run.prefill.tokens),
-            ("decode", self.run.decode.past),
-        )
         return [
             curve
-            for phase, seq in passes
+            for phase, seq in self.lengths.items()
             for curve in saving_curves(
                 self.shape,
                 phase,
@@ -124,7 +116,7 @@ def shape_of(run: RunResult) -> ModelShape:
     return ModelShape(
         name=run.model.name,
         source="this run",
-        **{key: size for key, size in vars(run.transformer).items() if key != "kv_bits"},
+        **{name: size for name, size in sizes.items() if name != "kv_bits"},
         weights=_format(blocks),
         output_weights=_format(outputs or blocks),
     )
@@ -194,11 +186,6 @@ def _format(layers: list[Layer]) -> WeightFormat:
 
 
 def _energy_section(model: RunModel) -> Section:
-    def draw(narrow: bool) -> Any:
-        from sparqle_tvm.report.pictures.energy import draw_energy
-
-        return draw_energy(model.phases, narrow=narrow)
-
     table = energy_table(
         model.phases,
         model.run.accelerator,
@@ -210,19 +197,13 @@ def _energy_section(model: RunModel) -> Section:
         "energy",
         f"Energy of the whole model by component, table {model.run.table.name}, counted by formula "
         "with the digits of this run. Lines: band of what has no published value.",
-        draw,
+        lambda narrow: drawing("energy").draw_energy(model.phases, narrow=narrow),
     )
     return Section("Energy", (picture, table))
 
 
 def _savings_section(model: RunModel) -> Section:
     published = stored_curves(model.run.accelerator)
-
-    def draw(narrow: bool) -> Any:
-        from sparqle_tvm.report.pictures.reduction import draw_reduction
-
-        return draw_reduction([*model.curves, *(published or [])], narrow=narrow)
-
     where = model.run.accelerator.name
     parts: list[Part] = [
         Picture(
@@ -231,7 +212,9 @@ def _savings_section(model: RunModel) -> Section:
             f"stars are measured digits. Shaded: what the paper ({CITATION}) reports for its "
             "models on its own array, baseline and memory, not reproduced here. Thin lines: band "
             f"of the energy, table {model.run.table.name}.",
-            draw,
+            lambda narrow: drawing("reduction").draw_reduction(
+                [*model.curves, *(published or [])], narrow=narrow
+            ),
         )
     ]
     if published:
@@ -243,13 +226,10 @@ def _savings_section(model: RunModel) -> Section:
 
 
 def _limits_section(model: RunModel) -> Section:
-    def draw(narrow: bool) -> Any:
-        from sparqle_tvm.report.pictures.limits import draw_limits
-
-        return draw_limits(model.series, narrow=narrow)
-
-    caption = (
+    picture = Picture(
+        "limits",
         "What limits the time of the whole model over tokens, batch and context: slim bars dense, "
-        "wide bars split. Memory is divided by what most bytes of an op are."
+        "wide bars split. Memory is divided by what most bytes of an op are.",
+        lambda narrow: drawing("limits").draw_limits(model.series, narrow=narrow),
     )
-    return Section("Compute or memory", (Picture("limits", caption, draw),))
+    return Section("Compute or memory", (picture,))

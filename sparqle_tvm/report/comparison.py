@@ -17,8 +17,9 @@ from sparqle_tvm.files import plain, typed
 from sparqle_tvm.models.shapes import MODELS as SHAPES
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Document, Section, Table
-from sparqle_tvm.report.paper import CITATION, MODELS, PHASES, QUANTITIES, RANGES
-from sparqle_tvm.report.passes import describe
+from sparqle_tvm.report.paper import CITATION, MODELS, QUANTITIES, RANGES
+from sparqle_tvm.report.passes import describe, figure
+from sparqle_tvm.results.passes import PHASES
 from sparqle_tvm.studies.savings import Curve, saving_curves, select
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 
@@ -48,16 +49,11 @@ def published_curves(
 ) -> list[Curve]:
     """Estimate the paper's models, prefill of `SEQ` tokens and decode after as many.
 
-    Parameters
-    ----------
-    target : str or Accelerator
-        Where they run.
-    progress : callable
-        Called after every model and phase.
+    `progress` is called after every model and phase.
     """
     curves: list[Curve] = []
     for model in MODELS:
-        for phase in ("prefill", "decode"):
+        for phase in PHASES:
             curves += saving_curves(model, phase, seq=SEQ, target=target, sparsities=SPARSITIES)
             progress()
     return curves
@@ -82,16 +78,10 @@ def stored_curves(accelerator: Accelerator) -> list[Curve] | None:
 def comparison_table(curves: Sequence[Curve], part: str, where: str) -> Table:
     """Our saving at several MSB sparsities beside the published range, and what would reach it.
 
-    Parameters
-    ----------
-    curves : sequence of Curve
-        From `published_curves`.
-    part : {"whole_model", "dense_layers"}
-        Which part is shown.
-    where : str
-        Name of the accelerator.
+    `curves` are `published_curves` on the accelerator named `where`; `part` is one of
+    `results.passes.PARTS`.
     """
-    rows, never = [], "none"
+    rows = []
     for phase in PHASES:
         for quantity in QUANTITIES:
             published = RANGES[phase, quantity]
@@ -116,13 +106,13 @@ def comparison_table(curves: Sequence[Curve], part: str, where: str) -> Table:
         columns=(
             Column("what", ""),
             Column("model", "model"),
-            Column("published_low", "paper, from", formats.percent, True),
-            Column("published_high", "to", formats.percent, True),
-            *(Column(f"saved_at_{s:g}", f"s = {s:.0%}", formats.percent, True) for s in SHOWN),
-            Column("saved_measured", "measured", formats.percent, True),
-            Column("measured_msb_sparsity", "at s =", formats.percent, True),
-            Column("needed_for_low", "s for the least", formats.percent, True, never),
-            Column("needed_for_high", "for the most", formats.percent, True, never),
+            _share("published_low", "paper, from"),
+            _share("published_high", "to"),
+            *(_share(f"saved_at_{s:g}", f"s = {s:.0%}") for s in SHOWN),
+            _share("saved_measured", "measured"),
+            _share("measured_msb_sparsity", "at s ="),
+            _share("needed_for_low", "s for the least", missing="none"),
+            _share("needed_for_high", "for the most", missing="none"),
         ),
         rows=tuple(rows),
         note="s: MSB sparsity, the same in all layers. The last columns: which s would save the "
@@ -145,44 +135,37 @@ def limits_table(curves: Sequence[Curve], where: str) -> Table:
         columns=(
             Column("phase", ""),
             Column("model", "model"),
-            Column("compute", "computation", formats.percent, True),
-            Column("weights", "memory: weights", formats.percent, True),
-            Column("activations", "activations", formats.percent, True),
-            Column("kv_cache", "KV cache", formats.percent, True),
+            _share("compute", "computation"),
+            _share("weights", "memory: weights"),
+            _share("activations", "activations"),
+            _share("kv_cache", "KV cache"),
         ),
         rows=tuple(rows),
     )
 
 
-def paper_document(curves: dict[str, list[Curve]], tables: dict[str, str]) -> Document:
-    """The comparison on several accelerators as a document.
+def _share(key: str, title: str, missing: str = "") -> Column:
+    return figure(key, title, formats.percent, missing=missing)
 
-    Parameters
-    ----------
-    curves : dict of str to list of Curve
-        By preset.
-    tables : dict of str to str
-        Name of the energy table that was used, by preset.
-    """
-    sections = []
-    for name, found in curves.items():
-        about = f"{describe(PRESETS[name])}. Energy with the table {tables[name]}."
-        sections.append(
-            Section(
-                name,
-                (
-                    about,
-                    *(comparison_table(found, part, name) for part in _PART_NAMES),
-                    limits_table(found, name),
-                ),
-            )
+
+def paper_document(curves: dict[str, list[Curve]], tables: dict[str, str]) -> Document:
+    """The comparison as a document: by preset the curves, and the name of their energy table."""
+    sections = [
+        Section(
+            name,
+            (
+                f"{describe(PRESETS[name])}. Energy with the table {tables[name]}.",
+                *(comparison_table(found, part, name) for part in _PART_NAMES),
+                limits_table(found, name),
+            ),
         )
+        for name, found in curves.items()
+    ]
     return Document(
         title="Beside the paper",
         subtitle=f"What our accelerators save with the models of {CITATION}, beside what the paper "
         f"reports for its own: prefill of {SEQ:,} tokens, and decode of one token after as many, "
         "one sequence. Written by `python benchmarks/compare_with_paper.py`.",
-        cards=(),
         sections=(Section("How to read it", (WHY, *_beyond(), PICTURE)), *sections),
     )
 

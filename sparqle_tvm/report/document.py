@@ -102,16 +102,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture.
+    """A picture with a caption below it, under a name of letters, digits and dashes of its own.
 
-    Attributes
-    ----------
-    name : str
-        Letters, digits and dashes; different from all others.
-    caption : str
-        What stands below it.
-    draw : callable
-        Draws it, for a phone if the argument is true. Needs matplotlib.
+    `draw` draws it with matplotlib, for a phone if its argument is true.
     """
 
     name: str
@@ -121,13 +114,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Card:
-    """A figure that stands out.
-
-    Attributes
-    ----------
-    label, value, note : str
-        What it is, the figure, and what it refers to.
-    """
+    """A figure that stands out: what it is, the figure, and what it refers to."""
 
     label: str
     value: str
@@ -146,15 +133,7 @@ Part = str | Notice | Table | Picture
 
 @dataclass(frozen=True)
 class Section:
-    """A section.
-
-    Attributes
-    ----------
-    title : str
-        Its heading.
-    parts : sequence of str, Notice, Table or Picture
-        Texts are paragraphs.
-    """
+    """A section under its title; texts among its parts are paragraphs."""
 
     title: str
     parts: Sequence[Part]
@@ -162,17 +141,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report.
-
-    Attributes
-    ----------
-    title, subtitle : str
-        What it is about.
-    cards : tuple of Card
-        The figures one should not miss.
-    sections : tuple of Section
-        The rest.
-    """
+    """A report: what it is about, the figures that one should not miss, and the rest."""
 
     title: str
     subtitle: str

@@ -63,5 +63,6 @@ _PREFIXES = (
 
 
 def _three_digits(value: float) -> str:
-    whole = len(f"{abs(value):.0f}")
+    # Rounded first: 9.57 has one digit before the point, 9.996 has two.
+    whole = len(str(int(abs(float(f"{value:.3g}")))))
     return f"{value:.{max(0, 3 - whole)}f}"

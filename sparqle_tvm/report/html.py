@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from html import escape
 from importlib.resources import files
 
 from sparqle_tvm._versions import VERSION
-from sparqle_tvm.files import replacing
+from sparqle_tvm.files import write_text
 from sparqle_tvm.report.document import Document, Notice, Part, Picture, Section, Table
 from sparqle_tvm.report.pictures import require_matplotlib
 
@@ -19,12 +19,7 @@ _CODE = re.compile(r"`([^`]+)`")
 def to_html(document: Document, *, progress: Callable[[], None] = lambda: None) -> str:
     """Make the page: style sheet and pictures (SVG) inside, readable on a phone and in the dark.
 
-    Parameters
-    ----------
-    document : Document
-        What it says.
-    progress : callable
-        Called after every picture.
+    `progress` is called after every picture.
 
     Raises
     ------
@@ -82,9 +77,7 @@ def write_html(
     MissingExtraError
         As `to_html`.
     """
-    page = to_html(document, progress=progress)
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, to_html(document, progress=progress))
 
 
 def _cards(document: Document) -> str:
@@ -131,26 +124,24 @@ def _table(table: Table) -> str:
         numeric = ' class="number"' if table.shown[column].numeric else ""
         return f"<{tag}{numeric}>{_text(text)}</{tag}>"
 
-    head = "".join(cell("th", i, column.title) for i, column in enumerate(table.shown))
-    rows = "\n".join(
-        row
-        for heading, group in table.groups()
-        for row in (
-            *([f'<tr><th colspan="{len(table.shown)}">{_text(heading)}</th></tr>'] * bool(heading)),
-            *(
-                "<tr>" + "".join(cell("td", i, text) for i, text in enumerate(texts)) + "</tr>"
-                for texts in group
-            ),
-        )
-    )
+    def row(tag: str, texts: Iterable[str]) -> str:
+        return "<tr>" + "".join(cell(tag, i, text) for i, text in enumerate(texts)) + "</tr>"
+
+    head = row("th", (column.title for column in table.shown))
+    rows = []
+    for heading, group in table.groups():
+        if heading:
+            rows.append(f'<tr><th colspan="{len(table.shown)}">{_text(heading)}</th></tr>')
+        rows += [row("td", texts) for texts in group]
+    body = "\n".join(rows)
     # Outside what scrolls, so that a phone shows all of it.
     title = "" if table.folded else f'<p class="caption">{_text(table.title)}</p>\n'
     note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""
     # Focusable, so that the keyboard scrolls what is wider than the window.
     shown = (
         f'{title}<div class="table" tabindex="0" role="group" aria-label="{escape(table.title)}">'
-        f"<table>\n<thead><tr>{head}</tr></thead>\n"
-        f"<tbody>\n{rows}\n</tbody>\n</table></div>\n{note}"
+        f"<table>\n<thead>{head}</thead>\n"
+        f"<tbody>\n{body}\n</tbody>\n</table></div>\n{note}"
     )
     if table.folded:
         return f"<details><summary>{_text(table.title)}</summary>\n{shown}\n</details>"

@@ -12,7 +12,6 @@ CITATION = "SPARQLe, arXiv 2606.00365"
 MODELS = ("bitnet-3b", "llama2-7b", "llama3-8b")
 """The paper's models by the names of `sparqle_tvm.models.shapes`."""
 
-PHASES = ("prefill", "decode")
 QUANTITIES = ("latency", "energy")
 
 

@@ -144,7 +144,7 @@ def components_table(passes: Sequence[PassResult], accelerator: Accelerator, tab
         title=f"Energy of the whole model by component, {table}",
         columns=(
             Column("pass", ""),
-            Column("component", "", _component),
+            Column("component", "", component_name),
             *(figure(f"{s}_joules", shown_name(accelerator, s), formats.joules) for s in schemes),
         ),
         rows=tuple(
@@ -196,5 +196,6 @@ def _energies(part: PartCost) -> Row:
     }
 
 
-def _component(name: str) -> str:
+def component_name(name: str) -> str:
+    """Name of a component of energy for readers."""
     return "DRAM" if name == "dram" else name.replace("_", " ")

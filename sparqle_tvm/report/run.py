@@ -18,6 +18,7 @@ from sparqle_tvm.report.document import (
     Table,
 )
 from sparqle_tvm.report.passes import cost_table, describe, figure, limits_table
+from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.results.losses import RunLoss
 from sparqle_tvm.results.passes import PassResult, share_saved
 from sparqle_tvm.results.run import RunResult, SortingResult, TuningGain
@@ -181,22 +182,6 @@ def sparsity_section(run: RunResult, *parts: Part) -> Section:
 
 def layer_sections(run: RunResult) -> Iterator[Section]:
     """Where the cycles go, the roofline, and where the digits are zero."""
-
-    def cycles(narrow: bool) -> Any:
-        from sparqle_tvm.report.pictures.layers import draw_cycles
-
-        return draw_cycles(run.passes, narrow=narrow)
-
-    def roofline(narrow: bool) -> Any:
-        from sparqle_tvm.report.pictures.roofline import draw_roofline
-
-        return draw_roofline(run.passes, run.accelerator, narrow=narrow)
-
-    def sparsity(narrow: bool) -> Any:
-        from sparqle_tvm.report.pictures.layers import draw_sparsity
-
-        return draw_sparsity(run.prefill, narrow=narrow)
-
     yield Section(
         "Cycles by layer",
         (
@@ -205,7 +190,7 @@ def layer_sections(run: RunResult) -> Iterator[Section]:
                 "Cycles of the layers of this run in the split form, block by block; the line is "
                 "the dense baseline. The output layer works on one token and has a scale of its "
                 "own.",
-                cycles,
+                lambda narrow: drawing("layers").draw_cycles(run.passes, narrow=narrow),
             ),
         ),
     )
@@ -218,7 +203,9 @@ def layer_sections(run: RunResult) -> Iterator[Section]:
                 "multiply-accumulates at full precision. The solid roof is one digit pass, the "
                 "dashed one two passes; thin lines lead from the dense to the split form of a "
                 "layer. A layer under the slope is limited by memory.",
-                roofline,
+                lambda narrow: drawing("roofline").draw_roofline(
+                    run.passes, run.accelerator, narrow=narrow
+                ),
             ),
         ),
     )
@@ -228,7 +215,7 @@ def layer_sections(run: RunResult) -> Iterator[Section]:
             "sparsity",
             "Share of activations whose high digit is zero, by block and by the layers that read "
             "them.",
-            sparsity,
+            lambda narrow: drawing("layers").draw_sparsity(run.prefill, narrow=narrow),
         ),
     )
 

@@ -35,6 +35,7 @@ def tuning_document(result: TuningResult) -> Document:
             Column("tile", "tile"),
         ),
         rows=tuple(rows),
+        note="Cycles are those of one layer; change and energy, against the default schedule.",
     )
     before, after = result.total("default"), result.total("best")
     settings = result.settings

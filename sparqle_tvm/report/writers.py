@@ -15,10 +15,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.files import replacing
+from sparqle_tvm.files import replacing, write_text
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Document, Notice, Picture, Section, Table
-from sparqle_tvm.report.pictures import require_matplotlib
+from sparqle_tvm.report.pictures import drawing
 
 MAX_WIDTH_COLUMNS = 100
 """Of what is printed on a terminal."""
@@ -50,8 +50,7 @@ def write_markdown(document: Document, path: str | os.PathLike[str]) -> None:
     InvalidArgumentError
         If the file cannot be written.
     """
-    with replacing(path) as temporary:
-        temporary.write_text(to_markdown(document), encoding="utf-8")
+    write_text(path, to_markdown(document))
 
 
 def markdown_table(table: Table) -> list[str]:
@@ -67,12 +66,7 @@ def markdown_table(table: Table) -> list[str]:
 
 
 def write_csv(document: Document, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write every table as ``NAME.csv``, each whole or not at all.
-
-    Returns
-    -------
-    list of Path
-        The files.
+    """Write every table as ``NAME.csv``, each whole or not at all; return the files.
 
     Raises
     ------
@@ -97,12 +91,9 @@ def write_pictures(
     *,
     progress: Callable[[], None] = lambda: None,
 ) -> list[Path]:
-    """Write every picture as ``NAME.png``, on white; `progress` is called after each.
+    """Write every picture as ``NAME.png``, on white; return the files.
 
-    Returns
-    -------
-    list of Path
-        The files.
+    `progress` is called after each.
 
     Raises
     ------
@@ -111,14 +102,12 @@ def write_pictures(
     MissingExtraError
         If there is no matplotlib.
     """
-    require_matplotlib()
-    from sparqle_tvm.report.pictures.style import save_png
-
+    style = drawing("style")
     place = _folder(folder)
     files = []
     for picture in document.pictures:
         files.append(place / f"{picture.name}.png")
-        save_png(picture.draw(False), files[-1])
+        style.save_png(picture.draw(False), files[-1])
         progress()
     return files
 
@@ -155,14 +144,17 @@ def _printed(section: Section, width: int) -> Iterator[RenderableType]:
 def _widths(table: Table, width: int) -> list[int]:
     """How wide each column is; none if they do not fit.
 
-    Numbers stay on one line and words whole; what room there is goes to who needs most.
+    Numbers stay on one line and words whole, a standard error may stand below its number; what
+    room there is goes to who needs most.
     """
     rows = [texts for _, group in table.groups() for texts in group]
     widths, wanted = [], []
     for i, column in enumerate(table.shown):
         cells = [row[i] for row in rows]
-        whole = column.numeric and not column.error
-        parts = cells if whole else [word for cell in cells for word in cell.split()]
+        if column.numeric:
+            parts = [line for cell in cells for line in _stacked(column, cell).splitlines()]
+        else:
+            parts = [word for cell in cells for word in cell.split()]
         heading = max(map(len, column.title.split()), default=0)
         widths.append(max(heading, *map(len, parts), 0))
         wanted.append(max(map(len, (column.title, *cells))))
@@ -223,11 +215,17 @@ def _grid(table: Table, widths: list[int], rows: list[list[str]]) -> RichTable:
         side: Literal["left", "right"] = "right" if column.numeric else "left"
         shown.add_column(column.title, justify=side, width=width)
     for texts in rows:
-        shown.add_row(*(_cell(*pair) for pair in zip(table.shown, texts, strict=True)))
+        shown.add_row(*map(_cell, table.shown, texts, widths))
     return shown
 
 
-def _cell(column: Column, text: str) -> Text:
+def _stacked(column: Column, text: str) -> str:
+    """A cell in as little width as it can be read in."""
+    return text.replace(" ±", "\n±") if column.error else text
+
+
+def _cell(column: Column, text: str, width: int) -> Text:
+    text = text if len(text) <= width else _stacked(column, text)
     if not column.saving or not text:
         return Text(text)
     return Text(text, style="yellow" if text.startswith((formats.MINUS, "0.0")) else "green")

@@ -20,18 +20,10 @@ JSON_VERSION = 2
 
 @dataclass(frozen=True)
 class DigitSource:
-    """Where the MSB digits of an estimate come from.
+    """Where the MSB digits (k = `digit_bits`) of an estimate come from, in words.
 
-    Attributes
-    ----------
-    source : str
-        In words.
-    transferred : bool
-        Measured on another model.
-    digit_bits : int
-        Bits k of a digit.
-    layer_types : mapping of str to float
-        MSB sparsity by `models.shapes.LAYER_TYPES`.
+    `transferred` ones were measured on another model. `layer_types` is the MSB sparsity (0 to 1) by
+    `models.shapes.LAYER_TYPES`.
     """
 
     source: str
@@ -54,22 +46,8 @@ class DigitSource:
 class Estimate(PassResult):
     """A pass of a model under all schemes asked for, by formula.
 
-    Its layers stand for all of a type (`models.shapes.LAYER_TYPES`) and one class of digits.
-
-    Attributes
-    ----------
-    model : ModelShape
-        The model.
-    kv_bits : int
-        Bits of a cached key or value.
-    balance : {"array", "time", "none"}
-        What rows are sorted for.
-    digits : DigitSource
-        Where the MSB digits come from.
-    accelerator : Accelerator
-        Where it runs.
-    table : EnergyTable
-        What energy was counted with.
+    Its layers stand for all of a type (`models.shapes.LAYER_TYPES`) and one class of digits. The
+    fields are the question, as `studies.estimate.estimate` takes it.
     """
 
     model: ModelShape

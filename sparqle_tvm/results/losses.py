@@ -9,18 +9,9 @@ from sparqle_tvm.calibration.loss import LossIncrease
 
 @dataclass(frozen=True)
 class Loss:
-    """How much worse one form predicts a text than another; fields as in `LossIncrease`.
+    """A `calibration.LossIncrease` as data, each increase with its standard error.
 
-    Attributes
-    ----------
-    tokens : int
-        Tokens that were predicted.
-    reference_perplexity, perplexity : float
-        Of both forms.
-    perplexity_increase, perplexity_increase_error : float
-        Relative increase, and its standard error.
-    kl_nats, kl_nats_error : float
-        Mean divergence of the predictions, and its standard error.
+    `perplexity_increase` is its ``ratio``, relative to the reference's perplexity.
     """
 
     tokens: int

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import energy as energy_model
-from sparqle_tvm.target.cost.analytical import Bound, EncodeCost
+from sparqle_tvm.target.cost.analytical import EncodeCost
 from sparqle_tvm.target.cost.energy import EnergyBreakdown
 from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 from sparqle_tvm.target.cost.events import Events
@@ -38,19 +38,12 @@ CountedCosts = tuple[EncodeCost, tuple[CountedOp, ...]]
 """Of an encoding, and of the dense ops that read it."""
 
 _BLOCK = re.compile(r"^blk_(\d+)_")
+_OF_THE_OP = ("label", "m", "n", "k", "weight_bits", "group_size", "has_min", "macs")
 
 
 @dataclass(frozen=True)
 class Energy:
-    """Joules of a part of a pass.
-
-    Attributes
-    ----------
-    joules : Band
-        All of it.
-    components : mapping of str to Band
-        The same by `target.cost.energy.COMPONENTS`.
-    """
+    """Joules of a part of a pass, and the same by `target.cost.energy.COMPONENTS`."""
 
     joules: Band
     components: Mapping[str, Band]
@@ -71,9 +64,7 @@ class PartCost:
 
     Attributes
     ----------
-    cycles : int
-        Time in clock cycles.
-    seconds : float
+    cycles, seconds : int, float
         Time.
     dram_bytes : int
         Bytes read and written.
@@ -81,10 +72,8 @@ class PartCost:
         Multiply-accumulates at full precision, of the vector unit too.
     limits : mapping of str to float
         Share of the time in ops that each of `LIMITS` limits; they add up to 1.
-    events : Events
-        What costs energy.
-    energy : Energy
-        What they cost.
+    events, energy : Events, Energy
+        What costs energy, and how much.
     saved : Saved or None
         Against `BASELINE`; None if the pass was not counted under it.
     """
@@ -153,11 +142,6 @@ class WorkCost:
     weight_bytes: int
     cache_bytes: int
     limit: str
-
-    @property
-    def bound(self) -> Bound:
-        """``compute`` or ``memory``."""
-        return "compute" if self.limit == "compute" else "memory"
 
     @classmethod
     def of(cls, cost: Cost) -> WorkCost:
@@ -336,20 +320,13 @@ class CountedEncoding:
         """Its ops as data."""
         for i, shape in enumerate(self.shapes):
             yield Layer(
-                label=shape.label,
                 type=self.type or layer_type(shape.label),
                 block=block_of(shape.label),
                 times=self.times,
                 window=self.window,
                 msb_sparsity=self.msb_sparsity,
-                m=shape.m,
-                n=shape.n,
-                k=shape.k,
-                weight_bits=shape.weight_bits,
-                group_size=shape.group_size,
-                has_min=shape.has_min,
-                macs=shape.macs,
                 costs={scheme: WorkCost.of(ops[i]) for scheme, (_, ops) in self.costs.items()},
+                **{name: getattr(shape, name) for name in _OF_THE_OP},
             )
 
     def encoding(self) -> Other:
@@ -361,8 +338,7 @@ class CountedEncoding:
         """The encoding and its ops under a scheme, with how often they occur."""
         encode, ops = self.costs[scheme]
         yield encode, self.times
-        for op in ops:
-            yield op, self.times
+        yield from ((op, self.times) for op in ops)
 
     @property
     def macs(self) -> int:

@@ -170,16 +170,10 @@ class RunResult:
 
     Attributes
     ----------
-    model : ModelFile
-        What was run.
-    text : Text
-        On what.
-    transformer : TransformerShape
-        Sizes of the model.
-    accelerator : Accelerator
-        What was counted for.
-    table : EnergyTable
-        What energy was counted with.
+    model, transformer, text : ModelFile, TransformerShape, Text
+        What was run, its sizes, and on what.
+    accelerator, table : Accelerator, EnergyTable
+        What was counted for, and what energy was counted with.
     engine : {"simulator", "analytical"}
         Whether the dense layers were simulated or counted by formula.
     exact : bool
@@ -231,14 +225,7 @@ class RunResult:
 
     @classmethod
     def from_json(cls, data: Any, where: object = "the result") -> RunResult:
-        """Read what `to_json` gave.
-
-        Parameters
-        ----------
-        data : JSON values
-            Maybe out of a file.
-        where : object
-            Where it came from, for errors.
+        """Read what `to_json` gave, maybe out of a file; errors say `where`.
 
         Raises
         ------
@@ -261,7 +248,7 @@ class RunResult:
 
 
 def mean_sparsity(layers: Sequence[LayerSparsity]) -> float:
-    """MSB sparsity weighted by MACs."""
+    """MSB sparsity of layers, 0 to 1, weighted by MACs."""
     return sum(x.msb_sparsity * x.macs for x in layers) / sum(x.macs for x in layers)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -52,10 +52,6 @@ def calibrate(
     progress : bool
         Show progress on standard error.
 
-    Returns
-    -------
-    Calibration
-
     Raises
     ------
     SparqleError
@@ -77,8 +73,11 @@ def calibrate_tokens(
 ) -> Calibration:
     """Calibrate with the tokens (T,) of a text; see :func:`calibrate`."""
     from sparqle_tvm.calibration.choosable_model import ChoosableModel
+    from sparqle_tvm.calibration.fisher import squared_gradients
 
-    fisher = _gradients(imported, ids, progress) if importance == "fisher" else None
+    fisher = None
+    if importance == "fisher":
+        fisher = squared_gradients(imported, ids, progress=progress)
     measured = min(len(ids), MEASURED_TOKENS) * (1 + len(STORED_SHARES))
     with tqdm(total=len(ids) + measured, desc="compile", unit="token", disable=not progress) as bar:
         choosable = ChoosableModel(imported.mod)
@@ -92,11 +91,3 @@ def calibrate_tokens(
         return replace(
             calibration, measured=choosable.measure(search, ids[:MEASURED_TOKENS], bar.update)
         )
-
-
-def _gradients(
-    imported: ImportedModel, ids: npt.NDArray[np.int32], progress: bool
-) -> dict[str, Any]:
-    from sparqle_tvm.calibration.fisher import squared_gradients
-
-    return squared_gradients(imported, ids, progress=progress)

@@ -40,10 +40,8 @@ def count_phases(
     encodings : sequence of EncodedActivation
         Of one pass over all tokens. An encoding of fewer rows (the output layer's) counts with
         its last one: only the last token's logits are needed.
-    transformer : TransformerShape
-        Sizes of the model.
-    accelerator : Accelerator
-        What is counted for.
+    transformer, accelerator : TransformerShape, Accelerator
+        Sizes of the model, and what is counted for.
     engine : {"simulator", "analytical"}
         Whether the dense ops run on the simulator or by formula.
     balance : {"array", "time", "none"}

@@ -45,14 +45,9 @@ class Evaluation:
 
 
 def evaluate(executable: Executable | ChosenFunctions, tokens: Sequence[int]) -> Evaluation:
-    """Run all tokens at once; take perplexity, digest of the logits, and the encodings.
+    """Run all tokens, at least two, at once; take perplexity, digest of the logits, and encodings.
 
-    Parameters
-    ----------
-    executable : Executable
-        Has the functions ``hidden`` and ``head``.
-    tokens : sequence of int
-        At least two token ids.
+    The executable has the functions ``hidden`` and ``head``.
     """
     from sparqle_tvm.models.logits import log_likelihoods, logits_chunks
 

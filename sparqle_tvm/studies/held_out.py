@@ -17,15 +17,7 @@ if TYPE_CHECKING:
 
 
 class ChosenFunctions:
-    """``hidden`` and ``head`` of a choosable model with a choice, for `evaluation.evaluate`.
-
-    Parameters
-    ----------
-    choosable : ChoosableModel
-        The compiled model.
-    selection : Selection, optional
-        Its factors; by default none.
-    """
+    """``hidden`` and ``head`` of a choosable model with a choice, for `evaluation.evaluate`."""
 
     def __init__(self, choosable: ChoosableModel, selection: Selection | None = None) -> None:
         self._choosable = choosable
@@ -49,16 +41,10 @@ def held_out_loss(
     text: str | PathLike[str] | None,
     tokens: int,
 ) -> RunLoss:
-    """Measure a choice against plain int8.
+    """Measure a choice of a model that was imported, within a budget, against plain int8.
 
     Parameters
     ----------
-    choosable : ChoosableModel
-        The compiled model.
-    imported : ImportedModel
-        The same model, for its tokenizer.
-    selection, budget : Selection, Budget
-        What was chosen, and what it was held to.
     calibration_text : str
         Name of the text that calibration ran.
     text : path, optional

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.errors import InvalidArgumentError, TargetError
+from sparqle_tvm.numerics.integers import require_int8
+from sparqle_tvm.target.accelerator import Accelerator
 
 if TYPE_CHECKING:
+    import tvm
+
     from sparqle_tvm.frontend import ImportedModel
 
 BUILTIN_MODEL = "smollm2"
@@ -42,6 +46,32 @@ def import_model(
             )
         return model
     return from_gguf(model_path(model, progress=progress), progress=progress)
+
+
+def functions_of_a_run(imported: ImportedModel) -> tvm.IRModule:
+    """What a run calls: the functions with a cache have the same layers, and compile as long."""
+    import tvm
+
+    return tvm.IRModule({name: imported.mod[name] for name in ("hidden", "head")})
+
+
+def checked_accelerator(
+    accelerator: str | Accelerator | tvm.target.Target, tokens: int
+) -> Accelerator:
+    """The accelerator that a model's perplexity on some tokens is measured beside.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there are less than two tokens.
+    TargetError
+        If there is no such accelerator, or it is not one for int8.
+    """
+    if tokens < 2:
+        raise InvalidArgumentError(f"perplexity needs at least 2 tokens, {tokens} were asked for")
+    chosen = Accelerator.from_target(accelerator)
+    require_int8(chosen.digit_bits, f"accelerator {chosen.name!r}", TargetError)
+    return chosen
 
 
 def read_content(text: str | PathLike[str] | None) -> tuple[str, str]:

@@ -12,8 +12,6 @@ from sparqle_tvm.calibration.budget import Budget, choose
 from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.loss import LossIncrease, compare
 from sparqle_tvm.calibration.search import Importance, Search
-from sparqle_tvm.errors import InvalidArgumentError, TargetError
-from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.results.losses import Loss, ParetoPoint, ParetoResult
 from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.target.accelerator import Accelerator
@@ -71,7 +69,7 @@ def pareto(
     importance : {"weights", "fisher"}
         What errors are weighed by.
     table : EnergyTable, optional
-        What energy is counted with.
+        What energy is counted with; by default 7 nm and the accelerator's memory.
     progress : bool
         Show progress on standard error.
 
@@ -81,17 +79,15 @@ def pareto(
         One of its classes: a calibration of another model, a budget that cannot be met, a bad
         text or target.
     """
+    from sparqle_tvm.calibration.apply import as_calibration
     from sparqle_tvm.calibration.choosable_model import ChoosableModel
     from sparqle_tvm.studies.calibrate import MEASURED_TOKENS
     from sparqle_tvm.studies.count import count_phases
     from sparqle_tvm.studies.evaluation import transformer_shape
-    from sparqle_tvm.studies.inputs import import_model, read_tokens
+    from sparqle_tvm.studies.inputs import checked_accelerator, import_model, read_tokens
 
-    chosen = Accelerator.from_target(accelerator)
-    require_int8(chosen.digit_bits, f"accelerator {chosen.name!r}", TargetError)
-    if tokens < 2:
-        raise InvalidArgumentError(f"perplexity needs at least 2 tokens, {tokens} were asked for")
-    known = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+    chosen = checked_accelerator(accelerator, tokens)
+    known = as_calibration(calibration)
     imported = import_model(model, progress=progress)
     name, heldout = read_tokens(imported, text, tokens, heldout=True)
     seen_name, seen = read_tokens(imported, seen_text, min(tokens, MEASURED_TOKENS))

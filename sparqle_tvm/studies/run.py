@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from sparqle_tvm.errors import InvalidArgumentError, TargetError, require_known
-from sparqle_tvm.numerics.integers import require_int8
+from sparqle_tvm.errors import InvalidArgumentError, require_known
 from sparqle_tvm.progress import Stages
 from sparqle_tvm.results.run import (
     ModelFile,
@@ -36,7 +35,13 @@ from sparqle_tvm.studies.evaluation import (
     layer_sparsities,
     transformer_shape,
 )
-from sparqle_tvm.studies.inputs import BUILTIN_MODEL, model_path, read_content
+from sparqle_tvm.studies.inputs import (
+    BUILTIN_MODEL,
+    checked_accelerator,
+    functions_of_a_run,
+    model_path,
+    read_content,
+)
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import BALANCES, Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
@@ -80,6 +85,7 @@ def run_model(
     budget: Budget | None = None,
     loss_tokens: int = LOSS_TOKENS,
     table: EnergyTable | None = None,
+    dump: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> RunResult:
     """Run a language model on a text in three forms, and count what the split one saves.
@@ -113,6 +119,8 @@ def run_model(
         prose that calibration does not run.
     table : EnergyTable, optional
         What energy is counted with; by default 7 nm and the accelerator's memory.
+    dump : path, optional
+        Folder for the split form's module after each phase, see `sparqle_tvm.compile`.
     progress : bool
         Show progress on standard error.
 
@@ -122,7 +130,9 @@ def run_model(
         One of its classes: a bad target, text or model file, a download that failed, NaN or Inf
         in activations, an unsuitable TVM.
     """
-    chosen = _check_arguments(tokens, accelerator, engine, balance)
+    require_known("engine", engine, get_args(Counting))
+    require_known("balance", balance, BALANCES)
+    chosen = checked_accelerator(accelerator, tokens)
     from sparqle_tvm.calibration.budget import Budget
     from sparqle_tvm.calibration.choosable_model import ChoosableModel
     from sparqle_tvm.frontend import from_gguf
@@ -141,12 +151,13 @@ def run_model(
     # The split form first: what cannot be split is refused before minutes are spent on the rest.
     split = _evaluate(
         *(stages, "sparqle", imported, ids, chosen),
-        split=True,
-        engine=engine,
+        engine="simulator" if engine == "simulator" else "host",
         balance=balance,
-        tuned=tuned,
+        collect_encodings=True,
+        database=tuned,
         calibration=known,
         budget=budget,
+        dump=dump,
     )
     records = [*split.hidden, *split.head]
     with stages("count"):
@@ -175,7 +186,10 @@ def run_model(
             )
         del choosable
         same = _evaluate(
-            *(stages, "int8, factors", imported, ids, chosen), split=False, selection=selection
+            *(stages, "int8, factors", imported, ids, chosen),
+            split=False,
+            choices=selection.choices,
+            windows=selection.windows,
         )
     else:
         plain = same = _evaluate(stages, "int8", imported, ids, chosen, split=False)
@@ -206,18 +220,6 @@ def run_model(
         tuning=tuning,
         seconds=stages.seconds,
     )
-
-
-def _check_arguments(
-    tokens: int, accelerator: str | Accelerator | tvm.target.Target, engine: str, balance: str
-) -> Accelerator:
-    require_known("engine", engine, get_args(Counting))
-    require_known("balance", balance, BALANCES)
-    if tokens < 2:
-        raise InvalidArgumentError(f"perplexity needs at least 2 tokens, {tokens} were asked for")
-    chosen = Accelerator.from_target(accelerator)
-    require_int8(chosen.digit_bits, f"accelerator {chosen.name!r}", TargetError)
-    return chosen
 
 
 def _select(
@@ -258,41 +260,15 @@ def _evaluate(
     imported: ImportedModel,
     ids: Sequence[int],
     accelerator: Accelerator,
-    *,
-    split: bool,
-    engine: Counting = "analytical",
-    balance: Balance = "none",
-    tuned: TuningDatabase | None = None,
-    calibration: Calibration | None = None,
-    budget: Budget | None = None,
-    selection: Selection | None = None,
+    **options: Any,
 ) -> Evaluation:
-
+    """Compile a form of the model, with options of `sparqle_tvm.compile`, and run the tokens."""
     from sparqle_tvm.api import compile as compile_model
 
     with stages(f"compile ({name})"):
-        executable = compile_model(
-            _used_functions(imported.mod),
-            accelerator,
-            split=split,
-            engine="simulator" if engine == "simulator" else "host",
-            balance=balance,
-            collect_encodings=split,
-            database=tuned,
-            calibration=calibration,
-            budget=budget,
-            choices=selection.choices if selection is not None else None,
-            windows=selection.windows if selection is not None else None,
-        )
+        executable = compile_model(functions_of_a_run(imported), accelerator, **options)
     with stages(f"run ({name})"):
         return evaluate(executable, ids)
-
-
-def _used_functions(mod: tvm.IRModule) -> tvm.IRModule:
-    """Only what a run calls: the functions with a cache would double the time of compilation."""
-    import tvm
-
-    return tvm.IRModule({name: mod[name] for name in ("hidden", "head")})
 
 
 def _uncounted(config: LlamaConfig, records: Sequence[EncodingRecord]) -> tuple[str, ...]:

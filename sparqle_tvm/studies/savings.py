@@ -23,16 +23,9 @@ SPARSITIES = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 @dataclass(frozen=True)
 class Point:
-    """One estimate: MSB sparsity (weighted by MACs), and the shares that are saved.
+    """One estimate: MSB sparsity (weighted by MACs), and shares of ``dense`` that are saved.
 
-    Attributes
-    ----------
-    msb_sparsity : float
-        0 to 1.
-    latency : float
-        Saved share of the cycles of ``dense``.
-    energy, energy_low, energy_high : float
-        Saved share of its energy, and the ends of the band.
+    `latency` is that of the cycles, `energy` has its band.
     """
 
     msb_sparsity: float
@@ -52,14 +45,10 @@ class Curve:
 
     Attributes
     ----------
-    model : str
-        Name for reports.
-    phase : {"prefill", "decode"}
-        Which pass.
+    model, phase, part : str
+        Name for reports, which pass, and which of `results.passes.PARTS`.
     seq : int
         Tokens of the pass, or in the cache before it.
-    part : {"dense_layers", "whole_model"}
-        What is counted.
     points : tuple of Point
         With rising MSB sparsity, equal in all layers.
     measured : Point
@@ -95,17 +84,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Series:
-    """Estimates along one knob.
-
-    Attributes
-    ----------
-    title, knob : str
-        What is shown, and what changes from bar to bar.
-    values : tuple of int
-        Of the knob.
-    estimates : tuple of Estimate
-        With ``dense`` and ``sparqle``, one per value.
-    """
+    """Estimates with ``dense`` and ``sparqle``, one for every value of a knob."""
 
     title: str
     knob: str

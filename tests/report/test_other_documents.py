@@ -42,7 +42,7 @@ def test_pareto(width):
     )
     result = ParetoResult("Smollm2", "sparqle/edge", "weights", 512, 4096, 2048, "a", "b", (point,))
     text = printed(pareto_document(result), width)
-    for figure in ("90.2 %", "+2.25%", "0.72%", "0.0899", "43.1 %", "21.0 %", "13.0 %", "4096"):
+    for figure in ("90.2 %", "+2.25%", "± 0.72%", "0.0899", "43.1 %", "21.0 %", "13.0 %", "4096"):
         assert figure in text
 
 

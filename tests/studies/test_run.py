@@ -90,7 +90,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(folder):
-    return run_model(folder / "tiny.gguf", folder / "prose.txt", 96, "sparqle/edge", progress=False)
+    files = (folder / "tiny.gguf", folder / "prose.txt")
+    return run_model(*files, 96, "sparqle/edge", dump=folder / "dump", progress=False)
 
 
 def test_a_run_is_exact_and_complete(result):
@@ -106,6 +107,14 @@ def test_a_run_is_exact_and_complete(result):
     assert schemes["sparqle"].mma_cycles < schemes["dense"].mma_cycles
     assert (result.prefill.tokens, result.decode.past) == (96, 95)
     assert len(result.seconds) == 9
+
+
+def test_the_split_form_is_dumped_after_each_phase(result, folder):
+    files = sorted((folder / "dump").iterdir())
+    phases = ["import", "split", "choose", "drain", "offload", "lower"]
+    assert [file.stem[3:] for file in files] == phases
+    with_ops = [file.stem[3:] for file in files if "sparqle.split_dense" in file.read_text()]
+    assert with_ops[0] == "split"
 
 
 def test_float_layers_are_named_and_not_counted(result):

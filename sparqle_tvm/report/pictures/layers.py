@@ -12,20 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from sparqle_tvm.report.pictures.style import (
-    BLUE,
-    GREEN,
-    GROUND,
-    INK,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    new_figure,
-    no_ticks,
-    style,
-    width,
-)
+from sparqle_tvm.report.pictures import style
 from sparqle_tvm.results.passes import Layer, PassResult
 
 _GROUPS = {
@@ -37,7 +24,7 @@ _GROUPS = {
     "ffn_up": "gate, up",
     "ffn_down": "down",
 }
-_COLORS = (SKY, ORANGE, BLUE, GREEN, PURPLE, VERMILION)
+_COLORS = (style.SKY, style.ORANGE, style.BLUE, style.GREEN, style.PURPLE, style.VERMILION)
 _HATCHES = ("", "////", "", "\\\\\\\\", "xxx", "+++")
 
 
@@ -49,14 +36,7 @@ def group_of(layer: Layer) -> str:
 def cycles_by_group(
     layers: Sequence[Layer], scheme: str
 ) -> tuple[list[str], dict[str, NDArray[np.int64]]]:
-    """Add up the cycles of the dense layers of each block by group.
-
-    Parameters
-    ----------
-    layers : sequence of Layer
-        The dense layers of a pass.
-    scheme : str
-        Whose cycles.
+    """Add up the cycles of a pass's dense layers under a scheme, by block and group.
 
     Returns
     -------
@@ -77,20 +57,13 @@ def cycles_by_group(
 def draw_cycles(phases: Sequence[PassResult], *, narrow: bool = False) -> Figure:
     """Bars of cycles per block, stacked by type of layer; lines show the dense baseline.
 
-    What lies in no block (the output layer) has a scale of its own at the right.
-
-    Parameters
-    ----------
-    phases : sequence of PassResult
-        One panel each, in millions of cycles of the dense layers.
-    narrow : bool
-        Lay it out for a phone.
+    A panel for each pass, in millions of cycles of its dense layers; what lies in no block (the
+    output layer) has a scale of its own at the right.
     """
     layers = [layer for phase in phases for layer in phase.layers]
     names = list(dict.fromkeys(group_of(layer) for layer in layers))
     parts = [True, False] if any(layer.block is None for layer in layers) else [True]
-    with style():
-        figure = new_figure(width(narrow), 2.5 * len(phases) + 0.5)
+    with style.picture(narrow, 2.5 * len(phases) + 0.5) as figure:
         panels = figure.subplots(
             len(phases),
             len(parts),
@@ -105,29 +78,20 @@ def draw_cycles(phases: Sequence[PassResult], *, narrow: bool = False) -> Figure
             row[0].set_ylabel("million cycles")
             row[0].set_xlabel("block")
         handles: list[Patch | Line2D] = [Patch(**_look(i), label=n) for i, n in enumerate(names)]
-        handles.append(Line2D([], [], color=INK, linewidth=1.2, label="dense baseline"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=3 if narrow else 6)
+        handles.append(Line2D([], [], color=style.INK, linewidth=1.2, label="dense baseline"))
+        style.legend(figure, handles, 3 if narrow else 6)
     return figure
 
 
 def draw_sparsity(phase: PassResult, *, narrow: bool = False) -> Figure:
-    """A map of MSB sparsity: blocks across, groups of layers down.
-
-    Parameters
-    ----------
-    phase : PassResult
-        The pass whose activations are shown.
-    narrow : bool
-        Lay it out for a phone.
-    """
+    """A map of the MSB sparsity of a pass: blocks across, groups of layers down."""
     layers = [layer for layer in phase.layers if layer.block is not None]
     groups = list(dict.fromkeys(group_of(layer) for layer in layers))
     columns = list(dict.fromkeys(_column(layer) for layer in layers))
     values = np.full((len(groups), len(columns)), np.nan)
     for layer in layers:
         values[groups.index(group_of(layer)), columns.index(_column(layer))] = layer.msb_sparsity
-    with style():
-        figure = new_figure(width(narrow), 0.34 * len(groups) + 1.3)
+    with style.picture(narrow, 0.34 * len(groups) + 1.3) as figure:
         axes = figure.subplots()
         # Vector cells, so that the picture stays sharp; cividis is even to all colour visions.
         mesh = axes.pcolormesh(
@@ -145,10 +109,10 @@ def draw_sparsity(phase: PassResult, *, narrow: bool = False) -> Figure:
         axes.set_yticks(range(len(groups)), groups)
         _label_columns(axes, columns, narrow)
         axes.set_xlabel("block")
-        no_ticks(axes, "both")
+        style.no_ticks(axes, "both")
         bar = figure.colorbar(mesh, ax=axes, location="bottom", aspect=40, shrink=0.6, pad=0.02)
         bar.outline.set_visible(False)
-        bar.ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        style.percents(bar.ax.xaxis)
         bar.set_label("share of zero MSB digits")
     return figure
 
@@ -159,8 +123,7 @@ def _column(layer: Layer) -> str:
 
 def _look(i: int) -> dict[str, Any]:
     """Colour and hatch of the group `i`."""
-    hatch = _HATCHES[i % len(_HATCHES)]
-    return {"facecolor": _COLORS[i % len(_COLORS)], "hatch": hatch, "edgecolor": GROUND}
+    return style.look(_COLORS[i % len(_COLORS)], _HATCHES[i % len(_HATCHES)])
 
 
 def _draw_bars(axes: Axes, layers: Sequence[Layer], names: Sequence[str], narrow: bool) -> None:
@@ -173,11 +136,11 @@ def _draw_bars(axes: Axes, layers: Sequence[Layer], names: Sequence[str], narrow
         bottom += cycles / 1e6
     # One step per block, so that blocks of unequal cost do not look joined.
     middle = np.arange(len(columns))
-    axes.hlines(dense, middle - 0.5, middle + 0.5, INK, linewidth=1.2)
+    axes.hlines(dense, middle - 0.5, middle + 0.5, style.INK, linewidth=1.2)
     axes.grid(False, axis="x")
     axes.set_xlim(-0.7, len(columns) - 0.3)
     axes.set_ylim(0, 1.08 * max(dense.max(), bottom.max()))
-    no_ticks(axes, "x")
+    style.no_ticks(axes, "x")
     _label_columns(axes, columns, narrow)
 
 

@@ -1,32 +1,19 @@
-"""Loss over what is saved, as a picture; needs matplotlib."""
+"""Loss over what is saved."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import replacing
-from sparqle_tvm.report.pictures import require_matplotlib
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from sparqle_tvm.results.losses import ParetoResult
+from sparqle_tvm.results.losses import ParetoResult
 
 
 def draw_pareto(result: ParetoResult) -> Figure:
-    """Draw perplexity and KL over saved cycles of the array, and over saved energy.
-
-    Raises
-    ------
-    MissingExtraError
-        If matplotlib is not installed.
-    """
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
+    """Draw perplexity and KL over saved cycles of the array, and over saved energy."""
     figure = Figure(figsize=(9, 7), layout="constrained")
     axes = figure.subplots(2, 2, sharex="col", sharey="row")
     columns = (
@@ -39,10 +26,12 @@ def draw_pareto(result: ParetoResult) -> Figure:
     )
     for (label, x), (upper, lower) in zip(columns, axes.T, strict=True):
         for name, style, losses in texts:
-            ratio, error = ([100 * getattr(loss, k) for loss in losses] for k in _RATIO)
-            upper.errorbar(x, ratio, error, fmt=style, capsize=3, label=name)
-            kl, kl_error = ([getattr(loss, k) for loss in losses] for k in _KL)
-            lower.errorbar(x, kl, kl_error, fmt=style, capsize=3, label=name)
+            for axis, key, scale in ((upper, "perplexity_increase", 100), (lower, "kl_nats", 1)):
+                y, error = (
+                    [scale * getattr(loss, field) for loss in losses]
+                    for field in (key, f"{key}_error")
+                )
+                axis.errorbar(x, y, error, fmt=style, capsize=3, label=name)
         lower.set_xlabel(label)
         for axis in (upper, lower):
             axis.grid(alpha=0.3)
@@ -53,19 +42,11 @@ def draw_pareto(result: ParetoResult) -> Figure:
     return figure
 
 
-_RATIO, _KL = (
-    ("perplexity_increase", "perplexity_increase_error"),
-    ("kl_nats", "kl_nats_error"),
-)
-
-
 def write_pareto(result: ParetoResult, path: str | os.PathLike[str]) -> None:
     """Draw it into a PNG, SVG or PDF file.
 
     Raises
     ------
-    MissingExtraError
-        If matplotlib is not installed.
     InvalidArgumentError
         If the file cannot be written, or its ending is not known.
     """

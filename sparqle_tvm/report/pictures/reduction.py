@@ -10,65 +10,42 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from sparqle_tvm.report.paper import PHASES, QUANTITIES, RANGES
-from sparqle_tvm.report.pictures.style import (
-    BLUE,
-    GREEN,
-    GROUND,
-    INK,
-    MUTED,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    new_figure,
-    style,
-    width,
-)
+from sparqle_tvm.report.paper import QUANTITIES, RANGES
+from sparqle_tvm.report.pictures import style
+from sparqle_tvm.results.passes import PHASES
 from sparqle_tvm.studies.savings import Curve, select
 
 _LOOKS: tuple[dict[str, Any], ...] = (
-    {"color": BLUE, "linestyle": "-", "marker": "o"},
-    {"color": VERMILION, "linestyle": "--", "marker": "s"},
-    {"color": GREEN, "linestyle": "-.", "marker": "^"},
-    {"color": PURPLE, "linestyle": ":", "marker": "v"},
-    {"color": ORANGE, "linestyle": "-", "marker": "D"},
+    {"color": style.BLUE, "linestyle": "-", "marker": "o"},
+    {"color": style.VERMILION, "linestyle": "--", "marker": "s"},
+    {"color": style.GREEN, "linestyle": "-.", "marker": "^"},
+    {"color": style.PURPLE, "linestyle": ":", "marker": "v"},
+    {"color": style.ORANGE, "linestyle": "-", "marker": "D"},
 )
-_BAND: dict[str, Any] = {"facecolor": SKY, "alpha": 0.3, "linewidth": 0}
+_BAND: dict[str, Any] = {"facecolor": style.SKY, "alpha": 0.3, "linewidth": 0}
 
 
-def draw_reduction(
-    curves: Sequence[Curve], part: str = "whole_model", *, narrow: bool = False
-) -> Figure:
-    """Draw four panels: latency and energy of prefill and decode, one line per model.
+def draw_reduction(curves: Sequence[Curve], *, narrow: bool = False) -> Figure:
+    """Draw latency and energy of prefill and decode, whole model: a line each, four panels.
 
     Stars are measured distributions of MSB digits; thin lines around energy are the ends of its
-    band. A shaded range is what the paper published for its models on its own array.
-
-    Parameters
-    ----------
-    curves : sequence of Curve
-        Of every model both phases.
-    part : {"dense_layers", "whole_model"}
-        Which of them are drawn.
-    narrow : bool
-        Lay it out for a phone.
+    band. A shaded range is what the paper published for its models on its own array. Curves are of
+    both phases of every model.
     """
     models = list(dict.fromkeys(curve.model for curve in curves))
     looks = {model: _LOOKS[i % len(_LOOKS)] for i, model in enumerate(models)}
-    with style():
-        figure = new_figure(width(narrow), 6.2)
+    with style.picture(narrow, 6.2) as figure:
         panels = figure.subplots(2, 2, sharex=True, sharey="row")
         for row, quantity in zip(panels, QUANTITIES, strict=True):
             for axes, phase in zip(row, PHASES, strict=True):
-                shown = list(select(curves, phase, part))
+                shown = list(select(curves, phase, "whole_model"))
                 _draw_panel(axes, shown, phase, quantity, looks)
             row[0].set_ylabel(f"{quantity} saved")
         for axes in panels[-1]:
             axes.set_xlabel("MSB sparsity")
         columns = 3 if max(map(len, models)) > 16 else 5
         columns = columns // 2 if narrow else columns
-        figure.legend(handles=_legend(models, looks), loc="outside lower center", ncols=columns)
+        style.legend(figure, _legend(models, looks), columns)
     return figure
 
 
@@ -77,7 +54,7 @@ def _draw_panel(
 ) -> None:
     published = RANGES[phase, quantity]
     axes.axhspan(published.low, published.high, **_BAND)
-    axes.axhline(0, color=MUTED, linewidth=0.8)
+    axes.axhline(0, color=style.MUTED, linewidth=0.8)
     for curve in curves:
         look = looks[curve.model]
         x = [point.msb_sparsity for point in curve.points]
@@ -92,18 +69,17 @@ def _draw_panel(
             "*",
             color=look["color"],
             markersize=12,
-            markeredgecolor=GROUND,
+            markeredgecolor=style.GROUND,
             zorder=5,
         )
     axes.set_title(f"{phase}, {quantity}")
     axes.set_xlim(-0.02, 1.02)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    style.percents(axes.xaxis)
+    style.percents(axes.yaxis)
 
 
 def _legend(models: Sequence[str], looks: dict[str, dict[str, Any]]) -> list[Line2D | Patch]:
     lines = [Line2D([], [], label=model, markersize=3.5, **looks[model]) for model in models]
-    star = Line2D(
-        [], [], linestyle="none", marker="*", markersize=10, color=INK, label="measured digits"
-    )
-    return [*lines, star, Patch(**_BAND, label="paper, on its own array")]
+    star: dict[str, Any] = {"linestyle": "none", "marker": "*", "markersize": 10}
+    measured = Line2D([], [], color=style.INK, label="measured digits", **star)
+    return [*lines, measured, Patch(**_BAND, label="paper, on its own array")]

@@ -12,45 +12,28 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sparqle_tvm.report.pictures.style import (
-    GRID,
-    INK,
-    MUTED,
-    SCHEME_COLORS,
-    new_figure,
-    round_ticks,
-    style,
-    width,
-)
+from sparqle_tvm.report.pictures import style
 from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.target.accelerator import Accelerator
 
 _DENSE: dict[str, Any] = {
     "label": "dense",
     "marker": "o",
-    "color": SCHEME_COLORS["dense"],
+    "color": style.SCHEME_COLORS["dense"],
     "fillstyle": "none",
     "markersize": 6,
 }
 _SPLIT: dict[str, Any] = {
     "label": "split",
     "marker": "o",
-    "color": SCHEME_COLORS["sparqle"],
+    "color": style.SCHEME_COLORS["sparqle"],
     "markersize": 4,
 }
 
 
 @dataclass(frozen=True)
 class Point:
-    """A dense layer on the roofline.
-
-    Attributes
-    ----------
-    macs_per_byte : float
-        Multiply-accumulates at full precision per byte of DRAM traffic.
-    macs_per_second : float
-        What it reaches.
-    """
+    """A dense layer on the roofline: MACs at full precision, per byte of DRAM and per second."""
 
     macs_per_byte: float
     macs_per_second: float
@@ -80,21 +63,10 @@ def draw_roofline(
 
     The upper roof is that of one digit pass: what the split form would reach if every MSB digit
     were zero. The lower is that of two, the dense baseline. A thin line leads from a layer's
-    dense form to its split form.
-
-    Parameters
-    ----------
-    phases : sequence of PassResult
-        One panel each, cut to where those of its layers lie that see all tokens.
-    accelerator : Accelerator
-        Gives the roofs.
-    narrow : bool
-        Lay it out for a phone.
+    dense form to its split form. Every pass has a panel, cut to where those of its layers lie that
+    see all tokens.
     """
-    grid = (len(phases), 1) if narrow else (1, len(phases))
-    with style():
-        figure = new_figure(width(narrow), 3.4 * grid[0] + 0.4)
-        panels = figure.subplots(*grid, squeeze=False).ravel()
+    with style.panels(narrow, len(phases), 3.4, 0.4) as (figure, panels):
         for axes, whole in zip(panels, phases, strict=True):
             # Cut to layers that see all tokens: the output layer of a prefill has one row only.
             phase = replace(whole, layers=tuple(x for x in whole.layers if x.m == whole.tokens))
@@ -102,13 +74,13 @@ def draw_roofline(
             axes.set_title(phase.name)
             _draw_roofs(axes, accelerator, dense + split, passes_per_mac(phase, accelerator))
             moves = [(astuple(a), astuple(b)) for a, b in zip(dense, split, strict=True)]
-            axes.add_collection(LineCollection(moves, colors=GRID, zorder=1), autolim=False)
+            axes.add_collection(LineCollection(moves, colors=style.GRID, zorder=1), autolim=False)
             for points, look in ((dense, _DENSE), (split, _SPLIT)):
                 axes.plot(*zip(*map(astuple, points), strict=True), linestyle="none", **look)
             axes.set_xlabel("MACs per byte of DRAM traffic")
             axes.set_ylabel("MACs per second")
         handles = [Line2D([], [], linestyle="none", **look) for look in (_DENSE, _SPLIT)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        style.legend(figure, handles, 2)
     return figure
 
 
@@ -122,19 +94,19 @@ def _draw_roofs(axes: Axes, accelerator: Accelerator, points: Sequence[Point], p
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, top))
     _label(axes, low, high, bottom, top)
     x = np.geomspace(low, high, 200)
-    axes.plot(x, np.minimum(x * bandwidth, one), color=INK, linewidth=1.4)
-    axes.plot(x, np.minimum(x * bandwidth, two), color=MUTED, linewidth=1.4, linestyle="--")
+    axes.plot(x, np.minimum(x * bandwidth, one), color=style.INK, linewidth=1.4)
+    axes.plot(x, np.minimum(x * bandwidth, two), color=style.MUTED, linewidth=1.4, linestyle="--")
     for roof, text in ((one, "one digit pass"), (two, "two passes")):
         if low * bandwidth < roof < top:
             _note(axes, (low, roof), f" {text}, {_si(roof)}", 2)
-            axes.hlines(roof, low, roof / bandwidth, GRID, linewidth=1.2)
+            axes.hlines(roof, low, roof / bandwidth, style.GRID, linewidth=1.2)
     middle = (low * min(high, two / bandwidth)) ** 0.5
     _note(axes, (middle, middle * bandwidth), f"DRAM {bandwidth / 1e9:g} GB/s  ", 6, "right")
 
 
 def _label(axes: Axes, low: float, high: float, bottom: float, top: float) -> None:
     """Numbers at round places; the logarithmic axes of a short range would have none."""
-    xticks, yticks = round_ticks(low, high), round_ticks(bottom, top)
+    xticks, yticks = style.round_ticks(low, high), style.round_ticks(bottom, top)
     axes.set_xticks(xticks, [f"{x:g}" for x in xticks])
     axes.set_yticks(yticks, [_si(y) for y in yticks])
     axes.minorticks_off()
@@ -145,7 +117,7 @@ def _note(
 ) -> None:
     place = (0, above_points)
     axes.annotate(
-        text, at, xytext=place, textcoords="offset points", ha=side, fontsize=8, color=MUTED
+        text, at, xytext=place, textcoords="offset points", ha=side, fontsize=8, color=style.MUTED
     )
 
 

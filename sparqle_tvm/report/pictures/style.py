@@ -11,12 +11,14 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from sparqle_tvm.files import replacing
@@ -85,20 +87,39 @@ _STYLE: Any = {
 
 
 @contextmanager
-def style() -> Iterator[None]:
-    """Draw in the ``with`` block with the fonts and colours of this module."""
+def picture(narrow: bool, height_inches: float) -> Iterator[Figure]:
+    """A figure for a phone or for a screen, drawn in the ``with`` block as this module says.
+
+    Its ground is transparent, and its parts keep out of each other's way.
+    """
+    size = (NARROW_INCHES if narrow else WIDE_INCHES, height_inches)
     with matplotlib.rc_context(_STYLE):
-        yield
+        yield Figure(figsize=size, layout="constrained", facecolor="none")
 
 
-def new_figure(width_inches: float, height_inches: float) -> Figure:
-    """An empty figure with a transparent ground, whose parts keep out of each other's way."""
-    return Figure(figsize=(width_inches, height_inches), layout="constrained", facecolor="none")
+@contextmanager
+def panels(
+    narrow: bool, count: int, panel_inches: float, legend_inches: float
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A `picture` with panels of a height side by side, on a phone below each other."""
+    grid = (count, 1) if narrow else (1, count)
+    with picture(narrow, panel_inches * grid[0] + legend_inches) as figure:
+        yield figure, list(figure.subplots(*grid, squeeze=False).ravel())
 
 
-def width(narrow: bool) -> float:
-    """Width in inches: for a phone or for a screen."""
-    return NARROW_INCHES if narrow else WIDE_INCHES
+def legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
+    """Set a legend below everything."""
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def look(color: str, hatch: str, edge: str = GROUND) -> dict[str, Any]:
+    """Colour and hatch of a bar, and of what the legend shows for it."""
+    return {"facecolor": color, "hatch": hatch, "edgecolor": edge}
+
+
+def percents(axis: Axis) -> None:
+    """Write the numbers of an axis as percentages."""
+    axis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
 
 def no_ticks(axes: Axes, which: str) -> None:
@@ -125,7 +146,7 @@ def save_png(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 144) ->
     InvalidArgumentError
         If the file cannot be written.
     """
-    with replacing(path) as temporary, style():
+    with replacing(path) as temporary, matplotlib.rc_context(_STYLE):
         _settle(figure)
         figure.savefig(
             temporary, format="png", dpi=dpi, facecolor="white", metadata={"Software": None}
@@ -135,20 +156,12 @@ def save_png(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 144) ->
 def to_svg(figure: Figure, name: str, description: str) -> str:
     """Turn a figure into an ``<svg>`` element to stand inside a page.
 
-    Colours become CSS variables, ids begin with `name` so that pictures do not take each other's,
-    and the element scales with the page. The text stays text.
-
-    Parameters
-    ----------
-    figure : Figure
-        Drawn in `style`.
-    name : str
-        Letters, digits and dashes; different for every picture of a page.
-    description : str
-        What it shows, for those who cannot see it.
+    Colours become CSS variables, ids begin with `name` (letters, digits and dashes, different for
+    every picture of a page), and the element scales with the page. The text stays text; the
+    description is for those who cannot see the picture.
     """
     buffer = io.StringIO()
-    with style(), matplotlib.rc_context({"svg.hashsalt": name}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         _settle(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

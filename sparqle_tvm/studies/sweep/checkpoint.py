@@ -18,14 +18,7 @@ SUFFIX = ".progress"
 
 
 class Checkpoint:
-    """Finished points of a sweep.
-
-    Parameters
-    ----------
-    path : path
-        The SQLite file; made if it is missing.
-    digest : str
-        `Sweep.digest` of the sweep.
+    """Finished points of the sweep with a `Sweep.digest`, in an SQLite file (made if missing).
 
     Raises
     ------
@@ -62,9 +55,7 @@ class Checkpoint:
         except sqlite3.OperationalError as error:
             raise InvalidArgumentError(f"{self.path} cannot be written: {error}") from error
         except sqlite3.DatabaseError as error:
-            raise InvalidArgumentError(
-                f"{self.path} is damaged ({error}); remove it, or begin anew with --restart"
-            ) from error
+            raise self._damaged(error) from error
         if found is not None and found[0] != digest:
             raise InvalidArgumentError(
                 f"{self.path} belongs to another sweep, or to another version; "
@@ -83,9 +74,12 @@ class Checkpoint:
             rows = self._database.execute("SELECT number, row FROM done").fetchall()
             return {number: json.loads(row) for number, row in rows}
         except (sqlite3.DatabaseError, ValueError, TypeError) as error:
-            raise InvalidArgumentError(
-                f"{self.path} is damaged ({error}); remove it, or begin anew with --restart"
-            ) from error
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> InvalidArgumentError:
+        return InvalidArgumentError(
+            f"{self.path} is damaged ({error}); remove it, or begin anew with --restart"
+        )
 
     def add(self, results: Mapping[int, Mapping[str, Any]]) -> None:
         """Keep results; all of them or none."""
@@ -100,5 +94,5 @@ class Checkpoint:
 
 def remove_checkpoint(path: str | os.PathLike[str]) -> None:
     """Remove a checkpoint and what SQLite keeps beside it."""
-    for suffix in ("", "-checkpoint", "-wal", "-shm"):
+    for suffix in ("", "-journal", "-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)

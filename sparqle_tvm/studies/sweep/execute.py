@@ -32,12 +32,7 @@ Results = dict[int, dict[str, Any]]
 
 
 def evaluate_point(point: Point) -> dict[str, Any]:
-    """Estimate one point.
-
-    Parameters
-    ----------
-    point : mapping
-        See `sparqle_tvm.studies.sweep.points`.
+    """Estimate one point of `sparqle_tvm.studies.sweep.points`.
 
     Returns
     -------
@@ -142,7 +137,8 @@ def run_sweep(
         bar = stack.enter_context(
             tqdm(total=len(sweep.points), initial=len(done), unit="point", disable=not progress)
         )
-        for results in _evaluated(stack, _batches(left), workers, scheduler):
+        batches = [left[i : i + BATCH_POINTS] for i in range(0, len(left), BATCH_POINTS)]
+        for results in _evaluated(stack, batches, workers, scheduler):
             checkpoint.add(results)
             done.update(results)
             bar.update(len(results))
@@ -152,16 +148,12 @@ def run_sweep(
     return result
 
 
-def _batches(left: Batch) -> list[Batch]:
-    return [left[i : i + BATCH_POINTS] for i in range(0, len(left), BATCH_POINTS)]
-
-
 def _evaluate_batch(batch: Batch) -> Results:
     return {number: evaluate_point(point) for number, point in batch}
 
 
 def _evaluated(
-    stack: ExitStack, batches: list[Batch], workers: int | None, scheduler: str | None
+    stack: ExitStack, batches: Sequence[Batch], workers: int | None, scheduler: str | None
 ) -> Iterator[Mapping[int, dict[str, Any]]]:
     """Results in the order in which they are ready."""
     if not batches:

@@ -18,15 +18,7 @@ SUFFIXES = (".csv", ".json")
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A finished sweep.
-
-    Attributes
-    ----------
-    sweep : Sweep
-        Its points.
-    results : tuple of mapping
-        For each point its figures, or ``error``.
-    """
+    """A finished sweep: for each of its points the figures, or ``error``."""
 
     sweep: Sweep
     results: tuple[Mapping[str, Any], ...]
