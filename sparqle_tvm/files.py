@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,8 +70,16 @@ def read_json(path: str | os.PathLike[str], error: type[SparqleError], what: str
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as dictionaries and lists: what `typed` reads."""
-    return msgspec.to_builtins(value, str_keys=True, enc_hook=dict)
+    """Dataclasses as dictionaries and lists: what `typed` reads. Private fields stay out."""
+    if is_dataclass(value):
+        # By name: msgspec writes what lies in `__dict__`, and leaves defaults out of what it read.
+        names = (field.name for field in fields(value) if not field.name.startswith("_"))
+        return {name: plain(getattr(value, name)) for name in names}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return msgspec.to_builtins(value)
 
 
 def typed(data: Any, kind: type[_T], where: object, error: type[SparqleError]) -> _T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -116,7 +116,7 @@ def shape_of(run: RunResult) -> ModelShape:
     return ModelShape(
         name=run.model.name,
         source="this run",
-        **{name: size for name, size in sizes.items() if name != "kv_bits"},
+        **{name: size for name, size in asdict(run.transformer).items() if name != "kv_bits"},
         weights=_format(blocks),
         output_weights=_format(outputs or blocks),
     )
@@ -134,7 +134,7 @@ def constants_table(table: EnergyTable) -> Table:
     rows: list[dict[str, Any]] = [
         {
             "name": name,
-            **vars(constant),
+            **asdict(constant),
             "source": ". ".join(filter(None, (constant.source, constant.note))),
             "checked": constant.checked or NOT_CHECKED,
         }
