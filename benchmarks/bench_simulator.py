@@ -154,7 +154,7 @@ def bench_model(tokens: int) -> Json:
     q4_1 = {"group_size": 32, "has_min": True, "weight_signed": False}
     specs = [DenseOp(m=tokens, n=n, k=k, **q4_1) for n, k in SMOLLM2]
     head = DenseOp(m=1, n=SMOLLM2_HEAD[0], k=SMOLLM2_HEAD[1], **q4_1)
-    made = {spec: Op(spec, rng) for spec in {*specs, head}}
+    made = {spec: Op(spec, rng) for spec in dict.fromkeys([*specs, head])}
     first = time.perf_counter()
     for op in made.values():
         op.run()
@@ -175,7 +175,7 @@ def bench_timing() -> Json:
     rng = np.random.default_rng(0)
     begin = time.perf_counter()
     specs = [DenseOp(m=2048, n=n, k=k, group_size=32) for n, k in LLAMA2]
-    programs = {spec: compile_op(spec) for spec in set(specs)}
+    programs = {spec: compile_op(spec) for spec in dict.fromkeys(specs)}
     generated = time.perf_counter()
     cycles = stalled = 0
     for _ in range(LLAMA2_LAYERS):
