@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -25,10 +26,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         execute(arguments)
+        sys.stdout.flush()
     except SparqleError as error:
         if arguments.verbose:
             raise
         print(f"sparqle: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_ERROR
+    except BrokenPipeError:
+        # Who reads standard output has enough. Python would flush it once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("sparqle: interrupted", file=sys.stderr)

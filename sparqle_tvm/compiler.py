@@ -7,6 +7,7 @@ knows them. `sparqle_tvm.api` reads calibrations and tuning databases and calls 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ Executor = Literal["host", "simulator"]
 Phases = Mapping[str, Sequence[tvm.transform.Pass]]
 # The phases that end in split-precision form: the module holds R.sparqle ops.
 SPLIT = ("import", "split", "choose")
+DUMPED_FILE = re.compile(r"\d\d_(import|split|choose|drain|offload|lower|merge)\.py")
 
 
 @dataclass(frozen=True)
@@ -192,8 +194,8 @@ def sequence(phases: Phases, given: Options, *, name: str = "sparqle") -> tvm.tr
     """One pass that does the passes of the phases, up to the one that ends them.
 
     With a folder in ``given.dump``, the module is written into it after each phase as TVMScript:
-    ``01_import.py``, ``02_split.py`` and so on. The folder is made if it is missing; files of an
-    earlier compilation are replaced, and those of later phases go. Tensors are printed as
+    ``01_import.py``, ``02_split.py`` and so on. The folder is made if it is missing; the files
+    of an earlier compilation go. Tensors are printed as
     ``metadata[..]``, without their values: only a module without constants besides scalars can be
     read back from the text.
 
@@ -208,34 +210,46 @@ def sequence(phases: Phases, given: Options, *, name: str = "sparqle") -> tvm.tr
         raise InvalidArgumentError(f'stop_after "{stop_after}" is no phase; known: {known}')
     dialect.register()
     files = [f"{number:02}_{phase}.py" for number, phase in enumerate(phases, start=1)]
-    steps: list[tvm.transform.Pass] = []
+    steps: list[tvm.transform.Pass] = [] if dump is None else [_EmptyDump(Path(dump))]
     for done, (phase, found) in enumerate(phases.items()):
         steps += found
         if dump is not None:
-            steps.append(_Dump(Path(dump), files[done], files[done + 1 :]))
+            steps.append(_Dump(Path(dump), files[done]))
         if phase == stop_after:
             break
     return tvm.transform.Sequential(steps, name=name)
 
 
-@tvm.transform.module_pass(opt_level=0, name="Dump")
-class _Dump:
-    """Write the module to a file of a folder, and remove files of another compilation."""
+@tvm.transform.module_pass(opt_level=0, name="EmptyDump")
+class _EmptyDump:
+    """Remove the files of an earlier compilation from a folder, and make it if it is missing."""
 
-    def __init__(self, folder: Path, file: str, stale: Sequence[str]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.file = file
-        self.stale = stale
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
-        """Write, and return ``mod`` itself."""
+        """Return ``mod`` itself."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for name in self.stale:
-                (self.folder / name).unlink(missing_ok=True)
+            for file in self.folder.iterdir():
+                if DUMPED_FILE.fullmatch(file.name):
+                    file.unlink()
         except OSError as error:
             reason = error.strerror or error
             raise InvalidArgumentError(f"{self.folder} cannot be written: {reason}") from error
+        return mod
+
+
+@tvm.transform.module_pass(opt_level=0, name="Dump")
+class _Dump:
+    """Write the module to a file of a folder."""
+
+    def __init__(self, folder: Path, file: str) -> None:
+        self.folder = folder
+        self.file = file
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Write, and return ``mod`` itself."""
         with replacing(self.folder / self.file) as temporary:
             temporary.write_text(mod.script(show_meta=False) + "\n", encoding="utf-8")
         return mod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -62,11 +63,19 @@ def write_json(path: str | os.PathLike[str], data: Any, *, indent: int | None = 
 def read_json(path: str | os.PathLike[str], error: type[SparqleError], what: str) -> Any:
     """Read a JSON file; `error` in one line if it is missing or no JSON, which is `what`."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except OSError as problem:
         raise error(f"{path} cannot be read: {problem.strerror or problem}") from problem
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise error(f"{path} is not JSON ({problem}); it must be {what}") from problem
+
+
+def _finite(text: str) -> float:
+    """A number of JSON; NaN, Infinity and 1e400 are none."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
 
 def plain(value: Any) -> Any:
@@ -98,7 +107,7 @@ def typed(data: Any, kind: type[_T], where: object, error: type[SparqleError]) -
     """
     try:
         found = msgspec.convert(data, kind, str_keys=True)
-    except (msgspec.ValidationError, SparqleError) as problem:
+    except (msgspec.ValidationError, SparqleError, UnicodeError, OverflowError) as problem:
         raise error(f"{where}: {problem}") from problem
     unknown = _unknown(data, plain(found), "$")
     if unknown:

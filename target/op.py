@@ -124,7 +124,8 @@ class DenseOp:
         lowest |= dict.fromkeys(("out_zero", "out_low", "out_high"), -_SIZE_LIMIT)
         for name, low in lowest.items():
             if not is_whole(getattr(self, name), low, _SIZE_LIMIT):
-                return f"{name} = {getattr(self, name)!r} must be a whole number from {low} on"
+                limits = f"from {low} to {_SIZE_LIMIT - 1}"
+                return f"{name} = {getattr(self, name)!r} must be a whole number {limits}"
         label: Any = self.label
         return "" if isinstance(label, str) else "label must be a text"
 

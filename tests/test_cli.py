@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from run_result_helper import run_result
@@ -202,3 +203,13 @@ def test_report_refuses_in_one_line(finished, capsys, options, message):
     assert line.startswith("sparqle: error: ")
     assert message in line
     assert captured.out == ""
+
+
+def test_a_reader_that_has_enough_ends_the_command_quietly():
+    sparqle = Path(sys.executable).with_name("sparqle")
+    command = f"{sparqle} estimate --seq 64 --json - | head -n 1"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout == "{\n"
+    assert done.stderr == ""

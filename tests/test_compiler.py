@@ -278,6 +278,14 @@ def test_a_phase_that_fails_leaves_those_before_it_and_nothing_of_an_earlier_run
     assert sorted(path.name for path in tmp_path.iterdir()) == ["01_import.py", "02_split.py"]
 
 
+def test_a_dump_replaces_the_files_of_other_phases_and_leaves_the_user_s(tmp_path):
+    (tmp_path / "01_notes.py").write_text("")
+    sparqle_tvm.compile(DynamicModel, dump=tmp_path)
+    sparqle_tvm.compile(DynamicModel, split=False, dump=tmp_path)
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["01_import.py", "01_notes.py", "02_lower.py"]
+
+
 def test_the_pass_dumps_too(tmp_path):
     steps = sparqle_tvm.pipeline(dump=str(tmp_path), stop_after="split")
     found = steps(IntegerModel)

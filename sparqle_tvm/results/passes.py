@@ -87,6 +87,11 @@ class PartCost:
     energy: Energy
     saved: Saved | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a part that tables could not show."""
+        if set(self.limits) != set(LIMITS):
+            raise InvalidArgumentError(f"limits must be those of {', '.join(LIMITS)}")
+
     @property
     def weight_bound(self) -> bool:
         """Most of the time goes to ops that wait for their weights."""
@@ -267,6 +272,16 @@ class PassResult:
     schemes: Mapping[str, SchemeCost]
     layers: tuple[Layer, ...]
     others: tuple[Other, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a pass whose parts do not belong together."""
+        counted = set(self.schemes)
+        parts = [found.part(part) for found in self.schemes.values() for part in PARTS]
+        if BASELINE in counted and any(part.saved is None for part in parts):
+            raise InvalidArgumentError(f"a part does not say what it saves of {BASELINE}")
+        for layer in self.layers:
+            if counted - set(layer.costs):
+                raise InvalidArgumentError(f"layer {layer.label!r} lacks the cost of a scheme")
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparqle_tvm.errors import ResultFileError
+from sparqle_tvm.errors import InvalidArgumentError, ResultFileError
 from sparqle_tvm.files import plain, read_json, typed_version
 from sparqle_tvm.results.losses import RunLoss
 from sparqle_tvm.results.passes import PassResult
@@ -213,6 +213,13 @@ class RunResult:
     tuning: TuningGain | None = None
     loss: RunLoss | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a run whose parts do not belong together."""
+        if set(self.perplexity) != {"float", "int8", "sparqle"}:
+            raise InvalidArgumentError("perplexity must be that of float, int8 and sparqle")
+        if len({len(layer.row_density) for layer in self.msb_sparsity.layers}) > 1:
+            raise InvalidArgumentError("row_density must have as many points in every layer")
 
     @property
     def passes(self) -> tuple[PassResult, PassResult]:

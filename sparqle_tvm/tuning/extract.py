@@ -14,6 +14,7 @@ from sparqle_tvm import dialect, passes
 from sparqle_tvm.calibration.apply import CheckCalibration
 from sparqle_tvm.compiler import split_passes
 from sparqle_tvm.errors import InvalidArgumentError, TargetError, TuningError
+from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.numerics.window import PLAIN, window_of
 from sparqle_tvm.passes import EncodingInfo
 from sparqle_tvm.target.accelerator import Accelerator
@@ -67,6 +68,7 @@ def extract_tasks(
         If there are no rows, or they are not positive.
     """
     accelerator = Accelerator.from_target(target)
+    require_int8(accelerator.digit_bits, f"accelerator {accelerator.name!r}", TargetError)
     if not rows or min(rows) < 1:
         raise InvalidArgumentError(f"rows {list(rows)}: numbers of tokens must be positive")
     labels: dict[tuple[int, tuple[DenseOp, ...]], dict[DenseOp, list[str]]] = {}

@@ -1,6 +1,6 @@
 """Tensors as they lie in the accelerator's DRAM, made from what the numerics define.
 
-Shapes and layouts are those of `sparqle_tvm.target.isa.Tensor`.
+Shapes and layouts are those of `sparqle_tvm.target.isa.access.Tensor`.
 """
 
 from __future__ import annotations

@@ -105,6 +105,21 @@ def damaged(change):
         (lambda d: d["accelerator"].update(rows=-1), "rows = -1 must be positive"),
         (lambda d: d["accelerator"].update(wheels=4), r"\$\.accelerator\.wheels is unknown"),
         (lambda d: d["transformer"].update(layers=0), "layers = 0 must be positive"),
+        (lambda d: d["perplexity"].pop("sparqle"), "perplexity must be that of float, int8 and"),
+        (
+            lambda d: d["prefill"]["schemes"]["dense"]["whole_model"]["limits"].popitem(),
+            "limits must be those of compute, weights",
+        ),
+        (
+            lambda d: d["decode"]["schemes"]["sparqle"]["dense_layers"].update(saved=None),
+            "a part does not say what it saves of dense",
+        ),
+        (lambda d: d["decode"]["layers"][0]["costs"].pop("dense"), "lacks the cost of a scheme"),
+        (
+            lambda d: d["msb_sparsity"]["layers"][0].update(row_density=[0.5]),
+            "row_density must have as many points",
+        ),
+        (lambda d: d["perplexity"].update(float="\ud800"), "surrogates not allowed"),
     ],
 )
 def test_what_is_no_whole_file(tmp_path, change, message):
@@ -125,6 +140,13 @@ def test_no_json_and_no_file(tmp_path):
         RunResult.load(path)
     path.write_text('{"version": ')
     with pytest.raises(ResultFileError, match=r"run\.json is not JSON"):
+        RunResult.load(path)
+    for number in ("NaN", "-Infinity", "1e400"):
+        path.write_text(f'{{"version": {number}}}')
+        with pytest.raises(ResultFileError, match=f"{number} is no finite number"):
+            RunResult.load(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ResultFileError, match=r"run\.json is not JSON \(.*recursion"):
         RunResult.load(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ResultFileError, match=r"run\.json is not JSON"):

@@ -9,7 +9,7 @@ from sparqle_tvm.target.op import DenseOp, group_sum_bytes
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"m": 0}, "m = 0 must be a whole number from 1 on"),
+        ({"m": 0}, "m = 0 must be a whole number from 1 to 2147483647"),
         ({"k": 2**31}, "k = 2147483648"),
         ({"n": True}, "n = True"),
         ({"m": "20"}, "m = '20'"),
