@@ -112,7 +112,7 @@ def bench_dense(form: str, rows: int, channels: int, columns: int, seconds: floa
     args += tensors(np.zeros((panels, cols), np.float64 if grouped else np.int32))
     if grouped:
         args += [*tensors(scales), encoding[6]]
-    args += tensors(np.zeros((rows, channels), spec.out_dtype))
+    args += tensors(np.zeros((rows, channels), spec.op.out_dtype))
     kernel = compiled(split_dense_kernel(spec))
     taken = fastest(lambda: kernel(*args), seconds)
     per_plane = 2 * rows * channels * columns / taken / 1e9

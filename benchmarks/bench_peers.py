@@ -66,7 +66,7 @@ def accelerator() -> Accelerator:
 def ours(m: int, n: int, k: int) -> OpCost:
     """The GEMM by our formula, in one pass."""
     nothing = RowNnz(np.zeros((m, 1), dtype=np.int32), k, k)
-    shape = DenseOp(m, n, k, weight_bits=8, label="gemm")
+    shape = DenseOp(m, n, k, weight_bits=8, digit_bits=8, label="gemm")
     _, (cost,) = encoding_costs("gemm", nothing, [shape], accelerator(), "a4")
     return cost
 

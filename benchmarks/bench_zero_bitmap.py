@@ -162,7 +162,7 @@ def _time_with_bitmap(
     vector = encode.vector_cycles + extra / accelerator.vector_lanes
     total = max(vector, dma) + block_waits(rows, block, int(vector), int(dma))
     for shape, op in zip(layer.readers, ops, strict=True):
-        blocks = -(-shape.n // accelerator.cols) * shape.weight_slices(accelerator.digit_bits)
+        blocks = -(-shape.n // accelerator.cols) * shape.weight_slices
         digits = op.activation_bytes // op.tiling.activation_loads
         loads = OpLoads(
             op=shape,
