@@ -18,7 +18,7 @@ from tvm import relax
 
 from sparqle_tvm import dialect, passes
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.files import replacing
+from sparqle_tvm.files import write_text
 from sparqle_tvm.host.processor import host_target
 from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.runtime.executable import Executable
@@ -195,9 +195,8 @@ def sequence(phases: Phases, given: Options, *, name: str = "sparqle") -> tvm.tr
 
     With a folder in ``given.dump``, the module is written into it after each phase as TVMScript:
     ``01_import.py``, ``02_split.py`` and so on. The folder is made if it is missing; the files
-    of an earlier compilation go. Tensors are printed as
-    ``metadata[..]``, without their values: only a module without constants besides scalars can be
-    read back from the text.
+    of an earlier compilation go. Tensors are printed as ``metadata[..]``, without their values:
+    only a module without constants besides scalars can be read back from the text.
 
     Raises
     ------
@@ -250,8 +249,7 @@ class _Dump:
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Write, and return ``mod`` itself."""
-        with replacing(self.folder / self.file) as temporary:
-            temporary.write_text(mod.script(show_meta=False) + "\n", encoding="utf-8")
+        write_text(self.folder / self.file, mod.script(show_meta=False) + "\n")
         return mod
 
 
