@@ -24,16 +24,19 @@ from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.isa.load import MSB_POINTER_BYTES
 from sparqle_tvm.target.isa.operands import Address, Affine, Buffer
 
-_WORD: Callable[[Any], int] = lambda header: 4
 
-QUERIES = Tile("queries", Buffer.ACT, "m", lambda h, cols: h.query_row_bytes, _WORD)
+def _word(header: Any) -> int:
+    return 4
+
+
+QUERIES = Tile("queries", Buffer.ACT, "m", lambda h, cols: h.query_row_bytes, _word)
 KEYS = Tile("keys", Buffer.WGT, "n", lambda h, cols: h.op.head_dim)
 VALUES = Tile("values", Buffer.WGT, "n", lambda h, cols: h.op.head_dim)
-SCALES = Tile("scales of keys", Buffer.WGT, "n", lambda h, cols: SCALE_BYTES, _WORD)
-SCORES = Tile("scores", Buffer.ACC, "m", lambda h, cols: 4 * cols, _WORD)
+SCALES = Tile("scales of keys", Buffer.WGT, "n", lambda h, cols: SCALE_BYTES, _word)
+SCORES = Tile("scores", Buffer.ACC, "m", lambda h, cols: 4 * cols, _word)
 PROBABILITIES = Tile("probabilities", Buffer.ACT, "m", lambda h, cols: 0)
-OUT_SCALES = Tile("scales of outputs", Buffer.ACT, "m", lambda h, cols: 4, _WORD)
-OUTPUTS = Tile("outputs", Buffer.ACC, "m", lambda h, cols: 4 * h.op.head_dim, _WORD)
+OUT_SCALES = Tile("scales of outputs", Buffer.ACT, "m", lambda h, cols: 4, _word)
+OUTPUTS = Tile("outputs", Buffer.ACC, "m", lambda h, cols: 4 * h.op.head_dim, _word)
 
 
 @dataclass(frozen=True)
@@ -99,11 +102,9 @@ class AttentionInstruction(Instruction):
         exists = (block >= 0) & (block < blocks)
         yield Requirement(exists, f"there are {blocks} blocks, not this one", block, block + 1)
         if "chunk" in cls.TRACE:
-            chunk, counted = (
-                values["chunk"],
-                "loaded" if cls.DRAM == Mode.READ and cls.PARTS else "keys",
-            )
-            seen = (chunk >= 0) & (values[counted] > 0)
+            # What stays is loaded for other blocks of the head, too.
+            keys, chunk = values["loaded" if cls.PARTS else "keys"], values["chunk"]
+            seen = (chunk >= 0) & (keys > 0)
             yield Requirement(seen, "its block sees no keys of this chunk", chunk, chunk + 1)
 
     @classmethod
@@ -343,10 +344,11 @@ class _Scores(_Mma):
 
 @dataclass(frozen=True)
 class MmaQkLsb(_Scores):
-    """Multiply the LSB plane of the queries with keys: ``scores[i, j] = sum_c lsb[i, c] * k[j, c]``.
+    """Multiply the LSB plane of the queries with keys.
 
-    rows x keys int32, which are cleared first. Digits are those of `AttentionOp.window` as they
-    lie in ACT, those of ``signed`` with their top bit flipped.
+    ``scores[i, j] = sum_c lsb[i, c] * k[j, c]``, rows x keys int32, cleared first. Digits are
+    those of `AttentionOp.window` as they lie in ACT, those of ``signed`` with their top bit
+    flipped.
 
     Cycles: ``ceil(rows / array rows) * ceil(keys / cols) * ceil(D / lanes)`` per slice; with
     `row_split` r > 1 the channels are dealt in r segments, and partial sums are added in
@@ -486,9 +488,10 @@ class _Mix(_Mma):
 
 @dataclass(frozen=True)
 class MmaPvLsb(_Mix):
-    """Multiply the LSB plane of probabilities with values: ``acc[i, c] (+)= sum_j p[i, j] * v[j, c]``.
+    """Multiply the LSB plane of probabilities with values.
 
-    (rows, D) int32; the first chunk clears them. The array walks over live keys only, in order.
+    ``acc[i, c] (+)= sum_j p[i, j] * v[j, c]``, (rows, D) int32; the first chunk clears them. The
+    array walks over live keys only, in order.
 
     Cycles: ``ceil(rows / array rows) * ceil(D / cols) * ceil(live / lanes)`` per slice; with
     `row_split` r > 1 the live keys are dealt in r segments, and partial sums are added in

@@ -123,7 +123,7 @@ class AttentionHeader(ProgramHeader):
         if not self.sparse:
             return FACTOR_BYTES + self.op.head_dim
         digits, bits = plane_bytes(self.op.head_dim)
-        return FACTOR_BYTES + 2 * digits + bits
+        return int(FACTOR_BYTES + 2 * digits + bits)
 
     @property
     def probability_parts(self) -> tuple[int, int, int, int]:
@@ -139,7 +139,7 @@ class AttentionHeader(ProgramHeader):
     @property
     def probability_bytes(self) -> int:
         """Bytes of the probabilities of a chunk at most, a multiple of 4."""
-        return -(-self.probability_parts[-1] // 4) * 4
+        return int(-(-self.probability_parts[-1] // 4) * 4)
 
     def limits(self, rows: int, past: int) -> Mapping[str, int]:
         """``M``: rows, ``B``: blocks of all key heads, ``T``: keys."""
@@ -164,7 +164,7 @@ class AttentionHeader(ProgramHeader):
 
     def head_blocks(self, rows: int) -> int:
         """Blocks of a key head, for so many tokens."""
-        return -(-self.op.group * rows // self.block_rows)
+        return int(-(-self.op.group * rows // self.block_rows))
 
     def place(self, limits: Mapping[str, int], block: Any, chunk: Any) -> dict[str, Any]:
         """What a block and a chunk stand for, for numbers or arrays.

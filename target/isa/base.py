@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
 
@@ -283,17 +283,15 @@ class If(Instruction):
 
     what: int
     block: Affine
-    chunk: Affine = Affine()
+    chunk: Affine = field(default_factory=Affine)
 
     def operands(self) -> str:
         """``chunk i1 of block i0``."""
         if self.what == Presence.CHUNK:
             return f"block {self.block} sees chunk {self.chunk}"
-        text = {
-            Presence.FIRST: "is the first of its head",
-            Presence.LAST: "is the last of its head",
-        }
-        return f"block {self.block} {text.get(Presence(self.what), 'exists')}"
+        ends = {int(Presence.FIRST): "first", int(Presence.LAST): "last"}
+        what = f"is the {ends[self.what]} of its head" if self.what in ends else "exists"
+        return f"block {self.block} {what}"
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ class Program(Generic[HeaderKind]):
         ProgramError
             If it is damaged, truncated, of an unknown version, or not a program.
         """
-        return cls(*unpack(data))
+        header, instructions = unpack(data)
+        return Program(header, instructions)
 
     def bind(self, rows: int, past: int = 0) -> NDArray[np.int64]:
         """Expand to the steps for M = `rows` and, of attention, `past` tokens before them.

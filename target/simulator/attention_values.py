@@ -183,7 +183,7 @@ class _Machine:
         return np.asarray(np.arange(o["total"]) <= last[:, None])
 
     def _write_probabilities(self, address: int, p: Bytes) -> None:
-        header, (rows, count) = self.header, p.shape
+        header = self.header
         low_at, bits_at, high_at, _ = (address + part for part in header.probability_parts)
 
         def put(where: int, data: Bytes) -> None:

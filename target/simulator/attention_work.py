@@ -60,7 +60,7 @@ class Work:
             self.tables["live"][at] = p.shape[1]
             self.tables["value_bytes"][at] = loaded * header.op.head_dim
             return
-        live = p.any(axis=0)
+        live: Bools = np.asarray(p.any(axis=0))
         self.tables["live"][at] = np.count_nonzero(live)
         size = loaded * header.op.head_dim
         if not header.stays:

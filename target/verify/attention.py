@@ -157,7 +157,8 @@ class _Verifier:
             return
         else:
             entry = self._use(access, low, high, values)
-        _CHECKS.get(tile, _Verifier._no_check)(self, cls, access, entry, values)
+        if tile in _CHECKS:
+            _CHECKS[tile](self, cls, access, entry, values)
 
     # Tiles.
 
@@ -265,9 +266,6 @@ class _Verifier:
             self._note(access, e)
 
     # What holds for some kinds of tiles.
-
-    def _no_check(self, cls: Any, access: Access, entry: _Entry, values: Mapping[str, int]) -> None:
-        """Nothing more."""
 
     def _check_scores(
         self, cls: Any, access: Access, entry: _Entry, values: Mapping[str, int]
