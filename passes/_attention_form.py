@@ -290,13 +290,10 @@ class Recogniser:
             return False
         if not _equal(([1, *dims_of(key)])[-2], 1) or not _equal(dims_of(query)[-1], 1):
             return False
-        first_key, first_query = (
-            self._first_position(key, keys),
-            self._first_position(query, tokens),
-        )
-        if first_key is None or first_query is None:
+        first, first_key = self._first_position(query, tokens), self._first_position(key, keys)
+        if first is None or first_key is None:
             return False
-        return _equal(first_query - first_key, keys - tokens)
+        return _equal(first - first_key, keys - tokens)
 
     def _first_position(self, expr: relax.Expr, count: Any) -> Any | None:
         """The first of `count` positions that rise by one; None if it is something else."""

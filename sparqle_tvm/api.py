@@ -13,9 +13,10 @@ from sparqle_tvm import compiler, dialect, passes
 from sparqle_tvm.calibration.apply import CheckCalibration, as_calibration, select
 from sparqle_tvm.calibration.budget import Budget
 from sparqle_tvm.calibration.calibration import Calibration
-from sparqle_tvm.compiler import Attention, Executor, Options
+from sparqle_tvm.compiler import Executor, Options
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, MissingExtraError
 from sparqle_tvm.numerics import EncodingChoice
+from sparqle_tvm.numerics.attention import AttentionType
 from sparqle_tvm.passes import PassReport
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.target.accelerator import Accelerator
@@ -69,7 +70,7 @@ class CommonOptions(TypedDict, total=False):
     calibration: Calibration | str | os.PathLike[str] | None
     budget: Budget | None
     engine: Executor
-    attention: Attention
+    attention: AttentionType
     balance: Balance
     database: str | os.PathLike[str] | TuningDatabase | None
     stop_after: str | None

@@ -21,6 +21,7 @@ from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import write_text
 from sparqle_tvm.host.processor import host_target
 from sparqle_tvm.numerics import EncodingChoice
+from sparqle_tvm.numerics.attention import AttentionType
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.library import Schedules
@@ -28,8 +29,6 @@ from sparqle_tvm.target.cost.block_rows import BALANCES, Balance
 
 # What runs the dense ops: kernels for this CPU, or accelerator programs on the simulator.
 Executor = Literal["host", "simulator"]
-# How attention is computed: as the module has it, or in integers.
-Attention = Literal["float", "int8"]
 Phases = Mapping[str, Sequence[tvm.transform.Pass]]
 # The phases that end in split-precision form: the module holds R.sparqle ops.
 SPLIT = ("import", "split", "choose")
@@ -54,7 +53,8 @@ class Options:
     Raises
     ------
     InvalidArgumentError
-        If engine, attention or the goal of the balance is unknown, or the simulator has no accelerator.
+        If engine, attention or the goal of the balance is unknown, or the simulator has no
+        accelerator.
     """
 
     accelerator: Accelerator | None = None
@@ -64,7 +64,7 @@ class Options:
     choices: Mapping[str, EncodingChoice] = field(default_factory=dict)
     checks: Sequence[tvm.transform.Pass] = ()
     engine: Executor = "host"
-    attention: Attention = "float"
+    attention: AttentionType = "float"
     balance: Balance = "array"
     lift: passes.LiftChoices | None = None
     collect: passes.CollectEncodings | None = None
@@ -78,7 +78,7 @@ class Options:
         """Check the words."""
         if self.engine not in get_args(Executor):
             raise InvalidArgumentError(f'engine "{self.engine}" is neither "host" nor "simulator"')
-        if self.attention not in get_args(Attention):
+        if self.attention not in get_args(AttentionType):
             raise InvalidArgumentError(
                 f'attention "{self.attention}" is neither "float" nor "int8"'
             )

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,9 @@ import numpy.typing as npt
 from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
 from sparqle_tvm.numerics.integers import INT32_MAX, int_matmul
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX, quantize_per_token
+
+AttentionType = Literal["float", "int8"]
+"""How a model's attention is computed: in float32, or as here."""
 
 HEAD_LEVELS = 127
 """Largest magnitude of Q, K and V: the whole range of int8, symmetric."""
