@@ -20,12 +20,14 @@ from sparqle_tvm.passes.lift_choices import LiftChoices
 from sparqle_tvm.passes.lower_qdq import LowerQDQ
 from sparqle_tvm.passes.merge_precision import MergePrecision
 from sparqle_tvm.passes.offload_dense import OffloadDense
+from sparqle_tvm.passes.quantize_attention import FLOAT_ATTENTION, QuantizeAttention
 from sparqle_tvm.passes.raise_msb_sparsity import RaiseMsbSparsity
 from sparqle_tvm.passes.share_encodings import ShareEncodings
 from sparqle_tvm.passes.split_grouped_dense import SplitGroupedDense
 from sparqle_tvm.passes.split_precision import SplitPrecision
 
 __all__ = [
+    "FLOAT_ATTENTION",
     "ActivationInfo",
     "BalanceRows",
     "ChooseWindow",
@@ -45,6 +47,7 @@ __all__ = [
     "ObservedDense",
     "OffloadDense",
     "PassReport",
+    "QuantizeAttention",
     "RaiseMsbSparsity",
     "ShareEncodings",
     "Skipped",

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,14 @@ from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
 from sparqle_tvm.numerics.integers import INT32_MAX, int_matmul
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX, quantize_per_token
 
+AttentionType = Literal["float", "int8"]
+"""How a model's attention is computed: in float32, or as here."""
+
 HEAD_LEVELS = 127
 """Largest magnitude of Q, K and V: the whole range of int8, symmetric."""
+
+SCALE_BYTES = 4
+"""Of a scale beside the integers of a head in a cache: a float32."""
 
 PROBABILITY_LEVELS = 255
 """Largest p."""
@@ -59,7 +65,7 @@ SCORE_LIMIT = float(np.float32(2.0**100))
 
 _UNIT = np.float32(2.0**-UNIT_BITS)
 _LARGEST_SHIFT = UNIT_BITS + 1
-_SMALLEST_TOP = np.float32(SMALLEST_AMAX / HEAD_LEVELS)
+SMALLEST_TOP = np.float32(SMALLEST_AMAX / HEAD_LEVELS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +240,7 @@ def probabilities(
         What ``p . v`` is multiplied by.
     """
     w = (e.astype(np.float32) * _UNIT) * value_scale
-    top = np.maximum(w.max(axis=1, initial=0.0), _SMALLEST_TOP)
+    top = np.maximum(w.max(axis=1, initial=0.0), SMALLEST_TOP)
     levels = np.float32(PROBABILITY_LEVELS)
     p = np.rint(w * (levels / top)[:, None]).astype(np.uint8)
     total = np.maximum(e.sum(axis=1, dtype=np.int64), 1).astype(np.float32) * _UNIT
