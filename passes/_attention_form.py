@@ -216,8 +216,8 @@ class Recogniser:
             elif number is not None:
                 view.factor *= number if name == "relax.multiply" else 1 / number
                 view.base = value.args[0]
-            elif heads is not None and (inner := self._unrepeated(value, view.axes[head_axis])):
-                view.base = inner
+            elif heads is not None and self._unrepeated(value, view.axes[head_axis]) is not None:
+                view.base = self._unrepeated(value, view.axes[head_axis])
             else:
                 return view
 
