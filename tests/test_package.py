@@ -30,6 +30,7 @@ LAYERS = (
     ("_versions", "files", "progress", "threads", "tirscript"),
     ("numerics",),
     ("dialect", "target.accelerator", "target.op"),
+    ("target.attention_op",),
     ("host", "target.isa"),
     ("target.program",),
     ("target.verify",),

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import AttentionOp
+from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.isa.attention import (
     DrnOut,
     LdKey,
@@ -35,77 +35,10 @@ from sparqle_tvm.target.isa.attention import (
 from sparqle_tvm.target.isa.attention_header import SCALE_BYTES, AttentionHeader
 from sparqle_tvm.target.isa.base import Presence
 from sparqle_tvm.target.isa.header import Allocation, Queue
-from sparqle_tvm.target.isa.operands import BLOCKS, KEYS, Address, Affine, Buffer
+from sparqle_tvm.target.isa.operands import BLOCKS, KEYS, Address, Affine
 from sparqle_tvm.target.isa.vector import VecSmx
 from sparqle_tvm.target.program import Program, ProgramBuilder
 from sparqle_tvm.target.verify.attention import verify_attention
-
-_ALIGN = 8
-
-
-@dataclass(frozen=True)
-class AttentionPlan:
-    """How an attention op is cut up, and how many slots there are.
-
-    Attributes
-    ----------
-    block_rows, key_chunk, stays
-        As in `AttentionHeader`.
-    row_split : int
-        As there.
-    score_slots, probability_slots, chunk_slots : int
-        Blocks of scores and of probabilities on chip at a time; chunks of keys and of values that
-        do not stay.
-    """
-
-    block_rows: int
-    key_chunk: int
-    stays: bool = False
-    row_split: int = 1
-    score_slots: int = 2
-    probability_slots: int = 2
-    chunk_slots: int = 2
-
-    def header(self, op: AttentionOp, accelerator: Accelerator) -> AttentionHeader:
-        """The header of the op's program."""
-        return AttentionHeader(
-            accelerator=accelerator,
-            op=op,
-            block_rows=self.block_rows,
-            key_chunk=self.key_chunk,
-            stays=self.stays,
-            row_split=self.row_split,
-        )
-
-    def needs(self, op: AttentionOp, accelerator: Accelerator) -> dict[Buffer, int]:
-        """Bytes of each buffer that it takes."""
-        needs = dict.fromkeys(Buffer, 0)
-        for _, buffer, slot_bytes, slots in _storages(self, self.header(op, accelerator)):
-            needs[buffer] += -(-slot_bytes // _ALIGN) * _ALIGN * slots
-        return needs
-
-    def fits(self, op: AttentionOp, accelerator: Accelerator) -> bool:
-        """Whether the buffers hold it."""
-        header = self.header(op, accelerator)
-        needs = self.needs(op, accelerator)
-        return all(nbytes <= header.buffer_bytes(buffer) for buffer, nbytes in needs.items())
-
-
-def _storages(
-    plan: AttentionPlan, header: AttentionHeader
-) -> Iterator[tuple[str, Buffer, int, int]]:
-    """What lies on chip: name, buffer, bytes of a slot, slots."""
-    rows, width, chunks = header.block_rows, header.op.head_dim, header.chunks
-    chunk_bytes = header.key_chunk * width
-    held, slots = (chunks * chunk_bytes, 1) if plan.stays else (chunk_bytes, plan.chunk_slots)
-    yield "queries", Buffer.ACT, rows * header.query_row_bytes, 2
-    yield "probs", Buffer.ACT, chunks * header.probability_bytes, plan.probability_slots
-    yield "scales", Buffer.ACT, 4 * rows, 2
-    yield "keys", Buffer.WGT, held, slots
-    yield "values", Buffer.WGT, held, slots
-    yield "factors", Buffer.WGT, chunks * header.key_chunk * SCALE_BYTES, 1 if plan.stays else 2
-    yield "scores", Buffer.ACC, chunks * header.scores_bytes, plan.score_slots
-    yield "outputs", Buffer.ACC, 4 * rows * width, 2
 
 
 def attention_program(
@@ -120,7 +53,7 @@ def attention_program(
     accelerator : Accelerator
         The machine.
     plan : AttentionPlan
-        What to do, `attention_plan.choose_plan` chooses.
+        What to do, `cost.attention_choice.choose_plan` chooses.
     verify : bool
         Whether to check the program; leave that out only if it is checked elsewhere.
 
@@ -153,8 +86,8 @@ class _Generator:
         self.header, self.plan = header, plan
         self.builder = b = ProgramBuilder(header)
         self.places: dict[str, Allocation] = {
-            name: b.allocate(name, buffer, nbytes, slots, _ALIGN)
-            for name, buffer, nbytes, slots in _storages(plan, header)
+            name: b.allocate(name, buffer, nbytes, slots)
+            for name, buffer, nbytes, slots in plan.storages(header)
         }
         self.gathers = header.sparse and not plan.stays
         slots = {name: place.slots for name, place in self.places.items()}

@@ -94,6 +94,8 @@ class AttentionHeader(ProgramHeader):
             return f"key_chunk = {self.key_chunk} must be a multiple of 8, or at least the keys"
         if self.row_split > max(self.accelerator.rows // self.block_rows, 1):
             return f"row_split = {self.row_split} needs more rows of PEs than there are"
+        if self.row_split > 1 and not self.accelerator.rows_share_k:
+            return "row_split needs rows of PEs that share K (rows_share_k)"
         stays: Any = self.stays
         return None if isinstance(stays, bool) else "stays must be true or false"
 

@@ -29,8 +29,10 @@ from sparqle_tvm.target.isa.operands import Address, Affine
 
 SCORE_OPERATIONS = 11
 """Operations of the vector unit on a score: two factors, round and limit, maximum; subtract,
-exponential, sum; factor of the value, maximum; factor of the levels, round to 8 bits. Digits are
-split and encoded by a pipeline behind it, as those of quantized activations are."""
+exponential, sum; factor of the value, maximum; factor of the levels, round to 8 bits."""
+
+ENCODE_OPERATIONS = 1
+"""Operations on a probability of a live key that is split and compressed, as on an activation."""
 
 
 def _planes(header: AttentionHeader, values: Values) -> Any:
@@ -53,7 +55,8 @@ class VecSmx(AttentionInstruction):
     Steps 2 to 5 of `sparqle_tvm.numerics.attention`, a key that a row does not see has 0, and the
     scale of step 6. What has a digit in some row is marked in the map of live keys.
 
-    Cycles: ``ceil(SCORE_OPERATIONS * rows * total / vector_lanes)``; hidden keys take as long.
+    Cycles: ``ceil((SCORE_OPERATIONS * rows * total + ENCODE_OPERATIONS * rows * live) /
+    vector_lanes)``; hidden keys take as long. Of scheme ``dense`` nothing is encoded.
 
     Attributes
     ----------
@@ -74,6 +77,7 @@ class VecSmx(AttentionInstruction):
     ENGINE: ClassVar[Engine] = Engine.VECTOR
     KIND: ClassVar[Kind] = Kind.PLAIN
     ROLE: ClassVar[str] = "vector"
+    MEASURED: ClassVar[bool] = True
     ACCESSES: ClassVar[tuple[Access, ...]] = (
         Region(
             *("scores", SCORES, Mode.READ, "rows", "", "row"),
@@ -113,11 +117,16 @@ class VecSmx(AttentionInstruction):
     @classmethod
     def cycles(cls, header: AttentionHeader, values: Values) -> Any:
         """Cycles, see the class."""
-        work = SCORE_OPERATIONS * values["rows"] * values["total"]
-        return ceil_div(work, header.accelerator.vector_lanes)
+        return ceil_div(cls._operations(header, values), header.accelerator.vector_lanes)
+
+    @classmethod
+    def _operations(cls, header: AttentionHeader, values: Values) -> Any:
+        encoded = ENCODE_OPERATIONS * header.sparse * values["live"]
+        return values["rows"] * (SCORE_OPERATIONS * values["total"] + encoded)
 
     @classmethod
     def events(cls, header: AttentionHeader, values: Values) -> Mapping[str, Any]:
         """All operations, and probabilities that are cut into digits."""
-        scores = values["rows"] * values["total"]
-        return {"vector_operations": SCORE_OPERATIONS * scores, "encoded_elements": scores}
+        encoded = values["rows"] * values["live"] * header.sparse
+        operations = cls._operations(header, values)
+        return {"vector_operations": operations, "encoded_elements": encoded}

@@ -197,7 +197,7 @@ class _Machine:
             return
         stored = high != 0
         put(bits_at, np.packbits(stored, axis=1, bitorder="little"))
-        put(high_at, _to_stream(high, stored))
+        put(high_at, to_stream(high, stored)[0])
 
     def _probability_plane(self, o: Step, part: int) -> Bytes:
         digits, _ = plane_bytes(o["keys"])
@@ -263,12 +263,12 @@ def _row_begins(stored: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
     return counts, begins
 
 
-def _to_stream(digits: Bytes, stored: NDArray[np.bool_]) -> Bytes:
-    """Stored digits row by row, each row padded to a byte."""
+def to_stream(digits: Bytes, stored: NDArray[np.bool_]) -> tuple[Bytes, NDArray[np.int64]]:
+    """Stored digits of (rows, columns) row by row, a row padded to a byte; where rows begin."""
     counts, begins = _row_begins(stored)
     stream = np.zeros(int(begins[-1]) * 8 // DIGIT_BITS, dtype=np.uint8)
     stream[stream_positions(counts, begins[:-1], DIGIT_BITS)] = digits[stored]
-    return pack_digits(stream, DIGIT_BITS)
+    return pack_digits(stream, DIGIT_BITS), begins
 
 
 def _from_stream(memory: Bytes, stored: NDArray[np.bool_]) -> Bytes:

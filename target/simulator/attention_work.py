@@ -46,6 +46,40 @@ class Work:
         tables |= {name: np.zeros((blocks, chunks), np.int64) for name in CHUNK_NAMES}
         return cls(tables)
 
+    @classmethod
+    def uniform(
+        cls,
+        header: AttentionHeader,
+        limits: Mapping[str, int],
+        queries: float,
+        live: float,
+        probabilities: float,
+    ) -> Work:
+        """The same shares everywhere: nothing waits, nothing is drawn.
+
+        Parameters
+        ----------
+        queries, probabilities : float
+            Shares of stored MSB digits in queries, and in the probabilities of live keys.
+        live : float
+            Share of live keys.
+        """
+        blocks = np.arange(limits[BLOCKS])
+        chunks = np.arange(ceil_div(limits[KEYS], header.key_chunk))
+        place = header.place(limits, blocks[:, None], chunks[None, :])
+        rows, keys = place["rows"], place["keys"]
+        width, sparse = header.op.head_dim, header.sparse
+        found = np.ceil(live * keys).astype(np.int64) if sparse else keys
+        moved = found if sparse and not header.stays else place["loaded"]
+        tables = dict(cls.empty(header, limits).tables)
+        tables |= {"live": found, "value_bytes": gather_estimate(header, moved, keys)}
+        if sparse:
+            query = _even_work(header, rows[:, 0], width, queries)
+            mixed = _even_work(header, rows, found, probabilities)
+            tables |= {f"q_{name}": table for name, table in query.items()}
+            tables |= {f"p_{name}": table for name, table in mixed.items()}
+        return cls(tables)
+
     def note_queries(self, header: AttentionHeader, block: int, stored: Bools) -> None:
         """Note which channels of the queries of a block have an MSB digit, bool (rows, D)."""
         if header.sparse:
@@ -114,6 +148,28 @@ def digit_work(header: AttentionHeader, stored: Bools) -> dict[str, int]:
         "taken": taken,
         "waits": int((slowest * heights).sum()) * split - taken,
     }
+
+
+def _even_work(
+    header: AttentionHeader, rows: Int64s, columns: Any, share: float
+) -> dict[str, Int64s]:
+    """As `digit_work`, with the same share of digits in every row and segment."""
+    machine, split = header.accelerator, header.row_split
+    digits = np.round(share * columns).astype(np.int64) + 0 * rows
+    steps = ceil_div(ceil_div(digits, split), machine.lanes)
+    return {
+        "bytes": rows * ceil_div(digits * DIGIT_BITS, 8),
+        "digits": rows * digits,
+        "steps": ceil_div(rows, machine.rows) * steps,
+        "taken": rows * np.minimum(steps * split, np.maximum(digits, steps)),
+        "waits": 0 * rows,
+    }
+
+
+def gather_estimate(header: AttentionHeader, live: Int64s, keys: Int64s) -> Int64s:
+    """Bytes that so many live keys of so many move, each a run of its own unless all are live."""
+    row = header.op.head_dim
+    return np.where(live < keys, live * burst_bytes(row), live * row)
 
 
 def gather_bytes(live: Bools, row_bytes: int) -> int:
