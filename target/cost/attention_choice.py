@@ -24,7 +24,7 @@ _ROW_GROUPS = (1, 2, 4, 8)
 _SLOTS = ((2, 2, 2), (1, 2, 2), (2, 1, 2), (1, 1, 2), (1, 1, 1))
 """Slots of scores, probabilities and scales, the best first."""
 
-_COMPARED_ROWS = 32
+_COMPARED_ROWS = 128
 """Groups of array rows that plans are compared with."""
 
 _TYPICAL = (0.5, 0.25, 0.05)
