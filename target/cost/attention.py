@@ -12,7 +12,8 @@ lanes and the bytes of queries that they have (`cost.baselines`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -36,6 +37,8 @@ from sparqle_tvm.target.simulator.attention_work import Work
 
 _WALKED_HEADS = 3
 _WALKED_BLOCKS = 256
+# Of many chunks the first and the last so many are looked at alone, the others in groups.
+_ALONE, _GROUPS = 2, 10
 
 Instructions = tuple[type[isa.AttentionInstruction], ...]
 
@@ -215,14 +218,15 @@ class _Walk:
         score = sum(cycles[cls] for cls in self.mmas[:half])
         mix = sum(cycles[cls] for cls in self.mmas[half:])
         parts = _Parts(
-            query=transfers[isa.LdQry],
-            keys=_Chunks.of(keys + transfers[isa.LdScl], self.loads),
-            score=_Chunks.of(score, self.seen),
-            vector=cycles[VecSmx],
-            values=_Chunks.of(values, self.loads),
-            mix=_Chunks.of(mix, self.seen),
-            drain=cycles[isa.DrnOut],
-            store=transfers[isa.StAtt],
+            query=transfers[isa.LdQry].tolist(),
+            keys=_by_chunk(keys, self.loads),
+            scales=_by_chunk(transfers[isa.LdScl], self.loads),
+            score=_by_chunk(score, self.seen),
+            vector=cycles[VecSmx].tolist(),
+            values=_by_chunk(values, self.loads),
+            mix=_by_chunk(mix, self.seen),
+            drain=cycles[isa.DrnOut].tolist(),
+            store=transfers[isa.StAtt].tolist(),
         )
         heads, per_head = self.header.op.kv_heads, self.per_head
         if heads <= _WALKED_HEADS or heads * per_head <= _WALKED_BLOCKS:
@@ -234,78 +238,82 @@ class _Walk:
         return int(last + (heads - _WALKED_HEADS) * (last - before))
 
     def _walk(self, p: _Parts, blocks: int) -> float:
-        """Time of the first `blocks` blocks."""
-        plan, stays, per_head = self.plan, self.plan.stays, self.per_head
-        clock = _Clock()
-        scr_free, prb_free, acc_free, act_free = ([0.0] * blocks for _ in range(4))
-        scored, ready = [0.0] * blocks, [0.0] * blocks
-        keys_free = values_free = scales_free = 0.0
-
-        def before(times: list[float], block: int) -> float:
-            return times[block] if block >= 0 else 0.0
+        """Time of the first `blocks` blocks: the engines with what each has to do, in order."""
+        plan, stays = self.plan, self.plan.stays
+        per_head, gathers = self.per_head, self.header.sparse and not stays
+        e = _Engines()
+        for queue, slots in (
+            *(("act", 2), ("acc", 2), ("osc", 2), ("scr", plan.score_slots)),
+            *(("prb", plan.probability_slots), ("liv", plan.probability_slots)),
+            ("scl", 1 if stays else plan.scale_slots),
+            *((name, 1 if stays else plan.chunk_slots) for name in ("wgt", "val")),
+        ):
+            e.tokens(f"{queue} free", slots)
 
         def score(b: int) -> None:
-            nonlocal keys_free
-            begin = max(clock.load, before(act_free, b - 2))
-            loaded = clock.transfer(begin, p.query[b])
-            first = loaded
-            if stays and b % per_head == 0:
-                begin = max(loaded, keys_free, scales_free)
-                loaded = first = clock.transfer(begin, p.keys.total[b])
-            elif not stays:
-                loaded = max(loaded, before(ready, b - plan.scale_slots))
-                first = loaded + p.keys.first[b]
-                loaded = clock.transfer(loaded, p.keys.total[b])
-            start = max(clock.mma, before(scr_free, b - plan.score_slots), first)
-            end = max(start + p.score.total[b], loaded + p.score.last[b])
-            if not stays:
-                end = max(end, start + p.keys.after_two[b] + p.score.last[b])
-                loaded = max(loaded, end - p.score.last_two[b])
-            clock.load = max(clock.load, loaded)
-            clock.mma = end
-            if stays and (b + 1) % per_head == 0:
-                keys_free = end
-            scored[b] = end
-
-        def probabilities(b: int) -> None:
-            nonlocal scales_free
-            start = max(clock.vector, scored[b], before(prb_free, b - plan.probability_slots))
-            ready[b] = scr_free[b] = clock.vector = start + p.vector[b]
-            if stays and (b + 1) % per_head == 0:
-                scales_free = ready[b]
+            first, last = b % per_head == 0, (b + 1) % per_head == 0
+            load, mma, vector = e.load, e.mma, e.vector
+            load.wait("act free").transfer(p.query[b]).signal("act")
+            if not stays or first:
+                load.wait("scl free")
+            mma.wait("act").wait("scr free")
+            if stays and first:
+                load.wait("wgt free")
+                for both in zip(p.keys[b], p.scales[b], strict=True):
+                    load.transfers(both)
+                load.signal("wgt").signal("scl")
+                mma.wait("wgt")
+            chunks = zip(p.keys[b], p.scales[b], p.score[b], strict=True) if not stays else ()
+            for keys, scales, work in chunks:
+                load.wait("wgt free").transfer(keys).transfer(scales).signal("wgt")
+                mma.wait("wgt").work(work).signal("wgt free")
+            if stays:
+                mma.work(sum(p.score[b]))
+            else:
+                load.signal("scl")
+            if stays and last:
+                mma.signal("wgt free")
+            mma.signal("scr")
+            if not stays or first:
+                vector.wait("scl")
+            vector.wait("scr").wait("prb free").wait("osc free")
+            if gathers:
+                vector.wait("liv free")
+            vector.work(p.vector[b])
+            if not stays or last:
+                vector.signal("scl free")
+            vector.signal("scr free").signal("prb").signal("osc")
+            if gathers:
+                vector.signal("liv")
 
         def mix(b: int) -> None:
-            nonlocal values_free
-            gathers = self.header.sparse and not stays
-            begin = max(clock.load, ready[b] if gathers else 0.0)
-            loaded = first = 0.0
-            if stays and b % per_head == 0:
-                loaded = first = clock.transfer(max(begin, values_free), p.values.total[b])
-            elif not stays:
-                first = begin + p.values.first[b]
-                loaded = clock.transfer(begin, p.values.total[b])
-            act_free[b] = max(clock.mma, ready[b])
-            start = max(act_free[b], before(acc_free, b - 2), first)
-            end = max(start + p.mix.total[b], loaded + p.mix.last[b])
-            if not stays:
-                end = max(end, start + p.values.after_two[b] + p.mix.last[b])
-                loaded = max(loaded, end - p.mix.last_two[b])
-            clock.load = max(clock.load, loaded)
-            clock.mma = prb_free[b] = end
-            if stays and (b + 1) % per_head == 0:
-                values_free = end
-            drained = max(clock.store, end) + p.drain[b]
-            acc_free[b] = clock.store = clock.put(drained, p.store[b])
+            first, last = b % per_head == 0, (b + 1) % per_head == 0
+            load, mma, store = e.load, e.mma, e.store
+            if stays and first:
+                load.wait("val free").transfers(p.values[b]).signal("val")
+                mma.wait("val")
+            mma.wait("prb").signal("act free").wait("acc free")
+            if gathers:
+                load.wait("liv")
+            for loaded, work in zip(p.values[b], p.mix[b], strict=True) if not stays else ():
+                load.wait("val free").transfer(loaded).signal("val")
+                mma.wait("val").work(work).signal("val free")
+            if gathers:
+                load.signal("liv free")
+            if stays:
+                mma.work(sum(p.mix[b]))
+            if stays and last:
+                mma.signal("val free")
+            mma.signal("prb free").signal("acc")
+            store.wait("acc").wait("osc").work(p.drain[b]).signal("osc free")
+            store.transfer(p.store[b]).signal("acc free")
 
         score(0)
-        probabilities(0)
         for b in range(blocks):
             if b + 1 < blocks:
                 score(b + 1)
             mix(b)
-            if b + 1 < blocks:
-                probabilities(b + 1)
-        return clock.store
+        return e.run()
 
     # Events.
 
@@ -366,56 +374,107 @@ _TRANSFERS: Instructions = (isa.LdQry, isa.LdKey, isa.LdScl, isa.LdVal, isa.StAt
 
 
 @dataclass(frozen=True, eq=False)
-class _Chunks:
-    """Cycles of chunks of each block: all, the first, the last, the last two, all but two."""
-
-    total: list[float]
-    first: list[float]
-    last: list[float]
-    last_two: list[float]
-    after_two: list[float]
-
-    @classmethod
-    def of(cls, cycles: NDArray[np.int64], present: NDArray[np.bool_]) -> _Chunks:
-        count = present.sum(axis=1)
-        rows = np.arange(len(cycles))
-        last = np.where(count > 0, cycles[rows, np.maximum(count - 1, 0)], 0)
-        before = np.where(count > 1, cycles[rows, np.maximum(count - 2, 0)], 0)
-        numbers = (cycles.sum(axis=1), cycles[:, 0], last, last + before, cycles[:, 2:].sum(axis=1))
-        return cls(*(number.tolist() for number in numbers))
-
-
-@dataclass(frozen=True, eq=False)
 class _Parts:
-    """Cycles of everything that each block needs."""
+    """Cycles of everything that each block needs; of chunks a list, those between put together."""
 
     query: Any
-    keys: _Chunks
-    score: _Chunks
+    keys: list[list[float]]
+    scales: list[list[float]]
+    score: list[list[float]]
     vector: Any
-    values: _Chunks
-    mix: _Chunks
+    values: list[list[float]]
+    mix: list[list[float]]
     drain: Any
     store: Any
 
 
-class _Clock:
-    """When each engine is free, and what stores still have to have of the channel."""
+def _by_chunk(cycles: NDArray[np.int64], present: NDArray[np.bool_]) -> list[list[float]]:
+    """Cycles of the chunks that each block has: the first and the last ones alone."""
+    found = []
+    for row, count in zip(cycles, present.sum(axis=1).tolist(), strict=True):
+        middle = np.linspace(_ALONE, count - _ALONE, _GROUPS + 1).astype(int)
+        edges = [*range(_ALONE), *middle, *range(count - _ALONE + 1, count)]
+        if count <= 2 * _ALONE + _GROUPS:
+            edges = list(range(count))
+        found.append(np.add.reduceat(row[:count], edges).tolist() if count else [])
+    return found
+
+
+class _Engine:
+    """What an engine has to do, in order: (what, how many cycles, or which queue)."""
 
     def __init__(self) -> None:
-        self.load = self.mma = self.vector = self.store = 0.0
-        self._channel = self._debt = 0.0
+        self.tasks: list[tuple[str, Any]] = []
 
-    def transfer(self, begin: float, cycles: float) -> float:
-        """A load: it has the channel after the loads before it, and after stores since then."""
-        idle = max(begin - self._channel, 0.0)
-        self._debt = max(self._debt - idle, 0.0)
-        end = max(begin, self._channel) + self._debt + cycles
-        self._debt = 0.0
-        self._channel = end
-        return end
+    def wait(self, queue: str) -> _Engine:
+        self.tasks.append(("wait", queue))
+        return self
 
-    def put(self, begin: float, cycles: float) -> float:
-        """A store: it gets in between loads, which have to wait."""
-        self._debt += cycles
-        return begin + cycles
+    def signal(self, queue: str) -> _Engine:
+        self.tasks.append(("signal", queue))
+        return self
+
+    def work(self, cycles: float) -> _Engine:
+        self.tasks.append(("work", cycles))
+        return self
+
+    def transfer(self, cycles: float) -> _Engine:
+        self.tasks.append(("transfer", cycles))
+        return self
+
+    def transfers(self, cycles: Iterable[float]) -> _Engine:
+        for some in cycles:
+            self.transfer(some)
+        return self
+
+
+class _Engines:
+    """Four engines, tokens between them, and one channel for what LOAD and STORE transfer."""
+
+    def __init__(self) -> None:
+        self.load, self.mma, self.vector, self.store = (_Engine() for _ in range(4))
+        self._queues: dict[str, deque[float]] = {}
+
+    def tokens(self, queue: str, count: int) -> None:
+        """Tokens that a queue holds at the beginning."""
+        self._queues[queue] = deque([0.0] * count)
+
+    def run(self) -> float:
+        """When the last engine is done. Of two transfers the one goes first that is ready first."""
+        engines = (self.load, self.mma, self.vector, self.store)
+        clocks, at, channel = [0.0] * 4, [0] * 4, 0.0
+        while True:
+            moved = True
+            while moved:
+                moved = False
+                for number, engine in enumerate(engines):
+                    begin = at[number]
+                    clocks[number], at[number] = self._advance(engine, clocks[number], begin)
+                    moved |= at[number] > begin
+            ready = [n for n in (0, 3) if at[n] < len(engines[n].tasks)]
+            ready = [n for n in ready if engines[n].tasks[at[n]][0] == "transfer"]
+            if not ready:
+                return max(clocks)
+            first = min(ready, key=lambda n: clocks[n])
+            channel = max(clocks[first], channel) + engines[first].tasks[at[first]][1]
+            clocks[first] = channel
+            at[first] += 1
+
+    def _advance(self, engine: _Engine, clock: float, at: int) -> tuple[float, int]:
+        """Do what needs no channel, up to a token that is not there."""
+        tasks = engine.tasks
+        while at < len(tasks):
+            what, value = tasks[at]
+            if what == "work":
+                clock += value
+            elif what == "signal":
+                self._queues.setdefault(value, deque()).append(clock)
+            elif what == "wait":
+                queue = self._queues.get(value)
+                if not queue:
+                    break
+                clock = max(clock, queue.popleft())
+            else:
+                break
+            at += 1
+        return clock, at

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from sparqle_tvm.target.isa import INSTRUCTIONS
-from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.base import TRACE_ENGINE, TRACE_OPCODE, TRACE_OPERANDS
 from sparqle_tvm.target.isa.header import Engine, Queue
 from sparqle_tvm.target.isa.operands import Buffer
