@@ -18,7 +18,7 @@ from sparqle_tvm.models.shapes import MODELS as SHAPES
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Document, Section, Table
 from sparqle_tvm.report.paper import CITATION, MODELS, QUANTITIES, RANGES
-from sparqle_tvm.report.passes import describe, figure
+from sparqle_tvm.report.passes import LIMIT_NAMES, describe, figure
 from sparqle_tvm.results.passes import PHASES
 from sparqle_tvm.studies.savings import Curve, saving_curves, select
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
@@ -135,12 +135,10 @@ def limits_table(curves: Sequence[Curve], where: str) -> Table:
         columns=(
             Column("phase", ""),
             Column("model", "model"),
-            _share("compute", "computation"),
-            _share("weights", "memory: weights"),
-            _share("activations", "activations"),
-            _share("kv_cache", "KV cache"),
+            *(_share(limit, name) for limit, name in LIMIT_NAMES.items()),
         ),
         rows=tuple(rows),
+        repeated=2,
     )
 
 

@@ -17,7 +17,7 @@ from sparqle_tvm.target.cost.energy_table import EnergyTable
 from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.cost.vector import TransformerShape
 
-JSON_VERSION = 3
+JSON_VERSION = 4
 
 
 @dataclass(frozen=True)
