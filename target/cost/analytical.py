@@ -284,7 +284,8 @@ def dense_op_cost(
                 moved,
                 {"drain": drain_cycles},
             ],
-            fill=float(overlap.first_load + overlap.last_drain + overlap.last_store),
+            begin=float(overlap.first_load),
+            end=float(overlap.last_drain + overlap.last_store),
         ),
     )
 

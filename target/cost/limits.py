@@ -59,7 +59,8 @@ _WAITS = {"ACT_READY": "activations", "WGT_READY": "weights", "ACC_FREE": "drain
 def divide(
     total: int,
     engines: Sequence[Mapping[str, float]],
-    fill: float = 0.0,
+    begin: float = 0.0,
+    end: float = 0.0,
     waits: Mapping[str, float] | None = None,
 ) -> dict[str, int]:
     """Divide the time, see the module.
@@ -70,10 +71,11 @@ def divide(
         All cycles.
     engines : sequence of mapping of str to float
         Cycles that each engine works, by `LIMITS`; of equally busy ones the first counts.
-    fill : float
+    begin, end : float
         Cycles before the array's first and after its last.
     waits : mapping of str to float, optional
-        What the array waits for besides, by `LIMITS`; counts if the array is the busiest.
+        What the array waits for before its last cycle, by `LIMITS`, its begin among the loads;
+        counts if the array is the busiest.
 
     Returns
     -------
@@ -86,9 +88,9 @@ def divide(
     _share(found, busiest, min(sum(busiest.values()), total))
     rest = max(total - sum(busiest.values()), 0.0)
     if not any(name in CHANNEL for name in busiest):
-        found["fill"] = min(fill, rest)
+        found["fill"] = min(begin + end, rest)
         rest -= found["fill"]
-    others = dict(waits or {}) if "array" in busiest else {}
+    others = _after(waits or {}, begin) if "array" in busiest else {}
     if not any(others.values()):
         for work in engines:
             if work is not busiest:
@@ -110,6 +112,13 @@ def _share(found: dict[str, float], work: Mapping[str, float], cycles: float) ->
     everything = sum(work.values())
     for name, mine in work.items():
         found[name] += cycles * mine / everything if everything else 0.0
+
+
+def _after(waits: Mapping[str, float], begin: float) -> dict[str, float]:
+    """Waits without those at the begin, which are for loads."""
+    loads = sum(cycles for name, cycles in waits.items() if name in CHANNEL)
+    left = max(1 - begin / loads, 0.0) if loads else 0.0
+    return {name: n * left if name in CHANNEL else n for name, n in waits.items()}
 
 
 def _whole(found: Mapping[str, float], total: int) -> dict[str, int]:
@@ -154,13 +163,7 @@ def simulated_limits(result: SimResult) -> dict[str, int]:
             channel,
             {"drain": drain},
         ],
-        fill=begin + array.stalled_cycles.get("END", 0),
-        waits=_without(stalled, begin),
+        begin=begin,
+        end=array.stalled_cycles.get("END", 0),
+        waits=stalled,
     )
-
-
-def _without(stalled: Mapping[str, float], begin: float) -> dict[str, float]:
-    """Waits after the first load, which both operands have to wait for."""
-    loads = sum(stalled.get(name, 0.0) for name in ("activations", "weights"))
-    left = max(loads - begin, 0.0) / loads if loads else 0.0
-    return {name: n if name == "drain" else n * left for name, n in stalled.items()}

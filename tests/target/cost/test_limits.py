@@ -41,20 +41,21 @@ MOVED = {"weights": 30.0, "activations": 10.0, "descriptors": 20.0}
 def test_by_hand_if_the_array_is_busiest():
     # 80 of 100 cycles at work; 8 to fill; 12 that it waits for others: of 60 + 20 cycles of theirs
     # the weights have 30, the drain 20.
-    found = divide(100, [ARRAY, MOVED, {"drain": 20.0}], fill=8)
+    found = divide(100, [ARRAY, MOVED, {"drain": 20.0}], begin=5, end=3)
     assert shown(found) == {
         **{"array": 70, "waiting_rows": 10, "fill": 8},
         # 12 * 30/80 = 4.5, 1.5, 3, 3: of the halves the first is rounded up, 4.5 + 1.5 = 5 + 1.
         **{"weights": 5, "activations": 1, "descriptors": 3, "drain": 3},
     }
-    # What it waits for is known: three times as long for weights as for the drain.
-    found = divide(100, [ARRAY, MOVED, {"drain": 20.0}], 8, {"weights": 3.0, "drain": 1.0})
+    # What it waits for is known: for weights 14 cycles, 5 of them at the begin, for the drain 3.
+    waits = {"weights": 14.0, "drain": 3.0}
+    found = divide(100, [ARRAY, MOVED, {"drain": 20.0}], 5, 3, waits)
     assert (found["weights"], found["drain"], found["activations"]) == (9, 3, 0)
 
 
 def test_by_hand_if_the_channel_is_busiest():
     # 60 of 66 cycles; of the rest 40 : 8 : 0 for array and drain. Nothing fills.
-    found = divide(66, [{"array": 40.0}, MOVED, {"drain": 8.0}], fill=5, waits={"weights": 1.0})
+    found = divide(66, [{"array": 40.0}, MOVED, {"drain": 8.0}], 5, 3, waits={"weights": 1.0})
     assert shown(found) == {
         **{"weights": 30, "activations": 10, "descriptors": 20},
         **{"array": 5, "drain": 1},
@@ -72,11 +73,12 @@ WORK = st.dictionaries(st.sampled_from(LIMITS), st.floats(0, 1e9), min_size=1, m
 @given(
     total=st.integers(0, 10**12),
     engines=st.lists(WORK, min_size=1, max_size=3),
-    fill=st.floats(0, 1e9),
+    begin=st.floats(0, 1e9),
+    end=st.floats(0, 1e9),
     waits=st.none() | WORK,
 )
-def test_the_sum_is_the_total_whatever_it_is_made_of(total, engines, fill, waits):
-    found = divide(total, engines, fill, waits)
+def test_the_sum_is_the_total_whatever_it_is_made_of(total, engines, begin, end, waits):
+    found = divide(total, engines, begin, end, waits)
     assert tuple(found) == LIMITS
     assert sum(found.values()) == total
     assert min(found.values()) >= 0
