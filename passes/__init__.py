@@ -21,6 +21,7 @@ from sparqle_tvm.passes.lower_qdq import LowerQDQ
 from sparqle_tvm.passes.merge_precision import MergePrecision
 from sparqle_tvm.passes.offload_dense import OffloadDense
 from sparqle_tvm.passes.raise_msb_sparsity import RaiseMsbSparsity
+from sparqle_tvm.passes.report_left import ReportLeft
 from sparqle_tvm.passes.share_encodings import ShareEncodings
 from sparqle_tvm.passes.split_grouped_dense import SplitGroupedDense
 from sparqle_tvm.passes.split_precision import SplitPrecision
@@ -46,6 +47,7 @@ __all__ = [
     "OffloadDense",
     "PassReport",
     "RaiseMsbSparsity",
+    "ReportLeft",
     "ShareEncodings",
     "Skipped",
     "SplitGroupedDense",
