@@ -19,7 +19,7 @@ from tvm import relax
 from sparqle_tvm import dialect, passes
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import write_text
-from sparqle_tvm.host.processor import host_target
+from sparqle_tvm.host.processor import checked_host
 from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.target.accelerator import Accelerator
@@ -204,7 +204,9 @@ def sequence(phases: Phases, given: Options, *, name: str = "sparqle") -> tvm.tr
         If no phase has the name; when applied, if the folder cannot be written.
     """
     stop_after, dump = given.stop_after, given.dump
-    if stop_after is not None and stop_after not in phases:
+    if dump is not None and not isinstance(dump, str | os.PathLike):
+        raise InvalidArgumentError(f"dump {dump!r} is no path of a folder")
+    if stop_after is not None and stop_after not in list(phases):
         known = ", ".join(phases)
         raise InvalidArgumentError(f'stop_after "{stop_after}" is no phase; known: {known}')
     dialect.register()
@@ -273,7 +275,7 @@ def compile(
     else:
         found = host_phases()
     steps = sequence(found, given)
-    chosen = tvm.target.Target(host) if host is not None else host_target()
+    chosen = checked_host(host)
     if given.stop_after is not None:
         with chosen:
             return steps(mod)
@@ -282,4 +284,5 @@ def compile(
         collected=given.collect.collected if given.collect is not None else None,
         lifted=given.lift.lifted if given.lift is not None else None,
         report=given.report,
+        cpu=str(chosen.attrs.get("mcpu", "")),
     )

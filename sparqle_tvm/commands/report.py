@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from sparqle_tvm.commands import _shared as shared
+from sparqle_tvm.files import all_or_nothing
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -14,6 +15,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
         commands,
         "report",
         _report,
+        files=("html", "markdown"),
+        folders=("csv", "pictures"),
         help="show what a run found: a page with pictures, Markdown, CSV, JSON",
         description="Show what `sparqle run` found: figures, pictures and tables as one page that "
         "opens without a network, as Markdown, CSV files, PNG files or JSON. Without any of "
@@ -24,7 +27,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
         metavar="FILE",
         help="what `sparqle run --json FILE` wrote; without it, the built-in model is run first",
     )
-    report.add_argument("--html", metavar="FILE", help="write one self-contained page")
+    report.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write one self-contained page; - writes it to standard output",
+    )
     report.add_argument(
         "--markdown",
         metavar="FILE",
@@ -36,8 +43,6 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    for path in (arguments.html, arguments.markdown):
-        shared.check_writable(path)
     if arguments.html or arguments.pictures:
         from sparqle_tvm.report.pictures import require_matplotlib
 
@@ -57,9 +62,8 @@ def _report(arguments: argparse.Namespace) -> None:
         from sparqle_tvm.report.writers import print_document
 
         print_document(document)
-    if arguments.json:
-        shared.emit_json(arguments.json, document.to_json())
-    _write(arguments, document)
+    with all_or_nothing():
+        _write(arguments, document)
 
 
 def _write(arguments: argparse.Namespace, document: Any) -> None:
@@ -67,17 +71,17 @@ def _write(arguments: argparse.Namespace, document: Any) -> None:
 
     from sparqle_tvm.report import writers
 
-    if arguments.markdown == shared.STANDARD_OUTPUT:
-        print(writers.to_markdown(document), end="")
-    elif arguments.markdown:
-        writers.write_markdown(document, arguments.markdown)
+    if arguments.json:
+        shared.emit_json(arguments.json, document.to_json())
+    if arguments.markdown:
+        shared.emit_text(arguments.markdown, writers.to_markdown(document))
     if arguments.csv:
         writers.write_csv(document, arguments.csv)
     count = len(document.pictures) * sum(map(bool, (arguments.html, arguments.pictures)))
     with tqdm(total=count, unit="picture", desc="draw", leave=False, disable=not count) as bar:
         if arguments.html:
-            from sparqle_tvm.report.html import write_html
+            from sparqle_tvm.report.html import to_html
 
-            write_html(document, arguments.html, progress=bar.update)
+            shared.emit_text(arguments.html, to_html(document, progress=bar.update))
         if arguments.pictures:
             writers.write_pictures(document, arguments.pictures, progress=bar.update)

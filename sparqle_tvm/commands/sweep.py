@@ -32,6 +32,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
         commands,
         "sweep",
         _sweep,
+        files=("out",),
+        kept=_kept,
         help="estimate many points: models, lengths, sparsities, accelerators",
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -84,6 +86,17 @@ def _sweep(arguments: argparse.Namespace) -> None:
         lambda: sweep_document(result, arguments.out),
         lambda: _summary(result, arguments.out),
     )
+
+
+def _kept(arguments: argparse.Namespace) -> str:
+    from pathlib import Path
+
+    from sparqle_tvm.studies.sweep.checkpoint import SUFFIX
+
+    kept = Path(f"{arguments.out}{SUFFIX}")
+    if not kept.exists():
+        return "nothing was kept"
+    return f"finished points are kept in {kept}; the same command goes on from there"
 
 
 def _points(arguments: argparse.Namespace) -> Sweep:

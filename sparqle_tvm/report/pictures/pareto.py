@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import replacing
+from sparqle_tvm.report.pictures import require_picture_name
 from sparqle_tvm.results.losses import ParetoResult
 
 
@@ -50,9 +49,7 @@ def write_pareto(result: ParetoResult, path: str | os.PathLike[str]) -> None:
     InvalidArgumentError
         If the file cannot be written, or its ending is not known.
     """
-    target = Path(path)
-    if target.suffix not in (".png", ".svg", ".pdf"):
-        raise InvalidArgumentError(f"{target}: a picture ends in .png, .svg or .pdf")
+    require_picture_name(path)
     figure = draw_pareto(result)
-    with replacing(target) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)

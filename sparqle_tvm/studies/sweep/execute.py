@@ -6,27 +6,47 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import replace
-from multiprocessing import get_context
+from dataclasses import dataclass, replace
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tqdm import tqdm
 
 from sparqle_tvm.errors import InvalidArgumentError, SparqleError
-from sparqle_tvm.results.passes import BASELINE, PARTS, PartCost
-from sparqle_tvm.studies.sweep.checkpoint import SUFFIX, Checkpoint, remove_checkpoint
+from sparqle_tvm.files import Share, typed
+from sparqle_tvm.processes import end_with_parent, signals_left_to_parent
+from sparqle_tvm.results.passes import BASELINE, PARTS, PartCost, Saved
+from sparqle_tvm.studies.sweep.checkpoint import REMEDY, SUFFIX, Checkpoint, remove_checkpoint
 from sparqle_tvm.studies.sweep.points import ACCELERATOR_NAMES, DEFAULTS, Point, Sweep
 from sparqle_tvm.studies.sweep.table import SweepResult
 from sparqle_tvm.target.cost.baselines import Scheme
 
+MAX_WORKERS = 1024
 BATCH_POINTS = 8
 """Points that a worker takes at a time, and that are kept together."""
 
 SWEEP_SCHEMES: tuple[Scheme, ...] = ("dense", "sparqle")
 """What is estimated of every point: the baseline and the split form."""
 
+_FIGURES: Mapping[str, Callable[[PartCost], float]] = {
+    "cycles": lambda part: part.cycles,
+    "seconds": lambda part: part.seconds,
+    "dram_bytes": lambda part: part.dram_bytes,
+    "joules_low": lambda part: part.energy.joules.low,
+    "joules": lambda part: part.energy.joules.mid,
+    "joules_high": lambda part: part.energy.joules.high,
+    "compute_bound_share": lambda part: part.limits["compute"],
+    "weights_bound_share": lambda part: part.limits["weights"],
+}
+_SAVINGS: Mapping[str, Callable[[Saved], float]] = {
+    "cycles_reduction": lambda saved: saved.cycles,
+    "dram_bytes_reduction": lambda saved: saved.dram_bytes,
+    "energy_reduction": lambda saved: saved.energy.mid,
+}
 Batch = Sequence[tuple[int, Point]]
 Results = dict[int, dict[str, Any]]
 
@@ -69,22 +89,34 @@ def evaluate_point(point: Point) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """What is kept of a point that has no estimate."""
+
+    error: str
+
+
+_Figures: Any = msgspec.defstruct(
+    "_Figures",
+    [
+        ("energy_table", str),
+        ("msb_sparsity_source", str),
+        ("msb_sparsity_mean", Share),
+        ("beyond_positions", bool),
+        *(
+            (f"{scheme}_{part}_{name}", float)
+            for scheme in SWEEP_SCHEMES
+            for part in PARTS
+            for name in (*_FIGURES, *(_SAVINGS if scheme != BASELINE else ()))
+        ),
+    ],
+)
+
+
 def _figures(part: PartCost, is_baseline: bool) -> dict[str, float]:
-    joules = part.energy.joules
-    figures = {
-        "cycles": part.cycles,
-        "seconds": part.seconds,
-        "dram_bytes": part.dram_bytes,
-        "joules_low": joules.low,
-        "joules": joules.mid,
-        "joules_high": joules.high,
-        "compute_bound_share": part.limits["compute"],
-        "weights_bound_share": part.limits["weights"],
-    }
+    figures = {name: get(part) for name, get in _FIGURES.items()}
     if part.saved is not None and not is_baseline:
-        figures["cycles_reduction"] = part.saved.cycles
-        figures["dram_bytes_reduction"] = part.saved.dram_bytes
-        figures["energy_reduction"] = part.saved.energy.mid
+        figures |= {name: get(part.saved) for name, get in _SAVINGS.items()}
     return figures
 
 
@@ -124,8 +156,10 @@ def run_sweep(
         installed or does not answer.
     """
     SweepResult.check_name(out)
-    if workers is not None and workers < 1:
-        raise InvalidArgumentError(f"workers = {workers}: a sweep needs at least one process")
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
+        raise InvalidArgumentError(
+            f"workers = {workers}: a sweep needs at least one process, {MAX_WORKERS} at most"
+        )
     kept = Path(f"{out}{SUFFIX}")
     if restart:
         remove_checkpoint(kept)
@@ -133,6 +167,11 @@ def run_sweep(
         checkpoint = Checkpoint(kept, sweep.digest)
         stack.callback(checkpoint.close)
         done = checkpoint.read()
+        for number, row in done.items():
+            if number not in range(len(sweep.points)):
+                raise checkpoint.damaged(f"there is no point {number}")
+            kind: Any = _Failure if "error" in row else _Figures
+            typed(row, kind, f"{kept}, record {number} is damaged, {REMEDY}", InvalidArgumentError)
         left = [(i, point) for i, point in enumerate(sweep.points) if i not in done]
         bar = stack.enter_context(
             tqdm(total=len(sweep.points), initial=len(done), unit="point", disable=not progress)
@@ -159,8 +198,16 @@ def _evaluated(
     if not batches:
         return
     submit, completed = _on_dask(stack, scheduler) if scheduler else _on_processes(stack, workers)
-    for future in completed([submit(_evaluate_batch, batch) for batch in batches]):
-        yield future.result()
+    with signals_left_to_parent():
+        futures = [submit(_evaluate_batch, batch) for batch in batches]
+    try:
+        for future in completed(futures):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise InvalidArgumentError(
+            "a process of the sweep ended before its time, maybe for want of memory; what is "
+            "done is kept, start again to go on, with fewer --workers"
+        ) from error
 
 
 def _on_processes(
@@ -168,8 +215,16 @@ def _on_processes(
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     count = workers or len(os.sched_getaffinity(0))
     # Not forked: the parent may have threads.
-    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
-    stack.callback(pool.shutdown, cancel_futures=True)
+    others = set(active_children())
+    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=end_with_parent)
+
+    def close(error: type[BaseException] | None, *_: object) -> None:
+        # After an error or a signal nobody waits for what the processes are at.
+        for process in set(active_children()) - others if error else ():
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
+
+    stack.push(close)
     return pool.submit, as_completed
 
 
