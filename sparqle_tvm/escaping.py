@@ -16,7 +16,10 @@ CODE = re.compile(r"`([\w ./:=,+%-]+)`")
 
 # Control characters, half surrogates, line separators, and what turns the direction of writing.
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
+# What is markup anywhere; underscores within a word and a lone ampersand are none.
+_MARKDOWN = re.compile(r"([\\`\[\]<|~]|(?<!\s)\*|\*(?!\s)|(?<!\w)_|_(?!\w)|&(?=#?\w+;))")
+# What is markup where a paragraph begins.
+_MARKDOWN_START = re.compile(r"^(\s*\d*)(>|[#*+.)-](?=[\s#]|$))")
 _FORMULA = ("=", "+", "-", "@")
 
 
@@ -37,8 +40,9 @@ def for_markdown(text: str) -> str:
     """Text for Markdown: what would be markup gets a backslash; our own code stays code."""
     # `split` gives what lies between pieces of code, and the pieces.
     parts = CODE.split(visible(text))
-    return "".join(
-        f"`{part}`" if i % 2 else _MARKDOWN.sub(r"\\\1", part) for i, part in enumerate(parts)
+    parts[0] = _MARKDOWN_START.sub(r"\1\\\2", _MARKDOWN.sub(r"\\\1", parts[0]))
+    return parts[0] + "".join(
+        _MARKDOWN.sub(r"\\\1", part) if i % 2 else f"`{part}`" for i, part in enumerate(parts[1:])
     )
 
 

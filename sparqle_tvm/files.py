@@ -35,6 +35,8 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
 """A number of things; of a file no other is read."""
 Positive = Annotated[int, msgspec.Meta(ge=1, le=MAX_INTEGER)]
 """A number of things of which there is one at least."""
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+"""A size of a tensor."""
 Amount = Annotated[float, msgspec.Meta(ge=0, le=MAX_AMOUNT)]
 """A measure: seconds, joules."""
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]

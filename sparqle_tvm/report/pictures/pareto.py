@@ -6,6 +6,7 @@ import os
 
 from matplotlib.figure import Figure
 
+from sparqle_tvm.escaping import visible
 from sparqle_tvm.files import replacing
 from sparqle_tvm.report.pictures import require_picture_name
 from sparqle_tvm.results.losses import ParetoResult
@@ -37,7 +38,8 @@ def draw_pareto(result: ParetoResult) -> Figure:
     axes[0][0].set_ylabel("perplexity above int8 (%)")
     axes[1][0].set_ylabel("KL to int8 (nats)")
     axes[0][0].legend()
-    figure.suptitle(f"{result.model_name} on {result.accelerator}, one standard error")
+    title = visible(f"{result.model_name} on {result.accelerator}, one standard error")
+    figure.suptitle(title, parse_math=False)
     return figure
 
 
