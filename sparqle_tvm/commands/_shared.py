@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.escaping import visible
-from sparqle_tvm.files import require_folder, require_writable, write_json, write_text
+from sparqle_tvm.files import (
+    all_or_nothing,
+    require_folder,
+    require_writable,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from sparqle_tvm.report.document import Document
@@ -131,6 +137,8 @@ def check_outputs(arguments: argparse.Namespace) -> None:
     InvalidArgumentError
         If a file or folder cannot be written, a file would be written twice or take the place of
         an input, or more than one output goes to standard output.
+    MissingExtraError
+        If there are pictures to draw and no matplotlib.
     """
     named = {name: vars(arguments)[name] for name in arguments.files if vars(arguments)[name]}
     printed = [f"--{name}" for name, path in named.items() if path == STANDARD_OUTPUT]
@@ -154,6 +162,10 @@ def check_outputs(arguments: argparse.Namespace) -> None:
     for name in arguments.folders:
         if folder := vars(arguments)[name]:
             require_folder(folder)
+    if named.get("html") or vars(arguments).get("pictures"):
+        from sparqle_tvm.report.pictures import require_matplotlib
+
+        require_matplotlib()
 
 
 def show(path: str | None, document: Callable[[], Document], data: Callable[[], Any]) -> None:
@@ -177,6 +189,71 @@ def emit_text(path: str, text: str) -> None:
         print(text, end="")
     else:
         write_text(path, text)
+
+
+def add_document_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the files that a document can be written to."""
+    parser.set_defaults(
+        files=(*parser.get_default("files"), "html", "markdown"),
+        folders=(*parser.get_default("folders"), "csv", "pictures"),
+    )
+    parser.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write one self-contained page; - writes it to standard output",
+    )
+    parser.add_argument(
+        "--markdown",
+        metavar="FILE",
+        help="write texts and tables as Markdown; - writes them to standard output",
+    )
+    parser.add_argument("--csv", metavar="DIR", help="write every table as a CSV file")
+    parser.add_argument("--pictures", metavar="DIR", help="write every picture as a PNG file")
+
+
+def documents_wanted(arguments: argparse.Namespace) -> bool:
+    """Whether any of the files of `add_document_arguments` is asked for."""
+    return any((arguments.html, arguments.markdown, arguments.csv, arguments.pictures))
+
+
+def deliver(
+    arguments: argparse.Namespace, document: Callable[[], Document], data: Callable[[], Any]
+) -> None:
+    """As `show`, and write the files of `add_document_arguments` that are asked for.
+
+    Nothing else is printed if one of them goes to standard output. All are written, or none.
+    """
+    made = None
+    if STANDARD_OUTPUT not in (arguments.json, arguments.markdown, arguments.html):
+        from sparqle_tvm.report.writers import print_document
+
+        made = document()
+        print_document(made)
+    with all_or_nothing():
+        if arguments.json:
+            emit_json(arguments.json, data())
+        if documents_wanted(arguments):
+            write_documents(arguments, made or document())
+
+
+def write_documents(arguments: argparse.Namespace, document: Document) -> None:
+    """Write the files of `add_document_arguments` that are asked for."""
+    from tqdm import tqdm
+
+    from sparqle_tvm.report import writers
+
+    if arguments.markdown:
+        emit_text(arguments.markdown, writers.to_markdown(document))
+    if arguments.csv:
+        writers.write_csv(document, arguments.csv)
+    count = len(document.pictures) * sum(map(bool, (arguments.html, arguments.pictures)))
+    with tqdm(total=count, unit="picture", desc="draw", leave=False, disable=not count) as bar:
+        if arguments.html:
+            from sparqle_tvm.report.html import to_html
+
+            emit_text(arguments.html, to_html(document, progress=bar.update))
+        if arguments.pictures:
+            writers.write_pictures(document, arguments.pictures, progress=bar.update)
 
 
 def emit_json(path: str, data: Any) -> None:

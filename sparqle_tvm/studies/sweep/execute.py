@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,34 +19,15 @@ from tqdm import tqdm
 from sparqle_tvm.errors import InvalidArgumentError, SparqleError
 from sparqle_tvm.files import Share, typed
 from sparqle_tvm.processes import end_with_parent, signals_left_to_parent
-from sparqle_tvm.results.passes import BASELINE, PARTS, PartCost, Saved
 from sparqle_tvm.studies.sweep.checkpoint import REMEDY, SUFFIX, Checkpoint, remove_checkpoint
+from sparqle_tvm.studies.sweep.figures import COLUMNS, SWEEP_SCHEMES, figures
 from sparqle_tvm.studies.sweep.points import ACCELERATOR_NAMES, DEFAULTS, Point, Sweep
 from sparqle_tvm.studies.sweep.table import SweepResult
-from sparqle_tvm.target.cost.baselines import Scheme
 
 MAX_WORKERS = 1024
 BATCH_POINTS = 8
 """Points that a worker takes at a time, and that are kept together."""
 
-SWEEP_SCHEMES: tuple[Scheme, ...] = ("dense", "sparqle")
-"""What is estimated of every point: the baseline and the split form."""
-
-_FIGURES: Mapping[str, Callable[[PartCost], float]] = {
-    "cycles": lambda part: part.cycles,
-    "seconds": lambda part: part.seconds,
-    "dram_bytes": lambda part: part.dram_bytes,
-    "joules_low": lambda part: part.energy.joules.low,
-    "joules": lambda part: part.energy.joules.mid,
-    "joules_high": lambda part: part.energy.joules.high,
-    "compute_bound_share": lambda part: part.limits["compute"],
-    "weights_bound_share": lambda part: part.limits["weights"],
-}
-_SAVINGS: Mapping[str, Callable[[Saved], float]] = {
-    "cycles_reduction": lambda saved: saved.cycles,
-    "dram_bytes_reduction": lambda saved: saved.dram_bytes,
-    "energy_reduction": lambda saved: saved.energy.mid,
-}
 Batch = Sequence[tuple[int, Point]]
 Results = dict[int, dict[str, Any]]
 
@@ -78,14 +59,8 @@ def evaluate_point(point: Point) -> dict[str, Any]:
     return {
         "energy_table": table.name,
         "msb_sparsity_source": found.digits.source,
-        "msb_sparsity_mean": found.msb_sparsity,
         "beyond_positions": bool(found.positions_note),
-        **{
-            f"{scheme}_{part}_{name}": value
-            for scheme, cost in found.schemes.items()
-            for part in PARTS
-            for name, value in _figures(cost.part(part), scheme == BASELINE).items()
-        },
+        **figures(found),
     }
 
 
@@ -101,23 +76,10 @@ _Figures: Any = msgspec.defstruct(
     [
         ("energy_table", str),
         ("msb_sparsity_source", str),
-        ("msb_sparsity_mean", Share),
         ("beyond_positions", bool),
-        *(
-            (f"{scheme}_{part}_{name}", float)
-            for scheme in SWEEP_SCHEMES
-            for part in PARTS
-            for name in (*_FIGURES, *(_SAVINGS if scheme != BASELINE else ()))
-        ),
+        *((name, Share if name == "msb_sparsity_mean" else float) for name in COLUMNS),
     ],
 )
-
-
-def _figures(part: PartCost, is_baseline: bool) -> dict[str, float]:
-    figures = {name: get(part) for name, get in _FIGURES.items()}
-    if part.saved is not None and not is_baseline:
-        figures |= {name: get(part.saved) for name, get in _SAVINGS.items()}
-    return figures
 
 
 def run_sweep(
@@ -156,10 +118,7 @@ def run_sweep(
         installed or does not answer.
     """
     SweepResult.check_name(out)
-    if workers is not None and not 1 <= workers <= MAX_WORKERS:
-        raise InvalidArgumentError(
-            f"workers = {workers}: a sweep needs at least one process, {MAX_WORKERS} at most"
-        )
+    require_workers(workers)
     kept = Path(f"{out}{SUFFIX}")
     if restart:
         remove_checkpoint(kept)
@@ -197,22 +156,23 @@ def _evaluated(
     """Results in the order in which they are ready."""
     if not batches:
         return
-    submit, completed = _on_dask(stack, scheduler) if scheduler else _on_processes(stack, workers)
-    with signals_left_to_parent():
-        futures = [submit(_evaluate_batch, batch) for batch in batches]
-    try:
-        for future in completed(futures):
-            yield future.result()
-    except BrokenProcessPool as error:
+    submit, completed = _on_dask(stack, scheduler) if scheduler else on_processes(stack, workers)
+    for future in completed([submit(_evaluate_batch, batch) for batch in batches]):
+        yield future.result()
+
+
+def require_workers(workers: int | None) -> None:
+    """Refuse a number of processes that cannot be: InvalidArgumentError."""
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
         raise InvalidArgumentError(
-            "a process of the sweep ended before its time, maybe for want of memory; what is "
-            "done is kept, start again to go on, with fewer --workers"
-        ) from error
+            f"workers = {workers}: a sweep needs at least one process, {MAX_WORKERS} at most"
+        )
 
 
-def _on_processes(
+def on_processes(
     stack: ExitStack, workers: int | None
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """How to submit a call to processes (by default one for each core), and to wait for some."""
     count = workers or len(os.sched_getaffinity(0))
     # Not forked: the parent may have threads.
     others = set(active_children())
@@ -224,8 +184,21 @@ def _on_processes(
             process.terminate()
         pool.shutdown(cancel_futures=True)
 
+    def submit(*call: Any) -> Future[Any]:
+        with signals_left_to_parent():
+            return pool.submit(*call)
+
+    def completed(futures: Sequence[Future[Any]]) -> Iterator[Future[Any]]:
+        for future in as_completed(futures):
+            if isinstance(future.exception(), BrokenProcessPool):
+                raise InvalidArgumentError(
+                    "a process of the sweep ended before its time, maybe for want of memory; what "
+                    "is done is kept, start again to go on, with fewer --workers"
+                )
+            yield future
+
     stack.push(close)
-    return pool.submit, as_completed
+    return submit, completed
 
 
 def _on_dask(stack: ExitStack, address: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
