@@ -17,9 +17,9 @@ import tvm
 from tvm import relax
 
 from sparqle_tvm import dialect, passes
-from sparqle_tvm.errors import InvalidArgumentError, TargetError
+from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import write_text
-from sparqle_tvm.host.processor import host_target, require_cpu
+from sparqle_tvm.host.processor import checked_host, require_cpu
 from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.target.accelerator import Accelerator
@@ -207,7 +207,9 @@ def sequence(phases: Phases, given: Options, *, name: str = "sparqle") -> tvm.tr
         When applied, if what TVM compiles for is no CPU.
     """
     stop_after, dump = given.stop_after, given.dump
-    if stop_after is not None and stop_after not in phases:
+    if dump is not None and not isinstance(dump, str | os.PathLike):
+        raise InvalidArgumentError(f"dump {dump!r} is no path of a folder")
+    if stop_after is not None and stop_after not in list(phases):
         known = ", ".join(phases)
         raise InvalidArgumentError(f'stop_after "{stop_after}" is no phase; known: {known}')
     dialect.register()
@@ -290,7 +292,7 @@ def compile(
     else:
         found = host_phases()
     steps = sequence(found, given)
-    chosen = host_target() if host is None else _target(host)
+    chosen = checked_host(host)
     if given.stop_after is not None:
         with chosen:
             return steps(mod)
@@ -299,12 +301,5 @@ def compile(
         collected=given.collect.collected if given.collect is not None else None,
         lifted=given.lift.lifted if given.lift is not None else None,
         report=given.report,
+        cpu=str(chosen.attrs.get("mcpu", "")),
     )
-
-
-def _target(host: str | tvm.target.Target) -> tvm.target.Target:
-    """A target that somebody names."""
-    try:
-        return tvm.target.Target(host)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise TargetError(f"host {host!r} is no target: {str(error).splitlines()[0]}") from error

@@ -37,6 +37,7 @@ from sparqle_tvm.studies.evaluation import (
 )
 from sparqle_tvm.studies.inputs import (
     BUILTIN_MODEL,
+    check_text,
     checked_accelerator,
     functions_of_a_run,
     model_path,
@@ -133,6 +134,8 @@ def run_model(
     require_known("engine", engine, get_args(Counting))
     require_known("balance", balance, BALANCES)
     chosen = checked_accelerator(accelerator, tokens)
+    if loss_tokens < 2:
+        raise InvalidArgumentError(f"a loss needs at least 2 tokens, {loss_tokens} were asked for")
     from sparqle_tvm.calibration.budget import Budget
     from sparqle_tvm.calibration.choosable_model import ChoosableModel
     from sparqle_tvm.frontend import from_gguf
@@ -141,6 +144,7 @@ def run_model(
 
     tuned = _open_database(database, chosen, engine)
     known, selection = _select(calibration, budget)
+    check_text(text, tokens)
     name, content = read_content(text)
     path = model_path(model, progress=progress)
     lossy = selection is not None and bool(selection.choices)
