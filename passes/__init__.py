@@ -10,6 +10,7 @@ from sparqle_tvm.passes.collect_activations import (
     CollectActivations,
     ObservedDense,
 )
+from sparqle_tvm.passes.collect_attention import CollectAttention
 from sparqle_tvm.passes.collect_encodings import CollectEncodings
 from sparqle_tvm.passes.drain_encoded import DrainEncoded
 from sparqle_tvm.passes.fold_constants import FoldConstants
@@ -32,6 +33,7 @@ __all__ = [
     "BalanceRows",
     "ChooseWindow",
     "CollectActivations",
+    "CollectAttention",
     "CollectEncodings",
     "DenseInfo",
     "DrainEncoded",
