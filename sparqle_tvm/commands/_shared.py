@@ -125,6 +125,82 @@ def show(path: str | None, document: Callable[[], Document], data: Callable[[], 
         emit_json(path, data())
 
 
+def add_document_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the files that a document can be written to."""
+    parser.add_argument("--html", metavar="FILE", help="write one self-contained page")
+    parser.add_argument(
+        "--markdown",
+        metavar="FILE",
+        help="write texts and tables as Markdown; - writes them to standard output",
+    )
+    parser.add_argument("--csv", metavar="DIR", help="write every table as a CSV file")
+    parser.add_argument("--pictures", metavar="DIR", help="write every picture as a PNG file")
+
+
+def check_document_arguments(arguments: argparse.Namespace) -> None:
+    """Refuse files of `add_document_arguments` that cannot be written, before work is spent.
+
+    Raises
+    ------
+    InvalidArgumentError
+        As `check_writable`.
+    MissingExtraError
+        If there are pictures to draw and no matplotlib.
+    """
+    for path in (arguments.html, arguments.markdown):
+        check_writable(path)
+    if arguments.html or arguments.pictures:
+        from sparqle_tvm.report.pictures import require_matplotlib
+
+        require_matplotlib()
+
+
+def documents_wanted(arguments: argparse.Namespace) -> bool:
+    """Whether any of the files of `add_document_arguments` is asked for."""
+    return any((arguments.html, arguments.markdown, arguments.csv, arguments.pictures))
+
+
+def deliver(
+    arguments: argparse.Namespace, document: Callable[[], Document], data: Callable[[], Any]
+) -> None:
+    """As `show`, and write the files of `add_document_arguments` that are asked for.
+
+    Nothing else is printed if Markdown goes to standard output.
+    """
+    made = None
+    if STANDARD_OUTPUT not in (arguments.json, arguments.markdown):
+        from sparqle_tvm.report.writers import print_document
+
+        made = document()
+        print_document(made)
+    if arguments.json:
+        emit_json(arguments.json, data())
+    if documents_wanted(arguments):
+        write_documents(arguments, made or document())
+
+
+def write_documents(arguments: argparse.Namespace, document: Document) -> None:
+    """Write the files of `add_document_arguments` that are asked for."""
+    from tqdm import tqdm
+
+    from sparqle_tvm.report import writers
+
+    if arguments.markdown == STANDARD_OUTPUT:
+        print(writers.to_markdown(document), end="")
+    elif arguments.markdown:
+        writers.write_markdown(document, arguments.markdown)
+    if arguments.csv:
+        writers.write_csv(document, arguments.csv)
+    count = len(document.pictures) * sum(map(bool, (arguments.html, arguments.pictures)))
+    with tqdm(total=count, unit="picture", desc="draw", leave=False, disable=not count) as bar:
+        if arguments.html:
+            from sparqle_tvm.report.html import write_html
+
+            write_html(document, arguments.html, progress=bar.update)
+        if arguments.pictures:
+            writers.write_pictures(document, arguments.pictures, progress=bar.update)
+
+
 def emit_json(path: str, data: Any) -> None:
     """Write `data` as JSON to a file, or to standard output if `path` is ``-``."""
     if path == STANDARD_OUTPUT:

@@ -11,9 +11,14 @@ def percent(value: float) -> str:
     return f"{round(value, 3) + 0.0:.1%}".replace("%", " %").replace("-", MINUS)
 
 
+def signed_percent(value: float) -> str:
+    """``0.174`` -> ``+17.4 %``, with a real minus sign."""
+    return f"{round(value, 3) + 0.0:+.1%}".replace("%", " %").replace("-", MINUS)
+
+
 def change(saved: float) -> str:
     """What a saving of a share changes: ``0.174`` -> ``-17.4 %`` with a real minus sign."""
-    return f"{-round(saved, 3) + 0.0:+.1%}".replace("%", " %").replace("-", MINUS)
+    return signed_percent(-saved)
 
 
 def grouped(value: float) -> str:

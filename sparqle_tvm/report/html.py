@@ -56,7 +56,7 @@ def to_html(document: Document, *, progress: Callable[[], None] = lambda: None) 
 <main>
 {sections}
 </main>
-<footer>Made by <code>sparqle report</code>, sparqle_tvm {VERSION}.</footer>
+<footer>Made by sparqle_tvm {VERSION}.</footer>
 </body>
 </html>
 """

@@ -137,8 +137,20 @@ def _printed(section: Section, width: int) -> Iterator[RenderableType]:
         elif isinstance(part, Notice):
             yield Text(part.text, style="yellow")
         elif isinstance(part, Table) and not part.folded:
-            widths = _widths(part, width)
-            yield _rich(part, widths) if widths else _too_wide(part)
+            pieces = _pieces(part, width)
+            yield from (_rich(piece, _widths(piece, width)) for piece in pieces)
+            if not pieces:
+                yield _too_wide(part)
+
+
+def _pieces(table: Table, width: int) -> list[Table]:
+    """The table, or what it has to be broken into to fit; none if it does not."""
+    most = len(table.columns)
+    for count in range(most, table.repeated, -1) if table.repeated else [most]:
+        pieces = table.pieces(count) if count < most else [table]
+        if all(_widths(piece, width) for piece in pieces):
+            return pieces
+    return []
 
 
 def _widths(table: Table, width: int) -> list[int]:

@@ -15,17 +15,13 @@ from typing import Any
 from tqdm import tqdm
 
 from sparqle_tvm.errors import InvalidArgumentError, SparqleError
-from sparqle_tvm.results.passes import BASELINE, PARTS, PartCost
 from sparqle_tvm.studies.sweep.checkpoint import SUFFIX, Checkpoint, remove_checkpoint
+from sparqle_tvm.studies.sweep.figures import SWEEP_SCHEMES, figures
 from sparqle_tvm.studies.sweep.points import ACCELERATOR_NAMES, DEFAULTS, Point, Sweep
 from sparqle_tvm.studies.sweep.table import SweepResult
-from sparqle_tvm.target.cost.baselines import Scheme
 
 BATCH_POINTS = 8
 """Points that a worker takes at a time, and that are kept together."""
-
-SWEEP_SCHEMES: tuple[Scheme, ...] = ("dense", "sparqle")
-"""What is estimated of every point: the baseline and the split form."""
 
 Batch = Sequence[tuple[int, Point]]
 Results = dict[int, dict[str, Any]]
@@ -58,34 +54,9 @@ def evaluate_point(point: Point) -> dict[str, Any]:
     return {
         "energy_table": table.name,
         "msb_sparsity_source": found.digits.source,
-        "msb_sparsity_mean": found.msb_sparsity,
         "beyond_positions": bool(found.positions_note),
-        **{
-            f"{scheme}_{part}_{name}": value
-            for scheme, cost in found.schemes.items()
-            for part in PARTS
-            for name, value in _figures(cost.part(part), scheme == BASELINE).items()
-        },
+        **figures(found),
     }
-
-
-def _figures(part: PartCost, is_baseline: bool) -> dict[str, float]:
-    joules = part.energy.joules
-    figures = {
-        "cycles": part.cycles,
-        "seconds": part.seconds,
-        "dram_bytes": part.dram_bytes,
-        "joules_low": joules.low,
-        "joules": joules.mid,
-        "joules_high": joules.high,
-        "compute_bound_share": part.limits["compute"],
-        "weights_bound_share": part.limits["weights"],
-    }
-    if part.saved is not None and not is_baseline:
-        figures["cycles_reduction"] = part.saved.cycles
-        figures["dram_bytes_reduction"] = part.saved.dram_bytes
-        figures["energy_reduction"] = part.saved.energy.mid
-    return figures
 
 
 def run_sweep(
@@ -158,14 +129,15 @@ def _evaluated(
     """Results in the order in which they are ready."""
     if not batches:
         return
-    submit, completed = _on_dask(stack, scheduler) if scheduler else _on_processes(stack, workers)
+    submit, completed = _on_dask(stack, scheduler) if scheduler else on_processes(stack, workers)
     for future in completed([submit(_evaluate_batch, batch) for batch in batches]):
         yield future.result()
 
 
-def _on_processes(
+def on_processes(
     stack: ExitStack, workers: int | None
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """How to submit a call to processes (by default one for each core), and to wait for some."""
     count = workers or len(os.sched_getaffinity(0))
     # Not forked: the parent may have threads.
     pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
