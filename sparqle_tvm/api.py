@@ -15,6 +15,7 @@ from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.compiler import Executor, Options
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, MissingExtraError
 from sparqle_tvm.numerics import EncodingChoice
+from sparqle_tvm.numerics.attention import AttentionType
 from sparqle_tvm.passes import PassReport
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.runtime.exported import check
@@ -45,6 +46,9 @@ class CommonOptions(TypedDict, total=False):
     engine : {"host", "simulator"}
         What runs the dense ops: kernels for this CPU (the default), or accelerator programs on the
         simulator; then ``Executable.profile`` tells cycles and bytes.
+    attention : {"float", "int8"}
+        ``int8`` computes attention in integers (lossy, see ``passes.QuantizeAttention``), ``float``
+        (the default) as the module has it.
     balance : {"array", "time", "none"}
         Where encodings sort their rows, so that few wait in the MSB pass: where encoding and array
         take fewer cycles by it (``array``, the default), or encoding and dense ops less time
@@ -66,6 +70,7 @@ class CommonOptions(TypedDict, total=False):
     calibration: Calibration | str | os.PathLike[str] | None
     budget: Budget | None
     engine: Executor
+    attention: AttentionType
     balance: Balance
     database: str | os.PathLike[str] | TuningDatabase | None
     stop_after: str | None

@@ -21,6 +21,7 @@ from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import write_text
 from sparqle_tvm.host.processor import checked_host, require_cpu
 from sparqle_tvm.numerics import EncodingChoice
+from sparqle_tvm.numerics.attention import AttentionType
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.library import Schedules
@@ -52,7 +53,8 @@ class Options:
     Raises
     ------
     InvalidArgumentError
-        If the engine or the goal of the balance is unknown, or the simulator has no accelerator.
+        If engine, attention or the goal of the balance is unknown, or the simulator has no
+        accelerator.
     """
 
     accelerator: Accelerator | None = None
@@ -62,6 +64,7 @@ class Options:
     choices: Mapping[str, EncodingChoice] = field(default_factory=dict)
     checks: Sequence[tvm.transform.Pass] = ()
     engine: Executor = "host"
+    attention: AttentionType = "float"
     balance: Balance = "array"
     lift: passes.LiftChoices | None = None
     collect: passes.CollectEncodings | None = None
@@ -75,6 +78,10 @@ class Options:
         """Check the words."""
         if self.engine not in get_args(Executor):
             raise InvalidArgumentError(f'engine "{self.engine}" is neither "host" nor "simulator"')
+        if self.attention not in get_args(AttentionType):
+            raise InvalidArgumentError(
+                f'attention "{self.attention}" is neither "float" nor "int8"'
+            )
         if self.balance not in BALANCES:
             known = ", ".join(BALANCES)
             raise InvalidArgumentError(f'balance "{self.balance}" is not one of {known}')
@@ -90,6 +97,7 @@ def phases(given: Options) -> Phases:
         "import": [
             relax.transform.CanonicalizeBindings(),
             passes.LowerQDQ(report=report),
+            *_attention_passes(given),
         ],
         # From integer ops to R.sparqle ops, which encode and multiply planes.
         "split": [
@@ -109,6 +117,13 @@ def phases(given: Options) -> Phases:
         # All that is left, for a host CPU.
         "lower": lowering_passes(),
     }
+
+
+def _attention_passes(given: Options) -> list[tvm.transform.Pass]:
+    """Attention in integers, where it is asked for."""
+    if given.attention == "float":
+        return []
+    return [passes.QuantizeAttention(report=given.report)]
 
 
 def _choosing_passes(given: Options) -> list[tvm.transform.Pass]:
@@ -153,10 +168,10 @@ def reference_phases(given: Options) -> Phases:
     }
 
 
-def host_phases() -> Phases:
+def host_phases(given: Options) -> Phases:
     """The same lowering and host kernels as in :func:`phases`, without split precision."""
     shared = [relax.transform.CanonicalizeBindings(), relax.transform.EliminateCommonSubexpr()]
-    return {"import": shared, "lower": lowering_passes()}
+    return {"import": [*shared, *_attention_passes(given)], "lower": lowering_passes()}
 
 
 def split_passes(**options: Any) -> list[tvm.transform.Pass]:
@@ -274,7 +289,7 @@ class _Dump:
 
 def host_pipeline() -> tvm.transform.Pass:
     """The same lowering and host kernels as `pipeline`, without split precision."""
-    return sequence(host_phases(), Options(), name="sparqle_host")
+    return sequence(host_phases(Options()), Options(), name="sparqle_host")
 
 
 def compile(
@@ -290,7 +305,7 @@ def compile(
     elif given.choices or given.lift is not None:
         found = reference_phases(given)
     else:
-        found = host_phases()
+        found = host_phases(given)
     steps = sequence(found, given)
     chosen = checked_host(host)
     if given.stop_after is not None:

@@ -188,7 +188,8 @@ class RunResult:
         Whether the logits of all tokens are those of the int8 model, bit for bit (with scale
         factors: those of the int8 form with the same factors).
     perplexity : mapping
-        Keys ``float``, ``int8``, ``sparqle``.
+        Keys ``float``, ``int8``, ``sparqle``; ``int8_attention``, with attention alone in
+        integers, if `int8` and `sparqle` have it so.
     msb_sparsity : MsbSparsity
         Where the digits are zero.
     prefill, decode : PassResult
@@ -224,7 +225,7 @@ class RunResult:
 
     def __post_init__(self) -> None:
         """Refuse a run whose parts do not belong together."""
-        if set(self.perplexity) != {"float", "int8", "sparqle"}:
+        if set(self.perplexity) - {"int8_attention"} != {"float", "int8", "sparqle"}:
             raise InvalidArgumentError("perplexity must be that of float, int8 and sparqle")
         known = default_table(self.accelerator)
         for name in ("operations", "sram", "parameters"):
