@@ -14,6 +14,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         commands,
         "run",
         _run,
+        folders=("dump",),
         help="run a model on a text, and count what split precision saves",
         description="Run a language model on a text with float, int8 and split int8 activations. "
         "Prints perplexity, whether the split form is exact, MSB sparsity, cycles and DRAM bytes.",
@@ -27,6 +28,12 @@ def add(commands: Any) -> argparse.ArgumentParser:
     shared.add_table_arguments(run)
     shared.add_engine_argument(
         run, "run the dense layers as simulated programs, or count them by formula (faster)"
+    )
+    run.add_argument(
+        "--attention",
+        choices=("int8", "float"),
+        default="int8",
+        help="how the int8 and the split model compute attention; int8 shows what it costs",
     )
     balance = run.add_mutually_exclusive_group()
     balance.add_argument(
@@ -100,6 +107,7 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.tokens,
         arguments.target,
         engine=arguments.engine,
+        attention=arguments.attention,
         balance=arguments.balance,
         database=arguments.database,
         calibration=arguments.calibration,

@@ -48,6 +48,9 @@ TEXTS = {
     "w_scale": "weight scale",
     "w_min": "weight minimum",
     "out_scale": "output scale",
+    "q": "tensor of queries",
+    "k": "tensor of keys",
+    "v": "tensor of values",
 }
 
 
@@ -95,7 +98,7 @@ class Op:
         names = cls.operand_names(len(call.args), str(call.attrs.get("label", "")))
         known = _attributes(cls.NAME)
         attributes: dict[str, Any] = {
-            str(name): str(value) if isinstance(value, str) else int(value)
+            str(name): value if isinstance(value, str | float) else int(value)
             for name, value in call.attrs.items()
             if str(name) in known
         }
@@ -153,7 +156,7 @@ class Op:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """The static attributes, as Python ints and strings."""
+        """The static attributes, as Python numbers and strings."""
         return {name: getattr(self, name) for name in _attributes(self.NAME)}
 
     @staticmethod
@@ -476,9 +479,79 @@ class SplitDenseEncoded(ScaledDense):
         return SplitDenseScaled(**_shared(self)).call()
 
 
+@dataclass(frozen=True, eq=False)
+class QuantizeHeads(Op):
+    """Quantize keys or values with a scale per token and head, as a cache stores them.
+
+    ``numerics.attention.quantize_heads`` defines it. Integers and scale lie side by side, so that
+    a token is appended in one piece: (.., T, H, D + 4) int8, the last four the bytes of the
+    float32 scale, low byte first. A head that holds NaN or Inf gets the scale NaN.
+
+    Parameters
+    ----------
+    x : relax.Expr
+        (.., T, H, D) float32.
+    levels : int
+        Largest quantized magnitude.
+    """
+
+    NAME: ClassVar[str] = "quantize_heads"
+
+    x: relax.Expr
+    _: KW_ONLY
+    levels: int = 127
+
+
+@dataclass(frozen=True, eq=False)
+class Attention(Op):
+    """Grouped-query attention in integers: (.., T, H, Dv) float32; `numerics.attention` defines it.
+
+    All dimensions but H, kv_heads, D and Dv may be symbolic; there may be one leading dimension
+    of independent sequences. Rows of the result that see a NaN or Inf are NaN.
+
+    Parameters
+    ----------
+    q : relax.Expr
+        (.., T, H, D) float32; query head h reads key head ``h // (H / kv_heads)``.
+    k, v : relax.Expr
+        (.., N, kv_heads, D) and (.., N, kv_heads, Dv) float32, or what `QuantizeHeads` made of
+        them, int8.
+    mask : relax.Expr, optional
+        (T, N) bool, true where a query may look.
+    causal : int
+        1: query i sees the keys up to N - T + i only, N - T is the past; 0: all of them.
+    scale : float
+        Of the scores.
+    key_levels, value_levels : int
+        Largest magnitude of keys and values that come as float32.
+    """
+
+    NAME: ClassVar[str] = "attention"
+    FORMS: ClassVar[tuple[tuple[str, ...], ...]] = ((), ("mask",))
+
+    q: relax.Expr
+    k: relax.Expr
+    v: relax.Expr
+    mask: relax.Expr | None = None
+    _: KW_ONLY
+    causal: int
+    scale: float
+    key_levels: int = 127
+    value_levels: int = 127
+
+
 OPS: dict[str, type[Op]] = {
     op.NAME: op
-    for op in (Encode, QuantizeEncode, BalanceRows, SplitDense, SplitDenseScaled, SplitDenseEncoded)
+    for op in (
+        Encode,
+        QuantizeEncode,
+        BalanceRows,
+        SplitDense,
+        SplitDenseScaled,
+        SplitDenseEncoded,
+        QuantizeHeads,
+        Attention,
+    )
 }
 
 encode = Encode.build
@@ -487,6 +560,8 @@ balance_rows = BalanceRows.build
 split_dense = SplitDense.build
 split_dense_scaled = SplitDenseScaled.build
 split_dense_encoded = SplitDenseEncoded.build
+quantize_heads = QuantizeHeads.build
+attention = Attention.build
 
 
 def op_name(expr: Any) -> str:

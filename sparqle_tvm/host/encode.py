@@ -36,7 +36,7 @@ _ROUND = 12582912.0
 _ROUND_BITS = 0x4B400000
 _MAGNITUDE_BITS = 0x7FFFFFFF
 _INFINITY_BITS = 0x7F800000
-_NAN_BITS = 0x7FC00000
+NAN_BITS = 0x7FC00000
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
         def encode_row(row: Any) -> None:
             biased = scratch(spec.integer, columns)
             if scale:
-                _quantize_row(spec, row, source, biased, scale, factors)
+                quantize_row(spec, row, source, biased, scale, factors)
                 if bands:
                     _clip_row(spec, biased, bands)
             else:
@@ -164,7 +164,7 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
     return build("quantize_encode" if spec.qmax else "encode", parameters, body)
 
 
-def _quantize_row(
+def quantize_row(
     spec: EncodeSpec, row: Any, x: Array, biased: Array, scale: Array, factors: Array | None
 ) -> None:
     """Write ``q + bias`` and the scale of one row; saturated; NaN or Inf: scale NaN, q 0."""
@@ -177,7 +177,7 @@ def _quantize_row(
     finite = Scalar("int32", T.Select(largest.value < _INFINITY_BITS, T.int32(-1), T.int32(0)))
     amax = T.reinterpret("float32", T.bitwise_and(largest.value, finite.value))
     step = Scalar("float32", T.max(amax, T.float32(SMALLEST_AMAX)) / T.float32(spec.qmax))
-    not_a_number = T.reinterpret("float32", T.int32(_NAN_BITS))
+    not_a_number = T.reinterpret("float32", T.int32(NAN_BITS))
     scale[row] = T.Select(finite.value != 0, step.value, not_a_number)
     low, high = -spec.qmax, min(spec.qmax, spec.largest)
     with loop(spec.columns) as i:

@@ -16,7 +16,7 @@ from sparqle_tvm.errors import ResultFileError
 from sparqle_tvm.files import plain, typed
 from sparqle_tvm.models.shapes import MODELS as SHAPES
 from sparqle_tvm.report import formats
-from sparqle_tvm.report.document import Column, Document, Section, Table
+from sparqle_tvm.report.document import Column, Document, OwnMarkdown, Section, Table
 from sparqle_tvm.report.paper import CITATION, MODELS, QUANTITIES, RANGES
 from sparqle_tvm.report.paper_map import PaperMap, map_section
 from sparqle_tvm.report.passes import LIMIT_NAMES, describe, figure
@@ -178,7 +178,7 @@ def paper_document(
     )
 
 
-PICTURE = (
+PICTURE = OwnMarkdown(
     "![Savings against MSB sparsity, with the paper's ranges as bands](paper.png)\n\n"
     "Whole model on `sparqle/edge`; stars are measured digits, thin lines the band of the energy."
 )

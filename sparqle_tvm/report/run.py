@@ -101,8 +101,15 @@ def cost_section(run: RunResult) -> Section:
 def perplexity_section(run: RunResult) -> Section:
     """Perplexity by the form of the activations, and what scale factors lose."""
     p = run.perplexity
+    attention: tuple[Column, ...] = ()
+    if "int8_attention" in p:
+        attention = (
+            figure("int8_attention", "int8 attention alone", "{:.4f}".format),
+            figure("int8_attention_increase", "to float", "{:+.2%}".format),
+        )
     row: dict[str, Any] = {
         **p,
+        **{f"{name}_increase": p[name] / p["float"] - 1 for name in p if name == "int8_attention"},
         "int8_increase": p["int8"] / p["float"] - 1,
         "sparqle_increase": p["sparqle"] / p["float"] - 1,
         "exact": run.exact,
@@ -112,6 +119,7 @@ def perplexity_section(run: RunResult) -> Section:
         title="Perplexity, by the form of the activations",
         columns=(
             figure("float", "float", "{:.4f}".format),
+            *attention,
             figure("int8", "int8", "{:.4f}".format),
             figure("int8_increase", "to float", "{:+.2%}".format),
             figure("sparqle", "split int8", "{:.4f}".format),

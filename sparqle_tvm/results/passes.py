@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.files import Amount, Count, Positive, Share
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import energy as energy_model
 from sparqle_tvm.target.cost.analytical import EncodeCost
@@ -85,11 +86,11 @@ class PartCost:
         Against `BASELINE`; None if the pass was not counted under it.
     """
 
-    cycles: int
-    seconds: float
-    dram_bytes: int
-    macs: int
-    limits: Mapping[str, int]
+    cycles: Count
+    seconds: Amount
+    dram_bytes: Count
+    macs: Count
+    limits: Mapping[str, Count]
     events: Events
     energy: Energy
     saved: Saved | None = None
@@ -122,7 +123,7 @@ class SchemeCost:
         Dense layers with the encoding of their inputs; and with the vector unit's work.
     """
 
-    mma_cycles: int
+    mma_cycles: Count
     mma_saved: float | None
     dense_layers: PartCost
     whole_model: PartCost
@@ -149,14 +150,14 @@ class WorkCost:
         What limits the time: cycles by `target.cost.limits.LIMITS`, which add up to `total_cycles`.
     """
 
-    mma_cycles: int
-    compute_cycles: int
-    dma_cycles: int
-    total_cycles: int
-    dram_bytes: int
-    weight_bytes: int
-    cache_bytes: int
-    limits: Mapping[str, int]
+    mma_cycles: Count
+    compute_cycles: Count
+    dma_cycles: Count
+    total_cycles: Count
+    dram_bytes: Count
+    weight_bytes: Count
+    cache_bytes: Count
+    limits: Mapping[str, Count]
 
     def __post_init__(self) -> None:
         """Refuse limits that are not those of the time."""
@@ -216,16 +217,16 @@ class Layer:
     label: str
     type: str
     block: int | None
-    times: int
+    times: Positive
     window: str
-    msb_sparsity: float
-    m: int
-    n: int
-    k: int
-    weight_bits: int
-    group_size: int
+    msb_sparsity: Share
+    m: Positive
+    n: Positive
+    k: Positive
+    weight_bits: Count
+    group_size: Count
     has_min: bool
-    macs: int
+    macs: Positive
     costs: Mapping[str, WorkCost]
 
 
@@ -249,8 +250,8 @@ class Other:
 
     label: str
     part: Literal["encode", "vector"]
-    times: int
-    block_rows: int
+    times: Positive
+    block_rows: Count
     costs: Mapping[str, WorkCost]
 
 
@@ -277,10 +278,10 @@ class PassResult:
     """
 
     phase: Phase
-    tokens: int
-    past: int
-    batch: int
-    msb_sparsity: float
+    tokens: Positive
+    past: Count
+    batch: Positive
+    msb_sparsity: Share
     schemes: Mapping[str, SchemeCost]
     layers: tuple[Layer, ...]
     others: tuple[Other, ...]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.files import Size
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import Bound
 from sparqle_tvm.target.cost.events import Events
@@ -49,13 +50,13 @@ class TransformerShape:
         Bits of a key or value element in the cache, one of `KV_BITS`.
     """
 
-    layers: int
-    embed: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
+    layers: Size
+    embed: Size
+    ffn: Size
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    vocab: Size
     kv_bits: int = 8
 
     def __post_init__(self) -> None:

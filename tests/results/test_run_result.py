@@ -104,7 +104,7 @@ def damaged(change):
         (lambda d: d["decode"].update(phase="dinner"), r"'dinner' - at `\$\.decode\.phase`"),
         (lambda d: d["accelerator"].update(rows=-1), "rows = -1 must be positive"),
         (lambda d: d["accelerator"].update(wheels=4), r"\$\.accelerator\.wheels is unknown"),
-        (lambda d: d["transformer"].update(layers=0), "layers = 0 must be positive"),
+        (lambda d: d["transformer"].update(layers=0), r"\$\.transformer\.layers"),
         (lambda d: d["perplexity"].pop("sparqle"), "perplexity must be that of float, int8 and"),
         (
             lambda d: d["prefill"]["schemes"]["dense"]["whole_model"]["limits"].popitem(),

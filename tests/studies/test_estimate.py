@@ -286,7 +286,7 @@ def test_targets_and_tables():
         ({"schemes": ("int3",)}, InvalidArgumentError, "different ones of dense, native, a4"),
         ({"schemes": ("a4", "a4")}, InvalidArgumentError, "different ones of dense, native, a4"),
         ({"schemes": ()}, InvalidArgumentError, "different ones of dense, native, a4"),
-        ({"target": "none.toml"}, TargetError, "accelerator file none.toml"),
+        ({"target": "none.toml"}, TargetError, "none.toml cannot be read"),
     ],
 )
 def test_bad_input(change, error, message):
