@@ -493,6 +493,9 @@ class QuantizeHeads(Op):
         (.., T, H, D) float32.
     levels : int
         Largest quantized magnitude.
+    planes : str
+        A letter per head, ``p`` where an accelerator's memory holds it in two planes, ``-`` where
+        as plain integers; a single letter holds for all. It changes no value.
     """
 
     NAME: ClassVar[str] = "quantize_heads"
@@ -500,6 +503,7 @@ class QuantizeHeads(Op):
     x: relax.Expr
     _: KW_ONLY
     levels: int = 127
+    planes: str = "-"
 
 
 @dataclass(frozen=True, eq=False)
@@ -524,6 +528,8 @@ class Attention(Op):
         Of the scores.
     key_levels, value_levels : int
         Largest magnitude of keys and values that come as float32.
+    key_planes, value_planes : str
+        How an accelerator's memory holds keys and values, as of `QuantizeHeads`.
     """
 
     NAME: ClassVar[str] = "attention"
@@ -538,6 +544,8 @@ class Attention(Op):
     scale: float
     key_levels: int = 127
     value_levels: int = 127
+    key_planes: str = "-"
+    value_planes: str = "-"
 
 
 OPS: dict[str, type[Op]] = {
