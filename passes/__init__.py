@@ -24,6 +24,7 @@ from sparqle_tvm.passes.offload_dense import OffloadDense
 from sparqle_tvm.passes.quantize_attention import FLOAT_ATTENTION, QuantizeAttention
 from sparqle_tvm.passes.quantize_cache import QuantizeCache
 from sparqle_tvm.passes.raise_msb_sparsity import RaiseMsbSparsity
+from sparqle_tvm.passes.report_left import ReportLeft
 from sparqle_tvm.passes.share_encodings import ShareEncodings
 from sparqle_tvm.passes.split_grouped_dense import SplitGroupedDense
 from sparqle_tvm.passes.split_precision import SplitPrecision
@@ -53,6 +54,7 @@ __all__ = [
     "QuantizeAttention",
     "QuantizeCache",
     "RaiseMsbSparsity",
+    "ReportLeft",
     "ShareEncodings",
     "Skipped",
     "SplitGroupedDense",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import tvm
@@ -20,6 +19,7 @@ from sparqle_tvm.numerics.attention import AttentionType
 from sparqle_tvm.numerics.kv_cache import KvStorage
 from sparqle_tvm.passes import PassReport
 from sparqle_tvm.runtime.executable import Executable
+from sparqle_tvm.runtime.exported import check
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
 
@@ -187,16 +187,18 @@ def compile(
 def load(path: str | os.PathLike[str]) -> Executable:
     """Load what :meth:`Executable.export` wrote.
 
+    Loading a module runs its code: load only what you would run as a program.
+
     Raises
     ------
     CompileError
-        If the file is missing or no library of a Relax executable.
+        If the file cannot be read, is not what was exported, bit for bit, or was exported for
+        another machine.
     """
     dialect.register()
-    if not Path(path).is_file():
-        raise CompileError(f"{path}: no such file")
+    manifest = check(path)
     try:
-        return Executable(tvm.runtime.load_module(str(path)))
+        return Executable(tvm.runtime.load_module(str(path)), cpu=manifest.cpu)
     except (RuntimeError, OSError, AttributeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise CompileError(f"{path} is no exported executable: {reason}") from error

@@ -14,6 +14,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         commands,
         "run",
         _run,
+        folders=("dump",),
         help="run a model on a text, and count what split precision saves",
         description="Run a language model on a text with float, int8 and split int8 activations. "
         "Prints perplexity, whether the split form is exact, MSB sparsity, cycles and DRAM bytes.",

@@ -19,6 +19,7 @@ from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import INTEGER_LIMITS, MatmulSpec
 from sparqle_tvm.host.panels import panel_kernel
+from sparqle_tvm.host.processor import require_cpu
 from sparqle_tvm.host.register_tile import host_tile, static_int
 from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
 from sparqle_tvm.numerics.attention import HEAD_LEVELS
@@ -27,7 +28,14 @@ from sparqle_tvm.target.op import DenseOp
 
 
 def legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Lower a call of any op of the dialect; the shape of weights has to be static."""
+    """Lower a call of any op of the dialect; the shape of weights has to be static.
+
+    Raises
+    ------
+    TargetError
+        If TVM compiles for something else than a CPU.
+    """
+    require_cpu(tvm.target.Target.current(allow_none=True))
     op = dialect.Op.of(call)
     assert op is not None, f"{call.op} is no op of the dialect"
     lowered: relax.Expr = LEGALIZATIONS[type(op)](bb, op, call.ty)

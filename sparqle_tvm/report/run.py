@@ -17,7 +17,7 @@ from sparqle_tvm.report.document import (
     Section,
     Table,
 )
-from sparqle_tvm.report.passes import cost_table, describe, figure, limits_table
+from sparqle_tvm.report.passes import LIMIT_NAMES, cost_table, describe, figure, limits_table
 from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.results.losses import RunLoss
 from sparqle_tvm.results.passes import PassResult, share_saved
@@ -252,7 +252,7 @@ def _layer_table(one: PassResult) -> Table:
             row |= {
                 f"{name}_cycles": cost.total_cycles,
                 f"{name}_dram_bytes": cost.dram_bytes,
-                f"{name}_limit": cost.limit.replace("_", " "),
+                f"{name}_limit": LIMIT_NAMES[cost.limit],
             }
         row["cycles_saved"] = share_saved(row["dense_cycles"], row["sparqle_cycles"])
         rows.append(row)
@@ -270,7 +270,7 @@ def _layer_table(one: PassResult) -> Table:
             figure("cycles_saved", "saved", formats.percent),
             figure("dense_dram_bytes", "DRAM, dense", formats.nbytes),
             figure("sparqle_dram_bytes", "split", formats.nbytes),
-            Column("dense_limit", "limited by, dense"),
+            Column("dense_limit", "most goes to, dense"),
             Column("sparqle_limit", "split"),
         ),
         rows=tuple(rows),

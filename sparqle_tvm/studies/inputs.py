@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sparqle_tvm.errors import InvalidArgumentError, TargetError
+from sparqle_tvm.errors import InvalidArgumentError, TargetError, TextError
 from sparqle_tvm.models.attention_sparsity import measured_attention
 from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.numerics.kv_cache import KvStorage, parse_kv
@@ -107,6 +107,23 @@ def read_content(text: str | PathLike[str] | None) -> tuple[str, str]:
     from sparqle_tvm.frontend.text import builtin_text, read_text
 
     return (BUILTIN_TEXT, builtin_text()) if text is None else (str(text), read_text(text))
+
+
+def check_text(text: str | PathLike[str] | None, tokens: int) -> None:
+    """Refuse a text or a number of tokens that cannot be, before a model is read for it.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is not even one token.
+    TextError
+        If the text is missing or empty.
+    """
+    if tokens < 1:
+        raise InvalidArgumentError(f"the number of tokens is {tokens}, it must be at least 1")
+    _, content = read_content(text)
+    if not content.strip():
+        raise TextError(f"{text}: the text is empty")
 
 
 def read_tokens(

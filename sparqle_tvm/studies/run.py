@@ -41,6 +41,7 @@ from sparqle_tvm.studies.evaluation import (
 from sparqle_tvm.studies.inputs import (
     BUILTIN_MODEL,
     INT8_ATTENTION,
+    check_text,
     checked_accelerator,
     functions_of_a_run,
     kv_options,
@@ -149,6 +150,8 @@ def run_model(
         raise InvalidArgumentError(f"kv={kv!r} is about attention in int8, not in float")
     parse_kv(kv)
     chosen = checked_accelerator(accelerator, tokens)
+    if loss_tokens < 2:
+        raise InvalidArgumentError(f"a loss needs at least 2 tokens, {loss_tokens} were asked for")
     from sparqle_tvm.calibration.budget import Budget
     from sparqle_tvm.calibration.choosable_model import ChoosableModel
     from sparqle_tvm.frontend import from_gguf
@@ -158,6 +161,7 @@ def run_model(
 
     tuned = _open_database(database, chosen, engine)
     known, selection = _select(calibration, budget)
+    check_text(text, tokens)
     name, content = read_content(text)
     path = model_path(model, progress=progress)
     lossy = selection is not None and bool(selection.choices)
