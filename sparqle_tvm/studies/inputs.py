@@ -58,13 +58,15 @@ def functions_of_a_run(imported: ImportedModel, *, both_attentions: bool = False
     float32, and `INT8_ATTENTION` is the same with attention in integers.
     """
     import tvm
+    from tvm.relax.utils import copy_with_new_vars
 
     from sparqle_tvm.passes import FLOAT_ATTENTION
 
     functions = {name: imported.mod[name] for name in ("hidden", "head")}
     if both_attentions:
         hidden = functions["hidden"]
-        functions[INT8_ATTENTION] = hidden.with_attr("global_symbol", INT8_ATTENTION)
+        copy = copy_with_new_vars(hidden)
+        functions[INT8_ATTENTION] = copy.with_attr("global_symbol", INT8_ATTENTION)
         functions["hidden"] = hidden.with_attr(FLOAT_ATTENTION, True)
     return tvm.IRModule(functions)
 
