@@ -98,7 +98,7 @@ class Op:
         names = cls.operand_names(len(call.args), str(call.attrs.get("label", "")))
         known = _attributes(cls.NAME)
         attributes: dict[str, Any] = {
-            str(name): value if isinstance(value, str | float) else int(value)
+            str(name): _plain(value)
             for name, value in call.attrs.items()
             if str(name) in known
         }
@@ -168,6 +168,13 @@ class Op:
         """An error that names the op and its label."""
         where = f" ({self.label})" if self.label else ""
         return InvalidArgumentError(f"sparqle.{self.NAME}{where}: {message}")
+
+
+def _plain(value: Any) -> str | float | int:
+    """An attribute as Python has it, not as a subclass of TVM's."""
+    if isinstance(value, str):
+        return str(value)
+    return float(value) if isinstance(value, float) else int(value)
 
 
 @cache
