@@ -16,6 +16,7 @@ from sparqle_tvm.compiler import Executor, Options
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, MissingExtraError
 from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.numerics.attention import AttentionType
+from sparqle_tvm.numerics.kv_cache import KvStorage
 from sparqle_tvm.passes import PassReport
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.runtime.exported import check
@@ -49,6 +50,10 @@ class CommonOptions(TypedDict, total=False):
     attention : {"float", "int8"}
         ``int8`` computes attention in integers (lossy, see ``passes.QuantizeAttention``), ``float``
         (the default) as the module has it.
+    kv : mapping of label to KvStorage
+        How keys and values of single attentions are stored, see ``numerics.kv_cache``.
+    default_kv : KvStorage
+        The same of all others; by default plain int8.
     balance : {"array", "time", "none"}
         Where encodings sort their rows, so that few wait in the MSB pass: where encoding and array
         take fewer cycles by it (``array``, the default), or encoding and dense ops less time
@@ -71,6 +76,8 @@ class CommonOptions(TypedDict, total=False):
     budget: Budget | None
     engine: Executor
     attention: AttentionType
+    kv: Mapping[str, KvStorage] | None
+    default_kv: KvStorage
     balance: Balance
     database: str | os.PathLike[str] | TuningDatabase | None
     stop_after: str | None
@@ -216,7 +223,7 @@ def _known(
         calibration = budget = database = None
     if calibration is None and budget is not None:
         raise InvalidArgumentError("a budget needs a calibration to choose factors from")
-    for name in ("windows", "choices"):
+    for name in ("windows", "choices", "kv"):
         given[name] = given.get(name) or {}
     if calibration is not None:
         calibration = as_calibration(calibration)

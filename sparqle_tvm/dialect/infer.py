@@ -9,8 +9,10 @@ from typing import Any
 from tvm import relax, sym
 
 from sparqle_tvm.dialect import ops
-from sparqle_tvm.numerics.attention import HEAD_LEVELS, SCALE_BYTES
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.attention import SCALE_BYTES
 from sparqle_tvm.numerics.integers import CONTAINER
+from sparqle_tvm.numerics.kv_cache import HeadStorage
 from sparqle_tvm.numerics.window import WINDOWS, largest_integer
 
 
@@ -219,22 +221,29 @@ def _scaled_shape(op: ops.ScaledDense) -> list[Any]:
     return shape
 
 
+def _storage(op: ops.Op, levels: str, planes: str, heads: int) -> None:
+    """Hold attributes to `numerics.kv_cache.HeadStorage`, for so many key heads."""
+    try:
+        storage = HeadStorage(getattr(op, levels), getattr(op, planes))
+    except InvalidArgumentError as error:
+        raise op.error(f"attribute {levels} or {planes}: {error}") from error
+    if len(storage.planes) not in (1, heads):
+        raise op.error(f'attribute {planes}="{storage.planes}" is not of {heads} heads')
+
+
 def infer_quantize_heads(op: ops.QuantizeHeads) -> relax.TensorType:
     """Type of ``quantize_heads``: (.., T, H, D + 4) int8."""
-    _require(op, "levels", lambda v: 1 <= v <= HEAD_LEVELS, f"in 1..{HEAD_LEVELS}")
     shape = _shape(op, "x")
     _dtype(op, "x", "float32")
     if len(shape) < 3:
         raise op.error(f"{op.text('x')} has shape {_text(shape)}, (.., T, H, D) is needed")
     channels = _static(op, shape[-1], "D")
-    _static(op, shape[-2], "H")
+    _storage(op, "levels", "planes", _static(op, shape[-2], "H"))
     return _tensor([*shape[:-1], channels + SCALE_BYTES], "int8")
 
 
 def infer_attention(op: ops.Attention) -> relax.TensorType:
     """Type of ``attention``: (.., T, H, Dv) float32."""
-    for name in ("key_levels", "value_levels"):
-        _require(op, name, lambda v: 1 <= v <= HEAD_LEVELS, f"in 1..{HEAD_LEVELS}")
     _require(op, "causal", lambda v: v in (0, 1), "0 or 1")
     if not 0 < op.scale < math.inf:
         raise op.error(f"attribute scale={op.scale} is not positive and finite")
@@ -246,6 +255,8 @@ def infer_attention(op: ops.Attention) -> relax.TensorType:
         raise op.error(f"queries have {channels} channels, keys {k_channels}")
     if not kv_heads or q_heads % kv_heads:
         raise op.error(f"{q_heads} query heads are not a multiple of {kv_heads} key heads")
+    for of in ("key", "value"):
+        _storage(op, f"{of}_levels", f"{of}_planes", kv_heads)
     _same(op, "k", k_lead, "q", lead)
     _same(op, "v", _heads(op, "v")[:-1], "k", [*k_lead, keys, kv_heads])
     if op.causal and all(hasattr(d, "value") for d in (tokens, keys)) and int(tokens) > int(keys):

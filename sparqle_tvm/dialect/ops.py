@@ -98,7 +98,7 @@ class Op:
         names = cls.operand_names(len(call.args), str(call.attrs.get("label", "")))
         known = _attributes(cls.NAME)
         attributes: dict[str, Any] = {
-            str(name): value if isinstance(value, str | float) else int(value)
+            str(name): _plain(value)
             for name, value in call.attrs.items()
             if str(name) in known
         }
@@ -168,6 +168,13 @@ class Op:
         """An error that names the op and its label."""
         where = f" ({self.label})" if self.label else ""
         return InvalidArgumentError(f"sparqle.{self.NAME}{where}: {message}")
+
+
+def _plain(value: Any) -> str | float | int:
+    """An attribute as Python has it, not as a subclass of TVM's."""
+    if isinstance(value, str):
+        return str(value)
+    return float(value) if isinstance(value, float) else int(value)
 
 
 @cache
@@ -493,6 +500,9 @@ class QuantizeHeads(Op):
         (.., T, H, D) float32.
     levels : int
         Largest quantized magnitude.
+    planes : str
+        A letter per head, ``p`` where an accelerator's memory holds it in two planes, ``-`` where
+        as plain integers; a single letter holds for all. It changes no value.
     """
 
     NAME: ClassVar[str] = "quantize_heads"
@@ -500,6 +510,7 @@ class QuantizeHeads(Op):
     x: relax.Expr
     _: KW_ONLY
     levels: int = 127
+    planes: str = "-"
 
 
 @dataclass(frozen=True, eq=False)
@@ -524,6 +535,8 @@ class Attention(Op):
         Of the scores.
     key_levels, value_levels : int
         Largest magnitude of keys and values that come as float32.
+    key_planes, value_planes : str
+        How an accelerator's memory holds keys and values, as of `QuantizeHeads`.
     """
 
     NAME: ClassVar[str] = "attention"
@@ -538,6 +551,8 @@ class Attention(Op):
     scale: float
     key_levels: int = 127
     value_levels: int = 127
+    key_planes: str = "-"
+    value_planes: str = "-"
 
 
 OPS: dict[str, type[Op]] = {

@@ -127,6 +127,7 @@ def perplexity_section(run: RunResult) -> Section:
             Column("exact", "split = int8", lambda exact: "bit for bit" if exact else "NO"),
         ),
         rows=(row,),
+        note=f"Attention in integers, keys and values stored as {run.kv}." if attention else "",
     )
     return Section("What it changes", (table, *([] if run.loss is None else [_loss(run.loss)])))
 

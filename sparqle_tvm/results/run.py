@@ -190,6 +190,8 @@ class RunResult:
     perplexity : mapping
         Keys ``float``, ``int8``, ``sparqle``; ``int8_attention``, with attention alone in
         integers, if `int8` and `sparqle` have it so.
+    kv : str
+        How attention in integers stores keys and values, see `numerics.kv_cache.parse_kv`.
     msb_sparsity : MsbSparsity
         Where the digits are zero.
     prefill, decode : PassResult
@@ -217,6 +219,7 @@ class RunResult:
     msb_sparsity: MsbSparsity
     prefill: PassResult
     decode: PassResult
+    kv: str = "int8"
     balance: SortingResult | None = None
     uncounted: tuple[str, ...] = ()
     tuning: TuningGain | None = None

@@ -314,7 +314,7 @@ def test_stored_heads_have_their_scales_beside_them() -> None:
         ([(4, 4, 8), (4, 2, 8), (4, 2, 8), (4, 3)], {}, "has shape [4, 3], [4, 4] is needed"),
         ([(4, 4, 8), (4, 2, 8), (4, 2, 8)], {"scale": 0.0}, "scale=0.0 is not positive and finite"),
         ([(4, 4, 8), (4, 2, 8), (4, 2, 8)], {"causal": 2}, "causal=2 is not 0 or 1"),
-        ([(4, 4, 8), (4, 2, 8), (4, 2, 8)], {"key_levels": 128}, "key_levels=128 is not in 1..127"),
+        ([(4, 4, 8), (4, 2, 8), (4, 2, 8)], {"key_levels": 128}, "levels=128 is not in 1..127"),
         ([(4, 4, N), (4, 2, N), (4, 2, N)], {}, "channels of q = n is symbolic"),
     ],
 )
