@@ -252,6 +252,9 @@ class Access:
     loaded : bool
         Whether it must be just what one load left there, all of it, of the same rows and columns
         as all others of which that is said.
+    marked_by : str
+        Operand with a stream of stored digits, if only the elements that have one are read: as
+        many bytes as the stream has.
     read, written : Traffic or None
         Bytes that pass the buffer's ports; None: the tile once, according to `mode`.
     """
@@ -265,6 +268,7 @@ class Access:
     col: str = ""
     needed: Callable[[Header], bool] | None = None
     loaded: bool = False
+    marked_by: str = ""
     read: Traffic | None = None
     written: Traffic | None = None
 

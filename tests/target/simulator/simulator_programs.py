@@ -167,7 +167,8 @@ def _multiply_chunk(
     b.wait(Queue.ACT_READY, Queue.WGT_READY)
     b.emit(MmaLsb(acc, s.lsb.at(at), wgt, grp, *sizes, Condition.first(at[2]), split))
     if s.pbm:
-        b.emit(MmaMsb(acc, s.pbm.at(at), s.msb.at(at), wgt, grp, *sizes, row_split=split))
+        lows = s.lsb.at(at) if b.header.op.resolves else None
+        b.emit(MmaMsb(acc, s.pbm.at(at), s.msb.at(at), lows, wgt, grp, *sizes, row_split=split))
     else:
         b.emit(MmaDns(acc, s.msb.at(at), wgt, grp, *sizes, row_split=split))
     if s.sum and grp:
