@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.numerics.integers import CONTAINER, DIGIT_BITS
-from sparqle_tvm.numerics.slicing import max_exact
+from sparqle_tvm.numerics.integers import CONTAINER, DIGIT_BITS, bounds
 from sparqle_tvm.numerics.window import WINDOWS, WindowName
 
 ProgramScheme = Literal["sparqle", "dense"]
@@ -146,7 +145,7 @@ class DenseOp:
             given = (self.out_chunk, self.out_window, self.out_zero, low, high)
             return "" if given == (0, "unsigned", 0, 0, 0) else "only encoded outputs have a format"
         bits = 2 * self.digit_bits
-        smallest, largest = -(2 ** (bits - 1)), max_exact(self.digit_bits, self.out_window)
+        smallest, largest = bounds(self.digit_bits)
         if not smallest <= low <= high <= largest:
             return f"limits [{low}, {high}] of the outputs must lie in [{smallest}, {largest}]"
         if not smallest <= self.out_zero < -smallest:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.numerics.slicing import window_bias
 from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.target.isa.access import Mode, Tensor, ceil_div
 from sparqle_tvm.target.isa.base import Instruction, Kind
@@ -311,7 +310,7 @@ def _add_encoded_stores(b: _Builder, operands: Operands) -> None:
         "pbm_pitch": pbm_pitch,
         "pointers": 4 * groups,
         "group": array_rows,
-        "bias": window_bias(k, header.op.out_window),
+        "bias": WINDOWS[header.op.out_window].bias(k),
     }
     b.add(operands, "encode", columns, Tensor.OUT_LSB)
 
