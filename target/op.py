@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.numerics.integers import CONTAINER, DIGIT_BITS
-from sparqle_tvm.numerics.window import PLAIN, WINDOWS, WindowName
+from sparqle_tvm.numerics.integers import DIGIT_BITS, bounds, container
+from sparqle_tvm.numerics.window import PLAIN, WINDOWS, Digits, WindowName
 
 ProgramScheme = Literal["sparqle", "dense"]
 """``sparqle``: LSB plane, bitmap and compressed MSB plane. ``dense``: two dense passes.
@@ -160,7 +160,7 @@ class DenseOp:
             given = (*given, self.out_signed, self.out_centre)
             plain = (0, "unsigned", 0, 0, 0, True, 0)
             return "" if given == plain else "only encoded outputs have a format"
-        smallest, largest = integer_range(self.digit_bits, self.out_signed)
+        smallest, largest = bounds(self.digit_bits, self.out_signed)
         if not smallest <= low <= high <= largest:
             return f"limits [{low}, {high}] of the outputs must lie in [{smallest}, {largest}]"
         if not smallest <= self.out_zero <= largest:
@@ -170,7 +170,7 @@ class DenseOp:
     def _centre_problem(self, name: str, signed: bool, window: str) -> str:
         """Why digits of a window with that centre do not fit k + 1 bits, "" if they do."""
         centre: int = getattr(self, name)
-        smallest, largest = centre_range(self.digit_bits, signed, window)
+        smallest, largest = WINDOWS[window].digits(self.digit_bits, signed=signed).centre_range
         if smallest <= centre <= largest:
             return ""
         return f"{name} = {centre} must lie in [{smallest}, {largest}] with window '{window}'"
@@ -196,20 +196,20 @@ class DenseOp:
         return self.group_size if self.has_min else 0
 
     @property
-    def low_bias(self) -> int:
-        """What stored LSB digits are larger by than those they stand for."""
-        return WINDOWS[self.window].bias(self.digit_bits)
+    def digits(self) -> Digits:
+        """How activations are split."""
+        window = WINDOWS[self.window]
+        return window.digits(self.digit_bits, signed=self.act_signed, zero_point=self.centre)
 
     @property
     def edge(self) -> int:
         """The smallest byte of two stored digits that stands for a negative MSB digit.
 
-        From 1 to 2^2k: the byte ``(q - centre + low_bias) mod 2^2k`` of the smallest activation,
-        or 2^2k if there are no negative digits.
+        From 1 to 2^2k: the byte ``(q - centre + bias) mod 2^2k`` of the smallest activation, or
+        2^2k if there are no negative digits.
         """
-        smallest, _ = integer_range(self.digit_bits, self.act_signed)
-        shifted = smallest - self.centre + self.low_bias
-        return shifted % (1 << (2 * self.digit_bits)) or 1 << (2 * self.digit_bits)
+        everything = 1 << (2 * self.digit_bits)
+        return int(self.digits.smallest) % everything or everything
 
     @property
     def resolves(self) -> bool:
@@ -262,34 +262,22 @@ class DenseOp:
         """Type of an element of the result; of encoded outputs that of the quantized integers."""
         if self.output != "encoded":
             return self.output
-        return ("" if self.out_signed else "u") + CONTAINER[self.digit_bits]
+        return container(self.digit_bits, self.out_signed)
 
     @property
     def act_dtype(self) -> str:
         """Type of an activation: int8 or uint8, int16 or uint16 for digits of 8 bits."""
-        return ("" if self.act_signed else "u") + CONTAINER[self.digit_bits]
+        return container(self.digit_bits, self.act_signed)
 
 
 def group_sum_bytes(group_size: int, digit_bits: int) -> int:
-    """Bytes of the sum of a group of activations: int16, or int32 where that is too small."""
-    return 2 if group_size < 256 and digit_bits < 8 else 4
+    """Bytes of the sum of a group of q - zero point: int16, or int32 where that is too small.
+
+    The difference of two int8, or of two uint8, has a magnitude of at most 255: 128 of them fit.
+    """
+    return 2 if group_size <= 128 and digit_bits < 8 else 4
 
 
 def is_whole(value: Any, low: int, high: int) -> bool:
     """Whether a value is an integer, no bool, in [low, high)."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value < high
-
-
-def integer_range(k: int, signed: bool) -> tuple[int, int]:
-    """Smallest and largest activation of two digits of k bits."""
-    smallest = -(1 << (2 * k - 1)) if signed else 0
-    return smallest, smallest + (1 << (2 * k)) - 1
-
-
-def centre_range(k: int, signed: bool, window: str) -> tuple[int, int]:
-    """Centres with which all MSB digits have a magnitude below 2^k; 0 is that of ``unsigned``."""
-    if not WINDOWS[window].centred:
-        return 0, 0
-    smallest, largest = integer_range(k, signed)
-    bias = WINDOWS[window].bias(k)
-    return smallest + bias, largest + 1 - bias

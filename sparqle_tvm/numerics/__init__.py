@@ -28,17 +28,20 @@ from sparqle_tvm.numerics.slicing import (
     dot,
     encode,
     encode_digits,
-    max_exact,
-    window_bias,
 )
+from sparqle_tvm.numerics.window import WINDOWS, Digits, Window, default_window, window_of
 
 __all__ = [
+    "WINDOWS",
+    "Digits",
     "EncodingChoice",
     "QuantizedWeights",
     "SlicedTensor",
+    "Window",
     "bias_term",
     "check_weight_range",
     "clip_to_bands",
+    "default_window",
     "dense_reference",
     "dot",
     "encode",
@@ -47,7 +50,6 @@ __all__ = [
     "grouped_bias_term",
     "int_matmul",
     "is_row_order",
-    "max_exact",
     "pack_digits",
     "pack_int4",
     "plane_bytes",
@@ -60,7 +62,7 @@ __all__ = [
     "sorted_rows",
     "unpack_digits",
     "unpack_int4",
-    "window_bias",
     "window_limits",
+    "window_of",
     "windows_from",
 ]

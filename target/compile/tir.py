@@ -17,7 +17,7 @@ from typing import Any
 from tvm import te, tirx
 
 from sparqle_tvm.errors import CompileError
-from sparqle_tvm.numerics.integers import CONTAINER
+from sparqle_tvm.numerics.integers import DIGIT
 from sparqle_tvm.target.op import DenseOp
 
 EXTENT_ATTR = "sparqle.extent"
@@ -104,7 +104,7 @@ def arrays_of(op: DenseOp) -> dict[str, tuple[str, str]]:
     dense, grouped, scaled = op.scheme == "dense", op.group_size > 0, op.scaled
     arrays = (
         ("lsb", not dense, "mk", "uint8"),
-        ("msb", not dense, "mk", CONTAINER[op.digit_bits]),
+        ("msb", not dense, "mk", DIGIT[op.digit_bits]),
         ("act", dense, "mk", op.act_dtype),
         ("group_sums", op.has_min, "mg", "int32"),
         ("act_scale", scaled, "m", "float32"),
@@ -131,7 +131,8 @@ def digit(op: DenseOp, name: str, stored: Any) -> Any:
         return low if name == "mma_lsb" else value - low
     if name == "mma_msb":
         return value * tirx.const(base, "int32")
-    return value - tirx.const(op.low_bias, "int32") if op.low_bias else value
+    bias = op.digits.bias
+    return value - tirx.const(bias, "int32") if bias else value
 
 
 def product(op: DenseOp, name: str, stored: Any, weight: Any, scale: Any) -> Any:

@@ -253,7 +253,7 @@ def _product(b: _Builder, operands: Operands, operand: str) -> dict[str, Any]:
 
 def _add_multiplies(b: _Builder, operands: Operands, plane: int, operand: str) -> None:
     op = b.header.op
-    if plane == LSB_PLANE and op.low_bias:
+    if plane == LSB_PLANE and op.digits.bias:
         plane = FLIPPED_PLANE
     if plane == MSB_PLANE and not op.act_signed:
         plane = HIGH_PLANE

@@ -94,10 +94,11 @@ class Counts:
     onchip_read_bytes, onchip_write_bytes : mapping of Buffer to int
         Traffic of the buffers. Loads write what they carry. An MMA reads its activations once
         per column block and weight slice (MMA.MSB the low digits of stored ones too, where they
-        matter), its weights once per row group (every slice has its share of the bits), group parameters once; it writes every accumulator once, and reads it
-        unless it clears it. DRAIN reads and writes accumulators and reads its scales. ST.OUT
-        reads 4 bytes per output, as ST.ENC, and the row numbers if rows are sorted. (Of other
-        instructions what `Instruction.ACCESSES` say.)
+        matter), its weights once per row group (every slice has its share of the bits), group
+        parameters once; it writes every accumulator once, and reads it unless it clears it. DRAIN
+        reads and writes accumulators and reads its scales. ST.OUT reads 4 bytes per output, as
+        ST.ENC, and the row numbers if rows are sorted. (Of other instructions what
+        `Instruction.ACCESSES` say.)
     lsb, msb : PlaneCounts
         MACs and idle lanes per plane.
     drained_elements : int
