@@ -259,7 +259,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     ),
     "free too early": (
         lambda code: code.insert(find(code, MmaLsb), code.pop(code.index(Signal(Queue.ACT_FREE)))),
-        "LD.LSB.*dst, bytes .*no token orders this write with instruction 17 `MMA.LSB",
+        "LD.LSB.*dst, bytes .*no token orders this write with instruction 18 `MMA.MSB",
     ),
     "drained while added to": (
         swapping(Signal(Queue.ACC_READY), End),
