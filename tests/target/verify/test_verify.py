@@ -55,6 +55,16 @@ FORMATS = {
     "slices": {"weight_bits": 8},
     "ternary": {"weight_bits": 2, "window": "unsigned"},
     "sorted": {"block_rows": 8, "group_size": 8},
+    "uint8": {"act_signed": False, "centre": 103},
+    "uint8, no low digits": {"act_signed": False, "centre": 104, "output": "int32"},
+    "uint8, plain": {"act_signed": False, "window": "unsigned", "has_offset": True},
+    "int8 around 5": {"centre": 5, "group_size": 8, "has_min": True},
+    "rows": {"act_signed": False, "row_zeros": True},
+    "rows in groups": {"row_zeros": True, "group_size": 8, "has_offset": True},
+    "rows, plain": {"row_zeros": True, "window": "unsigned", "output": "int32"},
+    "sorted rows": {"act_signed": False, "row_zeros": True, "block_rows": 8},
+    "dense uint8": {"scheme": "dense", "window": "unsigned", "act_signed": False},
+    "dense rows": {"scheme": "dense", "window": "unsigned", "row_zeros": True, "weight_bits": 8},
 }
 TILES = (
     Tiles(8, 4),
@@ -150,7 +160,7 @@ def test_rows_of_a_tile_may_be_read_alone():
         operands = (wgt.at((), Affine.loop(i, 32)), None, rows, Extent(4), Extent(16))
         b.wait(Queue.ACC_FREE)
         b.emit(MmaLsb(acc.at((i,)), lsb.at(), *operands, zero=ALWAYS))
-        b.emit(MmaMsb(acc.at((i,)), pbm.at(), msb.at(), lsb.at(), *operands))
+        b.emit(MmaMsb(acc.at((i,)), pbm.at(), msb.at(), lsb.at(), None, *operands))
         b.signal(Queue.ACC_READY)
         b.wait(Queue.ACC_READY, Queue.CHN_READY)
         b.emit(Drain(acc.at((i,)), row.at(), chn.at((i,)), rows, Extent(4)))
@@ -487,6 +497,9 @@ FUZZED = [
     dense_program(op("int32"), Tiles(8, 4, stay=True, slots=1)),
     dense_program(op("minima"), Tiles(8, 4, slots=3)),
     dense_program(op("sorted"), Tiles(8, 4)),
+    dense_program(op("uint8"), Tiles(8, 4)),
+    dense_program(op("sorted rows"), Tiles(8, 4)),
+    dense_program(op("rows in groups"), Tiles(8, 4, stay=True)),
 ]
 
 
