@@ -249,7 +249,9 @@ class _Generator:
         if call.name == "mma_msb":
             make = MmaDns
             if self.op.scheme == "sparqle":
-                make = partial(MmaMsb, pbm=self._address("pbm", plane))
+                # Low digits lie in the same tile, if they are needed.
+                lows = self._address("lsb", plane) if self.op.resolves else None
+                make = partial(MmaMsb, pbm=self._address("pbm", plane), lsb=lows)
         name = "lsb" if call.name == "mma_lsb" else "msb"
         instruction = make(
             **{name: msb},

@@ -137,9 +137,9 @@ def _variant(op: DenseOp) -> str:
     """What of the op the intrinsics depend on."""
     limits = ""
     if op.output == "encoded":
-        limits = f"_{op.out_zero}_{op.out_low}_{op.out_high}"
+        limits = f"_{op.out_dtype}_{op.out_zero}_{op.out_low}_{op.out_high}"
     flags = ("_min" if op.has_min else "") + ("_offset" if op.has_offset else "")
-    digits = f"{op.scheme}{op.digit_bits}_{op.window}"
+    digits = f"{op.scheme}{op.digit_bits}_{op.act_dtype}_{op.window}"
     return f"{digits}_g{op.group_size}{flags}_{op.output}{limits}"
 
 

@@ -17,8 +17,7 @@ from typing import Any
 from tvm import te, tirx
 
 from sparqle_tvm.errors import CompileError
-from sparqle_tvm.numerics.integers import CONTAINER
-from sparqle_tvm.numerics.window import WINDOWS
+from sparqle_tvm.numerics.integers import DIGIT
 from sparqle_tvm.target.op import DenseOp
 
 EXTENT_ATTR = "sparqle.extent"
@@ -35,8 +34,8 @@ def split_dense_primfunc(op: DenseOp, multiple: tuple[int, int, int] = (1, 1, 1)
 
     ================  =================  ======================================================
     ``lsb``           (M, K) uint8       low digits, as they are stored
-    ``msb``           (M, K) int8        high digits, zeros included
-    ``act``           (M, K) int8/int16  scheme ``dense`` only, instead of the two
+    ``msb``           (M, K) int8        high digits with their signs, zeros included; int16, k = 8
+    ``act``           (M, K) act_dtype   scheme ``dense`` only, instead of the two
     ``group_sums``    (M, G) int32       if ``has_min``
     ``act_scale``     (M,) float32       unless the output is int32
     ``w``             (N, K) int8        weights
@@ -105,8 +104,8 @@ def arrays_of(op: DenseOp) -> dict[str, tuple[str, str]]:
     dense, grouped, scaled = op.scheme == "dense", op.group_size > 0, op.scaled
     arrays = (
         ("lsb", not dense, "mk", "uint8"),
-        ("msb", not dense, "mk", "int8"),
-        ("act", dense, "mk", CONTAINER[op.digit_bits]),
+        ("msb", not dense, "mk", DIGIT[op.digit_bits]),
+        ("act", dense, "mk", op.act_dtype),
         ("group_sums", op.has_min, "mg", "int32"),
         ("act_scale", scaled, "m", "float32"),
         ("w", True, "nk", "int8"),
@@ -132,7 +131,7 @@ def digit(op: DenseOp, name: str, stored: Any) -> Any:
         return low if name == "mma_lsb" else value - low
     if name == "mma_msb":
         return value * tirx.const(base, "int32")
-    bias = WINDOWS[op.window].bias(op.digit_bits)
+    bias = op.digits.bias
     return value - tirx.const(bias, "int32") if bias else value
 
 

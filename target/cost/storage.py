@@ -5,7 +5,7 @@ MSB digits in tile order, that is row group by row group (`rows` rows of the arr
 K chunk, each row of a tile padded to a byte, with one pointer per tile. Rows within a tile are
 found by counting the bits of the bitmap, which is loaded anyway. ``dense`` and ``native`` store
 2k bits per activation, ``a4`` k. All carry a scale per row and, where weights have minima, a sum
-per group: int16, for a sum of g int8 values fits while g < 256, else int32 (`op.group_sum_bytes`).
+per group: int16, in which 128 values less their zero point fit, else int32 (`op.group_sum_bytes`).
 """
 
 from __future__ import annotations

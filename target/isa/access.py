@@ -28,7 +28,7 @@ class Tensor(IntEnum):
     MSB: digit stream, K chunk by K chunk, within a chunk row by row, each (row, chunk) padded to
     a byte. MSB_PTR: int32 byte offsets into it, one per (chunk, group of `accelerator.rows`
     rows), chunk-major, and one for the end. ACT (M, K) of 2k bits. ACT_SCALE (M,) float32.
-    GROUP_SUMS (M, K/g) int16, or int32 if g >= 256. WGT (N, K) packed at `weight_bits`, low
+    GROUP_SUMS (M, K/g) int16, or int32 if g > 128. WGT (N, K) packed at `weight_bits`, low
     element first. W_SCALE (N, K/g) float16 or (N,) float32. W_MIN (N, K/g) float16. OFFSET (N,)
     float64 with groups, else int32. OUT (M, N) int32 or float32. ROW_ORDER (M,) uint16, or int32
     if `DenseOp.m` > 2^16: with `block_rows`, all tensors of activations lie in this order, that is
@@ -252,6 +252,9 @@ class Access:
     loaded : bool
         Whether it must be just what one load left there, all of it, of the same rows and columns
         as all others of which that is said.
+    marked_by : str
+        Operand with a stream of stored digits, if only the elements that have one are read: as
+        many bytes as the stream has.
     read, written : Traffic or None
         Bytes that pass the buffer's ports; None: the tile once, according to `mode`.
     """
@@ -265,6 +268,7 @@ class Access:
     col: str = ""
     needed: Callable[[Header], bool] | None = None
     loaded: bool = False
+    marked_by: str = ""
     read: Traffic | None = None
     written: Traffic | None = None
 

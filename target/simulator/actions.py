@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.target.isa.access import Mode, Tensor, ceil_div
 from sparqle_tvm.target.isa.base import Instruction, Kind
 from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, MmaMin, MmaMsb, StEnc, StOut
@@ -27,6 +26,7 @@ from sparqle_tvm.target.simulator.native import aligned
 from sparqle_tvm.target.simulator.pools import Pools, make_pools
 from sparqle_tvm.target.simulator.spec import (
     FLIPPED_PLANE,
+    HIGH_PLANE,
     LSB_PLANE,
     MSB_PLANE,
     SPARSE_PLANE,
@@ -252,12 +252,18 @@ def _product(b: _Builder, operands: Operands, operand: str) -> dict[str, Any]:
 
 
 def _add_multiplies(b: _Builder, operands: Operands, plane: int, operand: str) -> None:
-    if plane == LSB_PLANE and WINDOWS[b.header.op.window].centred:
+    op = b.header.op
+    if plane == LSB_PLANE and op.digits.bias:
         plane = FLIPPED_PLANE
+    if plane == MSB_PLANE and not op.act_signed:
+        plane = HIGH_PLANE
     columns = {
         **_product(b, operands, operand),
         "plane": plane,
         "stream": operands["msb"] if plane == SPARSE_PLANE else 0,
+        "resolves": int(op.resolves),
+        "low": operands["lsb"] if plane == SPARSE_PLANE and op.resolves else 0,
+        "edge": op.edge,
         "wgt": operands["wgt"],
     }
     b.add(operands, "multiply", columns)
@@ -310,7 +316,7 @@ def _add_encoded_stores(b: _Builder, operands: Operands) -> None:
         "pbm_pitch": pbm_pitch,
         "pointers": 4 * groups,
         "group": array_rows,
-        "bias": WINDOWS[header.op.out_window].bias(k),
+        "shift": header.op.out_shift,
     }
     b.add(operands, "encode", columns, Tensor.OUT_LSB)
 

@@ -142,14 +142,14 @@ def store_encoded(spec: ValueSpec, a: Action) -> None:
     """Emit the encoding of (rows, cols) quantized outputs: digits, bitmap, stream and pointers.
 
     `pointers` is the address of the pointer to the tile's begin in the stream; those behind it are
-    written, one per `group` rows. `bias` is added before the split: 2^(k-1) for the signed window,
-    else 0.
+    written, one per `group` rows. `shift` is added before the split: what is cut in two is
+    ``(q + shift) mod 2^2k``.
     """
     cells, stride, staging = a.memory.cells, a.memory.cell_stride, a.memory.staging
     cell, rows, cols, pointers, group = (
         a[name] for name in ("cell", "rows", "cols", "pointers", "group")
     )
-    bias = cast("int32", a["bias"])
+    shift = cast("int32", a["shift"])
     lsb_bytes, pbm_bytes = ceil_div(cols * spec.k, 8), ceil_div(cols, 8)
     pointer = scratch("int32", 1)
     copy_bytes(pointer.at(0), T.reinterpret("handle", pointers), 4)
@@ -159,15 +159,15 @@ def store_encoded(spec: ValueSpec, a: Action) -> None:
             staging[byte] = 0
         digits = Scalar("int64", T.int64(0))
         with loop(cols) as column:
-            value = Scalar("int32", cells[(cell + row * cols + column) * stride] + bias)
+            value = Scalar("int32", cells[(cell + row * cols + column) * stride] + shift)
             low = T.bitwise_and(value.value, 2**spec.k - 1)
             _put_bits(staging, T.int64(0), column * spec.k, low)
-            high = Scalar("int32", T.shift_right(value.value, spec.k))
-            stored = Scalar("int32", cast("int32", high.value != 0))
+            high = T.bitwise_and(T.shift_right(value.value, spec.k), 2**spec.k - 1)
+            kept = Scalar("int32", high)
+            stored = Scalar("int32", cast("int32", kept.value != 0))
             _put_bits(staging, lsb_bytes, column, stored.value)
             # Written always, kept only if it is not zero: a branch would be mispredicted.
-            kept = T.bitwise_and(high.value, 2**spec.k - 1)
-            _put_bits(staging, lsb_bytes + pbm_bytes, digits.value * spec.k, kept)
+            _put_bits(staging, lsb_bytes + pbm_bytes, digits.value * spec.k, kept.value)
             digits.add(cast("int64", stored.value))
         msb_bytes = ceil_div(digits.value * spec.k, 8)
         for target, begin, nbytes in (

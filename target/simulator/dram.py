@@ -50,7 +50,7 @@ def pack_activations(q: NDArray[Any], k: int) -> NDArray[np.uint8]:
 
     Parameters
     ----------
-    q : int8 (M, K) for k = 2 and 4, int16 (M, K) for k = 8
+    q : int8 or uint8 (M, K) for k = 2 and 4, int16 or uint16 (M, K) for k = 8
         Integers of 2k bits.
     k : {2, 4, 8}
         Bits of a digit.
@@ -60,8 +60,8 @@ def pack_activations(q: NDArray[Any], k: int) -> NDArray[np.uint8]:
     uint8 (M, ceil(K * 2k / 8))
     """
     if k == 8:
-        return np.ascontiguousarray(q, dtype="<i2").view(np.uint8)
-    return pack_digits(q.astype(np.int8).view(np.uint8) & np.uint8(4**k - 1), 2 * k)
+        return np.ascontiguousarray(q).astype("<u2").view(np.uint8)
+    return pack_digits(q.astype(np.uint8) & np.uint8(4**k - 1), 2 * k)
 
 
 def activation_tensors(
@@ -81,13 +81,18 @@ def activation_tensors(
     Raises
     ------
     InvalidArgumentError
-        If `sliced` has another K, k or window than the op.
+        If `sliced` has another K, k, type, window or centre than the op.
     """
-    found = (sliced.shape[1], sliced.k, sliced.window)
-    expected = (header.op.k, header.op.digit_bits, header.op.window)
-    if found[:2] != expected[:2] or (header.op.scheme == "sparqle" and found != expected):
+    op, centre = header.op, sliced.digits.centre
+    centre = centre if isinstance(centre, int) else "one per row"
+    found = (sliced.shape[1], sliced.k, sliced.signed, sliced.window, centre)
+    expected = (op.k, op.digit_bits, op.act_signed, op.window, op.centre)
+    # Of scheme dense, the window is no matter.
+    count = len(expected) if op.scheme == "sparqle" else 3
+    if found[:count] != expected[:count]:
         raise InvalidArgumentError(
-            f"{header.label!r} takes activations of (K, k, window) = {expected}, got {found}"
+            f"{header.label!r} takes activations of (K, k, signed, window, centre) = {expected}, "
+            f"got {found}"
         )
     tensors: dict[Tensor, NDArray[Any]] = {}
     if act_scale is not None:

@@ -148,9 +148,9 @@ def _ceil(a: Any, b: int) -> Any:
     return math.ceil(a / b) if isinstance(a, int) else ceil_div(a, b)
 
 
-# Values of `plane`: LSB digits, the same with the top bit flipped (window ``signed``), a dense
-# plane of MSB digits, MSB digits behind a bitmap.
-LSB_PLANE, FLIPPED_PLANE, MSB_PLANE, SPARSE_PLANE = range(4)
+# Values of `plane`: LSB digits, the same with the top bit flipped (window ``signed``), dense planes
+# of MSB digits without and with a sign, MSB digits behind a bitmap.
+LSB_PLANE, FLIPPED_PLANE, HIGH_PLANE, MSB_PLANE, SPARSE_PLANE = range(5)
 
 # Pools of decoded tiles, in the order of the entry sizes: activations, their span sums, weights,
 # parameters.

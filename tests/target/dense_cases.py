@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sparqle_tvm.numerics import encode, encode_digits, max_exact
+from sparqle_tvm.numerics import SlicedTensor, encode, encode_digits
 from sparqle_tvm.numerics.quantization import QuantizedWeights
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.op import DenseOp
@@ -45,6 +45,17 @@ SPECS = {
         m=6, n=5, k=64, scheme="dense", window="unsigned", group_size=32, has_min=True
     ),
     "one row": DenseOp(m=1, n=11, k=128, group_size=32, has_min=True),
+    "uint8": DenseOp(m=9, n=10, k=64, act_signed=False, centre=117),
+    "uint8 in groups": DenseOp(
+        m=7, n=10, k=64, act_signed=False, centre=131, group_size=32, has_min=True
+    ),
+    "uint8, plain": DenseOp(m=6, n=7, k=24, act_signed=False, window="unsigned", output="int32"),
+    "int8 around a zero point": DenseOp(m=5, n=9, k=40, centre=-77, has_offset=True),
+    "uint16": DenseOp(m=5, n=6, k=16, digit_bits=8, weight_bits=8, act_signed=False, centre=40000),
+    "uint4": DenseOp(m=5, n=6, k=32, digit_bits=2, act_signed=False, centre=7, group_size=16),
+    "dense uint8": DenseOp(
+        m=6, n=5, k=40, scheme="dense", window="unsigned", act_signed=False, has_offset=True
+    ),
 }
 
 
@@ -69,12 +80,13 @@ class Operands:
 
 
 def random_operands(spec: DenseOp, seed: int) -> Operands:
-    """Operands with about half of the MSB digits zero."""
+    """Operands with about half of the MSB digits zero, and some of all values of the type."""
     rng = np.random.default_rng(seed)
-    limit = 1 << (2 * spec.digit_bits - 1)
-    top = limit - 1 if spec.scheme == "dense" else max_exact(spec.digit_bits, spec.window)
-    q = np.rint(rng.standard_normal((spec.m, spec.k)) * (1 << spec.digit_bits) * 0.6)
-    q = np.clip(q, -limit, top).astype(np.int16 if spec.digit_bits == 8 else np.int8)
+    low, high = activation_range(spec)
+    near = np.rint(rng.standard_normal((spec.m, spec.k)) * (1 << spec.digit_bits) * 0.6)
+    anywhere = rng.integers(low, high + 1, near.shape)
+    q = np.where(rng.random(near.shape) < 0.2, anywhere, near + spec.centre)
+    q = np.clip(q, low, high).astype(spec.act_dtype)
     low = -(1 << (spec.weight_bits - 1)) if spec.weight_signed else 0
     w = rng.integers(low, low + (1 << spec.weight_bits), (spec.n, spec.k)).astype(np.int8)
     minimum = None
@@ -91,9 +103,21 @@ def random_operands(spec: DenseOp, seed: int) -> Operands:
     return Operands(q, weights, act_scale, offset, constant)
 
 
+def activation_range(spec: DenseOp) -> tuple[int, int]:
+    """Smallest and largest activation."""
+    values = 1 << (2 * spec.digit_bits)
+    low = -values // 2 if spec.act_signed else 0
+    return low, low + values - 1
+
+
+def encoded(spec: DenseOp, q: Any) -> SlicedTensor:
+    """Activations as the op takes them."""
+    return encode(q, k=spec.digit_bits, window=spec.window, zero_point=spec.centre)
+
+
 def expected(spec: DenseOp, operands: Operands) -> Any:
     """The exact value of the op, computed without digits: (M, N) int32 or float32."""
-    q, weights = operands.q.astype(np.int64), operands.weights
+    q, weights = operands.q.astype(np.int64) - spec.centre, operands.weights
     w = weights.values.astype(np.int64)
     if not spec.group_size:
         acc = (q @ w.T + operands.constant).astype(np.int32)
@@ -127,10 +151,11 @@ def primfunc_inputs(
     if spec.scheme == "dense":
         arrays.append((q, (m, k)))
     else:
-        lsb, msb = encode_digits(q, spec.digit_bits, spec.window)
+        lsb, msb = encode_digits(q, spec.digit_bits, spec.window, zero_point=spec.centre)
         arrays += [(lsb, (m, k)), (msb, (m, k))]
     if spec.has_min:
-        sums = q.astype(np.int32).reshape(spec.m, spec.groups, -1).sum(axis=2, dtype=np.int32)
+        distances = q.astype(np.int32) - spec.centre
+        sums = distances.reshape(spec.m, spec.groups, -1).sum(axis=2, dtype=np.int32)
         arrays.append((sums, (m, groups)))
     if spec.scaled:
         arrays.append((operands.act_scale, (m,)))
@@ -173,7 +198,7 @@ def simulated(program: Any, operands: Operands, rows: int) -> Any:
     from sparqle_tvm.target.simulator import activation_tensors, simulate, weight_tensors
 
     header = program.header
-    sliced = encode(operands.q[:rows], k=header.op.digit_bits, window=header.op.window)
+    sliced = encoded(header.op, operands.q[:rows])
     tensors = activation_tensors(header, sliced, operands.act_scale[:rows])
     tensors |= weight_tensors(header, operands.weights, operands.offset)
     return simulate(program, tensors).output

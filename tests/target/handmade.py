@@ -197,7 +197,8 @@ class DenseWriter:
         b.emit(MmaLsb(acc, s["lsb"].at(act), w, grp, *sizes, zero=zero, row_split=split))
         if h.op.scheme == "sparqle":
             pbm, msb = s["pbm"].at(act), s["msb"].at(act)
-            b.emit(MmaMsb(acc, pbm, msb, w, grp, *sizes, row_split=split))
+            lows = s["lsb"].at(act) if h.op.resolves else None
+            b.emit(MmaMsb(acc, pbm, msb, lows, w, grp, *sizes, row_split=split))
         else:
             b.emit(MmaDns(acc, s["msb"].at(act), w, grp, *sizes, row_split=split))
         if h.op.has_min:

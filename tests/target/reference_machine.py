@@ -33,8 +33,15 @@ from sparqle_tvm.target.program import Program
 
 @dataclass
 class Tensors:
-    """Random operands of an op: digits, weights and parameters are independent of each other."""
+    """Random operands of an op: digits, weights and parameters are independent of each other.
 
+    `q` are the activations, of all values of their type alike; of `low` and `high` each is what a
+    digit adds to a product, stored in k bits as `lsb` and `msb`.
+    """
+
+    q: Any
+    low: Any
+    high: Any
     lsb: Any
     msb: Any
     sums: Any
@@ -49,15 +56,24 @@ class Tensors:
     def random(cls, header: Header, rows: int, rng: np.random.Generator) -> Tensors:
         k, n, columns = header.op.digit_bits, header.op.n, header.op.k
         groups = -(-columns // header.op.group_size) if header.op.group_size else 1
-        msb = rng.integers(-(2 ** (k - 1)), 2 ** (k - 1), (rows, columns))
+        smallest = lowest_activation(header)
+        q = rng.integers(smallest, smallest + 4**k, (rows, columns))
+        near = header.op.centre + rng.integers(-(2 ** (k - 1)), 2 ** (k - 1), q.shape)
+        common = (rng.random(q.shape) < 0.7) & (near >= smallest) & (near < smallest + 4**k)
+        q = np.where(common, near, q)
+        low, high = split(header, q)
         bits = header.op.weight_bits
-        low = -(2 ** (bits - 1)) if header.op.weight_signed else 0
+        least = -(2 ** (bits - 1)) if header.op.weight_signed else 0
         return cls(
-            lsb=rng.integers(0, 2**k, (rows, columns)).astype(np.uint8),
-            msb=np.where(rng.random((rows, columns)) < 0.7, 0, msb),
+            q=q,
+            low=low,
+            high=high,
+            # A two's complement digit is stored with its top bit flipped.
+            lsb=(low + (2 ** (k - 1) if header.op.window == "signed" else 0)).astype(np.uint8),
+            msb=(high // 2**k % 2**k).astype(np.uint8),
             sums=rng.integers(-99, 99, (rows, groups)).astype(f"i{header.sum_bytes}"),
             row=rng.integers(1, 99, rows).astype(np.float32),
-            weights=rng.integers(low, low + 2**bits, (n, columns)),
+            weights=rng.integers(least, least + 2**bits, (n, columns)),
             scales=rng.integers(1, 99, (n, groups)).astype(
                 np.float16 if header.op.group_size else np.float32
             ),
@@ -76,8 +92,7 @@ class Tensors:
         return outputs
 
     def _outputs_in_order(self, header: Header) -> Any:
-        low = self.lsb.astype(np.int64) - _bias(header)
-        digits = low + 2**header.op.digit_bits * self.msb
+        digits = self.q - header.op.centre
         offset = self.offset.astype(np.float64) * header.op.has_offset
         if not header.op.group_size:
             acc = digits @ self.weights.T + offset.astype(np.int64)
@@ -95,9 +110,23 @@ class Tensors:
         return acc.astype(np.float32) * self.row[:, None]
 
 
-def _bias(header: Header) -> int:
-    """What stored LSB digits are larger by than those they stand for."""
-    return 2 ** (header.op.digit_bits - 1) if header.op.window == "signed" else 0
+def lowest_activation(header: Header) -> int:
+    """The smallest number of the type of the activations."""
+    return -(2 ** (2 * header.op.digit_bits - 1)) if header.op.act_signed else 0
+
+
+def split(header: Header, q: Any) -> tuple[Any, Any]:
+    """What the two digits of q add to a product: q less its centre, in a low and a high part.
+
+    The low part is what is left of the nearest multiple of 2^k (ties up), in the window
+    ``unsigned`` of the multiple below; the high part is that multiple.
+    """
+    base, distance = 2**header.op.digit_bits, q - header.op.centre
+    if header.op.window == "signed":
+        high = np.floor(distance / base + 0.5).astype(np.int64) * base
+    else:
+        high = np.floor(distance / base).astype(np.int64) * base
+    return distance - high, high
 
 
 def _random_order(header: Header, rows: int, rng: np.random.Generator) -> Any:
@@ -154,8 +183,8 @@ class Machine:
             self.tokens[o["queue"]] += 1 if cls is Signal else -1
         elif cls is LdAct:
             self._put(Buffer.ACT, o["lsb"], self._tile(LdLsb, o))
-            digits = self._cut(self.tensors.msb, o) & (2**self.header.op.digit_bits - 1)
-            packed = pack_digits(digits.astype(np.uint8), self.header.op.digit_bits)
+            digits = self._cut(self.tensors.msb, o)
+            packed = pack_digits(digits, self.header.op.digit_bits)
             self._put(Buffer.ACT, o["msb"], packed)
         elif "dst" in o:
             buffer = Buffer.WGT if cls in (LdWgt, LdGrp, LdChn) else Buffer.ACT
@@ -196,7 +225,7 @@ class Machine:
             return np.packbits(self._cut(t.msb, o) != 0, axis=1, bitorder="little")
         if cls is LdMsb:
             tile = self._cut(t.msb, o)
-            digits = [(row[row != 0] & (2**k - 1)).astype(np.uint8) for row in tile]
+            digits = [row[row != 0] for row in tile]
             stream = [as_bytes(pack_digits(row[None], k)) for row in digits if len(row)]
             return np.concatenate(stream) if stream else np.zeros(0, dtype=np.uint8)
         if cls is LdWgt:
@@ -226,24 +255,44 @@ class Machine:
         k, m, columns = self.header.op.digit_bits, o["m"], o["k"]
         pitch = -(-columns * k // 8)
         if cls is MmaLsb:
-            packed = self._get(Buffer.ACT, o["lsb"], m * pitch).reshape(m, pitch)
-            return unpack_digits(packed, k, columns).astype(np.int64) - _bias(self.header)
+            return self._low(o["lsb"], m, columns)
         if cls is MmaDns:
             packed = self._get(Buffer.ACT, o["msb"], m * pitch).reshape(m, pitch)
-            return 2**k * sign_extend(unpack_digits(packed, k, columns), k).astype(np.int64)
+            plane = unpack_digits(packed, k, columns)
+            plane = sign_extend(plane, k) if self.header.op.act_signed else plane
+            return 2**k * plane.astype(np.int64)
         bitmap_pitch = -(-columns // 8)
         bitmap = self._get(Buffer.ACT, o["pbm"], m * bitmap_pitch).reshape(m, bitmap_pitch)
         bits = np.unpackbits(bitmap, axis=1, bitorder="little")[:, :columns] != 0
         digits, at = np.zeros((m, columns), dtype=np.int64), o["msb"]
+        # Without low digits the sign must not depend on them: any will do.
+        lows = self._low(o["lsb"], m, columns) if o["lsb"] >= 0 else 0 * digits
         for row in range(m):
             count = int(bits[row].sum())
             nbytes = -(-count * k // 8)
             packed = self._get(Buffer.ACT, at, nbytes)[None]
             if count:
-                stored = sign_extend(unpack_digits(packed, k, count), k)[0]
-                digits[row, bits[row]] = 2**k * stored.astype(np.int64)
+                stored = 2**k * unpack_digits(packed, k, count)[0].astype(np.int64)
+                digits[row, bits[row]] = self._of_the_type(stored, lows[row, bits[row]])
             at += nbytes
         return digits
+
+    def _low(self, address: int, m: int, columns: int) -> Any:
+        """What stored low digits add to a product."""
+        k = self.header.op.digit_bits
+        pitch = -(-columns * k // 8)
+        packed = self._get(Buffer.ACT, address, m * pitch).reshape(m, pitch)
+        stored = unpack_digits(packed, k, columns).astype(np.int64)
+        return stored - (2 ** (k - 1) if self.header.op.window == "signed" else 0)
+
+    def _of_the_type(self, stored: Any, low: Any) -> Any:
+        """Of what stored high digits may add to a product, that which makes activations.
+
+        They may be so much or 2^2k less; one of both makes a number of the activations' type.
+        """
+        smallest, range_ = lowest_activation(self.header), 4**self.header.op.digit_bits
+        q = stored + low + self.header.op.centre
+        return np.where(q >= smallest + range_, stored - range_, stored)
 
     def _mma(self, cls: type, o: dict[str, int]) -> None:
         h, (m, n, columns) = self.header, (o["m"], o["n"], o["k"])

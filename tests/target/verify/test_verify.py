@@ -150,7 +150,7 @@ def test_rows_of_a_tile_may_be_read_alone():
         operands = (wgt.at((), Affine.loop(i, 32)), None, rows, Extent(4), Extent(16))
         b.wait(Queue.ACC_FREE)
         b.emit(MmaLsb(acc.at((i,)), lsb.at(), *operands, zero=ALWAYS))
-        b.emit(MmaMsb(acc.at((i,)), pbm.at(), msb.at(), *operands))
+        b.emit(MmaMsb(acc.at((i,)), pbm.at(), msb.at(), lsb.at(), *operands))
         b.signal(Queue.ACC_READY)
         b.wait(Queue.ACC_READY, Queue.CHN_READY)
         b.emit(Drain(acc.at((i,)), row.at(), chn.at((i,)), rows, Extent(4)))
@@ -259,7 +259,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     ),
     "free too early": (
         lambda code: code.insert(find(code, MmaLsb), code.pop(code.index(Signal(Queue.ACT_FREE)))),
-        "LD.LSB.*dst, bytes .*no token orders this write with instruction 17 `MMA.LSB",
+        "LD.LSB.*dst, bytes .*no token orders this write with instruction 18 `MMA.MSB",
     ),
     "drained while added to": (
         swapping(Signal(Queue.ACC_READY), End),
