@@ -268,7 +268,7 @@ class LdZro(_VectorLoad):
     Only where digits are centred on them (`DenseOp.row_centres`).
     """
 
-    OPCODE: ClassVar[int] = 30
+    OPCODE: ClassVar[int] = 20
     MNEMONIC: ClassVar[str] = "LD.ZRO"
     SOURCE: ClassVar[str] = "ZERO"
     EXTENTS: ClassVar[Mapping[str, Axis]] = {"rows": "m"}
