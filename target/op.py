@@ -60,9 +60,12 @@ class DenseOp:
         Digits of ``signed`` carry q - centre: the zero point. Those of ``unsigned`` carry q, and
         have centre 0; a zero point is then part of the offset.
     row_zeros : bool
-        Every row has a zero point of its own, given at run time. Its digits carry q less the
-        centre that `Digits` makes of it (`centre` is 0), and the drain adds what that is too much
-        or too little: centre - zero point, times the sum of the channel's weights.
+        Every row has a zero point of its own, given at run time: its digits carry q less the centre
+        that `Digits` makes of it (`centre` is 0).
+    adds_shift : bool
+        With `row_zeros` only: the drain adds what centres differ from zero points by, times the sum
+        of the channel's weights, so that the op multiplies q - zero point. Else it is q - centre,
+        and whoever wants the rest adds it.
     block_rows : int
         Rows that the encoding sorted together: activations lie in that order in memory, stores put
         rows back in their places. 0: rows are in their own order. Only with scheme ``sparqle`` and
@@ -99,6 +102,7 @@ class DenseOp:
     window: WindowName = "signed"
     centre: int = 0
     row_zeros: bool = False
+    adds_shift: bool = False
     block_rows: int = 0
     output: Output = "float32"
     out_chunk: int = 0
@@ -130,8 +134,8 @@ class DenseOp:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 return f"{name} = {getattr(self, name)!r} must be one of {known}"
-        flags = ("weight_signed", "has_min", "has_offset", "act_signed", "row_zeros", "out_signed")
-        for name in flags:
+        flags = ("weight_signed", "has_min", "has_offset", "act_signed", "out_signed")
+        for name in (*flags, "row_zeros", "adds_shift"):
             if not isinstance(getattr(self, name), bool):
                 return f"{name} must be true or false"
         lowest = dict.fromkeys(("m", "n", "k"), 1)
@@ -154,6 +158,8 @@ class DenseOp:
             return f"window '{self.window}' needs scheme 'sparqle': dense has no biased digits"
         if self.block_rows and (self.scheme == "dense" or self.output != "float32"):
             return "sorted rows need scheme 'sparqle' and output 'float32'"
+        if self.adds_shift and not self.row_zeros:
+            return "only rows with zero points of their own have a shift to add"
         if self.row_zeros:
             return "rows with zero points have no common centre" if self.centre else ""
         return self._centre_problem("centre", self.act_signed, self.window)
@@ -233,6 +239,11 @@ class DenseOp:
         return self.row_zeros * (2 if self.digit_bits == 8 else 1)
 
     @property
+    def shift_bytes(self) -> int:
+        """Bytes that the drain needs of a row to add its shift: the zero point."""
+        return self.zero_bytes * self.adds_shift
+
+    @property
     def out_shift(self) -> int:
         """What is added to quantized outputs before they are cut into digits."""
         return WINDOWS[self.out_window].bias(self.digit_bits) - self.out_centre
@@ -241,7 +252,9 @@ class DenseOp:
         """The op as a scheme computes it; `dense` multiplies activations as they are."""
         if scheme == "sparqle":
             return replace(self, scheme=scheme)
-        return replace(self, scheme=scheme, window=PLAIN, centre=0)
+        # Without digits that have centres, zero points matter to the drain alone.
+        zeros = self.row_zeros and self.adds_shift
+        return replace(self, scheme=scheme, window=PLAIN, centre=0, row_zeros=zeros)
 
     @property
     def scaled(self) -> bool:
@@ -267,12 +280,12 @@ class DenseOp:
     def channel_parameter_bytes(self) -> int:
         """Bytes that the drain needs of an output channel; 0: it needs none.
 
-        A float32 scale if there are no groups, an offset, and with `row_zeros` the sum of its
+        A float32 scale if there are no groups, an offset, and with `adds_shift` the sum of its
         weights; the last two are int32, float64 with groups.
         """
         if self.group_size:
-            return 8 * (self.has_offset + self.row_zeros)
-        return 4 * (self.scaled + self.has_offset + self.row_zeros)
+            return 8 * (self.has_offset + self.adds_shift)
+        return 4 * (self.scaled + self.has_offset + self.adds_shift)
 
     @property
     def out_dtype(self) -> str:

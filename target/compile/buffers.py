@@ -121,7 +121,7 @@ def storages_of(op: DenseOp) -> tuple[str, ...]:
         "sum": op.has_min,
         "wgt": True,
         "grp": op.group_size > 0,
-        "row": op.scaled or op.row_zeros,
+        "row": op.scaled or op.adds_shift,
         "chn": op.channel_parameter_bytes > 0,
         "acc": True,
     }

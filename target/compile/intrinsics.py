@@ -145,7 +145,7 @@ def _variant(op: DenseOp) -> str:
     if op.output == "encoded":
         limits = f"_{op.out_dtype}_{op.out_zero}_{op.out_low}_{op.out_high}"
     flags = ("_min" if op.has_min else "") + ("_offset" if op.has_offset else "")
-    flags += "_zeros" if op.row_zeros else ""
+    flags += "_shift" if op.adds_shift else ""
     digits = f"{op.scheme}{op.digit_bits}_{op.act_dtype}_{op.window}"
     return f"{digits}_g{op.group_size}{flags}_{op.output}{limits}"
 

@@ -367,7 +367,7 @@ class _Scheduler:
                 self._load("w_scale", [self.drain], col_loop, 0, slots)
         if self.op.has_offset:
             self._load("offset", [self.drain], col_loop, 0, slots)
-        if self.op.row_zeros:
+        if self.op.adds_shift:
             self._load("zero", [self.drain], row_loop, 0, slots)
             self._load("w_sum", [self.drain], col_loop, 0, slots)
 

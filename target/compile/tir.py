@@ -42,8 +42,8 @@ def split_dense_primfunc(op: DenseOp, multiple: tuple[int, int, int] = (1, 1, 1)
     ``w_scale``       (N, G) float16     with groups; (N,) float32 per channel; not for int32
     ``w_min``         (N, G) float16     if ``has_min``
     ``offset``        (N,) int32         if ``has_offset``; float64 with groups
-    ``zero``          (M,) act_dtype     if ``row_zeros``: zero points
-    ``w_sum``         (N,) int32         if ``row_zeros``: sums of weights; float64 with groups
+    ``zero``          (M,) act_dtype     if ``adds_shift``: zero points
+    ``w_sum``         (N,) int32         if ``adds_shift``: sums of weights; float64 with groups
     ``out_scale``     (1,) float32       if the output is encoded
     ``out``           (M, N)             the result; quantized integers if encoded
     ================  =================  ======================================================
@@ -115,8 +115,8 @@ def arrays_of(op: DenseOp) -> dict[str, tuple[str, str]]:
         ("w_scale", scaled and not grouped, "n", "float32"),
         ("w_min", op.has_min, "ng", "float16"),
         ("offset", op.has_offset, "n", op.accumulator_dtype),
-        ("zero", op.row_zeros, "m", op.act_dtype),
-        ("w_sum", op.row_zeros, "n", op.accumulator_dtype),
+        ("zero", op.adds_shift, "m", op.act_dtype),
+        ("w_sum", op.adds_shift, "n", op.accumulator_dtype),
         ("out_scale", op.output == "encoded", "1", "float32"),
     )
     return {name: (axes, dtype) for name, exists, axes, dtype in arrays if exists}

@@ -92,7 +92,7 @@ def channel_bytes(op: DenseOp, k: int) -> int:
 def row_parameter_bytes(op: DenseOp, block_rows: int) -> int:
     """Bytes that drain and store need of each row: scale, number if sorted, zero point if any."""
     number = row_number_bytes(op.m) if block_rows else 0
-    return ACTIVATION_SCALE_BYTES + number + op.zero_bytes
+    return ACTIVATION_SCALE_BYTES + number + op.shift_bytes
 
 
 def centre_bytes(op: DenseOp, scheme: Scheme) -> int:
@@ -140,5 +140,5 @@ def worst_plane_bytes(k: int, accelerator: Accelerator, scheme: Scheme) -> int:
 def worst_row_bytes(op: DenseOp, k: int, accelerator: Accelerator, scheme: Scheme) -> int:
     """Bytes of such a row with its scale and group sums: what a buffer must hold."""
     planes = worst_plane_bytes(k, accelerator, scheme)
-    zeros = op.zero_bytes + centre_bytes(op, scheme)
+    zeros = op.shift_bytes + centre_bytes(op, scheme)
     return planes + row_metadata_bytes(1, k, op.sum_group_size, op.digit_bits) + zeros

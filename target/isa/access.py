@@ -213,7 +213,7 @@ ROW = Tile(
     lambda header, cols: header.row_bytes,
     lambda header: 4,
     # There may be two or three parts: all scales, all row numbers, all zero points.
-    lambda header: not (header.op.block_rows or header.op.row_zeros),
+    lambda header: not (header.op.block_rows or header.op.adds_shift),
     lambda header: None if header.row_bytes else "the outputs need no parameters per row",
 )
 ZRO = Tile(

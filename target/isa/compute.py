@@ -320,7 +320,7 @@ class Drain(Instruction):
 
     The cell keeps its size (`Header.accumulator_bytes`); the output is its first 4 bytes.
     int32: ``acc + offset``. float32 without groups: ``(float32(acc + offset) * row) * w_scale``;
-    with groups ``float32(acc + offset) * row``; offset 0 if not `has_offset`. With `row_zeros`,
+    with groups ``float32(acc + offset) * row``; offset 0 if not `has_offset`. With `adds_shift`,
     ``acc + shift * w_sum`` takes the place of acc: shift is what `Digits` says for the row's zero
     point, which a comparison with two constants gives. encoded: the int32
     ``min(max(round(y / out_scale) + out_zero, out_low), out_high)`` with y as for float32, a

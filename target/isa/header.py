@@ -167,7 +167,7 @@ class Header:
     @property
     def row_bytes(self) -> int:
         """Bytes of the parameters that DRAIN and ST.OUT need per row; 0: they need none."""
-        return self.zeros_offset + self.op.zero_bytes
+        return self.zeros_offset + self.op.shift_bytes
 
     @property
     def zeros_offset(self) -> int:

@@ -245,7 +245,7 @@ class LdRow(_VectorLoad):
     """Load what DRAIN and ST.OUT need of `rows` rows from `row` on into ACT.
 
     (rows,) float32 activation scales if the output is float32; with `block_rows`, behind them
-    (rows,) row numbers of `Header.order_bytes` bytes; with `row_zeros`, last, (rows,) zero points.
+    (rows,) row numbers of `Header.order_bytes` bytes; with `adds_shift`, last, (rows,) zero points.
     Refused where that is nothing (`Header.row_bytes` == 0).
     """
 
@@ -257,7 +257,7 @@ class LdRow(_VectorLoad):
     PARTS: ClassVar[tuple[Part, ...]] = (
         _element(Tensor.ACT_SCALE, lambda header: 4 * header.op.scaled),
         _element(Tensor.ROW_ORDER, lambda header: header.order_bytes),
-        _element(Tensor.ZERO, lambda header: header.op.zero_bytes),
+        _element(Tensor.ZERO, lambda header: header.op.shift_bytes),
     )
 
 
@@ -283,8 +283,8 @@ class LdChn(_VectorLoad):
     """Load what DRAIN needs of `rows` channels from `row` on into WGT.
 
     Without groups (rows,) float32 weight scales if the output is float32; behind them (rows,)
-    offsets if `has_offset`; behind those (rows,) sums of weights with `row_zeros`. Offsets and sums
-    are int32, float64 with groups. Refused where that is nothing (`Header.channel_bytes` == 0).
+    offsets if `has_offset`; behind those, with `adds_shift`, (rows,) sums of weights. Offsets and
+    sums are int32, float64 with groups. Refused where that is nothing (`Header.channel_bytes` == 0).
     """
 
     OPCODE: ClassVar[int] = 12
@@ -297,5 +297,5 @@ class LdChn(_VectorLoad):
             Tensor.W_SCALE, lambda header: 4 * (header.op.scaled and not header.op.group_size)
         ),
         _element(Tensor.OFFSET, lambda header: header.op.has_offset * header.accumulator_bytes),
-        _element(Tensor.W_SUM, lambda header: header.op.row_zeros * header.accumulator_bytes),
+        _element(Tensor.W_SUM, lambda header: header.op.adds_shift * header.accumulator_bytes),
     )

@@ -56,7 +56,7 @@ def drain(spec: ValueSpec, a: Action) -> None:
         if not spec.grouped:
             copy_bytes(floats.at(weight_scales), channels(T.int64(0)), 4 * n)
     weight_sums = 2 * n + m if spec.grouped else 2 * (2 * n + m)
-    if spec.zeros is not None:
+    if spec.adds_shift:
         # Behind the offsets.
         begin = scale_bytes + (8 if spec.grouped else 4) * n * has_offset
         copy_bytes(offsets.at(weight_sums), channels(begin), n * (8 if spec.grouped else 4))
@@ -66,7 +66,7 @@ def drain(spec: ValueSpec, a: Action) -> None:
         first = cell + row * n
         scale = Scalar("float32", floats[row_scales + row])
         shift = None
-        if spec.zeros is not None:
+        if spec.adds_shift and spec.zeros:
             zero = Scalar("int32", spec.zeros.read(a.memory.act, a["zeros"], row))
             shift = Scalar("int32", spec.zeros.centre(zero.value) - zero.value)
 

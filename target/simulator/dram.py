@@ -183,7 +183,7 @@ def weight_tensors(
         tensors[Tensor.W_MIN] = weights.minimum
     if offset is not None:
         tensors[Tensor.OFFSET] = offset
-    if header.op.row_zeros:
+    if header.op.adds_shift:
         tensors[Tensor.W_SUM] = channel_sums(weights.values, weights.scale, header.op.group_size)
     return tensors
 
@@ -219,6 +219,7 @@ def tensor_formats(header: Header, rows: int) -> dict[Tensor, tuple[tuple[int, .
         formats[Tensor.ACT_SCALE] = ((rows,), "float32")
     if header.op.row_zeros:
         formats[Tensor.ZERO] = ((rows,), header.op.act_dtype)
+    if header.op.adds_shift:
         formats[Tensor.W_SUM] = ((channels,), header.op.accumulator_dtype)
     if header.op.block_rows:
         formats[Tensor.ROW_ORDER] = ((rows,), "uint16" if header.order_bytes == 2 else "int32")

@@ -84,6 +84,8 @@ class ValueSpec:
         The dot product.
     zeros : RowZeros or None
         Zero points of rows, if they have their own.
+    adds_shift : bool
+        Whether the drain adds what centres differ from zero points by.
     """
 
     k: int
@@ -95,6 +97,7 @@ class ValueSpec:
     encoded: bool
     dot: Dot
     zeros: RowZeros | None = None
+    adds_shift: bool = False
 
     @classmethod
     def of(cls, header: Header) -> ValueSpec:
@@ -113,6 +116,7 @@ class ValueSpec:
             encoded=header.op.output == "encoded",
             dot=choose_dot(host_features(), header.op.digit_bits),
             zeros=zeros,
+            adds_shift=op.adds_shift,
         )
 
     @property

@@ -26,6 +26,9 @@ TINY = replace(
     accumulator_buffer_bytes=4096,
 )
 
+# Rows with zero points of their own, and an op that multiplies what is counted from those.
+SHIFTED: Any = {"row_zeros": True, "adds_shift": True}
+
 SPECS = {
     "int32": DenseOp(m=5, n=9, k=40, output="int32"),
     "unsigned": DenseOp(m=6, n=7, k=24, window="unsigned", output="int32"),
@@ -53,21 +56,50 @@ SPECS = {
     "int8 around a zero point": DenseOp(m=5, n=9, k=40, centre=-77, has_offset=True),
     "uint16": DenseOp(m=5, n=6, k=16, digit_bits=8, weight_bits=8, act_signed=False, centre=40000),
     "uint4": DenseOp(m=5, n=6, k=32, digit_bits=2, act_signed=False, centre=7, group_size=16),
-    "rows around their own": DenseOp(m=13, n=9, k=40, act_signed=False, row_zeros=True),
+    "rows around their own": DenseOp(m=13, n=9, k=40, act_signed=False, **SHIFTED),
     "int8 rows in groups": DenseOp(
-        m=11, n=9, k=64, row_zeros=True, group_size=32, has_min=True, has_offset=True
+        m=11,
+        n=9,
+        k=64,
+        row_zeros=True,
+        adds_shift=True,
+        group_size=32,
+        has_min=True,
+        has_offset=True,
     ),
     "int32 of rows": DenseOp(
-        m=6, n=7, k=24, act_signed=False, row_zeros=True, window="unsigned", output="int32"
+        m=6,
+        n=7,
+        k=24,
+        act_signed=False,
+        row_zeros=True,
+        adds_shift=True,
+        window="unsigned",
+        output="int32",
     ),
     "sorted rows around their own": DenseOp(
-        m=19, n=10, k=64, act_signed=False, row_zeros=True, block_rows=8
+        m=19, n=10, k=64, act_signed=False, **SHIFTED, block_rows=8
     ),
     "uint16 rows": DenseOp(
-        m=7, n=6, k=16, digit_bits=8, weight_bits=8, act_signed=False, row_zeros=True
+        m=7,
+        n=6,
+        k=16,
+        digit_bits=8,
+        weight_bits=8,
+        act_signed=False,
+        row_zeros=True,
+        adds_shift=True,
     ),
+    "rows, unshifted": DenseOp(m=9, n=9, k=40, act_signed=False, row_zeros=True),
     "dense rows": DenseOp(
-        m=6, n=5, k=64, scheme="dense", window="unsigned", row_zeros=True, group_size=32
+        m=6,
+        n=5,
+        k=64,
+        scheme="dense",
+        window="unsigned",
+        row_zeros=True,
+        adds_shift=True,
+        group_size=32,
     ),
     "dense uint8": DenseOp(
         m=6, n=5, k=40, scheme="dense", window="unsigned", act_signed=False, has_offset=True
@@ -144,7 +176,13 @@ def encoded(spec: DenseOp, operands: Operands, rows: int) -> SlicedTensor:
 
 def expected(spec: DenseOp, operands: Operands) -> Any:
     """The exact value of the op, computed without digits: (M, N) int32 or float32."""
-    q, weights = operands.q.astype(np.int64) - column(operands.zero), operands.weights
+    zero = column(operands.zero)
+    if spec.row_zeros and not spec.adds_shift:
+        # What digits count from: at least half a digit from both ends.
+        low, high = activation_range(spec)
+        half = 1 << (spec.digit_bits - 1)
+        zero = np.clip(zero, low + half, high + 1 - half)
+    q, weights = operands.q.astype(np.int64) - zero, operands.weights
     w = weights.values.astype(np.int64)
     if not spec.group_size:
         acc = (q @ w.T + operands.constant).astype(np.int32)
@@ -193,7 +231,7 @@ def primfunc_inputs(
         arrays.append((weights.minimum, (n, groups)))
     if spec.has_offset:
         arrays.append((operands.offset, (n,)))
-    if spec.row_zeros:
+    if spec.adds_shift:
         arrays.append((operands.zero.astype(spec.act_dtype), (m,)))
         arrays.append((weight_sums(spec, weights), (n,)))
     if spec.output == "encoded":

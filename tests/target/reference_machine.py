@@ -106,7 +106,10 @@ class Tensors:
         return outputs
 
     def _outputs_in_order(self, header: Header) -> Any:
-        digits = self.q - self.zero
+        counted_from = self.zero
+        if header.op.row_zeros and not header.op.adds_shift:
+            counted_from = centre_of(header, self.zero)
+        digits = self.q - counted_from
         offset = self.offset.astype(np.float64) * header.op.has_offset
         if not header.op.group_size:
             acc = digits @ self.weights.T + offset.astype(np.int64)
@@ -260,7 +263,7 @@ class Machine:
         if cls is LdRow:
             parts = [t.row[rows]] if h.op.output != "int32" else []
             parts += [t.order[rows]] if h.op.block_rows else []
-            parts += [self._zeros(rows)] if h.op.row_zeros else []
+            parts += [self._zeros(rows)] if h.op.adds_shift else []
             return np.concatenate([as_bytes(part) for part in parts])
         if cls is LdZro:
             return self._zeros(rows)
@@ -268,7 +271,7 @@ class Machine:
             scaled = h.op.output == "float32" and not h.op.group_size
             parts = [t.scales[rows, 0]] if scaled else []
             parts += [t.offset[rows]] if h.op.has_offset else []
-            parts += [t.w_sums[rows]] if h.op.row_zeros else []
+            parts += [t.w_sums[rows]] if h.op.adds_shift else []
             return np.concatenate([as_bytes(part) for part in parts])
         groups = slice(o["col"] // h.op.group_size, -(-(o["col"] + o["cols"]) // h.op.group_size))
         if cls is LdSum:
@@ -389,7 +392,7 @@ class Machine:
         scales = channels(np.float32) if scaled and not h.op.group_size else np.float32(1)
         if h.op.has_offset:
             acc += channels(acc.dtype.type)
-        if h.op.row_zeros:
+        if h.op.adds_shift:
             # Digits count from the centre, the op from the zero point.
             zeros = self._read_zeros(o["row"] + (4 * scaled + h.order_bytes) * m, m)
             acc += np.outer(centre_of(h, zeros) - zeros, channels(acc.dtype.type))

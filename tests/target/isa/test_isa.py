@@ -46,7 +46,8 @@ ENCODED = dense_program(
 )
 
 
-ROWS = dense_program(with_op(GROUPED, row_zeros=True), Tiles(8, 4))
+SHIFTED = {"row_zeros": True, "adds_shift": True}
+ROWS = dense_program(with_op(GROUPED, **SHIFTED), Tiles(8, 4))
 
 
 def one_of_each() -> list[Instruction]:
@@ -121,11 +122,11 @@ def test_bytes_on_chip():
     per_channel = make_header(20, 10, 40, 40, has_offset=True)
     assert access.CHN.nbytes(per_channel, 3) == 3 * (4 + 4)
     # A zero point of a byte beside every scale, and for MMA.MSB; a sum beside every offset.
-    rows = with_op(header, row_zeros=True)
+    rows = with_op(header, **SHIFTED)
     assert access.ROW.nbytes(rows, 3) == LdRow.dram_bytes(rows, tile) == 3 * 5
     assert access.ZRO.nbytes(rows, 3) == LdZro.dram_bytes(rows, tile) == 3
     assert access.CHN.nbytes(rows, 3) == LdChn.dram_bytes(rows, tile) == 3 * 16
-    assert access.CHN.nbytes(with_op(per_channel, row_zeros=True), 3) == 3 * (4 + 4 + 4)
+    assert access.CHN.nbytes(with_op(per_channel, **SHIFTED), 3) == 3 * (4 + 4 + 4)
     assert StOut.dram_bytes(header, {"rows": 3, "cols": 5}) == 3 * 5 * SMALL.float_bytes
 
 

@@ -45,6 +45,7 @@ from sparqle_tvm.target.verify.tiles import TABLE_ENTRIES
 from sparqle_tvm.target.verify.verify import sample_rows
 
 ROWS = 13
+SHIFTED = {"row_zeros": True, "adds_shift": True}
 FORMATS = {
     "channel": {},
     "int32": {"output": "int32", "has_offset": True},
@@ -59,12 +60,19 @@ FORMATS = {
     "uint8, no low digits": {"act_signed": False, "centre": 104, "output": "int32"},
     "uint8, plain": {"act_signed": False, "window": "unsigned", "has_offset": True},
     "int8 around 5": {"centre": 5, "group_size": 8, "has_min": True},
-    "rows": {"act_signed": False, "row_zeros": True},
-    "rows in groups": {"row_zeros": True, "group_size": 8, "has_offset": True},
-    "rows, plain": {"row_zeros": True, "window": "unsigned", "output": "int32"},
-    "sorted rows": {"act_signed": False, "row_zeros": True, "block_rows": 8},
+    "rows": {"act_signed": False, **SHIFTED},
+    "rows in groups": {**SHIFTED, "group_size": 8, "has_offset": True},
+    "rows, plain": {**SHIFTED, "window": "unsigned", "output": "int32"},
+    "rows, unshifted": {"act_signed": False, "row_zeros": True, "weight_bits": 2},
+    "sorted rows": {"act_signed": False, **SHIFTED, "block_rows": 8},
     "dense uint8": {"scheme": "dense", "window": "unsigned", "act_signed": False},
-    "dense rows": {"scheme": "dense", "window": "unsigned", "row_zeros": True, "weight_bits": 8},
+    "dense rows": {
+        "scheme": "dense",
+        "window": "unsigned",
+        "row_zeros": True,
+        "adds_shift": True,
+        "weight_bits": 8,
+    },
 }
 TILES = (
     Tiles(8, 4),
