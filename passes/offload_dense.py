@@ -110,8 +110,8 @@ class OffloadDense(RewritePass):
     itself: of the offset only what is left besides that (a bias) is handed over, if anything is.
     What the code generator does not take stays on the host, correct, and is reported. Ops with a
     row order work on sorted rows. Zero points that are known at run time only come along with the
-    encoding; digits centred on them are multiplied as they are. A function ``sparqle_programs`` that returns all programs is
-    added.
+    encoding; digits centred on them are multiplied as they are. A function ``sparqle_programs``
+    that returns all programs is added.
 
     Precondition: the module is in split-precision form.
 

@@ -284,7 +284,7 @@ class LdChn(_VectorLoad):
 
     Without groups (rows,) float32 weight scales if the output is float32; behind them (rows,)
     offsets if `has_offset`; behind those, with `adds_shift`, (rows,) sums of weights. Offsets and
-    sums are int32, float64 with groups. Refused where that is nothing (`Header.channel_bytes` == 0).
+    sums are int32, float64 with groups. Refused where that is nothing: `Header.channel_bytes` is 0.
     """
 
     OPCODE: ClassVar[int] = 12

@@ -191,7 +191,7 @@ def weight_tensors(
 def channel_sums(values: NDArray[np.int8], scale: NDArray[Any], group_size: int) -> NDArray[Any]:
     """Sums of the weights (N, K) of every channel as `Tensor.W_SUM`; `scale` is of the groups."""
     if not group_size:
-        return values.sum(axis=1, dtype=np.int32)
+        return np.asarray(values.sum(axis=1, dtype=np.int32))
     by_group = values.reshape(*scale.shape, -1).sum(axis=2, dtype=np.int64)
     return np.asarray((by_group * scale.astype(np.float64)).sum(axis=1))
 
