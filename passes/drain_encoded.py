@@ -165,8 +165,8 @@ class DrainEncoded(RewritePass):
     """Let a dense op write its outputs quantized and encoded, if only dense ops read them.
 
     Precondition: a static scale (one constant number), a constant zero point, which the digits are
-    centred on, and limits, at most a ReLU between; no other reader of what is between; no group sums. Scales per token stay where
-    they are: they need the whole row, which a tile of outputs is not.
+    centred on, and limits, at most a ReLU between; no other reader of what is between; no group
+    sums. Scales per token stay where they are: they need the whole row, which a tile is not.
 
     Before::
 
