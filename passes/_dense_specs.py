@@ -10,6 +10,7 @@ from typing import Any
 from tvm import relax
 
 from sparqle_tvm import dialect
+from sparqle_tvm.errors import CompileError
 from sparqle_tvm.passes._rewrite import Rewriter
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
@@ -50,18 +51,23 @@ def describe(
     """What the accelerator runs for an op, and the offset that is handed over, if any is.
 
     The offset is what is added besides the bias of the window's digits, which the accelerator
-    undoes.
+    undoes: its digits carry q - centre.
 
     Raises
     ------
     CompileError
         If the accelerator cannot run it.
     """
+    if op.zero_points is not None and op.digits.window.centred:
+        raise CompileError("its zero point comes at run time, a program's centre is a constant")
     bits, signed = _weight_format(rewriter, op)
-    offset = remaining_offset(rewriter, op)
+    offset = remaining_offset(rewriter, op, -op.digits.bias)
     output = OUTPUTS[type(op)]
     encoded = output == "encoded"
-    windows = {name: getattr(op, name) for name in ("window", *(OUT_FORMAT if encoded else ()))}
+    split = {"window": op.window, "act_signed": bool(op.act_signed), "centre": op.digits.centre}
+    if isinstance(op, dialect.SplitDenseEncoded):
+        split |= {name: getattr(op, name) for name in OUT_FORMAT}
+        split |= {"out_signed": bool(op.out_signed), "out_centre": op.out_digits.centre}
     lead = list(op.encoding.ty.fields[0].shape.values)[:-1]
     specs = tuple(
         dense_op(
@@ -74,7 +80,7 @@ def describe(
             block_rows=_block_rows(rewriter, op, rows),
             # The chunk of encoded outputs is chosen with the tiles.
             out_chunk=op.out_features if encoded else 0,
-            **windows,
+            **split,
         )
         for rows in row_counts(lead, accelerator)
     )

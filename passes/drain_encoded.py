@@ -11,7 +11,7 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
-from sparqle_tvm.numerics.window import WINDOWS
+from sparqle_tvm.numerics.integers import bounds
 from sparqle_tvm.passes._constants import make_const
 from sparqle_tvm.passes._match import (
     const_scalar,
@@ -70,9 +70,16 @@ class _Drain(Rewriter):
             raise _NoMatch("its readers need group sums, which a drain does not make")
         if not self.used_once(*between):
             raise _NoMatch("the result of the dense op, or what becomes of it, has another reader")
-        smallest, largest = WINDOWS[encode.window].limits(encode.k)
+        if encode.zero_points is not None:
+            raise _NoMatch("its readers take off a zero point that comes at run time")
+        if encode.digits.window.centred and encode.zero_point != quantize.zero:
+            raise _NoMatch(
+                f"its readers take off {encode.zero_point}, it is quantized with the zero point "
+                f"{quantize.zero}"
+            )
+        smallest, largest = bounds(encode.k, encode.signed)
         low, high = max(low, smallest), min(quantize.high, largest)
-        if not (low <= high and smallest <= quantize.zero < -smallest):
+        if not (low <= high and smallest <= quantize.zero <= largest):
             raise _NoMatch(f"limits [{low}, {high}] and zero point {quantize.zero} hold no values")
         return dense.encoded(
             out_scale=make_const(np.array(quantize.scale, np.float32)),
@@ -80,6 +87,7 @@ class _Drain(Rewriter):
             out_low=low,
             out_high=high,
             out_zero=quantize.zero,
+            out_signed=int(encode.signed),
             out_label=encode.label,
         )
 
@@ -113,7 +121,8 @@ class _Drain(Rewriter):
         variables.append(rounded[0].args[0])
         x, scale = rounded[1].args
         low, high = const_scalar(clip.args[1]), const_scalar(clip.args[2])
-        limits = np.iinfo(dtype_of(calls[0])) if dtype_of(calls[0]).startswith("int") else None
+        integer = dtype_of(calls[0]).startswith(("int", "uint"))
+        limits = np.iinfo(dtype_of(calls[0])) if integer else None
         if low is None or high is None or limits is None:
             raise _NoMatch("the limits are not constant, or the result is no integer")
         if not (low.is_integer() and high.is_integer() and zero.is_integer()):
@@ -171,7 +180,8 @@ class DrainEncoded(RewritePass):
 
         b = R.sparqle.split_dense_encoded(a, s, w, d, offset, R.const(0.5, "float32"), k=4,
                                           out_window="unsigned", out_low=0, out_high=127,
-                                          out_zero=0, label="up", out_label="down", ...)
+                                          out_zero=0, out_signed=1, label="up",
+                                          out_label="down", ...)
     """
 
     rewriter = _Drain

@@ -84,7 +84,6 @@ class Expected:
     def chained(a: R.Tensor((2, "n", 8), "int8")):
         with R.dataflow():
             enc = R.sparqle.encode(a, k=4, window="signed", label="up")
-            # The signed window saturates at 119, and so does the drain.
             mid = R.sparqle.split_dense_encoded(
                 enc, R.const(0.5, "float32"), R.const(UP), R.const(UP_SCALE), R.const(OFFSET),
                 R.const(0.25, "float32"),
