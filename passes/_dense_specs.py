@@ -10,7 +10,6 @@ from typing import Any
 from tvm import relax
 
 from sparqle_tvm import dialect
-from sparqle_tvm.errors import CompileError
 from sparqle_tvm.passes._rewrite import Rewriter
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import remaining_offset
@@ -26,7 +25,6 @@ OUTPUTS: Mapping[type[dialect.Dense], Output] = MappingProxyType(
         dialect.SplitDenseEncoded: "encoded",
     }
 )
-OUT_FORMAT = ("out_window", "out_zero", "out_low", "out_high")
 # Programs of an op: a spec for each row count.
 Specs = tuple[DenseOp, ...]
 
@@ -58,16 +56,10 @@ def describe(
     CompileError
         If the accelerator cannot run it.
     """
-    if op.zero_points is not None and op.digits.window.centred:
-        raise CompileError("its zero point comes at run time, a program's centre is a constant")
     bits, signed = _weight_format(rewriter, op)
     offset = remaining_offset(rewriter, op, -op.digits.bias)
     output = OUTPUTS[type(op)]
     encoded = output == "encoded"
-    split = {"window": op.window, "act_signed": bool(op.act_signed), "centre": op.digits.centre}
-    if isinstance(op, dialect.SplitDenseEncoded):
-        split |= {name: getattr(op, name) for name in OUT_FORMAT}
-        split |= {"out_signed": bool(op.out_signed), "out_centre": op.out_digits.centre}
     lead = list(op.encoding.ty.fields[0].shape.values)[:-1]
     specs = tuple(
         dense_op(
@@ -80,11 +72,35 @@ def describe(
             block_rows=_block_rows(rewriter, op, rows),
             # The chunk of encoded outputs is chosen with the tiles.
             out_chunk=op.out_features if encoded else 0,
-            **split,
+            **_digits_in(op),
+            **(_digits_out(op) if isinstance(op, dialect.SplitDenseEncoded) else {}),
         )
         for rows in row_counts(lead, accelerator)
     )
     return specs, offset
+
+
+def _digits_in(op: dialect.Dense) -> dict[str, Any]:
+    """How the activations are split: those of rows with zero points may have their own centres."""
+    row_zeros = op.zero_points_type is not None and op.digits.window.centred
+    return {
+        "act_signed": bool(op.act_signed),
+        "window": op.window,
+        "centre": 0 if row_zeros else op.digits.centre,
+        "row_zeros": row_zeros,
+    }
+
+
+def _digits_out(op: dialect.SplitDenseEncoded) -> dict[str, Any]:
+    """How encoded outputs are quantized and split."""
+    return {
+        "out_signed": bool(op.out_signed),
+        "out_window": op.out_window,
+        "out_centre": op.out_digits.centre,
+        "out_zero": op.out_zero,
+        "out_low": op.out_low,
+        "out_high": op.out_high,
+    }
 
 
 def _weight_format(rewriter: Rewriter, op: dialect.Dense) -> tuple[int, bool]:

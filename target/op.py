@@ -59,6 +59,13 @@ class DenseOp:
     centre : int
         Digits of ``signed`` carry q - centre: the zero point. Those of ``unsigned`` carry q, and
         have centre 0; a zero point is then part of the offset.
+    row_zeros : bool
+        Every row has a zero point of its own, given at run time: its digits carry q less the centre
+        that `Digits` makes of it (`centre` is 0).
+    adds_shift : bool
+        With `row_zeros` only: the drain adds what centres differ from zero points by, times the sum
+        of the channel's weights, so that the op multiplies q - zero point. Else it is q - centre,
+        and whoever wants the rest adds it.
     block_rows : int
         Rows that the encoding sorted together: activations lie in that order in memory, stores put
         rows back in their places. 0: rows are in their own order. Only with scheme ``sparqle`` and
@@ -94,6 +101,8 @@ class DenseOp:
     act_signed: bool = True
     window: WindowName = "signed"
     centre: int = 0
+    row_zeros: bool = False
+    adds_shift: bool = False
     block_rows: int = 0
     output: Output = "float32"
     out_chunk: int = 0
@@ -125,7 +134,8 @@ class DenseOp:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 return f"{name} = {getattr(self, name)!r} must be one of {known}"
-        for name in ("weight_signed", "has_min", "has_offset", "act_signed", "out_signed"):
+        flags = ("weight_signed", "has_min", "has_offset", "act_signed", "out_signed")
+        for name in (*flags, "row_zeros", "adds_shift"):
             if not isinstance(getattr(self, name), bool):
                 return f"{name} must be true or false"
         lowest = dict.fromkeys(("m", "n", "k"), 1)
@@ -146,12 +156,13 @@ class DenseOp:
             return "int32 outputs cannot have groups; group scales need output 'float32'"
         if self.scheme == "dense" and WINDOWS[self.window].centred:
             return f"window '{self.window}' needs scheme 'sparqle': dense has no biased digits"
-        problem = self._centre_problem("centre", self.act_signed, self.window)
-        if problem:
-            return problem
         if self.block_rows and (self.scheme == "dense" or self.output != "float32"):
             return "sorted rows need scheme 'sparqle' and output 'float32'"
-        return ""
+        if self.adds_shift and not self.row_zeros:
+            return "only rows with zero points of their own have a shift to add"
+        if self.row_zeros:
+            return "rows with zero points have no common centre" if self.centre else ""
+        return self._centre_problem("centre", self.act_signed, self.window)
 
     def _encoding_problem(self) -> str:
         low, high = self.out_low, self.out_high
@@ -206,15 +217,31 @@ class DenseOp:
         """The smallest byte of two stored digits that stands for a negative MSB digit.
 
         From 1 to 2^2k: the byte ``(q - centre + bias) mod 2^2k`` of the smallest activation, or
-        2^2k if there are no negative digits.
+        2^2k if there are no negative digits. With `row_centres` that of a row with centre 0.
         """
-        everything = 1 << (2 * self.digit_bits)
-        return int(self.digits.smallest) % everything or everything
+        _, largest = self.digits.bounds
+        return largest + 1 - self.centre + self.digits.bias
 
     @property
     def resolves(self) -> bool:
         """Whether the sign of an MSB digit may depend on its LSB digit, see `isa.MmaMsb`."""
-        return self.scheme == "sparqle" and self.edge % (1 << self.digit_bits) != 0
+        depends = self.row_centres or self.edge % (1 << self.digit_bits) != 0
+        return self.scheme == "sparqle" and depends
+
+    @property
+    def row_centres(self) -> bool:
+        """Whether the digits of every row have a centre of their own."""
+        return self.row_zeros and WINDOWS[self.window].centred
+
+    @property
+    def zero_bytes(self) -> int:
+        """Bytes of the zero point of a row; 0: it has none."""
+        return self.row_zeros * (2 if self.digit_bits == 8 else 1)
+
+    @property
+    def shift_bytes(self) -> int:
+        """Bytes that the drain needs of a row to add its shift: the zero point."""
+        return self.zero_bytes * self.adds_shift
 
     @property
     def out_shift(self) -> int:
@@ -225,7 +252,9 @@ class DenseOp:
         """The op as a scheme computes it; `dense` multiplies activations as they are."""
         if scheme == "sparqle":
             return replace(self, scheme=scheme)
-        return replace(self, scheme=scheme, window=PLAIN, centre=0)
+        # Without digits that have centres, zero points matter to the drain alone.
+        zeros = self.row_zeros and self.adds_shift
+        return replace(self, scheme=scheme, window=PLAIN, centre=0, row_zeros=zeros)
 
     @property
     def scaled(self) -> bool:
@@ -251,11 +280,12 @@ class DenseOp:
     def channel_parameter_bytes(self) -> int:
         """Bytes that the drain needs of an output channel; 0: it needs none.
 
-        A float32 scale if there are no groups, and an offset: int32, float64 with groups.
+        A float32 scale if there are no groups, an offset, and with `adds_shift` the sum of its
+        weights; the last two are int32, float64 with groups.
         """
         if self.group_size:
-            return 8 * self.has_offset
-        return 4 * self.scaled + 4 * self.has_offset
+            return 8 * (self.has_offset + self.adds_shift)
+        return 4 * (self.scaled + self.has_offset + self.adds_shift)
 
     @property
     def out_dtype(self) -> str:

@@ -42,6 +42,8 @@ def split_dense_primfunc(op: DenseOp, multiple: tuple[int, int, int] = (1, 1, 1)
     ``w_scale``       (N, G) float16     with groups; (N,) float32 per channel; not for int32
     ``w_min``         (N, G) float16     if ``has_min``
     ``offset``        (N,) int32         if ``has_offset``; float64 with groups
+    ``zero``          (M,) act_dtype     if ``adds_shift``: zero points
+    ``w_sum``         (N,) int32         if ``adds_shift``: sums of weights; float64 with groups
     ``out_scale``     (1,) float32       if the output is encoded
     ``out``           (M, N)             the result; quantized integers if encoded
     ================  =================  ======================================================
@@ -113,6 +115,8 @@ def arrays_of(op: DenseOp) -> dict[str, tuple[str, str]]:
         ("w_scale", scaled and not grouped, "n", "float32"),
         ("w_min", op.has_min, "ng", "float16"),
         ("offset", op.has_offset, "n", op.accumulator_dtype),
+        ("zero", op.adds_shift, "m", op.act_dtype),
+        ("w_sum", op.adds_shift, "n", op.accumulator_dtype),
         ("out_scale", op.output == "encoded", "1", "float32"),
     )
     return {name: (axes, dtype) for name, exists, axes, dtype in arrays if exists}
@@ -141,12 +145,27 @@ def product(op: DenseOp, name: str, stored: Any, weight: Any, scale: Any) -> Any
     return exact if scale is None else exact.astype("float64") * scale.astype("float64")
 
 
-def drained(
-    op: DenseOp, total: Any, offset: Any, act_scale: Any, w_scale: Any, out_scale: Any
-) -> Any:
-    """What the drain makes of a sum; parameters that the op does not have are None."""
+DRAIN_INDEX = {
+    "offset": "n",
+    "zero": "m",
+    "w_sum": "n",
+    "act_scale": "m",
+    "w_scale": "n",
+    "out_scale": "1",
+}
+"""Parameters of the drain in the order in which it reads them, and the axis of each."""
+
+
+def drained(op: DenseOp, total: Any, **given: Any) -> Any:
+    """What the drain makes of a sum and the `DRAIN_INDEX` parameters that the op has."""
+    offset, zero, w_sum, act_scale, w_scale, out_scale = map(given.get, DRAIN_INDEX)
     if offset is not None:
         total = total + offset
+    if zero is not None:
+        low, high = (tirx.const(limit, "int32") for limit in op.digits.centre_range)
+        zero = zero.astype("int32")
+        shift = tirx.max(tirx.min(zero, high), low) - zero
+        total = total + shift.astype(op.accumulator_dtype) * w_sum
     if op.output == "int32":
         return total
     value = total.astype("float32") * act_scale
@@ -184,10 +203,11 @@ def _drained(op: DenseOp, arrays: Mapping[str, Any], passes: Sequence[Any], i: A
     total = passes[0][i, j]
     for other in passes[1:]:
         total = total + other[i, j]
-    index = {"offset": j, "act_scale": i, "w_scale": j, "out_scale": 0}
+    at = {"m": i, "n": j, "1": 0}
+    needed = {name: at[axis] for name, axis in DRAIN_INDEX.items() if name in arrays}
     if op.group_size:
-        arrays = {name: array for name, array in arrays.items() if name != "w_scale"}
-    return drained(op, total, *(arrays[n][at] if n in arrays else None for n, at in index.items()))
+        needed.pop("w_scale")
+    return drained(op, total, **{name: arrays[name][index] for name, index in needed.items()})
 
 
 def _int64(value: int) -> Any:

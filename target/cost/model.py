@@ -105,7 +105,10 @@ class EncodedActivation:
     def __post_init__(self) -> None:
         """Give its window to its readers: what they have to read depends on it."""
         window = window_of(self.window).name
-        readers = tuple(replace(op, window=window) for op in self.consumers)
+        readers = tuple(
+            op if op.window == window else replace(op, window=window, centre=0)
+            for op in self.consumers
+        )
         object.__setattr__(self, "consumers", readers)
 
     @property

@@ -31,6 +31,7 @@ def _header_lines(header: Header) -> Iterator[str]:
     offset = "with offset" if op.has_offset else "no offset"
     bits = 2 * op.digit_bits
     window = _window(op.act_signed, bits, op.window, op.centre)
+    window += ", a zero point per row" if op.row_zeros else ""
     yield f"; {op.scheme}, {window}, {weights}, {offset}"
     if op.output == "encoded":
         window = _window(op.out_signed, bits, op.out_window, op.out_centre)

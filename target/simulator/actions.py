@@ -126,7 +126,7 @@ def _plan(bound: BoundProgram, timing: Timing, spec: ValueSpec) -> ActionPlan:
         table=np.concatenate([table for _, table, _ in b.parts]),
         tensor=np.concatenate([tensor for _, _, tensor in b.parts]),
         pools=b.pools,
-        scratch=int(max(2 * n + m, m * groups, row_bytes // 8 + 2)),
+        scratch=int(max(3 * n + m, m * groups, row_bytes // 8 + 2)),
     )
     return plan
 
@@ -264,6 +264,7 @@ def _add_multiplies(b: _Builder, operands: Operands, plane: int, operand: str) -
         "resolves": int(op.resolves),
         "low": operands["lsb"] if plane == SPARSE_PLANE and op.resolves else 0,
         "edge": op.edge,
+        "zeros": operands["zro"] if plane == SPARSE_PLANE and op.row_centres else 0,
         "wgt": operands["wgt"],
     }
     b.add(operands, "multiply", columns)
@@ -281,6 +282,7 @@ def _add_drains(b: _Builder, operands: Operands) -> None:
         "channel": np.maximum(operands["chn"], 0),
         "has_offset": int(op.has_offset),
         "as_float": int(op.scaled),
+        "zeros": operands["row"] + b.header.zeros_offset * operands["m"],
         "zero": op.out_zero,
         "low": op.out_low,
         "high": op.out_high,

@@ -59,7 +59,8 @@ def decode_sparse(spec: ValueSpec, a: Action) -> None:
     """Decode a bitmap and its stream of digits; rows begin where the bits counted so far say.
 
     A stored digit is negative if it and its low digit make a byte of at least `edge`; if not
-    `resolves`, low digits cannot matter and are not looked at.
+    `resolves`, low digits cannot matter and are not looked at. Rows with zero points of their own
+    have edges of their own.
     """
     row_bytes, low_bytes = ceil_div(a["k"], 8), ceil_div(a["k"] * spec.k, 8)
     # Bits behind the last column do not count.
@@ -80,7 +81,11 @@ def decode_sparse(spec: ValueSpec, a: Action) -> None:
         target = a.entry("act") + row * (spec.spans(a["k"]) * spec.pitch)
         lows = a["low"] + row * low_bytes * a["resolves"]
         digits = Scalar("int64", T.int64(0))
-        edge = cast("int32", a["edge"])
+        edge = Scalar("int32", cast("int32", a["edge"])).value
+        if spec.zeros is not None:
+            zero = Scalar("int32", spec.zeros.read(a.memory.act, a["zeros"], row * a["resolves"]))
+            shifted = cast("int32", a["resolves"]) * spec.zeros.centre(zero.value)
+            edge = Scalar("int32", spec.zeros.edge - shifted).value
 
         def put(column: Any, position: Any) -> None:
             bits = cast("int32", a.memory.act[bitmap + T.shift_right(column, T.int64(3))])

@@ -32,7 +32,7 @@ _ROUND_BITS = 0x4B400000
 def drain(spec: ValueSpec, a: Action) -> None:
     """Emit the conversion of (m, n) accumulators, see `isa.compute.Drain`.
 
-    Takes 2n + m float64 of scratch, for what does not lie aligned in the buffers.
+    Takes 3n + m float64 of scratch, for what does not lie aligned in the buffers.
     """
     acc, scratch, cell, m, n = a.memory.acc, a.memory.scratch, a["cell"], a["m"], a["n"]
     has_offset, as_float = a["has_offset"], a["as_float"]
@@ -55,15 +55,30 @@ def drain(spec: ValueSpec, a: Action) -> None:
         copy_bytes(floats.at(row_scales), a.memory.act.at(a["row"]), 4 * m)
         if not spec.grouped:
             copy_bytes(floats.at(weight_scales), channels(T.int64(0)), 4 * n)
+    weight_sums = 2 * n + m if spec.grouped else 2 * (2 * n + m)
+    if spec.adds_shift:
+        # Behind the offsets.
+        begin = scale_bytes + (8 if spec.grouped else 4) * n * has_offset
+        copy_bytes(offsets.at(weight_sums), channels(begin), n * (8 if spec.grouped else 4))
     outputs, stride = a.memory.cells, a.memory.cell_stride
 
     def drain_row(row: Any) -> None:
         first = cell + row * n
         scale = Scalar("float32", floats[row_scales + row])
+        shift = None
+        if spec.adds_shift and spec.zeros:
+            zero = Scalar("int32", spec.zeros.read(a.memory.act, a["zeros"], row))
+            shift = Scalar("int32", spec.zeros.centre(zero.value) - zero.value)
+
+        def added(j: Any) -> Any:
+            if shift is None:
+                return offsets[j]
+            factor = cast(spec.accumulator, shift.value)
+            return offsets[j] + factor * offsets[weight_sums + j]
 
         def to_float() -> None:
             with loop(n) as j:
-                value = cast("float32", acc[first + j] + offsets[j]) * scale.value
+                value = cast("float32", acc[first + j] + added(j)) * scale.value
                 if not spec.grouped:
                     value = value * floats[weight_scales + j]
                 bits = quantize(value) if quantize else T.reinterpret("int32", value)
@@ -71,7 +86,7 @@ def drain(spec: ValueSpec, a: Action) -> None:
 
         def to_int() -> None:
             with loop(n) as j:
-                outputs[first + j] = outputs[first + j] + offsets[j]
+                outputs[first + j] = outputs[first + j] + added(j)
 
         if spec.grouped:
             to_float()

@@ -39,13 +39,13 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
     "copy": ("buffer", "dst", "pitch", "nbytes", "rows"),
     "split": ("lsb", "msb", "pitch", "cols", "rows"),
     "multiply": (
-        *(*_PRODUCT, "plane", "stream", "resolves", "low", "edge", "wgt"),
+        *(*_PRODUCT, "plane", "stream", "resolves", "low", "edge", "zeros", "wgt"),
         *("act_entry", "act_key", "wgt_entry", "wgt_key"),
     ),
     "minima": _PRODUCT,
     "drain": (
         *("cell", "m", "n", "row", "channel", "has_offset", "as_float"),
-        *("scale", "zero", "low", "high"),
+        *("zeros", "scale", "zero", "low", "high"),
     ),
     "store": ("cell", "rows", "cols", "pitch", "order", "order_bytes"),
     # Addresses in memory are those of OUT_LSB (dram), OUT_PBM, OUT_MSB and OUT_MSB_PTR.

@@ -26,6 +26,9 @@ TINY = replace(
     accumulator_buffer_bytes=4096,
 )
 
+# Rows with zero points of their own, and an op that multiplies what is counted from those.
+SHIFTED: Any = {"row_zeros": True, "adds_shift": True}
+
 SPECS = {
     "int32": DenseOp(m=5, n=9, k=40, output="int32"),
     "unsigned": DenseOp(m=6, n=7, k=24, window="unsigned", output="int32"),
@@ -53,6 +56,51 @@ SPECS = {
     "int8 around a zero point": DenseOp(m=5, n=9, k=40, centre=-77, has_offset=True),
     "uint16": DenseOp(m=5, n=6, k=16, digit_bits=8, weight_bits=8, act_signed=False, centre=40000),
     "uint4": DenseOp(m=5, n=6, k=32, digit_bits=2, act_signed=False, centre=7, group_size=16),
+    "rows around their own": DenseOp(m=13, n=9, k=40, act_signed=False, **SHIFTED),
+    "int8 rows in groups": DenseOp(
+        m=11,
+        n=9,
+        k=64,
+        row_zeros=True,
+        adds_shift=True,
+        group_size=32,
+        has_min=True,
+        has_offset=True,
+    ),
+    "int32 of rows": DenseOp(
+        m=6,
+        n=7,
+        k=24,
+        act_signed=False,
+        row_zeros=True,
+        adds_shift=True,
+        window="unsigned",
+        output="int32",
+    ),
+    "sorted rows around their own": DenseOp(
+        m=19, n=10, k=64, act_signed=False, **SHIFTED, block_rows=8
+    ),
+    "uint16 rows": DenseOp(
+        m=7,
+        n=6,
+        k=16,
+        digit_bits=8,
+        weight_bits=8,
+        act_signed=False,
+        row_zeros=True,
+        adds_shift=True,
+    ),
+    "rows, unshifted": DenseOp(m=9, n=9, k=40, act_signed=False, row_zeros=True),
+    "dense rows": DenseOp(
+        m=6,
+        n=5,
+        k=64,
+        scheme="dense",
+        window="unsigned",
+        row_zeros=True,
+        adds_shift=True,
+        group_size=32,
+    ),
     "dense uint8": DenseOp(
         m=6, n=5, k=40, scheme="dense", window="unsigned", act_signed=False, has_offset=True
     ),
@@ -69,7 +117,7 @@ class Operands:
     """Random operands of an op.
 
     q (M, K) integers, weights, act_scale (M,) float32, offset (N,) or None, constant (N,), which
-    is the offset or zeros.
+    is the offset or zeros, zero, what q stands for 0: a number, or one for each row (M,).
     """
 
     q: Any
@@ -77,6 +125,7 @@ class Operands:
     act_scale: Any
     offset: Any
     constant: Any
+    zero: Any = 0
 
 
 def random_operands(spec: DenseOp, seed: int) -> Operands:
@@ -85,7 +134,11 @@ def random_operands(spec: DenseOp, seed: int) -> Operands:
     low, high = activation_range(spec)
     near = np.rint(rng.standard_normal((spec.m, spec.k)) * (1 << spec.digit_bits) * 0.6)
     anywhere = rng.integers(low, high + 1, near.shape)
-    q = np.where(rng.random(near.shape) < 0.2, anywhere, near + spec.centre)
+    zero = spec.centre
+    if spec.row_zeros:
+        ends = rng.choice([low, low + 3, high - 3, high], spec.m)
+        zero = np.where(rng.random(spec.m) < 0.3, ends, rng.integers(low, high + 1, spec.m))
+    q = np.where(rng.random(near.shape) < 0.2, anywhere, near + column(zero))
     q = np.clip(q, low, high).astype(spec.act_dtype)
     low = -(1 << (spec.weight_bits - 1)) if spec.weight_signed else 0
     w = rng.integers(low, low + (1 << spec.weight_bits), (spec.n, spec.k)).astype(np.int8)
@@ -100,7 +153,7 @@ def random_operands(spec: DenseOp, seed: int) -> Operands:
     constant = rng.integers(-50, 50, spec.n) * spec.has_offset
     offset = constant.astype(spec.accumulator_dtype) if spec.has_offset else None
     act_scale = (rng.random(spec.m) * 0.2 + 0.01).astype(np.float32)
-    return Operands(q, weights, act_scale, offset, constant)
+    return Operands(q, weights, act_scale, offset, constant, zero)
 
 
 def activation_range(spec: DenseOp) -> tuple[int, int]:
@@ -110,14 +163,26 @@ def activation_range(spec: DenseOp) -> tuple[int, int]:
     return low, low + values - 1
 
 
-def encoded(spec: DenseOp, q: Any) -> SlicedTensor:
-    """Activations as the op takes them."""
-    return encode(q, k=spec.digit_bits, window=spec.window, zero_point=spec.centre)
+def column(zero: Any) -> Any:
+    """Zero points of rows as (M, 1), one number as it is."""
+    return np.asarray(zero)[..., None] if np.ndim(zero) else zero
+
+
+def encoded(spec: DenseOp, operands: Operands, rows: int) -> SlicedTensor:
+    """Activations of the first `rows` rows as the op takes them."""
+    zero = operands.zero[:rows] if spec.row_zeros else operands.zero
+    return encode(operands.q[:rows], k=spec.digit_bits, window=spec.window, zero_point=zero)
 
 
 def expected(spec: DenseOp, operands: Operands) -> Any:
     """The exact value of the op, computed without digits: (M, N) int32 or float32."""
-    q, weights = operands.q.astype(np.int64) - spec.centre, operands.weights
+    zero = column(operands.zero)
+    if spec.row_zeros and not spec.adds_shift:
+        # What digits count from: at least half a digit from both ends.
+        low, high = activation_range(spec)
+        half = 1 << (spec.digit_bits - 1)
+        zero = np.clip(zero, low + half, high + 1 - half)
+    q, weights = operands.q.astype(np.int64) - zero, operands.weights
     w = weights.values.astype(np.int64)
     if not spec.group_size:
         acc = (q @ w.T + operands.constant).astype(np.int32)
@@ -151,10 +216,10 @@ def primfunc_inputs(
     if spec.scheme == "dense":
         arrays.append((q, (m, k)))
     else:
-        lsb, msb = encode_digits(q, spec.digit_bits, spec.window, zero_point=spec.centre)
+        lsb, msb = encode_digits(q, spec.digit_bits, spec.window, zero_point=column(operands.zero))
         arrays += [(lsb, (m, k)), (msb, (m, k))]
     if spec.has_min:
-        distances = q.astype(np.int32) - spec.centre
+        distances = q.astype(np.int32) - column(operands.zero)
         sums = distances.reshape(spec.m, spec.groups, -1).sum(axis=2, dtype=np.int32)
         arrays.append((sums, (m, groups)))
     if spec.scaled:
@@ -166,9 +231,20 @@ def primfunc_inputs(
         arrays.append((weights.minimum, (n, groups)))
     if spec.has_offset:
         arrays.append((operands.offset, (n,)))
+    if spec.adds_shift:
+        arrays.append((operands.zero.astype(spec.act_dtype), (m,)))
+        arrays.append((weight_sums(spec, weights), (n,)))
     if spec.output == "encoded":
         arrays.append((out_scale, (1,)))
     return [_padded(array, shape) for array, shape in arrays], (m, n)
+
+
+def weight_sums(spec: DenseOp, weights: QuantizedWeights) -> Any:
+    """Sum of every channel's weights, in groups with their scales."""
+    if not spec.group_size:
+        return weights.values.sum(axis=1, dtype=np.int32)
+    scales = np.repeat(weights.scale.astype(np.float64), spec.group_size, axis=1)
+    return (weights.values * scales).sum(axis=1)
 
 
 def _padded(array: Any, shape: tuple[int, ...]) -> Any:
@@ -198,7 +274,7 @@ def simulated(program: Any, operands: Operands, rows: int) -> Any:
     from sparqle_tvm.target.simulator import activation_tensors, simulate, weight_tensors
 
     header = program.header
-    sliced = encoded(header.op, operands.q[:rows])
+    sliced = encoded(header.op, operands, rows)
     tensors = activation_tensors(header, sliced, operands.act_scale[:rows])
     tensors |= weight_tensors(header, operands.weights, operands.offset)
     return simulate(program, tensors).output

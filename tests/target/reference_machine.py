@@ -26,6 +26,7 @@ from sparqle_tvm.target.isa.load import (
     LdRow,
     LdSum,
     LdWgt,
+    LdZro,
 )
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.program import Program
@@ -35,11 +36,13 @@ from sparqle_tvm.target.program import Program
 class Tensors:
     """Random operands of an op: digits, weights and parameters are independent of each other.
 
-    `q` are the activations, of all values of their type alike; of `low` and `high` each is what a
-    digit adds to a product, stored in k bits as `lsb` and `msb`.
+    `q` are the activations, of all values of their type alike; `zero` is what they are counted
+    from, row by row, (rows, 1). Of `low` and `high` each is what a digit adds to a product, stored
+    in k bits as `lsb` and `msb`. `w_sums` are the sums of a channel's weights.
     """
 
     q: Any
+    zero: Any
     low: Any
     high: Any
     lsb: Any
@@ -51,6 +54,7 @@ class Tensors:
     minima: Any
     offset: Any
     order: Any
+    w_sums: Any
 
     @classmethod
     def random(cls, header: Header, rows: int, rng: np.random.Generator) -> Tensors:
@@ -58,14 +62,25 @@ class Tensors:
         groups = -(-columns // header.op.group_size) if header.op.group_size else 1
         smallest = lowest_activation(header)
         q = rng.integers(smallest, smallest + 4**k, (rows, columns))
-        near = header.op.centre + rng.integers(-(2 ** (k - 1)), 2 ** (k - 1), q.shape)
+        zero = np.full((rows, 1), header.op.centre)
+        if header.op.row_zeros:
+            # Half of them near or at an end.
+            ends = smallest + rng.choice([0, 1, 4**k - 2, 4**k - 1], zero.shape)
+            anywhere = rng.integers(smallest, smallest + 4**k, zero.shape)
+            zero = np.where(rng.random(zero.shape) < 0.5, ends, anywhere)
+        near = zero + rng.integers(-(2 ** (k - 1)), 2 ** (k - 1), q.shape)
         common = (rng.random(q.shape) < 0.7) & (near >= smallest) & (near < smallest + 4**k)
         q = np.where(common, near, q)
-        low, high = split(header, q)
+        low, high = split(header, q, zero)
         bits = header.op.weight_bits
         least = -(2 ** (bits - 1)) if header.op.weight_signed else 0
+        weights = rng.integers(least, least + 2**bits, (n, columns))
+        scales = rng.integers(1, 99, (n, groups))
+        by_group = np.repeat(scales, max(header.op.group_size, columns // groups), axis=1)
+        w_sums = (weights * (by_group if header.op.group_size else 1)).sum(axis=1)
         return cls(
             q=q,
+            zero=zero,
             low=low,
             high=high,
             # A two's complement digit is stored with its top bit flipped.
@@ -73,10 +88,9 @@ class Tensors:
             msb=(high // 2**k % 2**k).astype(np.uint8),
             sums=rng.integers(-99, 99, (rows, groups)).astype(f"i{header.sum_bytes}"),
             row=rng.integers(1, 99, rows).astype(np.float32),
-            weights=rng.integers(least, least + 2**bits, (n, columns)),
-            scales=rng.integers(1, 99, (n, groups)).astype(
-                np.float16 if header.op.group_size else np.float32
-            ),
+            weights=weights,
+            scales=scales.astype(np.float16 if header.op.group_size else np.float32),
+            w_sums=w_sums.astype(np.float64 if header.op.group_size else np.int32),
             minima=rng.integers(1, 99, (n, groups)).astype(np.float16),
             offset=rng.integers(-999, 999, n).astype(
                 np.float64 if header.op.group_size else np.int32
@@ -92,7 +106,10 @@ class Tensors:
         return outputs
 
     def _outputs_in_order(self, header: Header) -> Any:
-        digits = self.q - header.op.centre
+        counted_from = self.zero
+        if header.op.row_zeros and not header.op.adds_shift:
+            counted_from = centre_of(header, self.zero)
+        digits = self.q - counted_from
         offset = self.offset.astype(np.float64) * header.op.has_offset
         if not header.op.group_size:
             acc = digits @ self.weights.T + offset.astype(np.int64)
@@ -115,13 +132,25 @@ def lowest_activation(header: Header) -> int:
     return -(2 ** (2 * header.op.digit_bits - 1)) if header.op.act_signed else 0
 
 
-def split(header: Header, q: Any) -> tuple[Any, Any]:
+def centre_of(header: Header, zero: Any) -> Any:
+    """What the digits of rows count from: 0, or the zero point if it lies well within the type.
+
+    Nearest to it, at least half a digit from the smallest and from beyond the largest number.
+    """
+    if header.op.window == "unsigned":
+        return 0 * zero
+    half, smallest = 2 ** (header.op.digit_bits - 1), lowest_activation(header)
+    centres = np.arange(smallest + half, smallest + 4**header.op.digit_bits - half + 1)
+    return centres[np.abs(zero[..., None] - centres).argmin(axis=-1)]
+
+
+def split(header: Header, q: Any, zero: Any) -> tuple[Any, Any]:
     """What the two digits of q add to a product: q less its centre, in a low and a high part.
 
     The low part is what is left of the nearest multiple of 2^k (ties up), in the window
     ``unsigned`` of the multiple below; the high part is that multiple.
     """
-    base, distance = 2**header.op.digit_bits, q - header.op.centre
+    base, distance = 2**header.op.digit_bits, q - centre_of(header, zero)
     if header.op.window == "signed":
         high = np.floor(distance / base + 0.5).astype(np.int64) * base
     else:
@@ -232,13 +261,17 @@ class Machine:
             weights = self._cut(t.weights, o) & (2**h.op.weight_bits - 1)
             return pack_digits(weights.astype(np.uint8), h.op.weight_bits)
         if cls is LdRow:
-            numbers = as_bytes(t.order[rows]) if h.op.block_rows else np.zeros(0, dtype=np.uint8)
-            return np.concatenate([as_bytes(t.row[rows]), numbers])
+            parts = [t.row[rows]] if h.op.output != "int32" else []
+            parts += [t.order[rows]] if h.op.block_rows else []
+            parts += [self._zeros(rows)] if h.op.adds_shift else []
+            return np.concatenate([as_bytes(part) for part in parts])
+        if cls is LdZro:
+            return self._zeros(rows)
         if cls is LdChn:
-            if h.op.group_size:
-                return t.offset[rows]
-            parts = [t.scales[rows, 0]] if h.op.output == "float32" else []
+            scaled = h.op.output == "float32" and not h.op.group_size
+            parts = [t.scales[rows, 0]] if scaled else []
             parts += [t.offset[rows]] if h.op.has_offset else []
+            parts += [t.w_sums[rows]] if h.op.adds_shift else []
             return np.concatenate([as_bytes(part) for part in parts])
         groups = slice(o["col"] // h.op.group_size, -(-(o["col"] + o["cols"]) // h.op.group_size))
         if cls is LdSum:
@@ -267,13 +300,15 @@ class Machine:
         digits, at = np.zeros((m, columns), dtype=np.int64), o["msb"]
         # Without low digits the sign must not depend on them: any will do.
         lows = self._low(o["lsb"], m, columns) if o["lsb"] >= 0 else 0 * digits
+        centres = self._centres(o["zro"] if o["zro"] >= 0 else None, m)
         for row in range(m):
             count = int(bits[row].sum())
             nbytes = -(-count * k // 8)
             packed = self._get(Buffer.ACT, at, nbytes)[None]
             if count:
                 stored = 2**k * unpack_digits(packed, k, count)[0].astype(np.int64)
-                digits[row, bits[row]] = self._of_the_type(stored, lows[row, bits[row]])
+                low = lows[row, bits[row]]
+                digits[row, bits[row]] = self._of_the_type(stored, low, centres[row])
             at += nbytes
         return digits
 
@@ -285,13 +320,30 @@ class Machine:
         stored = unpack_digits(packed, k, columns).astype(np.int64)
         return stored - (2 ** (k - 1) if self.header.op.window == "signed" else 0)
 
-    def _of_the_type(self, stored: Any, low: Any) -> Any:
+    def _zeros(self, rows: slice) -> Any:
+        """Zero points as they lie in memory."""
+        width = 2 if self.header.op.digit_bits == 8 else 1
+        kind = "i" if self.header.op.act_signed else "u"
+        return self.tensors.zero[rows, 0].astype(f"{kind}{width}")
+
+    def _read_zeros(self, address: int, m: int) -> Any:
+        like = self._zeros(slice(0, 0))
+        found = self._get(Buffer.ACT, address, m * like.itemsize).copy()
+        return found.view(like.dtype).astype(np.int64)
+
+    def _centres(self, address: int | None, m: int) -> Any:
+        """What the digits of `m` rows count from."""
+        if address is None:
+            return np.full(m, self.header.op.centre)
+        return centre_of(self.header, self._read_zeros(address, m))
+
+    def _of_the_type(self, stored: Any, low: Any, centre: Any) -> Any:
         """Of what stored high digits may add to a product, that which makes activations.
 
         They may be so much or 2^2k less; one of both makes a number of the activations' type.
         """
         smallest, range_ = lowest_activation(self.header), 4**self.header.op.digit_bits
-        q = stored + low + self.header.op.centre
+        q = stored + low + centre
         return np.where(q >= smallest + range_, stored - range_, stored)
 
     def _mma(self, cls: type, o: dict[str, int]) -> None:
@@ -327,16 +379,24 @@ class Machine:
         cells = self._cells(o["acc"], m, n)
         acc = cells.view(np.float64 if h.op.group_size else np.int32)[:, :, 0].copy()
         row = self._get(Buffer.ACT, max(o["row"], 0), 4 * m).copy().view(np.float32)[:, None]
-        nbytes = n * h.channel_bytes
-        channels = self._get(Buffer.WGT, max(o["chn"], 0), nbytes).copy()
-        if h.op.group_size:
-            offset = channels.view(np.float64) if h.op.has_offset else 0.0
-            out = (acc + offset).astype(np.float32) * row
-        elif h.op.output == "int32":
-            out = acc + (channels.view(np.int32) if h.op.has_offset else 0)
-        else:
-            offset = channels[4 * n :].view(np.int32) if h.op.has_offset else 0
-            out = (acc + offset).astype(np.float32) * row * channels[: 4 * n].view(np.float32)
+        at = max(o["chn"], 0)
+
+        def channels(kind: type) -> Any:
+            nonlocal at
+            nbytes = n * np.dtype(kind).itemsize
+            found = self._get(Buffer.WGT, at, nbytes).copy().view(kind)
+            at += nbytes
+            return found
+
+        scaled = h.op.output != "int32"
+        scales = channels(np.float32) if scaled and not h.op.group_size else np.float32(1)
+        if h.op.has_offset:
+            acc += channels(acc.dtype.type)
+        if h.op.adds_shift:
+            # Digits count from the centre, the op from the zero point.
+            zeros = self._read_zeros(o["row"] + (4 * scaled + h.order_bytes) * m, m)
+            acc += np.outer(centre_of(h, zeros) - zeros, channels(acc.dtype.type))
+        out = acc.astype(np.float32) * row * scales if scaled else acc
         cells[:, :, :4] = np.ascontiguousarray(out)[:, :, None].view(np.uint8)
 
 

@@ -24,6 +24,7 @@ from sparqle_tvm.target.isa.load import (
     LdRow,
     LdSum,
     LdWgt,
+    LdZro,
 )
 from sparqle_tvm.target.isa.operands import Affine, Buffer, Condition, Extent
 from sparqle_tvm.target.op import DenseOp
@@ -71,6 +72,7 @@ class Slots:
     chn: Allocation | None = None
     sum: Allocation | None = None
     grp: Allocation | None = None
+    zro: Allocation | None = None
 
 
 def allocate(builder: ProgramBuilder, rows: int, cols: int, chunk: int, slots: int) -> Slots:
@@ -93,6 +95,7 @@ def allocate(builder: ProgramBuilder, rows: int, cols: int, chunk: int, slots: i
         chn=wgt("chn", cols * header.channel_bytes) if header.channel_bytes else None,
         sum=act("sum", access.SUM.nbytes(header, rows, chunk)) if header.op.has_min else None,
         grp=wgt("grp", access.GRP.nbytes(header, cols, chunk)) if header.op.group_size else None,
+        zro=act("zro", access.ZRO.nbytes(header, rows)) if header.op.row_centres else None,
     )
 
 
@@ -146,6 +149,8 @@ def _load_chunk(
             LdPbm(s.pbm.at(at), *planes),
             LdMsb(s.msb.at(at), *planes),
         )
+        if s.zro:
+            b.emit(LdZro(s.zro.at(at), m.begin, m.extent))
     else:
         b.emit(LdAct(s.lsb.at(at), s.msb.at(at), *planes))
     if s.sum:
@@ -168,7 +173,8 @@ def _multiply_chunk(
     b.emit(MmaLsb(acc, s.lsb.at(at), wgt, grp, *sizes, Condition.first(at[2]), split))
     if s.pbm:
         lows = s.lsb.at(at) if b.header.op.resolves else None
-        b.emit(MmaMsb(acc, s.pbm.at(at), s.msb.at(at), lows, wgt, grp, *sizes, row_split=split))
+        digits = (s.pbm.at(at), s.msb.at(at), lows, s.zro.at(at) if s.zro else None)
+        b.emit(MmaMsb(acc, *digits, wgt, grp, *sizes, row_split=split))
     else:
         b.emit(MmaDns(acc, s.msb.at(at), wgt, grp, *sizes, row_split=split))
     if s.sum and grp:
@@ -226,11 +232,13 @@ def random_operands(
     """Draw activations with about `density` stored MSBs, weights and scales for a header."""
     k, window, n = header.op.digit_bits, header.op.window, header.op.n
     shape = (rows, header.op.k)
-    centre = header.op.centre
+    centre: Any = header.op.centre
+    if header.op.row_zeros:
+        centre = rng.integers(0, 4**k, (rows, 1)) - (4**k // 2) * header.op.act_signed
     low = -(2 ** (2 * k - 1)) if header.op.act_signed else 0
     narrow = (-(2 ** (k - 1)), 2 ** (k - 1)) if window == "signed" else (0, 2**k)
     wide = rng.random(shape) < density
-    near = centre + rng.integers(*narrow, shape)
+    near = np.clip(centre + rng.integers(*narrow, shape), low, low + 4**k - 1)
     q = np.where(wide, rng.integers(low, low + 4**k, shape), near).astype(header.op.act_dtype)
     weights = _random_weights(rng, header)
     offset = None
@@ -241,7 +249,7 @@ def random_operands(
         **activation_tensors(header, encode(q, k=k, window=window, zero_point=centre), scale),
         **weight_tensors(header, weights, offset),
     }
-    return Operands(tensors, q, weights, _expected(header, q, weights, scale, offset))
+    return Operands(tensors, q, weights, _expected(header, q, centre, weights, scale, offset))
 
 
 def _random_weights(rng: np.random.Generator, header: Header) -> QuantizedWeights:
@@ -261,13 +269,14 @@ def _random_weights(rng: np.random.Generator, header: Header) -> QuantizedWeight
 def _expected(
     header: Header,
     q: NDArray[Any],
+    centre: Any,
     weights: QuantizedWeights,
     scale: NDArray[np.float32],
     offset: NDArray[Any] | None,
 ) -> NDArray[Any]:
     if header.op.digit_bits < 8 and header.op.output == "float32" and offset is None:
-        return dense_reference(q, scale, weights, header.op.centre)
-    q = q.astype(np.int64) - header.op.centre
+        return dense_reference(q, scale, weights, centre)
+    q = q.astype(np.int64) - centre
     product = q @ weights.values.astype(np.int64).T
     if not header.op.group_size and offset is not None:
         product += offset
