@@ -49,7 +49,7 @@ def describe(
     """What the accelerator runs for an op, and the offset that is handed over, if any is.
 
     The offset is what is added besides the bias of the window's digits, which the accelerator
-    undoes.
+    undoes: its digits carry q - centre.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def describe(
         If the accelerator cannot run it.
     """
     bits, signed = _weight_format(rewriter, op)
-    offset = remaining_offset(rewriter, op)
+    offset = remaining_offset(rewriter, op, -op.digits.bias)
     output = OUTPUTS[type(op)]
     encoded = output == "encoded"
     lead = list(op.encoding.ty.fields[0].shape.values)[:-1]

@@ -69,6 +69,8 @@ class _Drain(Rewriter):
             raise _NoMatch("its readers need group sums, which a drain does not make")
         if not self.used_once(*between):
             raise _NoMatch("the result of the dense op, or what becomes of it, has another reader")
+        if encode.zero_points is not None:
+            raise _NoMatch("its readers take off a zero point that comes at run time")
         smallest, largest = encode.digits.bounds
         low, high = max(low, smallest), min(quantize.high, largest)
         if not (low <= high and smallest <= quantize.zero <= largest):
@@ -86,6 +88,7 @@ class _Drain(Rewriter):
             out_low=low,
             out_high=high,
             out_zero=quantize.zero,
+            out_signed=int(encode.signed),
             out_label=encode.label,
         )
 

@@ -148,7 +148,8 @@ def _zero_points(op: ops.Encoder, lead: list[Any]) -> relax.TensorType:
         raise op.error(f"zero_point={op.zero_point} and zero points of run time: give one of both")
     dtype = container(op.k, op.signed)
     _dtype(op, "zero_points", dtype)
-    ty = op.zero_points.ty
+    ty = op.zero_points_type
+    assert ty is not None
     if not ops.is_single(ty):
         _expect(op, "zero_points", [*lead, 1], dtype)
     return ty

@@ -10,7 +10,13 @@ from sparqle_tvm.numerics.choice import (
     windows_from,
 )
 from sparqle_tvm.numerics.dense import dense_reference, grouped_bias_term
-from sparqle_tvm.numerics.integers import int_matmul, pack_digits, plane_bytes, unpack_digits
+from sparqle_tvm.numerics.integers import (
+    bounds,
+    int_matmul,
+    pack_digits,
+    plane_bytes,
+    unpack_digits,
+)
 from sparqle_tvm.numerics.quantization import (
     QuantizedWeights,
     check_weight_range,
@@ -39,6 +45,7 @@ __all__ = [
     "SlicedTensor",
     "Window",
     "bias_term",
+    "bounds",
     "check_weight_range",
     "clip_to_bands",
     "default_window",

@@ -20,6 +20,7 @@ where the low digit itself is negative.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -173,7 +174,7 @@ class Digits:
         """The stored integer of every q: uint8 (uint16 for k = 8) in [0, 2^2k - 1]."""
         dtype, mask = np.dtype(container(self.k, signed=False)), (1 << 2 * self.k) - 1
         stored = q.astype(dtype) - (np.asarray(self.centre - self.bias) & mask).astype(dtype)
-        return stored & dtype.type(mask) if self.k == 2 else stored
+        return np.asarray(stored & dtype.type(mask) if self.k == 2 else stored)
 
     def digit(self, lsb: npt.NDArray[Any], nibble: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The high digits of stored low digits and nibbles, both in [0, 2^k - 1].
@@ -187,15 +188,14 @@ class Digits:
         if np.any(self.threshold):
             wrapped = (above_first == 0) & (lsb < np.asarray(self.threshold, lsb.dtype))
             digits += wrapped.astype(dtype) << dtype.type(self.k)
-        return digits
+        return np.asarray(digits)
 
     def read(self, lsb: npt.NDArray[Any], digit: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The integers q of stored low digits and high digits, of the type's dtype."""
         wide = np.dtype(np.int32 if self.k == 8 else np.int16)
         stored = (digit.astype(wide) << wide.type(self.k)) + lsb
-        return (stored + np.asarray(self.centre - self.bias, wide)).astype(
-            container(self.k, self.signed)
-        )
+        q = stored + np.asarray(self.centre - self.bias, wide)
+        return np.asarray(q.astype(container(self.k, self.signed)))
 
 
 WINDOWS: dict[str, Window] = {
@@ -214,13 +214,14 @@ def window_of(name: str) -> Window:
 
 
 def default_window(
-    k: int, *, signed: bool = True, zero_point: int | None = 0
+    k: int, *, signed: bool = True, zero_point: int | None = 0, smallest: float = -math.inf
 ) -> tuple[WindowName, str]:
     """The window to take where nothing was measured, and why, in a few words.
 
     It is the centred one where its digits fit around the zero point. Where they do not, its centre
     moves; if that gives it the zero range of the unsigned window (values behind a ReLU, as uint8),
-    the unsigned one has the smaller correction, none for zero point 0.
+    the unsigned one has the smaller correction, none for zero point 0. Nor are values that are
+    never below the zero point 0 wider than its zero range on one side.
 
     Parameters
     ----------
@@ -228,11 +229,15 @@ def default_window(
         As of `Digits`.
     zero_point : int or None
         The zero point; None: it is known at run time only, maybe another for each row.
+    smallest : float
+        What no value is below, whatever the data, if that is more than the type says.
     """
     centred = WINDOWS["signed"].digits(k, signed=signed, zero_point=zero_point or 0)
     low, high = centred.centre_range
     if zero_point is None:
         return "signed", f"centred on the zero point that comes at run time, within {low} to {high}"
+    if zero_point == 0 and smallest >= 0:
+        return PLAIN, "never negative, zero point 0"
     if not centred.shift:
         return "signed", f"centred on the zero point {zero_point}"
     if centred.zero_range == WINDOWS[PLAIN].digits(k, signed=signed).zero_range:
