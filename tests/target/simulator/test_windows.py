@@ -90,8 +90,8 @@ def test_wide_values_around_some_centres(signed: bool) -> None:
 def test_all_outputs_around_all_zero_points(signed: bool) -> None:
     """Sums from -255 to 255, quantized with every zero point: stored planes decode to them."""
     sums = np.arange(-255, 256)
-    halves = np.stack([sums // 2, sums - sums // 2], axis=1).astype(np.int8)
-    q = np.pad(halves, ((0, 1), (0, 6)))
+    parts = np.stack([sums // 3, sums // 3, sums - sums // 3 * 2], axis=1).astype(np.int8)
+    q = np.pad(parts, ((0, 1), (0, 5)))
     weights = np.ones((8, 8), np.int8)
     low, high = (int(edge(every_value(4, signed))) for edge in (np.min, np.max))
     for zero in range(low, high + 1, 3 if signed else 1):
