@@ -88,7 +88,6 @@ class _Drain(Rewriter):
             out_low=low,
             out_high=high,
             out_zero=quantize.zero,
-            out_signed=int(encode.signed),
             out_label=encode.label,
         )
 
