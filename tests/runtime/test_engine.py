@@ -225,7 +225,7 @@ def test_an_engine_that_does_not_exist() -> None:
 
 def launch_operands(program: Program, q: np.ndarray, w: np.ndarray) -> list[np.ndarray]:
     """What a compiled module hands to `launch` for an int32 op, the output last."""
-    sliced = numerics.encode(q, window="unsigned")
+    sliced = numerics.encode(q)
     planes = [sliced.lsb, sliced.pbm, sliced.msb, sliced.row_ptr]
     return [*planes, w, np.full((len(q), len(w)), -1, np.int32)]
 
