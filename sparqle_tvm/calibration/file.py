@@ -27,7 +27,7 @@ from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
 from sparqle_tvm.files import plain, replacing, typed
 
 FORMAT = "sparqle-calibration"
-VERSION = 1
+VERSION = 2
 
 
 def _facts_of(kind: type, **more: Any) -> Any:

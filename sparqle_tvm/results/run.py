@@ -17,7 +17,7 @@ from sparqle_tvm.target.cost.energy_table import EnergyTable
 from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.cost.vector import TransformerShape
 
-JSON_VERSION = 3
+JSON_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class LayerSparsity:
         Share of zero MSB digits, 0 to 1.
     macs : int
         Multiply-accumulates of the consumers.
-    saturated : int
-        Elements that the window clipped; 0 if exact.
+    window_reason : str
+        Why the encoding has that window.
     row_density : tuple of float
         Quantile function of the share of stored digits per row, at even points from 0 to 1.
     """
@@ -66,7 +66,7 @@ class LayerSparsity:
     window: str
     msb_sparsity: float
     macs: int
-    saturated: int = 0
+    window_reason: str = ""
     row_density: tuple[float, ...] = ()
 
 
