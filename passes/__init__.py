@@ -10,6 +10,7 @@ from sparqle_tvm.passes.collect_activations import (
     CollectActivations,
     ObservedDense,
 )
+from sparqle_tvm.passes.collect_attention import CollectAttention
 from sparqle_tvm.passes.collect_encodings import CollectEncodings
 from sparqle_tvm.passes.drain_encoded import DrainEncoded
 from sparqle_tvm.passes.fold_constants import FoldConstants
@@ -21,7 +22,9 @@ from sparqle_tvm.passes.lower_qdq import LowerQDQ
 from sparqle_tvm.passes.merge_precision import MergePrecision
 from sparqle_tvm.passes.offload_dense import OffloadDense
 from sparqle_tvm.passes.quantize_attention import FLOAT_ATTENTION, QuantizeAttention
+from sparqle_tvm.passes.quantize_cache import QuantizeCache
 from sparqle_tvm.passes.raise_msb_sparsity import RaiseMsbSparsity
+from sparqle_tvm.passes.report_left import ReportLeft
 from sparqle_tvm.passes.share_encodings import ShareEncodings
 from sparqle_tvm.passes.split_grouped_dense import SplitGroupedDense
 from sparqle_tvm.passes.split_precision import SplitPrecision
@@ -32,6 +35,7 @@ __all__ = [
     "BalanceRows",
     "ChooseWindow",
     "CollectActivations",
+    "CollectAttention",
     "CollectEncodings",
     "DenseInfo",
     "DrainEncoded",
@@ -48,7 +52,9 @@ __all__ = [
     "OffloadDense",
     "PassReport",
     "QuantizeAttention",
+    "QuantizeCache",
     "RaiseMsbSparsity",
+    "ReportLeft",
     "ShareEncodings",
     "Skipped",
     "SplitGroupedDense",

@@ -235,6 +235,11 @@ class Header(ProgramHeader):
     @property
     def row_bytes(self) -> int:
         """Bytes of the parameters that DRAIN and ST.OUT need per row; 0: they need none."""
+        return self.zeros_offset + self.op.shift_bytes
+
+    @property
+    def zeros_offset(self) -> int:
+        """Bytes per row of what lies before the zero points in row parameters."""
         return 4 * self.op.scaled + self.order_bytes
 
     @property
@@ -260,12 +265,22 @@ class Header(ProgramHeader):
             weights += f", a scale{' and a minimum' * op.has_min} per {op.group_size} along K"
         yield f"M <= {op.m}, N = {op.n}, K = {op.k} in chunks of {self.k_chunk}, out {op.output}"
         offset = "with offset" if op.has_offset else "no offset"
-        yield f"{op.scheme}, window {op.window}, {weights}, {offset}"
+        bits = 2 * op.digit_bits
+        window = _window(op.act_signed, bits, op.window, op.centre)
+        window += ", a zero point per row" if op.row_zeros else ""
+        yield f"{op.scheme}, {window}, {weights}, {offset}"
         if op.output == "encoded":
+            window = _window(op.out_signed, bits, op.out_window, op.out_centre)
             yield (
-                f"outputs in chunks of {op.out_chunk}, window {op.out_window}, "
+                f"outputs in chunks of {op.out_chunk}, {window}, "
                 f"zero {op.out_zero}, in [{op.out_low}, {op.out_high}]"
             )
+
+
+def _window(signed: bool, bits: int, window: str, centre: int) -> str:
+    """``int8 in window signed``, with the centre if that is not 0."""
+    around = f" around {centre}" if centre else ""
+    return f"{'' if signed else 'u'}int{bits} in window {window}{around}"
 
 
 def row_number_bytes(rows: int) -> int:

@@ -10,15 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.numerics.integers import pack_digits
-from sparqle_tvm.numerics.slicing import window_bias
-from sparqle_tvm.target.attention_op import DIGIT_BITS
+from sparqle_tvm.numerics.slicing import encode
 from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.attention_header import AttentionHeader
 from sparqle_tvm.target.isa.operands import BLOCKS
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.program.bound import BoundProgram
-from sparqle_tvm.target.simulator.attention_values import run_attention, to_stream
+from sparqle_tvm.target.simulator.attention_values import run_attention
 from sparqle_tvm.target.simulator.attention_work import Work
 from sparqle_tvm.target.simulator.counts import count, engine_times
 from sparqle_tvm.target.simulator.machine import SimResult
@@ -78,11 +76,8 @@ def _query_blocks(
     planes: list[NDArray[np.uint8]]
     msb: NDArray[np.uint8] | None = None
     if header.sparse:
-        # Modulo 2^8: every int8 has a byte of its own, see `numerics.slicing`.
-        digits = rows.view(np.uint8) + np.uint8(window_bias(DIGIT_BITS, header.op.window))
-        low, high = digits & np.uint8(2**DIGIT_BITS - 1), digits >> np.uint8(DIGIT_BITS)
-        planes = [pack_digits(low, DIGIT_BITS), np.packbits(high != 0, axis=1, bitorder="little")]
-        msb, row_ptr = to_stream(high, high != 0)
+        sliced = encode(rows, window=header.op.window, name="queries")
+        planes, msb, row_ptr = [sliced.lsb, sliced.pbm], sliced.msb, sliced.row_ptr
     else:
         planes = [rows.view(np.uint8)]
     pieces, pointers = [], [0]

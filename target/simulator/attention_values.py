@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.numerics import attention as numerics
-from sparqle_tvm.numerics.integers import pack_digits, sign_extend, unpack_digits
+from sparqle_tvm.numerics.integers import pack_digits, unpack_digits
 from sparqle_tvm.numerics.slicing import stream_positions
+from sparqle_tvm.numerics.window import window_of
 from sparqle_tvm.target.attention_op import DIGIT_BITS
 from sparqle_tvm.target.isa import INSTRUCTIONS
 from sparqle_tvm.target.isa import attention as isa
@@ -31,7 +32,6 @@ Bytes = NDArray[np.uint8]
 Step = Mapping[str, int]
 
 _UNWRITTEN = 0x7F
-_TOP_BIT = 2 ** (DIGIT_BITS - 1)
 
 
 def run_attention(
@@ -62,6 +62,7 @@ class _Machine:
         }
         self.work = Work.empty(bound.header, bound.limits)
         self.dim = bound.header.op.head_dim
+        self._digits = window_of(bound.header.op.window).digits(DIGIT_BITS)
 
     def at(self, buffer: Buffer, address: int, nbytes: int) -> Bytes:
         """Bytes on chip, to be read or written."""
@@ -115,23 +116,16 @@ class _Machine:
             return packed & np.uint8(2**DIGIT_BITS - 1)
         return unpack_digits(packed, DIGIT_BITS, self.dim)
 
-    @property
-    def _centred(self) -> bool:
-        return self.header.op.window == "signed"
-
     def scores_of_low(self, o: Step) -> None:
-        low = self._query_low(o).astype(np.int16) - _TOP_BIT * self._centred
+        low = self._query_low(o).astype(np.int16) - self._digits.bias
         self._scores(o)[...] = self._times_keys(low, o)
 
     def scores_of_stored(self, o: Step) -> None:
         factors, digits, bits = isa.query_sizes(self.header, o["rows"])
         stored = self._query_bits(o["queries"], o)
         stream = self.memory[Buffer.ACT][o["queries"] + factors + digits + bits :]
-        nibbles = _from_stream(stream, stored)
-        high = sign_extend(nibbles, DIGIT_BITS).astype(np.int16)
-        if self._centred:
-            negative = self._query_low(o) < _TOP_BIT
-            high[(nibbles == _TOP_BIT) & negative] = _TOP_BIT
+        digits = self._digits.digit(self._query_low(o), _from_stream(stream, stored))
+        high = np.where(stored, digits, 0).astype(np.int16)
         self._scores(o)[...] += self._times_keys(high, o) << DIGIT_BITS
 
     def scores_of_high(self, o: Step) -> None:
@@ -197,7 +191,7 @@ class _Machine:
             return
         stored = high != 0
         put(bits_at, np.packbits(stored, axis=1, bitorder="little"))
-        put(high_at, to_stream(high, stored)[0])
+        put(high_at, _to_stream(high, stored))
 
     def _probability_plane(self, o: Step, part: int) -> Bytes:
         digits, _ = plane_bytes(o["keys"])
@@ -263,12 +257,12 @@ def _row_begins(stored: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
     return counts, begins
 
 
-def to_stream(digits: Bytes, stored: NDArray[np.bool_]) -> tuple[Bytes, NDArray[np.int64]]:
-    """Stored digits of (rows, columns) row by row, a row padded to a byte; where rows begin."""
+def _to_stream(digits: Bytes, stored: NDArray[np.bool_]) -> Bytes:
+    """Stored digits row by row, each row padded to a byte."""
     counts, begins = _row_begins(stored)
     stream = np.zeros(int(begins[-1]) * 8 // DIGIT_BITS, dtype=np.uint8)
     stream[stream_positions(counts, begins[:-1], DIGIT_BITS)] = digits[stored]
-    return pack_digits(stream, DIGIT_BITS), begins
+    return pack_digits(stream, DIGIT_BITS)
 
 
 def _from_stream(memory: Bytes, stored: NDArray[np.bool_]) -> Bytes:
