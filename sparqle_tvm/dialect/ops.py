@@ -98,9 +98,7 @@ class Op:
         names = cls.operand_names(len(call.args), str(call.attrs.get("label", "")))
         known = _attributes(cls.NAME)
         attributes: dict[str, Any] = {
-            str(name): _plain(value)
-            for name, value in call.attrs.items()
-            if str(name) in known
+            str(name): _plain(value) for name, value in call.attrs.items() if str(name) in known
         }
         try:
             return cls(**dict(zip(names, call.args, strict=True)), **attributes)
