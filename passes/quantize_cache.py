@@ -14,7 +14,7 @@ from sparqle_tvm import dialect
 from sparqle_tvm.numerics.attention import SCALE_BYTES
 from sparqle_tvm.numerics.kv_cache import HeadStorage
 from sparqle_tvm.passes._match import dims_of, dtype_of
-from sparqle_tvm.passes._report import PassReport
+from sparqle_tvm.passes._report import PassReport, Skipped
 from sparqle_tvm.passes._rewrite import (
     ReportingPass,
     Rewriter,
@@ -180,6 +180,6 @@ class QuantizeCache(ReportingPass):
         if not self.found.calls:
             return mod
         if self.found.obstacle:
-            self.report.skip(self.name, "kv_cache", "", self.found.obstacle)
+            self.report.skip(Skipped(self.name, "", "kv_cache", "", self.found.obstacle))
             return mod
         return apply_rewriter(mod, _Store(mod, self))

@@ -35,9 +35,7 @@ class CommonOptions(TypedDict, total=False):
     windows : mapping of label to window
         ``"signed"`` or ``"unsigned"`` for single encodings; see ``passes.ChooseWindow``.
     default_window : str
-        The window of all others; by default the first that is exact.
-    allow_saturation : bool
-        Whether a window may be set that saturates values (lossy); by default not.
+        The window of all others; by default what ``numerics.default_window`` takes.
     choices : mapping of label to EncodingChoice
         Factors and bands for single encodings (lossy); see ``passes.RaiseMsbSparsity``.
     calibration : Calibration or path
@@ -70,7 +68,6 @@ class CommonOptions(TypedDict, total=False):
 
     windows: Mapping[str, str] | None
     default_window: str | None
-    allow_saturation: bool
     choices: Mapping[str, EncodingChoice] | None
     calibration: Calibration | str | os.PathLike[str] | None
     budget: Budget | None

@@ -61,7 +61,6 @@ class Options:
     accelerator: Accelerator | None = None
     windows: Mapping[str, str] = field(default_factory=dict)
     default_window: str | None = None
-    allow_saturation: bool = False
     choices: Mapping[str, EncodingChoice] = field(default_factory=dict)
     checks: Sequence[tvm.transform.Pass] = ()
     engine: Executor = "host"
@@ -140,7 +139,6 @@ def _choosing_passes(given: Options) -> list[tvm.transform.Pass]:
             passes.ChooseWindow(
                 given.windows,
                 default=given.default_window,
-                allow_saturation=given.allow_saturation,
                 report=given.report,
             )
         )

@@ -18,7 +18,7 @@ from typing import Any
 from sparqle_tvm.errors import ResultFileError
 from sparqle_tvm.files import typed
 from sparqle_tvm.report import formats
-from sparqle_tvm.report.document import Column, Section, Table
+from sparqle_tvm.report.document import Column, OwnMarkdown, Section, Table
 from sparqle_tvm.report.paper import MODELS, QUANTITIES, RANGES
 from sparqle_tvm.report.passes import Row, figure
 from sparqle_tvm.results.passes import PARTS, PHASES
@@ -238,7 +238,8 @@ def stored_map() -> PaperMap | None:
 
 def map_section(found: PaperMap, picture: str = "") -> Section:
     """What the map says: the answer, the closest machines, and what is missing on them."""
-    shown = [f"![How many of the paper's figures are reached]({picture})"] if picture else []
+    shown = [OwnMarkdown(f"![How many of the paper's figures are reached]({picture})")]
+    shown = shown if picture else []
     tables = [_closest_table(found, part) for part in PARTS]
     return Section(
         "Which machines save as much",

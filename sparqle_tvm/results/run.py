@@ -62,8 +62,8 @@ class LayerSparsity:
         Share of zero MSB digits, 0 to 1.
     macs : int
         Multiply-accumulates of the consumers.
-    saturated : int
-        Elements that the window clipped; 0 if exact.
+    window_reason : str
+        Why the encoding has that window.
     row_density : tuple of float
         Quantile function of the share of stored digits per row, at even points from 0 to 1.
     """
@@ -74,7 +74,7 @@ class LayerSparsity:
     window: str
     msb_sparsity: Share
     macs: Positive
-    saturated: Count = 0
+    window_reason: str = ""
     row_density: tuple[Share, ...] = ()
 
 

@@ -111,7 +111,7 @@ def damaged(change):
             "limits must be those of array, waiting_rows",
         ),
         (
-            lambda d: d["decode"]["layers"][0]["costs"]["dense"]["limits"].update(array=-1),
+            lambda d: d["decode"]["layers"][0]["costs"]["dense"]["limits"].update(array=10**9),
             "limits must add up to the",
         ),
         (
