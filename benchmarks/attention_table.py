@@ -137,11 +137,8 @@ def look(
         )
         p = block.probabilities.reshape(QUERY_ROWS, group, context)
         nonzero += (p > 0).sum() / (group * seen.sum()) / kv_heads
-        low += (
-            ((p <= PROBABILITIES.zero_range[1]) & seen[:, None]).sum()
-            / (group * seen.sum())
-            / kv_heads
-        )
+        small = (p <= PROBABILITIES.zero_range[1]) & seen[:, None]
+        low += small.sum() / (group * seen.sum()) / kv_heads
         needed = p.any(axis=1)
         for place, tokens in enumerate(BLOCK_TOKENS):
             blocks = needed.reshape(-1, tokens, context).any(axis=1)
