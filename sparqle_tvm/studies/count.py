@@ -162,7 +162,7 @@ class _Counter:
             tokens=tokens,
             past=past,
             encodings=counted,
-            vector=costs["dense"].vector,
+            vector={scheme: cost.vector for scheme, cost in costs.items()},
             accelerator=self.accelerator,
             table=table,
         )

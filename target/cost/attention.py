@@ -13,7 +13,7 @@ lanes and the bytes of queries that they have (`cost.baselines`).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -25,7 +25,9 @@ from sparqle_tvm.target.attention_op import AttentionOp
 from sparqle_tvm.target.cost.analytical import Bound
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
+from sparqle_tvm.target.cost.events import NAMES as EVENT_NAMES
 from sparqle_tvm.target.cost.events import Events
+from sparqle_tvm.target.cost.limits import Limits, divide
 from sparqle_tvm.target.isa import attention as isa
 from sparqle_tvm.target.isa.access import Mode, ceil_div
 from sparqle_tvm.target.isa.attention_header import AttentionHeader
@@ -46,6 +48,12 @@ _SPARSE: Instructions = (isa.MmaQkLsb, isa.MmaQkMsb, isa.MmaPvLsb, isa.MmaPvMsb)
 _DENSE: Instructions = (isa.MmaQkLsb, isa.MmaQkDns, isa.MmaPvLsb, isa.MmaPvDns)
 
 
+_NUMBERS = (
+    *("macs", "mma_cycles", "waiting_cycles", "vector_cycles", "drain_cycles", "dma_cycles"),
+    *("descriptors", "total_cycles", "cache_bytes", "descriptor_cycles"),
+)
+
+
 @dataclass(frozen=True)
 class AttentionCost:
     """Cost of one attention op.
@@ -58,12 +66,18 @@ class AttentionCost:
         How queries and probabilities are stored and multiplied.
     macs : int
         Multiply-accumulates at full precision.
-    mma_cycles, vector_cycles, dma_cycles : int
-        Cycles of the array, of the vector engine, and of all transfers.
+    mma_cycles, waiting_cycles : int
+        Cycles of the array, and of them the share of PEs that wait for the slowest row.
+    vector_cycles, drain_cycles, dma_cycles : int
+        Cycles of the vector engine, of the drain path, and of all transfers.
+    descriptors : int
+        Transfers.
     total_cycles : int
         Time of the op.
     cache_bytes : int
         Keys, values and their scales that are read.
+    descriptor_cycles : int
+        Cycles that transfers take besides their bytes.
     events : Events
         What costs energy; the bytes are in it.
     """
@@ -72,10 +86,14 @@ class AttentionCost:
     scheme: Scheme
     macs: int
     mma_cycles: int
+    waiting_cycles: int
     vector_cycles: int
+    drain_cycles: int
     dma_cycles: int
+    descriptors: int
     total_cycles: int
     cache_bytes: int
+    descriptor_cycles: int
     events: Events
 
     @property
@@ -83,10 +101,46 @@ class AttentionCost:
         """All bytes read and written."""
         return self.events.dram_bytes
 
+    def __add__(self, other: AttentionCost) -> AttentionCost:
+        """Both, one after the other."""
+        return self._combined(other, lambda a, b: a + b)
+
+    def scaled(self, factor: float) -> AttentionCost:
+        """As many times the same, in whole numbers."""
+        return self._combined(self, lambda a, _: round(a * factor))
+
+    def _combined(self, other: AttentionCost, combine: Callable[[int, int], int]) -> AttentionCost:
+        mine, theirs = vars(self.events), vars(other.events)
+        numbers: dict[str, Any] = {
+            name: combine(getattr(self, name), getattr(other, name)) for name in _NUMBERS
+        }
+        events = Events(**{n: combine(mine[n], theirs[n]) for n in EVENT_NAMES})
+        return replace(self, **numbers, events=events)
+
     @property
     def compute_cycles(self) -> int:
         """Cycles of the slower of array and vector engine."""
         return max(self.mma_cycles, self.vector_cycles)
+
+    @property
+    def limits(self) -> Limits:
+        """What the time is limited by, see `limits`."""
+        moved = self.dma_cycles - self.descriptor_cycles
+        cache = moved * self.cache_bytes / (self.dram_bytes or 1)
+        engines = [
+            {
+                "array": float(self.mma_cycles - self.waiting_cycles),
+                "waiting_rows": float(self.waiting_cycles),
+            },
+            {
+                "kv_cache": cache,
+                "activations": moved - cache,
+                "descriptors": float(self.descriptor_cycles),
+            },
+            {"vector": float(self.vector_cycles)},
+            {"drain": float(self.drain_cycles)},
+        ]
+        return divide(self.total_cycles, engines)
 
     @property
     def bound(self) -> Bound:
@@ -191,13 +245,23 @@ class _Walk:
         nbytes = {cls: int(self._bytes(cls).sum()) for cls in _TRANSFERS}
         total = self._time(transfers, cycles)
         written = nbytes[isa.StAtt]
+        count = sum(int((found > 0).sum()) for found in transfers.values())
+        machine = header.accelerator
+        waits = sum(
+            int(np.where(self.seen, cls.products(header, self.chunks).get("waiting", 0), 0).sum())
+            for cls in self.mmas
+        )
         cached = sum(nbytes[cls] for cls in (isa.LdKey, isa.LdScl, isa.LdVal))
         return AttentionCost(
             label=header.label,
             scheme=self.scheme,
             macs=header.op.macs,
             mma_cycles=sum(int(cycles[cls].sum()) for cls in self.mmas),
+            waiting_cycles=round(waits * machine.lanes / machine.macs_per_cycle),
             vector_cycles=int(cycles[VecSmx].sum()),
+            drain_cycles=int(cycles[isa.DrnOut].sum()),
+            descriptors=count,
+            descriptor_cycles=count * machine.dma_descriptor_cycles,
             dma_cycles=sum(int(found.sum()) for found in transfers.values()),
             total_cycles=total,
             cache_bytes=cached,

@@ -410,9 +410,7 @@ class MmaQkMsb(_Scores):
             "updates": values["q_taken"] * n,
             "waiting": values["q_waits"] * n,
             "found": values["q_digits"] * _columns(header, values["keys"]),
-            "resolved": values["q_digits"]
-            * _columns(header, values["keys"])
-            * header.op.resolves,
+            "resolved": values["q_digits"] * _columns(header, values["keys"]) * header.op.resolves,
         }
 
 

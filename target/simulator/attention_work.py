@@ -54,8 +54,11 @@ class Work:
         queries: float,
         live: float,
         probabilities: float,
+        *,
+        runs: float | None = None,
+        rng: np.random.Generator | None = None,
     ) -> Work:
-        """The same shares everywhere: nothing waits, nothing is drawn.
+        """The same shares everywhere.
 
         Parameters
         ----------
@@ -63,6 +66,11 @@ class Work:
             Shares of stored MSB digits in queries, and in the probabilities of live keys.
         live : float
             Share of live keys.
+        runs : float, optional
+            Runs of live keys that follow each other, per key; each moves whole bursts. By default
+            every live key is a run of its own, unless all are live.
+        rng : numpy.random.Generator, optional
+            Draws digits of rows instead (binomial), so that rows wait for each other.
         """
         blocks = np.arange(limits[BLOCKS])
         chunks = np.arange(ceil_div(limits[KEYS], header.key_chunk))
@@ -72,13 +80,20 @@ class Work:
         found = np.ceil(live * keys).astype(np.int64) if sparse else keys
         moved = found if sparse and not header.stays else place["loaded"]
         tables = dict(cls.empty(header, limits).tables)
-        tables |= {"live": found, "value_bytes": gather_estimate(header, moved, keys)}
+        row = header.op.head_dim
+        groups = np.where(moved < keys, moved, np.minimum(moved, 1))
+        if runs is not None:
+            groups = np.clip(np.ceil(runs * keys).astype(np.int64), np.minimum(moved, 1), moved)
+        length = ceil_div(moved, np.maximum(groups, 1))
+        gathers = sparse and not header.stays
+        size = groups * burst_bytes(length * row) if row % BURST_BYTES else moved * row
+        tables |= {"live": found, "value_bytes": size if gathers else moved * row}
         if sparse:
-            query = _even_work(header, rows[:, 0], width, queries)
-            mixed = _even_work(header, rows, found, probabilities)
+            query = _drawn_work(header, rows[:, 0], width + 0 * rows[:, 0], queries, rng)
+            mixed = _drawn_work(header, rows, found, probabilities, rng)
             tables |= {f"q_{name}": table for name, table in query.items()}
             tables |= {f"p_{name}": table for name, table in mixed.items()}
-        return cls(tables)
+        return cls({name: np.asarray(table, np.int64) for name, table in tables.items()})
 
     def note_queries(self, header: AttentionHeader, block: int, stored: Bools) -> None:
         """Note which channels of the queries of a block have an MSB digit, bool (rows, D)."""
@@ -150,26 +165,48 @@ def digit_work(header: AttentionHeader, stored: Bools) -> dict[str, int]:
     }
 
 
-def _even_work(
-    header: AttentionHeader, rows: Int64s, columns: Any, share: float
+_SAMPLES = 64
+"""Tiles of each size that `_drawn_work` draws."""
+
+
+def _drawn_work(
+    header: AttentionHeader,
+    rows: Int64s,
+    columns: Int64s,
+    share: float,
+    rng: np.random.Generator | None,
 ) -> dict[str, Int64s]:
-    """As `digit_work`, with the same share of digits in every row and segment."""
+    """As `digit_work`, of tiles of these sizes with that share of digits: means of some of them.
+
+    Without `rng` rows are all alike.
+    """
     machine, split = header.accelerator, header.row_split
-    digits = np.round(share * columns).astype(np.int64) + 0 * rows
-    steps = ceil_div(ceil_div(digits, split), machine.lanes)
+    rows, columns = np.broadcast_arrays(rows, columns)
+    sizes, which = np.unique(np.stack([rows.ravel(), columns.ravel()]), axis=1, return_inverse=True)
+    found: dict[str, list[float]] = {name: [] for name in _WORK_NAMES}
+    for height, width in sizes.T.tolist():
+        segments = np.array([width // split + (s < width % split) for s in range(split)])
+        shape = (_SAMPLES if rng else 1, height, split)
+        wide = np.broadcast_to(segments, shape)
+        counts = rng.binomial(wide, min(share, 1.0)) if rng else np.round(share * wide)
+        steps = ceil_div(counts, machine.lanes)
+        starts = np.arange(0, height, machine.rows)
+        slowest = np.maximum.reduceat(steps.max(axis=2), starts, axis=1)
+        heights = np.diff(starts, append=height)
+        taken = steps.sum(axis=(1, 2)).mean()
+        row_bytes = ceil_div(counts.sum(axis=2) * DIGIT_BITS, 8)
+        found["bytes"].append(row_bytes.sum(axis=1).mean())
+        found["digits"].append(counts.sum(axis=(1, 2)).mean())
+        found["steps"].append(slowest.sum(axis=1).mean())
+        found["taken"].append(taken)
+        found["waits"].append((slowest * heights).sum(axis=1).mean() * split - taken)
     return {
-        "bytes": rows * ceil_div(digits * DIGIT_BITS, 8),
-        "digits": rows * digits,
-        "steps": ceil_div(rows, machine.rows) * steps,
-        "taken": rows * np.minimum(steps * split, np.maximum(digits, steps)),
-        "waits": 0 * rows,
+        name: np.rint(np.array(numbers))[which.reshape(-1)].reshape(rows.shape).astype(np.int64)
+        for name, numbers in found.items()
     }
 
 
-def gather_estimate(header: AttentionHeader, live: Int64s, keys: Int64s) -> Int64s:
-    """Bytes that so many live keys of so many move, each a run of its own unless all are live."""
-    row = header.op.head_dim
-    return np.where(live < keys, live * burst_bytes(row), live * row)
+_WORK_NAMES = ("bytes", "digits", "steps", "taken", "waits")
 
 
 def gather_bytes(live: Bools, row_bytes: int) -> int:
