@@ -1,9 +1,10 @@
-"""Attention of a published model on the array, by formula, with what was measured of live keys."""
+"""Attention on the array: as programs ran it, or by formula with what was measured of live keys."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,8 +17,17 @@ from sparqle_tvm.target.cost.attention import AttentionCost, attention_cost
 from sparqle_tvm.target.cost.attention_choice import choose_plan
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.cost.baselines import Scheme
+from sparqle_tvm.target.cost.events import simulated_events
+from sparqle_tvm.target.cost.vector import TransformerShape
+from sparqle_tvm.target.isa.access import Tensor
+from sparqle_tvm.target.isa.attention import DrnOut
+from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.op import ProgramScheme
 from sparqle_tvm.target.simulator.attention_work import Work
+
+if TYPE_CHECKING:
+    from sparqle_tvm.runtime.launch import AttentionLaunch
+    from sparqle_tvm.target.simulator.attention import AttentionResult
 
 LABEL = "attention"
 
@@ -51,7 +61,7 @@ _NOTHING_STORED = Shares(0.0, 1.0, 0.0, 0.0)
 
 
 def counted_attention(
-    shape: ModelShape,
+    shape: ModelShape | TransformerShape,
     tokens: int,
     past: int,
     batch: int,
@@ -91,6 +101,70 @@ def counted_attention(
     return found
 
 
+def launched_attention(
+    launches: Sequence[AttentionLaunch], accelerator: Accelerator, last: bool
+) -> list[CountedAttention]:
+    """Count attention as its programs ran; the baseline as programs would with the same sizes.
+
+    Parameters
+    ----------
+    launches : sequence of AttentionLaunch
+        One for each layer, of all tokens.
+    accelerator : Accelerator
+        Where they ran.
+    last : bool
+        Whether to count a step of the last token after the others instead: it meets the same
+        queries and probabilities.
+    """
+    from sparqle_tvm.target.compile.attention import attention_program
+    from sparqle_tvm.target.simulator.attention import simulate_attention_timing
+
+    counted, dense = [], dict[AttentionOp, AttentionCost]()
+    for launch in launches:
+        rows, past, result = launch.rows, launch.past, launch.result
+        if last:
+            rows, past = 1, past + rows - 1
+        op = replace(launch.program.header.op, rows=rows, keys=past + rows)
+        if last:
+            program = attention_program(op, accelerator, choose_plan(op, accelerator), verify=False)
+            assert result.work is not None
+            work = result.work.of_last_token(program.header, program.header.limits(rows, past))
+            result = simulate_attention_timing(program, rows, past, work)
+        plain = replace(op, scheme="dense", window="unsigned")
+        if plain not in dense:
+            plan = choose_plan(plain, accelerator)
+            program = attention_program(plain, accelerator, plan, verify=False)
+            header = program.header
+            work = Work.uniform(header, header.limits(rows, past), 0.0, 1.0, 0.0)
+            found = simulate_attention_timing(program, rows, past, work)
+            dense[plain] = simulated_attention_cost(found, plain)
+        costs = {"dense": dense[plain], "sparqle": simulated_attention_cost(result, op)}
+        counted.append(CountedAttention(launch.label, 1, costs))
+    return counted
+
+
+def simulated_attention_cost(result: AttentionResult, op: AttentionOp) -> AttentionCost:
+    """What a program of attention cost that ran with the sizes of `op`."""
+    counts, machine = result.counts, result.bound.header.accelerator
+    cached = (Tensor.KEYS, Tensor.VALUES, Tensor.KEY_SCALES)
+    engines = result.engines
+    return AttentionCost(
+        label=op.label,
+        scheme=op.scheme,
+        macs=op.macs,
+        mma_cycles=result.array.busy,
+        waiting_cycles=round(counts.msb.waiting_lane_cycles / machine.macs_per_cycle),
+        vector_cycles=engines[Engine.VECTOR].busy,
+        drain_cycles=engines[Engine.STORE].busy_cycles.get(DrnOut.MNEMONIC, 0),
+        dma_cycles=result.dma_cycles,
+        descriptors=counts.descriptors,
+        total_cycles=result.total_cycles,
+        cache_bytes=sum(counts.dram_read_bytes.get(tensor, 0) for tensor in cached),
+        descriptor_cycles=counts.descriptors * machine.dma_descriptor_cycles,
+        events=simulated_events(result),
+    )
+
+
 def _layer_classes(layers: int, keys: int) -> list[list[int]]:
     """Numbers of layers, together those with alike shares of live keys."""
     measured = measured_attention()
@@ -98,7 +172,9 @@ def _layer_classes(layers: int, keys: int) -> list[list[int]]:
     return [part.tolist() for part in np.array_split(order, min(_CLASSES, layers))]
 
 
-def _mean_shares(shape: ModelShape, layers: list[int], keys: int, tokens: float) -> Shares:
+def _mean_shares(
+    shape: ModelShape | TransformerShape, layers: list[int], keys: int, tokens: float
+) -> Shares:
     """What was measured at the depth of these layers, with so many keys and tokens of a block."""
     measured = measured_attention()
     nearest = int(np.argmin(np.abs(np.log(np.array(measured.contexts) / keys))))

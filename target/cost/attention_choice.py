@@ -24,7 +24,7 @@ _ROW_GROUPS = (1, 2, 4, 8)
 _SLOTS = ((2, 2, 2), (1, 2, 2), (2, 1, 2), (1, 1, 2), (1, 1, 1))
 """Slots of scores, probabilities and scales, the best first."""
 
-_COMPARED_ROWS = 128
+_COMPARED_ROWS = 64
 """Groups of array rows that plans are compared with."""
 
 _TYPICAL = (0.5, 0.25, 0.05)
@@ -45,7 +45,8 @@ def choose_plan(op: AttentionOp, accelerator: Accelerator) -> AttentionPlan:
     """
     best = None
     rows = max(_COMPARED_ROWS * accelerator.rows // op.group, 1)
-    some = replace(op, rows=min(op.rows, rows), kv_heads=min(op.kv_heads, 3))
+    heads = 1 if op.group * op.rows > 8 * accelerator.rows else 3
+    some = replace(op, rows=min(op.rows, rows), kv_heads=min(op.kv_heads, heads))
     for plan in _candidates(op, accelerator):
         header = plan.header(some, accelerator)
         work = Work.uniform(header, header.limits(some.rows, some.past), *_TYPICAL)

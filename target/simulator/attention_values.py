@@ -62,6 +62,7 @@ class _Machine:
         }
         self.work = Work.empty(bound.header, bound.limits)
         self.dim = bound.header.op.head_dim
+        self._bits_of_block: dict[int, NDArray[np.bool_]] = {}
         self._digits = window_of(bound.header.op.window).digits(DIGIT_BITS)
 
     def at(self, buffer: Buffer, address: int, nbytes: int) -> Bytes:
@@ -83,7 +84,9 @@ class _Machine:
         begin, end = self.tensors[Tensor.QUERY_PTR][o["block"] : o["block"] + 2].tolist()
         self.at(Buffer.ACT, o["dst"], end - begin)[...] = self.tensors[Tensor.QUERIES][begin:end]
         if self.header.sparse:
-            self.work.note_queries(self.header, o["block"], self._query_bits(o["dst"], o))
+            bits = self._query_bits(o["dst"], o)
+            self.work.note_queries(self.header, o["block"], bits)
+            self._bits_of_block[o["block"]] = bits
 
     def load_keys(self, o: Step) -> None:
         self.table(Buffer.WGT, o["dst"], np.int8, o["loaded"], self.dim)[...] = self.of_head(
@@ -157,6 +160,7 @@ class _Machine:
         e = numerics.exponentials(x, self._visible(o))
         p, row_scale = numerics.probabilities(e, np.ascontiguousarray(scales[:, 1]))
         self.table(Buffer.ACT, o["scales"], np.float32, rows)[...] = row_scale
+        self._note_last_token(o, p)
         for number, begin in enumerate(range(0, total, chunk)):
             address = o["probs"] + number * header.probability_bytes
             part = p[:, begin : begin + chunk]
@@ -164,6 +168,15 @@ class _Machine:
             head_keys = self.limits[KEYS] if header.stays else total
             loaded = min(chunk, head_keys - begin)
             self.work.note_chunk(header, o["block"], number, part, loaded)
+
+    def _note_last_token(self, o: Step, p: Bytes) -> None:
+        """Keep the rows of the last token, numbered as those of a run of that token alone."""
+        bits = self._bits_of_block.pop(o["block"], None)
+        group, tokens = self.header.op.group, self.limits[M]
+        for number in range(o["rows"]) if bits is not None else ():
+            head, row = divmod(o["row"] + number, group * tokens)
+            if row // group == tokens - 1:
+                self.work.last[head * group + row % group] = bits[number], p[number].copy()
 
     def _visible(self, o: Step) -> NDArray[np.bool_] | None:
         """Which keys each row sees; None: all of the block's."""

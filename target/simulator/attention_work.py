@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,14 @@ class Work:
     ``bytes`` and ``digits`` are of the stored MSB digits; ``steps`` those of the slowest PE row of
     each group of array rows, added up; ``taken`` those of all PE rows, ``waits`` what they stand
     idle meanwhile. ``live``: keys with a probability; ``value_bytes``: what their values move.
+
+    `last` has, of a run with values, the query rows of the last token by their number: which
+    channels have an MSB digit (D,), and the probabilities uint8 (T,). A decode step would meet the
+    same.
     """
 
     tables: Mapping[str, Int64s]
+    last: dict[int, tuple[Bools, NDArray[np.uint8]]] = field(default_factory=dict)
 
     def of(self, operands: Operands) -> Values:
         """The operands of the steps of a class, and these numbers for each of them."""
@@ -94,6 +99,24 @@ class Work:
             tables |= {f"q_{name}": table for name, table in query.items()}
             tables |= {f"p_{name}": table for name, table in mixed.items()}
         return cls({name: np.asarray(table, np.int64) for name, table in tables.items()})
+
+    def of_last_token(self, header: AttentionHeader, limits: Mapping[str, int]) -> Work:
+        """What a program of one token meets that is the last token of this run.
+
+        `header` is that of the program, `limits` the sizes of its run.
+        """
+        work = Work.empty(header, limits)
+        place = header.place(limits, np.arange(limits[BLOCKS]), 0)
+        for block, (row, rows) in enumerate(
+            zip(place["row"].tolist(), place["rows"].tolist(), strict=True)
+        ):
+            found = [self.last[at] for at in range(row, row + rows)]
+            work.note_queries(header, block, np.stack([bits for bits, _ in found]))
+            p = np.stack([probabilities for _, probabilities in found])
+            for chunk, begin in enumerate(range(0, p.shape[1], header.key_chunk)):
+                part = p[:, begin : begin + header.key_chunk]
+                work.note_chunk(header, block, chunk, part, part.shape[1])
+        return work
 
     def note_queries(self, header: AttentionHeader, block: int, stored: Bools) -> None:
         """Note which channels of the queries of a block have an MSB digit, bool (rows, D)."""
