@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.errors import InvalidArgumentError, TargetError
-from sparqle_tvm.numerics.attention import HEAD_LEVELS, MAX_KEYS
+from sparqle_tvm.numerics.attention import HEAD_LEVELS
 from sparqle_tvm.passes._match import dims_of
 from sparqle_tvm.passes._programs import programs_function
 from sparqle_tvm.passes._report import PassReport
@@ -44,7 +43,7 @@ class _Offload(Rewriter):
         if op is None:
             return None
         try:
-            bundle = self.owner.bundle(self._op_of(op, call))
+            bundle = self.owner.bundle(*self._ops_of(op, call))
         except (InvalidArgumentError, TargetError) as error:
             self.skip(str(call.op.name), op.label, str(error))
             return None
@@ -66,8 +65,8 @@ class _Offload(Rewriter):
         """One that returns all bundles."""
         return programs_function(self.module, self.bundles)
 
-    def _op_of(self, op: dialect.Attention, call: relax.Call) -> AttentionOp:
-        """Sizes of an attention; of what is symbolic the most that there are programs for.
+    def _ops_of(self, op: dialect.Attention, call: relax.Call) -> list[AttentionOp]:
+        """Sizes of an attention; of what is symbolic those that there are programs for.
 
         Raises InvalidArgumentError if there are no programs for such attention.
         """
@@ -79,21 +78,17 @@ class _Offload(Rewriter):
             raise InvalidArgumentError("programs take one sequence at a time")
         if int(dims_of(call)[-1]) != int(channels):
             raise InvalidArgumentError("values have other channels than keys")
-        rows, most = (
-            int(dim) if isinstance(dim, int | tirx.IntImm) else None for dim in (tokens, keys)
+        row_counts, key_counts = (
+            [int(dim)] if isinstance(dim, int | tirx.IntImm) else buckets
+            for dim, buckets in ((tokens, ROW_BUCKETS), (keys, KEY_BUCKETS))
         )
-        if most is not None and most > MAX_KEYS:
-            raise InvalidArgumentError(f"{most} keys: sums of 32 bits hold {MAX_KEYS} at most")
-        most = most or KEY_BUCKETS[-1]
-        return AttentionOp(
-            rows=rows or min(ROW_BUCKETS[-1], most),
-            keys=most,
-            kv_heads=int(kv_heads),
-            group=int(heads) // int(kv_heads),
-            head_dim=int(channels),
-            label=op.label,
-            causal=bool(op.causal),
-        )
+        sizes = (int(kv_heads), int(heads) // int(kv_heads), int(channels))
+        return [
+            AttentionOp(rows, count, *sizes, label=op.label, causal=bool(op.causal))
+            for count in key_counts
+            for rows in row_counts
+            if rows <= count
+        ]
 
     def _stored(self, x: relax.Expr, levels: int, label: str) -> relax.Expr:
         """Integers and scales side by side, as a cache stores them."""
@@ -135,25 +130,25 @@ class OffloadAttention(RewritePass):
     def __init__(self, accelerator: Accelerator, *, report: PassReport | None = None) -> None:
         super().__init__(report=report)
         self.accelerator = accelerator
-        self._bundles: dict[AttentionOp, relax.Expr] = {}
+        self._bundles: dict[tuple[AttentionOp, ...], relax.Expr] = {}
 
-    def bundle(self, op: AttentionOp) -> relax.Expr:
-        """The programs of an op as a (bytes,) uint8 constant, made once.
+    def bundle(self, *ops: AttentionOp) -> relax.Expr:
+        """The programs of an op for these sizes, a (bytes,) uint8 constant, made once.
 
         Raises
         ------
         TargetError
             If the smallest one does not fit the buffers, or digits have another width.
         """
-        if op not in self._bundles:
-            data = np.frombuffer(pack_bundle(self._programs(op)), dtype=np.uint8)
-            self._bundles[op] = relax.const(data)
-        return self._bundles[op]
+        if ops not in self._bundles:
+            data = np.frombuffer(pack_bundle(self._programs(ops)), dtype=np.uint8)
+            self._bundles[ops] = relax.const(data)
+        return self._bundles[ops]
 
-    def _programs(self, op: AttentionOp) -> list[Program[AttentionHeader]]:
+    def _programs(self, ops: tuple[AttentionOp, ...]) -> list[Program[AttentionHeader]]:
         programs: list[Program[Any]] = []
         reason: TargetError | None = None
-        for some in _buckets(op):
+        for some in ops:
             try:
                 plan = choose_plan(some, self.accelerator)
             except TargetError as error:
@@ -162,13 +157,5 @@ class OffloadAttention(RewritePass):
             # Verified for the sizes of a call when they come.
             programs.append(attention_program(some, self.accelerator, plan, verify=False))
         if not programs:
-            assert reason is not None
-            raise reason
+            raise reason or InvalidArgumentError("there are more rows than keys")
         return programs
-
-
-def _buckets(op: AttentionOp) -> list[AttentionOp]:
-    """The op for numbers of rows and keys up to its own."""
-    rows = sorted({*(r for r in ROW_BUCKETS if r < op.rows), op.rows})
-    keys = sorted({*(k for k in KEY_BUCKETS if k < op.keys), op.keys})
-    return [replace(op, rows=min(r, k), keys=k) for k in keys for r in rows if r <= max(k, 1)]

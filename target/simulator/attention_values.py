@@ -173,7 +173,9 @@ class _Machine:
         """Keep the rows of the last token, numbered as those of a run of that token alone."""
         bits = self._bits_of_block.pop(o["block"], None)
         group, tokens = self.header.op.group, self.limits[M]
-        for number in range(o["rows"]) if bits is not None else ():
+        if bits is None:
+            return
+        for number in range(o["rows"]):
             head, row = divmod(o["row"] + number, group * tokens)
             if row // group == tokens - 1:
                 self.work.last[head * group + row % group] = bits[number], p[number].copy()
