@@ -25,7 +25,7 @@ class Tensor(IntEnum):
     """Tensors in DRAM.
 
     LSB (M, ceil(K*k/8)) uint8; PBM (M, ceil(K/8)) uint8, both as in the transport form.
-    MSB: digit stream, K chunk by K chunk, within a chunk row by row, each (row, chunk) padded to
+    MSB: stream of the digits' codes (`numerics.window`), K chunk by K chunk, within a chunk row by row, each (row, chunk) padded to
     a byte. MSB_PTR: int32 byte offsets into it, one per (chunk, group of `accelerator.rows`
     rows), chunk-major, and one for the end. ACT (M, K) of 2k bits. ACT_SCALE (M,) float32.
     GROUP_SUMS (M, K/g) int16, or int32 if g > 128. WGT (N, K) packed at `weight_bits`, low
@@ -267,9 +267,6 @@ class Access:
     loaded : bool
         Whether it must be just what one load left there, all of it, of the same rows and columns
         as all others of which that is said.
-    marked_by : str
-        Operand with a stream of stored digits, if only the elements that have one are read: as
-        many bytes as the stream has.
     read, written : Traffic or None
         Bytes that pass the buffer's ports; None: the tile once, according to `mode`.
     """
@@ -283,7 +280,6 @@ class Access:
     col: str = ""
     needed: Callable[[Header], bool] | None = None
     loaded: bool = False
-    marked_by: str = ""
     read: Traffic | None = None
     written: Traffic | None = None
 
