@@ -9,7 +9,7 @@ from tvm import relax
 
 from sparqle_tvm import dialect
 from sparqle_tvm.passes._encodings import EncodingInfo, describe_encodings, in_bands
-from sparqle_tvm.passes._report import PassReport
+from sparqle_tvm.passes._report import PassReport, Skipped
 from sparqle_tvm.passes._rewrite import (
     ReportingPass,
     also_returning,
@@ -115,12 +115,12 @@ class CollectEncodings(ReportingPass):
             name = str(gv.name_hint)
             infos, hidden = describe_encodings(func)
             for label in hidden:
-                self._skip(label, "stands in a branch")
+                self._skip(name, label, "stands in a branch")
             if not infos:
                 continue
             if name in called:
                 for info in infos:
-                    self._skip(info.label, f"its function {name} is called by another one")
+                    self._skip(name, info.label, f"its function {name} is called by another one")
                 continue
             self.collected[name] = infos
             if not has_mark(func, COLLECTED):
@@ -128,5 +128,5 @@ class CollectEncodings(ReportingPass):
                 self.report.rewrite(self.name)
         return changed
 
-    def _skip(self, label: str, reason: str) -> None:
-        self.report.skip(self.name, "encode", label, reason)
+    def _skip(self, function: str, label: str, reason: str) -> None:
+        self.report.skip(Skipped(self.name, function, "encode", label, reason))

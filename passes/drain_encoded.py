@@ -35,6 +35,13 @@ class _Quantize:
     between: tuple[Any, ...]
 
 
+# Ops of a quantization, and what may stand before it.
+_QUANTIZING = frozenset(
+    f"relax.{name}"
+    for name in ("quantize", "astype", "clip", "round", "divide", "add", "maximum", "nn.relu")
+)
+
+
 class _NoMatch(Exception):
     """Why a tensor is not the quantized result of a dense."""
 
@@ -49,7 +56,8 @@ class _Drain(Rewriter):
         try:
             fused = self._fuse(encode)
         except _NoMatch as reason:
-            self.skip("encode", encode.label, str(reason))
+            if self._follows_dense(encode.x):
+                self.skip("encode", encode.label, str(reason))
             return None
         self.count()
         return fused
@@ -90,6 +98,13 @@ class _Drain(Rewriter):
             out_zero=quantize.zero,
             out_label=encode.label,
         )
+
+    def _follows_dense(self, expr: Any) -> bool:
+        """Whether an integer tensor is a dense op's result quantized: else nothing is left."""
+        call = self.value(expr)
+        while op_name(call) in _QUANTIZING:
+            call = self.value(call.args[0])
+        return dialect.Dense.of(call) is not None
 
     def _quantize(self, q: Any) -> _Quantize:
         """The quantization with a static scale that q is the result of."""

@@ -40,7 +40,8 @@ class _Fuse(Rewriter):
         if not isinstance(found, str) and self.passed_on(self.bound):
             found = "the encoding as a whole is returned or passed on"
         if isinstance(found, str):
-            self.skip(encode.NAME, encode.label, found)
+            if found:
+                self.skip(encode.NAME, encode.label, found)
             return None
         x, scale, qmax = found
         bound = self.bound
@@ -61,7 +62,13 @@ class _Fuse(Rewriter):
         return super().visit_tuple_getitem_(op)
 
     def _match_quantize(self, q: Any, limit: int) -> tuple[Any, Any, int] | str:
-        """``(x, scale, qmax)`` of ``astype(clip(round(x / scale)))``, or why it is not that."""
+        """``(x, scale, qmax)`` of ``astype(clip(round(x / scale)))``, or why it is not that.
+
+        The reason is empty if there is nothing to fuse: what a function is given, or the result of
+        another op, with a static scale or a zero point.
+        """
+        if self.chain(q, "astype", "clip", "round") is None:
+            return ""
         calls = self.chain(q, "astype", "clip", "round", "divide")
         if calls is None:
             return "the activation is not quantized by divide, round, clip and astype"

@@ -192,7 +192,6 @@ def test_uint8_by_hand_is_clipped_to_its_type() -> None:
         ({"quantize": lambda y: by_hand(y, low=-9, high=-3)}, "hold no values"),
         ({"quantize": lambda y: op.astype(y, "int8")}, "in one of the known forms"),
         ({"quantize": lambda y: op.astype(op.clip(y, 0, 9), "int8")}, "one of the known forms"),
-        ({"between": op.sigmoid}, "not the scaled result of a split dense op"),
         ({"between": lambda y: op.maximum(y, scalar(1))}, "not the scaled result"),
         ({"encode": {"group_size": 3}}, "need group sums, which a drain does not make"),
         ({"encode": {"k": 2}}, "digits of 2 bits, the dense op has 4"),
@@ -207,6 +206,10 @@ def test_uint8_by_hand_is_clipped_to_its_type() -> None:
 def test_what_is_left_alone_and_why(changes: dict[str, Any], reason: str) -> None:
     found = assert_unchanged(DrainEncoded, layer(**changes))
     assert reason in found[-1]
+
+
+def test_what_is_no_result_of_a_dense_is_not_looked_at() -> None:
+    assert assert_unchanged(DrainEncoded, layer(between=op.sigmoid)) == []
 
 
 @functools.cache
@@ -241,6 +244,50 @@ class Mlp:
             w = R.matmul(p, R.dequantize(R.const(DOWN.T), R.const(0.25, "float32"), R.const(0, "int8")))  # noqa: E501  # fmt: skip
             R.output(w)
         return w
+
+
+def with_bias(kind: str) -> tvm.IRModule:
+    """Two quantized layers, with a bias as onnxruntime writes it, or as a float of that."""
+    builder, step = relax.BlockBuilder(), np.float32(0.02)
+    s, z, ws = scalar(0.02), relax.const(0, "int8"), scalar(0.02)
+    bias = np.array([31, -700, 0], np.int32)
+    q = relax.Var("q", relax.TensorType((5, 8), "int8"))
+    with builder.function("main", [q]):
+        with builder.dataflow():
+
+            def dequantize(x: Any, scale: Any = s) -> Any:
+                return builder.emit(op.dequantize(x, scale, z))
+
+            h = builder.emit(op.matmul(dequantize(q), dequantize(relax.const(UP.T), ws)))
+            if kind == "quantized":
+                of_sum, none = relax.const(step * step), relax.const(0, "int32")
+                h = builder.emit(op.add(h, op.dequantize(relax.const(bias), of_sum, none, axis=0)))
+            elif kind == "float":
+                h = builder.emit(op.add(relax.const(bias * (step * step)), h))
+            elif kind == "any":
+                h = builder.emit(op.add(h, relax.const(bias * step * step * np.float32(0.7))))
+            p = builder.emit(op.quantize(builder.emit(op.nn.relu(h)), scalar(0.05), z))
+            down = dequantize(relax.const(DOWN.T), ws)
+            y = builder.emit_output(op.matmul(dequantize(p, scalar(0.05)), down))
+        builder.emit_func_output(y)
+    return builder.finalize()
+
+
+@pytest.mark.parametrize(("kind", "drained"), [("quantized", 1), ("float", 1), ("any", 0)])
+def test_a_bias_in_steps_of_the_sum_does_not_block_the_drain(kind: str, drained: int) -> None:
+    split, mod = tvm.transform.Sequential(split_passes()), with_bias(kind)
+    after, report = apply(DrainEncoded, split(mod))
+    assert report.rewritten["DrainEncoded"] == drained
+    assert bool(report.skipped) != bool(drained)
+    q = np.random.default_rng(0).integers(-128, 128, (5, 8)).astype(np.int8)
+    found = Runnable(after)(q)
+    if drained:
+        total = q.astype(np.int64) @ UP.T + np.array([31, -700, 0])
+        hidden = total.astype(np.float32) * np.float32(0.02) * np.float32(0.02)
+        p = np.clip(np.rint(np.maximum(hidden, 0) / np.float32(0.05)), -128, 127)
+        expected = (p.astype(np.int64) @ DOWN.T).astype(np.float32)
+        assert_equal_bits(found, expected * np.float32(0.05) * np.float32(0.02))
+    np.testing.assert_allclose(found, Runnable(mod)(q), atol=0.011)
 
 
 def test_the_pipeline_drains_what_a_frontend_gives() -> None:
