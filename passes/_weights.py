@@ -174,8 +174,13 @@ def remaining_offset(rewriter: Rewriter, op: dialect.Dense, undone: int) -> rela
     """
     own = weight_sums(rewriter, op.weight, group_scale(op), undone)
     whole, part = rewriter.constants.value(op.offset), rewriter.constants.value(own)
+    added = rewriter.match(op.offset, "add")
     if part is not None and not part.any():
         rest = whole
+    elif whole is None and rewriter.same(op.offset, own):
+        return None
+    elif added is not None and rewriter.same(added.args[0], own):
+        return added.args[1]
     elif whole is None or part is None:
         return rewriter.emit(relax.op.subtract(op.offset, own), "offset")
     else:

@@ -12,7 +12,7 @@ from tvm import relax
 from sparqle_tvm import dialect
 from sparqle_tvm.passes._constants import Constant
 from sparqle_tvm.passes._encodings import Encodings
-from sparqle_tvm.passes._report import PassReport
+from sparqle_tvm.passes._report import PassReport, Skipped
 from sparqle_tvm.passes._rewrite import (
     ReportingPass,
     also_returning,
@@ -240,7 +240,7 @@ class CollectActivations(ReportingPass):
             found = _Find(func)
             for label in found.hidden:
                 reason = "its zero point comes at run time, so its window is not measured"
-                self.report.skip(self.name, "encode", label, reason)
+                self.report.skip(Skipped(self.name, str(gv.name_hint), "encode", label, reason))
             if not found.infos:
                 continue
             self.collected[str(gv.name_hint)] = [what for _, what in found.returned.values()]

@@ -17,10 +17,12 @@ import tvm
 from tvm import relax
 
 from sparqle_tvm import dialect, passes
-from sparqle_tvm.errors import InvalidArgumentError, TargetError
+from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import write_text
-from sparqle_tvm.host.processor import host_target, require_cpu
+from sparqle_tvm.host.processor import checked_host, require_cpu
 from sparqle_tvm.numerics import EncodingChoice
+from sparqle_tvm.numerics.attention import AttentionType
+from sparqle_tvm.numerics.kv_cache import PLAIN_INT8, KvStorage
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.library import Schedules
@@ -52,7 +54,8 @@ class Options:
     Raises
     ------
     InvalidArgumentError
-        If the engine or the goal of the balance is unknown, or the simulator has no accelerator.
+        If engine, attention or the goal of the balance is unknown, or the simulator has no
+        accelerator.
     """
 
     accelerator: Accelerator | None = None
@@ -61,6 +64,9 @@ class Options:
     choices: Mapping[str, EncodingChoice] = field(default_factory=dict)
     checks: Sequence[tvm.transform.Pass] = ()
     engine: Executor = "host"
+    attention: AttentionType = "float"
+    kv: Mapping[str, KvStorage] = field(default_factory=dict)
+    default_kv: KvStorage = PLAIN_INT8
     balance: Balance = "array"
     lift: passes.LiftChoices | None = None
     collect: passes.CollectEncodings | None = None
@@ -74,6 +80,10 @@ class Options:
         """Check the words."""
         if self.engine not in get_args(Executor):
             raise InvalidArgumentError(f'engine "{self.engine}" is neither "host" nor "simulator"')
+        if self.attention not in get_args(AttentionType):
+            raise InvalidArgumentError(
+                f'attention "{self.attention}" is neither "float" nor "int8"'
+            )
         if self.balance not in BALANCES:
             known = ", ".join(BALANCES)
             raise InvalidArgumentError(f'balance "{self.balance}" is not one of {known}')
@@ -89,6 +99,7 @@ def phases(given: Options) -> Phases:
         "import": [
             relax.transform.CanonicalizeBindings(),
             passes.LowerQDQ(report=report),
+            *_attention_passes(given),
         ],
         # From integer ops to R.sparqle ops, which encode and multiply planes.
         "split": [
@@ -108,6 +119,16 @@ def phases(given: Options) -> Phases:
         # All that is left, for a host CPU.
         "lower": lowering_passes(),
     }
+
+
+def _attention_passes(given: Options) -> list[tvm.transform.Pass]:
+    """Attention in integers, where it is asked for."""
+    if given.attention == "float":
+        return []
+    return [
+        passes.QuantizeAttention(given.kv, default=given.default_kv, report=given.report),
+        passes.QuantizeCache(report=given.report),
+    ]
 
 
 def _choosing_passes(given: Options) -> list[tvm.transform.Pass]:
@@ -151,10 +172,10 @@ def reference_phases(given: Options) -> Phases:
     }
 
 
-def host_phases() -> Phases:
+def host_phases(given: Options) -> Phases:
     """The same lowering and host kernels as in :func:`phases`, without split precision."""
     shared = [relax.transform.CanonicalizeBindings(), relax.transform.EliminateCommonSubexpr()]
-    return {"import": shared, "lower": lowering_passes()}
+    return {"import": [*shared, *_attention_passes(given)], "lower": lowering_passes()}
 
 
 def split_passes(**options: Any) -> list[tvm.transform.Pass]:
@@ -205,7 +226,9 @@ def sequence(phases: Phases, given: Options, *, name: str = "sparqle") -> tvm.tr
         When applied, if what TVM compiles for is no CPU.
     """
     stop_after, dump = given.stop_after, given.dump
-    if stop_after is not None and stop_after not in phases:
+    if dump is not None and not isinstance(dump, str | os.PathLike):
+        raise InvalidArgumentError(f"dump {dump!r} is no path of a folder")
+    if stop_after is not None and stop_after not in list(phases):
         known = ", ".join(phases)
         raise InvalidArgumentError(f'stop_after "{stop_after}" is no phase; known: {known}')
     dialect.register()
@@ -270,7 +293,7 @@ class _Dump:
 
 def host_pipeline() -> tvm.transform.Pass:
     """The same lowering and host kernels as `pipeline`, without split precision."""
-    return sequence(host_phases(), Options(), name="sparqle_host")
+    return sequence(host_phases(Options()), Options(), name="sparqle_host")
 
 
 def compile(
@@ -286,9 +309,9 @@ def compile(
     elif given.choices or given.lift is not None:
         found = reference_phases(given)
     else:
-        found = host_phases()
+        found = host_phases(given)
     steps = sequence(found, given)
-    chosen = host_target() if host is None else _target(host)
+    chosen = checked_host(host)
     if given.stop_after is not None:
         with chosen:
             return steps(mod)
@@ -297,12 +320,5 @@ def compile(
         collected=given.collect.collected if given.collect is not None else None,
         lifted=given.lift.lifted if given.lift is not None else None,
         report=given.report,
+        cpu=str(chosen.attrs.get("mcpu", "")),
     )
-
-
-def _target(host: str | tvm.target.Target) -> tvm.target.Target:
-    """A target that somebody names."""
-    try:
-        return tvm.target.Target(host)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise TargetError(f"host {host!r} is no target: {str(error).splitlines()[0]}") from error

@@ -167,10 +167,9 @@ class DenseOp:
     def _encoding_problem(self) -> str:
         low, high = self.out_low, self.out_high
         if self.output != "encoded":
-            given = (self.out_chunk, self.out_window, self.out_zero, low, high)
-            given = (*given, self.out_signed, self.out_centre)
-            plain = (0, "unsigned", 0, 0, 0, True, 0)
-            return "" if given == plain else "only encoded outputs have a format"
+            numbers = (self.out_chunk, self.out_centre, self.out_zero, low, high)
+            plain = self.out_window == PLAIN and self.out_signed and not any(numbers)
+            return "" if plain else "only encoded outputs have a format"
         smallest, largest = bounds(self.digit_bits, self.out_signed)
         if not smallest <= low <= high <= largest:
             return f"limits [{low}, {high}] of the outputs must lie in [{smallest}, {largest}]"

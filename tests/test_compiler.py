@@ -173,7 +173,7 @@ def test_bad_input(tmp_path):
         executable.export(tmp_path / "model.zip")
     with pytest.raises(InvalidArgumentError, match="cannot be written"):
         executable.export(tmp_path / "none" / "model.so")
-    with pytest.raises(CompileError, match="no such file"):
+    with pytest.raises(CompileError, match="No such file"):
         sparqle_tvm.load(tmp_path / "model.so")
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"not a library")

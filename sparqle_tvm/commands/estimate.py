@@ -66,7 +66,6 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 
 def _estimate(arguments: argparse.Namespace) -> None:
-    shared.check_document_arguments(arguments)
     from sparqle_tvm.report.estimate import estimate_document
     from sparqle_tvm.studies.estimate import estimate
     from sparqle_tvm.target.accelerator import Accelerator

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from sparqle_tvm.commands import _shared as shared
+from sparqle_tvm.files import all_or_nothing
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -29,7 +30,6 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    shared.check_document_arguments(arguments)
     from sparqle_tvm.report.build import build_report
     from sparqle_tvm.results.run import RunResult
 
@@ -44,6 +44,7 @@ def _report(arguments: argparse.Namespace) -> None:
         from sparqle_tvm.report.writers import print_document
 
         print_document(document)
-    if arguments.json:
-        shared.emit_json(arguments.json, document.to_json())
-    shared.write_documents(arguments, document)
+    with all_or_nothing():
+        if arguments.json:
+            shared.emit_json(arguments.json, document.to_json())
+        shared.write_documents(arguments, document)

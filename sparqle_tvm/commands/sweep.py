@@ -11,6 +11,7 @@ from sparqle_tvm.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from sparqle_tvm.studies.sweep import Sweep, SweepResult
 
+DEFAULT_OUT = "sweep.csv"
 DESCRIPTION = """Run `sparqle estimate` for every point of a grid or a list, on all cores or on a
 Dask cluster, and write a table. Names are the options of `sparqle estimate` (model, phase,
 seq, batch, msb_sparsity, kv_bits, target, node, memory) and the fields of the
@@ -48,6 +49,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
         commands,
         "sweep",
         _sweep,
+        files=("out",),
+        kept=_kept,
         help="estimate many points: models, lengths, sparsities, accelerators",
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -107,7 +110,6 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
-    shared.check_document_arguments(arguments)
     if bool(arguments.find) != bool(arguments.over):
         raise InvalidArgumentError("--find VALUE=LEVEL and --over FIELD belong together")
     if arguments.find:
@@ -145,7 +147,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.report.sweep import outcome, sweep_document
     from sparqle_tvm.studies.sweep import pivot, quantity, require_axes, run_sweep
 
-    points, out = _points(arguments), arguments.out or "sweep.csv"
+    points, out = _points(arguments), arguments.out or DEFAULT_OUT
     if arguments.pivot:
         rows, cols, value = arguments.pivot
         shown = quantity(value)
@@ -168,6 +170,17 @@ def _run(arguments: argparse.Namespace) -> None:
         lambda: pivot_document(table, outcome(result, out)),
         lambda: {**_summary(result, out), "pivot": plain(table)},
     )
+
+
+def _kept(arguments: argparse.Namespace) -> str:
+    from pathlib import Path
+
+    from sparqle_tvm.studies.sweep.checkpoint import SUFFIX
+
+    kept = Path(f"{arguments.out or DEFAULT_OUT}{SUFFIX}")
+    if not kept.exists():
+        return "nothing was kept"
+    return f"finished points are kept in {kept}; the same command goes on from there"
 
 
 def _points(arguments: argparse.Namespace) -> Sweep:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from tvm import relax, sym
 
 from sparqle_tvm.dialect import ops
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.attention import SCALE_BYTES
 from sparqle_tvm.numerics.integers import CONTAINER, bounds, container
+from sparqle_tvm.numerics.kv_cache import HeadStorage
 from sparqle_tvm.numerics.window import WINDOWS, largest_integer
 
 
@@ -254,6 +258,78 @@ def _scaled_shape(op: ops.ScaledDense) -> list[Any]:
     return shape
 
 
+def _storage(op: ops.Op, levels: str, planes: str, heads: int) -> None:
+    """Hold attributes to `numerics.kv_cache.HeadStorage`, for so many key heads."""
+    try:
+        storage = HeadStorage(getattr(op, levels), getattr(op, planes))
+    except InvalidArgumentError as error:
+        raise op.error(f"attribute {levels} or {planes}: {error}") from error
+    if len(storage.planes) not in (1, heads):
+        raise op.error(f'attribute {planes}="{storage.planes}" is not of {heads} heads')
+
+
+def infer_quantize_heads(op: ops.QuantizeHeads) -> relax.TensorType:
+    """Type of ``quantize_heads``: (.., T, H, D + 4) int8."""
+    shape = _shape(op, "x")
+    _dtype(op, "x", "float32")
+    if len(shape) < 3:
+        raise op.error(f"{op.text('x')} has shape {_text(shape)}, (.., T, H, D) is needed")
+    channels = _static(op, shape[-1], "D")
+    _storage(op, "levels", "planes", _static(op, shape[-2], "H"))
+    return _tensor([*shape[:-1], channels + SCALE_BYTES], "int8")
+
+
+def infer_attention(op: ops.Attention) -> relax.TensorType:
+    """Type of ``attention``: (.., T, H, Dv) float32."""
+    _require(op, "causal", lambda v: v in (0, 1), "0 or 1")
+    if not 0 < op.scale < math.inf:
+        raise op.error(f"attribute scale={op.scale} is not positive and finite")
+    _dtype(op, "q", "float32")
+    *lead, tokens, q_heads, channels = _heads(op, "q")
+    *k_lead, keys, kv_heads, k_channels = _heads(op, "k")
+    *_, v_channels = _heads(op, "v")
+    if k_channels != channels:
+        raise op.error(f"queries have {channels} channels, keys {k_channels}")
+    if not kv_heads or q_heads % kv_heads:
+        raise op.error(f"{q_heads} query heads are not a multiple of {kv_heads} key heads")
+    for of in ("key", "value"):
+        _storage(op, f"{of}_levels", f"{of}_planes", kv_heads)
+    _same(op, "k", k_lead, "q", lead)
+    _same(op, "v", _heads(op, "v")[:-1], "k", [*k_lead, keys, kv_heads])
+    if op.causal and all(hasattr(d, "value") for d in (tokens, keys)) and int(tokens) > int(keys):
+        raise op.error(f"{int(tokens)} queries look at {int(keys)} keys; causal needs as many")
+    if op.mask is not None:
+        _expect(op, "mask", [tokens, keys], "bool")
+    return _tensor([*lead, tokens, q_heads, v_channels], "float32")
+
+
+def _heads(op: ops.Attention, operand: str) -> list[Any]:
+    """Shape (.., tokens, heads, channels) of queries, keys or values; the last two are ints."""
+    shape, ty = _shape(op, operand), getattr(op, operand).ty
+    if len(shape) not in (3, 4):
+        raise op.error(
+            f"{op.text(operand)} has shape {_text(shape)}, (tokens, heads, channels) is needed, "
+            "or the same behind a batch"
+        )
+    *lead, heads, channels = shape
+    stored = str(ty.dtype) == "int8"
+    if not stored:
+        _dtype(op, operand, "float32")
+    width = _static(op, channels, f"channels of {operand}") - SCALE_BYTES * stored
+    if width < 1:
+        raise op.error(f"{op.text(operand)} has {width} channels")
+    return [*lead, _static(op, heads, f"heads of {operand}"), width]
+
+
+def _same(op: ops.Attention, name: str, found: list[Any], other: str, wanted: list[Any]) -> None:
+    """Hold dimensions of an operand to those of another."""
+    equal = sym.Analyzer().can_prove_equal
+    if len(found) != len(wanted) or not all(map(equal, found, wanted)):
+        raise op.error(
+            f"{op.text(name)} does not fit {op.text(other)}: {_text(found)} is not {_text(wanted)}"
+        )
+
+
 RULES: dict[type[ops.Op], Callable[[Any], relax.Type]] = {
     ops.Encode: infer_encoding,
     ops.QuantizeEncode: infer_encoding,
@@ -261,4 +337,6 @@ RULES: dict[type[ops.Op], Callable[[Any], relax.Type]] = {
     ops.SplitDense: infer_split_dense,
     ops.SplitDenseScaled: infer_split_dense_scaled,
     ops.SplitDenseEncoded: infer_split_dense_encoded,
+    ops.QuantizeHeads: infer_quantize_heads,
+    ops.Attention: infer_attention,
 }

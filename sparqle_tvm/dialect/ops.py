@@ -51,6 +51,9 @@ TEXTS = {
     "w_scale": "weight scale",
     "w_min": "weight minimum",
     "out_scale": "output scale",
+    "q": "tensor of queries",
+    "k": "tensor of keys",
+    "v": "tensor of values",
 }
 
 
@@ -98,9 +101,7 @@ class Op:
         names = cls.operand_names(len(call.args), str(call.attrs.get("label", "")))
         known = _attributes(cls.NAME)
         attributes: dict[str, Any] = {
-            str(name): str(value) if isinstance(value, str) else int(value)
-            for name, value in call.attrs.items()
-            if str(name) in known
+            str(name): _plain(value) for name, value in call.attrs.items() if str(name) in known
         }
         try:
             return cls(**dict(zip(names, call.args, strict=True)), **attributes)
@@ -156,7 +157,7 @@ class Op:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """The static attributes, as Python ints and strings."""
+        """The static attributes, as Python numbers and strings."""
         return {name: getattr(self, name) for name in _attributes(self.NAME)}
 
     @staticmethod
@@ -168,6 +169,13 @@ class Op:
         """An error that names the op and its label."""
         where = f" ({self.label})" if self.label else ""
         return InvalidArgumentError(f"sparqle.{self.NAME}{where}: {message}")
+
+
+def _plain(value: Any) -> str | float | int:
+    """An attribute as Python has it, not as a subclass of TVM's."""
+    if isinstance(value, str):
+        return str(value)
+    return float(value) if isinstance(value, float) else int(value)
 
 
 @cache
@@ -555,9 +563,87 @@ class SplitDenseEncoded(ScaledDense):
         return SplitDenseScaled(**_shared(self)).call()
 
 
+@dataclass(frozen=True, eq=False)
+class QuantizeHeads(Op):
+    """Quantize keys or values with a scale per token and head, as a cache stores them.
+
+    ``numerics.attention.quantize_heads`` defines it. Integers and scale lie side by side, so that
+    a token is appended in one piece: (.., T, H, D + 4) int8, the last four the bytes of the
+    float32 scale, low byte first. A head that holds NaN or Inf gets the scale NaN.
+
+    Parameters
+    ----------
+    x : relax.Expr
+        (.., T, H, D) float32.
+    levels : int
+        Largest quantized magnitude.
+    planes : str
+        A letter per head, ``p`` where an accelerator's memory holds it in two planes, ``-`` where
+        as plain integers; a single letter holds for all. It changes no value.
+    """
+
+    NAME: ClassVar[str] = "quantize_heads"
+
+    x: relax.Expr
+    _: KW_ONLY
+    levels: int = 127
+    planes: str = "-"
+
+
+@dataclass(frozen=True, eq=False)
+class Attention(Op):
+    """Grouped-query attention in integers: (.., T, H, Dv) float32; `numerics.attention` defines it.
+
+    All dimensions but H, kv_heads, D and Dv may be symbolic; there may be one leading dimension
+    of independent sequences. Rows of the result that see a NaN or Inf are NaN.
+
+    Parameters
+    ----------
+    q : relax.Expr
+        (.., T, H, D) float32; query head h reads key head ``h // (H / kv_heads)``.
+    k, v : relax.Expr
+        (.., N, kv_heads, D) and (.., N, kv_heads, Dv) float32, or what `QuantizeHeads` made of
+        them, int8.
+    mask : relax.Expr, optional
+        (T, N) bool, true where a query may look.
+    causal : int
+        1: query i sees the keys up to N - T + i only, N - T is the past; 0: all of them.
+    scale : float
+        Of the scores.
+    key_levels, value_levels : int
+        Largest magnitude of keys and values that come as float32.
+    key_planes, value_planes : str
+        How an accelerator's memory holds keys and values, as of `QuantizeHeads`.
+    """
+
+    NAME: ClassVar[str] = "attention"
+    FORMS: ClassVar[tuple[tuple[str, ...], ...]] = ((), ("mask",))
+
+    q: relax.Expr
+    k: relax.Expr
+    v: relax.Expr
+    mask: relax.Expr | None = None
+    _: KW_ONLY
+    causal: int
+    scale: float
+    key_levels: int = 127
+    value_levels: int = 127
+    key_planes: str = "-"
+    value_planes: str = "-"
+
+
 OPS: dict[str, type[Op]] = {
     op.NAME: op
-    for op in (Encode, QuantizeEncode, BalanceRows, SplitDense, SplitDenseScaled, SplitDenseEncoded)
+    for op in (
+        Encode,
+        QuantizeEncode,
+        BalanceRows,
+        SplitDense,
+        SplitDenseScaled,
+        SplitDenseEncoded,
+        QuantizeHeads,
+        Attention,
+    )
 }
 
 encode = Encode.build
@@ -566,6 +652,8 @@ balance_rows = BalanceRows.build
 split_dense = SplitDense.build
 split_dense_scaled = SplitDenseScaled.build
 split_dense_encoded = SplitDenseEncoded.build
+quantize_heads = QuantizeHeads.build
+attention = Attention.build
 
 
 def is_single(ty: relax.TensorType) -> bool:

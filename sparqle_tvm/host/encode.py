@@ -35,7 +35,7 @@ _ROUND = 12582912.0
 _ROUND_BITS = 0x4B400000
 _MAGNITUDE_BITS = 0x7FFFFFFF
 _INFINITY_BITS = 0x7F800000
-_NAN_BITS = 0x7FC00000
+NAN_BITS = 0x7FC00000
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
             stored = scratch(spec.stored, columns)
             smallest = spec.form.smallest(zeros, row)
             if scale:
-                _quantize_row(spec, row, source, stored, scale, factors, bands)
+                quantize_row(spec, row, source, stored, scale, factors, bands)
             else:
                 _store_row(spec, row, source, stored, smallest)
             _pack_lsb(spec, row, stored, lsb)
@@ -158,14 +158,14 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
     return build("quantize_encode" if spec.qmax else "encode", parameters, body)
 
 
-def _quantize_row(
+def quantize_row(
     spec: EncodeSpec,
     row: Any,
     x: Array,
     stored: Array,
     scale: Array,
-    factors: Array | None,
-    bands: Array | None,
+    factors: Array | None = None,
+    bands: Array | None = None,
 ) -> None:
     """Write what is stored of one row, and its scale; NaN or Inf: scale NaN, q 0."""
     # As integers, the magnitudes of floats keep their order, and NaN and Inf come out on top;
@@ -177,7 +177,7 @@ def _quantize_row(
     finite = Scalar("int32", T.Select(largest.value < _INFINITY_BITS, T.int32(-1), T.int32(0)))
     amax = T.reinterpret("float32", T.bitwise_and(largest.value, finite.value))
     step = Scalar("float32", T.max(amax, T.float32(SMALLEST_AMAX)) / T.float32(spec.qmax))
-    not_a_number = T.reinterpret("float32", T.int32(_NAN_BITS))
+    not_a_number = T.reinterpret("float32", T.int32(NAN_BITS))
     scale[row] = T.Select(finite.value != 0, step.value, not_a_number)
     low, high = -spec.qmax, spec.qmax
     with loop(spec.columns) as i:

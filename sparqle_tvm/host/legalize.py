@@ -15,6 +15,7 @@ import tvm
 from tvm import relax, sym, tirx
 
 from sparqle_tvm import dialect
+from sparqle_tvm.host.attention import AttentionSpec, attention_kernel, quantize_heads_kernel
 from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import INTEGER_LIMITS, MatmulSpec
@@ -23,6 +24,7 @@ from sparqle_tvm.host.planes import SplitForm
 from sparqle_tvm.host.processor import require_cpu
 from sparqle_tvm.host.register_tile import host_tile, static_int
 from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
+from sparqle_tvm.numerics.attention import HEAD_LEVELS
 from sparqle_tvm.numerics.integers import container
 from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.target.op import DenseOp
@@ -126,6 +128,41 @@ def legalize_split_dense_encoded(
     integers = bb.emit(ops.astype(clipped, container(op.k, digits.signed)))
     encode = dialect.encode(integers, k=op.k, window=op.out_window, zero_point=op.out_zero)
     return legalize(bb, bb.normalize(encode))
+
+
+def legalize_quantize_heads(
+    bb: relax.BlockBuilder, op: dialect.QuantizeHeads, ty: Any
+) -> relax.Expr:
+    """Lower ``R.sparqle.quantize_heads``."""
+    *lead, channels = op.x.ty.shape.values
+    kernel = quantize_heads_kernel(len(lead), int(channels), op.levels)
+    return _call(bb, kernel, op.NAME, [op.x], ty)
+
+
+def legalize_attention(bb: relax.BlockBuilder, op: dialect.Attention, ty: Any) -> relax.Expr:
+    """Lower ``R.sparqle.attention``; what comes as float32 is quantized first."""
+
+    def stored(x: relax.Expr, levels: int) -> relax.Expr:
+        if str(x.ty.dtype) == "int8":
+            return x
+        quantized = bb.normalize(dialect.quantize_heads(x, levels=levels, label=op.label))
+        return bb.emit(legalize(bb, quantized))
+
+    *lead, _, heads, channels = op.q.ty.shape.values
+    spec = AttentionSpec(
+        batch=bool(lead),
+        heads=int(heads),
+        kv_heads=int(op.k.ty.shape.values[-2]),
+        channels=int(channels),
+        value_channels=int(ty.shape.values[-1]),
+        scale=op.scale,
+        causal=bool(op.causal),
+        masked=op.mask is not None,
+        tile=host_tile(),
+    )
+    args = [stored(op.q, HEAD_LEVELS), stored(op.k, op.key_levels), stored(op.v, op.value_levels)]
+    args += [op.mask] if op.mask is not None else []
+    return _call(bb, attention_kernel(spec), op.NAME, args, ty)
 
 
 def legalize_matmul(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -244,6 +281,8 @@ LEGALIZATIONS: dict[type[dialect.Op], Callable[[relax.BlockBuilder, Any, Any], r
     dialect.SplitDense: legalize_split_dense,
     dialect.SplitDenseScaled: legalize_split_dense,
     dialect.SplitDenseEncoded: legalize_split_dense_encoded,
+    dialect.QuantizeHeads: legalize_quantize_heads,
+    dialect.Attention: legalize_attention,
 }
 
 HOST_LEGALIZE_MAP: dict[str, Any] = {"relax.matmul": legalize_matmul}

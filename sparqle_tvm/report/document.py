@@ -148,6 +148,10 @@ class Notice:
     text: str
 
 
+class OwnMarkdown(str):
+    """A paragraph that is Markdown already: lists, links. Nothing from outside stands in it."""
+
+
 Part = str | Notice | Table | Picture
 
 

@@ -18,7 +18,7 @@ from sparqle_tvm.report.document import (
     Section,
     Table,
 )
-from sparqle_tvm.report.passes import cost_table, describe, figure, limits_table
+from sparqle_tvm.report.passes import LIMIT_NAMES, cost_table, describe, figure, limits_table
 from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.results.losses import RunLoss
 from sparqle_tvm.results.passes import PassResult, share_saved
@@ -102,8 +102,15 @@ def cost_section(run: RunResult) -> Section:
 def perplexity_section(run: RunResult) -> Section:
     """Perplexity by the form of the activations, and what scale factors lose."""
     p = run.perplexity
+    attention: tuple[Column, ...] = ()
+    if "int8_attention" in p:
+        attention = (
+            figure("int8_attention", "int8 attention alone", "{:.4f}".format),
+            figure("int8_attention_increase", "to float", "{:+.2%}".format),
+        )
     row: dict[str, Any] = {
         **p,
+        **{f"{name}_increase": p[name] / p["float"] - 1 for name in p if name == "int8_attention"},
         "int8_increase": p["int8"] / p["float"] - 1,
         "sparqle_increase": p["sparqle"] / p["float"] - 1,
         "exact": run.exact,
@@ -113,6 +120,7 @@ def perplexity_section(run: RunResult) -> Section:
         title="Perplexity, by the form of the activations",
         columns=(
             figure("float", "float", "{:.4f}".format),
+            *attention,
             figure("int8", "int8", "{:.4f}".format),
             figure("int8_increase", "to float", "{:+.2%}".format),
             figure("sparqle", "split int8", "{:.4f}".format),
@@ -120,6 +128,7 @@ def perplexity_section(run: RunResult) -> Section:
             Column("exact", "split = int8", lambda exact: "bit for bit" if exact else "NO"),
         ),
         rows=(row,),
+        note=f"Attention in integers, keys and values stored as {run.kv}." if attention else "",
     )
     return Section("What it changes", (table, *([] if run.loss is None else [_loss(run.loss)])))
 
@@ -260,7 +269,7 @@ def _layer_table(one: PassResult) -> Table:
             row |= {
                 f"{name}_cycles": cost.total_cycles,
                 f"{name}_dram_bytes": cost.dram_bytes,
-                f"{name}_limit": cost.limit.replace("_", " "),
+                f"{name}_limit": LIMIT_NAMES[cost.limit],
             }
         row["cycles_saved"] = share_saved(row["dense_cycles"], row["sparqle_cycles"])
         rows.append(row)
@@ -278,7 +287,7 @@ def _layer_table(one: PassResult) -> Table:
             figure("cycles_saved", "saved", formats.percent),
             figure("dense_dram_bytes", "DRAM, dense", formats.nbytes),
             figure("sparqle_dram_bytes", "split", formats.nbytes),
-            Column("dense_limit", "limited by, dense"),
+            Column("dense_limit", "most goes to, dense"),
             Column("sparqle_limit", "split"),
         ),
         rows=tuple(rows),

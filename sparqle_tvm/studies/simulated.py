@@ -15,6 +15,7 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.events import simulated_events
+from sparqle_tvm.target.cost.limits import simulated_limits
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, SimulatedOp, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.isa import INSTRUCTIONS
@@ -88,6 +89,7 @@ def simulate_op(
         total_cycles=result.total_cycles,
         stalled_cycles=result.array.stalled,
         events=simulated_events(result),
+        limits=simulated_limits(result),
     )
 
 

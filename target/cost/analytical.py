@@ -21,10 +21,11 @@ from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
-from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles
+from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles, msb_pass_waits
 from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.events import Events, op_events
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
+from sparqle_tvm.target.cost.limits import Limits, divide
 from sparqle_tvm.target.cost.overlap import OpLoads, Overlap, plane_descriptors
 from sparqle_tvm.target.cost.sorting import block_waits, sort_work
 from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
@@ -57,6 +58,8 @@ class OpCost:
         Tiles and loop order behind the figures.
     lsb_cycles, msb_cycles : int
         Cycles of the array in the first and in the second pass, all weight slices.
+    waiting_cycles : int
+        Of them the share in which PEs wait for the slowest row of their group.
     drain_cycles : int
         Cycles of the drain path, beside the array.
     activation_bytes : int
@@ -74,6 +77,8 @@ class OpCost:
         Time of the op, see `overlap.Overlap`.
     events : Events
         What costs energy.
+    limits : mapping of str to int
+        What the time is limited by, see `limits`.
     """
 
     label: str
@@ -82,6 +87,7 @@ class OpCost:
     tiling: Tiling
     lsb_cycles: int
     msb_cycles: int
+    waiting_cycles: int
     drain_cycles: int
     activation_bytes: int
     metadata_bytes: int
@@ -90,6 +96,7 @@ class OpCost:
     dma_cycles: int
     total_cycles: int
     events: Events
+    limits: Limits
 
     @property
     def mma_cycles(self) -> int:
@@ -134,8 +141,8 @@ class EncodeCost:
         Cycles of the vector unit.
     activation_bytes, metadata_bytes : int
         Bytes written, as in `OpCost`, once.
-    dma_cycles : int
-        Cycles of the transfers.
+    dma_cycles, descriptor_cycles : int
+        Cycles of the transfers; of them those of descriptors.
     events : Events
         What costs energy. The tensor is written into the activation buffer as floats, read twice
         (for its maximum and to be scaled), and what is made of it passes the buffer once more;
@@ -154,6 +161,7 @@ class EncodeCost:
     activation_bytes: int
     metadata_bytes: int
     dma_cycles: int
+    descriptor_cycles: int
     events: Events
     block_rows: int = 0
     waiting_cycles: int = 0
@@ -168,6 +176,15 @@ class EncodeCost:
     def total_cycles(self) -> int:
         """Time: vector unit and stores beside each other, except what waits for a block."""
         return max(self.vector_cycles, self.dma_cycles) + self.waiting_cycles
+
+    @property
+    def limits(self) -> Limits:
+        """What the time is limited by, see `limits`."""
+        channel = {
+            "activations": float(self.dma_cycles - self.descriptor_cycles),
+            "descriptors": float(self.descriptor_cycles),
+        }
+        return divide(self.total_cycles, [{"encode": float(self.vector_cycles)}, channel])
 
     @property
     def bound(self) -> Bound:
@@ -234,7 +251,15 @@ def dense_op_cost(
     weights += tiling.channel_loads * op.channel_parameter_bytes
     activation_bytes, weight_bytes = tiling.activation_loads * digits, op.n * weights
     metadata += pointers if scheme == "sparqle" else 0
-    total_cycles = math.ceil(overlap.total_cycles)
+    total_cycles, dma_cycles = math.ceil(overlap.total_cycles), math.ceil(overlap.dma_cycles)
+    drain_cycles = math.ceil(op.m * op.n / accelerator.drain_elements_per_cycle)
+    waiting = msb_pass_waits(op, nnz, tiling.k, accelerator) if scheme == "sparqle" else 0
+    moved = {
+        "weights": weight_bytes / accelerator.dram_bytes_per_cycle,
+        "activations": (activation_bytes + metadata + output_bytes)
+        / accelerator.dram_bytes_per_cycle,
+    }
+    moved["descriptors"] = max(dma_cycles - sum(moved.values()), 0.0)
     return OpCost(
         label=op.label,
         scheme=scheme,
@@ -242,18 +267,29 @@ def dense_op_cost(
         tiling=tiling,
         lsb_cycles=lsb,
         msb_cycles=msb,
-        drain_cycles=math.ceil(op.m * op.n / accelerator.drain_elements_per_cycle),
+        waiting_cycles=waiting,
+        drain_cycles=drain_cycles,
         activation_bytes=activation_bytes,
         metadata_bytes=metadata,
         weight_bytes=weight_bytes,
         output_bytes=output_bytes,
-        dma_cycles=math.ceil(overlap.dma_cycles),
+        dma_cycles=dma_cycles,
         total_cycles=total_cycles,
         events=replace(
             op_events(op, nnz, tiling, accelerator, scheme, block_rows),
             cycles=total_cycles,
             dram_read_bytes=activation_bytes + metadata + weight_bytes,
             dram_write_bytes=output_bytes,
+        ),
+        limits=divide(
+            total_cycles,
+            [
+                {"array": lsb + msb - waiting, "waiting_rows": waiting},
+                moved,
+                {"drain": drain_cycles},
+            ],
+            begin=float(overlap.first_load),
+            end=float(overlap.last_drain + overlap.last_store),
         ),
     )
 
@@ -319,6 +355,7 @@ def encode_cost(
         activation_bytes=digits,
         metadata_bytes=metadata,
         dma_cycles=dma_cycles,
+        descriptor_cycles=fixed,
         events=Events(
             cycles=max(vector_cycles, dma_cycles) + waiting_cycles,
             activation_read_bytes=2 * floats + digits + metadata + counted + rows * factor_bytes,

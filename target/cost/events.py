@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from sparqle_tvm.files import Count
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
@@ -61,27 +62,27 @@ class Events:
         Elementwise operations and multiply-accumulates of the vector unit.
     """
 
-    cycles: int = 0
-    lsb_products: int = 0
-    msb_products: int = 0
-    selected_products: int = 0
-    wide_products: int = 0
-    accumulator_updates: int = 0
-    scale_operations: int = 0
-    find_first_steps: int = 0
-    resolved_digits: int = 0
-    activation_read_bytes: int = 0
-    activation_write_bytes: int = 0
-    weight_read_bytes: int = 0
-    weight_write_bytes: int = 0
-    accumulator_read_bytes: int = 0
-    accumulator_write_bytes: int = 0
-    dram_read_bytes: int = 0
-    dram_write_bytes: int = 0
-    drained_elements: int = 0
-    encoded_elements: int = 0
-    vector_operations: int = 0
-    vector_macs: int = 0
+    cycles: Count = 0
+    lsb_products: Count = 0
+    msb_products: Count = 0
+    selected_products: Count = 0
+    wide_products: Count = 0
+    accumulator_updates: Count = 0
+    scale_operations: Count = 0
+    find_first_steps: Count = 0
+    resolved_digits: Count = 0
+    activation_read_bytes: Count = 0
+    activation_write_bytes: Count = 0
+    weight_read_bytes: Count = 0
+    weight_write_bytes: Count = 0
+    accumulator_read_bytes: Count = 0
+    accumulator_write_bytes: Count = 0
+    dram_read_bytes: Count = 0
+    dram_write_bytes: Count = 0
+    drained_elements: Count = 0
+    encoded_elements: Count = 0
+    vector_operations: Count = 0
+    vector_macs: Count = 0
 
     def __add__(self, other: Events) -> Events:
         """Both together, one after the other."""

@@ -318,3 +318,61 @@ def test_an_error_names_the_tensor() -> None:
     call = dialect.encode(tensor((3, 0), "int8"), label="blk_0_up")
     with pytest.raises(InvalidArgumentError, match=r"^sparqle\.encode \(blk_0_up\): K = 0"):
         infer(call)
+
+
+def heads(*shape: Any, dtype: str = "float32") -> relax.Var:
+    return tensor(shape, dtype)
+
+
+def attention(q: relax.Expr, k: relax.Expr, v: relax.Expr, *mask: relax.Expr, **named: Any) -> Any:
+    return dialect.attention(q, k, v, *mask, **{"causal": 1, "scale": 0.5, "label": "a", **named})
+
+
+def test_attention_has_the_tokens_and_heads_of_queries_and_the_channels_of_values() -> None:
+    t = tvm.tirx.Var("t", "int64")
+    call = attention(heads(t, 6, 16), heads(N, 2, 16), heads(N, 2, 20), heads(t, N, dtype="bool"))
+    assert dims(infer(call)) == ["t", 6, 20]
+    call = attention(heads(N, t, 6, 16), heads(N, t, 3, 16), heads(N, t, 3, 16))
+    assert dims(infer(call)) == ["n", "t", 6, 16]
+
+
+def test_stored_heads_have_their_scales_beside_them() -> None:
+    stored = dialect.quantize_heads(heads(N, 2, 16), levels=31)
+    assert dims(infer(stored)) == ["n", 2, 20]
+    k, v = heads(N, 2, 20, dtype="int8"), heads(N, 2, 9, dtype="int8")
+    assert dims(infer(attention(heads(1, 4, 16), k, v))) == [1, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "named", "message"),
+    [
+        ([(4, 3, 8), (4, 2, 8), (4, 2, 8)], {}, "3 query heads are not a multiple of 2 key heads"),
+        ([(4, 4, 8), (4, 2, 6), (4, 2, 8)], {}, "queries have 8 channels, keys 6"),
+        ([(4, 4, 8), (4, 2, 8), (5, 2, 8)], {}, "tensor of values does not fit the tensor of keys"),
+        ([(2, 4, 4, 8), (4, 2, 8), (4, 2, 8)], {}, "does not fit the tensor of queries"),
+        ([(4, 8), (4, 8), (4, 8)], {}, "(tokens, heads, channels) is needed, or the same behind"),
+        ([(5, 4, 8), (4, 2, 8), (4, 2, 8)], {}, "5 queries look at 4 keys; causal needs as many"),
+        ([(4, 4, 8), (4, 2, 8), (4, 2, 8), (4, 3)], {}, "has shape [4, 3], [4, 4] is needed"),
+        ([(4, 4, 8), (4, 2, 8), (4, 2, 8)], {"scale": 0.0}, "scale=0.0 is not positive and finite"),
+        ([(4, 4, 8), (4, 2, 8), (4, 2, 8)], {"causal": 2}, "causal=2 is not 0 or 1"),
+        ([(4, 4, 8), (4, 2, 8), (4, 2, 8)], {"key_levels": 128}, "levels=128 is not in 1..127"),
+        ([(4, 4, N), (4, 2, N), (4, 2, N)], {}, "channels of q = n is symbolic"),
+    ],
+)
+def test_attention_refuses(shapes: list[Any], named: dict[str, Any], message: str) -> None:
+    operands = [heads(*s) for s in shapes[:3]] + [heads(*s, dtype="bool") for s in shapes[3:]]
+    with pytest.raises(InvalidArgumentError, match=re.escape(message)):
+        infer(attention(*operands, **named))
+
+
+@pytest.mark.parametrize(
+    ("x", "levels", "message"),
+    [
+        (heads(3, 8), 127, "(.., T, H, D) is needed"),
+        (heads(3, 2, 8, dtype="int8"), 127, "activation is int8, float32 is needed"),
+        (heads(3, 2, 8), 0, "levels=0 is not in 1..127"),
+    ],
+)
+def test_quantize_heads_refuses(x: relax.Var, levels: int, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=re.escape(message)):
+        infer(dialect.quantize_heads(x, levels=levels))

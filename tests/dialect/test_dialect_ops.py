@@ -102,6 +102,18 @@ class AllOps:
         return y
 
     @R.function
+    def attention(
+        q: R.Tensor(("t", 6, 32), "float32"),
+        k: R.Tensor(("n", 2, 32), "float32"),
+        v: R.Tensor(("n", 2, 32), "float32"),
+        mask: R.Tensor(("t", "n"), "bool"),
+    ):
+        stored = R.sparqle.quantize_heads(k, levels=31)
+        causal = R.sparqle.attention(q, k, v, causal=1, scale=0.10206207261596577)
+        masked = R.sparqle.attention(q, stored, v, mask, causal=0, scale=0.25, value_levels=15)
+        return causal, masked
+
+    @R.function
     def zero_points(
         q: R.Tensor(("n", 34), "uint8"),
         one: R.Tensor((), "uint8"),

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.integers import DIGIT_BITS
-from sparqle_tvm.studies.sweep.execute import evaluate_point, on_processes
+from sparqle_tvm.studies.sweep.execute import evaluate_point, on_processes, require_workers
 from sparqle_tvm.studies.sweep.figures import Quantity
 from sparqle_tvm.studies.sweep.points import DEFAULTS, ESTIMATE_KINDS, Point, Sweep, parse_axis
 from sparqle_tvm.target.accelerator import Accelerator
@@ -155,8 +155,7 @@ def find_crossings(
     """
     if scan.over in sweep.names:
         raise InvalidArgumentError(f"over: {scan.over} is fixed, or an axis of the sweep")
-    if workers is not None and workers < 1:
-        raise InvalidArgumentError(f"workers = {workers}: a sweep needs at least one process")
+    require_workers(workers)
     look = partial(break_even, scan)
     count = len(sweep.points)
     with ExitStack() as stack:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import replace
-from multiprocessing import get_context
+from dataclasses import dataclass, replace
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tqdm import tqdm
 
 from sparqle_tvm.errors import InvalidArgumentError, SparqleError
-from sparqle_tvm.studies.sweep.checkpoint import SUFFIX, Checkpoint, remove_checkpoint
-from sparqle_tvm.studies.sweep.figures import SWEEP_SCHEMES, figures
+from sparqle_tvm.files import Share, typed
+from sparqle_tvm.processes import end_with_parent, signals_left_to_parent
+from sparqle_tvm.studies.sweep.checkpoint import REMEDY, SUFFIX, Checkpoint, remove_checkpoint
+from sparqle_tvm.studies.sweep.figures import COLUMNS, SWEEP_SCHEMES, figures
 from sparqle_tvm.studies.sweep.points import ACCELERATOR_NAMES, DEFAULTS, Point, Sweep
 from sparqle_tvm.studies.sweep.table import SweepResult
 
+MAX_WORKERS = 1024
 BATCH_POINTS = 8
 """Points that a worker takes at a time, and that are kept together."""
 
@@ -59,6 +64,24 @@ def evaluate_point(point: Point) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """What is kept of a point that has no estimate."""
+
+    error: str
+
+
+_Figures: Any = msgspec.defstruct(
+    "_Figures",
+    [
+        ("energy_table", str),
+        ("msb_sparsity_source", str),
+        ("beyond_positions", bool),
+        *((name, Share if name == "msb_sparsity_mean" else float) for name in COLUMNS),
+    ],
+)
+
+
 def run_sweep(
     sweep: Sweep,
     out: str | os.PathLike[str],
@@ -95,8 +118,7 @@ def run_sweep(
         installed or does not answer.
     """
     SweepResult.check_name(out)
-    if workers is not None and workers < 1:
-        raise InvalidArgumentError(f"workers = {workers}: a sweep needs at least one process")
+    require_workers(workers)
     kept = Path(f"{out}{SUFFIX}")
     if restart:
         remove_checkpoint(kept)
@@ -104,6 +126,11 @@ def run_sweep(
         checkpoint = Checkpoint(kept, sweep.digest)
         stack.callback(checkpoint.close)
         done = checkpoint.read()
+        for number, row in done.items():
+            if number not in range(len(sweep.points)):
+                raise checkpoint.damaged(f"there is no point {number}")
+            kind: Any = _Failure if "error" in row else _Figures
+            typed(row, kind, f"{kept}, record {number} is damaged, {REMEDY}", InvalidArgumentError)
         left = [(i, point) for i, point in enumerate(sweep.points) if i not in done]
         bar = stack.enter_context(
             tqdm(total=len(sweep.points), initial=len(done), unit="point", disable=not progress)
@@ -134,15 +161,44 @@ def _evaluated(
         yield future.result()
 
 
+def require_workers(workers: int | None) -> None:
+    """Refuse a number of processes that cannot be: InvalidArgumentError."""
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
+        raise InvalidArgumentError(
+            f"workers = {workers}: a sweep needs at least one process, {MAX_WORKERS} at most"
+        )
+
+
 def on_processes(
     stack: ExitStack, workers: int | None
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """How to submit a call to processes (by default one for each core), and to wait for some."""
     count = workers or len(os.sched_getaffinity(0))
     # Not forked: the parent may have threads.
-    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
-    stack.callback(pool.shutdown, cancel_futures=True)
-    return pool.submit, as_completed
+    others = set(active_children())
+    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=end_with_parent)
+
+    def close(error: type[BaseException] | None, *_: object) -> None:
+        # After an error or a signal nobody waits for what the processes are at.
+        for process in set(active_children()) - others if error else ():
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
+
+    def submit(*call: Any) -> Future[Any]:
+        with signals_left_to_parent():
+            return pool.submit(*call)
+
+    def completed(futures: Sequence[Future[Any]]) -> Iterator[Future[Any]]:
+        for future in as_completed(futures):
+            if isinstance(future.exception(), BrokenProcessPool):
+                raise InvalidArgumentError(
+                    "a process of the sweep ended before its time, maybe for want of memory; what "
+                    "is done is kept, start again to go on, with fewer --workers"
+                )
+            yield future
+
+    stack.push(close)
+    return submit, completed
 
 
 def _on_dask(stack: ExitStack, address: str) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -12,7 +12,7 @@ from sparqle_tvm.numerics import QuantizedWeights, dense_reference, encode
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.isa import access
 from sparqle_tvm.target.isa.access import Tensor
-from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, MmaMin, MmaMsb, StOut
+from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, MmaMin, MmaMsb, StEnc, StOut
 from sparqle_tvm.target.isa.header import Allocation, Header, Queue
 from sparqle_tvm.target.isa.load import (
     LdAct,
@@ -190,7 +190,8 @@ def _store_tile(b: ProgramBuilder, s: Slots, at: tuple[int, int], m: Tile, n: Ti
     row, chn = s.row.at(at[:1]) if s.row else None, s.chn.at(at) if s.chn else None
     b.emit(Drain(acc, row, chn, m.extent, n.extent))
     order = row if b.header.op.block_rows else None
-    b.emit(StOut(acc, m.begin, m.extent, n.begin, n.extent, order))
+    place = (acc, m.begin, m.extent, n.begin, n.extent)
+    b.emit(StEnc(*place) if b.header.op.output == "encoded" else StOut(*place, order))
     b.signal(Queue.ACC_FREE)
     if s.chn:
         b.signal(Queue.CHN_FREE)
