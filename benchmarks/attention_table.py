@@ -29,12 +29,15 @@ from sparqle_tvm.host.processor import host_target
 from sparqle_tvm.models.attention_sparsity import attention_file, load_attention
 from sparqle_tvm.models.builtin import fetch_builtin
 from sparqle_tvm.numerics import attention as numerics
+from sparqle_tvm.numerics.kv_cache import prefers_planes, with_factor
 from sparqle_tvm.studies.inputs import BUILTIN_TEXT
 from sparqle_tvm.threads import use_threads
 
 CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 BLOCK_TOKENS = (1, 4, 16, 64)
 QUERY_ROWS = 64
+FACTORS = (1, 2, 3, 4, 6, 8)
+"""On the scales of keys and values: what they leave of the 127 levels."""
 ZERO_HIGH = (-8, 7)
 """Signed values without a high digit; of the unsigned p those below 16."""
 
@@ -54,7 +57,7 @@ def main() -> None:
         print(
             f"layer {number:2}: live keys of a token {live[-1][0]:.3f}, of {BLOCK_TOKENS[-1]} "
             f"{live[-1][-1]:.3f}; MSB sparsity Q {layers[-1]['q_msb_sparsity']:.2f}, K "
-            f"{np.mean(k):.2f}, V {np.mean(v):.2f}, P {layers[-1]['p_msb_sparsity'][-1]:.3f}",
+            f"{np.mean(k[0]):.2f}, V {np.mean(v[0]):.2f}, P {layers[-1]['p_msb_sparsity'][-1]:.3f}",
             flush=True,
         )
     table = {
@@ -65,6 +68,7 @@ def main() -> None:
         "query_rows": QUERY_ROWS,
         "contexts": contexts,
         "block_tokens": BLOCK_TOKENS,
+        "factors": FACTORS,
         "layers": layers,
     }
     write_text(arguments.file, compact(table))
@@ -100,8 +104,8 @@ def layer_of(
         "p_nonzero": [x[2] for x in looks],
         "p_msb_sparsity": [x[3] for x in looks],
         "q_msb_sparsity": rounded(zero_high(queries).mean()),
-        "k_msb_sparsity": rounded(zero_high(keys).mean(axis=(0, 2))),
-        "v_msb_sparsity": rounded(zero_high(values).mean(axis=(0, 2))),
+        "k_msb_sparsity": [zero_high_by_head(operands[1], factor) for factor in FACTORS],
+        "v_msb_sparsity": [zero_high_by_head(operands[2], factor) for factor in FACTORS],
     }
 
 
@@ -143,6 +147,13 @@ def look(
     return rounded(live), rounded(runs), rounded(nonzero), rounded(low)
 
 
+def zero_high_by_head(x: NDArray[np.float32], factor: float) -> list[float]:
+    """MSB sparsity of each head of keys or values, with a factor on their scales."""
+    levels = with_factor(factor).levels
+    found: list[float] = rounded(zero_high(numerics.quantize_heads(x, levels=levels)).mean((0, 2)))
+    return found
+
+
 def zero_high(heads: numerics.Heads) -> NDArray[np.bool_]:
     """Which integers have no high digit in the window around 0."""
     low, high = ZERO_HIGH
@@ -169,12 +180,18 @@ def summary(found: Any) -> None:
         p = np.mean([layer.p_nonzero[place] for layer in found.layers])
         print(f"{context:6}         " + "".join(f"{x:9.1%}" for x in live) + f"{p:8.1%}")
     for name in ("q", "k", "v"):
-        values = [np.mean(getattr(layer, f"{name}_msb_sparsity")) for layer in found.layers]
-        print(f"MSB sparsity of {name.upper()}: {np.mean(values):.3f}")
-    for name in ("k", "v"):
-        heads = [s for layer in found.layers for s in getattr(layer, f"{name}_msb_sparsity")]
-        planes = sum(s > 0.25 for s in heads)
-        print(f"{name.upper()}: {planes} of {len(heads)} heads are smaller in planes")
+        values = np.array([getattr(layer, f"{name}_msb_sparsity") for layer in found.layers])
+        if name == "q":
+            print(f"MSB sparsity of Q: {values.mean():.3f}")
+            continue
+        for place, factor in enumerate(found.factors):
+            s = values[:, place]
+            print(
+                f"MSB sparsity of {name.upper()}, factor {factor:g}: {s.mean():.3f}, "
+                f"{with_factor(factor).mean_bits(s.mean()):.2f} bits; "
+                f"{sum(prefers_planes(x) for x in s.ravel())} of {s.size} heads are smaller in "
+                "planes than in 8 bits"
+            )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from sparqle_tvm.passes.lower_qdq import LowerQDQ
 from sparqle_tvm.passes.merge_precision import MergePrecision
 from sparqle_tvm.passes.offload_dense import OffloadDense
 from sparqle_tvm.passes.quantize_attention import FLOAT_ATTENTION, QuantizeAttention
+from sparqle_tvm.passes.quantize_cache import QuantizeCache
 from sparqle_tvm.passes.raise_msb_sparsity import RaiseMsbSparsity
 from sparqle_tvm.passes.report_left import ReportLeft
 from sparqle_tvm.passes.share_encodings import ShareEncodings
@@ -51,6 +52,7 @@ __all__ = [
     "OffloadDense",
     "PassReport",
     "QuantizeAttention",
+    "QuantizeCache",
     "RaiseMsbSparsity",
     "ReportLeft",
     "ShareEncodings",

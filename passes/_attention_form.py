@@ -96,16 +96,11 @@ class Recogniser:
             raise NotRecognisedError("it has a sliding window")
         channels = dims_of(q)[-1]
         scale = 1 / math.sqrt(int(channels)) if attrs.scale is None else float(attrs.scale.value)
-        heads = dims_of(q)[2]
-        views = [self._view(q, 2, None), self._view(k, 2, heads), self._view(v, 2, heads)]
-        # What the operands are multiplied by can be left where it is.
-        found = AttentionForm(
-            *(
-                x if w.factor != 1 else w.arranged([0, 1, 2, 3], self._emit)
-                for x, w in zip((q, k, v), views, strict=True)
-            ),
-            scale,
+        k, v = (
+            self._view(x, 2, repeats=True, factors=False).arranged([0, 1, 2, 3], self._emit)
+            for x in (k, v)
         )
+        found = AttentionForm(q, k, v, scale)
         tokens, keys = dims_of(q)[1], dims_of(k)[1]
         kind = attrs.causal_mask
         if kind is not None:
@@ -174,41 +169,35 @@ class Recogniser:
     ) -> None:
         """Queries, keys and values with tokens first."""
         rank = len(shape)
-        heads_first = [0, 2, 1, 3] if rank == 4 else [1, 0, 2]
-        query, key, value = *scores.args, product.args[1]
-        channels = dims_of(query)[-1]
+        head_axis, heads_first = rank - 3, [0, 2, 1, 3] if rank == 4 else [1, 0, 2]
+        query, factor = scores.args[0], 1.0
         if not same_dims(dims_of(query)[:-1], shape[:-1]):
             # The heads of a group as rows: (kv_heads, H / kv_heads * T, D) of (H, T, D).
-            inner = self._value(query)
-            while op_name(inner) == "relax.multiply" and self._scalar(inner.args[1]) is not None:
-                found.scale *= self._scalar(inner.args[1])
-                inner = self._value(inner.args[0])
-            if op_name(inner) != "relax.reshape" or not same_dims(
-                dims_of(inner.args[0]), [*shape[:-1], channels]
-            ):
+            rows = self._view(query, head_axis)
+            value, whole = self._value(rows.base), [*shape[:-1], dims_of(query)[-1]]
+            grouped = op_name(value) == "relax.reshape" and rows.axes == list(range(rank))
+            if not grouped or not same_dims(dims_of(value.args[0]), whole):
                 raise NotRecognisedError("its queries are not (heads, tokens, channels)")
-            query, found.grouped = inner.args[0], dims_of(product)
-        head_axis, heads = rank - 3, shape[-3]
-        repeated = None if found.grouped else heads
-        queries = self._view(query, head_axis, None)
-        keys = self._view(key, head_axis, repeated)
-        values = self._view(value, head_axis, repeated)
-        found.scale *= queries.factor * keys.factor
+            query, factor, found.grouped = value.args[0], rows.factor, dims_of(product)
+        repeats = found.grouped is None
+        queries = self._view(query, head_axis)
+        keys = self._view(scores.args[1], head_axis, repeats=repeats)
+        values = self._view(product.args[1], head_axis, repeats=repeats, factors=False)
+        found.scale *= factor * queries.factor * keys.factor
         found.q = queries.arranged(heads_first, self._emit)
         found.k = keys.arranged([0, 3, 1, 2] if rank == 4 else [2, 0, 1], self._emit)
-        found.v = value
-        if values.factor == 1:
-            found.v = values.arranged(heads_first, self._emit)
-        else:
-            found.v = _View(value, list(range(rank))).arranged(heads_first, self._emit)
+        found.v = values.arranged(heads_first, self._emit)
 
-    def _view(self, expr: relax.Expr, head_axis: int, heads: Any) -> _View:
-        """Follow an operand through transpositions, scalar factors and repeated heads."""
+    def _view(
+        self, expr: relax.Expr, head_axis: int, *, repeats: bool = False, factors: bool = True
+    ) -> _View:
+        """Follow an operand through transpositions, and scalar factors and repeated heads."""
         view = _View(expr, list(range(len(dims_of(expr)))))
         while True:
             value = self._value(view.base)
             name = op_name(value)
-            number = self._scalar(value.args[1]) if name in _SCALES else None
+            number = self._scalar(value.args[1]) if factors and name in _SCALES else None
+            single = self._unrepeated(value, view.axes[head_axis]) if repeats else None
             if name == "relax.permute_dims":
                 moved = axes_of(value.attrs.axes) or list(range(len(view.axes)))[::-1]
                 view.axes = [moved[axis] for axis in view.axes]
@@ -216,8 +205,8 @@ class Recogniser:
             elif number is not None:
                 view.factor *= number if name == "relax.multiply" else 1 / number
                 view.base = value.args[0]
-            elif heads is not None and self._unrepeated(value, view.axes[head_axis]) is not None:
-                view.base = self._unrepeated(value, view.axes[head_axis])
+            elif single is not None:
+                view.base = single
             else:
                 return view
 

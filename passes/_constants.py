@@ -117,8 +117,8 @@ class ConstantEvaluator:
             with np.errstate(over="ignore"):
                 return _BINARY[name](left, right).astype(str(found.ty.dtype))
         if name == "relax.dequantize":
-            values = [self.value(arg) for arg in found.args]
-            return None if any(v is None for v in values) else _dequantize(found, *values)
+            values = [v for v in map(self.value, found.args) if v is not None]
+            return _dequantize(found, *values) if len(values) == len(found.args) else None
         if name not in _MOVES:
             return None
         inner = self.value(found.args[0])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import tvm
+import tvm_ffi
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, PyExprVisitor, visitor
 
@@ -114,6 +115,20 @@ class Rewriter(PyExprMutator):
             calls.append(call)
             expr = call.args[0]
         return calls
+
+    def same(self, one: Any, other: Any) -> bool:
+        """Whether two expressions are known to have the same value: equal calls of equal things."""
+        one, other = self.value(one), self.value(other)
+        if isinstance(one, relax.Call) and isinstance(other, relax.Call):
+            alike = op_name(one) and op_name(one) == op_name(other)
+            alike = alike and tvm_ffi.structural_equal(one.attrs, other.attrs)
+            pairs = zip(one.args, other.args, strict=False)
+            return (
+                bool(alike)
+                and len(one.args) == len(other.args)
+                and all(self.same(mine, theirs) for mine, theirs in pairs)
+            )
+        return bool(tvm_ffi.structural_equal(one, other))
 
     def used_once(self, *variables: Any) -> bool:
         """Whether each of the variables is read exactly once in the function."""

@@ -34,6 +34,9 @@ class _Fuse(Rewriter):
         if encode is None:
             return None
         found = self._match_quantize(encode.x, largest_integer(encode.k))
+        shifted = encode.zero_point or encode.zero_points is not None
+        if not isinstance(found, str) and shifted:
+            found = "it has a zero point, the quantization that is fused is symmetric"
         if not isinstance(found, str) and self.passed_on(self.bound):
             found = "the encoding as a whole is returned or passed on"
         if isinstance(found, str):
@@ -42,7 +45,8 @@ class _Fuse(Rewriter):
             return None
         x, scale, qmax = found
         bound = self.bound
-        fused = dialect.QuantizeEncode(x, qmax=qmax, **encode.attributes)
+        shared = {name: value for name, value in encode.attributes.items() if name != "zero_point"}
+        fused = dialect.QuantizeEncode(x, qmax=qmax, **shared)
         encoding = self.emit(fused.call(), "encoding")
         if isinstance(scale, relax.Var):
             self.replacements[scale] = self.emit(fused.field(encoding, "scale"), "act_scale")
@@ -106,13 +110,13 @@ class FuseQuantize(RewritePass):
 
     Before::
 
-        scale = R.divide(R.maximum(R.max(R.abs(x), axis=[-1], keepdims=True), 1e-30), 119)
-        q = R.astype(R.clip(R.round(R.divide(x, scale)), -119, 119), "int8")
+        scale = R.divide(R.maximum(R.max(R.abs(x), axis=[-1], keepdims=True), 1e-30), 127)
+        q = R.astype(R.clip(R.round(R.divide(x, scale)), -127, 127), "int8")
         enc = R.sparqle.encode(q, k=4, window="signed")
 
     After::
 
-        enc = R.sparqle.quantize_encode(x, k=4, window="signed", qmax=119)
+        enc = R.sparqle.quantize_encode(x, k=4, window="signed", qmax=127)
         scale = enc[4]
     """
 

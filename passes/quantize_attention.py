@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import tvm
@@ -11,8 +12,10 @@ from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.kv_cache import PLAIN_INT8, KvStorage
 from sparqle_tvm.passes._attention_form import AttentionForm, NotRecognisedError, Recogniser
 from sparqle_tvm.passes._match import axes_of, dims_of, op_name, same_dims
+from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, has_mark
 
 FLOAT_ATTENTION = "sparqle.float_attention"
@@ -60,10 +63,15 @@ class _Quantize(Rewriter):
 
     def _attention(self, form: AttentionForm, label: str) -> relax.Var:
         """The op, (.., T, H, Dv)."""
+        storage: KvStorage = self.owner.storage.get(label, self.owner.default)
         call = dialect.attention(
             *(form.q, form.k, form.v, form.mask),
             causal=int(form.causal),
             scale=form.scale,
+            key_levels=storage.keys.levels,
+            value_levels=storage.values.levels,
+            key_planes=storage.keys.planes,
+            value_planes=storage.values.planes,
             label=label,
         )
         return self.emit(self.builder_.normalize(call), label)
@@ -79,7 +87,7 @@ class _Quantize(Rewriter):
         """What was permuted to have heads first, if all that the module does is to undo that."""
         source, dims = call.args[0], dims_of(call.args[0])
         while source not in self.heads_first:
-            value = self.lookup_binding(source) if isinstance(source, relax.Var) else None
+            value: Any = self.lookup_binding(source) if isinstance(source, relax.Var) else None
             if op_name(value) == "relax.reshape":
                 source = value.args[0]
             elif isinstance(value, relax.Var):
@@ -104,6 +112,14 @@ class QuantizeAttention(RewritePass):
 
     Precondition: float32; heads and channels are static.
 
+    Parameters
+    ----------
+    storage : mapping of str to KvStorage
+        How keys and values are stored, by the label of the attention (the name of the variable
+        that its result is bound to).
+    default : KvStorage
+        The same for all others.
+
     Before::
 
         s = R.matmul(R.permute_dims(R.multiply(q, R.const(0.125)), [1, 0, 2]),
@@ -117,3 +133,13 @@ class QuantizeAttention(RewritePass):
     """
 
     rewriter = _Quantize
+
+    def __init__(
+        self,
+        storage: Mapping[str, KvStorage] | None = None,
+        *,
+        default: KvStorage = PLAIN_INT8,
+        report: PassReport | None = None,
+    ) -> None:
+        super().__init__(report=report)
+        self.storage, self.default = storage or {}, default

@@ -22,6 +22,7 @@ from sparqle_tvm.files import write_text
 from sparqle_tvm.host.processor import checked_host, require_cpu
 from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.numerics.attention import AttentionType
+from sparqle_tvm.numerics.kv_cache import PLAIN_INT8, KvStorage
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.library import Schedules
@@ -60,11 +61,12 @@ class Options:
     accelerator: Accelerator | None = None
     windows: Mapping[str, str] = field(default_factory=dict)
     default_window: str | None = None
-    allow_saturation: bool = False
     choices: Mapping[str, EncodingChoice] = field(default_factory=dict)
     checks: Sequence[tvm.transform.Pass] = ()
     engine: Executor = "host"
     attention: AttentionType = "float"
+    kv: Mapping[str, KvStorage] = field(default_factory=dict)
+    default_kv: KvStorage = PLAIN_INT8
     balance: Balance = "array"
     lift: passes.LiftChoices | None = None
     collect: passes.CollectEncodings | None = None
@@ -123,7 +125,10 @@ def _attention_passes(given: Options) -> list[tvm.transform.Pass]:
     """Attention in integers, where it is asked for."""
     if given.attention == "float":
         return []
-    return [passes.QuantizeAttention(report=given.report)]
+    return [
+        passes.QuantizeAttention(given.kv, default=given.default_kv, report=given.report),
+        passes.QuantizeCache(report=given.report),
+    ]
 
 
 def _choosing_passes(given: Options) -> list[tvm.transform.Pass]:
@@ -134,7 +139,6 @@ def _choosing_passes(given: Options) -> list[tvm.transform.Pass]:
             passes.ChooseWindow(
                 given.windows,
                 default=given.default_window,
-                allow_saturation=given.allow_saturation,
                 report=given.report,
             )
         )

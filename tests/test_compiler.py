@@ -96,7 +96,8 @@ def test_split_and_plain_form_give_the_same_bits_and_the_encodings():
     q, scale = numerics.quantize_per_token(x[0])
     np.testing.assert_array_equal(record.pbm, numerics.encode(q).pbm)
     np.testing.assert_array_equal(record.scale, scale)
-    assert (record.label, record.window, record.saturated) == ("up", "signed", 0)
+    assert (record.label, record.window) == ("up", "signed")
+    assert record.info.window_reason == "centred on the zero point 0"
     assert [(dense.n, dense.k) for dense in record.consumers] == [(12, 64)]
     assert split.report.rewritten["FoldScales"] == 2
 
@@ -117,18 +118,17 @@ def test_module_is_not_changed():
     assert IntegerModel.script() == before
 
 
-def test_saturation_only_where_allowed_and_counted():
+def test_the_largest_values_are_exact_in_every_window():
     q = np.full((2, 33), 125, np.int8)
+    q[1] = -128
     w = np.ones((7, 33), np.int8)
-    exact = sparqle_tvm.compile(IntegerModel, default_window="signed", collect_encodings=True)
-    np.testing.assert_array_equal(exact["main"](q, w).numpy(), np.full((2, 7), 125 * 33))
-    assert exact.encodings[0].window == "unsigned"
-    assert "saturate" in exact.report.skipped[-1].reason
-    lossy = sparqle_tvm.compile(
-        IntegerModel, default_window="signed", allow_saturation=True, collect_encodings=True
-    )
-    np.testing.assert_array_equal(lossy["main"](q, w).numpy(), np.full((2, 7), 119 * 33))
-    assert lossy.encodings[0].saturated == 2 * 33
+    expected = np.repeat([[125 * 33], [-128 * 33]], 7, axis=1)
+    for window in (None, "signed", "unsigned"):
+        executable = sparqle_tvm.compile(
+            IntegerModel, default_window=window, collect_encodings=True
+        )
+        np.testing.assert_array_equal(executable["main"](q, w).numpy(), expected)
+        assert executable.encodings[0].window == (window or "signed")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -35,6 +35,13 @@ def add(commands: Any) -> argparse.ArgumentParser:
         default="int8",
         help="how the int8 and the split model compute attention; int8 shows what it costs",
     )
+    run.add_argument(
+        "--kv",
+        default="int8",
+        metavar="STORAGE",
+        help="how attention in int8 stores keys and values: int8, planes (exact, what is smaller), "
+        "planes:F or planes:F,G (factors on the scales of keys and values), int6, int5, int4",
+    )
     balance = run.add_mutually_exclusive_group()
     balance.add_argument(
         "--balance",
@@ -108,6 +115,7 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.target,
         engine=arguments.engine,
         attention=arguments.attention,
+        kv=arguments.kv,
         balance=arguments.balance,
         database=arguments.database,
         calibration=arguments.calibration,

@@ -20,8 +20,10 @@ from tvm.tirx.script import builder as T
 
 from sparqle_tvm.host.encode import NAN_BITS, EncodeSpec, quantize_row
 from sparqle_tvm.host.matmul_tile import MatmulSpec, MatmulTile
+from sparqle_tvm.host.planes import SplitForm
 from sparqle_tvm.host.register_tile import SERIAL_ROWS, HostTile
 from sparqle_tvm.numerics import attention as defined
+from sparqle_tvm.numerics.window import PLAIN
 from sparqle_tvm.tirscript import (
     Array,
     Scalar,
@@ -51,7 +53,8 @@ _NO_KEY = 1 << 60
 def quantize_heads_kernel(lead: int, channels: int, levels: int) -> tirx.PrimFunc:
     """Build the kernel of ``quantize_heads``: x (.., D) float32 to out (.., D + 4) int8."""
     dims, rows = lead_dims(lead)
-    spec = EncodeSpec(lead=1, columns=channels, k=4, window="unsigned", group_size=0, qmax=levels)
+    # The plain window stores int8 as it is.
+    spec = EncodeSpec(1, channels, SplitForm(PLAIN, 4), group_size=0, qmax=levels)
     width = channels + defined.SCALE_BYTES
 
     def body(x: Array, out: Array) -> None:
@@ -59,10 +62,10 @@ def quantize_heads_kernel(lead: int, channels: int, levels: int) -> tirx.PrimFun
         scales = scratch("float32", T.max(rows, int64(1)))
 
         def quantize(row: Any) -> None:
-            integers = scratch("int8", channels)
-            quantize_row(spec, row, x, integers, scales, None)
+            integers = scratch(spec.stored, channels)
+            quantize_row(spec, row, x, integers, scales)
             with loop(channels) as i:
-                out[row, i] = integers[i]
+                out[row, i] = cast("int8", integers[i])
             bits = T.reinterpret("int32", scales[row])
             for byte in range(defined.SCALE_BYTES):
                 out[row, channels + byte] = cast("int8", T.shift_right(bits, 8 * byte))

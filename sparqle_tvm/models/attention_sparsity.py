@@ -14,6 +14,7 @@ import numpy as np
 
 from sparqle_tvm.errors import InvalidArgumentError, ResultFileError
 from sparqle_tvm.files import read_json, typed
+from sparqle_tvm.numerics.kv_cache import HeadStorage, KvStorage, prefers_planes
 
 _FILE = Path(__file__).parent / "data" / "attention_smollm2.json"
 
@@ -33,8 +34,8 @@ class MeasuredLayer:
         By context: share of p > 0, and of p with a zero high digit (p < 16), single rows.
     q_msb_sparsity : float
         Share of zero high digits, window around 0, of queries.
-    k_msb_sparsity, v_msb_sparsity : tuple of float
-        The same by key head.
+    k_msb_sparsity, v_msb_sparsity : tuple of tuple of float
+        The same of keys and values, by factor on the scale and key head.
     """
 
     live_keys: tuple[tuple[float, ...], ...]
@@ -42,8 +43,8 @@ class MeasuredLayer:
     p_nonzero: tuple[float, ...]
     p_msb_sparsity: tuple[float, ...]
     q_msb_sparsity: float
-    k_msb_sparsity: tuple[float, ...]
-    v_msb_sparsity: tuple[float, ...]
+    k_msb_sparsity: tuple[tuple[float, ...], ...]
+    v_msb_sparsity: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class MeasuredAttention:
         Query tokens at the end of each context that were looked at.
     contexts, block_tokens : tuple of int
         Keys of a row, and query tokens of a block: places of `MeasuredLayer.live_keys`, rising.
+    factors : tuple of float
+        On the scales of keys and values, rising from 1: first place of `k_msb_sparsity`.
     layers : tuple of MeasuredLayer
     """
 
@@ -70,20 +73,23 @@ class MeasuredAttention:
     query_rows: int
     contexts: tuple[int, ...]
     block_tokens: tuple[int, ...]
+    factors: tuple[float, ...]
     layers: tuple[MeasuredLayer, ...]
 
     def __post_init__(self) -> None:
         """Refuse tables of another size, and shares that are none."""
+        places = (self.contexts, self.block_tokens, self.factors)
         sizes = (len(self.contexts), len(self.block_tokens))
-        rising = all(list(x) == sorted({*x}) for x in (self.contexts, self.block_tokens))
-        if not self.layers or 0 in sizes or not rising:
-            raise InvalidArgumentError("contexts, blocks and layers are needed, in rising order")
+        if not self.layers or not all(x and list(x) == sorted({*x}) for x in places):
+            raise InvalidArgumentError("contexts, blocks, factors and layers have to be there")
         for number, layer in enumerate(self.layers):
             tables = [np.array(t, dtype=float) for t in (layer.live_keys, layer.live_runs)]
             rows = [np.array(t) for t in (layer.p_nonzero, layer.p_msb_sparsity)]
             if any(t.shape != sizes for t in tables) or any(t.shape != sizes[:1] for t in rows):
                 raise InvalidArgumentError(f"layer {number} has tables of another size")
-            heads = [layer.k_msb_sparsity, layer.v_msb_sparsity, (layer.q_msb_sparsity,)]
+            heads = [*layer.k_msb_sparsity, *layer.v_msb_sparsity, (layer.q_msb_sparsity,)]
+            if {len(layer.k_msb_sparsity), len(layer.v_msb_sparsity)} != {len(self.factors)}:
+                raise InvalidArgumentError(f"layer {number} has not a sparsity for every factor")
             shares = np.concatenate([*(t.ravel() for t in tables), *rows, *heads])
             if not ((shares >= 0) & (shares <= 1)).all():
                 raise InvalidArgumentError(f"layer {number} has a share outside [0, 1]")
@@ -115,9 +121,26 @@ class MeasuredAttention:
         )
         return share, min(runs, share)
 
+    def storage(self, layer: int, layers: int, kv_heads: int) -> KvStorage:
+        """Keys and values of a layer in int8: planes for the heads that are smaller so (exact).
+
+        Heads of another model take what was measured of those at the same place.
+        """
+        found = self.layer_at(layer, layers)
+        keys, values = (
+            HeadStorage(planes="".join("-p"[prefers_planes(s)] for s in _spread(x[0], kv_heads)))
+            for x in (found.k_msb_sparsity, found.v_msb_sparsity)
+        )
+        return KvStorage(keys, values)
+
     def beyond(self, keys: int) -> bool:
         """Whether so many keys are more than were measured."""
         return keys > self.contexts[-1]
+
+
+def _spread(heads: tuple[float, ...], count: int) -> list[float]:
+    """So many of the heads, evenly."""
+    return [heads[i * len(heads) // count] for i in range(count)]
 
 
 def _between(

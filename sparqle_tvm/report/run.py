@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +22,7 @@ from sparqle_tvm.report.passes import LIMIT_NAMES, cost_table, describe, figure,
 from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.results.losses import RunLoss
 from sparqle_tvm.results.passes import PassResult, share_saved
-from sparqle_tvm.results.run import RunResult, SortingResult, TuningGain
+from sparqle_tvm.results.run import LayerSparsity, RunResult, SortingResult, TuningGain
 
 _HOW = {
     "simulator": "The dense layers ran as programs on the cycle-level simulator, which computed "
@@ -127,6 +128,7 @@ def perplexity_section(run: RunResult) -> Section:
             Column("exact", "split = int8", lambda exact: "bit for bit" if exact else "NO"),
         ),
         rows=(row,),
+        note=f"Attention in integers, keys and values stored as {run.kv}." if attention else "",
     )
     return Section("What it changes", (table, *([] if run.loss is None else [_loss(run.loss)])))
 
@@ -171,10 +173,9 @@ def sparsity_section(run: RunResult, *parts: Part) -> Section:
             figure("highest", "highest", formats.percent),
         ),
         rows=tuple(asdict(kind) for kind in run.msb_sparsity.kinds),
-        note="Window: which values have no high digit; signed, -8 to 7; unsigned, 0 to 15.",
     )
     ordered = sorted(run.msb_sparsity.layers, key=lambda layer: layer.msb_sparsity)
-    found: list[Part] = [*parts, table]
+    found: list[Part] = [*parts, table, windows_table(run.msb_sparsity.layers)]
     if ordered:
         worst, best = ordered[0], ordered[-1]
         found.append(
@@ -182,10 +183,27 @@ def sparsity_section(run: RunResult, *parts: Part) -> Section:
             f"{formats.percent(worst.msb_sparsity)}, best {best.label} "
             f"{formats.percent(best.msb_sparsity)}."
         )
-    saturated = sum(layer.saturated for layer in ordered)
-    if saturated:
-        found.append(Notice(f"{saturated} activations were saturated by their window."))
     return Section("MSB sparsity", found)
+
+
+def windows_table(layers: Sequence[LayerSparsity]) -> Table:
+    """The windows that occur, why, and how many tensors have them."""
+    found = Counter((layer.kind, layer.window, layer.window_reason) for layer in layers)
+    return Table(
+        name="windows",
+        title="Windows: which values have no high digit",
+        columns=(
+            Column("kind", "layers that read it"),
+            Column("window", "window"),
+            Column("reason", "why"),
+            figure("tensors", "tensors", str),
+        ),
+        rows=tuple(
+            {"kind": kind, "window": window, "reason": reason, "tensors": count}
+            for (kind, window, reason), count in found.items()
+        ),
+        note="signed: 8 below to 7 above its centre; unsigned: 0 to 15.",
+    )
 
 
 def layer_sections(run: RunResult) -> Iterator[Section]:

@@ -62,8 +62,8 @@ class LayerSparsity:
         Share of zero MSB digits, 0 to 1.
     macs : int
         Multiply-accumulates of the consumers.
-    saturated : int
-        Elements that the window clipped; 0 if exact.
+    window_reason : str
+        Why the encoding has that window.
     row_density : tuple of float
         Quantile function of the share of stored digits per row, at even points from 0 to 1.
     """
@@ -74,7 +74,7 @@ class LayerSparsity:
     window: str
     msb_sparsity: Share
     macs: Positive
-    saturated: Count = 0
+    window_reason: str = ""
     row_density: tuple[Share, ...] = ()
 
 
@@ -190,6 +190,8 @@ class RunResult:
     perplexity : mapping
         Keys ``float``, ``int8``, ``sparqle``; ``int8_attention``, with attention alone in
         integers, if `int8` and `sparqle` have it so.
+    kv : str
+        How attention in integers stores keys and values, see `numerics.kv_cache.parse_kv`.
     msb_sparsity : MsbSparsity
         Where the digits are zero.
     prefill, decode : PassResult
@@ -217,6 +219,7 @@ class RunResult:
     msb_sparsity: MsbSparsity
     prefill: PassResult
     decode: PassResult
+    kv: str = "int8"
     balance: SortingResult | None = None
     uncounted: tuple[str, ...] = ()
     tuning: TuningGain | None = None

@@ -132,7 +132,7 @@ def layer_sparsities(
                 window=encoding.window,
                 msb_sparsity=encoding.nnz.msb_sparsity,
                 macs=encoding.macs,
-                saturated=record.saturated,
+                window_reason=record.info.window_reason,
                 row_density=tuple(row_quantiles(RowNnz.from_pbm(record.pbm, record.info.columns))),
             )
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError, require_known
 from sparqle_tvm.numerics.attention import AttentionType
+from sparqle_tvm.numerics.kv_cache import parse_kv
 from sparqle_tvm.progress import Stages
 from sparqle_tvm.results.run import (
     ModelFile,
@@ -43,6 +44,7 @@ from sparqle_tvm.studies.inputs import (
     check_text,
     checked_accelerator,
     functions_of_a_run,
+    kv_options,
     model_path,
     read_content,
 )
@@ -84,6 +86,7 @@ def run_model(
     *,
     engine: Counting = "simulator",
     attention: AttentionType = "int8",
+    kv: str = "int8",
     balance: Balance = "array",
     database: str | PathLike[str] | None = None,
     calibration: Calibration | str | PathLike[str] | None = None,
@@ -110,6 +113,9 @@ def run_model(
         cycles are theirs. ``analytical``: logits from kernels for this CPU, cycles by formula.
     attention : {"int8", "float"}
         How the int8 and the split form compute attention, see `sparqle_tvm.compile`.
+    kv : str
+        How keys and values of attention in int8 are stored, see `numerics.kv_cache.parse_kv`; with
+        ``planes`` the built-in model's heads as measured (`studies.inputs.kv_storage`).
     balance : {"array", "time", "none"}
         Where encodings sort their rows, see `sparqle_tvm.compile`.
     database : path, optional
@@ -140,6 +146,9 @@ def run_model(
     require_known("engine", engine, get_args(Counting))
     require_known("balance", balance, BALANCES)
     require_known("attention", attention, get_args(AttentionType))
+    if attention == "float" and kv != "int8":
+        raise InvalidArgumentError(f"kv={kv!r} is about attention in int8, not in float")
+    parse_kv(kv)
     chosen = checked_accelerator(accelerator, tokens)
     if loss_tokens < 2:
         raise InvalidArgumentError(f"a loss needs at least 2 tokens, {loss_tokens} were asked for")
@@ -160,11 +169,12 @@ def run_model(
     with stages("import (int8)"):
         imported = from_gguf(path, activations="int8", progress=progress)
         ids = load_tokens(imported.tokenizer, content, tokens)
+    stored: dict[str, Any] = {"attention": attention, **kv_options(kv, imported)}
     # The split form first: what cannot be split is refused before minutes are spent on the rest.
     split = _evaluate(
         *(stages, "sparqle", imported, ids, chosen),
         engine="simulator" if engine == "simulator" else "host",
-        attention=attention,
+        **stored,
         balance=balance,
         collect_encodings=True,
         database=tuned,
@@ -188,9 +198,11 @@ def run_model(
     loss = None
     if known is not None and selection is not None and selection.choices:
         with stages("compile (int8)"):
-            choosable = ChoosableModel(
-                QuantizeAttention()(imported.mod) if attention == "int8" else imported.mod
-            )
+            mod = imported.mod
+            if attention == "int8":
+                quantize: Any = QuantizeAttention(stored["kv"], default=stored["default_kv"])
+                mod = quantize(mod)
+            choosable = ChoosableModel(mod)
         with stages("run (int8)"):
             plain = evaluate(ChosenFunctions(choosable), ids)
             loss = held_out_loss(
@@ -203,20 +215,18 @@ def run_model(
         same = _evaluate(
             *(stages, "int8, factors", imported, ids, chosen),
             split=False,
-            attention=attention,
+            **stored,
             choices=selection.choices,
             windows=selection.windows,
         )
     else:
-        plain = same = _evaluate(
-            *(stages, "int8", imported, ids, chosen), split=False, attention=attention
-        )
+        plain = same = _evaluate(*(stages, "int8", imported, ids, chosen), split=False, **stored)
     del imported  # one model in memory at a time
     with stages("import (float)"):
         imported = from_gguf(path, activations="float32", progress=progress)
     layers = layer_sparsities(records, prefill_encodings(encodings))
     perplexity = {"int8": plain.perplexity, "sparqle": split.perplexity}
-    perplexity |= _float_perplexity(stages, imported, ids, chosen, attention)
+    perplexity |= _float_perplexity(stages, imported, ids, chosen, stored)
     return RunResult(
         model=ModelFile(imported.name, imported.sha256),
         text=Text(name, tokens),
@@ -227,6 +237,7 @@ def run_model(
         exact=split.digest == same.digest,
         loss=loss,
         perplexity=perplexity,
+        kv=kv,
         msb_sparsity=MsbSparsity(passes[0].msb_sparsity, by_kind(layers), layers),
         prefill=passes[0],
         decode=passes[1],
@@ -274,7 +285,7 @@ def _float_perplexity(
     imported: ImportedModel,
     ids: Sequence[int],
     accelerator: Accelerator,
-    attention: AttentionType,
+    stored: dict[str, Any],
 ) -> dict[str, float]:
     """Perplexity with float activations, and with attention alone in integers if it is asked for.
 
@@ -282,10 +293,10 @@ def _float_perplexity(
     """
     from sparqle_tvm.api import compile as compile_model
 
-    both = attention == "int8"
+    both = stored["attention"] == "int8"
     with stages("compile (float)"):
         functions = functions_of_a_run(imported, both_attentions=both)
-        executable = compile_model(functions, accelerator, split=False, attention=attention)
+        executable = compile_model(functions, accelerator, split=False, **stored)
     with stages("run (float)"):
         found = {"float": evaluate(executable, ids).perplexity}
         if both:

@@ -38,6 +38,8 @@ Bound = Literal["compute", "memory"]
 # bitmap and compaction take a third pass of the same width.
 QUANTIZE_OPS = 2
 ENCODE_OPS = 1
+# The running minimum, which the zero point of a row takes besides.
+ZERO_OPS = 1
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class OpCost:
     activation_bytes : int
         Digits read: LSB and MSB planes, or 2k-bit values, all reloads included.
     metadata_bytes : int
-        Bitmap, tile pointers, activation scales and group sums read, all reloads included.
+        Bitmap, tile pointers, activation scales, zero points and group sums read, all reloads
+        included.
     weight_bytes : int
         Weights, scales, minima and offsets read, all reloads included.
     output_bytes : int
@@ -241,8 +244,9 @@ def dense_op_cost(
     tile = (tiling.m, tiling.n, tiling.k)
     overlap = Overlap.of_op(loads, tile, tiling.rows_outer, mma_cycles=lsb + msb)
     pointers = storage.TILE_POINTER_BYTES * tiling.activation_tile_loads
-    metadata = tiling.activation_loads * (bitmap + sums)
-    metadata += tiling.row_loads * op.m * storage.row_parameter_bytes(op.m, block_rows)
+    centres = op.m * tiling.k_tiles * storage.centre_bytes(op, scheme)
+    metadata = tiling.activation_loads * (bitmap + sums + centres)
+    metadata += tiling.row_loads * op.m * storage.row_parameter_bytes(op, block_rows)
     weights = tiling.weight_loads * storage.weight_bytes(op, op.k)
     weights += tiling.channel_loads * op.channel_parameter_bytes
     activation_bytes, weight_bytes = tiling.activation_loads * digits, op.n * weights
@@ -299,6 +303,7 @@ def encode_cost(
     scheme: Scheme,
     block_rows: int = 0,
     factors: EncodeFactors = NO_FACTORS,
+    zero_bytes: int = 0,
 ) -> EncodeCost:
     """Cost of quantizing and writing one tensor.
 
@@ -316,15 +321,19 @@ def encode_cost(
         As in `dense_op_cost`.
     factors : EncodeFactors
         Whether it has factors and bands; only the scheme ``sparqle`` uses them.
+    zero_bytes : int
+        Bytes of the zero point of a row, if it is found at run time, else 0.
     """
     rows, k = nnz.rows, nnz.in_features
     factors = factors if scheme == "sparqle" else NO_FACTORS
     factor_bytes = factors.read_bytes(k)
     digits, metadata = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
     metadata += storage.row_metadata_bytes(rows, k, sum_group_size, accelerator.digit_bits)
+    metadata += rows * zero_bytes
     if scheme == "sparqle":
         metadata += storage.pointer_bytes(rows, k, tiling.k, accelerator.rows)
     ops = QUANTIZE_OPS + (ENCODE_OPS if scheme == "sparqle" else 0) + factors.element_operations
+    ops += ZERO_OPS if zero_bytes else 0
     operations = rows * k * ops
     tiles = tiling.m_tiles * tiling.k_tiles
     # One more for scales, sums and pointers.
@@ -389,7 +398,10 @@ def encoding_costs(
         _check_nnz(op, nnz)
     tilings = choose_tilings(consumers, accelerator, scheme)
     sums = storage.sum_group_size(consumers)
-    encode = encode_cost(label, nnz, tilings[0], sums, accelerator, scheme, block_rows, factors)
+    encode = encode_cost(
+        *(label, nnz, tilings[0], sums, accelerator, scheme, block_rows, factors),
+        zero_bytes=consumers[0].zero_bytes,
+    )
     # Ops that differ in nothing but their names (gate and up) are counted once.
     pairs = list(zip(consumers, tilings, strict=True))
     counted = {

@@ -166,7 +166,8 @@ def _buffer_bytes(
     row_groups = math.ceil(op.m / accelerator.rows)
     digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
     sums = storage.sum_bytes(op.m, op.k, op.sum_group_size, op.digit_bits)
-    row_parameters = op.m * storage.row_parameter_bytes(op.m, block_rows)
+    row_parameters = op.m * storage.row_parameter_bytes(op, block_rows)
+    centres = op.m * tiling.k_tiles * storage.centre_bytes(op, scheme)
     weights = op.n * storage.weight_bytes(op, op.k)
     packed = op.n * math.ceil(op.k * op.weight_bits / 8)
     channels = op.n * op.channel_parameter_bytes
@@ -175,9 +176,9 @@ def _buffer_bytes(
     accumulators = elements * op.accumulator_bytes
     updates = accumulators * (passes + op.has_min) * tiling.k_tiles
     return {
-        "activation_write_bytes": tiling.activation_loads * (digits + bitmap + sums)
+        "activation_write_bytes": tiling.activation_loads * (digits + bitmap + sums + centres)
         + tiling.row_loads * row_parameters,
-        "activation_read_bytes": blocks * (digits + bitmap)
+        "activation_read_bytes": blocks * (digits + bitmap + centres)
         + tiling.n_tiles * (sums + row_parameters),
         "weight_write_bytes": tiling.weight_loads * weights + tiling.channel_loads * channels,
         "weight_read_bytes": passes * row_groups * packed + group_reads + tiling.m_tiles * channels,

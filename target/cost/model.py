@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.numerics.window import window_of
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import Bound, EncodeCost, OpCost, encoding_costs
 from sparqle_tvm.target.cost.baselines import Scheme
@@ -94,7 +95,7 @@ class EncodedActivation:
     window : {"signed", "unsigned"}
         Window of the encoding.
     consumers : tuple of DenseOp
-        The dense ops; their `m` and `k` are those of `nnz`.
+        The dense ops; their `m` and `k` are those of `nnz`, their window that of the encoding.
     factors : EncodeFactors
         Whether it has factors and bands.
     """
@@ -104,6 +105,15 @@ class EncodedActivation:
     window: str
     consumers: tuple[DenseOp, ...]
     factors: EncodeFactors = NO_FACTORS
+
+    def __post_init__(self) -> None:
+        """Give its window to its readers: what they have to read depends on it."""
+        window = window_of(self.window).name
+        readers = tuple(
+            op if op.window == window else replace(op, window=window, centre=0)
+            for op in self.consumers
+        )
+        object.__setattr__(self, "consumers", readers)
 
     @property
     def macs(self) -> int:

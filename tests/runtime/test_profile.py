@@ -110,7 +110,7 @@ def test_every_engine_is_busy_or_stalled_at_every_cycle(profile):
 
 def test_totals_are_the_work_that_the_operands_ask_for(profile):
     q = random_int8(7, 37, K)
-    encoded = numerics.encode(q, window="unsigned")
+    encoded = numerics.encode(q)
     totals = profile.totals()
     # Both ops read all planes; an int8 weight has two 4-bit slices.
     assert totals["planes"]["lsb"]["macs"] == 2 * 37 * WIDE * K * 2
@@ -248,7 +248,7 @@ def test_energy_is_that_of_the_events(executable, profile):
     q = random_int8(7, 37, K)
     events = profile.events
     # Weights of 8 bits have two slices; both ops read the same activations.
-    stored = int(numerics.encode(q, window="unsigned").row_nnz().sum())
+    stored = int(numerics.encode(q).row_nnz().sum())
     assert events.lsb_products == 2 * 2 * 37 * WIDE * K
     assert events.msb_products == events.selected_products == 2 * 2 * stored * WIDE
     assert events.cycles == profile.total_cycles
