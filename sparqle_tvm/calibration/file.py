@@ -30,7 +30,7 @@ from sparqle_tvm.files import MAX_AMOUNT, parse_json, plain, replacing, typed
 from sparqle_tvm.numerics.window import WINDOWS
 
 FORMAT = "sparqle-calibration"
-VERSION = 1
+VERSION = 2
 
 
 def _facts_of(kind: type, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The processor that this process runs on."""
+"""The processor that this process runs on, and what counts as a processor."""
 
 from __future__ import annotations
 
@@ -31,8 +31,20 @@ def checked_host(host: str | tvm.target.Target | None) -> tvm.target.Target:
     except Exception as error:  # TVM raises what its parser comes upon
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise TargetError(f"host {host!r} is no target: {reason}") from error
-    if found.kind.name != "llvm":
-        raise TargetError(
-            f"host {host!r} is no CPU that is compiled for; leave it out, or give an llvm target"
-        )
+    require_cpu(found)
     return found
+
+
+def require_cpu(target: tvm.target.Target | None) -> None:
+    """Refuse a target that host kernels cannot be compiled for; None, for any, passes.
+
+    Raises
+    ------
+    TargetError
+        If it is no ``llvm`` target.
+    """
+    if target is not None and str(target.kind.name) != "llvm":
+        raise TargetError(
+            f"target {target.kind.name!r} is no CPU that kernels can be compiled for: build for "
+            '"llvm", and name the accelerator in sparqle_tvm.pipeline("sparqle/edge") or compile'
+        )

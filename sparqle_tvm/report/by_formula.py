@@ -257,7 +257,8 @@ def _limits_section(model: RunModel) -> Section:
     picture = Picture(
         "limits",
         "What limits the time of the whole model over tokens, batch and context: slim bars dense, "
-        "wide bars split. Memory is divided by what most bytes of an op are.",
+        "wide bars split. The busiest engine of each op, and what it waits for, in shares of the "
+        "cycles.",
         lambda narrow: drawing("limits").draw_limits(model.series, narrow=narrow),
     )
     return Section("Compute or memory", (picture,))

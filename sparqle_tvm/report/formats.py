@@ -26,6 +26,11 @@ def grouped(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def count(value: float) -> str:
+    """A number of things, three digits and a prefix: ``3790000000`` -> ``3.79 G``."""
+    return grouped(value) if value < 1000 else scaled(value, "").rstrip()
+
+
 def scaled(value: float, unit: str) -> str:
     """Three digits and a prefix: ``scaled(0.0303, "s")`` -> ``30.3 ms``."""
     if value == 0:

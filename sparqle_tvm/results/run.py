@@ -25,7 +25,7 @@ from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.cost.vector import TransformerShape
 
-JSON_VERSION = 3
+JSON_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class LayerSparsity:
         Share of zero MSB digits, 0 to 1.
     macs : int
         Multiply-accumulates of the consumers.
-    saturated : int
-        Elements that the window clipped; 0 if exact.
+    window_reason : str
+        Why the encoding has that window.
     row_density : tuple of float
         Quantile function of the share of stored digits per row, at even points from 0 to 1.
     """
@@ -74,7 +74,7 @@ class LayerSparsity:
     window: str
     msb_sparsity: Share
     macs: Positive
-    saturated: Count = 0
+    window_reason: str = ""
     row_density: tuple[Share, ...] = ()
 
 
@@ -188,7 +188,10 @@ class RunResult:
         Whether the logits of all tokens are those of the int8 model, bit for bit (with scale
         factors: those of the int8 form with the same factors).
     perplexity : mapping
-        Keys ``float``, ``int8``, ``sparqle``.
+        Keys ``float``, ``int8``, ``sparqle``; ``int8_attention``, with attention alone in
+        integers, if `int8` and `sparqle` have it so.
+    kv : str
+        How attention in integers stores keys and values, see `numerics.kv_cache.parse_kv`.
     msb_sparsity : MsbSparsity
         Where the digits are zero.
     prefill, decode : PassResult
@@ -216,6 +219,7 @@ class RunResult:
     msb_sparsity: MsbSparsity
     prefill: PassResult
     decode: PassResult
+    kv: str = "int8"
     balance: SortingResult | None = None
     uncounted: tuple[str, ...] = ()
     tuning: TuningGain | None = None
@@ -224,7 +228,7 @@ class RunResult:
 
     def __post_init__(self) -> None:
         """Refuse a run whose parts do not belong together."""
-        if set(self.perplexity) != {"float", "int8", "sparqle"}:
+        if set(self.perplexity) - {"int8_attention"} != {"float", "int8", "sparqle"}:
             raise InvalidArgumentError("perplexity must be that of float, int8 and sparqle")
         known = default_table(self.accelerator)
         for name in ("operations", "sram", "parameters"):

@@ -39,8 +39,6 @@ class EncodingRecord:
         (M, ceil(K/8)) uint8, the precision bitmap.
     scale : np.ndarray or None
         (M, 1) float32.
-    saturated : int
-        Elements that did not fit the window, or the quantizer's limits because of a factor.
     clipped : int
         Elements that bands clipped to the edge of the window.
     """
@@ -48,7 +46,6 @@ class EncodingRecord:
     info: passes.EncodingInfo
     pbm: np.ndarray
     scale: np.ndarray | None
-    saturated: int
     clipped: int = 0
 
     @property
@@ -74,10 +71,9 @@ def _records(infos: list[passes.EncodingInfo], observed: Any) -> list[EncodingRe
     for info in infos:
         pbm = next(values)
         scale = next(values).reshape(-1, 1) if info.quantizes else None
-        saturated = int(next(values)) if info.may_saturate else 0
         clipped = int(next(values)) if info.has_bands else 0
         bitmap = pbm.reshape(-1, pbm.shape[-1])
-        records.append(EncodingRecord(info, bitmap, scale, saturated, clipped))
+        records.append(EncodingRecord(info, bitmap, scale, clipped))
     return records
 
 

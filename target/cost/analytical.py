@@ -21,10 +21,11 @@ from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
-from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles
+from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles, msb_pass_waits
 from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.events import Events, op_events
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
+from sparqle_tvm.target.cost.limits import Limits, divide
 from sparqle_tvm.target.cost.overlap import OpLoads, Overlap, plane_descriptors
 from sparqle_tvm.target.cost.sorting import block_waits, sort_work
 from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
@@ -37,6 +38,8 @@ Bound = Literal["compute", "memory"]
 # bitmap and compaction take a third pass of the same width.
 QUANTIZE_OPS = 2
 ENCODE_OPS = 1
+# The running minimum, which the zero point of a row takes besides.
+ZERO_OPS = 1
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,15 @@ class OpCost:
         Tiles and loop order behind the figures.
     lsb_cycles, msb_cycles : int
         Cycles of the array in the first and in the second pass, all weight slices.
+    waiting_cycles : int
+        Of them the share in which PEs wait for the slowest row of their group.
     drain_cycles : int
         Cycles of the drain path, beside the array.
     activation_bytes : int
         Digits read: LSB and MSB planes, or 2k-bit values, all reloads included.
     metadata_bytes : int
-        Bitmap, tile pointers, activation scales and group sums read, all reloads included.
+        Bitmap, tile pointers, activation scales, zero points and group sums read, all reloads
+        included.
     weight_bytes : int
         Weights, scales, minima and offsets read, all reloads included.
     output_bytes : int
@@ -71,6 +77,8 @@ class OpCost:
         Time of the op, see `overlap.Overlap`.
     events : Events
         What costs energy.
+    limits : mapping of str to int
+        What the time is limited by, see `limits`.
     """
 
     label: str
@@ -79,6 +87,7 @@ class OpCost:
     tiling: Tiling
     lsb_cycles: int
     msb_cycles: int
+    waiting_cycles: int
     drain_cycles: int
     activation_bytes: int
     metadata_bytes: int
@@ -87,6 +96,7 @@ class OpCost:
     dma_cycles: int
     total_cycles: int
     events: Events
+    limits: Limits
 
     @property
     def mma_cycles(self) -> int:
@@ -131,8 +141,8 @@ class EncodeCost:
         Cycles of the vector unit.
     activation_bytes, metadata_bytes : int
         Bytes written, as in `OpCost`, once.
-    dma_cycles : int
-        Cycles of the transfers.
+    dma_cycles, descriptor_cycles : int
+        Cycles of the transfers; of them those of descriptors.
     events : Events
         What costs energy. The tensor is written into the activation buffer as floats, read twice
         (for its maximum and to be scaled), and what is made of it passes the buffer once more;
@@ -151,6 +161,7 @@ class EncodeCost:
     activation_bytes: int
     metadata_bytes: int
     dma_cycles: int
+    descriptor_cycles: int
     events: Events
     block_rows: int = 0
     waiting_cycles: int = 0
@@ -165,6 +176,15 @@ class EncodeCost:
     def total_cycles(self) -> int:
         """Time: vector unit and stores beside each other, except what waits for a block."""
         return max(self.vector_cycles, self.dma_cycles) + self.waiting_cycles
+
+    @property
+    def limits(self) -> Limits:
+        """What the time is limited by, see `limits`."""
+        channel = {
+            "activations": float(self.dma_cycles - self.descriptor_cycles),
+            "descriptors": float(self.descriptor_cycles),
+        }
+        return divide(self.total_cycles, [{"encode": float(self.vector_cycles)}, channel])
 
     @property
     def bound(self) -> Bound:
@@ -224,13 +244,22 @@ def dense_op_cost(
     tile = (tiling.m, tiling.n, tiling.k)
     overlap = Overlap.of_op(loads, tile, tiling.rows_outer, mma_cycles=lsb + msb)
     pointers = storage.TILE_POINTER_BYTES * tiling.activation_tile_loads
-    metadata = tiling.activation_loads * (bitmap + sums)
-    metadata += tiling.row_loads * op.m * storage.row_parameter_bytes(op.m, block_rows)
+    centres = op.m * tiling.k_tiles * storage.centre_bytes(op, scheme)
+    metadata = tiling.activation_loads * (bitmap + sums + centres)
+    metadata += tiling.row_loads * op.m * storage.row_parameter_bytes(op, block_rows)
     weights = tiling.weight_loads * storage.weight_bytes(op, op.k)
     weights += tiling.channel_loads * op.channel_parameter_bytes
     activation_bytes, weight_bytes = tiling.activation_loads * digits, op.n * weights
     metadata += pointers if scheme == "sparqle" else 0
-    total_cycles = math.ceil(overlap.total_cycles)
+    total_cycles, dma_cycles = math.ceil(overlap.total_cycles), math.ceil(overlap.dma_cycles)
+    drain_cycles = math.ceil(op.m * op.n / accelerator.drain_elements_per_cycle)
+    waiting = msb_pass_waits(op, nnz, tiling.k, accelerator) if scheme == "sparqle" else 0
+    moved = {
+        "weights": weight_bytes / accelerator.dram_bytes_per_cycle,
+        "activations": (activation_bytes + metadata + output_bytes)
+        / accelerator.dram_bytes_per_cycle,
+    }
+    moved["descriptors"] = max(dma_cycles - sum(moved.values()), 0.0)
     return OpCost(
         label=op.label,
         scheme=scheme,
@@ -238,18 +267,29 @@ def dense_op_cost(
         tiling=tiling,
         lsb_cycles=lsb,
         msb_cycles=msb,
-        drain_cycles=math.ceil(op.m * op.n / accelerator.drain_elements_per_cycle),
+        waiting_cycles=waiting,
+        drain_cycles=drain_cycles,
         activation_bytes=activation_bytes,
         metadata_bytes=metadata,
         weight_bytes=weight_bytes,
         output_bytes=output_bytes,
-        dma_cycles=math.ceil(overlap.dma_cycles),
+        dma_cycles=dma_cycles,
         total_cycles=total_cycles,
         events=replace(
             op_events(op, nnz, tiling, accelerator, scheme, block_rows),
             cycles=total_cycles,
             dram_read_bytes=activation_bytes + metadata + weight_bytes,
             dram_write_bytes=output_bytes,
+        ),
+        limits=divide(
+            total_cycles,
+            [
+                {"array": lsb + msb - waiting, "waiting_rows": waiting},
+                moved,
+                {"drain": drain_cycles},
+            ],
+            begin=float(overlap.first_load),
+            end=float(overlap.last_drain + overlap.last_store),
         ),
     )
 
@@ -263,6 +303,7 @@ def encode_cost(
     scheme: Scheme,
     block_rows: int = 0,
     factors: EncodeFactors = NO_FACTORS,
+    zero_bytes: int = 0,
 ) -> EncodeCost:
     """Cost of quantizing and writing one tensor.
 
@@ -280,15 +321,19 @@ def encode_cost(
         As in `dense_op_cost`.
     factors : EncodeFactors
         Whether it has factors and bands; only the scheme ``sparqle`` uses them.
+    zero_bytes : int
+        Bytes of the zero point of a row, if it is found at run time, else 0.
     """
     rows, k = nnz.rows, nnz.in_features
     factors = factors if scheme == "sparqle" else NO_FACTORS
     factor_bytes = factors.read_bytes(k)
     digits, metadata = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
     metadata += storage.row_metadata_bytes(rows, k, sum_group_size, accelerator.digit_bits)
+    metadata += rows * zero_bytes
     if scheme == "sparqle":
         metadata += storage.pointer_bytes(rows, k, tiling.k, accelerator.rows)
     ops = QUANTIZE_OPS + (ENCODE_OPS if scheme == "sparqle" else 0) + factors.element_operations
+    ops += ZERO_OPS if zero_bytes else 0
     operations = rows * k * ops
     tiles = tiling.m_tiles * tiling.k_tiles
     # One more for scales, sums and pointers.
@@ -310,6 +355,7 @@ def encode_cost(
         activation_bytes=digits,
         metadata_bytes=metadata,
         dma_cycles=dma_cycles,
+        descriptor_cycles=fixed,
         events=Events(
             cycles=max(vector_cycles, dma_cycles) + waiting_cycles,
             activation_read_bytes=2 * floats + digits + metadata + counted + rows * factor_bytes,
@@ -352,7 +398,10 @@ def encoding_costs(
         _check_nnz(op, nnz)
     tilings = choose_tilings(consumers, accelerator, scheme)
     sums = storage.sum_group_size(consumers)
-    encode = encode_cost(label, nnz, tilings[0], sums, accelerator, scheme, block_rows, factors)
+    encode = encode_cost(
+        *(label, nnz, tilings[0], sums, accelerator, scheme, block_rows, factors),
+        zero_bytes=consumers[0].zero_bytes,
+    )
     # Ops that differ in nothing but their names (gate and up) are counted once.
     pairs = list(zip(consumers, tilings, strict=True))
     counted = {

@@ -88,7 +88,10 @@ def _choose(consumers: tuple[DenseOp, ...], accelerator: Accelerator, goal: Bala
     sums = storage.sum_group_size(consumers)
 
     def cycles(block: int) -> int:
-        encode = encode_cost("", nnz, tilings[0], sums, accelerator, "sparqle", block)
+        encode = encode_cost(
+            *("", nnz, tilings[0], sums, accelerator, "sparqle", block),
+            zero_bytes=consumers[0].zero_bytes,
+        )
         ops = (
             dense_op_cost(op, nnz, tiling, accelerator, "sparqle", block)
             for op, tiling in zip(consumers, tilings, strict=True)

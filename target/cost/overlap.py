@@ -77,11 +77,13 @@ class OpLoads:
         return self._cycles(m * k / self.op.k * per_row) if self.op.has_min else 0
 
     def activation(self, m: Any, k: Any) -> Any:
-        """Planes, bitmap and group sums of a tile."""
+        """Planes, bitmap, centres and group sums of a tile."""
         pointers = storage.TILE_POINTER_BYTES if self.scheme == "sparqle" else 0
         share = m * k / (self.op.m * self.op.k)
         planes = self.activation_bytes * share + pointers
-        return self._cycles(planes, plane_descriptors(self.scheme)) + self._sums(m, k)
+        centres = storage.centre_bytes(self.op, self.scheme)
+        moved = self._cycles(planes, plane_descriptors(self.scheme)) + self._sums(m, k)
+        return moved + self._cycles(m * centres) if centres else moved
 
     def activation_tail(self, m: Any, k: Any) -> Any:
         """The last transfer of a tile: group sums, the MSB plane, or all of ``dense``."""
@@ -105,8 +107,8 @@ class OpLoads:
         return self.weight(n, k) - self._cycles(n * k * self.op.weight_bits / 8)
 
     def row(self, m: Any) -> Any:
-        """Scales of `m` rows."""
-        return self._cycles(m * storage.row_parameter_bytes(self.op.m, self.block_rows))
+        """Scales and other parameters of `m` rows."""
+        return self._cycles(m * storage.row_parameter_bytes(self.op, self.block_rows))
 
     def channel(self, n: Any) -> Any:
         """Parameters of `n` channels, if there are any."""

@@ -19,6 +19,7 @@ from sparqle_tvm.files import Size
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import Bound
 from sparqle_tvm.target.cost.events import Events
+from sparqle_tvm.target.cost.limits import Limits, divide
 
 # Vector operations per element. Softmax: scale, maximum, subtract, exp, add, divide. RMS norm:
 # square, add, scale, weight. RoPE: two products and a sum. SwiGLU: exp, add, divide, two products.
@@ -117,6 +118,13 @@ class VectorCost:
     def bound(self) -> Bound:
         """What limits it."""
         return "compute" if self.vector_cycles >= self.dma_cycles else "memory"
+
+    @property
+    def limits(self) -> Limits:
+        """What the time is limited by, see `limits`."""
+        cache = self.dma_cycles * self.cache_bytes / (self.dram_bytes or 1)
+        channel = {"activations": self.dma_cycles - cache, "kv_cache": cache}
+        return divide(self.total_cycles, [{"vector": float(self.vector_cycles)}, channel])
 
     @property
     def events(self) -> Events:

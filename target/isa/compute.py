@@ -180,7 +180,15 @@ class MmaLsb(_Multiply):
 class MmaMsb(_Multiply):
     """Multiply the stored MSB digits with the weights and add ``2^k`` times that to acc.
 
-    Operands, accumulators and groups as in `MmaLsb`. Digits are two's complement.
+    Operands, accumulators and groups as in `MmaLsb`. What is stored is the high half of a byte
+    ``(q - centre + b) mod 2^2k``, a digit modulo 2^k; the multiplier takes it as a digit of k + 1
+    bits with a sign. Bytes from `DenseOp.edge` on stand for negative numbers, so the digit is
+    ``high - 2^k`` if ``2^k * high + low >= edge``, else `high`. That depends on the low half for
+    one value of `high` at most, and for none where `edge` is a multiple of 2^k; else (int8 around
+    0: high half 8, edge 0x88) a PE row fetches the low half of each digit that it locates from
+    the LSB tile, which is on chip anyway. So tiles stay as small as they are in memory, and
+    k bits more are read per digit in each of `passes`. With `row_centres` every row has an edge
+    of its own, made of its zero point, which is read in each of `passes`, too.
 
     Cycles: ``ceil(n / cols) * sum over groups of `accelerator.rows` rows of the max over their
     rows of ceil(nnz / lanes)`` per weight slice, nnz the set bits of the row in the bitmap tile;
@@ -191,6 +199,10 @@ class MmaMsb(_Multiply):
     ----------
     acc, pbm, msb, wgt : Address
         Tiles in ACC, ACT, ACT, WGT. `msb` is a whole tile as it was loaded, `pbm` its bits.
+    lsb : Address or None
+        Low digits of the same tile; None where no digit depends on them.
+    zro : Address or None
+        Zero points of its rows; None if all have one centre.
     grp, m, n, k, zero, row_split
         As in `MmaLsb`.
     """
@@ -203,12 +215,26 @@ class MmaMsb(_Multiply):
     ACCESSES: ClassVar[tuple[Access, ...]] = (
         _activations("pbm", access.PBM, loaded=True),
         _activations("msb", access.MSB, loaded=True),
+        Access(
+            *("lsb", access.LSB, Mode.READ, "m", "k"),
+            needed=lambda header: header.op.resolves,
+            loaded=True,
+            marked_by="msb",
+            read=lambda header, values, nbytes: nbytes * _block_passes(header, values),
+        ),
+        Access(
+            *("zro", access.ZRO, Mode.READ, "m", ""),
+            loaded=True,
+            read=lambda header, values, nbytes: nbytes * _block_passes(header, values),
+        ),
         *(_WEIGHTS, _GROUPS, _ADD),
     )
 
     acc: Address
     pbm: Address
     msb: Address
+    lsb: Address | None
+    zro: Address | None
     wgt: Address
     grp: Address | None
     m: Extent
@@ -294,7 +320,9 @@ class Drain(Instruction):
 
     The cell keeps its size (`Header.accumulator_bytes`); the output is its first 4 bytes.
     int32: ``acc + offset``. float32 without groups: ``(float32(acc + offset) * row) * w_scale``;
-    with groups ``float32(acc + offset) * row``; offset 0 if not `has_offset`. encoded: the int32
+    with groups ``float32(acc + offset) * row``; offset 0 if not `has_offset`. With `adds_shift`,
+    ``acc + shift * w_sum`` takes the place of acc: shift is what `Digits` says for the row's zero
+    point, which a comparison with two constants gives. encoded: the int32
     ``min(max(round(y / out_scale) + out_zero, out_low), out_high)`` with y as for float32, a
     float32 division and ties to even.
 
@@ -309,7 +337,7 @@ class Drain(Instruction):
     acc : Address
         Accumulators (m, n), as the MMAs made them.
     row : Address or None
-        Row parameters in ACT as LD.ROW loaded them, scales first; None if not `DenseOp.scaled`.
+        Row parameters in ACT as LD.ROW loaded them; None if `Header.row_bytes` is 0.
     chn : Address or None
         Channel parameters in WGT as LD.CHN loaded them; None if `Header.channel_bytes` is 0.
     m, n : Extent
@@ -325,8 +353,10 @@ class Drain(Instruction):
     ACCESSES: ClassVar[tuple[Access, ...]] = (
         Access(
             *("row", access.ROW, Mode.READ, "m", ""),
-            # The scales, not the row numbers behind them.
-            read=lambda header, values, nbytes: 4 * values["m"],
+            # The scales and zero points, not the row numbers between them.
+            read=lambda header, values, nbytes: (
+                (header.row_bytes - header.order_bytes) * values["m"]
+            ),
         ),
         Access("chn", access.CHN, Mode.READ, "n", ""),
         Access(

@@ -37,7 +37,7 @@ def expected(x: np.ndarray, w: QuantizedWeights) -> np.ndarray:
 
 
 def encoded(x: relax.Expr, group: int, label: str = "x") -> relax.Expr:
-    return dialect.quantize_encode(x, k=4, window="signed", qmax=119, group_size=group, label=label)
+    return dialect.quantize_encode(x, k=4, window="signed", qmax=127, group_size=group, label=label)
 
 
 def dense(encoding: relax.Expr, w: QuantizedWeights, label: str = "y") -> relax.Expr:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.results.estimate import Estimate
 from sparqle_tvm.results.passes import BASELINE, PARTS, PartCost, Saved
 from sparqle_tvm.target.cost.baselines import Scheme
+from sparqle_tvm.target.cost.limits import LIMITS
 
 SWEEP_SCHEMES: tuple[Scheme, ...] = ("dense", "sparqle")
 """What is estimated of every point: the baseline and the split form."""
+
+
+def _share(limit: str, part: PartCost) -> float:
+    return part.share(limit)
+
 
 _COSTS: Mapping[str, Callable[[PartCost], float]] = {
     "cycles": lambda part: part.cycles,
@@ -20,8 +27,7 @@ _COSTS: Mapping[str, Callable[[PartCost], float]] = {
     "joules_low": lambda part: part.energy.joules.low,
     "joules": lambda part: part.energy.joules.mid,
     "joules_high": lambda part: part.energy.joules.high,
-    "compute_bound_share": lambda part: part.limits["compute"],
-    "weights_bound_share": lambda part: part.limits["weights"],
+    **{f"{limit}_share": partial(_share, limit) for limit in LIMITS},
 }
 _SAVINGS: Mapping[str, Callable[[Saved], float]] = {
     "cycles_reduction": lambda saved: saved.cycles,

@@ -1,6 +1,6 @@
 ; dense
 ; M <= 256, N = 1000, K = 2048 in chunks of 256, out int32
-; dense, window unsigned, int4 weights, no offset
+; dense, int8 in window unsigned, int4 weights, no offset
 ; sparqle/edge: 16 x 16 PEs, 16 lanes of 4 bits
 ; ACT 524288 bytes
 ;   lsb      2 x 32768    at 0
