@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-FOLDERS = ("fuzz", "models", "report", "target", "tuning")
+FOLDERS = ("fuzz", "frontend", "models", "report", "target", "tuning")
 sys.path[:0] = [str(TESTS / name) for name in FOLDERS]
 
 from fuzz_boundaries import BOUNDARIES  # noqa: E402

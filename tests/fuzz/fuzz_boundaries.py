@@ -166,6 +166,48 @@ class Gguf(Boundary):
         return data[:16] + count.to_bytes(8, "little") + entry + end + data[24:]
 
 
+class Onnx(Boundary):
+    """ONNX models: damaged bytes, and parts of the graph that are others."""
+
+    name, share = "onnx", 6
+
+    def prepare(self, folder: Path) -> None:
+        import onnx
+        from onnx_models import dynamic, mlp
+
+        onnx.save(mlp(), folder / "mlp.onnx")
+        dynamic(mlp(gemm=False), folder)
+
+    def open(self, folder: Path) -> Any:
+        return [path.read_bytes() for path in sorted(folder.rglob("*.onnx"))]
+
+    def case(self, rng: random.Random, state: Any, folder: Path) -> None:
+        import onnx
+
+        from sparqle_tvm.frontend import from_onnx
+
+        path, whole = folder / "model.onnx", rng.choice(state)
+        if rng.random() < 0.6:
+            path.write_bytes(damaged_bytes(rng, whole))
+        else:
+            model = onnx.load_model_from_string(whole)
+            node = rng.choice(model.graph.node)
+            kind = rng.randrange(5)
+            if kind == 0:
+                node.op_type = rng.choice(("MatMul", "Cast", "Loop", "", "[red]"))
+            elif kind == 1:
+                node.input[rng.randrange(len(node.input))] = rng.choice(("", "x", "nothing"))
+            elif kind == 2:
+                node.name = rng.choice(STRANGE_TEXTS[:-4])
+            elif kind == 3:
+                model.opset_import[0].version = rng.choice((-1, 0, 12, 22, 2**40))
+            else:
+                tensor = rng.choice(model.graph.initializer)
+                tensor.dims[:] = rng.choice(([], [0], [-1], [2**40, 2**40], [3, 5, 7]))
+            path.write_bytes(model.SerializeToString())
+        from_onnx(path)
+
+
 class Programs(Boundary):
     """Programs in binary form, damaged, also where the checksum is made to fit."""
 
@@ -733,6 +775,7 @@ BOUNDARIES: dict[str, Boundary] = {
         Values,
         ProgramValues,
         Gguf,
+        Onnx,
         Programs,
         Bundles,
         Exported,

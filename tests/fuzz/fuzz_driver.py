@@ -233,5 +233,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     tests = Path(__file__).resolve().parents[1]
-    sys.path[:0] = [str(tests / name) for name in ("models", "report", "target", "tuning")]
+    sys.path[:0] = [
+        str(tests / name) for name in ("frontend", "models", "report", "target", "tuning")
+    ]
     sys.exit(main())

@@ -249,8 +249,8 @@ def kill(name: str, rng: random.Random, whole: Path) -> tuple[str, list[str]]:
         if command.ours and number != signal.SIGKILL:
             _wait_for_handlers(process)
         # A busy machine takes longer for everything.
-        slower = min(10.0, max(1.0, (time.monotonic() - begin) / 0.5))
-        delay = rng.uniform(0, command.seconds * slower)
+        slower = min(4.0, max(1.0, (time.monotonic() - begin) / 0.5))
+        delay = rng.uniform(0, command.seconds * slower) * rng.choice((0.5, 1))
         try:
             process.wait(delay)
         except subprocess.TimeoutExpired:
