@@ -16,11 +16,11 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.numerics.window import WindowName
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.codegen import generate
-from sparqle_tvm.target.compile.schedule import default_decisions, schedule_with
+from sparqle_tvm.target.compile.schedule import schedule_with
 from sparqle_tvm.target.cost.analytical import Bound, OpCost, encoding_costs
 from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.cost.model import EncodedActivation
-from sparqle_tvm.target.cost.tiling import Tiling
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.op import DenseOp, ProgramScheme
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import simulate_timing
@@ -111,7 +111,7 @@ def _tie(
 ) -> OpTie:
     # The label would keep equal ops from sharing a program.
     program = _program(
-        *(replace(shape, label=""), cost.tiling, accelerator, scheme, window, block_rows)
+        *(replace(shape, label=""), cost.tiling.schedule, accelerator, scheme, window, block_rows)
     )
     result = simulate_timing(program, shape.m, nnz if scheme == "sparqle" else None)
     return OpTie(
@@ -128,7 +128,7 @@ def _tie(
 @lru_cache(maxsize=1024)
 def _program(
     shape: DenseOp,
-    tiling: Tiling,
+    decisions: Decisions,
     accelerator: Accelerator,
     scheme: ProgramScheme,
     window: WindowName,
@@ -147,7 +147,6 @@ def _program(
         scheme=scheme,
         block_rows=block_rows,
     )
-    decisions = default_decisions(spec, accelerator, tiling)
     # Only time is asked for: what would be wrong with a program is no matter here.
     return generate(schedule_with(spec, accelerator, decisions), spec, accelerator, verify=False)
 

@@ -24,7 +24,7 @@ from tvm.s_tir import meta_schedule as ms
 from sparqle_tvm.errors import SparqleError, TuningError
 from sparqle_tvm.files import plain, read_json, typed_version, write_json
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.schedule import Decisions, overflows
+from sparqle_tvm.target.cost.schedule import Decisions, overflows
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.tuning.space import decisions_of, reason_against
 from sparqle_tvm.tuning.task import TuningTask, schedule_key, task_of

@@ -5,7 +5,7 @@ tiles are loaded where, how long they live (the loop at which they are allocated
 them. What the hardware needs is added here:
 
 - *Loops over rows* get the bound M instead of the bucket; edge tiles are clamped.
-- *Addresses.* A tile's bytes are those of its physical form (`target.compile.buffers`). An
+- *Addresses.* A tile's bytes are those of its physical form (`target.isa.buffers`). An
   allocation with several slots moves on to the next slot with every visit of the loops around it.
 - *Tokens.* Tiles that live in the same loop are loaded together: LOAD waits for a free slot before
   the first load and signals after the last, the reader waits before its first use and signals
@@ -27,11 +27,11 @@ from tvm import IRModule, s_tir, tirx
 
 from sparqle_tvm.errors import CompileError, TargetError
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.buffers import LOADED, STORAGES, aligned
 from sparqle_tvm.target.compile.lowered import CallNode, TileRef, lower
 from sparqle_tvm.target.compile.plan import Plan, PlannedBody, PlannedLoop, make_plan
 from sparqle_tvm.target.compile.schedule import ROW_SPLIT_ATTR
 from sparqle_tvm.target.isa.base import Instruction
+from sparqle_tvm.target.isa.buffers import LOADED, STORAGES, aligned
 from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, MmaMin, MmaMsb, StEnc, StOut
 from sparqle_tvm.target.isa.header import Allocation, Header
 from sparqle_tvm.target.isa.load import LdAct

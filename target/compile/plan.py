@@ -2,7 +2,7 @@
 
 Every loop of a split dense op walks along one axis: rows (m), output channels (n) or columns of K
 (k); weight groups are counted as columns. `make_plan` finds the axis and the step of every loop
-from the arrays that it indexes, which kinds of tiles (`target.compile.buffers`) live in which
+from the arrays that it indexes, which kinds of tiles (`target.isa.buffers`) live in which
 loop body, and where the engines have to wait for each other.
 """
 
@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sparqle_tvm.errors import CompileError
-from sparqle_tvm.target.compile.buffers import LOADED, STORAGES
 from sparqle_tvm.target.compile.lowered import Body, CallNode, LoopNode, TileRef, calls_of
 from sparqle_tvm.target.compile.schedule import SLOTS_ATTR
+from sparqle_tvm.target.isa.buffers import LOADED, STORAGES
 from sparqle_tvm.target.isa.header import Queue
 from sparqle_tvm.target.op import DenseOp
 

@@ -13,7 +13,7 @@ those of `cost.storage`, with the reloads of the tiling. Loads, array, drain and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,9 +25,10 @@ from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles
 from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.events import Events, op_events
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
-from sparqle_tvm.target.cost.overlap import OpLoads, Overlap, plane_descriptors
+from sparqle_tvm.target.cost.overlap import OpLoads, Timeline, Times, plane_descriptors
+from sparqle_tvm.target.cost.schedule import Decisions, Tiling
 from sparqle_tvm.target.cost.sorting import block_waits, sort_work
-from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
+from sparqle_tvm.target.cost.tiling import choose_schedules
 from sparqle_tvm.target.isa.header import row_number_bytes
 from sparqle_tvm.target.op import DenseOp
 
@@ -52,7 +53,7 @@ class OpCost:
     macs : int
         Multiply-accumulates at full precision.
     tiling : Tiling
-        Tiles and loop order behind the figures.
+        Tiles behind the figures, and with them the schedule.
     lsb_cycles, msb_cycles : int
         Cycles of the array in the first and in the second pass, all weight slices.
     drain_cycles : int
@@ -68,7 +69,10 @@ class OpCost:
     dma_cycles : int
         Cycles of all transfers: bytes / bandwidth + descriptors * fixed cycles.
     total_cycles : int
-        Time of the op, see `overlap.Overlap`.
+        Time of the op, see `overlap.Timeline`.
+    causes : mapping of str to int
+        The same time by what the array does or waits for: ``array``, what it waits for
+        (`overlap.CAUSES`), and ``tail``, the last drain and store.
     events : Events
         What costs energy.
     """
@@ -86,6 +90,7 @@ class OpCost:
     output_bytes: int
     dma_cycles: int
     total_cycles: int
+    causes: Mapping[str, int]
     events: Events
 
     @property
@@ -175,7 +180,7 @@ class EncodeCost:
 def dense_op_cost(
     op: DenseOp,
     nnz: RowNnz,
-    tiling: Tiling,
+    schedule: Decisions,
     accelerator: Accelerator,
     scheme: Scheme,
     block_rows: int = 0,
@@ -185,11 +190,11 @@ def dense_op_cost(
 
     Parameters
     ----------
-    op, nnz, tiling, accelerator, scheme, block_rows
+    op, nnz, schedule, accelerator, scheme, block_rows
         See `events.op_events`; `nnz` is in the order of tokens.
     outputs : RowNnz, optional
-        Stored MSB digits of the (m, n) outputs, if the drain encodes them; `tiling` is then that
-        of `tiling.choose_drained`.
+        Stored MSB digits of the (m, n) outputs, if the drain encodes them; the schedule is
+        then one of `tiling.choose_drained`.
 
     Raises
     ------
@@ -201,17 +206,18 @@ def dense_op_cost(
         _check_nnz(replace(op, k=op.n), outputs)
     if block_rows:
         nnz = nnz.sorted(block_rows, accelerator.lanes)
-    lsb = lsb_pass_cycles(op, tiling.k, array_of(accelerator, scheme))
+    tiling, split = Tiling(op, schedule), schedule.row_split
+    lsb = lsb_pass_cycles(op, schedule.k, array_of(accelerator, scheme), split)
     msb = lsb * (baseline(scheme).passes - 1)
     if scheme == "sparqle":
-        msb = msb_pass_cycles(op, nnz, tiling.k, accelerator)
-    digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
+        msb = msb_pass_cycles(op, nnz, schedule.k, accelerator, split)
+    digits, bitmap = storage.plane_bytes(nnz, schedule.k, accelerator, scheme)
     sums = storage.sum_bytes(op.m, op.k, op.sum_group_size, op.digit_bits)
-    output_bytes = op.m * storage.output_bytes(op.n, tiling.n, accelerator, block_rows)
+    output_bytes = op.m * storage.output_bytes(op.n, schedule.n, accelerator, block_rows)
     encoded_bytes = 0
     if outputs is not None:
         encoded_bytes = output_bytes = storage.encoded_output_bytes(
-            op.m, op.n, tiling.n, accelerator, outputs
+            op.m, op.n, schedule.n, accelerator, outputs
         )
     loads = OpLoads(
         op=op,
@@ -221,16 +227,16 @@ def dense_op_cost(
         block_rows=block_rows,
         encoded_bytes=encoded_bytes,
     )
-    tile = (tiling.m, tiling.n, tiling.k)
-    overlap = Overlap.of_op(loads, tile, tiling.rows_outer, mma_cycles=lsb + msb)
-    pointers = storage.TILE_POINTER_BYTES * tiling.activation_tile_loads
+    timeline = Timeline(loads, schedule, lsb + msb)
+    times = timeline.run()
+    pointers = storage.TILE_POINTER_BYTES * tiling.activation_loads * tiling.m_tiles
     metadata = tiling.activation_loads * (bitmap + sums)
     metadata += tiling.row_loads * op.m * storage.row_parameter_bytes(op.m, block_rows)
     weights = tiling.weight_loads * storage.weight_bytes(op, op.k)
     weights += tiling.channel_loads * op.channel_parameter_bytes
     activation_bytes, weight_bytes = tiling.activation_loads * digits, op.n * weights
-    metadata += pointers if scheme == "sparqle" else 0
-    total_cycles = math.ceil(overlap.total_cycles)
+    metadata += pointers * tiling.k_tiles if scheme == "sparqle" else 0
+    total_cycles = math.ceil(times.total_cycles[0])
     return OpCost(
         label=op.label,
         scheme=scheme,
@@ -243,10 +249,11 @@ def dense_op_cost(
         metadata_bytes=metadata,
         weight_bytes=weight_bytes,
         output_bytes=output_bytes,
-        dma_cycles=math.ceil(overlap.dma_cycles),
+        dma_cycles=math.ceil(timeline.dma_cycles[0]),
         total_cycles=total_cycles,
+        causes=_whole_causes(lsb + msb, times, total_cycles),
         events=replace(
-            op_events(op, nnz, tiling, accelerator, scheme, block_rows),
+            op_events(op, nnz, schedule, accelerator, scheme, block_rows),
             cycles=total_cycles,
             dram_read_bytes=activation_bytes + metadata + weight_bytes,
             dram_write_bytes=output_bytes,
@@ -254,10 +261,16 @@ def dense_op_cost(
     )
 
 
+def _whole_causes(mma_cycles: int, times: Times, total_cycles: int) -> dict[str, int]:
+    """Whole cycles that add up to the time."""
+    found = {cause: int(waits[0]) for cause, waits in times.waits.items()}
+    return {"array": mma_cycles, **found, "tail": total_cycles - mma_cycles - sum(found.values())}
+
+
 def encode_cost(
     label: str,
     nnz: RowNnz,
-    tiling: Tiling,
+    schedule: Decisions,
     sum_group_size: int,
     accelerator: Accelerator,
     scheme: Scheme,
@@ -272,7 +285,7 @@ def encode_cost(
         The encoding.
     nnz : RowNnz
         Its stored MSB digits.
-    tiling : Tiling
+    schedule : Decisions
         That of the first dense op that reads it: it is written in tiles of those rows and columns.
     sum_group_size : int
         Weights per group if its readers need group sums, else 0.
@@ -284,13 +297,13 @@ def encode_cost(
     rows, k = nnz.rows, nnz.in_features
     factors = factors if scheme == "sparqle" else NO_FACTORS
     factor_bytes = factors.read_bytes(k)
-    digits, metadata = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
+    digits, metadata = storage.plane_bytes(nnz, schedule.k, accelerator, scheme)
     metadata += storage.row_metadata_bytes(rows, k, sum_group_size, accelerator.digit_bits)
     if scheme == "sparqle":
-        metadata += storage.pointer_bytes(rows, k, tiling.k, accelerator.rows)
+        metadata += storage.pointer_bytes(rows, k, schedule.k, accelerator.rows)
     ops = QUANTIZE_OPS + (ENCODE_OPS if scheme == "sparqle" else 0) + factors.element_operations
     operations = rows * k * ops
-    tiles = tiling.m_tiles * tiling.k_tiles
+    tiles = math.ceil(rows / schedule.m) * math.ceil(k / schedule.k)
     # One more for scales, sums and pointers.
     fixed = tiles * (plane_descriptors(scheme) + 1) * accelerator.dma_descriptor_cycles
     sort_cycles = sort_operations = counted = 0
@@ -350,11 +363,11 @@ def encoding_costs(
         raise InvalidArgumentError(f"encoding {label!r} has no dense op that reads it")
     for op in consumers:
         _check_nnz(op, nnz)
-    tilings = choose_tilings(consumers, accelerator, scheme)
+    schedules = choose_schedules(consumers, accelerator, scheme)
     sums = storage.sum_group_size(consumers)
-    encode = encode_cost(label, nnz, tilings[0], sums, accelerator, scheme, block_rows, factors)
+    encode = encode_cost(label, nnz, schedules[0], sums, accelerator, scheme, block_rows, factors)
     # Ops that differ in nothing but their names (gate and up) are counted once.
-    pairs = list(zip(consumers, tilings, strict=True))
+    pairs = list(zip(consumers, schedules, strict=True))
     counted = {
         pair: dense_op_cost(pair[0], nnz, pair[1], accelerator, scheme, block_rows)
         for pair in dict.fromkeys(pairs)

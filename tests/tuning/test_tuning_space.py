@@ -10,7 +10,7 @@ from tuning_cases import CRAMPED, EDGE, STARVED, small_space, spec_of, task_of_s
 from tvm import s_tir
 
 from sparqle_tvm.errors import InvalidArgumentError, TargetError
-from sparqle_tvm.target.compile.schedule import overflows
+from sparqle_tvm.target.cost.schedule import overflows
 from sparqle_tvm.tuning import (
     KNOBS,
     ActivationData,

@@ -19,10 +19,11 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.library import ProgramLibrary
-from sparqle_tvm.target.compile.schedule import Decisions, schedule_with
+from sparqle_tvm.target.compile.schedule import schedule_with
 from sparqle_tvm.target.compile.tir import split_dense_primfunc
 from sparqle_tvm.target.cost.analytical import dense_op_cost
 from sparqle_tvm.target.cost.events import simulated_events
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.cost.tiling import choose_drained
 from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.compute import StEnc, StOut

@@ -16,13 +16,11 @@ from sparqle_tvm.target.compile.lowered import lower
 from sparqle_tvm.target.compile.schedule import (
     ROW_SPLIT_ATTR,
     SLOTS_ATTR,
-    Decisions,
-    buffer_needs,
     default_decisions,
     default_schedule,
-    overflows,
     schedule_with,
 )
+from sparqle_tvm.target.cost.schedule import Decisions, buffer_needs, overflows
 from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.op import DenseOp
