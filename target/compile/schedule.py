@@ -1,8 +1,8 @@
 """Schedules of the split dense op: tiles that fit the buffers, loop order, what stays on chip.
 
 A schedule is made of `cost.schedule.Decisions`. `default_decisions` are those of the cost model's
-search (`sparqle_tvm.target.cost.tiling`); `schedule_with` applies any. The scheduled function looks like
-this (``rows_outer``)::
+search (`sparqle_tvm.target.cost.tiling`); `schedule_with` applies any. The scheduled function looks
+like this (``rows_outer``)::
 
     for m, n:                                   # output tiles
         zero the accumulators of every pass

@@ -25,7 +25,7 @@ from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles
 from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.events import Events, op_events
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
-from sparqle_tvm.target.cost.overlap import OpLoads, Timeline, Times, plane_descriptors
+from sparqle_tvm.target.cost.overlap import OpLoads, Timeline, Times
 from sparqle_tvm.target.cost.schedule import Decisions, Tiling
 from sparqle_tvm.target.cost.sorting import block_waits, sort_work
 from sparqle_tvm.target.cost.tiling import choose_schedules
@@ -304,8 +304,8 @@ def encode_cost(
     ops = QUANTIZE_OPS + (ENCODE_OPS if scheme == "sparqle" else 0) + factors.element_operations
     operations = rows * k * ops
     tiles = math.ceil(rows / schedule.m) * math.ceil(k / schedule.k)
-    # One more for scales, sums and pointers.
-    fixed = tiles * (plane_descriptors(scheme) + 1) * accelerator.dma_descriptor_cycles
+    # A piece of memory for each tile, and the scales of its rows.
+    fixed = 2 * tiles * accelerator.dma_descriptor_cycles
     sort_cycles = sort_operations = counted = 0
     if block_rows:
         metadata += rows * row_number_bytes(rows)

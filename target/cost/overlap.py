@@ -23,9 +23,6 @@ from sparqle_tvm.target.cost.schedule import Candidates, Scheduled, Tiling
 from sparqle_tvm.target.isa.access import ceil_div
 from sparqle_tvm.target.op import DenseOp
 
-# Of an encoded tile of outputs: LSB, bitmap, MSB, pointers.
-ENCODED_DESCRIPTORS = 4
-
 # Iterations of the loops over outer tiles, inner tiles and K chunks that are looked at, the last
 # one aside.
 LOOKED_AT = (4, 5, 4)
@@ -34,11 +31,6 @@ LOOKED_AT = (4, 5, 4)
 CAUSES = ("activations", "weights", "accumulators")
 
 _NEVER = np.inf
-
-
-def plane_descriptors(scheme: Scheme) -> int:
-    """DMA descriptors of the planes of a tile: LSB, bitmap, MSB, or one of whole values."""
-    return 3 if scheme == "sparqle" else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +66,17 @@ class OpLoads:
         return nbytes / self.accelerator.dram_bytes_per_cycle + fixed
 
     def activation(self, m: Any, k: Any, tiles: Any = 1) -> Any:
-        """Planes, bitmap and group sums of `tiles` tiles of (m, k) in all."""
+        """Planes, bitmap and group sums of `tiles` tiles of (m, k) in all; a tile is one piece."""
         op, share = self.op, m * k / (self.op.m * self.op.k)
         pointers = storage.TILE_POINTER_BYTES if self.scheme == "sparqle" else 0
         sums = storage.sum_bytes(1, op.k, op.sum_group_size, op.digit_bits) * m * k / op.k
-        descriptors = plane_descriptors(self.scheme) + op.has_min
         nbytes = self.activation_bytes * share + pointers * tiles + sums
-        return self._cycles(nbytes, descriptors * tiles)
+        return self._cycles(nbytes, tiles)
 
     def weight(self, n: Any, k: Any, tiles: Any = 1) -> Any:
         """Weights, scales and minima of `tiles` tiles of (n, k) in all."""
         per_channel = storage.weight_bytes(self.op, self.op.k)
-        descriptors = 1 + (self.op.group_size > 0)
-        return self._cycles(n * k / self.op.k * per_channel, descriptors * tiles)
+        return self._cycles(n * k / self.op.k * per_channel, tiles)
 
     def row(self, m: Any, tiles: Any = 1) -> Any:
         """Scales of `m` rows."""
@@ -103,7 +93,7 @@ class OpLoads:
         """Outputs of a tile of (m, n), of `tiles` tiles along each row."""
         if np.any(self.encoded_bytes):
             share = m * n / (self.op.m * self.op.n)
-            return self._cycles(share * self.encoded_bytes, ENCODED_DESCRIPTORS * tiles)
+            return self._cycles(share * self.encoded_bytes, tiles)
         return self._cycles(
             m * storage.output_row_bytes(n, self.accelerator, self.block_rows), tiles
         )
@@ -233,9 +223,9 @@ class _Axis:
 # waited for, times at which slots became free (the latest first), and what stands in line for
 # STORE: the end of a drain, and a complete output behind it.
 _LOAD, _MMA, _STORE, _DRAM, _GAP, _GAP_END = range(6)
-_ACT, _WGT, _ACC = 6, 9, 12
-_DRAINED, _WAITING, _OUTER_READY = 14, 15, 16
-_CLOCKS = 17
+_ACT, _WGT, _ACC, _PARAMETERS = 6, 9, 12, 14
+_DRAINED, _WAITING, _OUTER_READY = 16, 17, 18
+_CLOCKS = 19
 # What goes on while a loop over K chunks runs.
 _IN_CHUNKS = [_LOAD, _MMA, _DRAM, _GAP, _GAP_END, *range(_ACT, _ACC)]
 
@@ -291,6 +281,7 @@ class _Walk:
         self.waits = np.zeros((len(CAUSES), count))
         self.busy = np.zeros((4, count))  # LOAD and STORE with the channel, STORE in all, array
         self.slots = d.accumulator_slots - 1
+        self.numbers = loads.block_rows > 0
 
     def run(self) -> Times:
         """From the first load to the last store."""
@@ -319,7 +310,8 @@ class _Walk:
             mask = active & (dur > 0)
             ready = self.clock[_OUTER_READY]
             if mask.any():
-                ready = np.maximum(ready, np.where(mask, self._load(dur, self._free(), mask), 0))
+                free = self._free(_PARAMETERS)
+                ready = np.maximum(ready, np.where(mask, self._load(dur, free, mask), 0))
             self._complete(np.maximum(ready, self.clock[_MMA]), rows + 2 * channels, active)
 
     def _chunk_loop(self, inner: Any, rows: Any, channels: Any) -> None:
@@ -336,14 +328,14 @@ class _Walk:
                 wanted = slots.activation_slots if ring == _ACT else slots.weight_slots
                 mask = active & ~keeps
                 free = clock[ring + wanted - 1, self.at]
-                loaded.append(np.where(mask, self._load(dur, free, mask), self.kept))
+                loaded.append(np.where(mask, self._load(dur, free, mask), self.kept * keeps))
             start = clock[_MMA].copy()
             for cause, ready in enumerate(loaded):
                 later = np.maximum(start, ready)
                 self.waits[cause] += np.where(active, later - start, 0)
                 start = later
             if first:
-                self._wait_for_accumulators(active)
+                self._wait_for_accumulators(active, rows, channels)
                 later = np.maximum(start, self._free())
                 self.waits[2] += np.where(active, later - start, 0)
                 start, first = later, False
@@ -441,8 +433,8 @@ class _Walk:
         self.busy[0] += np.where(mask, dur, 0)
         return end
 
-    def _store(self, mask: Any) -> None:
-        """Store what is drained, then drain what waits."""
+    def _store(self, mask: Any, drained: Any = None) -> None:
+        """Store what is drained (at `drained`, if others went first), then drain what waits."""
         clock, line = self.clock, self.line
         end = np.maximum(clock[_DRAINED], clock[_DRAM]) + line[0]
         self.busy[1:3] += np.where(mask, line[0], 0)
@@ -450,6 +442,10 @@ class _Walk:
         for row in (_DRAM, _STORE):
             np.copyto(clock[row], end, where=mask)
         self._push(_ACC, 2, end, mask)
+        # Parameters are free when the output is drained, row numbers when it is stored.
+        drained = clock[_DRAINED] if drained is None else drained
+        drained = np.where(self.numbers & ~self.by_rows, end, drained)
+        self._push(_PARAMETERS, 2, drained, mask)
         np.copyto(clock[_DRAINED], np.maximum(end, clock[_WAITING]) + line[1], where=mask)
         np.copyto(line[0], line[2], where=mask)
         np.copyto(clock[_WAITING], _NEVER, where=mask)
@@ -466,22 +462,37 @@ class _Walk:
                 return
             self._store(full)
 
-    def _wait_for_accumulators(self, mask: Any) -> None:
+    def _wait_for_accumulators(self, mask: Any, rows: Any, channels: Any) -> None:
         """Store what the array has to wait for; loads may come before it."""
         clock = self.clock
+        if (mask & (self._pending() > self.slots)).any():
+            # LOAD is ahead: a load that begins before the drain ends delays the store.
+            d, keeps = self.timeline.schedule, self.keeps_rows
+            slots = np.where(keeps, _WGT + d.weight_slots, _ACT + d.activation_slots) - 1
+            dur = np.where(keeps, self.weight[channels, self.at], self.activation[rows, self.at])
+            inner = np.where(self.by_rows, self.channel[channels, self.at], self.row[rows, self.at])
+            begin = np.maximum(clock[_LOAD], clock[slots, self.at])
+            alone = (self.trips[2] > 1) | (inner == 0) | (self.numbers & ~self.by_rows)
+            ahead = (begin < clock[_DRAINED]) & alone
+            end = np.where(ahead, np.maximum(begin, clock[_DRAM]) + dur, 0)
+            # Parameters are loaded when the drain ends, before the store.
+            behind = ~alone & (clock[_LOAD] <= clock[_DRAINED])
+            end = np.where(behind, np.maximum(clock[_DRAINED], clock[_DRAM]) + inner, end)
         for _ in range(2):
             full = mask & (self._pending() > self.slots)
             if not full.any():
                 return
+            drained = clock[_DRAINED].copy()
+            np.copyto(clock[_DRAINED], np.maximum(drained, end), where=full)
             np.copyto(clock[_GAP], clock[_DRAM], where=full)
             begin = np.maximum(clock[_DRAM], clock[_DRAINED])
             np.copyto(clock[_GAP_END], begin, where=full)
-            self._store(full)
+            self._store(full, drained)
 
-    def _free(self) -> Any:
-        """When the accumulators (and parameters) of the next output become free."""
+    def _free(self, ring: int = _ACC) -> Any:
+        """When the accumulators (or parameters) of the next output become free."""
         index = np.clip(self.slots - self._pending(), 0, 1)
-        return self.clock[_ACC + index, self.at]
+        return self.clock[ring + index, self.at]
 
     def _complete(self, ready: Any, tile: Any, active: Any) -> None:
         """Hand an output over to STORE."""

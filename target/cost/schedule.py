@@ -212,7 +212,7 @@ def buffer_needs(
         count, per_visit, wanted = visits[storage.free]
         slot_bytes = aligned(storage.tile_bytes(header, tile)) * per_visit
         needs[storage.buffer] = needs[storage.buffer] + slot_bytes * np.where(count > 1, wanted, 1)
-    return needs
+    return {buffer: _number(np.asarray(nbytes)) for buffer, nbytes in needs.items()}
 
 
 def overflows(op: DenseOp, accelerator: Accelerator, schedule: Decisions) -> list[Buffer]:
