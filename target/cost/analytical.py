@@ -24,6 +24,7 @@ from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles
 from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.events import Events, op_events
+from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
 from sparqle_tvm.target.cost.overlap import OpLoads, Timeline, Times
 from sparqle_tvm.target.cost.schedule import Decisions, Tiling
@@ -346,11 +347,13 @@ def encoding_costs(
     scheme: Scheme,
     block_rows: int = 0,
     factors: EncodeFactors = NO_FACTORS,
+    density: float = TYPICAL_DENSITY,
 ) -> tuple[EncodeCost, tuple[OpCost, ...]]:
     """Cost of one encoding and of all dense ops that read it, with tiles chosen together.
 
     `block_rows` rows are sorted together, see `block_rows.choose_block_rows`; 0: none. `factors`
-    tells whether the encoding has factors and bands.
+    tells whether the encoding has factors and bands, `density` what share of stored digits the
+    schedules are chosen for.
 
     Raises
     ------
@@ -363,7 +366,8 @@ def encoding_costs(
         raise InvalidArgumentError(f"encoding {label!r} has no dense op that reads it")
     for op in consumers:
         _check_nnz(op, nnz)
-    schedules = choose_schedules(consumers, accelerator, scheme)
+    chosen_for = [replace(op, block_rows=block_rows) for op in consumers]
+    schedules = choose_schedules(chosen_for, accelerator, scheme, density)
     sums = storage.sum_group_size(consumers)
     encode = encode_cost(label, nnz, schedules[0], sums, accelerator, scheme, block_rows, factors)
     # Ops that differ in nothing but their names (gate and up) are counted once.

@@ -8,6 +8,7 @@ it, its array rests longer. Goal ``time``: what counts is the time of both.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -70,17 +71,20 @@ def _choose(consumers: tuple[DenseOp, ...], accelerator: Accelerator, goal: Bala
     blocks = list(_blocks(consumers, accelerator))
     if not blocks:
         return 0
-    schedules = choose_schedules(consumers, accelerator, "sparqle")
-    nnz = typical_digits(rows, k, min(schedules[0].k, k))
     sums = storage.sum_group_size(consumers)
 
     def cycles(block: int) -> int:
+        # Schedules depend on whether rows are sorted, hardly on how many.
+        sorted_rows = blocks[-1] if block else 0
+        ops = [replace(op, block_rows=sorted_rows) for op in consumers]
+        schedules = choose_schedules(ops, accelerator, "sparqle")
+        nnz = typical_digits(rows, k, min(schedules[0].k, k))
         encode = encode_cost("", nnz, schedules[0], sums, accelerator, "sparqle", block)
-        ops = (
+        costs = (
             dense_op_cost(op, nnz, schedule, accelerator, "sparqle", block)
             for op, schedule in zip(consumers, schedules, strict=True)
         )
-        work = (op.mma_cycles if goal == "array" else op.total_cycles for op in ops)
+        work = (op.mma_cycles if goal == "array" else op.total_cycles for op in costs)
         return encode.total_cycles + sum(work)
 
     return min((0, *blocks), key=cycles)

@@ -19,7 +19,9 @@ TYPICAL_DEVIATION = 0.1
 _SEED = 0
 
 
-def typical_digits(rows: int, in_features: int, unit: int) -> RowNnz:
+def typical_digits(
+    rows: int, in_features: int, unit: int, density: float = TYPICAL_DENSITY
+) -> RowNnz:
     """Digits to expect before any are seen, see the module; the same at every call.
 
     Parameters
@@ -28,8 +30,11 @@ def typical_digits(rows: int, in_features: int, unit: int) -> RowNnz:
         M and K.
     unit : int
         Columns counted together.
+    density : float
+        Mean share of stored digits, where it is known.
     """
     rng = np.random.default_rng(_SEED)
-    share = np.clip(rng.normal(TYPICAL_DENSITY, TYPICAL_DEVIATION, size=(rows, 1)), 0, 1)
+    deviation = min(TYPICAL_DEVIATION, density * TYPICAL_DEVIATION / TYPICAL_DENSITY)
+    share = np.clip(rng.normal(density, deviation, size=(rows, 1)), 0, 1)
     counts = np.rint(share * span_widths(in_features, unit))
     return RowNnz(counts.astype(np.int32), unit, in_features)

@@ -27,7 +27,7 @@ from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.energy import prices
 from sparqle_tvm.target.cost.energy_table import default_table
 from sparqle_tvm.target.cost.events import buffer_bytes
-from sparqle_tvm.target.cost.expected import typical_digits
+from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY, typical_digits
 from sparqle_tvm.target.cost.overlap import OpLoads, Timeline
 from sparqle_tvm.target.cost.schedule import (
     Candidates,
@@ -45,7 +45,7 @@ FIRST_CANDIDATES = 8
 MOST_CANDIDATES = 512
 """Schedules of an op that are timed at most after that."""
 
-EQUAL = 1.002
+EQUAL = 1.001
 """Times that differ by less count as equal."""
 
 _FINENESS = 1.06
@@ -53,7 +53,10 @@ _FINENESS = 1.06
 
 
 def choose_schedules(
-    ops: Sequence[DenseOp], accelerator: Accelerator, scheme: Scheme
+    ops: Sequence[DenseOp],
+    accelerator: Accelerator,
+    scheme: Scheme,
+    density: float = TYPICAL_DENSITY,
 ) -> tuple[Decisions, ...]:
     """Choose schedules for the dense ops that read one encoding.
 
@@ -63,18 +66,22 @@ def choose_schedules(
     Parameters
     ----------
     ops : sequence of DenseOp
-        The ops; `m` and `k` are the same in all.
+        The ops; `m`, `k` and `block_rows` are the same in all.
     accelerator : Accelerator
         The array and its buffers.
     scheme : {"sparqle", "dense", "native", "a4"}
         What lies in memory.
+    density : float
+        Share of stored digits to expect, 0 to 1; only ``sparqle`` depends on it.
 
     Raises
     ------
     TargetError
         If the smallest tile does not fit a buffer, or digits have not the width of the array.
     """
-    return _choose(tuple(_plain(op, scheme) for op in ops), accelerator, scheme)
+    # Nearly equal densities make equal choices.
+    share = round(density * 20) / 20 if scheme == "sparqle" else 0.0
+    return _choose(tuple(_plain(op, scheme) for op in ops), accelerator, scheme, share)
 
 
 def best_chunks(
@@ -131,34 +138,38 @@ def choose_drained(
     groups = (max(reader.group_size, 1) for reader in readers)
     unit = math.lcm(8, accelerator.lanes, accelerator.cols, *groups)
     chunks = _sizes(op.n, unit)
-    drained = _Search(_plain(op, "sparqle"), chunks, accelerator, "sparqle", k_chunk)
+    drained = _Search(_plain(op, "sparqle"), chunks, accelerator, "sparqle", k_chunk=k_chunk)
     others = [_Search(_plain(r, "sparqle"), chunks, accelerator, "sparqle") for r in readers]
     kind = f"that encodes its outputs, in chunks of at least {unit} channels,"
     return _best([drained, *others], accelerator, kind)[0]
 
 
 def _plain(op: DenseOp, scheme: Scheme) -> DenseOp:
-    """The op with what its schedule depends on: rows may be sorted, whatever the window is."""
-    program = "sparqle" if scheme == "sparqle" else "dense"
-    return replace(op, scheme=program, window="unsigned", block_rows=0)
+    """The op with what its schedule depends on."""
+    if scheme == "sparqle":
+        return replace(op, scheme="sparqle", window="unsigned")
+    return replace(op, scheme="dense", window="unsigned", block_rows=0)
 
 
 @lru_cache(maxsize=4096)
 def _choose(
-    ops: tuple[DenseOp, ...], accelerator: Accelerator, scheme: Scheme
+    ops: tuple[DenseOp, ...], accelerator: Accelerator, scheme: Scheme, density: float
 ) -> tuple[Decisions, ...]:
-    searches, _, kind = _searches(ops, accelerator, scheme)
+    searches, _, kind = _searches(ops, accelerator, scheme, density)
     return tuple(_best(searches, accelerator, kind))
 
 
 def _searches(
-    ops: tuple[DenseOp, ...], accelerator: Accelerator, scheme: Scheme
+    ops: tuple[DenseOp, ...],
+    accelerator: Accelerator,
+    scheme: Scheme,
+    density: float = TYPICAL_DENSITY,
 ) -> tuple[list[_Search], NDArray[np.int64], str]:
     """The search of each op (the same for equal ops), the K chunks, and what they are."""
     lanes = array_of(accelerator, scheme).lanes
     unit = math.lcm(8, lanes, *(max(s.group_size, 1) for s in ops))
     chunks = _sizes(ops[0].k, unit)
-    found = {op: _Search(op, chunks, accelerator, scheme) for op in dict.fromkeys(ops)}
+    found = {op: _Search(op, chunks, accelerator, scheme, density) for op in dict.fromkeys(ops)}
     kind = f"with K chunks of at least {unit} columns (K = {ops[0].k})"
     return [found[op] for op in ops], chunks, kind
 
@@ -178,7 +189,8 @@ def _best(searches: Sequence[_Search], accelerator: Accelerator, kind: str) -> l
     distinct = list(dict.fromkeys(searches))
     counts = [searches.count(search) for search in distinct]
     equal = np.flatnonzero(totals <= EQUAL * totals.min())
-    options = [[search.choose(int(chunk)) for search in distinct] for chunk in equal]
+    slack = EQUAL * totals.min() / totals
+    options = [[search.choose(c, slack[c]) for search in distinct] for c in equal.tolist()]
     energies = [sum(c * o[0] for c, o in zip(counts, option, strict=True)) for option in options]
     best = options[int(np.argmin(energies))]
     of = {search: decisions for search, (_, decisions) in zip(distinct, best, strict=True)}
@@ -228,6 +240,7 @@ class _Search:
         chunks: NDArray[np.int64],
         accelerator: Accelerator,
         scheme: Scheme,
+        density: float = TYPICAL_DENSITY,
         k_chunk: int = 0,
     ) -> None:
         if op.digit_bits != accelerator.digit_bits:
@@ -236,7 +249,7 @@ class _Search:
                 f"{accelerator.name!r} of {accelerator.digit_bits}"
             )
         self.op, self.accelerator, self.scheme = op, accelerator, scheme
-        self.chunks, self.k_chunk = chunks, k_chunk
+        self.chunks, self.density, self.k_chunk = chunks, density, k_chunk
         self.digits: dict[int, RowNnz] = {}
         self.candidates, self.chunk = self._enumerate()
         everything = self._timeline(slice(None))
@@ -291,9 +304,6 @@ class _Search:
     def _with_slots(self, found: Candidates) -> tuple[Candidates, NDArray[np.bool_]]:
         """Two slots where two fit, and which candidates fit at all."""
         op = self.op
-        if self.scheme == "sparqle" and op.output == "float32":
-            # Rows may be sorted.
-            op = replace(op, block_rows=self.accelerator.rows)
         sizes = {b: getattr(self.accelerator, f"{b.word}_buffer_bytes") for b in Buffer}
         fits = np.ones(len(found), np.bool_)
         digits = baseline(self.scheme).digits
@@ -312,7 +322,10 @@ class _Search:
     def _expected(self, chunk: int) -> RowNnz:
         """Digits to expect, counted by the K chunk."""
         if chunk not in self.digits:
-            self.digits[chunk] = typical_digits(self.op.m, self.op.k, min(chunk, self.op.k))
+            nnz = typical_digits(self.op.m, self.op.k, min(chunk, self.op.k), self.density)
+            if self.op.block_rows:
+                nnz = nnz.sorted(self.op.block_rows, self.accelerator.lanes)
+            self.digits[chunk] = nnz
         return self.digits[chunk]
 
     @cached_property
@@ -350,6 +363,7 @@ class _Search:
             accelerator=self.accelerator,
             scheme=self.scheme,
             activation_bytes=planes,
+            block_rows=op.block_rows,
             encoded_bytes=encoded,
         )
         return Timeline(loads, some, cycles)
@@ -370,10 +384,10 @@ class _Search:
         open_ = np.flatnonzero(np.isinf(self.cycles) & (count * self.bound <= limits[self.chunk]))
         self._time(open_[np.argsort(self.rank[open_], kind="stable")[:MOST_CANDIDATES]])
 
-    def choose(self, chunk: int) -> tuple[float, Decisions]:
-        """Energy (pJ) and schedule: of those that take least time the one with least energy."""
+    def choose(self, chunk: int, slack: float) -> tuple[float, Decisions]:
+        """Energy (pJ) and schedule: of those near the least time the one with least energy."""
         mine = np.flatnonzero(self.chunk == chunk)
-        mine = mine[self.cycles[mine] <= EQUAL * self.cycles[mine].min()]
+        mine = mine[self.cycles[mine] <= slack * self.cycles[mine].min()]
         energies = self._energies(mine)
         # Nearly equal in energy, too: fewer descriptors.
         close = energies <= 1.0001 * energies.min()
@@ -387,7 +401,9 @@ class _Search:
         chunk = int(some.k[0])
         tiling = Tiling(op, some)
         nnz = self._expected(chunk)
-        counts = dict(buffer_bytes(op, nnz, chunk, tiling, self.accelerator, self.scheme))
+        counts = dict(
+            buffer_bytes(op, nnz, chunk, tiling, self.accelerator, self.scheme, op.block_rows)
+        )
         timeline = self._timeline(which)
         per_cycle = self.accelerator.dram_bytes_per_cycle
         fixed = timeline.descriptors * self.accelerator.dma_descriptor_cycles

@@ -54,9 +54,9 @@ def test_one_tile_by_hand(tiny):
     assert cost.weight_bytes == 3 * (4 + 4 + 4)
     assert cost.output_bytes == 3 * 3 * 2
     assert cost.drain_cycles == 5
-    # Planes 28/4 + 3*10, scales 12/4 + 10, weights 12/4 + 10, parameters 24/4 + 10,
-    # store 18/4 + 10: 37 + 13 + 13 + 16 + 14.5
-    assert cost.dma_cycles == 94
+    # Planes 28/4 + 10, scales 12/4 + 10, weights 12/4 + 10, parameters 24/4 + 10,
+    # store 18/4 + 10: 17 + 13 + 13 + 16 + 14.5
+    assert cost.dma_cycles == 74
     # One tile: only the array (14) and the parameters (16) overlap. 43 + 16 + 4.5 + 15
     assert cost.total_cycles == 79
     assert cost.exposed_cycles == 79 - 74

@@ -10,7 +10,7 @@ import pytest
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
-from sparqle_tvm.target.cost.analytical import encoding_costs
+from sparqle_tvm.target.cost.analytical import dense_op_cost, encode_cost
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.energy import (
     COMPONENTS,
@@ -23,6 +23,7 @@ from sparqle_tvm.target.cost.energy import (
 from sparqle_tvm.target.cost.energy_table import Band, energy_table
 from sparqle_tvm.target.cost.events import NAMES, Events
 from sparqle_tvm.target.cost.model import Totals
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.op import DenseOp
 
 EDGE = PRESETS["sparqle/edge"]
@@ -34,8 +35,11 @@ def events_of(scheme: Scheme, density: float = 0.3, m: int = 64) -> Events:
     rng = np.random.default_rng(0)
     nnz = RowNnz(rng.binomial(8, density, size=(m, 32)).astype(np.int32), 8, 256)
     shape = DenseOp(m, 192, 256, 4, 32)
-    encode, ops = encoding_costs("x", nnz, [shape], EDGE, scheme)
-    return Totals.of((encode, *ops)).events
+    # The same schedule for all: what another one costs is no matter of the scheme.
+    schedule = Decisions(m=64, n=96, k=256, keep_outer=True)
+    encode = encode_cost("x", nnz, schedule, 0, EDGE, scheme)
+    op = dense_op_cost(shape, nnz, schedule, EDGE, scheme)
+    return Totals.of((encode, op)).events
 
 
 def test_by_hand(tiny: Accelerator) -> None:
