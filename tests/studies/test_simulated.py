@@ -142,7 +142,7 @@ def test_readers_of_one_encoding_share_the_chunk() -> None:
     # The formulas tile them in the same way.
     nnz = random_nnz(64, 2048)
     _, costs = encoding_costs("x", nnz, readers, machine, "sparqle")
-    assert [cost.tiling.k for cost in costs] == [p.header.k_chunk for p in shared]
+    assert [cost.tiling.schedule.k for cost in costs] == [p.header.k_chunk for p in shared]
     passed = simulated_pass_cost(
         [EncodedActivation("x", nnz, "signed", readers)],
         SHAPE,
