@@ -47,6 +47,7 @@ def random_accelerator(rng: np.random.Generator, number: int) -> Accelerator:
         activation_buffer_bytes=activation,
         weight_buffer_bytes=weight,
         accumulator_buffer_bytes=accumulator,
+        scratchpad=bool(rng.integers(2)),
         drain_elements_per_cycle=max(cols, 16),
         vector_lanes=4 * max(rows, cols),
         vector_macs_per_cycle=16 * max(rows, cols),
@@ -105,7 +106,7 @@ def main() -> None:
             f"{record['saved']:+7.2%} {record['model']:14} {record['phase']:8} batch "
             f"{record['batch']:3} {m.rows}x{m.cols}x{m.lanes}, {m.dram_bytes_per_cycle:g} B/cycle, "
             f"{m.activation_buffer_bytes >> 10}/{m.weight_buffer_bytes >> 10}/"
-            f"{m.accumulator_buffer_bytes >> 10} KiB"
+            f"{m.accumulator_buffer_bytes >> 10} KiB{' in one' * m.scratchpad}"
         )
     saved = np.array([record["saved"] for record in records])
     print(

@@ -59,6 +59,7 @@ CRAMPED = replace(
     EDGE,
     name="32 KiB buffers",
     activation_buffer_bytes=32 * 1024,
+    scratchpad=False,
     weight_buffer_bytes=32 * 1024,
     accumulator_buffer_bytes=64 * 1024,
 )

@@ -145,12 +145,18 @@ class _Generator:
         for name, slots in self.plan.slots.items():
             used[STORAGES[name].buffer] += self._slot_bytes(name) * slots
         tile = " x ".join(str(self.plan.tile[axis]) for axis in "mnk")
-        for buffer, nbytes in used.items():
-            capacity = header.buffer_bytes(buffer)
+        machine = header.accelerator
+        parts = {
+            f"{buffer.name} buffer": (nbytes, machine.memory_bytes(buffer.word))
+            for buffer, nbytes in used.items()
+        }
+        if machine.scratchpad:
+            parts = {"scratchpad": (sum(used.values()), machine.onchip_bytes)}
+        for name, (nbytes, capacity) in parts.items():
             if nbytes > capacity:
                 raise TargetError(
                     f"{self.op.label}: tiles of {tile} take {nbytes} bytes of the "
-                    f"{buffer.name} buffer, accelerator {header.accelerator.name!r} has "
+                    f"{name}, accelerator {machine.name!r} has "
                     f"{capacity}; choose smaller tiles or fewer slots"
                 )
 

@@ -95,6 +95,11 @@ class Candidates:
         """Some of them, by numbers or by a mask."""
         return Candidates(**{f.name: getattr(self, f.name)[index] for f in _FIELDS})
 
+    def __add__(self, others: Candidates) -> Candidates:
+        """Those of both."""
+        mine, theirs = vars(self), vars(others)
+        return Candidates(**{name: np.concatenate([mine[name], theirs[name]]) for name in mine})
+
     def decisions(self, index: int) -> Decisions:
         """One of them."""
         return Decisions(**{f.name: getattr(self, f.name)[index].item() for f in _FIELDS})
@@ -217,9 +222,10 @@ def buffer_needs(
 
 def overflows(op: DenseOp, accelerator: Accelerator, schedule: Decisions) -> list[Buffer]:
     """Buffers that a schedule takes more of than there is."""
-    header = Header(accelerator=accelerator, op=op, k_chunk=max(op.k, op.group_size))
     needs = buffer_needs(op, accelerator, schedule)
-    return [buffer for buffer, nbytes in needs.items() if nbytes > header.buffer_bytes(buffer)]
+    if accelerator.scratchpad and sum(needs.values()) > accelerator.onchip_bytes:
+        return list(needs)
+    return [b for b, nbytes in needs.items() if nbytes > accelerator.memory_bytes(b.word)]
 
 
 def even_splits(extent: int, unit: int) -> NDArray[np.int64]:

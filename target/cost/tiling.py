@@ -3,16 +3,17 @@
 The space is that of `cost.schedule.Decisions`: tiles that split the op evenly, both loop orders,
 the operand of the outer loop kept or not, two slots of everything where two fit, else one. Time is
 that of `cost.overlap.Timeline`, which the simulator is held against; digits are those to expect
-(`cost.expected`), while buffers hold all of them. Schedules that take the same time are told apart
-by their energy, then by their transfers. All schemes are searched alike.
+(`cost.expected`), and half as many more, while buffers hold all of them. Schedules that take the
+same time are told apart by their energy, then by their transfers. All schemes are searched alike.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,9 @@ MOST_CANDIDATES = 512
 
 EQUAL = 1.001
 """Times that differ by less count as equal."""
+
+SPREAD = 1.5
+"""Digits of layers and texts differ: schedules have to be good with so many times more, too."""
 
 _FINENESS = 1.06
 """Sizes of tiles that are tried differ by this factor at least."""
@@ -223,6 +227,13 @@ def _misfit(op: DenseOp, accelerator: Accelerator, kind: str) -> TargetError:
     )
 
 
+_SLOTS = {
+    "accumulator_slots": Buffer.ACC,
+    "activation_slots": Buffer.ACT,
+    "weight_slots": Buffer.WGT,
+}
+
+
 class _Search:
     """Schedules of one op, for each of some chunks: columns of K, or channels of its outputs.
 
@@ -249,13 +260,17 @@ class _Search:
                 f"{accelerator.name!r} of {accelerator.digit_bits}"
             )
         self.op, self.accelerator, self.scheme = op, accelerator, scheme
-        self.chunks, self.density, self.k_chunk = chunks, density, k_chunk
-        self.digits: dict[int, RowNnz] = {}
+        self.chunks, self.k_chunk = chunks, k_chunk
+        self.shares = (density, min(SPREAD * density, 1.0)) if scheme == "sparqle" else (0.0,)
+        self.digits: dict[tuple[int, float], RowNnz] = {}
+        self.by_chunk: dict[tuple[int, float], tuple[float, float]] = {}
         self.candidates, self.chunk = self._enumerate()
-        everything = self._timeline(slice(None))
-        self.bound = everything.least_cycles()
+        everything = [self._timeline(slice(None), share) for share in self.shares]
+        self.bound = np.mean([part.least_cycles() for part in everything], axis=0)
         # Of equal bounds, those come first that leave the channel more time.
-        self.rank = self.bound + 0.25 * np.minimum(everything.dma_cycles, everything.array_cycles)
+        self.rank = self.bound + 0.25 * np.minimum(
+            everything[0].dma_cycles, everything[0].array_cycles
+        )
         self.cycles = np.full(len(self.bound), np.inf)
         self.least = self._least_of_chunks(self.bound)
 
@@ -295,59 +310,73 @@ class _Search:
             accumulator_slots=two,
             row_split=split[which],
         )
-        found, fits = self._with_slots(found)
         if self.k_chunk:
             # Encoded outputs come chunk by chunk.
-            fits &= ~rows_outer | (m >= op.m)
-        return found[fits], chunk[fits]
+            ordered = ~rows_outer | (m >= op.m)
+            found, chunk = found[ordered], chunk[ordered]
+        with_slots = self._divided if self.accelerator.scratchpad else self._in_buffers
+        found, which = with_slots(found)
+        return found, chunk[which]
 
-    def _with_slots(self, found: Candidates) -> tuple[Candidates, NDArray[np.bool_]]:
-        """Two slots where two fit, and which candidates fit at all."""
-        op = self.op
-        sizes = {b: getattr(self.accelerator, f"{b.word}_buffer_bytes") for b in Buffer}
-        fits = np.ones(len(found), np.bool_)
+    def _needs(self, found: Candidates) -> dict[Buffer, Any]:
         digits = baseline(self.scheme).digits
-        for name, buffer in (
-            ("accumulator_slots", Buffer.ACC),
-            ("activation_slots", Buffer.ACT),
-            ("weight_slots", Buffer.WGT),
-        ):
-            needs = buffer_needs(op, self.accelerator, found, digits=digits)[buffer]
-            slots = np.where(needs <= sizes[buffer], 2, 1)
-            found = replace(found, **{name: slots})
-            needs = buffer_needs(op, self.accelerator, found, digits=digits)[buffer]
-            fits &= needs <= sizes[buffer]
-        return found, fits
+        return buffer_needs(self.op, self.accelerator, found, digits=digits)
 
-    def _expected(self, chunk: int) -> RowNnz:
+    def _in_buffers(self, found: Candidates) -> tuple[Candidates, NDArray[np.int64]]:
+        """Two slots where a buffer has room for two; numbers of the candidates that fit."""
+        fits = np.ones(len(found), np.bool_)
+        for name, buffer in _SLOTS.items():
+            size = self.accelerator.memory_bytes(buffer.word)
+            slots = np.where(self._needs(found)[buffer] <= size, 2, 1)
+            found = replace(found, **{name: slots})
+            fits &= self._needs(found)[buffer] <= size
+        return found[fits], np.flatnonzero(fits)
+
+    def _divided(self, found: Candidates) -> tuple[Candidates, NDArray[np.int64]]:
+        """All ways to have two slots of as much as a scratchpad has room for."""
+        ways = sorted(itertools.product((2, 1), repeat=len(_SLOTS)), key=sum, reverse=True)
+        seen: list[tuple[tuple[int, ...], NDArray[np.bool_]]] = []
+        kept, numbers = found[:0], [np.empty(0, dtype=np.int64)]
+        for way in ways:
+            slots = {n: np.full(len(found), c) for n, c in zip(_SLOTS, way, strict=True)}
+            some = replace(found, **slots)
+            fits = sum(self._needs(some).values()) <= self.accelerator.onchip_bytes
+            # More slots are never worse.
+            for better, fitted in seen:
+                if all(a >= b for a, b in zip(better, way, strict=True)):
+                    fits &= ~fitted
+            seen.append((way, fits))
+            kept = kept + some[fits]
+            numbers.append(np.flatnonzero(fits))
+        return kept, np.concatenate(numbers)
+
+    def _expected(self, chunk: int, share: float) -> RowNnz:
         """Digits to expect, counted by the K chunk."""
-        if chunk not in self.digits:
-            nnz = typical_digits(self.op.m, self.op.k, min(chunk, self.op.k), self.density)
+        if (chunk, share) not in self.digits:
+            nnz = typical_digits(self.op.m, self.op.k, min(chunk, self.op.k), share)
             if self.op.block_rows:
                 nnz = nnz.sorted(self.op.block_rows, self.accelerator.lanes)
-            self.digits[chunk] = nnz
-        return self.digits[chunk]
+            self.digits[chunk, share] = nnz
+        return self.digits[chunk, share]
 
-    @cached_property
-    def _by_chunk(self) -> dict[int, tuple[float, float]]:
-        """Of every K chunk the cycles of the array, and bytes of all activations."""
-        op, found = self.op, {}
-        array = array_of(self.accelerator, self.scheme)
-        for chunk in np.unique(self.candidates.k).tolist():
+    def _of_chunk(self, chunk: int, share: float) -> tuple[float, float]:
+        """Cycles of the array with a K chunk, and bytes of all activations."""
+        if (chunk, share) not in self.by_chunk:
+            op, array = self.op, array_of(self.accelerator, self.scheme)
             cycles = lsb_pass_cycles(op, chunk, array)
-            nnz = self._expected(chunk)
-            passes: int = cycles * (baseline(self.scheme).passes - 1)
+            nnz = self._expected(chunk, share)
+            passes = cycles * (baseline(self.scheme).passes - 1)
             if self.scheme == "sparqle":
                 passes = msb_pass_cycles(op, nnz, chunk, array)
             planes = storage.plane_bytes(nnz, chunk, self.accelerator, self.scheme)
-            found[chunk] = float(cycles + passes), float(sum(planes))
-        return found
+            self.by_chunk[chunk, share] = float(cycles + passes), float(sum(planes))
+        return self.by_chunk[chunk, share]
 
-    def _timeline(self, which: Any) -> Timeline:
+    def _timeline(self, which: Any, share: float) -> Timeline:
         op, some = self.op, self.candidates[which]
         distinct, at = np.unique(some.k, return_inverse=True)
-        parts = np.array([self._by_chunk[chunk] for chunk in distinct.tolist()]).reshape(-1, 2)
-        cycles, planes = parts[at].T
+        parts = [self._of_chunk(chunk, share) for chunk in distinct.tolist()]
+        cycles, planes = np.array(parts).reshape(-1, 2)[at].T
         encoded: Any = 0
         if self.k_chunk:
             sizes, at = np.unique(some.n, return_inverse=True)
@@ -370,7 +399,8 @@ class _Search:
 
     def _time(self, which: NDArray[np.int64]) -> None:
         if len(which):
-            self.cycles[which] = self._timeline(which).run().total_cycles
+            times = [self._timeline(which, share).run() for share in self.shares]
+            self.cycles[which] = np.mean([part.total_cycles for part in times], axis=0)
 
     def time_first(self) -> None:
         """Time a few schedules of every chunk."""
@@ -391,7 +421,7 @@ class _Search:
         energies = self._energies(mine)
         # Nearly equal in energy, too: fewer descriptors.
         close = energies <= 1.0001 * energies.min()
-        transfers = np.where(close, self._timeline(mine).dma_cycles, np.inf)
+        transfers = np.where(close, self._timeline(mine, self.shares[0]).dma_cycles, np.inf)
         best = int(np.argmin(transfers))
         return float(energies[best]), self.candidates.decisions(int(mine[best]))
 
@@ -400,11 +430,11 @@ class _Search:
         some, op = self.candidates[which], self.op
         chunk = int(some.k[0])
         tiling = Tiling(op, some)
-        nnz = self._expected(chunk)
+        nnz = self._expected(chunk, self.shares[0])
         counts = dict(
             buffer_bytes(op, nnz, chunk, tiling, self.accelerator, self.scheme, op.block_rows)
         )
-        timeline = self._timeline(which)
+        timeline = self._timeline(which, self.shares[0])
         per_cycle = self.accelerator.dram_bytes_per_cycle
         fixed = timeline.descriptors * self.accelerator.dma_descriptor_cycles
         counts["dram_read_bytes"] = (timeline.dma_cycles - fixed) * per_cycle

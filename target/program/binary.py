@@ -27,7 +27,7 @@ from sparqle_tvm.target.isa.operands import Buffer, Reader
 from sparqle_tvm.target.op import DenseOp
 
 MAGIC = b"SPQP"
-VERSION = 2
+VERSION = 3
 
 _PREFIX = struct.Struct("<4sHQ")
 _COUNT = struct.Struct("<I")

@@ -82,6 +82,7 @@ def random_case(rng: np.random.Generator) -> tuple[DenseOp, Decisions, Accelerat
             digit_bits=spec.digit_bits,
             msb_across_groups=pick(True, False),
             activation_buffer_bytes=1 << 16,
+            scratchpad=pick(True, False),
             weight_buffer_bytes=1 << 16,
             accumulator_buffer_bytes=1 << 16,
         )

@@ -152,6 +152,7 @@ def random_case(rng: np.random.Generator, form: DenseOp) -> tuple[DenseOp, Decis
         lanes=lanes,
         digit_bits=spec.digit_bits,
         activation_buffer_bytes=1 << 16,
+        scratchpad=False,
         weight_buffer_bytes=1 << 16,
         accumulator_buffer_bytes=1 << 16,
     )

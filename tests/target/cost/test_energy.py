@@ -78,14 +78,19 @@ def test_bands_are_in_order_for_all_digits(bits: int) -> None:
 
 
 def test_buffers_cost_by_their_size() -> None:
-    larger = dataclasses.replace(EDGE, weight_buffer_bytes=4 * EDGE.weight_buffer_bytes)
+    apart = dataclasses.replace(EDGE, scratchpad=False)
+    larger = dataclasses.replace(apart, weight_buffer_bytes=4 * EDGE.weight_buffer_bytes)
     events = Events(weight_read_bytes=100, activation_read_bytes=100, accumulator_write_bytes=100)
-    before, after = (energy(events, a, TABLE).components for a in (EDGE, larger))
+    before, after = (energy(events, a, TABLE).components for a in (apart, larger))
     assert before["weight_buffer"] == before["activation_buffer"]
     # 1 MiB at 45 nm: 100 pJ per 8 bytes.
     assert before["accumulator_buffer"].mid == pytest.approx(100 * 12.5)
     assert after["weight_buffer"].mid > before["weight_buffer"].mid
     assert after["activation_buffer"] == before["activation_buffer"]
+    # One memory of 2 MiB costs more than each of its parts.
+    one = energy(events, EDGE, TABLE).components
+    assert one["weight_buffer"] == one["accumulator_buffer"]
+    assert one["weight_buffer"].mid > before["accumulator_buffer"].mid
 
 
 @pytest.mark.parametrize("table", [TABLE, energy_table("7nm", "hbm2")], ids=lambda t: t.name)

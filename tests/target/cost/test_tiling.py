@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES
-from sparqle_tvm.target.cost.schedule import Decisions, Tiling, buffer_needs
+from sparqle_tvm.target.cost.schedule import Decisions, Tiling, overflows
 from sparqle_tvm.target.cost.tiling import choose_schedules
-from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.op import DenseOp
 
 
@@ -70,14 +69,13 @@ def test_tiles_are_whole_and_fit(m, n, k, group, name, scheme):
     several = {"m": d.m < m, "n": d.n < n, "k": d.k < k}
     if not any(several.values()):
         row, channel = row / d.activation_slots, channel / d.weight_slots
-    assert rows * row <= accelerator.activation_buffer_bytes or not several["n"]
-    assert cols * channel <= accelerator.weight_buffer_bytes or not several["m"]
+    assert rows * row <= accelerator.memory_bytes("activation") or not several["n"]
+    assert cols * channel <= accelerator.memory_bytes("weight") or not several["m"]
     accumulators = rows * cols * shape.accumulator_bytes
     slots = d.accumulator_slots if several["m"] or several["n"] else 1
-    assert slots * accumulators <= accelerator.accumulator_buffer_bytes
-    needs = buffer_needs(shape, accelerator, d)
+    assert slots * accumulators <= accelerator.memory_bytes("accumulator")
     if scheme == "sparqle":
-        assert needs[Buffer.ACT] <= accelerator.activation_buffer_bytes
+        assert not overflows(shape, accelerator, d)
 
 
 def test_consumers_of_one_encoding_share_the_chunk():

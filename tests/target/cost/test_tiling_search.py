@@ -14,6 +14,7 @@ STARVED = replace(
     EDGE,
     dram_bytes_per_cycle=2.0,
     activation_buffer_bytes=1 << 16,
+    scratchpad=False,
     weight_buffer_bytes=1 << 16,
     accumulator_buffer_bytes=1 << 16,
 )

@@ -2,16 +2,17 @@
 ; M <= 512, N = 1536, K = 576 in chunks of 288, out float32
 ; sparqle, window signed, uint4 weights, a scale and a minimum per 32 along K, no offset
 ; sparqle/edge: 16 x 16 PEs, 16 lanes of 4 bits
-; ACT 524288 bytes
+; a scratchpad of 2097152 bytes
+; ACT
 ;   lsb      1 x 147456   at 0
 ;   pbm      1 x 36864    at 147456
 ;   msb      1 x 147456   at 184320
 ;   sum      1 x 18432    at 331776
 ;   row      1 x 2048     at 350208
-; WGT 524288 bytes
+; WGT
 ;   wgt      2 x 4608     at 0
 ;   grp      2 x 1152     at 9216
-; ACC 1048576 bytes
+; ACC
 ;   acc      2 x 131072   at 0
 ; tokens ACT_FREE 1, WGT_FREE 2, ACC_FREE 2, ROW_FREE 1
  0: WAIT     LOAD, ACT_FREE
