@@ -78,7 +78,7 @@ def simulated_op_cycles(
     """Time of the dense ops on the simulator."""
     return sum(
         simulate_op(
-            *(shape, e.nnz, "sparqle", e.window, programs, e.consumers), block_rows=block
+            *(shape, e.nnz, "sparqle", programs, e.consumers), block_rows=block
         ).total_cycles
         for e, block in zip(encodings, blocks, strict=True)
         for shape in e.consumers

@@ -18,6 +18,8 @@ from sparqle_tvm.report.comparison import (
     stored_curves,
     to_json,
 )
+from sparqle_tvm.report.paper_map import stored_map
+from sparqle_tvm.report.pictures.paper_map import draw_paper_map
 from sparqle_tvm.report.pictures.reduction import draw_reduction
 from sparqle_tvm.report.pictures.style import save_png
 from sparqle_tvm.report.writers import write_markdown
@@ -29,10 +31,13 @@ DATA = ROOT / "sparqle_tvm" / "report" / "data" / "paper.json"
 
 
 def write_documents(folder: Path) -> None:
-    """Write the Markdown file and its picture from the stored curves."""
+    """Write the Markdown file and its pictures from the stored curves and map."""
     curves = {name: stored_curves(preset) or [] for name, preset in PRESETS.items()}
     tables = {name: default_table(preset).name for name, preset in PRESETS.items()}
-    write_markdown(paper_document(curves, tables), folder / "paper.md")
+    found = stored_map()
+    write_markdown(paper_document(curves, tables, found), folder / "paper.md")
+    if found is not None:
+        save_png(draw_paper_map(found), folder / "paper_map.png", dpi=100)
     save_png(draw_reduction(curves["sparqle/edge"]), folder / "paper.png", dpi=100)
 
 

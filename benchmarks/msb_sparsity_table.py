@@ -26,6 +26,7 @@ from sparqle_tvm.calibration.choosable_model import ChoosableModel
 from sparqle_tvm.frontend import from_gguf
 from sparqle_tvm.frontend.text import builtin_text, load_tokens
 from sparqle_tvm.models.builtin import fetch_builtin
+from sparqle_tvm.models.quantized import quantizer_levels
 from sparqle_tvm.models.sparsity import (
     CLASSES,
     layer_type_of,
@@ -33,7 +34,7 @@ from sparqle_tvm.models.sparsity import (
     row_quantiles,
     summarize,
 )
-from sparqle_tvm.numerics import encode, max_exact, quantize_per_token
+from sparqle_tvm.numerics import encode, quantize_per_token
 from sparqle_tvm.numerics.integers import DIGIT_BITS
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.studies.inputs import BUILTIN_TEXT
@@ -93,7 +94,7 @@ def layer_type(label: str) -> str:
 
 def quantiles(x: NDArray[np.float32], k: int) -> list[float]:
     """Quantile function of the share of stored digits per row, for digits of k bits."""
-    q, _ = quantize_per_token(x, qmax=max_exact(k, "signed"), k=k)
+    q, _ = quantize_per_token(x, qmax=quantizer_levels(k), k=k)
     return row_quantiles(RowNnz.from_pbm(encode(q, k=k).pbm, x.shape[1]))
 
 

@@ -13,7 +13,6 @@ from functools import lru_cache
 import numpy as np
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.numerics.window import WindowName
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.schedule import schedule_with
@@ -92,10 +91,8 @@ def tie_encoding(
     _, costs = encoding_costs(
         encoding.label, encoding.nnz, encoding.consumers, accelerator, scheme, block_rows
     )
-    signed = scheme == "sparqle" and encoding.window == "signed"
-    window: WindowName = "signed" if signed else "unsigned"
     return tuple(
-        _tie(shape, encoding.nnz, cost, accelerator, scheme, window, block_rows)
+        _tie(shape, encoding.nnz, cost, accelerator, scheme, block_rows)
         for shape, cost in zip(encoding.consumers, costs, strict=True)
     )
 
@@ -106,12 +103,11 @@ def _tie(
     cost: OpCost,
     accelerator: Accelerator,
     scheme: ProgramScheme,
-    window: WindowName,
     block_rows: int,
 ) -> OpTie:
     # The label would keep equal ops from sharing a program.
     program = _program(
-        *(replace(shape, label=""), cost.tiling.schedule, accelerator, scheme, window, block_rows)
+        *(replace(shape, label=""), cost.tiling.schedule, accelerator, scheme, block_rows)
     )
     result = simulate_timing(program, shape.m, nnz if scheme == "sparqle" else None)
     return OpTie(
@@ -131,22 +127,9 @@ def _program(
     decisions: Decisions,
     accelerator: Accelerator,
     scheme: ProgramScheme,
-    window: WindowName,
     block_rows: int,
 ) -> Program:
-    spec = DenseOp(
-        m=shape.m,
-        n=shape.n,
-        k=shape.k,
-        digit_bits=accelerator.digit_bits,
-        window=window,
-        weight_bits=shape.weight_bits,
-        group_size=shape.group_size,
-        has_min=shape.has_min,
-        has_offset=shape.has_offset,
-        scheme=scheme,
-        block_rows=block_rows,
-    )
+    spec = replace(shape.in_scheme(scheme), block_rows=block_rows)
     # Only time is asked for: what would be wrong with a program is no matter here.
     return generate(schedule_with(spec, accelerator, decisions), spec, accelerator, verify=False)
 

@@ -10,6 +10,7 @@ from sparqle_tvm.passes.collect_activations import (
     CollectActivations,
     ObservedDense,
 )
+from sparqle_tvm.passes.collect_attention import CollectAttention
 from sparqle_tvm.passes.collect_encodings import CollectEncodings
 from sparqle_tvm.passes.drain_encoded import DrainEncoded
 from sparqle_tvm.passes.fold_constants import FoldConstants
@@ -20,16 +21,21 @@ from sparqle_tvm.passes.lift_choices import LiftChoices
 from sparqle_tvm.passes.lower_qdq import LowerQDQ
 from sparqle_tvm.passes.merge_precision import MergePrecision
 from sparqle_tvm.passes.offload_dense import OffloadDense
+from sparqle_tvm.passes.quantize_attention import FLOAT_ATTENTION, QuantizeAttention
+from sparqle_tvm.passes.quantize_cache import QuantizeCache
 from sparqle_tvm.passes.raise_msb_sparsity import RaiseMsbSparsity
+from sparqle_tvm.passes.report_left import ReportLeft
 from sparqle_tvm.passes.share_encodings import ShareEncodings
 from sparqle_tvm.passes.split_grouped_dense import SplitGroupedDense
 from sparqle_tvm.passes.split_precision import SplitPrecision
 
 __all__ = [
+    "FLOAT_ATTENTION",
     "ActivationInfo",
     "BalanceRows",
     "ChooseWindow",
     "CollectActivations",
+    "CollectAttention",
     "CollectEncodings",
     "DenseInfo",
     "DrainEncoded",
@@ -45,7 +51,10 @@ __all__ = [
     "ObservedDense",
     "OffloadDense",
     "PassReport",
+    "QuantizeAttention",
+    "QuantizeCache",
     "RaiseMsbSparsity",
+    "ReportLeft",
     "ShareEncodings",
     "Skipped",
     "SplitGroupedDense",

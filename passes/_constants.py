@@ -53,6 +53,17 @@ def _is_number(expr: Any) -> bool:
     return isinstance(getattr(expr, "value", None), int)
 
 
+def _dequantize(call: relax.Call, *values: np.ndarray) -> np.ndarray:
+    """``(q - zero) * scale``, in the dtype of the result and in that order, as TVM's op does."""
+    q, scale, zero = values
+    axis, dtype = int(call.attrs.axis) % max(q.ndim, 1), str(call.ty.dtype)
+    along = [1] * q.ndim
+    if max(scale.size, zero.size) > 1:
+        along[axis] = -1
+    wide = q.astype(np.int64) - zero.astype(np.int64).reshape(along if zero.size > 1 else ())
+    return wide.astype(dtype) * scale.astype(dtype).reshape(along if scale.size > 1 else ())
+
+
 # Ops of one tensor that move or reinterpret it.
 _MOVES: dict[str, Callable[[relax.Call, np.ndarray], np.ndarray | None]] = {
     "relax.permute_dims": _permute,
@@ -90,7 +101,7 @@ class ConstantEvaluator:
         self._made: dict[Any, relax.Expr] = {}
 
     def value(self, expr: Any) -> np.ndarray | None:
-        """The value of ``expr`` if only constants, moves and bit operations lead to it."""
+        """The value of ``expr`` if constants, moves, arithmetic and dequantization lead to it."""
         found = self._resolve(expr)
         if isinstance(found, Constant):
             return found.value.numpy()
@@ -105,6 +116,9 @@ class ConstantEvaluator:
                 return None
             with np.errstate(over="ignore"):
                 return _BINARY[name](left, right).astype(str(found.ty.dtype))
+        if name == "relax.dequantize":
+            values = [v for v in map(self.value, found.args) if v is not None]
+            return _dequantize(found, *values) if len(values) == len(found.args) else None
         if name not in _MOVES:
             return None
         inner = self.value(found.args[0])

@@ -25,7 +25,6 @@ OUTPUTS: Mapping[type[dialect.Dense], Output] = MappingProxyType(
         dialect.SplitDenseEncoded: "encoded",
     }
 )
-OUT_FORMAT = ("out_window", "out_zero", "out_low", "out_high")
 # Programs of an op: a spec for each row count.
 Specs = tuple[DenseOp, ...]
 
@@ -50,7 +49,7 @@ def describe(
     """What the accelerator runs for an op, and the offset that is handed over, if any is.
 
     The offset is what is added besides the bias of the window's digits, which the accelerator
-    undoes.
+    undoes: its digits carry q - centre.
 
     Raises
     ------
@@ -58,10 +57,9 @@ def describe(
         If the accelerator cannot run it.
     """
     bits, signed = _weight_format(rewriter, op)
-    offset = remaining_offset(rewriter, op)
+    offset = remaining_offset(rewriter, op, -op.digits.bias)
     output = OUTPUTS[type(op)]
     encoded = output == "encoded"
-    windows = {name: getattr(op, name) for name in ("window", *(OUT_FORMAT if encoded else ()))}
     lead = list(op.encoding.ty.fields[0].shape.values)[:-1]
     specs = tuple(
         dense_op(
@@ -74,11 +72,35 @@ def describe(
             block_rows=_block_rows(rewriter, op, rows),
             # The chunk of encoded outputs is chosen with the tiles.
             out_chunk=op.out_features if encoded else 0,
-            **windows,
+            **_digits_in(op),
+            **(_digits_out(op) if isinstance(op, dialect.SplitDenseEncoded) else {}),
         )
         for rows in row_counts(lead, accelerator)
     )
     return specs, offset
+
+
+def _digits_in(op: dialect.Dense) -> dict[str, Any]:
+    """How the activations are split: those of rows with zero points may have their own centres."""
+    row_zeros = op.zero_points_type is not None and op.digits.window.centred
+    return {
+        "act_signed": bool(op.act_signed),
+        "window": op.window,
+        "centre": 0 if row_zeros else op.digits.centre,
+        "row_zeros": row_zeros,
+    }
+
+
+def _digits_out(op: dialect.SplitDenseEncoded) -> dict[str, Any]:
+    """How encoded outputs are quantized and split."""
+    return {
+        "out_signed": bool(op.out_signed),
+        "out_window": op.out_window,
+        "out_centre": op.out_digits.centre,
+        "out_zero": op.out_zero,
+        "out_low": op.out_low,
+        "out_high": op.out_high,
+    }
 
 
 def _weight_format(rewriter: Rewriter, op: dialect.Dense) -> tuple[int, bool]:

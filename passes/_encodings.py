@@ -10,7 +10,8 @@ from typing import Any
 from tvm import relax
 
 from sparqle_tvm import dialect
-from sparqle_tvm.numerics.window import WINDOWS, largest_integer
+from sparqle_tvm.numerics.window import default_window
+from sparqle_tvm.passes._value_range import value_range
 
 
 class Encodings:
@@ -90,13 +91,12 @@ class EncodingInfo:
         k, bits of a digit.
     window : str
         ``"signed"`` or ``"unsigned"``.
+    window_reason : str
+        Why it has that window, in a few words.
     columns : int
         K, elements in a row.
     quantizes : bool
         Whether the encoding quantizes too, so that it has scales.
-    may_saturate : bool
-        Whether elements outside the window's exact range, or through a small factor outside of
-        the quantizer's limits, can come in.
     consumers : list of DenseInfo
         In program order.
     has_factors, has_bands : bool
@@ -108,18 +108,25 @@ class EncodingInfo:
     label: str
     digit_bits: int
     window: str
+    window_reason: str
     columns: int
     quantizes: bool
-    may_saturate: bool
     consumers: list[DenseInfo] = field(default_factory=list)
     has_factors: bool = False
     has_bands: bool = False
     rows: int | None = None
 
 
-def _describe_encoding(op: dialect.Encoder) -> EncodingInfo:
-    # What arrives quantized can be anything that its dtype holds.
-    largest = op.qmax or largest_integer(op.k)
+def window_reason(op: dialect.Encoder, smallest: float) -> str:
+    """Why an encoding has its window; nothing it quantizes is below `smallest`."""
+    zero = None if op.zero_points is not None else op.zero_point
+    window, reason = default_window(op.k, signed=op.signed, zero_point=zero, smallest=smallest)
+    if op.window == window:
+        return reason
+    return f"chosen, by name or by measurement; by rule it were {window}: {reason}"
+
+
+def _describe_encoding(op: dialect.Encoder, smallest: float) -> EncodingInfo:
     *lead, columns = op.x.ty.shape.values
     static = all(hasattr(extent, "value") for extent in lead)
     has_factors = op.factors is not None
@@ -127,9 +134,9 @@ def _describe_encoding(op: dialect.Encoder) -> EncodingInfo:
         label=op.label,
         digit_bits=op.k,
         window=op.window,
+        window_reason=window_reason(op, smallest),
         columns=int(columns),
         quantizes=op.qmax > 0,
-        may_saturate=has_factors or not WINDOWS[op.window].holds((-largest, largest), op.k),
         has_factors=has_factors,
         has_bands=op.bands is not None,
         rows=math.prod(int(extent) for extent in lead) if static else None,
@@ -147,11 +154,20 @@ def _describe_dense(op: dialect.Dense) -> DenseInfo:
     )
 
 
+def _smallest(op: dialect.Encoder, bound: Encodings) -> float:
+    """What no integer of an encoding is below."""
+    return -math.inf if op.qmax else value_range(op.x, bound.resolve)[0]
+
+
 def describe_encodings(func: relax.Function) -> tuple[list[EncodingInfo], list[str]]:
     """The encodings of the outermost blocks in program order, and the labels of all others."""
     bound = Encodings(func)
     inner = bound.inner
-    infos = {v: _describe_encoding(op) for v, op in bound.encoders.items() if v not in inner}
+    infos = {
+        v: _describe_encoding(op, _smallest(op, bound))
+        for v, op in bound.encoders.items()
+        if v not in inner
+    }
     for variable, dense in bound.dense.items():
         info = infos.get(bound.variable(dense.encoding))
         drained = isinstance(dense, dialect.SplitDenseEncoded)
@@ -170,8 +186,7 @@ def in_bands(
         emit(op.reshape(emit(relax.TupleGetItem(sides, side)), (encoder.columns,)))
         for side in (0, 1)
     )
-    zero_range = WINDOWS[encoder.window].zero_range(encoder.k)
-    low, high = (relax.const(edge, "float32") for edge in zero_range)
+    low, high = (relax.const(edge, "float32") for edge in encoder.digits.zero_range)
     below = op.logical_and(emit(op.less(q, low)), emit(op.greater_equal(q, lo)))
     above = op.logical_and(emit(op.greater(q, high)), emit(op.less_equal(q, hi)))
     return emit(below), emit(above)

@@ -138,7 +138,7 @@ def _obstacle(rewriter: Rewriter, dense: GroupedDense) -> str:
     groups, size = (int(d) for d in dims_of(dense.weight)[:2])
     dims, columns = dims_of(dense.q), groups * size
     if dtype_of(dense.q) not in DIGIT_BITS:
-        return f"activations are {dtype_of(dense.q)}, int8 or int16 is needed"
+        return f"activations are {dtype_of(dense.q)}, {' or '.join(DIGIT_BITS)} is needed"
     if dtype_of(dense.weight) != "int8":
         return f"weights are {dtype_of(dense.weight)}, int8 is needed"
     if not is_weight(dense.weight, rewriter):
@@ -147,8 +147,8 @@ def _obstacle(rewriter: Rewriter, dense: GroupedDense) -> str:
         return f"K of the activations is not G * group size = {columns}"
     if columns == 0:
         return "K = 0"
-    # Twice the largest q: until the window's offset is added, sums of biased digits are larger.
-    sum_q = size * 2 * largest_integer(DIGIT_BITS[dtype_of(dense.q)])
+    # Twice the largest q: until the window's offset is added, sums of stored digits are larger.
+    sum_q = size * 2 * (largest_integer(DIGIT_BITS[dtype_of(dense.q)]) + 1)
     bounds = value_range(dense.weight, rewriter.value)
     if not adds_exactly(rewriter, dense.w_scale, dense.w_min, bounds, sum_q):
         return f"the group scales allow sums of {EXACT_SUM_LIMIT:g}, where float64 rounds"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.numerics import EncodingChoice, group_factors
+from sparqle_tvm.numerics import EncodingChoice, group_factors, window_limits
 from sparqle_tvm.numerics.choice import LARGEST_FACTOR
 from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT, exact_sum_bound
-from sparqle_tvm.numerics.window import WINDOWS, largest_integer
+from sparqle_tvm.numerics.window import largest_integer
 from sparqle_tvm.passes._choosable import Choosable
 
 LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
@@ -89,7 +89,7 @@ def choice_arguments(
         choice = choices.get(encoding.label, EncodingChoice())
         encoding.check(choice)
         factors.append(choice.factors_or_ones(encoding.columns))
-        empty = np.array(WINDOWS[encoding.window].zero_range(encoding.k), np.int16)
+        empty = np.array(window_limits(encoding.k, encoding.window), np.int16)
         found = choice.bands
         bands.append(
             np.repeat(empty[:, None], encoding.columns, axis=1)

@@ -12,12 +12,24 @@ LOG = logging.getLogger("sparqle_tvm.passes")
 
 @dataclass(frozen=True)
 class Skipped:
-    """One op that a pass looked at and left as it was."""
+    """One op that a pass looked at and left as it was.
+
+    Attributes
+    ----------
+    function, label : str
+        The function that holds it and its name there; empty for what no function has.
+    """
 
     pass_name: str
+    function: str
     op: str
     label: str
     reason: str
+
+    def __str__(self) -> str:
+        """One line for people."""
+        where = f" of {self.function}" if self.function else ""
+        return f"{self.pass_name} left {self.op} {self.label}{where} alone: {self.reason}"
 
 
 @dataclass
@@ -29,7 +41,7 @@ class PassReport:
     rewritten : Counter[str]
         Number of rewrites by pass name.
     skipped : list of Skipped
-        One entry for each op left alone, in program order.
+        One entry for each op left alone, in program order; none if all is rewritten.
     tuned : list of str
         Labels of the ops with schedules from a tuning database, in program order.
     """
@@ -38,12 +50,11 @@ class PassReport:
     skipped: list[Skipped] = field(default_factory=list)
     tuned: list[str] = field(default_factory=list)
 
-    def skip(self, pass_name: str, op: str, label: str, reason: str) -> None:
-        """Note (and log) that ``op`` was left alone; the same note is kept once."""
-        entry = Skipped(pass_name, op, label, reason)
+    def skip(self, entry: Skipped) -> None:
+        """Note (and log) that an op was left alone; the same note is kept once."""
         if entry not in self.skipped:
             self.skipped.append(entry)
-            LOG.info("%s left %s %s alone: %s", pass_name, op, label, reason)
+            LOG.info("%s", entry)
 
     def rewrite(self, pass_name: str, count: int = 1) -> None:
         """Note ``count`` rewrites by ``pass_name``."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import tvm
+import tvm_ffi
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, PyExprVisitor, visitor
 
@@ -14,7 +15,7 @@ from sparqle_tvm import dialect
 from sparqle_tvm.passes._constants import ConstantEvaluator
 from sparqle_tvm.passes._encodings import Encodings
 from sparqle_tvm.passes._match import op_name
-from sparqle_tvm.passes._report import PassReport
+from sparqle_tvm.passes._report import PassReport, Skipped
 
 
 @visitor
@@ -66,7 +67,7 @@ class Rewriter(PyExprMutator):
     def __init__(self, mod: tvm.IRModule, owner: Any) -> None:
         super().__init__(mod)
         self.owner = owner
-        self.label = ""
+        self.label = self.function = ""
         self.bound: Any = None
         self.replacements: dict[Any, Any] = {}
         self.parameters: frozenset[Any] = frozenset()
@@ -78,6 +79,7 @@ class Rewriter(PyExprMutator):
 
     def begin(self, name: str, func: relax.Function) -> None:
         """Look at the next function of the module before it is visited."""
+        self.function = name
         self._function, self._uses, self._field_readers = func, None, {}
         self.parameters = frozenset(func.params)
         self.replacements = {}
@@ -114,6 +116,20 @@ class Rewriter(PyExprMutator):
             expr = call.args[0]
         return calls
 
+    def same(self, one: Any, other: Any) -> bool:
+        """Whether two expressions are known to have the same value: equal calls of equal things."""
+        one, other = self.value(one), self.value(other)
+        if isinstance(one, relax.Call) and isinstance(other, relax.Call):
+            alike = op_name(one) and op_name(one) == op_name(other)
+            alike = alike and tvm_ffi.structural_equal(one.attrs, other.attrs)
+            pairs = zip(one.args, other.args, strict=False)
+            return (
+                bool(alike)
+                and len(one.args) == len(other.args)
+                and all(self.same(mine, theirs) for mine, theirs in pairs)
+            )
+        return bool(tvm_ffi.structural_equal(one, other))
+
     def used_once(self, *variables: Any) -> bool:
         """Whether each of the variables is read exactly once in the function."""
         return all(isinstance(v, relax.Var) and self.uses[v] == 1 for v in variables)
@@ -142,7 +158,7 @@ class Rewriter(PyExprMutator):
 
     def skip(self, op: str, label: str, reason: str) -> None:
         """Note in the report that an op is left alone."""
-        self.owner.report.skip(self.owner.name, op, label, reason)
+        self.owner.report.skip(Skipped(self.owner.name, self.function, op, label, reason))
 
     def finish(self) -> None:
         """What is to be done (reported) after all functions are visited."""
@@ -286,6 +302,7 @@ def apply_rewriter(mod: tvm.IRModule, rewriter: Rewriter) -> tvm.IRModule:
         known, visited = rewrites.total(), rewriter.visit_expr(func)
         if rewrites.total() > known:
             rewritten.update_func(gv, remove_unused(visited))
+    rewriter.function = ""
     rewriter.finish()
     if rewrites.total() == before:
         return mod

@@ -64,6 +64,11 @@ def _call_range(call: relax.Call, recurse: Callable[[Any], Range]) -> Range:
         if name == "round":
             return float(np.round(low)), float(np.round(high))
         return low, high
+    if name == "nn.relu":
+        low, high = recurse(call.args[0])
+        return max(low, 0.0), max(high, 0.0)
+    if name == "quantize":
+        return _quantized_range(call, recurse(call.args[0]))
     if name == "clip":
         floor, ceiling = const_scalar(call.args[1]), const_scalar(call.args[2])
         if floor is None or ceiling is None:
@@ -84,6 +89,15 @@ def _call_range(call: relax.Call, recurse: Callable[[Any], Range]) -> Range:
     if name == "minimum":
         return min(bounds[0], amount), min(bounds[1], amount)
     return _shift(bounds, amount, 1 if name == "add" else -1)
+
+
+def _quantized_range(call: relax.Call, bounds: Range) -> Range:
+    """Of a quantization with one constant scale and zero point, which clips to its dtype."""
+    scale, zero = const_scalar(call.args[1]), const_scalar(call.args[2])
+    limits = dtype_range(dtype_of(call))
+    if scale is None or zero is None or not scale > 0:
+        return limits
+    return _meet(limits, (np.rint(bounds[0] / scale) + zero, np.rint(bounds[1] / scale) + zero))
 
 
 def value_range(expr: Any, resolve: Callable[[Any], Any]) -> Range:

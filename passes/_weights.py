@@ -9,16 +9,16 @@ from tvm import relax
 
 from sparqle_tvm import dialect
 from sparqle_tvm.errors import CompileError
-from sparqle_tvm.numerics import QuantizedWeights, bias_term, grouped_bias_term
 from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT
-from sparqle_tvm.numerics.window import WINDOWS
+from sparqle_tvm.numerics.integers import to_int32
+from sparqle_tvm.numerics.window import Digits
 from sparqle_tvm.passes._constants import Constant, make_const
-from sparqle_tvm.passes._match import int_shape, op_name
+from sparqle_tvm.passes._match import dtype_of, int_shape, op_name
 from sparqle_tvm.passes._rewrite import Rewriter
 from sparqle_tvm.passes._value_range import LAYOUT_OPS
 
 # Digit width for each activation container.
-DIGIT_BITS = {"int8": 4, "int16": 8}
+DIGIT_BITS = {"int8": 4, "uint8": 4, "int16": 8, "uint16": 8}
 # Ops a weight may pass through and still be a weight: they unpack or move, and use no activation.
 TWO_TENSORS = {
     f"relax.{name}"
@@ -83,61 +83,104 @@ def arranged(
     return moved if len(shape) == len(axes) else rewriter.emit(relax.op.reshape(moved, shape))
 
 
-def window_bias(
-    rewriter: Rewriter, weight: Any, w_scale: Any | None, k: int, window: str
+def weight_sums(
+    rewriter: Rewriter, weight: Any, w_scale: Any | None, factor: int = 1
 ) -> relax.Expr:
-    """What undoes the bias b of a window's digits, for a weight (N, K) int8.
+    """The sums of the channels of a weight (N, K) int8, times a whole number.
 
-    Without scales ``-b * sum_k w`` as (N,) int32; with those of G groups, (N, G) float16,
-    ``-b * sum_g d_g * sum_{k in g} w`` as (N,) float64, in which each term is exact.
+    Without scales ``factor * sum_k w`` as (N,) int32; with those of G groups, (N, G) float16,
+    ``factor * sum_g d_g * sum_{k in g} w`` as (N,) float64, in which each term is exact.
     """
-    constants, bias = rewriter.constants, WINDOWS[window].bias(k)
+    constants = rewriter.constants
     operands = [weight] if w_scale is None else [weight, w_scale]
     values = [v for v in map(constants.value, operands) if v is not None]
     if len(values) == len(operands):
-        key = (*map(constants.source, operands), "window bias", k, window)
-        return constants.once(key, lambda: _bias_term(k, window, *values))
+        key = (*map(constants.source, operands), "weight sums", factor)
+        return constants.once(key, lambda: _weight_sums(factor, *values))
     outputs, columns = int_shape(weight)
-    if not bias:
+    if not factor:
         dtype = np.int32 if w_scale is None else np.float64
         return constants.once(("zeros", outputs, dtype), lambda: np.zeros(outputs, dtype))
     op = relax.op
     if w_scale is None:
         total = op.sum(op.astype(weight, "int32"), axis=[1])
-        return rewriter.emit(op.multiply(total, relax.const(-bias, "int32")), "window_bias")
+        return rewriter.emit(op.multiply(total, relax.const(factor, "int32")), "weight_sums")
     groups = int_shape(w_scale)[1]
     by_group = rewriter.emit(op.reshape(weight, (outputs, groups, columns // groups)))
     sums64 = rewriter.emit(op.astype(op.sum(op.astype(by_group, "int32"), axis=[2]), "float64"))
     total = op.sum(op.multiply(sums64, op.astype(w_scale, "float64")), axis=[1])
-    return rewriter.emit(op.multiply(total, relax.const(-float(bias), "float64")), "window_bias")
+    return rewriter.emit(op.multiply(total, relax.const(float(factor), "float64")), "weight_sums")
 
 
-def _bias_term(
-    k: int, window: str, values: np.ndarray, scales: np.ndarray | None = None
-) -> np.ndarray:
+def _weight_sums(factor: int, values: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
+    sums = factor * values.sum(axis=1, dtype=np.int64)
     if scales is None:
-        return bias_term(values, k, window)
-    return grouped_bias_term(QuantizedWeights(values, scales, None, 8), k, window)
+        return to_int32(sums)
+    by_group = values.reshape(*scales.shape, -1).sum(axis=2, dtype=np.int64)
+    return factor * (by_group * scales.astype(np.float64)).sum(axis=1)
 
 
-def window_constant(rewriter: Rewriter, op: dialect.Dense, window: str) -> relax.Expr:
-    """What undoes the bias of a window's digits in a dense: (N,) float64 with groups, or int32."""
-    w_scale = op.w_scale if isinstance(op, dialect.ScaledDense) and op.group_size else None
-    return window_bias(rewriter, op.weight, w_scale, op.k, window)
+def zero_shift(rewriter: Rewriter, digits: Digits, zero_points: relax.Expr) -> relax.Var:
+    """`Digits.shift` of zero points that come at run time, int32 of their shape."""
+    op = relax.op
+    zero = rewriter.emit(op.astype(zero_points, "int32"), "zero_point")
+    if not digits.window.centred:
+        return rewriter.emit(op.negative(zero), "zero_shift")
+    # The clip of integers takes their limits as numbers of their own dtype.
+    low, high = (relax.const(edge, "int32") for edge in digits.centre_range)
+    centre = rewriter.emit(op.minimum(op.maximum(zero, low), high), "centre")
+    return rewriter.emit(op.subtract(centre, zero), "zero_shift")
 
 
-def remaining_offset(rewriter: Rewriter, op: dialect.Dense) -> relax.Expr | None:
-    """What a split dense adds besides undoing the bias of its window's digits: (N,), or nothing.
+def dense_offset(
+    rewriter: Rewriter,
+    weight: Any,
+    w_scale: Any | None,
+    digits: Digits,
+    zero_points: relax.Expr | None = None,
+) -> relax.Expr:
+    """The offset that a dense adds to its sums over stored digits: (N,) int32 or float64.
+
+    With a constant zero point, or one of run time, the sums become those of ``q - zero point``;
+    with one per row those of ``q - centre``, see `row_correction`.
+    """
+    if zero_points is None:
+        return weight_sums(rewriter, weight, w_scale, digits.offset)
+    own = weight_sums(rewriter, weight, w_scale, -digits.bias)
+    if not dialect.is_single(zero_points.ty):
+        return own
+    shift, sums = zero_shift(rewriter, digits, zero_points), weight_sums(rewriter, weight, w_scale)
+    if zero_points.ty.ndim != 1:
+        shift = rewriter.emit(relax.op.reshape(shift, (1,)))
+    shift = rewriter.emit(relax.op.astype(shift, dtype_of(sums)))
+    term = rewriter.emit(relax.op.multiply(shift, sums), "zero_term")
+    return rewriter.emit(relax.op.add(own, term), "offset")
+
+
+def group_scale(op: dialect.Dense) -> relax.Expr | None:
+    """The scales per group of the weights, None if there are none."""
+    return op.w_scale if isinstance(op, dialect.ScaledDense) and op.group_size else None
+
+
+def remaining_offset(rewriter: Rewriter, op: dialect.Dense, undone: int) -> relax.Expr | None:
+    """What a split dense adds besides `undone` times the sums of its weights: (N,), or nothing.
+
+    Who multiplies digits without their bias has undone ``-bias`` already.
 
     Raises
     ------
     CompileError
         If a float64 offset cannot be split exactly into the window's part and the rest.
     """
-    own = window_constant(rewriter, op, op.window)
+    own = weight_sums(rewriter, op.weight, group_scale(op), undone)
     whole, part = rewriter.constants.value(op.offset), rewriter.constants.value(own)
+    added = rewriter.match(op.offset, "add")
     if part is not None and not part.any():
         rest = whole
+    elif whole is None and rewriter.same(op.offset, own):
+        return None
+    elif added is not None and rewriter.same(added.args[0], own):
+        return added.args[1]
     elif whole is None or part is None:
         return rewriter.emit(relax.op.subtract(op.offset, own), "offset")
     else:

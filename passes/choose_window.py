@@ -17,8 +17,7 @@ from sparqle_tvm.passes._constants import make_const
 from sparqle_tvm.passes._match import const_value
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
-from sparqle_tvm.passes._value_range import value_range
-from sparqle_tvm.passes._weights import window_constant
+from sparqle_tvm.passes._weights import group_scale, weight_sums
 
 
 @mutator
@@ -40,12 +39,9 @@ class _Choose(Rewriter):
         wanted = self.owner.windows.get(encoder.label, self.owner.default)
         if wanted is None or wanted == encoder.window:
             return None
-        bounds = (-float(encoder.qmax), float(encoder.qmax))
-        if not encoder.qmax:
-            bounds = value_range(encoder.x, self.value)
         reason = ""
-        if not WINDOWS[wanted].holds(bounds, encoder.k) and not self.owner.allow_saturation:
-            reason = f"values up to {bounds[1]:g} would saturate in the {wanted} window"
+        if encoder.zero_points is not None:
+            reason = "its zero point comes at run time, and the window is part of its correction"
         # Scale and group sums are the same in both windows.
         elif self.passed_on(self.bound, len(dialect.PLANES)):
             reason = "its planes are returned or passed on"
@@ -67,27 +63,24 @@ class _Choose(Rewriter):
         encoder = dialect.Encoder.of(self.value(dense.encoding))
         if encoder is None or encoder.window == dense.window:
             return None
-        offset = dense.offset
-        for window, sign in ((dense.window, -1), (encoder.window, 1)):
-            if WINDOWS[window].bias(dense.k):
-                term = window_constant(self, dense, window)
-                offset = self._add(offset, term, sign)
-        return dense.changed(window=encoder.window, offset=offset)
+        more = encoder.digits.offset - dense.digits.offset
+        if not more:
+            return dense.changed(window=encoder.window)
+        term = weight_sums(self, dense.weight, group_scale(dense), more)
+        return dense.changed(window=encoder.window, offset=self._add(dense.offset, term))
 
-    def _add(self, base: Any, term: Any, sign: int) -> relax.Expr:
-        old, delta = const_value(base), const_value(term)
-        if old is not None and delta is not None:
-            return make_const(np.asarray(old + sign * delta, dtype=old.dtype))
-        combine = relax.op.add if sign > 0 else relax.op.subtract
-        return self.emit(combine(base, term), "bias")
+    def _add(self, base: Any, term: Any) -> relax.Expr:
+        old, more = const_value(base), const_value(term)
+        if old is not None and more is not None:
+            return make_const(np.asarray(old + more, dtype=old.dtype))
+        return self.emit(relax.op.add(base, term), "bias")
 
 
 @tvm.transform.module_pass(opt_level=0)
 class ChooseWindow(RewritePass):
     """Change the window of encodings, and the bias of the dense ops that read them.
 
-    Going to ``unsigned`` is always exact. Going to ``signed`` is done where the values provably
-    fit (119 at most for k = 4), or if saturation is allowed.
+    Both windows hold every integer. Precondition: the zero point is a constant.
 
     Before::
 
@@ -105,8 +98,6 @@ class ChooseWindow(RewritePass):
         ``"signed"`` or ``"unsigned"`` for the encodings of these labels.
     default : str, optional
         Window of all other encodings; by default they keep theirs.
-    allow_saturation : bool
-        Whether ``signed`` may be set where values could saturate (lossy).
 
     Raises
     ------
@@ -121,7 +112,6 @@ class ChooseWindow(RewritePass):
         windows: Mapping[str, str] | None = None,
         *,
         default: str | None = None,
-        allow_saturation: bool = False,
         report: PassReport | None = None,
     ) -> None:
         given = {**(windows or {}), **({"(default)": default} if default is not None else {})}
@@ -132,4 +122,3 @@ class ChooseWindow(RewritePass):
         super().__init__(report=report)
         self.windows = dict(windows or {})
         self.default = default
-        self.allow_saturation = allow_saturation

@@ -12,7 +12,7 @@ from tvm import relax
 from sparqle_tvm import dialect
 from sparqle_tvm.passes._constants import Constant
 from sparqle_tvm.passes._encodings import Encodings
-from sparqle_tvm.passes._report import PassReport
+from sparqle_tvm.passes._report import PassReport, Skipped
 from sparqle_tvm.passes._rewrite import (
     ReportingPass,
     also_returning,
@@ -66,13 +66,17 @@ class ActivationInfo:
     columns : int
         K.
     qmax : int
-        Largest quantized magnitude; 0 if the input is quantized already (then it is int8).
+        Largest quantized magnitude; 0 if the input is quantized already.
     digit_bits : int
         k, bits of a digit.
     window : str
         ``"signed"`` or ``"unsigned"``.
     dense : list of ObservedDense
         In program order.
+    dtype : str
+        Of the input: float32, or of the integers that it is.
+    zero_point : int
+        The integer that stands for 0.
     """
 
     label: str
@@ -81,6 +85,8 @@ class ActivationInfo:
     digit_bits: int
     window: str
     dense: list[ObservedDense]
+    dtype: str = "float32"
+    zero_point: int = 0
 
 
 Observation = tuple[ActivationInfo, ObservedDense | None, str]
@@ -100,11 +106,14 @@ class _Find:
         By the variables of the encodings.
     returned : dict of relax.Var to tuple of relax.Expr and Observation
         By the variable whose binding it follows: what is returned, and what that is.
+    hidden : list of str
+        Labels of encodings with zero points of run time, of which nothing is returned.
     """
 
     def __init__(self, func: relax.Function) -> None:
         self.infos: dict[Any, ActivationInfo] = {}
         self.returned: dict[Any, tuple[relax.Expr, Observation]] = {}
+        self.hidden: list[str] = []
         self.bound = Encodings(func)
         for var, value in self.bound.values.items():
             if var in self.bound.inner:
@@ -117,7 +126,12 @@ class _Find:
                 self._add_stream(var, value)
 
     def _add_encoding(self, var: Any, op: dialect.Encoder) -> None:
-        info = ActivationInfo(op.label, op.columns, op.qmax, op.k, op.window, [])
+        if op.zero_points is not None:
+            self.hidden.append(op.label)
+            return
+        dtype = str(op.x.ty.dtype)
+        facts = (op.label, op.columns, op.qmax, op.k, op.window)
+        info = ActivationInfo(*facts, [], dtype, op.zero_point)
         self.infos[var], self.returned[var] = info, (op.x, (info, None, "input"))
 
     def _add_dense(self, var: Any, op: dialect.Dense) -> None:
@@ -224,6 +238,9 @@ class CollectActivations(ReportingPass):
         changed = mod.clone()
         for gv, func in relax_functions(mod):
             found = _Find(func)
+            for label in found.hidden:
+                reason = "its zero point comes at run time, so its window is not measured"
+                self.report.skip(Skipped(self.name, str(gv.name_hint), "encode", label, reason))
             if not found.infos:
                 continue
             self.collected[str(gv.name_hint)] = [what for _, what in found.returned.values()]

@@ -8,9 +8,8 @@ import tvm
 from tvm import relax
 
 from sparqle_tvm import dialect
-from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.passes._encodings import EncodingInfo, describe_encodings, in_bands
-from sparqle_tvm.passes._report import PassReport
+from sparqle_tvm.passes._report import PassReport, Skipped
 from sparqle_tvm.passes._rewrite import (
     ReportingPass,
     also_returning,
@@ -42,26 +41,14 @@ class _Observer:
         return var
 
     def observe(self, encoding: relax.Var, op: dialect.Encoder, info: EncodingInfo) -> None:
-        """Return PBM, scales, and how many elements were saturated and clipped to the window."""
+        """Return PBM, scales, and how many elements were clipped to the window."""
         self.bind(dialect.plane(encoding, "pbm"), output=True)
-        q, limit = op.x, WINDOWS[op.window].limits(op.k)[1]
-        if info.quantizes:
-            scale = self.bind(op.field(encoding, "scale"), output=True)
-        if not info.may_saturate:
+        if not info.quantizes:
             return
-        if info.quantizes:
-            q = self._rounded(op, scale)
-        dtype = str(q.ty.dtype)
-        if op.factors is None:
-            self._count(relax.op.greater(q, relax.const(limit, dtype)))
-            return
-        limit = min(op.qmax, limit)
-        above = self.bind(relax.op.greater(q, relax.const(limit, dtype)))
-        below = self.bind(relax.op.less(q, relax.const(-op.qmax, dtype)))
-        self._count(relax.op.logical_or(above, below))
+        scale = self.bind(op.field(encoding, "scale"), output=True)
         if op.bands is not None:
-            clipped = self.bind(relax.op.clip(q, -op.qmax, limit))
-            self._count(relax.op.logical_or(*in_bands(self.bind, clipped, op)))
+            q = self.bind(relax.op.clip(self._rounded(op, scale), -op.qmax, op.qmax))
+            self._count(relax.op.logical_or(*in_bands(self.bind, q, op)))
 
     def _rounded(self, op: dialect.Encoder, scale: relax.Var) -> relax.Var:
         """``round(x / step)`` in float32, not limited yet."""
@@ -77,7 +64,7 @@ class _Observer:
 
 
 def _with_observations(func: relax.Function, infos: list[EncodingInfo]) -> relax.Function:
-    """``func`` returning ``(result, (pbm, [scale], [saturated], [clipped], pbm, ..))``."""
+    """``func`` returning ``(result, (pbm, [scale], [clipped], pbm, ..))``."""
     remaining = iter(infos)
     outputs: list[relax.Var] = []
     blocks = []
@@ -97,8 +84,7 @@ class CollectEncodings(ReportingPass):
     """Make functions return the precision bitmaps (and scales) of their encodings as well.
 
     Precondition: the encodings stand in the outermost blocks of a function that no other function
-    calls. Where the window may saturate, the number of elements above it is returned, too; with
-    bands, so is the number of elements that they clip.
+    calls. With bands, the number of elements that they clip is returned, too.
 
     Before::
 
@@ -129,12 +115,12 @@ class CollectEncodings(ReportingPass):
             name = str(gv.name_hint)
             infos, hidden = describe_encodings(func)
             for label in hidden:
-                self._skip(label, "stands in a branch")
+                self._skip(name, label, "stands in a branch")
             if not infos:
                 continue
             if name in called:
                 for info in infos:
-                    self._skip(info.label, f"its function {name} is called by another one")
+                    self._skip(name, info.label, f"its function {name} is called by another one")
                 continue
             self.collected[name] = infos
             if not has_mark(func, COLLECTED):
@@ -142,5 +128,5 @@ class CollectEncodings(ReportingPass):
                 self.report.rewrite(self.name)
         return changed
 
-    def _skip(self, label: str, reason: str) -> None:
-        self.report.skip(self.name, "encode", label, reason)
+    def _skip(self, function: str, label: str, reason: str) -> None:
+        self.report.skip(Skipped(self.name, function, "encode", label, reason))

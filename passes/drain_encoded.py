@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
-from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.passes._constants import make_const
 from sparqle_tvm.passes._match import (
     const_scalar,
@@ -36,6 +35,13 @@ class _Quantize:
     between: tuple[Any, ...]
 
 
+# Ops of a quantization, and what may stand before it.
+_QUANTIZING = frozenset(
+    f"relax.{name}"
+    for name in ("quantize", "astype", "clip", "round", "divide", "add", "maximum", "nn.relu")
+)
+
+
 class _NoMatch(Exception):
     """Why a tensor is not the quantized result of a dense."""
 
@@ -50,7 +56,8 @@ class _Drain(Rewriter):
         try:
             fused = self._fuse(encode)
         except _NoMatch as reason:
-            self.skip("encode", encode.label, str(reason))
+            if self._follows_dense(encode.x):
+                self.skip("encode", encode.label, str(reason))
             return None
         self.count()
         return fused
@@ -70,18 +77,34 @@ class _Drain(Rewriter):
             raise _NoMatch("its readers need group sums, which a drain does not make")
         if not self.used_once(*between):
             raise _NoMatch("the result of the dense op, or what becomes of it, has another reader")
-        smallest, largest = WINDOWS[encode.window].limits(encode.k)
+        if encode.zero_points is not None:
+            raise _NoMatch("its readers take off a zero point that comes at run time")
+        smallest, largest = encode.digits.bounds
         low, high = max(low, smallest), min(quantize.high, largest)
-        if not (low <= high and smallest <= quantize.zero < -smallest):
+        if not (low <= high and smallest <= quantize.zero <= largest):
             raise _NoMatch(f"limits [{low}, {high}] and zero point {quantize.zero} hold no values")
+        around = replace(encode.digits, zero_point=quantize.zero).centre
+        if around != encode.digits.centre:
+            raise _NoMatch(
+                f"its zero point is {quantize.zero}, its digits are centred on "
+                f"{encode.digits.centre}"
+            )
         return dense.encoded(
             out_scale=make_const(np.array(quantize.scale, np.float32)),
             out_window=encode.window,
+            out_signed=int(encode.signed),
             out_low=low,
             out_high=high,
             out_zero=quantize.zero,
             out_label=encode.label,
         )
+
+    def _follows_dense(self, expr: Any) -> bool:
+        """Whether an integer tensor is a dense op's result quantized: else nothing is left."""
+        call = self.value(expr)
+        while op_name(call) in _QUANTIZING:
+            call = self.value(call.args[0])
+        return dialect.Dense.of(call) is not None
 
     def _quantize(self, q: Any) -> _Quantize:
         """The quantization with a static scale that q is the result of."""
@@ -113,7 +136,8 @@ class _Drain(Rewriter):
         variables.append(rounded[0].args[0])
         x, scale = rounded[1].args
         low, high = const_scalar(clip.args[1]), const_scalar(clip.args[2])
-        limits = np.iinfo(dtype_of(calls[0])) if dtype_of(calls[0]).startswith("int") else None
+        dtype = dtype_of(calls[0])
+        limits = np.iinfo(dtype) if dtype.startswith(("int", "uint")) else None
         if low is None or high is None or limits is None:
             raise _NoMatch("the limits are not constant, or the result is no integer")
         if not (low.is_integer() and high.is_integer() and zero.is_integer()):
@@ -157,9 +181,9 @@ class _Drain(Rewriter):
 class DrainEncoded(RewritePass):
     """Let a dense op write its outputs quantized and encoded, if only dense ops read them.
 
-    Precondition: a static scale (one constant number), a constant zero point and limits, at most
-    a ReLU between; no other reader of what is between; no group sums. Scales per token stay where
-    they are: they need the whole row, which a tile of outputs is not.
+    Precondition: a static scale (one constant number), a constant zero point, which the digits are
+    centred on, and limits, at most a ReLU between; no other reader of what is between; no group
+    sums. Scales per token stay where they are: they need the whole row, which a tile is not.
 
     Before::
 
@@ -171,7 +195,8 @@ class DrainEncoded(RewritePass):
 
         b = R.sparqle.split_dense_encoded(a, s, w, d, offset, R.const(0.5, "float32"), k=4,
                                           out_window="unsigned", out_low=0, out_high=127,
-                                          out_zero=0, label="up", out_label="down", ...)
+                                          out_zero=0, out_signed=1, label="up", out_label="down",
+                                          ...)
     """
 
     rewriter = _Drain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tvm
@@ -9,62 +10,81 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm.passes._constants import Constant
-from sparqle_tvm.passes._match import int_shape, op_name, static_shape
+from sparqle_tvm.passes._match import op_name, static_shape
+from sparqle_tvm.passes._report import LOG
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, apply_rewriter, relax_functions
 
-
-def _constant_args(call: Any) -> tuple[Any, list[Any]] | None:
-    """The PrimFunc's GlobalVar and the arguments of a ``call_tir`` of constants alone."""
-    if op_name(call) != "relax.call_tir" or static_shape(call) is None:
-        return None
-    callee, arguments = call.args[0], call.args[1]
-    fields = list(arguments.fields) if isinstance(arguments, relax.Tuple) else [arguments]
-    if not fields or len(call.args) > 2:
-        return None
-    return callee, fields
-
-
-def _callees(mod: tvm.IRModule) -> set[Any]:
-    """PrimFuncs that may be evaluated: some call has no variable among its arguments."""
-    found: set[Any] = set()
-    constants: set[Any] = set()
-    blocks = [block for _, func in relax_functions(mod) for block in func.body.blocks]
-    for binding in (binding for block in blocks for binding in block.bindings):
-        candidate = _constant_args(binding.value)
-        if candidate is None:
-            continue
-        callee, fields = candidate
-        if all(isinstance(f, Constant) or f in constants for f in fields):
-            found.add(callee)
-            constants.add(binding.var)
-    return found
+# The result of a PrimFunc (its GlobalVar) for constants, of a type; None if there is none.
+Evaluate = Callable[[Any, list[Any], Any], Any | None]
 
 
 @mutator
 class _Fold(Rewriter):
-    def __init__(self, mod: tvm.IRModule, owner: FoldConstants, functions: dict[Any, Any]) -> None:
+    """Replaces ``call_tir`` of constants by what ``evaluate`` makes of it.
+
+    A call that ``evaluate`` has no result for stays, and so does what depends on it.
+    """
+
+    def __init__(self, mod: tvm.IRModule, owner: Any, evaluate: Evaluate) -> None:
         super().__init__(mod, owner)
-        self.functions = functions
+        self.evaluate = evaluate
         self.made: dict[Any, relax.Expr] = {}
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
-        candidate = _constant_args(call)
-        if candidate is None:
+        # Several results, symbolic ones, and scalars besides the tensors stay as they are.
+        if op_name(call) != "relax.call_tir" or static_shape(call) is None or len(call.args) > 2:
             return None
-        callee, fields = candidate
+        callee, arguments = call.args
+        fields = list(arguments.fields) if isinstance(arguments, relax.Tuple) else [arguments]
         fields = [self.value(field) for field in fields]
-        if not all(isinstance(field, Constant) for field in fields):
+        if not fields or not all(isinstance(field, Constant) for field in fields):
             return None
         key = (callee, *fields)
         if key not in self.made:
-            shape, dtype = int_shape(call), str(call.ty.dtype)
-            out = tvm.runtime.empty(shape, dtype)
-            self.functions[callee](*[field.value for field in fields], out)
-            self.made[key] = Constant(out, call.ty)
+            found = self.evaluate(callee, fields, call.ty)
+            if found is None:
+                return None
+            self.made[key] = Constant(found, call.ty)
         # Readers take the constant itself, so that nothing reads this binding any more.
         self.replacements[self.bound] = self.made[key]
         self.count()
         return self.made[key]
+
+
+def _callees(mod: tvm.IRModule) -> list[Any]:
+    """The PrimFuncs that folding calls: found by folding, with results that have no values."""
+    found: dict[Any, None] = {}
+
+    def note(callee: Any, _: list[Any], ty: Any) -> Any:
+        found[callee] = None
+        return _empty(ty)
+
+    plan = _Fold(mod, FoldConstants(), note)
+    for gv, func in relax_functions(mod):
+        plan.begin(str(gv.name_hint), func)
+        plan.visit_expr(func)
+    return list(found)
+
+
+def _empty(ty: Any) -> Any:
+    return tvm.runtime.empty([int(d) for d in ty.shape.values], str(ty.dtype))
+
+
+def _compiled(mod: tvm.IRModule, callees: list[Any]) -> dict[Any, Any]:
+    """The functions as callables; without those that cannot be compiled for this processor."""
+    named = {
+        str(gv.name_hint): mod[gv].with_attr("global_symbol", str(gv.name_hint)) for gv in callees
+    }
+    # These run once: optimising their strided copies takes LLVM seconds and saves milliseconds.
+    target = tvm.target.Target({"kind": "llvm", "opt-level": 1})
+    try:
+        library = tvm.tirx.build(tvm.IRModule(named), target=target)
+    except Exception as error:  # whatever a pass or LLVM makes of a function of somebody else
+        if len(callees) > 1:
+            return {gv: f for each in callees for gv, f in _compiled(mod, [each]).items()}
+        LOG.info("FoldConstants left calls of %s alone: %s", callees[0].name_hint, error)
+        return {}
+    return {gv: library[str(gv.name_hint)] for gv in callees}
 
 
 @tvm.transform.module_pass(opt_level=0)
@@ -88,15 +108,20 @@ class FoldConstants(RewritePass):
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""
-        callees = _callees(mod)
+        callees = [gv for gv in _callees(mod) if isinstance(mod[gv], tvm.tirx.PrimFunc)]
         if not callees:
             return mod
-        named = {
-            str(gv.name_hint): mod[gv].with_attr("global_symbol", str(gv.name_hint))
-            for gv in callees
-        }
-        # These run once: optimising their strided copies takes LLVM seconds and saves milliseconds.
-        target = tvm.target.Target({"kind": "llvm", "opt-level": 1})
-        library = tvm.tirx.build(tvm.IRModule(named), target=target)
-        functions = {gv: library[str(gv.name_hint)] for gv in callees}
-        return apply_rewriter(mod, _Fold(mod, self, functions))
+        functions = _compiled(mod, callees)
+
+        def evaluate(callee: Any, fields: list[Any], ty: Any) -> Any | None:
+            if callee not in functions:
+                return None
+            out = _empty(ty)
+            try:
+                functions[callee](*[field.value for field in fields], out)
+            except Exception as error:  # it says so when it is called: there may be no such call
+                LOG.info("FoldConstants left a call of %s alone: %s", callee.name_hint, error)
+                return None
+            return out
+
+        return apply_rewriter(mod, _Fold(mod, self, evaluate))

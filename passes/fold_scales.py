@@ -10,6 +10,7 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
+from sparqle_tvm.numerics.integers import INT32_MAX
 from sparqle_tvm.passes._constants import make_const
 from sparqle_tvm.passes._match import (
     const_value,
@@ -21,6 +22,9 @@ from sparqle_tvm.passes._match import (
 )
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.passes._weights import is_weight
+
+# How far float32 may be from a product of two scales and an integer: a few roundings.
+ROUNDING = 2.0**-21
 
 
 def _is_single(expr: Any) -> bool:
@@ -47,12 +51,28 @@ def _is_column(factor: Any, dims: list[Any]) -> bool:
     )
 
 
+def _whole_steps(bias: np.ndarray, act_scale: np.ndarray, w_scale: np.ndarray) -> np.ndarray | None:
+    """A float32 bias in steps of the scales' product, int64; None if it is no whole number.
+
+    A whole number is one that gives the bias again but for the rounding of float32.
+    """
+    step = act_scale.astype(np.float64) * w_scale.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        found = np.rint(bias / step)
+    if not (np.abs(found) <= INT32_MAX).all():
+        return None
+    close = np.abs(found * step - bias) <= ROUNDING * np.abs(bias)
+    return found.astype(np.int64) if close.all() else None
+
+
 @mutator
 class _Fold(Rewriter):
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         name = op_name(call)
         if name == "relax.add" and dtype_of(call) == "int32":
             return self._either(call, self._fold_bias)
+        if name == "relax.add" and dtype_of(call) == "float32":
+            return self._either(call, self._fold_float_bias)
         if name == "relax.multiply" and dtype_of(call) == "float32":
             return self._either(call, self._fold_factor)
         return None
@@ -79,6 +99,31 @@ class _Fold(Rewriter):
             total = self.emit(relax.op.add(producer.offset, flat), "bias")
         self.count()
         return producer.changed(offset=total)
+
+    def _fold_float_bias(self, call: relax.Call, dense: Any, bias: Any) -> relax.Expr | None:
+        """``split_dense_scaled(..) + c`` where c is a whole number of steps of the sum.
+
+        A quantized bias is: its scale is the product of the two scales, its zero point 0.
+        """
+        bound, variables = self._producer(dense)
+        producer = dialect.SplitDenseScaled.of(bound)
+        if producer is None or not _is_column(bias, dims_of(bound)):
+            return None
+        if not same_dims(dims_of(call), dims_of(bound)):
+            return None
+        factors = (producer.act_scale, producer.w_scale, producer.offset, bias)
+        known = [v for v in map(self.constants.value, factors) if v is not None]
+        if producer.group_size or len(known) < len(factors) or known[0].size != 1:
+            return None
+        act_scale, w_scale, offset, added = known
+        steps = _whole_steps(added.reshape(-1), act_scale.reshape(()), w_scale)
+        if steps is None or np.abs(offset + steps).max(initial=0) > INT32_MAX:
+            return None
+        if not self.used_once(*variables):
+            self.skip(producer.NAME, producer.label, "the result without bias has another reader")
+            return None
+        self.count()
+        return producer.changed(offset=make_const((offset + steps).astype(np.int32)))
 
     def _column(self, vector: Any, outputs: int) -> relax.Expr:
         """A (1, .., N) vector, or one number for all, as (N,)."""
@@ -160,11 +205,12 @@ class _Fold(Rewriter):
 
 @tvm.transform.module_pass(opt_level=0)
 class FoldScales(RewritePass):
-    """Fold the integer bias, the activation scale and the weight scale into the dense.
+    """Fold the bias, the activation scale and the weight scale into the dense.
 
     Precondition: the multiplies come in the order (activation scale, weight scale), or only one
     of them; another order rounds differently and is left as it is. Each intermediate result has
-    one reader.
+    one reader. A float bias behind the scales is folded where it is a whole number of steps of the
+    integer sum (as quantized biases are), so that the result differs by rounding only.
 
     Before::
 

@@ -34,14 +34,19 @@ class _Fuse(Rewriter):
         if encode is None:
             return None
         found = self._match_quantize(encode.x, largest_integer(encode.k))
+        shifted = encode.zero_point or encode.zero_points is not None
+        if not isinstance(found, str) and shifted:
+            found = "it has a zero point, the quantization that is fused is symmetric"
         if not isinstance(found, str) and self.passed_on(self.bound):
             found = "the encoding as a whole is returned or passed on"
         if isinstance(found, str):
-            self.skip(encode.NAME, encode.label, found)
+            if found:
+                self.skip(encode.NAME, encode.label, found)
             return None
         x, scale, qmax = found
         bound = self.bound
-        fused = dialect.QuantizeEncode(x, qmax=qmax, **encode.attributes)
+        shared = {name: value for name, value in encode.attributes.items() if name != "zero_point"}
+        fused = dialect.QuantizeEncode(x, qmax=qmax, **shared)
         encoding = self.emit(fused.call(), "encoding")
         if isinstance(scale, relax.Var):
             self.replacements[scale] = self.emit(fused.field(encoding, "scale"), "act_scale")
@@ -57,7 +62,13 @@ class _Fuse(Rewriter):
         return super().visit_tuple_getitem_(op)
 
     def _match_quantize(self, q: Any, limit: int) -> tuple[Any, Any, int] | str:
-        """``(x, scale, qmax)`` of ``astype(clip(round(x / scale)))``, or why it is not that."""
+        """``(x, scale, qmax)`` of ``astype(clip(round(x / scale)))``, or why it is not that.
+
+        The reason is empty if there is nothing to fuse: what a function is given, or the result of
+        another op, with a static scale or a zero point.
+        """
+        if self.chain(q, "astype", "clip", "round") is None:
+            return ""
         calls = self.chain(q, "astype", "clip", "round", "divide")
         if calls is None:
             return "the activation is not quantized by divide, round, clip and astype"
@@ -99,13 +110,13 @@ class FuseQuantize(RewritePass):
 
     Before::
 
-        scale = R.divide(R.maximum(R.max(R.abs(x), axis=[-1], keepdims=True), 1e-30), 119)
-        q = R.astype(R.clip(R.round(R.divide(x, scale)), -119, 119), "int8")
+        scale = R.divide(R.maximum(R.max(R.abs(x), axis=[-1], keepdims=True), 1e-30), 127)
+        q = R.astype(R.clip(R.round(R.divide(x, scale)), -127, 127), "int8")
         enc = R.sparqle.encode(q, k=4, window="signed")
 
     After::
 
-        enc = R.sparqle.quantize_encode(x, k=4, window="signed", qmax=119)
+        enc = R.sparqle.quantize_encode(x, k=4, window="signed", qmax=127)
         scale = enc[4]
     """
 

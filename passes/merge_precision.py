@@ -14,12 +14,10 @@ from tvm.relax.expr_functor import mutator
 from sparqle_tvm import dialect
 from sparqle_tvm.numerics.integers import CONTAINER
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
-from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.passes._encodings import in_bands
-from sparqle_tvm.passes._match import dims_of, dtype_of, int_shape
+from sparqle_tvm.passes._match import dims_of, int_shape
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
-from sparqle_tvm.passes._value_range import value_range
-from sparqle_tvm.passes._weights import arranged, remaining_offset
+from sparqle_tvm.passes._weights import arranged, remaining_offset, zero_shift
 
 
 @dataclass(frozen=True)
@@ -63,9 +61,9 @@ class _Merge(Rewriter):
         if isinstance(op, dialect.QuantizeEncode):
             q, fields["scale"] = self._quantize(op)
         else:
-            q = self._saturated(op)
+            q = self._integers(op, fields)
         if op.group_size:
-            fields["group_sums"] = self._group_sums(q, op.group_size)
+            fields["group_sums"] = self._group_sums(op, q, fields)
         self.plain[bound] = _Plain(op, q, fields)
 
     def _quantize(self, encode: dialect.QuantizeEncode) -> tuple[relax.Var, relax.Var]:
@@ -76,35 +74,45 @@ class _Merge(Rewriter):
         scale = step = self.emit(op.divide(bounded, relax.const(float(qmax), "float32")), "scale")
         if encode.factors is not None:
             step = self.emit(op.multiply(scale, encode.factors), "step")
-        largest = min(qmax, WINDOWS[encode.window].limits(encode.k)[1])
-        q = self.emit(op.clip(op.round(op.divide(x, step)), -qmax, largest), "q")
+        q = self.emit(op.clip(op.round(op.divide(x, step)), -qmax, qmax), "q")
         if encode.bands is not None:
             q = self._clip_to_window(q, encode)
         return self.emit(op.astype(q, CONTAINER[encode.k]), "q"), scale
 
     def _clip_to_window(self, q: relax.Var, encode: dialect.QuantizeEncode) -> relax.Var:
         """Move the q in the bands (2, K) to the edges of the window, all in float32."""
-        low, high = (
-            relax.const(edge, "float32") for edge in WINDOWS[encode.window].zero_range(encode.k)
-        )
+        low, high = (relax.const(edge, "float32") for edge in encode.digits.zero_range)
         below, above = in_bands(self.emit, q, encode)
         return self.emit(op.where(below, low, op.where(above, high, q)), "q")
 
-    def _saturated(self, encode: dialect.Encoder) -> relax.Var:
-        """Integers that arrive quantized, limited to what the window holds."""
-        q, largest = encode.x, WINDOWS[encode.window].limits(encode.k)[1]
-        if value_range(q, self.value)[1] > largest:
-            q = op.minimum(q, relax.const(largest, dtype_of(q)))
-        return self.emit(q, "q")
+    def _integers(self, encode: dialect.Encoder, fields: dict[str, relax.Var]) -> relax.Var:
+        """Integers that arrive quantized; less their centre if that is known at run time only."""
+        if encode.zero_points is None:
+            return self.emit(encode.x, "q")
+        fields["zero_points"] = self.emit(encode.zero_points, "zero_points")
+        shift = zero_shift(self, encode.digits, encode.zero_points)
+        centre = self.emit(op.add(shift, op.astype(encode.zero_points, "int32")), "centre")
+        return self.emit(op.subtract(op.astype(encode.x, "int32"), centre), "q")
 
-    def _group_sums(self, q: relax.Var, size: int) -> relax.Var:
-        """(.., K / size) int32."""
+    def _group_sums(
+        self, encode: dialect.Encoder, q: relax.Var, fields: dict[str, relax.Var]
+    ) -> relax.Var:
+        """Sums of q - zero point, (.., K / size) int32."""
         *lead, columns = dims_of(q)
-        grouped = op.reshape(op.astype(q, "int32"), (*lead, int(columns) // size, size))
+        size, real = encode.group_size, op.astype(q, "int32")
+        if encode.zero_points is not None:
+            # q lacks the centre, which is the shift more than the zero point.
+            real = op.add(real, zero_shift(self, encode.digits, fields["zero_points"]))
+        elif encode.zero_point:
+            real = op.subtract(real, relax.const(encode.zero_point, "int32"))
+        grouped = op.reshape(self.emit(real), (*lead, int(columns) // size, size))
         return self.emit(op.sum(self.emit(grouped), axis=[-1]), "group_sums")
 
     def _dense(self, dense: dialect.Dense, call: relax.Call, q: relax.Var) -> relax.Expr:
-        offset = remaining_offset(self, dense)
+        digits = dense.digits
+        # What the integers were less of is undone; constant zero points are still in them.
+        undone = -digits.bias if dense.zero_points is not None else digits.centre - digits.bias
+        offset = remaining_offset(self, dense, undone)
         if not isinstance(dense, dialect.SplitDenseScaled):
             return self._product(q, dense.weight, offset)
         if dense.group_size:
@@ -156,13 +164,13 @@ class MergePrecision(RewritePass):
 
     Before::
 
-        enc = R.sparqle.quantize_encode(x, factors, k=4, window="signed", qmax=119)
+        enc = R.sparqle.quantize_encode(x, factors, k=4, window="signed", qmax=127)
         y = R.sparqle.split_dense_scaled(enc, enc[4], w, w_scale, window_bias, group_size=0, ...)
 
     After::
 
-        scale = R.maximum(R.max(R.abs(x), axis=[-1], keepdims=True), 1e-30) / 119
-        q = R.astype(R.clip(R.round(x / (scale * factors)), -119, 119), "int8")
+        scale = R.maximum(R.max(R.abs(x), axis=[-1], keepdims=True), 1e-30) / 127
+        q = R.astype(R.clip(R.round(x / (scale * factors)), -127, 127), "int8")
         acc = R.matmul(q, R.permute_dims(w), out_dtype="int32")
         y = R.astype(acc, "float32") * scale * w_scale
     """

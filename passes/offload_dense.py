@@ -60,7 +60,7 @@ class _Offload(Rewriter):
         if not any(bundle.same_as(other) for other in self.bundles):
             self.bundles.append(bundle)
         self.count()
-        operands = self._operands(op, specs[0].weight_bits, offset)
+        operands = self._operands(op, specs[0], offset)
         return relax.op.call_dps_packed(
             LAUNCH,
             relax.Tuple([tvm.ir.StringImm(op.label), bundle, *operands]),
@@ -87,14 +87,17 @@ class _Offload(Rewriter):
         return self.constants.once(key, lambda: pack_weights(values, bits))
 
     def _operands(
-        self, op: dialect.Dense, stored_bits: int, offset: relax.Expr | None
+        self, op: dialect.Dense, spec: DenseOp, offset: relax.Expr | None
     ) -> list[relax.Expr]:
-        """Planes, weight, offset, scales, minima, group sums, row order, scale of the outputs."""
+        """Planes, weight, offset, scales, minima, group sums, zero points, order, output scale."""
         planes = [self.emit(dialect.plane(op.encoding, name)) for name in dialect.PLANES]
         scales = [op.act_scale, op.w_scale] if isinstance(op, dialect.ScaledDense) else []
         out_scale = op.out_scale if isinstance(op, dialect.SplitDenseEncoded) else None
-        others = (offset, *scales, op.w_min, op.group_sums, op.row_order, out_scale)
-        weight = self._packed(op.weight, stored_bits)
+        zeros = None
+        if spec.row_zeros and op.zero_points is not None:
+            zeros = self.emit(op.zero_points, "zero_points")
+        others = (offset, *scales, op.w_min, op.group_sums, zeros, op.row_order, out_scale)
+        weight = self._packed(op.weight, spec.weight_bits)
         return [*planes, weight, *(operand for operand in others if operand is not None)]
 
 
@@ -106,8 +109,9 @@ class OffloadDense(RewritePass):
     that is symbolic); equal ops share them. The accelerator undoes the bias of a window's digits
     itself: of the offset only what is left besides that (a bias) is handed over, if anything is.
     What the code generator does not take stays on the host, correct, and is reported. Ops with a
-    row order work on sorted rows. A function ``sparqle_programs`` that returns all programs is
-    added.
+    row order work on sorted rows. Zero points that are known at run time only come along with the
+    encoding; digits centred on them are multiplied as they are. A function ``sparqle_programs``
+    that returns all programs is added.
 
     Precondition: the module is in split-precision form.
 

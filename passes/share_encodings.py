@@ -16,7 +16,8 @@ from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 
 def _key(op: dialect.Encoder) -> tuple[Any, ...]:
     """What two encodings have to agree in to be one; the group size may differ from none."""
-    return op.NAME, op.x, op.factors, op.bands, op.k, op.window, op.qmax
+    split = op.k, op.window, op.zero_point, op.zero_points
+    return op.NAME, op.x, op.factors, op.bands, op.qmax, *split
 
 
 @mutator
@@ -60,8 +61,8 @@ class _Share(Rewriter):
 class ShareEncodings(RewritePass):
     """Let all readers of a tensor (q/k/v, gate/up) share one encoding of it.
 
-    Encodings of the same tensor with the same digits, window and limits become one; one that
-    needs group sums serves those that do not. Encodings that nobody reads are removed.
+    Encodings of the same tensor with the same digits, window, zero point and limits become one;
+    one that needs group sums serves those that do not. Encodings that nobody reads are removed.
 
     Before::
 

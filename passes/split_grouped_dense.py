@@ -7,12 +7,12 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
-from sparqle_tvm.numerics.window import exact_window
+from sparqle_tvm.numerics.window import WINDOWS, default_window
 from sparqle_tvm.passes._grouped_form import GroupedDense, match_grouped
 from sparqle_tvm.passes._match import dtype_of, int_shape
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.passes._value_range import value_range, weight_bits
-from sparqle_tvm.passes._weights import DIGIT_BITS, arranged, window_bias
+from sparqle_tvm.passes._weights import DIGIT_BITS, arranged, dense_offset
 
 
 @mutator
@@ -28,7 +28,10 @@ class _SplitGrouped(Rewriter):
     def _build(self, found: GroupedDense) -> relax.Call:
         groups, size, outputs = int_shape(found.weight)
         columns, k = groups * size, DIGIT_BITS[dtype_of(found.q)]
-        window = exact_window(value_range(found.q, self.value), k)
+        signed = not dtype_of(found.q).startswith("u")
+        smallest = value_range(found.q, self.value)[0]
+        window, _ = default_window(k, signed=signed, smallest=smallest)
+        digits = WINDOWS[window].digits(k, signed=signed)
         weight = arranged(self, found.weight, [2, 0, 1], (outputs, columns))
         w_scale = arranged(self, found.w_scale, [2, 0, 1], (outputs, groups))
         sum_size = size if found.w_min is not None else 0
@@ -43,11 +46,12 @@ class _SplitGrouped(Rewriter):
             relax.const(1.0, "float32"),
             weight,
             w_scale,
-            window_bias(self, weight, w_scale, k, window),
+            dense_offset(self, weight, w_scale, digits),
             w_min,
             sums,
             k=k,
             window=window,
+            act_signed=int(signed),
             in_features=columns,
             group_size=size,
             weight_bits=weight_bits(value_range(found.weight, self.value)),

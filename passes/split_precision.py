@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
-from sparqle_tvm.numerics.window import exact_window
-from sparqle_tvm.passes._match import dims_of, dtype_of, op_name, static_shape
+from sparqle_tvm.numerics.integers import bounds
+from sparqle_tvm.numerics.window import WINDOWS, default_window
+from sparqle_tvm.passes._match import axes_of, dims_of, dtype_of, op_name, same_dims, static_shape
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.passes._value_range import value_range, weight_bits
 from sparqle_tvm.passes._weights import (
     DIGIT_BITS,
+    dense_offset,
     is_weight,
     weight_outputs_first,
-    window_bias,
+    weight_sums,
+    zero_shift,
 )
+
+
+@dataclass(frozen=True)
+class _Activation:
+    """Integers, less a zero point: a constant, or one that comes at run time."""
+
+    q: Any
+    zero_point: int = 0
+    zero_points: Any = None
 
 
 @mutator
@@ -26,37 +40,110 @@ class _Split(Rewriter):
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         if op_name(call) != "relax.matmul":
             return None
-        activation, weight = call.args
-        if not dtype_of(activation).startswith(("int", "uint")):
+        wide, weight = call.args
+        if not dtype_of(wide).startswith(("int", "uint")):
             return None
-        reason = self._obstacle(call, activation, weight)
-        if reason:
-            self.skip("matmul", self.label, reason)
+        activation = self._activation(wide)
+        narrow = weight if dtype_of(weight) == "int8" else self._narrow(weight)
+        if not isinstance(activation, str):
+            obstacle = self._obstacle(call, activation.q, weight if narrow is None else narrow)
+            activation = obstacle or activation
+        if isinstance(activation, str):
+            self.skip("matmul", self.label, activation)
             return None
-        k = DIGIT_BITS[dtype_of(activation)]
-        rows = weight_outputs_first(self, weight)
-        bits = weight_bits(value_range(weight, self.value))
-        window = exact_window(value_range(activation, self.value), k)
-        label = self.label
-        encoding = self.emit(
-            dialect.encode(activation, k=k, window=window, label=label), "encoding"
-        )
         self.count()
-        return dialect.split_dense(
-            encoding,
+        return self._build(activation, narrow)
+
+    def _build(self, activation: _Activation, weight: Any) -> relax.Expr:
+        q, label = activation.q, self.label
+        k, signed = DIGIT_BITS[dtype_of(q)], not dtype_of(q).startswith("u")
+        rows = weight_outputs_first(self, weight)
+        zero_points, zero_point = activation.zero_points, activation.zero_point
+        known = None if zero_points is not None else zero_point
+        smallest = value_range(q, self.value)[0]
+        window, _ = default_window(k, signed=signed, zero_point=known, smallest=smallest)
+        digits = WINDOWS[window].digits(k, signed=signed, zero_point=zero_point)
+        encode = dialect.Encode(
+            q, zero_points, k=k, window=window, zero_point=zero_point, label=label
+        )
+        dense = dialect.split_dense(
+            self.emit(encode.call(), "encoding"),
             rows,
-            window_bias(self, rows, None, k, window),
+            dense_offset(self, rows, None, digits, zero_points),
             k=k,
             window=window,
-            in_features=int(dims_of(activation)[-1]),
-            weight_bits=bits,
+            act_signed=int(signed),
+            zero_point=zero_point,
+            in_features=int(dims_of(q)[-1]),
+            weight_bits=weight_bits(value_range(weight, self.value)),
             label=label,
         )
+        if zero_points is None or dialect.is_single(zero_points.ty):
+            return dense
+        # Rows differ in what their sums lack, which is 0 unless a zero point is at an end.
+        shift, sums = zero_shift(self, digits, zero_points), weight_sums(self, rows, None)
+        return relax.op.add(self.emit(dense, label), self.emit(relax.op.multiply(shift, sums)))
+
+    def _activation(self, wide: Any) -> _Activation | str:
+        """What is multiplied, as integers of 8 or 16 bits and a zero point, or what is wrong."""
+        found = f"activations are {dtype_of(wide)}, {' or '.join(DIGIT_BITS)} is needed"
+        if dtype_of(wide) in DIGIT_BITS and self.match(wide, "subtract") is None:
+            cast = self.match(wide, "astype")
+            if cast is None or dtype_of(cast.args[0]) not in DIGIT_BITS:
+                return _Activation(wide)
+        value, zero = self.value(wide), None
+        if op_name(value) == "relax.subtract":
+            value, zero = self.value(value.args[0]), value.args[1]
+        if op_name(value) != "relax.astype" or dtype_of(value.args[0]) not in DIGIT_BITS:
+            return _Activation(wide) if dtype_of(wide) in DIGIT_BITS else found
+        q = value.args[0]
+        # The difference must not wrap: the two have one bit more than q.
+        exact = ("int32", "int64") if DIGIT_BITS[dtype_of(q)] == 8 else ("int16", "int32", "int64")
+        if dtype_of(wide) not in exact:
+            return _Activation(wide) if dtype_of(wide) in DIGIT_BITS else found
+        return _Activation(q) if zero is None else self._with_zero(q, zero)
+
+    def _with_zero(self, q: Any, zero: Any) -> _Activation | str:
+        """q with a constant zero point, or one of run time, in the dtype of q."""
+        k, dtype = DIGIT_BITS[dtype_of(q)], dtype_of(q)
+        constant = self.constants.value(zero)
+        if constant is not None:
+            if constant.size != 1:
+                return "the activation has several constant zero points"
+            low, high = bounds(k, not dtype.startswith("u"))
+            found = int(constant.reshape(-1)[0])
+            if low <= found <= high:
+                return _Activation(q, found)
+            return f"the zero point {found} is no {dtype}, as the activation is"
+        cast = self.match(zero, "astype")
+        if cast is None or dtype_of(cast.args[0]) != dtype:
+            return f"the zero point comes at run time and is no {dtype}, as the activation is"
+        source = cast.args[0]
+        if not dialect.is_single(source.ty):
+            row = [*dims_of(q)[:-1], tvm.tirx.IntImm("int64", 1)]
+            if not same_dims(dims_of(source), row):
+                return "the zero points are neither one number nor one for each row"
+        return _Activation(q, zero_points=source)
+
+    def _narrow(self, weight: Any) -> Any | None:
+        """A weight that was widened from int8, or a constant within int8, as int8."""
+        cast = self.match(weight, "astype")
+        if cast is not None and dtype_of(cast.args[0]) == "int8":
+            return cast.args[0]
+        constant = self.constants.value(weight)
+        if constant is not None and constant.dtype.kind in "iu":
+            if constant.size and not (constant.min() >= -128 and constant.max() <= 127):
+                return None
+            key = (self.constants.source(weight), "int8")
+            return self.constants.once(key, lambda: constant.astype(np.int8))
+        moved = self.match(weight, "permute_dims")
+        inner = None if moved is None else self._narrow(moved.args[0])
+        if moved is None or inner is None:
+            return None
+        return self.emit(relax.op.permute_dims(inner, axes_of(moved.attrs.axes) or None))
 
     def _obstacle(self, call: relax.Call, activation: Any, weight: Any) -> str:
         """Why this integer matmul cannot be split, ``""`` if it can."""
-        if dtype_of(activation) not in DIGIT_BITS:
-            return f"activations are {dtype_of(activation)}, int8 or int16 is needed"
         if dtype_of(call) != "int32":
             return f"accumulates in {dtype_of(call)}, int32 is needed"
         if not is_weight(weight, self):
@@ -82,19 +169,25 @@ class _Split(Rewriter):
 class SplitPrecision(RewritePass):
     """Rewrite ``matmul`` of integer activations and weights into split-precision form.
 
-    Precondition: int8 (or int16) activations (.., K) with K static, int8 weights of two
-    dimensions that are constants, parameters, or unpacked from those; int32 result. The window
-    is ``signed`` where the ops before prove it exact, else ``unsigned``, which always is.
+    Precondition: int8 or uint8 (int16 or uint16) activations (.., K) with K static, as they are or
+    widened and less a zero point; int8 weights of two dimensions that are constants, parameters,
+    or unpacked or widened from those; int32 result. A zero point is a constant or comes at run
+    time in the dtype of the activations, one in all or one per row. The window is that of
+    ``numerics.default_window``: centred on the zero point wherever that pays.
 
     Before::
 
-        acc = R.matmul(q, R.permute_dims(w), out_dtype="int32")
+        a = R.subtract(R.astype(q, "int32"), R.const(128, "int32"))
+        acc = R.matmul(a, R.astype(R.permute_dims(w), "int32"), out_dtype="int32")
 
     After::
 
-        enc = R.sparqle.encode(q, k=4, window="unsigned", group_size=0)
-        acc = R.sparqle.split_dense(enc, w, bias, k=4, window="unsigned", in_features=K,
-                                    weight_bits=4)
+        enc = R.sparqle.encode(q, k=4, window="signed", zero_point=128, group_size=0)
+        acc = R.sparqle.split_dense(enc, w, offset, k=4, window="signed", act_signed=0,
+                                    zero_point=128, in_features=K, weight_bits=4)
+
+    Zero points per row that lie at an end of their type leave a term ``shift * sum w`` that is
+    added behind the op.
     """
 
     rewriter = _Split

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import tvm
@@ -16,8 +15,11 @@ from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.compiler import Executor, Options
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, MissingExtraError
 from sparqle_tvm.numerics import EncodingChoice
+from sparqle_tvm.numerics.attention import AttentionType
+from sparqle_tvm.numerics.kv_cache import KvStorage
 from sparqle_tvm.passes import PassReport
 from sparqle_tvm.runtime.executable import Executable
+from sparqle_tvm.runtime.exported import check
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
 
@@ -33,9 +35,7 @@ class CommonOptions(TypedDict, total=False):
     windows : mapping of label to window
         ``"signed"`` or ``"unsigned"`` for single encodings; see ``passes.ChooseWindow``.
     default_window : str
-        The window of all others; by default the first that is exact.
-    allow_saturation : bool
-        Whether a window may be set that saturates values (lossy); by default not.
+        The window of all others; by default what ``numerics.default_window`` takes.
     choices : mapping of label to EncodingChoice
         Factors and bands for single encodings (lossy); see ``passes.RaiseMsbSparsity``.
     calibration : Calibration or path
@@ -45,6 +45,13 @@ class CommonOptions(TypedDict, total=False):
     engine : {"host", "simulator"}
         What runs the dense ops: kernels for this CPU (the default), or accelerator programs on the
         simulator; then ``Executable.profile`` tells cycles and bytes.
+    attention : {"float", "int8"}
+        ``int8`` computes attention in integers (lossy, see ``passes.QuantizeAttention``), ``float``
+        (the default) as the module has it.
+    kv : mapping of label to KvStorage
+        How keys and values of single attentions are stored, see ``numerics.kv_cache``.
+    default_kv : KvStorage
+        The same of all others; by default plain int8.
     balance : {"array", "time", "none"}
         Where encodings sort their rows, so that few wait in the MSB pass: where encoding and array
         take fewer cycles by it (``array``, the default), or encoding and dense ops less time
@@ -61,11 +68,13 @@ class CommonOptions(TypedDict, total=False):
 
     windows: Mapping[str, str] | None
     default_window: str | None
-    allow_saturation: bool
     choices: Mapping[str, EncodingChoice] | None
     calibration: Calibration | str | os.PathLike[str] | None
     budget: Budget | None
     engine: Executor
+    attention: AttentionType
+    kv: Mapping[str, KvStorage] | None
+    default_kv: KvStorage
     balance: Balance
     database: str | os.PathLike[str] | TuningDatabase | None
     stop_after: str | None
@@ -175,16 +184,18 @@ def compile(
 def load(path: str | os.PathLike[str]) -> Executable:
     """Load what :meth:`Executable.export` wrote.
 
+    Loading a module runs its code: load only what you would run as a program.
+
     Raises
     ------
     CompileError
-        If the file is missing or no library of a Relax executable.
+        If the file cannot be read, is not what was exported, bit for bit, or was exported for
+        another machine.
     """
     dialect.register()
-    if not Path(path).is_file():
-        raise CompileError(f"{path}: no such file")
+    manifest = check(path)
     try:
-        return Executable(tvm.runtime.load_module(str(path)))
+        return Executable(tvm.runtime.load_module(str(path)), cpu=manifest.cpu)
     except (RuntimeError, OSError, AttributeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise CompileError(f"{path} is no exported executable: {reason}") from error
@@ -209,7 +220,7 @@ def _known(
         calibration = budget = database = None
     if calibration is None and budget is not None:
         raise InvalidArgumentError("a budget needs a calibration to choose factors from")
-    for name in ("windows", "choices"):
+    for name in ("windows", "choices", "kv"):
         given[name] = given.get(name) or {}
     if calibration is not None:
         calibration = as_calibration(calibration)

@@ -19,8 +19,10 @@ from tvm import relax
 from sparqle_tvm import dialect, passes
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import write_text
-from sparqle_tvm.host.processor import host_target
+from sparqle_tvm.host.processor import checked_host, require_cpu
 from sparqle_tvm.numerics import EncodingChoice
+from sparqle_tvm.numerics.attention import AttentionType
+from sparqle_tvm.numerics.kv_cache import PLAIN_INT8, KvStorage
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.library import Schedules
@@ -52,16 +54,19 @@ class Options:
     Raises
     ------
     InvalidArgumentError
-        If the engine or the goal of the balance is unknown, or the simulator has no accelerator.
+        If engine, attention or the goal of the balance is unknown, or the simulator has no
+        accelerator.
     """
 
     accelerator: Accelerator | None = None
     windows: Mapping[str, str] = field(default_factory=dict)
     default_window: str | None = None
-    allow_saturation: bool = False
     choices: Mapping[str, EncodingChoice] = field(default_factory=dict)
     checks: Sequence[tvm.transform.Pass] = ()
     engine: Executor = "host"
+    attention: AttentionType = "float"
+    kv: Mapping[str, KvStorage] = field(default_factory=dict)
+    default_kv: KvStorage = PLAIN_INT8
     balance: Balance = "array"
     lift: passes.LiftChoices | None = None
     collect: passes.CollectEncodings | None = None
@@ -75,6 +80,10 @@ class Options:
         """Check the words."""
         if self.engine not in get_args(Executor):
             raise InvalidArgumentError(f'engine "{self.engine}" is neither "host" nor "simulator"')
+        if self.attention not in get_args(AttentionType):
+            raise InvalidArgumentError(
+                f'attention "{self.attention}" is neither "float" nor "int8"'
+            )
         if self.balance not in BALANCES:
             known = ", ".join(BALANCES)
             raise InvalidArgumentError(f'balance "{self.balance}" is not one of {known}')
@@ -90,6 +99,7 @@ def phases(given: Options) -> Phases:
         "import": [
             relax.transform.CanonicalizeBindings(),
             passes.LowerQDQ(report=report),
+            *_attention_passes(given),
         ],
         # From integer ops to R.sparqle ops, which encode and multiply planes.
         "split": [
@@ -98,6 +108,7 @@ def phases(given: Options) -> Phases:
             passes.FuseQuantize(report=report),
             passes.FoldScales(report=report),
             passes.ShareEncodings(report=report),
+            passes.ReportLeft(report=report),
         ],
         # Windows and factors of encodings, and what functions take and return besides.
         "choose": _choosing_passes(given),
@@ -110,6 +121,16 @@ def phases(given: Options) -> Phases:
     }
 
 
+def _attention_passes(given: Options) -> list[tvm.transform.Pass]:
+    """Attention in integers, where it is asked for."""
+    if given.attention == "float":
+        return []
+    return [
+        passes.QuantizeAttention(given.kv, default=given.default_kv, report=given.report),
+        passes.QuantizeCache(report=given.report),
+    ]
+
+
 def _choosing_passes(given: Options) -> list[tvm.transform.Pass]:
     """Passes for what was chosen, and none for what was not."""
     steps = [*given.checks]
@@ -118,7 +139,6 @@ def _choosing_passes(given: Options) -> list[tvm.transform.Pass]:
             passes.ChooseWindow(
                 given.windows,
                 default=given.default_window,
-                allow_saturation=given.allow_saturation,
                 report=given.report,
             )
         )
@@ -152,10 +172,10 @@ def reference_phases(given: Options) -> Phases:
     }
 
 
-def host_phases() -> Phases:
+def host_phases(given: Options) -> Phases:
     """The same lowering and host kernels as in :func:`phases`, without split precision."""
     shared = [relax.transform.CanonicalizeBindings(), relax.transform.EliminateCommonSubexpr()]
-    return {"import": shared, "lower": lowering_passes()}
+    return {"import": [*shared, *_attention_passes(given)], "lower": lowering_passes()}
 
 
 def split_passes(**options: Any) -> list[tvm.transform.Pass]:
@@ -202,14 +222,22 @@ def sequence(phases: Phases, given: Options, *, name: str = "sparqle") -> tvm.tr
     ------
     InvalidArgumentError
         If no phase has the name; when applied, if the folder cannot be written.
+    TargetError
+        When applied, if what TVM compiles for is no CPU.
     """
     stop_after, dump = given.stop_after, given.dump
-    if stop_after is not None and stop_after not in phases:
+    if dump is not None and not isinstance(dump, str | os.PathLike):
+        raise InvalidArgumentError(f"dump {dump!r} is no path of a folder")
+    if stop_after is not None and stop_after not in list(phases):
         known = ", ".join(phases)
         raise InvalidArgumentError(f'stop_after "{stop_after}" is no phase; known: {known}')
     dialect.register()
     files = [f"{number:02}_{phase}.py" for number, phase in enumerate(phases, start=1)]
-    steps: list[tvm.transform.Pass] = [] if dump is None else [_EmptyDump(Path(dump))]
+    steps: list[tvm.transform.Pass] = []
+    if stop_after is None or stop_after == list(phases)[-1]:
+        steps.append(_CheckTarget())
+    if dump is not None:
+        steps.append(_EmptyDump(Path(dump)))
     for done, (phase, found) in enumerate(phases.items()):
         steps += found
         if dump is not None:
@@ -217,6 +245,16 @@ def sequence(phases: Phases, given: Options, *, name: str = "sparqle") -> tvm.tr
         if phase == stop_after:
             break
     return tvm.transform.Sequential(steps, name=name)
+
+
+@tvm.transform.module_pass(opt_level=0, name="CheckTarget")
+class _CheckTarget:
+    """Refuse to compile for anything but a CPU: it would fail at the first call."""
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Return ``mod`` itself."""
+        require_cpu(tvm.target.Target.current(allow_none=True))
+        return mod
 
 
 @tvm.transform.module_pass(opt_level=0, name="EmptyDump")
@@ -255,7 +293,7 @@ class _Dump:
 
 def host_pipeline() -> tvm.transform.Pass:
     """The same lowering and host kernels as `pipeline`, without split precision."""
-    return sequence(host_phases(), Options(), name="sparqle_host")
+    return sequence(host_phases(Options()), Options(), name="sparqle_host")
 
 
 def compile(
@@ -271,9 +309,9 @@ def compile(
     elif given.choices or given.lift is not None:
         found = reference_phases(given)
     else:
-        found = host_phases()
+        found = host_phases(given)
     steps = sequence(found, given)
-    chosen = tvm.target.Target(host) if host is not None else host_target()
+    chosen = checked_host(host)
     if given.stop_after is not None:
         with chosen:
             return steps(mod)
@@ -282,4 +320,5 @@ def compile(
         collected=given.collect.collected if given.collect is not None else None,
         lifted=given.lift.lifted if given.lift is not None else None,
         report=given.report,
+        cpu=str(chosen.attrs.get("mcpu", "")),
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -19,6 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.errors import TargetError
+from sparqle_tvm.files import read_toml
 from sparqle_tvm.numerics.integers import DIGIT_BITS
 
 if TYPE_CHECKING:
@@ -31,6 +31,18 @@ MEMORIES = ("LPDDR4", "LPDDR5", "DDR4", "HBM2")
 """Types of DRAM. Each has a table of energy, ``target/cost/data/memory_*.toml``."""
 _CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {"digit_bits": DIGIT_BITS, "float_bytes": (2, 4), "memory": MEMORIES}
+)
+MAX_SIZE = 2**40
+"""No number of an accelerator is larger, so that nothing counted from them overflows."""
+_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "rows": (1, 2**16),
+        "cols": (1, 2**16),
+        "lanes": (1, 2**16),
+        "clock_ghz": (1e-9, 1e6),
+        "dram_bytes_per_cycle": (1e-6, 1e9),
+        "dma_descriptor_cycles": (0, 2**32),
+    }
 )
 
 
@@ -202,6 +214,11 @@ class Accelerator:
             if target.endswith(".toml"):
                 return cls.from_toml(target)
             return PRESETS[target] if target in PRESETS else cls._from_tag(target)
+        if not hasattr(target, "kind"):
+            raise TargetError(
+                f"{target!r} is no target; give the name of a preset ({', '.join(PRESETS)}), an "
+                "accelerator file, an Accelerator or a tvm.target.Target"
+            )
         if target.kind.name != TARGET_KIND or TARGET_KEY not in list(target.keys):
             raise TargetError(
                 f"target {target} is not a sparqle accelerator: it needs the kind {TARGET_KIND} "
@@ -222,11 +239,7 @@ class Accelerator:
             missing, unknown, of the wrong type, negative or zero, or a buffer is too small for
             two tiles.
         """
-        try:
-            given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise TargetError(f"accelerator file {path}: {error}") from error
-        given = {"name": Path(path).stem, **given}
+        given = {"name": Path(path).stem, **read_toml(path, TargetError)}
         cls._require_fields(given, f"accelerator file {path}")
         try:
             return cls(**given)
@@ -275,8 +288,10 @@ def _checked(accelerator: Accelerator, field: str, kind: str) -> Any:
         return bool(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TargetError(f"{where} must be a number")
-    if not math.isfinite(value) or value < 0 or (value == 0 and field != "dma_descriptor_cycles"):
-        raise TargetError(f"{where} must be positive and finite")
+    low, high = _RANGES.get(field, (1, MAX_SIZE))
+    # A comparison, which an integer of any size stands.
+    if not low <= value <= high:
+        raise TargetError(f"{where} must be positive and finite: from {low:g} to {high:g}")
     if kind == "int":
         if value != int(value):
             raise TargetError(f"{where} must be a whole number")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.numerics.integers import CONTAINER, DIGIT_BITS
-from sparqle_tvm.numerics.slicing import max_exact
-from sparqle_tvm.numerics.window import WINDOWS, WindowName
+from sparqle_tvm.numerics.integers import DIGIT_BITS, bounds, container
+from sparqle_tvm.numerics.window import PLAIN, WINDOWS, Digits, WindowName
 
 ProgramScheme = Literal["sparqle", "dense"]
 """``sparqle``: LSB plane, bitmap and compressed MSB plane. ``dense``: two dense passes.
@@ -51,9 +50,22 @@ class DenseOp:
         Width of a digit; activations have twice as many bits.
     scheme : {"sparqle", "dense"}
         Planes and bitmap, or as a baseline activations of two digits as they are.
+    act_signed : bool
+        Whether activations are signed integers of two digits (int8) or unsigned ones (uint8).
     window : {"signed", "unsigned"}
-        What stored LSB digits stand for: those of ``signed`` have their top bit flipped. The op
-        multiplies what they stand for, so the window needs no offset. ``dense`` has ``unsigned``.
+        What the digits stand for: those of ``signed`` are centred, stored LSB digits have their top
+        bit flipped. The op multiplies what digits stand for, so the window needs no offset. `dense`
+        has ``unsigned``.
+    centre : int
+        Digits of ``signed`` carry q - centre: the zero point. Those of ``unsigned`` carry q, and
+        have centre 0; a zero point is then part of the offset.
+    row_zeros : bool
+        Every row has a zero point of its own, given at run time: its digits carry q less the centre
+        that `Digits` makes of it (`centre` is 0).
+    adds_shift : bool
+        With `row_zeros` only: the drain adds what centres differ from zero points by, times the sum
+        of the channel's weights, so that the op multiplies q - zero point. Else it is q - centre,
+        and whoever wants the rest adds it.
     block_rows : int
         Rows that the encoding sorted together: activations lie in that order in memory, stores put
         rows back in their places. 0: rows are in their own order. Only with scheme ``sparqle`` and
@@ -64,8 +76,8 @@ class DenseOp:
     out_chunk : int
         ``encoded`` only: output channels that the MSB stream keeps together, the K chunk of the
         programs that read it.
-    out_window : {"signed", "unsigned"}
-        ``encoded`` only: window of the outputs.
+    out_signed, out_window, out_centre
+        ``encoded`` only: type, window and centre of the outputs, as of activations.
     out_zero, out_low, out_high : int
         ``encoded`` only: zero point and limits of the quantized outputs.
 
@@ -86,11 +98,17 @@ class DenseOp:
     weight_signed: bool = True
     digit_bits: int = 4
     scheme: ProgramScheme = "sparqle"
+    act_signed: bool = True
     window: WindowName = "signed"
+    centre: int = 0
+    row_zeros: bool = False
+    adds_shift: bool = False
     block_rows: int = 0
     output: Output = "float32"
     out_chunk: int = 0
+    out_signed: bool = True
     out_window: WindowName = "unsigned"
+    out_centre: int = 0
     out_zero: int = 0
     out_low: int = 0
     out_high: int = 0
@@ -116,12 +134,14 @@ class DenseOp:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 return f"{name} = {getattr(self, name)!r} must be one of {known}"
-        for name in ("weight_signed", "has_min", "has_offset"):
+        flags = ("weight_signed", "has_min", "has_offset", "act_signed", "out_signed")
+        for name in (*flags, "row_zeros", "adds_shift"):
             if not isinstance(getattr(self, name), bool):
                 return f"{name} must be true or false"
         lowest = dict.fromkeys(("m", "n", "k"), 1)
         lowest |= dict.fromkeys(("group_size", "block_rows", "out_chunk"), 0)
-        lowest |= dict.fromkeys(("out_zero", "out_low", "out_high"), -_SIZE_LIMIT)
+        anywhere = ("centre", "out_centre", "out_zero", "out_low", "out_high")
+        lowest |= dict.fromkeys(anywhere, -_SIZE_LIMIT)
         for name, low in lowest.items():
             if not is_whole(getattr(self, name), low, _SIZE_LIMIT):
                 limits = f"from {low} to {_SIZE_LIMIT - 1}"
@@ -138,20 +158,32 @@ class DenseOp:
             return f"window '{self.window}' needs scheme 'sparqle': dense has no biased digits"
         if self.block_rows and (self.scheme == "dense" or self.output != "float32"):
             return "sorted rows need scheme 'sparqle' and output 'float32'"
-        return ""
+        if self.adds_shift and not self.row_zeros:
+            return "only rows with zero points of their own have a shift to add"
+        if self.row_zeros:
+            return "rows with zero points have no common centre" if self.centre else ""
+        return self._centre_problem("centre", self.act_signed, self.window)
 
     def _encoding_problem(self) -> str:
         low, high = self.out_low, self.out_high
         if self.output != "encoded":
-            given = (self.out_chunk, self.out_window, self.out_zero, low, high)
-            return "" if given == (0, "unsigned", 0, 0, 0) else "only encoded outputs have a format"
-        bits = 2 * self.digit_bits
-        smallest, largest = -(2 ** (bits - 1)), max_exact(self.digit_bits, self.out_window)
+            numbers = (self.out_chunk, self.out_centre, self.out_zero, low, high)
+            plain = self.out_window == PLAIN and self.out_signed and not any(numbers)
+            return "" if plain else "only encoded outputs have a format"
+        smallest, largest = bounds(self.digit_bits, self.out_signed)
         if not smallest <= low <= high <= largest:
             return f"limits [{low}, {high}] of the outputs must lie in [{smallest}, {largest}]"
-        if not smallest <= self.out_zero < -smallest:
-            return f"out_zero = {self.out_zero} must be an integer of {bits} bits"
-        return ""
+        if not smallest <= self.out_zero <= largest:
+            return f"out_zero = {self.out_zero} must lie in [{smallest}, {largest}]"
+        return self._centre_problem("out_centre", self.out_signed, self.out_window)
+
+    def _centre_problem(self, name: str, signed: bool, window: str) -> str:
+        """Why digits of a window with that centre do not fit k + 1 bits, "" if they do."""
+        centre: int = getattr(self, name)
+        smallest, largest = WINDOWS[window].digits(self.digit_bits, signed=signed).centre_range
+        if smallest <= centre <= largest:
+            return ""
+        return f"{name} = {centre} must lie in [{smallest}, {largest}] with window '{window}'"
 
     @property
     def macs(self) -> int:
@@ -172,6 +204,60 @@ class DenseOp:
     def sum_group_size(self) -> int:
         """Activations of a row that share a sum, which minima need; 0: no sums."""
         return self.group_size if self.has_min else 0
+
+    @property
+    def digits(self) -> Digits:
+        """How activations are split."""
+        window = WINDOWS[self.window]
+        return window.digits(self.digit_bits, signed=self.act_signed, zero_point=self.centre)
+
+    @property
+    def edge(self) -> int:
+        """What ``(q - centre + bias) mod 2^2k`` is for the smallest activation, or 2^2k for 0.
+
+        Below it digits are 0 or more, from it on negative. With `row_centres` it is that of a row
+        with centre 0, and as much less in any other as that one's centre is more.
+        """
+        return _edge(self.digits, self.centre)
+
+    @property
+    def turn(self) -> int:
+        """The code of the smallest MSB digit, from which on codes are negative digits."""
+        return self.edge >> self.digit_bits
+
+    @property
+    def row_centres(self) -> bool:
+        """Whether the digits of every row have a centre of their own."""
+        return self.row_zeros and WINDOWS[self.window].centred
+
+    @property
+    def zero_bytes(self) -> int:
+        """Bytes of the zero point of a row; 0: it has none."""
+        return self.row_zeros * (2 if self.digit_bits == 8 else 1)
+
+    @property
+    def shift_bytes(self) -> int:
+        """Bytes that the drain needs of a row to add its shift: the zero point."""
+        return self.zero_bytes * self.adds_shift
+
+    @property
+    def out_shift(self) -> int:
+        """What is added to quantized outputs before they are cut into digits."""
+        return WINDOWS[self.out_window].bias(self.digit_bits) - self.out_centre
+
+    @property
+    def out_edge(self) -> int:
+        """The `edge` of encoded outputs."""
+        window = WINDOWS[self.out_window]
+        return _edge(window.digits(self.digit_bits, signed=self.out_signed), self.out_centre)
+
+    def in_scheme(self, scheme: ProgramScheme) -> DenseOp:
+        """The op as a scheme computes it; `dense` multiplies activations as they are."""
+        if scheme == "sparqle":
+            return replace(self, scheme=scheme)
+        # Without digits that have centres, zero points matter to the drain alone.
+        zeros = self.row_zeros and self.adds_shift
+        return replace(self, scheme=scheme, window=PLAIN, centre=0, row_zeros=zeros)
 
     @property
     def scaled(self) -> bool:
@@ -197,23 +283,36 @@ class DenseOp:
     def channel_parameter_bytes(self) -> int:
         """Bytes that the drain needs of an output channel; 0: it needs none.
 
-        A float32 scale if there are no groups, and an offset: int32, float64 with groups.
+        A float32 scale if there are no groups, an offset, and with `adds_shift` the sum of its
+        weights; the last two are int32, float64 with groups.
         """
         if self.group_size:
-            return 8 * self.has_offset
-        return 4 * self.scaled + 4 * self.has_offset
+            return 8 * (self.has_offset + self.adds_shift)
+        return 4 * (self.scaled + self.has_offset + self.adds_shift)
 
     @property
     def out_dtype(self) -> str:
         """Type of an element of the result; of encoded outputs that of the quantized integers."""
         if self.output != "encoded":
             return self.output
-        return CONTAINER[self.digit_bits]
+        return container(self.digit_bits, self.out_signed)
+
+    @property
+    def act_dtype(self) -> str:
+        """Type of an activation: int8 or uint8, int16 or uint16 for digits of 8 bits."""
+        return container(self.digit_bits, self.act_signed)
+
+
+def _edge(digits: Digits, centre: int) -> int:
+    return digits.bounds[1] + 1 - centre + digits.bias
 
 
 def group_sum_bytes(group_size: int, digit_bits: int) -> int:
-    """Bytes of the sum of a group of activations: int16, or int32 where that is too small."""
-    return 2 if group_size < 256 and digit_bits < 8 else 4
+    """Bytes of the sum of a group of q - zero point: int16, or int32 where that is too small.
+
+    The difference of two int8, or of two uint8, has a magnitude of at most 255: 128 of them fit.
+    """
+    return 2 if group_size <= 128 and digit_bits < 8 else 4
 
 
 def is_whole(value: Any, low: int, high: int) -> bool:

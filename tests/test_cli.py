@@ -118,7 +118,7 @@ def test_defaults(finished, capsys):
         (["--target", "sparqle/nope"], "unknown target 'sparqle/nope'"),
         (["--tokens", "1"], "at least 2 tokens"),
         (["--tokens", "9999"], "9999 were asked for"),
-        (["--text", "missing.txt"], "missing.txt: cannot be read"),
+        (["--text", "missing.txt"], "missing.txt cannot be read"),
         (["--model", "missing.gguf"], "missing.gguf"),
         (["--model", __file__], "GGUF"),
         (["--json", "no/such/folder/out.json"], "cannot be written"),

@@ -99,7 +99,7 @@ def test_more_tokens_than_positions_are_said(capsys):
         (["--kv-bits", "3"], "kv_bits = 3 must be one of 4, 8, 16"),
         (["--msb-sparsity", "-0.5"], "must be from 0 to 1"),
         (["--msb-sparsity", "none.json"], "nor a JSON file"),
-        (["--target", "none.toml"], "accelerator file none.toml"),
+        (["--target", "none.toml"], "none.toml cannot be read"),
         (["--json", "no/such/folder/out.json"], "cannot be written"),
     ],
 )

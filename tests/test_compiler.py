@@ -14,7 +14,7 @@ from tvm.script import relax as R
 from tvm.script import tirx as T
 
 import sparqle_tvm
-from sparqle_tvm import compiler, numerics
+from sparqle_tvm import compiler, numerics, passes
 from sparqle_tvm.compiler import Options
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, QuantizationError, TargetError
 from sparqle_tvm.runtime.executable import Executable
@@ -96,7 +96,8 @@ def test_split_and_plain_form_give_the_same_bits_and_the_encodings():
     q, scale = numerics.quantize_per_token(x[0])
     np.testing.assert_array_equal(record.pbm, numerics.encode(q).pbm)
     np.testing.assert_array_equal(record.scale, scale)
-    assert (record.label, record.window, record.saturated) == ("up", "signed", 0)
+    assert (record.label, record.window) == ("up", "signed")
+    assert record.info.window_reason == "centred on the zero point 0"
     assert [(dense.n, dense.k) for dense in record.consumers] == [(12, 64)]
     assert split.report.rewritten["FoldScales"] == 2
 
@@ -117,18 +118,17 @@ def test_module_is_not_changed():
     assert IntegerModel.script() == before
 
 
-def test_saturation_only_where_allowed_and_counted():
+def test_the_largest_values_are_exact_in_every_window():
     q = np.full((2, 33), 125, np.int8)
+    q[1] = -128
     w = np.ones((7, 33), np.int8)
-    exact = sparqle_tvm.compile(IntegerModel, default_window="signed", collect_encodings=True)
-    np.testing.assert_array_equal(exact["main"](q, w).numpy(), np.full((2, 7), 125 * 33))
-    assert exact.encodings[0].window == "unsigned"
-    assert "saturate" in exact.report.skipped[-1].reason
-    lossy = sparqle_tvm.compile(
-        IntegerModel, default_window="signed", allow_saturation=True, collect_encodings=True
-    )
-    np.testing.assert_array_equal(lossy["main"](q, w).numpy(), np.full((2, 7), 119 * 33))
-    assert lossy.encodings[0].saturated == 2 * 33
+    expected = np.repeat([[125 * 33], [-128 * 33]], 7, axis=1)
+    for window in (None, "signed", "unsigned"):
+        executable = sparqle_tvm.compile(
+            IntegerModel, default_window=window, collect_encodings=True
+        )
+        np.testing.assert_array_equal(executable["main"](q, w).numpy(), expected)
+        assert executable.encodings[0].window == (window or "signed")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -173,7 +173,7 @@ def test_bad_input(tmp_path):
         executable.export(tmp_path / "model.zip")
     with pytest.raises(InvalidArgumentError, match="cannot be written"):
         executable.export(tmp_path / "none" / "model.so")
-    with pytest.raises(CompileError, match="no such file"):
+    with pytest.raises(CompileError, match="No such file"):
         sparqle_tvm.load(tmp_path / "model.so")
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"not a library")
@@ -208,7 +208,7 @@ def test_phases_are_a_table_of_contents():
         for phase, steps in compiler.phases(options).items()
     }
     assert names["import"] == ["CanonicalizeBindings", "LowerQDQ"]
-    assert names["split"][-1] == "ShareEncodings"
+    assert names["split"][-2:] == ["ShareEncodings", "ReportLeft"]
     assert names["choose"] == []
     assert names["drain"] == ["DrainEncoded"]
     assert names["offload"] == ["BalanceRows", "OffloadDense"]
@@ -232,6 +232,23 @@ def test_stop_after_a_phase_gives_its_module(phase, has, lacks):
     assert isinstance(mod, tvm.IRModule)
     assert has in ops_of(mod)
     assert lacks not in ops_of(mod)
+
+
+@pytest.mark.parametrize("host", ["c", "cuda", "sparqle/edge", "nonsense"])
+def test_a_host_that_is_no_cpu_is_refused_while_building(host):
+    with pytest.raises(TargetError, match=r"no CPU that|nonsense' is no target"):
+        sparqle_tvm.compile(IntegerModel, host=host)
+
+
+def test_a_target_that_is_no_cpu_is_refused_by_every_way_to_build():
+    with pytest.raises(TargetError, match="'ext_dev' is no CPU"):
+        relax.build(IntegerModel, "sparqle/edge", relax_pipeline=relax.get_pipeline("sparqle"))
+    legalize = relax.transform.LegalizeOps()
+    alone = tvm.transform.Sequential([passes.SplitPrecision(), legalize])
+    with tvm.target.Target("c"), pytest.raises(TargetError, match="'c' is no CPU"):
+        alone(IntegerModel)
+    with tvm.target.Target("c"):
+        assert "relax.matmul" not in ops_of(sparqle_tvm.pipeline(stop_after="split")(IntegerModel))
 
 
 def test_stop_after_without_split():

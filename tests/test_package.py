@@ -27,7 +27,7 @@ PACKAGE_ROOTS = {"sparqle_tvm": "sparqle_tvm", "passes": "sparqle_tvm.passes"} |
 # wherever the import stands; rooms of one line do not know each other. "" is the package itself.
 LAYERS = (
     ("errors",),
-    ("_versions", "files", "progress", "threads", "tirscript"),
+    ("_versions", "escaping", "files", "processes", "progress", "threads", "tirscript"),
     ("numerics",),
     ("dialect", "target.accelerator", "target.op"),
     ("host", "target.isa"),

@@ -126,8 +126,7 @@ class Calibration:
         sparsity = {
             e.label: {window: e.msb_sparsity(window) for window in WINDOWS} for e in self.encodings
         }
-        exceeding = [e.label for e in self.encodings if e.exceeding]
-        return windows_from(sparsity, margin=margin, exceeding=exceeding)
+        return windows_from(sparsity, margin=margin)
 
     def merge(self, other: Calibration) -> Calibration:
         """The calibration over the texts of both; measured losses do not carry over.

@@ -18,15 +18,14 @@ from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.option_kernel import option_sums
 from sparqle_tvm.calibration.statistics import FACTORS, SAMPLED_ROWS, EncodingStatistics
 from sparqle_tvm.errors import CalibrationError, QuantizationError
-from sparqle_tvm.numerics import EncodingChoice, max_exact
+from sparqle_tvm.numerics import WINDOWS, EncodingChoice
 from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 from sparqle_tvm.passes import ActivationInfo
 from sparqle_tvm.target.cost.model import EncodedActivation
 
-# Of an input that arrives quantized: the largest magnitude, and the largest of the signed window.
+# An input that arrives quantized is clipped to this magnitude, far outside of both windows.
 _INT8_LIMIT = 128
-_LARGEST_SIGNED = max_exact(4, "signed")
 
 
 class Collector:
@@ -71,11 +70,15 @@ class Collector:
         self._observations = collect.collected.get(function, [])
         # By label, and what the rows of the samples were drawn by. Replaced by every run.
         self._seen: dict[str, EncodingStatistics] = {}
+        self._centres: dict[str, int] = {}
         self._keys = np.zeros(0, np.uint64)
         for info, _, kind in self._observations:
             if kind == "input":
                 require_int8(info.digit_bits, info.label, CalibrationError)
                 self._seen[info.label] = sums.nothing_seen(info)
+                signed = not info.dtype.startswith("u")
+                centred = WINDOWS["signed"].digits(4, signed=signed, zero_point=info.zero_point)
+                self._centres[info.label] = centred.centre
         if not self._seen:
             raise CalibrationError(
                 f"the function {function} has no quantized dense op, so there is nothing to "
@@ -132,7 +135,7 @@ class Collector:
     def inputs(self, observed: Any) -> dict[str, npt.NDArray[Any]]:
         """What the encodings of one call took, by label (M, K).
 
-        Activations are float32 before quantization, int8 where they arrive quantized.
+        Activations are float32 before quantization, int8 or uint8 where they arrive quantized.
         """
         return {info.label: x for info, x in self._inputs_of(observed)}
 
@@ -203,7 +206,7 @@ class Collector:
     ) -> EncodingStatistics:
         """Errors and stored digits of every option of one activation, the rows `taken` a sample."""
         known = self._seen[label]
-        exceeding, scale = 0, np.ones(len(x), np.float32)
+        scale, plain = np.ones(len(x), np.float32), x
         if known.qmax:
             amax = np.abs(x).max(axis=1)
             if not np.isfinite(amax).all():
@@ -214,16 +217,18 @@ class Collector:
                 )
             scale = np.maximum(amax, SMALLEST_AMAX) / np.float32(known.qmax)
         else:
-            exceeding = int(np.count_nonzero(x > _LARGEST_SIGNED))
-            x = x.astype(np.float32)
+            # The unsigned window lies at 0, the centred one around the zero point.
+            plain = x.astype(np.float32)
+            x = plain - np.float32(self._centres[label])
         limit = known.qmax or _INT8_LIMIT
         weight, dense = sums.weigh(known, outputs, len(x))
         error, stored = option_sums(x, scale, weight, FACTORS, limit)
+        if x is not plain:
+            stored[1] = option_sums(plain, scale, weight, FACTORS, limit)[1][1]
         return replace(
             known,
             rows=len(x),
             largest=float(np.abs(x).max()),
-            exceeding=exceeding,
             error=error,
             stored=known.by_unit(stored),
             sample=sums.row_counts(x[taken], scale[taken], limit, known),

@@ -9,13 +9,15 @@ of every dense op), ``fisher`` (sum of K, or 0), and ``factors``, ``sample_keys`
 from __future__ import annotations
 
 import json
+import math
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import IO, Any, get_type_hints
 
 import msgspec
 import numpy as np
@@ -24,10 +26,11 @@ import numpy.typing as npt
 from sparqle_tvm.calibration.loss import MeasuredLoss
 from sparqle_tvm.calibration.statistics import FACTORS, DenseStatistics, EncodingStatistics
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
-from sparqle_tvm.files import plain, replacing, typed
+from sparqle_tvm.files import MAX_AMOUNT, parse_json, plain, replacing, typed
+from sparqle_tvm.numerics.window import WINDOWS
 
 FORMAT = "sparqle-calibration"
-VERSION = 1
+VERSION = 2
 
 
 def _facts_of(kind: type, **more: Any) -> Any:
@@ -38,6 +41,22 @@ def _facts_of(kind: type, **more: Any) -> Any:
     return list[one]
 
 
+_ARRAYS = {
+    "header": ("u", 1),
+    "factors": ("f", 1),
+    "sample_keys": ("u", 1),
+    "error": ("f", 2),
+    "stored": ("i", 3),
+    "sample": ("u", 3),
+    "column_energy": ("f", 1),
+    "fisher": ("f", 1),
+}
+"""Kind of the numbers of each array, and its dimensions."""
+# Deflate makes at most 1,032 bytes of one.
+_MAX_EXPANSION = 1100
+_MAX_SIZE = 2**40
+# What `zipfile` raises for features that it does not have, and for a password.
+_OF_ZIPFILE = (NotImplementedError, RuntimeError, struct.error)
 _SCALARS = (str, int, float, bool)
 _Header: Any = msgspec.defstruct(
     "Header",
@@ -92,14 +111,13 @@ def read_content(path: str | os.PathLike[str]) -> dict[str, Any]:
         If the file is missing, damaged, no calibration, or of another version.
     """
     try:
-        # Opened here, because NumPy leaves files open that it cannot read.
-        with open(path, "rb") as source, np.load(source, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with open(path, "rb") as source:
+            arrays = _read_arrays(source)
     except OSError as error:
         raise CalibrationError(
             f"{path}: the calibration cannot be read: {error.strerror or error}"
         ) from error
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, AttributeError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, *_OF_ZIPFILE) as error:
         raise CalibrationError(
             f"{path} is no calibration, or was cut off: {error}; calibrate again"
         ) from error
@@ -108,7 +126,7 @@ def read_content(path: str | os.PathLike[str]) -> dict[str, Any]:
         encodings = tuple(_build(header.encodings, arrays))
     except (KeyError, ValueError, IndexError) as error:
         raise CalibrationError(
-            f"{path}: the calibration is damaged: {error!r}; calibrate again"
+            f"{path}: the calibration is damaged: {error}; calibrate again"
         ) from error
     about = {name: getattr(header, name) for name in ("model_name", "text_name", "tokens")}
     return {
@@ -119,11 +137,48 @@ def read_content(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def _header(arrays: dict[str, npt.NDArray[Any]], path: str | os.PathLike[str]) -> Any:
+def _read_arrays(source: IO[bytes]) -> dict[str, npt.NDArray[Any]]:
+    """Read the arrays; of none more than the file can hold, whatever it announces."""
+    left = _MAX_EXPANSION * source.seek(0, os.SEEK_END)
+    arrays = {}
+    with zipfile.ZipFile(source) as archive:
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            left -= info.file_size
+            if name not in _ARRAYS or name in arrays or left < 0:
+                raise ValueError(f"{info.filename!r} is no array of a calibration, or too large")
+            with archive.open(info) as member:
+                arrays[name] = _read_array(member, info.file_size, *_ARRAYS[name])
+    return arrays
+
+
+def _read_array(
+    member: IO[bytes], size_bytes: int, kinds: str, dimensions: int
+) -> npt.NDArray[Any]:
+    version = np.lib.format.read_magic(member)
+    if version != (1, 0):
+        raise ValueError(f"an array has NumPy's format {version}")
     try:
-        header = json.loads(arrays["header"].tobytes())
-    except (KeyError, ValueError) as error:
-        raise CalibrationError(f"{path} is no calibration: it has no header") from error
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+    except (SyntaxError, RecursionError, MemoryError, TypeError) as error:
+        raise ValueError("an array has no header") from error
+    left = size_bytes - member.tell()
+    if len(shape) != dimensions or fortran or dtype.kind not in kinds or dtype.hasobject:
+        raise ValueError(f"an array is {dtype} with {len(shape)} dimensions")
+    if math.prod(shape) * dtype.itemsize != left:
+        raise ValueError(f"an array of {left} bytes has the shape {shape}")
+    array = np.frombuffer(member.read(left), dtype).reshape(shape)
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError("an array holds NaN or Inf")
+    if array.size and not (array >= 0).all():
+        raise ValueError("an array holds a negative number")
+    return array
+
+
+def _header(arrays: dict[str, npt.NDArray[Any]], path: str | os.PathLike[str]) -> Any:
+    if "header" not in arrays:
+        raise CalibrationError(f"{path} is no calibration: it has no header")
+    header = parse_json(arrays["header"].tobytes(), path, CalibrationError, "calibrate again")
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CalibrationError(f"{path} is no calibration: its format is not {FORMAT}")
     version = header.get("version")
@@ -136,13 +191,31 @@ def _header(arrays: dict[str, npt.NDArray[Any]], path: str | os.PathLike[str]) -
     return typed(header, _Header, where, CalibrationError)
 
 
+def _require_sound(facts: Any) -> None:
+    """Refuse numbers of an encoding that no model has; ValueError says which."""
+    one = (facts.columns, facts.unit, facts.rows)
+    ops = [(d.out_features, d.weight_bits, d.group_size + 1) for d in facts.dense]
+    measures = [(d.gain, d.share) for d in facts.dense]
+    if not ops or not all(1 <= n <= _MAX_SIZE for n in (*one, *(n for op in ops for n in op))):
+        raise ValueError(f"{facts.label}: a size is not positive")
+    if facts.unit > facts.columns or facts.qmax < 0 or facts.exceeding < 0:
+        raise ValueError(f"{facts.label}: a count is out of range")
+    if facts.window not in WINDOWS:
+        raise ValueError(f"{facts.label}: there is no window {facts.window!r}")
+    if not all(0 <= x <= MAX_AMOUNT for x in (facts.largest, *(x for m in measures for x in m))):
+        raise ValueError(f"{facts.label}: a measure is negative")
+
+
 def _build(
     encodings: Sequence[Any], arrays: dict[str, npt.NDArray[Any]]
 ) -> Iterator[EncodingStatistics]:
     column = unit = energy = 0
+    if not encodings or not len(arrays["sample"]):
+        raise ValueError("it is empty")
     if arrays["error"].shape[0] != len(FACTORS) or arrays["stored"].shape[:2] != (2, len(FACTORS)):
         raise ValueError("the arrays do not fit the factors")
     for facts in encodings:
+        _require_sound(facts)
         columns, units = facts.columns, -(-facts.columns // facts.unit)
         dense = []
         for one in facts.dense:
@@ -157,6 +230,8 @@ def _build(
             sample=arrays["sample"][:, :, inside],
             fisher=arrays["fisher"][across] if arrays["fisher"].size else None,
         )
+        if arrays["sample"][:, :, inside].max(initial=0) > facts.unit:
+            raise ValueError(f"{facts.label}: a token has more digits than columns")
         column, unit = column + columns, unit + units
     ends = (arrays["error"].shape[1], arrays["stored"].shape[2], arrays["sample"].shape[2])
     if ends != (column, unit, unit) or len(arrays["column_energy"]) != energy:

@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 _SEED = 0
 
 
+def require_torch() -> Any:
+    """Import torch; MissingExtraError if it is not installed."""
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError(
+            "gradients need torch: pip install 'sparqle-tvm[torch]', or use the importance of "
+            "the weights"
+        ) from error
+    return torch
+
+
 def squared_gradients(
     imported: ImportedModel, tokens: npt.NDArray[np.int32], *, progress: bool = True
 ) -> dict[str, npt.NDArray[np.float64]]:
@@ -49,13 +61,7 @@ def squared_gradients(
     MissingExtraError
         If torch is not installed.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError(
-            "gradients need torch: pip install 'sparqle-tvm[torch]', or use the importance of "
-            "the weights"
-        ) from error
+    torch = require_torch()
     model = _TorchLlama(torch, imported)
     generator = torch.Generator().manual_seed(_SEED)
     sums: dict[str, npt.NDArray[np.float64]] = {}

@@ -82,8 +82,6 @@ class EncodingStatistics:
         Tokens seen.
     largest : float
         Largest magnitude of the input.
-    exceeding : int
-        Values of an input that arrives quantized which the signed window cannot hold.
     error : float64 (F, K)
         Sum over tokens of the squared quantization error, each token's divided by the energy
         (sum of squares) of what the outputs of all dense ops disturb: the stream they are added
@@ -107,7 +105,6 @@ class EncodingStatistics:
     tied: bool
     rows: int
     largest: float
-    exceeding: int
     error: npt.NDArray[np.float64]
     stored: npt.NDArray[np.int64]
     sample: npt.NDArray[np.unsignedinteger]
@@ -164,7 +161,6 @@ class EncodingStatistics:
             self,
             rows=self.rows + other.rows,
             largest=max(self.largest, other.largest),
-            exceeding=self.exceeding + other.exceeding,
             error=self.error + other.error,
             stored=self.stored + other.stored,
             sample=np.concatenate([self.sample, other.sample])[keep],

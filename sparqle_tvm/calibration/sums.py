@@ -42,7 +42,6 @@ def nothing_seen(info: ActivationInfo) -> EncodingStatistics:
         tied=0 in groups,
         rows=0,
         largest=0.0,
-        exceeding=0,
         error=np.zeros((options, info.columns)),
         stored=np.zeros((2, options, units), np.int64),
         sample=np.zeros((0, options, units), np.uint8 if unit <= 255 else np.uint16),
@@ -85,7 +84,8 @@ def encoded_activation(
     q = x
     if info.qmax:
         q = quantize_with_choice(x, choice, qmax=info.qmax, window=window)[0]
-    nnz = RowNnz.from_pbm(encode(q, k=info.digit_bits, window=window).pbm, info.columns)
+    planes = encode(q, k=info.digit_bits, window=window, zero_point=info.zero_point)
+    nnz = RowNnz.from_pbm(planes.pbm, info.columns)
     shapes = tuple(
         DenseOp(
             len(x),
@@ -105,6 +105,7 @@ def encoded_activation(
 def encoding_digest(info: ActivationInfo) -> str:
     """SHA-256 over an encoding's facts and the weights of all dense ops that read it."""
     digest = hashlib.sha256(repr((info.label, info.columns, info.qmax, info.digit_bits)).encode())
+    digest.update(repr((info.dtype, info.zero_point)).encode())
     for dense in info.dense:
         facts = (dense.label, dense.out_features, dense.weight_bits, dense.group_size)
         digest.update(repr(facts).encode())
@@ -150,7 +151,7 @@ def weigh(
 def row_counts(
     x: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], limit: int, e: EncodingStatistics
 ) -> npt.NDArray[np.unsignedinteger]:
-    """Stored digits in the signed window of a few rows: (rows, F, U)."""
+    """Stored digits in the signed window of a few rows, x less its centre: (rows, F, U)."""
     counts = np.zeros((len(x), *e.sample.shape[1:]), e.sample.dtype)
     for place, factor in enumerate(FACTORS):
         q = np.clip(np.rint(x / (scale * factor)[:, None]), -limit, limit)

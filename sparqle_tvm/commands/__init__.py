@@ -10,7 +10,7 @@ import argparse
 from typing import Any
 
 from sparqle_tvm.commands import calibrate, disasm, estimate, pareto, report, run, sweep, tune
-from sparqle_tvm.commands._shared import add_output_arguments, check_writable
+from sparqle_tvm.commands._shared import add_output_arguments, check_outputs
 
 COMMANDS = (run, calibrate, pareto, estimate, report, sweep, tune, disasm)
 """All of them, in the order that ``sparqle --help`` shows."""
@@ -23,6 +23,6 @@ def add_all(commands: Any) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> None:
-    """Run the command that was given; first refuse a file for JSON that cannot be written."""
-    check_writable(arguments.json)
+    """Run the command that was given; first refuse outputs that cannot be written."""
+    check_outputs(arguments)
     arguments.command(arguments)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.files import write_json
+from sparqle_tvm.escaping import visible
+from sparqle_tvm.files import (
+    all_or_nothing,
+    require_folder,
+    require_writable,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from sparqle_tvm.report.document import Document
@@ -29,13 +35,36 @@ class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], **texts: Any
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    *,
+    files: Sequence[str] = (),
+    folders: Sequence[str] = (),
+    kept: Callable[[argparse.Namespace], str] | None = None,
+    **texts: Any,
 ) -> argparse.ArgumentParser:
-    """Add the parser of a command, which `run` runs."""
+    """Add the parser of a command.
+
+    Parameters
+    ----------
+    commands : subparsers of argparse
+        What it is added to.
+    name : str
+        Its name.
+    run : callable
+        Runs it.
+    files, folders : sequence of str
+        Arguments besides ``json`` that name files to write, and folders to write files into.
+    kept : callable, optional
+        Says after an interruption what is kept, and how to go on; by default, that nothing is.
+    **texts
+        Help and the like, as argparse takes them.
+    """
     parser: argparse.ArgumentParser = commands.add_parser(
         name, **{"formatter_class": DefaultsFormatter, **texts}
     )
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=run, files=("json", *files), folders=tuple(folders), kept=kept)
     return parser
 
 
@@ -100,29 +129,131 @@ def energy_table_of(arguments: argparse.Namespace, accelerator: Accelerator) -> 
     return energy_table(arguments.node, arguments.memory)
 
 
-def check_writable(path: str | None) -> None:
-    """Refuse a file that cannot be written before minutes are spent on its content.
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse outputs that cannot be written, before minutes are spent on their content.
 
     Raises
     ------
     InvalidArgumentError
-        If the folder is missing or not writable, or the path is a folder.
+        If a file or folder cannot be written, a file would be written twice or take the place of
+        an input, or more than one output goes to standard output.
+    MissingExtraError
+        If there are pictures to draw and no matplotlib.
     """
-    if path is None or path == STANDARD_OUTPUT:
-        return
-    folder = Path(path).absolute().parent
-    if not os.access(folder, os.W_OK) or Path(path).is_dir():
-        raise InvalidArgumentError(f"{path} cannot be written: no such folder, or no permission")
+    named = {name: vars(arguments)[name] for name in arguments.files if vars(arguments)[name]}
+    printed = [f"--{name}" for name, path in named.items() if path == STANDARD_OUTPUT]
+    if len(printed) > 1:
+        raise InvalidArgumentError(f"{' and '.join(printed)}: only one goes to standard output")
+    files = {name: path for name, path in named.items() if path != STANDARD_OUTPUT}
+    inputs = {
+        name: value
+        for name, value in vars(arguments).items()
+        if isinstance(value, str) and name not in named and os.path.isfile(value)
+    }
+    seen: dict[str, str] = {os.path.realpath(value): name for name, value in inputs.items()}
+    for name, path in files.items():
+        require_writable(path)
+        place = os.path.realpath(path)
+        if other := seen.get(place):
+            what = "written by" if other in files else "read by"
+            raise InvalidArgumentError(f"--{name} {path}: this file is {what} {other}, too")
+        if os.path.isfile(place) or not os.path.exists(place):
+            seen[place] = name
+    for name in arguments.folders:
+        if folder := vars(arguments)[name]:
+            require_folder(folder)
+    if named.get("html") or vars(arguments).get("pictures"):
+        from sparqle_tvm.report.pictures import require_matplotlib
+
+        require_matplotlib()
 
 
 def show(path: str | None, document: Callable[[], Document], data: Callable[[], Any]) -> None:
     """Print a document, unless only JSON is wanted; write the data, if ``--json`` has a path."""
+    if path:
+        emit_json(path, data())
     if path != STANDARD_OUTPUT:
         from sparqle_tvm.report.writers import print_document
 
         print_document(document())
-    if path:
-        emit_json(path, data())
+
+
+def print_text(text: str) -> None:
+    """Print lines; names in them cannot steer the terminal."""
+    print("\n".join(map(visible, text.splitlines())))
+
+
+def emit_text(path: str, text: str) -> None:
+    """Write text to a file, or to standard output if `path` is ``-``."""
+    if path == STANDARD_OUTPUT:
+        print(text, end="")
+    else:
+        write_text(path, text)
+
+
+def add_document_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the files that a document can be written to."""
+    parser.set_defaults(
+        files=(*parser.get_default("files"), "html", "markdown"),
+        folders=(*parser.get_default("folders"), "csv", "pictures"),
+    )
+    parser.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write one self-contained page; - writes it to standard output",
+    )
+    parser.add_argument(
+        "--markdown",
+        metavar="FILE",
+        help="write texts and tables as Markdown; - writes them to standard output",
+    )
+    parser.add_argument("--csv", metavar="DIR", help="write every table as a CSV file")
+    parser.add_argument("--pictures", metavar="DIR", help="write every picture as a PNG file")
+
+
+def documents_wanted(arguments: argparse.Namespace) -> bool:
+    """Whether any of the files of `add_document_arguments` is asked for."""
+    return any((arguments.html, arguments.markdown, arguments.csv, arguments.pictures))
+
+
+def deliver(
+    arguments: argparse.Namespace, document: Callable[[], Document], data: Callable[[], Any]
+) -> None:
+    """As `show`, and write the files of `add_document_arguments` that are asked for.
+
+    Nothing else is printed if one of them goes to standard output. All are written, or none.
+    """
+    made = None
+    if STANDARD_OUTPUT not in (arguments.json, arguments.markdown, arguments.html):
+        from sparqle_tvm.report.writers import print_document
+
+        made = document()
+        print_document(made)
+    with all_or_nothing():
+        if arguments.json:
+            emit_json(arguments.json, data())
+        if documents_wanted(arguments):
+            write_documents(arguments, made or document())
+
+
+def write_documents(arguments: argparse.Namespace, document: Document) -> None:
+    """Write the files of `add_document_arguments` that are asked for."""
+    from tqdm import tqdm
+
+    from sparqle_tvm.report import writers
+
+    if arguments.markdown:
+        emit_text(arguments.markdown, writers.to_markdown(document))
+    if arguments.csv:
+        writers.write_csv(document, arguments.csv)
+    count = len(document.pictures) * sum(map(bool, (arguments.html, arguments.pictures)))
+    with tqdm(total=count, unit="picture", desc="draw", leave=False, disable=not count) as bar:
+        if arguments.html:
+            from sparqle_tvm.report.html import to_html
+
+            emit_text(arguments.html, to_html(document, progress=bar.update))
+        if arguments.pictures:
+            writers.write_pictures(document, arguments.pictures, progress=bar.update)
 
 
 def emit_json(path: str, data: Any) -> None:

@@ -16,6 +16,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
         commands,
         "calibrate",
         _calibrate,
+        files=("out",),
+        kept=lambda arguments: f"{arguments.out} is as it was; a calibration begins anew",
         help="learn from text how coarse scales may be, for sparser MSBs",
         description="Run text through a model with int8 activations, and write what the choice of "
         "scale factors needs: for sparqle run --calibration and for sparqle pareto.",
@@ -37,7 +39,6 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
-    shared.check_writable(arguments.out)
     if Path(arguments.out).suffix != ".npz":
         raise InvalidArgumentError(f"{arguments.out}: the file has to end in .npz")
     from sparqle_tvm.files import plain

@@ -56,7 +56,7 @@ def _disasm(arguments: argparse.Namespace) -> None:
     program = generate(default_schedule(spec, accelerator), spec, accelerator)
     listing = program.disassemble()
     if arguments.json is None:
-        print(listing)
+        shared.print_text(listing)
         return
     data = {
         "target": arguments.target,

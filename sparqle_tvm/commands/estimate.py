@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 from sparqle_tvm.commands import _shared as shared
@@ -20,7 +21,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
         description="Count a pass of a published model by formula: split precision beside two "
         "dense passes (dense), wider multipliers on the same area (native) and activations of one "
         "digit (a4 if it has 4 bits, not exact). Prints time, DRAM traffic, energy with its band, "
-        "and what limits them.",
+        "and what limits them. With --sensitivity, also what a change of each field of the "
+        "accelerator would do.",
     )
     estimate.add_argument("--model", default="llama2-7b", help=f"one of {MODEL_NAMES}")
     estimate.add_argument("--phase", default="prefill", help="prefill or decode")
@@ -53,6 +55,13 @@ def add(commands: Any) -> argparse.ArgumentParser:
         type=float,
         help="leakage and idle power; if not given, a share of the array's power (with its band)",
     )
+    estimate.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="double and halve every numeric field of the accelerator, one at a time: how time "
+        "and energy of the dense and the split form change, and what is saved then",
+    )
+    shared.add_document_arguments(estimate)
     return estimate
 
 
@@ -62,16 +71,25 @@ def _estimate(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.target.accelerator import Accelerator
 
     accelerator = Accelerator.from_target(arguments.target)
-    result = estimate(
-        arguments.model,
-        arguments.phase,
-        seq=arguments.seq,
-        batch=arguments.batch,
-        msb_sparsity=arguments.msb_sparsity,
-        target=accelerator,
-        table=shared.energy_table_of(arguments, accelerator),
-        kv_bits=arguments.kv_bits,
-        balance=arguments.balance,
-        static_watts=arguments.static_watts,
-    )
-    shared.show(arguments.json, lambda: estimate_document(result), result.to_json)
+    question = {
+        "seq": arguments.seq,
+        "batch": arguments.batch,
+        "msb_sparsity": arguments.msb_sparsity,
+        "table": shared.energy_table_of(arguments, accelerator),
+        "kv_bits": arguments.kv_bits,
+        "balance": arguments.balance,
+        "static_watts": arguments.static_watts,
+    }
+    on = partial(estimate, arguments.model, arguments.phase, **question)
+    result = on(target=accelerator)
+    changes = None
+    if arguments.sensitivity:
+        from sparqle_tvm.studies.sensitivity import COMPARED, sensitivity
+
+        changes = sensitivity(accelerator, lambda other: on(target=other, schemes=COMPARED))
+
+    def data() -> dict[str, Any]:
+        more = {} if changes is None else {"sensitivity": changes.to_json()}
+        return {**result.to_json(), **more}
+
+    shared.deliver(arguments, lambda: estimate_document(result, changes), data)

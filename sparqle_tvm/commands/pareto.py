@@ -14,6 +14,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         commands,
         "pareto",
         _pareto,
+        files=("picture",),
         help="loss against cycles and energy, for a row of budgets",
         description="Measure what coarser scales lose (perplexity and KL divergence against int8, "
         "with standard errors) and count what they save, for no loss and a row of budgets.",
@@ -51,10 +52,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 
 def _pareto(arguments: argparse.Namespace) -> None:
-    shared.check_writable(arguments.picture)
-    from sparqle_tvm.report.pictures import drawing, require_matplotlib
+    from sparqle_tvm.report.pictures import drawing, require_matplotlib, require_picture_name
 
     if arguments.picture:
+        require_picture_name(arguments.picture)
         require_matplotlib()
     from sparqle_tvm.calibration.budget import Budget, parse_share
     from sparqle_tvm.files import plain

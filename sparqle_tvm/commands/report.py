@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from sparqle_tvm.commands import _shared as shared
+from sparqle_tvm.files import all_or_nothing
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -24,24 +25,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
         metavar="FILE",
         help="what `sparqle run --json FILE` wrote; without it, the built-in model is run first",
     )
-    report.add_argument("--html", metavar="FILE", help="write one self-contained page")
-    report.add_argument(
-        "--markdown",
-        metavar="FILE",
-        help="write texts and tables as Markdown; - writes them to standard output",
-    )
-    report.add_argument("--csv", metavar="DIR", help="write every table as a CSV file")
-    report.add_argument("--pictures", metavar="DIR", help="write every picture as a PNG file")
+    shared.add_document_arguments(report)
     return report
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    for path in (arguments.html, arguments.markdown):
-        shared.check_writable(path)
-    if arguments.html or arguments.pictures:
-        from sparqle_tvm.report.pictures import require_matplotlib
-
-        require_matplotlib()
     from sparqle_tvm.report.build import build_report
     from sparqle_tvm.results.run import RunResult
 
@@ -52,32 +40,11 @@ def _report(arguments: argparse.Namespace) -> None:
 
         run = run_model()
     document = build_report(run)
-    outputs = (arguments.html, arguments.markdown, arguments.csv, arguments.pictures)
-    if not any((*outputs, arguments.json)):
+    if not (arguments.json or shared.documents_wanted(arguments)):
         from sparqle_tvm.report.writers import print_document
 
         print_document(document)
-    if arguments.json:
-        shared.emit_json(arguments.json, document.to_json())
-    _write(arguments, document)
-
-
-def _write(arguments: argparse.Namespace, document: Any) -> None:
-    from tqdm import tqdm
-
-    from sparqle_tvm.report import writers
-
-    if arguments.markdown == shared.STANDARD_OUTPUT:
-        print(writers.to_markdown(document), end="")
-    elif arguments.markdown:
-        writers.write_markdown(document, arguments.markdown)
-    if arguments.csv:
-        writers.write_csv(document, arguments.csv)
-    count = len(document.pictures) * sum(map(bool, (arguments.html, arguments.pictures)))
-    with tqdm(total=count, unit="picture", desc="draw", leave=False, disable=not count) as bar:
-        if arguments.html:
-            from sparqle_tvm.report.html import write_html
-
-            write_html(document, arguments.html, progress=bar.update)
-        if arguments.pictures:
-            writers.write_pictures(document, arguments.pictures, progress=bar.update)
+    with all_or_nothing():
+        if arguments.json:
+            shared.emit_json(arguments.json, document.to_json())
+        shared.write_documents(arguments, document)

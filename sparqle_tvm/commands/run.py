@@ -14,6 +14,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         commands,
         "run",
         _run,
+        folders=("dump",),
         help="run a model on a text, and count what split precision saves",
         description="Run a language model on a text with float, int8 and split int8 activations. "
         "Prints perplexity, whether the split form is exact, MSB sparsity, cycles and DRAM bytes.",
@@ -27,6 +28,19 @@ def add(commands: Any) -> argparse.ArgumentParser:
     shared.add_table_arguments(run)
     shared.add_engine_argument(
         run, "run the dense layers as simulated programs, or count them by formula (faster)"
+    )
+    run.add_argument(
+        "--attention",
+        choices=("int8", "float"),
+        default="int8",
+        help="how the int8 and the split model compute attention; int8 shows what it costs",
+    )
+    run.add_argument(
+        "--kv",
+        default="int8",
+        metavar="STORAGE",
+        help="how attention in int8 stores keys and values: int8, planes (exact, what is smaller), "
+        "planes:F or planes:F,G (factors on the scales of keys and values), int6, int5, int4",
     )
     balance = run.add_mutually_exclusive_group()
     balance.add_argument(
@@ -100,6 +114,8 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.tokens,
         arguments.target,
         engine=arguments.engine,
+        attention=arguments.attention,
+        kv=arguments.kv,
         balance=arguments.balance,
         database=arguments.database,
         calibration=arguments.calibration,

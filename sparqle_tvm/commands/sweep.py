@@ -11,11 +11,18 @@ from sparqle_tvm.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from sparqle_tvm.studies.sweep import Sweep, SweepResult
 
+DEFAULT_OUT = "sweep.csv"
 DESCRIPTION = """Run `sparqle estimate` for every point of a grid or a list, on all cores or on a
 Dask cluster, and write a table. Names are the options of `sparqle estimate` (model, phase,
 seq, batch, msb_sparsity, kv_bits, target, node, memory) and the fields of the
 accelerator (rows, cols, lanes, dram_bytes_per_cycle, activation_buffer_bytes, ...).
 A sweep that was killed goes on where it was when it is started again.
+
+--pivot shows one figure of the sweep over two of its names, as a table and a heat map. --find looks
+for the value of a field from which on a figure reaches a level, by a scan and bisection, for every
+combination of the axes; it says if there is none, or more than one. Figures: time_saved,
+energy_saved, dram_saved, seconds, joules, dense_seconds, dense_joules, of the whole model; with
+dense_layers_ before them of the dense layers; and every column of the table.
 """
 
 EXAMPLES = """examples:
@@ -23,6 +30,16 @@ EXAMPLES = """examples:
     --axis seq=128,512,2048 --axis msb_sparsity=0:0.9:10 --out sweep.csv
   sparqle sweep sweep.toml --out sweep.json --workers 8
   sparqle sweep sweep.toml --out sweep.csv --scheduler tcp://head:8786
+
+  How much time is saved over prompt length and bandwidth, and where that turns into a loss:
+  sparqle sweep --axis seq=128,512,2048 --axis dram_bytes_per_cycle=4,8,16,32,64 \\
+    --pivot seq dram_bytes_per_cycle time_saved --html pivot.html --pictures pictures
+
+  From which bandwidth on 16 % of the time is saved, for three array widths:
+  sparqle sweep --axis lanes=8,16,32 --find time_saved=16% --over dram_bytes_per_cycle
+
+  The sparsity at which the dense layers break even (values of the scan may be given):
+  sparqle sweep --find dense_layers_time_saved=0 --over msb_sparsity=0:1 --json -
 """
 
 
@@ -32,6 +49,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
         commands,
         "sweep",
         _sweep,
+        files=("out",),
+        kept=_kept,
         help="estimate many points: models, lengths, sparsities, accelerators",
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -58,32 +77,110 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help="what all points share; may be given several times",
     )
     sweep.add_argument(
-        "--out", metavar="FILE", default="sweep.csv", help="the table, .csv or .json (sweep.csv)"
+        "--pivot",
+        nargs=3,
+        metavar=("ROWS", "COLS", "VALUE"),
+        help="show a figure over two names of the sweep; a table for each combination of the rest",
+    )
+    sweep.add_argument(
+        "--find",
+        metavar="VALUE=LEVEL",
+        help="where does a figure reach a level (16%% or 0.16)? What is saved: at least; "
+        "seconds, joules, bytes and cycles: at most",
+    )
+    sweep.add_argument(
+        "--over",
+        metavar="FIELD[=VALUES]",
+        help="the number that --find changes: bandwidth, batch, seq, msb_sparsity or any field; "
+        "its scan begins with the values given (first:last or a,b,c), else with a range around "
+        "what it is",
+    )
+    sweep.add_argument(
+        "--out",
+        metavar="FILE",
+        help="the table of all points, .csv or .json (sweep.csv; --find makes none)",
     )
     sweep.add_argument("--workers", type=int, help="processes (one for each core)")
     sweep.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler, tcp://host:port")
     sweep.add_argument(
         "--restart", action="store_true", help="begin anew instead of going on where it was"
     )
+    shared.add_document_arguments(sweep)
     return sweep
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
-    from sparqle_tvm.report.sweep import sweep_document
-    from sparqle_tvm.studies.sweep import run_sweep
+    if bool(arguments.find) != bool(arguments.over):
+        raise InvalidArgumentError("--find VALUE=LEVEL and --over FIELD belong together")
+    if arguments.find:
+        _find(arguments)
+    else:
+        _run(arguments)
 
+
+def _find(arguments: argparse.Namespace) -> None:
+    """Look for a level."""
+    from sparqle_tvm.files import plain
+    from sparqle_tvm.report.pivot import crossing_document
+    from sparqle_tvm.studies.sweep import Scan, find_crossings, parse_find, parse_over, quantity
+
+    for option in ("pivot", "out", "scheduler", "restart"):
+        if getattr(arguments, option):
+            raise InvalidArgumentError(f"--find does not go with --{option}")
+    name, level = parse_find(arguments.find)
+    scan = Scan(quantity(name), level, *parse_over(arguments.over))
+    found = find_crossings(scan, _points(arguments), workers=arguments.workers)
+    shared.deliver(
+        arguments,
+        lambda: crossing_document(scan, found),
+        lambda: {
+            **plain(scan),
+            "points": [{**plain(one), "crossings": list(one.crossings)} for one in found],
+        },
+    )
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    """Estimate all points."""
+    from sparqle_tvm.files import plain
+    from sparqle_tvm.report.pivot import pivot_document
+    from sparqle_tvm.report.sweep import outcome, sweep_document
+    from sparqle_tvm.studies.sweep import pivot, quantity, require_axes, run_sweep
+
+    points, out = _points(arguments), arguments.out or DEFAULT_OUT
+    if arguments.pivot:
+        rows, cols, value = arguments.pivot
+        shown = quantity(value)
+        require_axes(points.names, rows, cols)
     result = run_sweep(
-        _points(arguments),
-        arguments.out,
+        points,
+        out,
         workers=arguments.workers,
         scheduler=arguments.scheduler,
         restart=arguments.restart,
     )
-    shared.show(
-        arguments.json,
-        lambda: sweep_document(result, arguments.out),
-        lambda: _summary(result, arguments.out),
+    if not arguments.pivot:
+        shared.deliver(
+            arguments, lambda: sweep_document(result, out), lambda: _summary(result, out)
+        )
+        return
+    table = pivot(result, rows, cols, shown)
+    shared.deliver(
+        arguments,
+        lambda: pivot_document(table, outcome(result, out)),
+        lambda: {**_summary(result, out), "pivot": plain(table)},
     )
+
+
+def _kept(arguments: argparse.Namespace) -> str:
+    from pathlib import Path
+
+    from sparqle_tvm.studies.sweep.checkpoint import SUFFIX
+
+    kept = Path(f"{arguments.out or DEFAULT_OUT}{SUFFIX}")
+    if not kept.exists():
+        return "nothing was kept"
+    return f"finished points are kept in {kept}; the same command goes on from there"
 
 
 def _points(arguments: argparse.Namespace) -> Sweep:

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from sparqle_tvm.commands import _shared as shared
+from sparqle_tvm.errors import InvalidArgumentError
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -14,6 +15,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
         commands,
         "tune",
         _tune,
+        folders=("database",),
+        kept=lambda arguments: (
+            f"measured schedules are kept in {arguments.database}; the same command goes on from "
+            "there"
+        ),
         help="search better schedules for the dense layers of a model",
         description="Search tiles, loop order, buffers and dataflow of a model's dense layers with "
         "TVM's MetaSchedule and the simulator, for prefill and decode. The best schedules are kept "
@@ -68,7 +74,20 @@ def _tune(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.studies.inputs import functions_of_a_run, model_path
     from sparqle_tvm.target.accelerator import Accelerator
     from sparqle_tvm.tuning import tune
+    from sparqle_tvm.tuning.measure import ActivationData, Objective
 
+    if arguments.trials < 1 or arguments.tokens < 1:
+        raise InvalidArgumentError(
+            f"{arguments.trials} trials and {arguments.tokens} tokens: both must be positive"
+        )
+    # What is wrong with these is said before the model is read.
+    Objective.parse(arguments.objective)
+    ActivationData(
+        arguments.density,
+        draws=arguments.draws,
+        percentile=arguments.percentile,
+        seed=arguments.seed,
+    )
     accelerator = Accelerator.from_target(arguments.target)
     table = shared.energy_table_of(arguments, accelerator)
     calibration = None if arguments.calibration is None else as_calibration(arguments.calibration)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from tvm import relax, sym
 
 from sparqle_tvm.dialect import ops
-from sparqle_tvm.numerics.integers import CONTAINER
+from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.attention import SCALE_BYTES
+from sparqle_tvm.numerics.integers import CONTAINER, bounds, container
+from sparqle_tvm.numerics.kv_cache import HeadStorage
 from sparqle_tvm.numerics.window import WINDOWS, largest_integer
 
 
@@ -106,7 +110,13 @@ def infer_encoding(op: ops.Encoder) -> relax.TupleType:
     """Type of ``encode`` and ``quantize_encode``: the encoding's tuple."""
     k, scaled = _digits(op), isinstance(op, ops.QuantizeEncode)
     *lead, last = _shape(op, "x")
-    _dtype(op, "x", "float32" if scaled else CONTAINER[k])
+    if scaled:
+        _dtype(op, "x", "float32")
+    elif str(op.x.ty.dtype) not in (container(k), container(k, signed=False)):
+        raise op.error(
+            f"{op.text('x')} is {op.x.ty.dtype}, {container(k)} or {container(k, signed=False)} "
+            "is needed; insert R.astype"
+        )
     columns = _static(op, last, "K")
     if columns == 0:
         raise op.error("K = 0: the activation has no columns")
@@ -115,6 +125,10 @@ def infer_encoding(op: ops.Encoder) -> relax.TupleType:
         limit = largest_integer(k)
         _require(op, "qmax", lambda v: 1 <= v <= limit, f"in 1..{limit}")
         fields.append(_tensor([*lead, 1], "float32"))
+    else:
+        _require_zero_point(op, "zero_point", k, op.signed)
+    if op.zero_points is not None:
+        fields.append(_zero_points(op, lead))
     group = _require(op, "group_size", lambda v: v >= 0, "0 or a number of columns")
     if group:
         if columns % group:
@@ -125,6 +139,24 @@ def infer_encoding(op: ops.Encoder) -> relax.TupleType:
     if op.bands is not None:
         _expect(op, "bands", [2, columns], CONTAINER[k])
     return relax.TupleType(fields)
+
+
+def _require_zero_point(op: ops.Op, attribute: str, k: int, signed: bool) -> None:
+    low, high = bounds(k, signed)
+    _require(op, attribute, lambda v: low <= v <= high, f"in {low}..{high}")
+
+
+def _zero_points(op: ops.Encoder, lead: list[Any]) -> relax.TensorType:
+    """Type of zero points that come at run time: one number, or one for each row."""
+    if op.zero_point:
+        raise op.error(f"zero_point={op.zero_point} and zero points of run time: give one of both")
+    dtype = container(op.k, op.signed)
+    _dtype(op, "zero_points", dtype)
+    ty = op.zero_points_type
+    assert ty is not None
+    if not ops.is_single(ty):
+        _expect(op, "zero_points", [*lead, 1], dtype)
+    return ty
 
 
 def infer_balance_rows(op: ops.BalanceRows) -> relax.TensorType:
@@ -147,6 +179,15 @@ def _dense_shape(op: ops.Dense) -> list[Any]:
     encoding = op.encoding.ty
     if not isinstance(encoding, relax.TupleType) or len(encoding.fields) < len(ops.PLANES):
         raise op.error(f"the first argument has to be an encoding's tuple, not {encoding}")
+    _require(op, "act_signed", lambda v: v in (0, 1), "0 or 1")
+    signed = bool(op.act_signed)
+    _require_zero_point(op, "zero_point", k, signed)
+    given = op.zero_points_type
+    if given is not None and (op.zero_point or str(given.dtype) != container(k, signed)):
+        raise op.error(
+            f"the encoding brings zero points of {given.dtype}, the op has act_signed="
+            f"{op.act_signed}, zero_point={op.zero_point}"
+        )
     lsb = encoding.fields[ops.PLANES.index("lsb")]
     if not isinstance(lsb, relax.TensorType) or lsb.shape is None:
         raise op.error("the shape of the encoding is not known")
@@ -182,13 +223,14 @@ def infer_split_dense_encoded(op: ops.SplitDenseEncoded) -> relax.TupleType:
     shape, scale = _scaled_shape(op), op.out_scale.ty
     if not isinstance(scale, relax.TensorType) or scale.ndim != 0 or str(scale.dtype) != "float32":
         raise op.error(f"the output scale is {scale}, one float32 without dimensions is needed")
-    window, k = _require_window(op, "out_window"), op.k
-    smallest, largest = WINDOWS[window].limits(k)
+    _require_window(op, "out_window")
+    _require(op, "out_signed", lambda v: v in (0, 1), "0 or 1")
+    k, signed = op.k, bool(op.out_signed)
+    smallest, largest = bounds(k, signed)
     rule = f"in {smallest}..{largest}"
     low = _require(op, "out_low", lambda v: smallest <= v <= largest, rule)
     _require(op, "out_high", lambda v: low <= v <= largest, f"in {low}..{largest}")
-    zeros = range(smallest, -smallest)
-    _require(op, "out_zero", lambda v: v in zeros, f"in {smallest}..{-smallest - 1}")
+    _require_zero_point(op, "out_zero", k, signed)
     return relax.TupleType(_plane_types(shape[:-1], int(shape[-1]), k))
 
 
@@ -200,8 +242,7 @@ def _scaled_shape(op: ops.ScaledDense) -> list[Any]:
     shape, columns = _dense_shape(op), op.in_features
     lead, outputs = shape[:-1], shape[-1]
     _dtype(op, "act_scale", "float32")
-    scale = op.act_scale.ty.shape
-    if scale is None or any(not hasattr(d, "value") or int(d) != 1 for d in scale.values):
+    if not ops.is_single(op.act_scale.ty):
         _expect(op, "act_scale", [*lead, 1], "float32")
     if group == 0:
         _expect(op, "w_scale", [outputs], "float32")
@@ -217,6 +258,78 @@ def _scaled_shape(op: ops.ScaledDense) -> list[Any]:
     return shape
 
 
+def _storage(op: ops.Op, levels: str, planes: str, heads: int) -> None:
+    """Hold attributes to `numerics.kv_cache.HeadStorage`, for so many key heads."""
+    try:
+        storage = HeadStorage(getattr(op, levels), getattr(op, planes))
+    except InvalidArgumentError as error:
+        raise op.error(f"attribute {levels} or {planes}: {error}") from error
+    if len(storage.planes) not in (1, heads):
+        raise op.error(f'attribute {planes}="{storage.planes}" is not of {heads} heads')
+
+
+def infer_quantize_heads(op: ops.QuantizeHeads) -> relax.TensorType:
+    """Type of ``quantize_heads``: (.., T, H, D + 4) int8."""
+    shape = _shape(op, "x")
+    _dtype(op, "x", "float32")
+    if len(shape) < 3:
+        raise op.error(f"{op.text('x')} has shape {_text(shape)}, (.., T, H, D) is needed")
+    channels = _static(op, shape[-1], "D")
+    _storage(op, "levels", "planes", _static(op, shape[-2], "H"))
+    return _tensor([*shape[:-1], channels + SCALE_BYTES], "int8")
+
+
+def infer_attention(op: ops.Attention) -> relax.TensorType:
+    """Type of ``attention``: (.., T, H, Dv) float32."""
+    _require(op, "causal", lambda v: v in (0, 1), "0 or 1")
+    if not 0 < op.scale < math.inf:
+        raise op.error(f"attribute scale={op.scale} is not positive and finite")
+    _dtype(op, "q", "float32")
+    *lead, tokens, q_heads, channels = _heads(op, "q")
+    *k_lead, keys, kv_heads, k_channels = _heads(op, "k")
+    *_, v_channels = _heads(op, "v")
+    if k_channels != channels:
+        raise op.error(f"queries have {channels} channels, keys {k_channels}")
+    if not kv_heads or q_heads % kv_heads:
+        raise op.error(f"{q_heads} query heads are not a multiple of {kv_heads} key heads")
+    for of in ("key", "value"):
+        _storage(op, f"{of}_levels", f"{of}_planes", kv_heads)
+    _same(op, "k", k_lead, "q", lead)
+    _same(op, "v", _heads(op, "v")[:-1], "k", [*k_lead, keys, kv_heads])
+    if op.causal and all(hasattr(d, "value") for d in (tokens, keys)) and int(tokens) > int(keys):
+        raise op.error(f"{int(tokens)} queries look at {int(keys)} keys; causal needs as many")
+    if op.mask is not None:
+        _expect(op, "mask", [tokens, keys], "bool")
+    return _tensor([*lead, tokens, q_heads, v_channels], "float32")
+
+
+def _heads(op: ops.Attention, operand: str) -> list[Any]:
+    """Shape (.., tokens, heads, channels) of queries, keys or values; the last two are ints."""
+    shape, ty = _shape(op, operand), getattr(op, operand).ty
+    if len(shape) not in (3, 4):
+        raise op.error(
+            f"{op.text(operand)} has shape {_text(shape)}, (tokens, heads, channels) is needed, "
+            "or the same behind a batch"
+        )
+    *lead, heads, channels = shape
+    stored = str(ty.dtype) == "int8"
+    if not stored:
+        _dtype(op, operand, "float32")
+    width = _static(op, channels, f"channels of {operand}") - SCALE_BYTES * stored
+    if width < 1:
+        raise op.error(f"{op.text(operand)} has {width} channels")
+    return [*lead, _static(op, heads, f"heads of {operand}"), width]
+
+
+def _same(op: ops.Attention, name: str, found: list[Any], other: str, wanted: list[Any]) -> None:
+    """Hold dimensions of an operand to those of another."""
+    equal = sym.Analyzer().can_prove_equal
+    if len(found) != len(wanted) or not all(map(equal, found, wanted)):
+        raise op.error(
+            f"{op.text(name)} does not fit {op.text(other)}: {_text(found)} is not {_text(wanted)}"
+        )
+
+
 RULES: dict[type[ops.Op], Callable[[Any], relax.Type]] = {
     ops.Encode: infer_encoding,
     ops.QuantizeEncode: infer_encoding,
@@ -224,4 +337,6 @@ RULES: dict[type[ops.Op], Callable[[Any], relax.Type]] = {
     ops.SplitDense: infer_split_dense,
     ops.SplitDenseScaled: infer_split_dense_scaled,
     ops.SplitDenseEncoded: infer_split_dense_encoded,
+    ops.QuantizeHeads: infer_quantize_heads,
+    ops.Attention: infer_attention,
 }

@@ -15,7 +15,8 @@ field                 shape               dtype    meaning
 2 ``msb``             (M*ceil(K*k/8),)    uint8    MSB stream, the first ``row_ptr[M]`` bytes count
 3 ``row_ptr``         (M + 1,)            int32    byte offset of each row's MSBs
 4 ``scale``           (.., 1)             float32  per row; only from ``quantize_encode``
-last ``group_sums``   (.., K/group_size)  int32    sums of q; only if ``group_size`` > 0
+4 ``zero_points``     (.., 1) or one      of q     only if ``encode`` is given them at run time
+last ``group_sums``   (.., K/group_size)  int32    sums of q - zero point, if ``group_size`` > 0
 ====================  ==================  =======  =================================================
 
 Source of the format: SPARQLe, arXiv 2606.00365; ``numerics/slicing.py`` defines it.
@@ -33,6 +34,8 @@ from tvm import relax
 from tvm.ir import make_node
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.integers import CONTAINER
+from sparqle_tvm.numerics.window import Digits, window_of
 
 PREFIX = "relax.sparqle."
 PLANES = ("lsb", "pbm", "msb", "row_ptr")
@@ -48,6 +51,9 @@ TEXTS = {
     "w_scale": "weight scale",
     "w_min": "weight minimum",
     "out_scale": "output scale",
+    "q": "tensor of queries",
+    "k": "tensor of keys",
+    "v": "tensor of values",
 }
 
 
@@ -95,9 +101,7 @@ class Op:
         names = cls.operand_names(len(call.args), str(call.attrs.get("label", "")))
         known = _attributes(cls.NAME)
         attributes: dict[str, Any] = {
-            str(name): str(value) if isinstance(value, str) else int(value)
-            for name, value in call.attrs.items()
-            if str(name) in known
+            str(name): _plain(value) for name, value in call.attrs.items() if str(name) in known
         }
         try:
             return cls(**dict(zip(names, call.args, strict=True)), **attributes)
@@ -153,7 +157,7 @@ class Op:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """The static attributes, as Python ints and strings."""
+        """The static attributes, as Python numbers and strings."""
         return {name: getattr(self, name) for name in _attributes(self.NAME)}
 
     @staticmethod
@@ -165,6 +169,13 @@ class Op:
         """An error that names the op and its label."""
         where = f" ({self.label})" if self.label else ""
         return InvalidArgumentError(f"sparqle.{self.NAME}{where}: {message}")
+
+
+def _plain(value: Any) -> str | float | int:
+    """An attribute as Python has it, not as a subclass of TVM's."""
+    if isinstance(value, str):
+        return str(value)
+    return float(value) if isinstance(value, float) else int(value)
 
 
 @cache
@@ -197,9 +208,27 @@ class Encoder(Op):
     k: int
     window: str
     group_size: int
+    zero_point: int = 0
+    zero_points: relax.Expr | None = None
     factors: relax.Expr | None = None
     bands: relax.Expr | None = None
     qmax: int = 0
+
+    @property
+    def signed(self) -> bool:
+        """Whether the integers are signed."""
+        return bool(self.qmax) or not str(self.x.ty.dtype).startswith("u")
+
+    @property
+    def digits(self) -> Digits:
+        """How the window splits, around the constant zero point."""
+        found = window_of(self.window)
+        return found.digits(self.k, signed=self.signed, zero_point=self.zero_point)
+
+    @property
+    def zero_points_type(self) -> relax.TensorType | None:
+        """Type of the zero points of run time, None if there are none."""
+        return None if self.zero_points is None else self.zero_points.ty
 
     @property
     def columns(self) -> int:
@@ -209,8 +238,12 @@ class Encoder(Op):
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the fields of the encoding's tuple, in their order."""
-        scale = ("scale",) if self.qmax else ()
-        return (*PLANES, *scale, *(("group_sums",) if self.group_size else ()))
+        optional = {
+            "scale": self.qmax,
+            "zero_points": self.zero_points is not None,
+            "group_sums": self.group_size,
+        }
+        return (*PLANES, *(name for name, present in optional.items() if present))
 
     def field(self, encoding: relax.Expr, name: str) -> relax.TupleGetItem:
         """Read one of the `fields` of the tuple."""
@@ -224,11 +257,16 @@ class Encode(Encoder):
     Parameters
     ----------
     x : relax.Expr
-        (.., K), signed 2k-bit integers: int8 for ``k`` 2 and 4, int16 for 8.
+        (.., K), 2k-bit integers: int8 or uint8 for ``k`` 2 and 4, int16 or uint16 for 8.
+    zero_points : relax.Expr, optional
+        Zero points that are not known before run time, of the dtype of x: one number, or one per
+        row, (.., 1). They become a field of the encoding.
     k : int
         Bits of a digit: 2, 4 or 8.
     window : str
-        ``"unsigned"`` (exact for every q) or ``"signed"`` (larger q saturate).
+        ``"signed"``, centred on the zero point, or ``"unsigned"``; `numerics.window` defines both.
+    zero_point : int
+        The integer that stands for 0, if that is a constant.
     group_size : int
         Columns a group sum runs over; 0 leaves the sums out.
     label : str
@@ -236,11 +274,14 @@ class Encode(Encoder):
     """
 
     NAME: ClassVar[str] = "encode"
+    FORMS: ClassVar[tuple[tuple[str, ...], ...]] = ((), ("zero_points",))
 
     x: relax.Expr
+    zero_points: relax.Expr | None = None
     _: KW_ONLY
     k: int = 4
     window: str = "unsigned"
+    zero_point: int = 0
     group_size: int = 0
 
 
@@ -276,7 +317,7 @@ class QuantizeEncode(Encoder):
     _: KW_ONLY
     k: int = 4
     window: str = "signed"
-    qmax: int = 119
+    qmax: int = 127
     group_size: int = 0
 
 
@@ -320,6 +361,8 @@ class Dense(Op):
     offset: relax.Expr
     k: int
     window: str
+    act_signed: int = 1
+    zero_point: int = 0
     in_features: int
     weight_bits: int
     group_size: int = 0
@@ -337,6 +380,28 @@ class Dense(Op):
         """Whether groups of weights have a minimum."""
         return self.w_min is not None
 
+    @property
+    def digits(self) -> Digits:
+        """What the stored digits stand for, with the constant zero point."""
+        found = window_of(self.window)
+        return found.digits(self.k, signed=bool(self.act_signed), zero_point=self.zero_point)
+
+    @property
+    def zero_points_type(self) -> relax.TensorType | None:
+        """Type of the zero points that the encoding brings along, None if it has none."""
+        fields = list(self.encoding.ty.fields)[len(PLANES) : len(PLANES) + 1]
+        # Neither scales nor group sums are of the dtypes of q.
+        integers = {*CONTAINER.values(), *(f"u{dtype}" for dtype in CONTAINER.values())}
+        found = fields[0] if fields and str(fields[0].dtype) in integers else None
+        return found
+
+    @property
+    def zero_points(self) -> relax.Expr | None:
+        """The zero points that the encoding brings along: (.., 1) or one number."""
+        if self.zero_points_type is None:
+            return None
+        return relax.TupleGetItem(self.encoding, len(PLANES))
+
 
 @dataclass(frozen=True, eq=False)
 class ScaledDense(Dense):
@@ -350,14 +415,21 @@ class ScaledDense(Dense):
     _: KW_ONLY
     k: int
     window: str
-    in_features: int
+    act_signed: int = 1
+    zero_point: int = 0
+    in_features: int = field()
     group_size: int = field()
-    weight_bits: int
+    weight_bits: int = field()
 
 
 @dataclass(frozen=True, eq=False)
 class SplitDense(Dense):
     """Multiply an encoding with integer weights: (.., N) int32, exact.
+
+    The sum is that over the digits as they are stored, plus the offset. With the offset of
+    ``numerics.bias_term`` it is that of ``(q - zero_point) * w``. Zero points per row lack
+    ``Digits.shift`` of the row times the sum of the channel's weights, which is 0 unless a zero
+    point lies at an end of its type; it is added after the op.
 
     Parameters
     ----------
@@ -368,6 +440,10 @@ class SplitDense(Dense):
     offset : relax.Expr
         (N,) int32, added to every row; undoes the bias of the window's digits, see
         ``numerics.bias_term``.
+    act_signed : int
+        1 if the activations were signed integers, 0 if not.
+    zero_point : int
+        Their constant zero point; zero points of run time are a field of the encoding.
     """
 
     NAME: ClassVar[str] = "split_dense"
@@ -378,8 +454,10 @@ class SplitDense(Dense):
     _: KW_ONLY
     k: int
     window: str
-    in_features: int
-    weight_bits: int
+    act_signed: int = 1
+    zero_point: int = 0
+    in_features: int = field()
+    weight_bits: int = field()
 
 
 @dataclass(frozen=True, eq=False)
@@ -451,9 +529,11 @@ class SplitDenseEncoded(ScaledDense):
     out_window : str
         Window of the result, as of `Encode`.
     out_low, out_high : int
-        Limits of q, both exact in the window: ``out_low`` is the zero point behind a ReLU.
+        Limits of q: ``out_low`` is the zero point behind a ReLU.
     out_zero : int
-        Zero point of q.
+        Zero point of q, which its window is centred on.
+    out_signed : int
+        1 if q is a signed integer, 0 if not.
     out_label : str
         Name of the result in reports.
     """
@@ -469,16 +549,101 @@ class SplitDenseEncoded(ScaledDense):
     out_low: int
     out_high: int
     out_zero: int = 0
+    out_signed: int = 1
     out_label: str = ""
+
+    @property
+    def out_digits(self) -> Digits:
+        """How the results are split."""
+        found = window_of(self.out_window)
+        return found.digits(self.k, signed=bool(self.out_signed), zero_point=self.out_zero)
 
     def scaled(self) -> relax.Call:
         """Build the multiplication alone, with a float32 result."""
         return SplitDenseScaled(**_shared(self)).call()
 
 
+@dataclass(frozen=True, eq=False)
+class QuantizeHeads(Op):
+    """Quantize keys or values with a scale per token and head, as a cache stores them.
+
+    ``numerics.attention.quantize_heads`` defines it. Integers and scale lie side by side, so that
+    a token is appended in one piece: (.., T, H, D + 4) int8, the last four the bytes of the
+    float32 scale, low byte first. A head that holds NaN or Inf gets the scale NaN.
+
+    Parameters
+    ----------
+    x : relax.Expr
+        (.., T, H, D) float32.
+    levels : int
+        Largest quantized magnitude.
+    planes : str
+        A letter per head, ``p`` where an accelerator's memory holds it in two planes, ``-`` where
+        as plain integers; a single letter holds for all. It changes no value.
+    """
+
+    NAME: ClassVar[str] = "quantize_heads"
+
+    x: relax.Expr
+    _: KW_ONLY
+    levels: int = 127
+    planes: str = "-"
+
+
+@dataclass(frozen=True, eq=False)
+class Attention(Op):
+    """Grouped-query attention in integers: (.., T, H, Dv) float32; `numerics.attention` defines it.
+
+    All dimensions but H, kv_heads, D and Dv may be symbolic; there may be one leading dimension
+    of independent sequences. Rows of the result that see a NaN or Inf are NaN.
+
+    Parameters
+    ----------
+    q : relax.Expr
+        (.., T, H, D) float32; query head h reads key head ``h // (H / kv_heads)``.
+    k, v : relax.Expr
+        (.., N, kv_heads, D) and (.., N, kv_heads, Dv) float32, or what `QuantizeHeads` made of
+        them, int8.
+    mask : relax.Expr, optional
+        (T, N) bool, true where a query may look.
+    causal : int
+        1: query i sees the keys up to N - T + i only, N - T is the past; 0: all of them.
+    scale : float
+        Of the scores.
+    key_levels, value_levels : int
+        Largest magnitude of keys and values that come as float32.
+    key_planes, value_planes : str
+        How an accelerator's memory holds keys and values, as of `QuantizeHeads`.
+    """
+
+    NAME: ClassVar[str] = "attention"
+    FORMS: ClassVar[tuple[tuple[str, ...], ...]] = ((), ("mask",))
+
+    q: relax.Expr
+    k: relax.Expr
+    v: relax.Expr
+    mask: relax.Expr | None = None
+    _: KW_ONLY
+    causal: int
+    scale: float
+    key_levels: int = 127
+    value_levels: int = 127
+    key_planes: str = "-"
+    value_planes: str = "-"
+
+
 OPS: dict[str, type[Op]] = {
     op.NAME: op
-    for op in (Encode, QuantizeEncode, BalanceRows, SplitDense, SplitDenseScaled, SplitDenseEncoded)
+    for op in (
+        Encode,
+        QuantizeEncode,
+        BalanceRows,
+        SplitDense,
+        SplitDenseScaled,
+        SplitDenseEncoded,
+        QuantizeHeads,
+        Attention,
+    )
 }
 
 encode = Encode.build
@@ -487,6 +652,15 @@ balance_rows = BalanceRows.build
 split_dense = SplitDense.build
 split_dense_scaled = SplitDenseScaled.build
 split_dense_encoded = SplitDenseEncoded.build
+quantize_heads = QuantizeHeads.build
+attention = Attention.build
+
+
+def is_single(ty: relax.TensorType) -> bool:
+    """Whether a tensor of this type is known to be one number, of whatever rank."""
+    if ty.shape is None:
+        return False
+    return all(hasattr(d, "value") and int(d) == 1 for d in ty.shape.values)
 
 
 def op_name(expr: Any) -> str:

@@ -37,10 +37,15 @@ class _Reader(gguf.GGUFReader):
         return super()._get(offset, dtype, count, *args, **kwargs)
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
-        if raw_type != GGUFValueType.ARRAY or self.byte_order != "I":
+        if raw_type != GGUFValueType.ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)
         kind, count = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
         item, start = GGUFValueType(kind[0]), orig_offs + 12
+        if item == GGUFValueType.ARRAY:
+            # No model has arrays of arrays, and the library follows them as deep as they go.
+            raise ValueError("an array of arrays in the metadata")
+        if self.byte_order != "I":
+            return super()._get_field_parts(orig_offs, raw_type)
         scalar = self.gguf_scalar_to_np.get(item)
         if scalar is not None:
             values = self._get(start, scalar, count[0])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparqle_tvm import files
 from sparqle_tvm.errors import InvalidArgumentError, TextError
 
 if TYPE_CHECKING:
@@ -62,14 +62,9 @@ def read_text(path: str | PathLike[str]) -> str:
     Raises
     ------
     TextError
-        If there is no such file, or it is not UTF-8.
+        If there is no such file, it is not UTF-8, or larger than `files.MAX_TEXT_BYTES`.
     """
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TextError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except OSError as error:
-        raise TextError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return files.read_text(path, TextError)
 
 
 def load_tokens(tokenizer: Tokenizer, text: str, count: int) -> list[int]:

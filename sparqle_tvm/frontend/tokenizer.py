@@ -118,11 +118,20 @@ def tokenizer_from_gguf(file: GGUFFile) -> Tokenizer:
     add_bos = file.get("tokenizer.ggml.add_bos_token", bool)
     return Tokenizer(
         vocab=len(tokens),
-        bos=file.get("tokenizer.ggml.bos_token_id", int),
-        eos=file.get("tokenizer.ggml.eos_token_id", int),
+        bos=_token_id(file, "tokenizer.ggml.bos_token_id", len(tokens)),
+        eos=_token_id(file, "tokenizer.ggml.eos_token_id", len(tokens)),
         add_bos=pre == "llama-bpe" if add_bos is None else add_bos,
         _library=library,
     )
+
+
+def _token_id(file: GGUFFile, key: str, vocab: int) -> int | None:
+    found = file.get(key, int)
+    if found is not None and not 0 <= found < vocab:
+        raise ModelFileError(
+            f"{file.path}: metadata {key!r} is {found}, there are only {vocab} tokens"
+        )
+    return found
 
 
 def _strings(file: GGUFFile, key: str) -> list[str]:

@@ -15,10 +15,9 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.host.planes import for_bytes
+from sparqle_tvm.host.planes import SplitForm, for_bytes
 from sparqle_tvm.host.register_tile import SERIAL_ROWS
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
-from sparqle_tvm.numerics.window import window_of
 from sparqle_tvm.tirscript import (
     Array,
     Scalar,
@@ -36,7 +35,7 @@ _ROUND = 12582912.0
 _ROUND_BITS = 0x4B400000
 _MAGNITUDE_BITS = 0x7FFFFFFF
 _INFINITY_BITS = 0x7F800000
-_NAN_BITS = 0x7FC00000
+NAN_BITS = 0x7FC00000
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,8 @@ class EncodeSpec:
         Number of leading dimensions; their product is M, and they are symbolic in the kernel.
     columns : int
         K.
-    k : int
-        Bits of a digit: 2, 4 or 8.
-    window : str
-        How integers are split.
+    form : SplitForm
+        How integers are split; that of a quantizer has no zero points.
     group_size : int
         Columns per group sum, a divisor of K; 0: no sums.
     qmax : int
@@ -65,27 +62,33 @@ class EncodeSpec:
 
     lead: int
     columns: int
-    k: int
-    window: str
+    form: SplitForm
     group_size: int
     qmax: int = 0
     factors: bool = False
     bands: bool = False
 
     @property
-    def bias(self) -> int:
-        """What is added before the split."""
-        return window_of(self.window).bias(self.k)
+    def k(self) -> int:
+        """Bits of a digit."""
+        return self.form.k
 
     @property
-    def largest(self) -> int:
-        """Largest q that the window holds; larger ones saturate."""
-        return window_of(self.window).limits(self.k)[1]
+    def stored(self) -> str:
+        """Dtype of stored integers, unsigned."""
+        return "uint16" if self.k == 8 else "uint8"
 
     @property
-    def integer(self) -> str:
-        """Container of q, and of q + bias."""
-        return "int16" if self.k == 8 else "int8"
+    def largest_shares(self) -> bool:
+        """Whether there may be a digit that shares its nibble with the smallest one."""
+        digits = self.form.digits
+        if self.form.zeros:
+            return digits.window.centred
+        # What the quantizer makes may be too small for the largest digit.
+        greatest = self.qmax or digits.bounds[1]
+        largest = digits.digit_range[1]
+        reached = (greatest - digits.centre + digits.bias) >> self.k == largest
+        return digits.threshold > 0 and reached
 
     @property
     def groups(self) -> int:
@@ -102,16 +105,18 @@ class EncodeSpec:
 def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
     """Build the kernel of ``quantize_encode`` or ``encode``.
 
-    Parameters of the PrimFunc, in order: x (.., K) float32, or q (.., K) int8 (int16 for k = 8);
-    factors (K,) float32 and bands (2, K) of the dtype of q, as far as the spec has them; lsb, pbm,
-    msb, row_ptr; scale (.., 1) float32 if ``spec.qmax``; group_sums (.., G) int32 if
-    ``spec.group_size``. The output buffers are those of ``sparqle_tvm.dialect``.
+    Parameters of the PrimFunc, in order: x (.., K) float32, or integers q (.., K); zero_points
+    (.., 1) or (1,) of the dtype of q, factors (K,) float32 and bands (2, K) of the dtype of q, as
+    far as the spec has them; lsb, pbm, msb, row_ptr; scale (.., 1) float32 if ``spec.qmax``;
+    group_sums (.., G) int32 if ``spec.group_size``. The output buffers are those of
+    ``sparqle_tvm.dialect``.
     """
     dims, rows = lead_dims(spec.lead)
     columns, lsb_bytes, pbm_bytes = spec.columns, spec.lsb_bytes, -(-spec.columns // 8)
 
     def body(
         source: Array,
+        zero_points: Array | None,
         factors: Array | None,
         bands: Array | None,
         lsb: Array,
@@ -125,20 +130,20 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
         pbm = pbm.reshape(rows, pbm_bytes)
         scale = scale.reshape(rows) if scale else None
         sums = group_sums.reshape(rows, spec.groups) if group_sums else None
+        zeros = spec.form.flat(zero_points, rows)
         stream = scratch("uint8", rows, lsb_bytes)
 
         def encode_row(row: Any) -> None:
-            biased = scratch(spec.integer, columns)
+            stored = scratch(spec.stored, columns)
+            smallest = spec.form.smallest(zeros, row)
             if scale:
-                _quantize_row(spec, row, source, biased, scale, factors)
-                if bands:
-                    _clip_row(spec, biased, bands)
+                quantize_row(spec, row, source, stored, scale, factors, bands)
             else:
-                _saturate_row(spec, row, source, biased)
-            _pack_lsb(spec, row, biased, lsb)
-            _pack_msb(spec, row, biased, pbm, stream, row_ptr)
+                _store_row(spec, row, source, stored, smallest)
+            _pack_lsb(spec, row, stored, lsb)
+            _pack_msb(spec, row, stored, pbm, stream, row_ptr, smallest)
             if sums:
-                _sum_groups(spec, row, biased, sums)
+                _sum_groups(spec, row, stored, sums, smallest, spec.form.zero_point(zeros, row))
 
         def move_row(row: Any) -> None:
             with loop(row_ptr[row + 1] - row_ptr[row]) as i:
@@ -151,9 +156,10 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
         for_rows(rows, SERIAL_ROWS, move_row)
 
     parameters = {
-        "source": ("float32" if spec.qmax else spec.integer, *dims, columns),
+        "source": ("float32" if spec.qmax else spec.form.integer, *dims, columns),
+        "zero_points": spec.form.parameter(dims),
         "factors": ("float32", columns) if spec.factors else None,
-        "bands": (spec.integer, 2, columns) if spec.bands else None,
+        "bands": (spec.form.integer, 2, columns) if spec.bands else None,
         "lsb": ("uint8", *dims, lsb_bytes),
         "pbm": ("uint8", *dims, pbm_bytes),
         "msb": ("uint8", rows * lsb_bytes),
@@ -164,10 +170,16 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
     return build("quantize_encode" if spec.qmax else "encode", parameters, body)
 
 
-def _quantize_row(
-    spec: EncodeSpec, row: Any, x: Array, biased: Array, scale: Array, factors: Array | None
+def quantize_row(
+    spec: EncodeSpec,
+    row: Any,
+    x: Array,
+    stored: Array,
+    scale: Array,
+    factors: Array | None = None,
+    bands: Array | None = None,
 ) -> None:
-    """Write ``q + bias`` and the scale of one row; saturated; NaN or Inf: scale NaN, q 0."""
+    """Write what is stored of one row, and its scale; NaN or Inf: scale NaN, q 0."""
     # As integers, the magnitudes of floats keep their order, and NaN and Inf come out on top;
     # float comparisons are compiled under the assumption that there are no NaNs.
     largest = Scalar("int32", 0)
@@ -177,9 +189,9 @@ def _quantize_row(
     finite = Scalar("int32", T.Select(largest.value < _INFINITY_BITS, T.int32(-1), T.int32(0)))
     amax = T.reinterpret("float32", T.bitwise_and(largest.value, finite.value))
     step = Scalar("float32", T.max(amax, T.float32(SMALLEST_AMAX)) / T.float32(spec.qmax))
-    not_a_number = T.reinterpret("float32", T.int32(_NAN_BITS))
+    not_a_number = T.reinterpret("float32", T.int32(NAN_BITS))
     scale[row] = T.Select(finite.value != 0, step.value, not_a_number)
-    low, high = -spec.qmax, min(spec.qmax, spec.largest)
+    low, high = -spec.qmax, spec.qmax
     with loop(spec.columns) as i:
         bits = T.bitwise_and(T.reinterpret("int32", x[row, i]), finite.value)
         if factors:
@@ -192,36 +204,37 @@ def _quantize_row(
             rounded = T.reinterpret("float32", bits) / step.value + T.float32(_ROUND)
             q = T.reinterpret("int32", rounded) - _ROUND_BITS
             q = T.max(T.min(q, T.int32(high)), T.int32(low))
-        biased[i] = cast(spec.integer, q + spec.bias)
+        if bands:
+            q = _clip_to_bands(spec, q, *(cast("int32", bands[side, i]) for side in (0, 1)))
+        stored[i] = _stored(spec, q + spec.form.digits.bias)
 
 
-def _clip_row(spec: EncodeSpec, biased: Array, bands: Array) -> None:
-    """Move what lies in the bands to the edge of the window; ``biased`` holds ``q + bias``."""
-    # With the bias added, the window is [0, 2^k - 1] in both of its forms.
-    last = 2**spec.k - 1
+def _stored(spec: EncodeSpec, biased: Any) -> Any:
+    """``q - centre + bias`` modulo 2^2k; the dtype has 2k bits, unless k is 2."""
+    return cast(spec.stored, T.bitwise_and(biased, 15) if spec.k == 2 else biased)
+
+
+def _clip_to_bands(spec: EncodeSpec, q: Any, lo: Any, hi: Any) -> Any:
+    """Move a q that lies in a band to the edge of the window."""
+    first, last = spec.form.digits.zero_range
+    value = T.Select(tirx.all(q > last, q <= hi), T.int32(last), q)
+    return T.Select(tirx.all(value < first, value >= lo), T.int32(first), value)
+
+
+def _store_row(spec: EncodeSpec, row: Any, q: Array, stored: Array, smallest: Any) -> None:
+    """Write what is stored of one row."""
+    move = Scalar("int32", smallest - T.int32(spec.form.digits.bounds[0]))
     with loop(spec.columns) as i:
-        value = cast("int32", biased[i])
-        lo, hi = (cast("int32", bands[side, i]) + spec.bias for side in (0, 1))
-        value = T.Select(tirx.all(value > last, value <= hi), T.int32(last), value)
-        value = T.Select(tirx.all(value < 0, value >= lo), T.int32(0), value)
-        biased[i] = cast(spec.integer, value)
+        stored[i] = _stored(spec, cast("int32", q[row, i]) + move.value)
 
 
-def _saturate_row(spec: EncodeSpec, row: Any, q: Array, biased: Array) -> None:
-    """Write ``q + bias``, q clipped to what 2k bits and the window hold."""
-    smallest = T.int32(-(2 ** (2 * spec.k - 1)))
-    with loop(spec.columns) as i:
-        value = T.min(cast("int32", q[row, i]), T.int32(spec.largest))
-        biased[i] = cast(spec.integer, T.max(value, smallest) + spec.bias)
-
-
-def _pack_lsb(spec: EncodeSpec, row: Any, biased: Array, lsb: Array) -> None:
+def _pack_lsb(spec: EncodeSpec, row: Any, stored: Array, lsb: Array) -> None:
     per_byte = 8 // spec.k
 
     def pack(byte: Any, count: int) -> None:
         packed: Any = T.int32(0)
         for i in range(count):
-            digit = T.bitwise_and(cast("int32", biased[byte * per_byte + i]), 2**spec.k - 1)
+            digit = T.bitwise_and(cast("int32", stored[byte * per_byte + i]), 2**spec.k - 1)
             packed = packed + T.shift_left(digit, i * spec.k)
         lsb[row, byte] = cast("uint8", packed)
 
@@ -229,19 +242,37 @@ def _pack_lsb(spec: EncodeSpec, row: Any, biased: Array, lsb: Array) -> None:
 
 
 def _pack_msb(
-    spec: EncodeSpec, row: Any, biased: Array, pbm: Array, stream: Array, row_ptr: Array
+    spec: EncodeSpec,
+    row: Any,
+    stored: Array,
+    pbm: Array,
+    stream: Array,
+    row_ptr: Array,
+    smallest: Any,
 ) -> None:
-    """Write the bitmap, the MSB digits at the start of the stream's row, and their bytes."""
+    """Write the bitmap, the codes of the MSB digits at the start of the stream's row, their bytes.
+
+    The code of the largest digit is 0 if it shares its nibble, see ``numerics.window``.
+    """
     k, per_byte = spec.k, 8 // spec.k
+    shares = spec.largest_shares
+    # What the largest digit is stored from, and for how many low digits.
+    begin, threshold = (
+        Scalar("int32", T.bitwise_and(smallest, mask)) for mask in (4**k - 2**k, 2**k - 1)
+    )
     digits = scratch("uint8", spec.columns + per_byte)
     found = Scalar("int32", 0)
 
     def collect(byte: Any, count: int) -> None:
         bits = Scalar("int32", 0)
         for i in range(count):
-            digit = Scalar("int32", T.shift_right(cast("int32", biased[byte * 8 + i]), k))
+            digit = Scalar("int32", T.shift_right(cast("int32", stored[byte * 8 + i]), k))
             # Written always, kept only if it is not zero: a branch would be mispredicted.
-            digits[found.value] = cast("uint8", T.bitwise_and(digit.value, 2**k - 1))
+            code: Any = digit.value
+            if shares:
+                above = cast("int32", stored[byte * 8 + i]) - begin.value
+                code = T.Select(tirx.all(above >= 0, above < threshold.value), 0, code)
+            digits[found.value] = cast("uint8", code)
             digit.set(cast("int32", digit.value != 0))
             found.add(digit.value)
             bits.add(T.shift_left(digit.value, i))
@@ -260,9 +291,14 @@ def _pack_msb(
     row_ptr[row + 1] = stored_bytes.value
 
 
-def _sum_groups(spec: EncodeSpec, row: Any, biased: Array, sums: Array) -> None:
+def _sum_groups(
+    spec: EncodeSpec, row: Any, stored: Array, sums: Array, smallest: Any, zero_point: Any
+) -> None:
+    """Sums of q - zero point: the smallest q of the type, and what each q is more than that."""
+    low, last = spec.form.digits.bounds[0], 4**spec.k - 1
     with loop(spec.groups) as group:
-        total = Scalar("int32", -spec.bias * spec.group_size)
+        total = Scalar("int32", (T.int32(low) - zero_point) * spec.group_size)
         with loop(spec.group_size) as i:
-            total.add(cast("int32", biased[group * spec.group_size + i]))
+            above = cast("int32", stored[group * spec.group_size + i]) - smallest
+            total.add(T.bitwise_and(above, last))
         sums[row, group] = total.value

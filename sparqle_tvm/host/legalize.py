@@ -8,24 +8,37 @@ through ``call_tir`` s that arrange them in panels: run ``relax.transform.FoldCo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import tvm
 from tvm import relax, sym, tirx
 
 from sparqle_tvm import dialect
+from sparqle_tvm.host.attention import AttentionSpec, attention_kernel, quantize_heads_kernel
 from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import INTEGER_LIMITS, MatmulSpec
 from sparqle_tvm.host.panels import panel_kernel
+from sparqle_tvm.host.planes import SplitForm
+from sparqle_tvm.host.processor import require_cpu
 from sparqle_tvm.host.register_tile import host_tile, static_int
 from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
-from sparqle_tvm.numerics.integers import CONTAINER
+from sparqle_tvm.numerics.attention import HEAD_LEVELS
+from sparqle_tvm.numerics.integers import container
+from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.target.op import DenseOp
 
 
 def legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Lower a call of any op of the dialect; the shape of weights has to be static."""
+    """Lower a call of any op of the dialect; the shape of weights has to be static.
+
+    Raises
+    ------
+    TargetError
+        If TVM compiles for something else than a CPU.
+    """
+    require_cpu(tvm.target.Target.current(allow_none=True))
     op = dialect.Op.of(call)
     assert op is not None, f"{call.op} is no op of the dialect"
     lowered: relax.Expr = LEGALIZATIONS[type(op)](bb, op, call.ty)
@@ -38,15 +51,22 @@ def legalize_encoding(bb: relax.BlockBuilder, op: dialect.Encoder, ty: Any) -> r
     spec = EncodeSpec(
         lead=len(dims) - 1,
         columns=static_int(dims[-1], f"K of {op.NAME}"),
-        k=op.k,
-        window=op.window,
+        form=_form(op, op.signed),
         group_size=op.group_size,
         qmax=op.qmax,
         factors=op.factors is not None,
         bands=op.bands is not None,
     )
-    operands = [operand for operand in (op.x, op.factors, op.bands) if operand is not None]
-    return _call(bb, encode_kernel(spec), op.NAME, operands, ty)
+    zeros = _zeros(bb, spec.form, op)
+    operands = [each for each in (op.x, zeros, op.factors, op.bands) if each is not None]
+    if op.zero_points is None:
+        return _call(bb, encode_kernel(spec), op.NAME, operands, ty)
+    # The kernel does not copy the zero points, they are a field as they are.
+    at = op.fields.index("zero_points")
+    made = [field for i, field in enumerate(ty.fields) if i != at]
+    planes = bb.emit(_call(bb, encode_kernel(spec), op.NAME, operands, relax.TupleType(made)))
+    fields = [bb.emit(relax.TupleGetItem(planes, i)) for i in range(len(made))]
+    return relax.Tuple([*fields[:at], op.zero_points, *fields[at:]])
 
 
 def legalize_balance_rows(_: relax.BlockBuilder, op: dialect.BalanceRows, ty: Any) -> relax.Expr:
@@ -75,9 +95,12 @@ def legalize_split_dense(
         output="float32" if scaled else "int32",
     )
     scale_shape = _scale_shape(ty, scaled.act_scale) if scaled else None
-    kernel = DenseKernel(described, len(ty.shape.values) - 1, scale_shape, host_tile())
+    form = _form(op, bool(op.act_signed))
+    kernel = DenseKernel(described, form, len(ty.shape.values) - 1, scale_shape, host_tile())
     cols = kernel.tile.cols
     args = [*_encoding_fields(bb, op.encoding)]
+    zeros = _zeros(bb, form, op)
+    args += [zeros] if zeros is not None else []
     args += [scaled.act_scale] if scaled else []
     args.append(_arrange(bb, op.weight, cols, "int8"))
     args += [_arrange(bb, scaled.w_scale, cols, "float32")] if scaled else []
@@ -101,8 +124,45 @@ def legalize_split_dense_encoded(
     if op.out_zero:
         q = bb.emit(ops.add(q, relax.const(float(op.out_zero), "float32")))
     clipped = bb.emit(ops.clip(q, op.out_low, op.out_high))
-    integers = bb.emit(ops.astype(clipped, CONTAINER[op.k]))
-    return legalize(bb, bb.normalize(dialect.encode(integers, k=op.k, window=op.out_window)))
+    digits = op.out_digits
+    integers = bb.emit(ops.astype(clipped, container(op.k, digits.signed)))
+    encode = dialect.encode(integers, k=op.k, window=op.out_window, zero_point=op.out_zero)
+    return legalize(bb, bb.normalize(encode))
+
+
+def legalize_quantize_heads(
+    bb: relax.BlockBuilder, op: dialect.QuantizeHeads, ty: Any
+) -> relax.Expr:
+    """Lower ``R.sparqle.quantize_heads``."""
+    *lead, channels = op.x.ty.shape.values
+    kernel = quantize_heads_kernel(len(lead), int(channels), op.levels)
+    return _call(bb, kernel, op.NAME, [op.x], ty)
+
+
+def legalize_attention(bb: relax.BlockBuilder, op: dialect.Attention, ty: Any) -> relax.Expr:
+    """Lower ``R.sparqle.attention``; what comes as float32 is quantized first."""
+
+    def stored(x: relax.Expr, levels: int) -> relax.Expr:
+        if str(x.ty.dtype) == "int8":
+            return x
+        quantized = bb.normalize(dialect.quantize_heads(x, levels=levels, label=op.label))
+        return bb.emit(legalize(bb, quantized))
+
+    *lead, _, heads, channels = op.q.ty.shape.values
+    spec = AttentionSpec(
+        batch=bool(lead),
+        heads=int(heads),
+        kv_heads=int(op.k.ty.shape.values[-2]),
+        channels=int(channels),
+        value_channels=int(ty.shape.values[-1]),
+        scale=op.scale,
+        causal=bool(op.causal),
+        masked=op.mask is not None,
+        tile=host_tile(),
+    )
+    args = [stored(op.q, HEAD_LEVELS), stored(op.k, op.key_levels), stored(op.v, op.value_levels)]
+    args += [op.mask] if op.mask is not None else []
+    return _call(bb, attention_kernel(spec), op.NAME, args, ty)
 
 
 def legalize_matmul(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -164,6 +224,31 @@ def _scale_shape(ty: relax.TensorType, act_scale: relax.Expr) -> tuple[int, ...]
     return (1,) * len(shape)
 
 
+def _form(op: dialect.Encoder | dialect.Dense, signed: bool) -> SplitForm:
+    """What the kernels of an op are specialised on; zero points only where they matter."""
+    zeros: Literal["", "one", "row"] = ""
+    sums = isinstance(op, dialect.Encoder) and op.group_size > 0
+    given = op.zero_points_type
+    if WINDOWS[op.window].centred or sums:
+        if given is not None:
+            zeros = "one" if dialect.is_single(given) else "row"
+        elif op.zero_point:
+            zeros = "one"
+    return SplitForm(op.window, op.k, signed, zeros)
+
+
+def _zeros(
+    bb: relax.BlockBuilder, form: SplitForm, op: dialect.Encoder | dialect.Dense
+) -> relax.Expr | None:
+    """The zero points as a kernel of that form takes them, constant ones as a tensor, too."""
+    if not form.zeros:
+        return None
+    if op.zero_points is None:
+        return relax.const(np.array([op.zero_point], form.integer))
+    given = bb.emit(op.zero_points)
+    return bb.emit(relax.op.reshape(given, (1,))) if form.zeros == "one" else given
+
+
 def _encoding_fields(bb: relax.BlockBuilder, encoding: relax.Expr) -> list[relax.Expr]:
     """The planes of an encoding's tuple."""
     if isinstance(encoding, relax.Tuple):
@@ -196,6 +281,8 @@ LEGALIZATIONS: dict[type[dialect.Op], Callable[[relax.BlockBuilder, Any, Any], r
     dialect.SplitDense: legalize_split_dense,
     dialect.SplitDenseScaled: legalize_split_dense,
     dialect.SplitDenseEncoded: legalize_split_dense_encoded,
+    dialect.QuantizeHeads: legalize_quantize_heads,
+    dialect.Attention: legalize_attention,
 }
 
 HOST_LEGALIZE_MAP: dict[str, Any] = {"relax.matmul": legalize_matmul}

@@ -77,11 +77,12 @@ def exact_columns(largest_a: int, largest_b: int) -> int:
     return EXACT_FLOAT32 // (largest_a * largest_b)
 
 
-def plane_chunk(k: int, weight_bits: int) -> tuple[int, bool]:
+def plane_chunk(k: int, weight_bits: int, largest_digit: int) -> tuple[int, bool]:
     """Columns that an LSB and an MSB accumulator hold exactly, and whether they may be added.
 
     The MSB digits come multiplied by 2^k, which does not cost exactness in float32, but both
-    accumulators, and their sum if they are added there, have to convert to int32.
+    accumulators, and their sum if they are added there, have to convert to int32. The high digits
+    have a magnitude of at most `largest_digit`.
 
     Returns
     -------
@@ -90,7 +91,7 @@ def plane_chunk(k: int, weight_bits: int) -> tuple[int, bool]:
         True if the two accumulators may be added in float32.
     """
     weight = largest_weight(weight_bits)
-    lsb, msb = 2**k - 1, 2 ** (2 * k - 1)
+    lsb, msb = 2**k - 1, largest_digit << k
     if k <= 4:
         return exact_columns(lsb + msb, weight), True
     return min(exact_columns(lsb, weight), (2**31 - 1) // (msb * weight)), False

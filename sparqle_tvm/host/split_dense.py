@@ -18,7 +18,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.host.planes import Encoding, decode_row
+from sparqle_tvm.host.planes import Encoding, SplitForm, decode_row
 from sparqle_tvm.host.register_tile import (
     SERIAL_ROWS,
     HostTile,
@@ -50,8 +50,10 @@ class DenseKernel:
     Attributes
     ----------
     op : DenseOp
-        The op. Rows and window are left at 1 and the default: one kernel serves any number of rows,
-        and what a window adds lies in the constants of the channels.
+        The op. Rows and all of the window are left at their defaults: one kernel serves any number
+        of rows, and what a window adds lies in the constants of the channels.
+    form : SplitForm
+        What stored digits stand for.
     lead : int
         Number of leading dimensions of the activation; they are symbolic in the kernel.
     scale_shape : tuple of int, or None
@@ -61,6 +63,7 @@ class DenseKernel:
     """
 
     op: DenseOp
+    form: SplitForm
     lead: int
     scale_shape: tuple[int, ...] | None
     tile: HostTile
@@ -71,9 +74,14 @@ class DenseKernel:
         return -(-self.op.n // self.tile.cols)
 
     @property
+    def exact(self) -> tuple[int, bool]:
+        """Columns whose products are summed exactly, and whether both sums may be added."""
+        return plane_chunk(self.form.k, self.op.weight_bits, self.form.largest_digit)
+
+    @property
     def chunk(self) -> int:
         """Columns per float32 accumulation; divides the group size, if there are groups."""
-        exact, _ = plane_chunk(self.op.digit_bits, self.op.weight_bits)
+        exact, _ = self.exact
         if self.op.group_size:
             return largest_divisor(self.op.group_size, exact)
         return min(self.op.k, exact)
@@ -101,6 +109,8 @@ def split_dense_kernel(spec: DenseKernel) -> tirx.PrimFunc:
 
     lsb, pbm, msb, row_ptr
         The encoding.
+    zero_points : (.., 1) or (1,) of the dtype of q
+        If the form has some.
     act_scale : float32 (.., 1) or ``spec.scale_shape``
         Unless the output is int32.
     weight : int8 (P, K, cols)
@@ -163,6 +173,7 @@ def _parameters(spec: DenseKernel, dims: list[Any], rows: Any) -> dict[str, tupl
         "pbm": ("uint8", *dims, -(-spec.op.k // 8)),
         "msb": ("uint8", tirx.Var("capacity", "int64")),
         "row_ptr": ("int32", rows + 1),
+        "zero_points": spec.form.parameter(dims),
         "act_scale": ("float32", *scale_shape) if scaled else None,
         "weight": ("int8", panels, spec.op.k, cols),
         "w_scale": ("float32", *w_scale_shape) if scaled else None,
@@ -175,14 +186,15 @@ def _parameters(spec: DenseKernel, dims: list[Any], rows: Any) -> dict[str, tupl
 
 def _flatten(spec: DenseKernel, rows: Any, arrays: dict[str, Any]) -> tuple[Encoding, _Operands]:
     """Views of the parameters with the leading dimensions flattened to M."""
-    act_scale, sums = arrays["act_scale"], arrays["group_sums"]
+    act_scale, sums, zeros = (arrays[n] for n in ("act_scale", "group_sums", "zero_points"))
     encoding = Encoding(
         lsb=arrays["lsb"].reshape(rows, -(-spec.op.k * spec.op.digit_bits // 8)),
         pbm=arrays["pbm"].reshape(rows, -(-spec.op.k // 8)),
         msb=arrays["msb"],
         row_ptr=arrays["row_ptr"],
         columns=spec.op.k,
-        k=spec.op.digit_bits,
+        form=spec.form,
+        zeros=spec.form.flat(zeros, rows),
     )
     operands = _Operands(
         act_scale=act_scale.reshape(rows if spec.scale_shape is None else 1) if act_scale else None,
@@ -212,7 +224,7 @@ class _Tile:
         self.planes, self.block_sums, self.panel = planes, block_sums, panel
         self.lanes = spec.tile.lanes
         self.starts = range(0, spec.tile.cols, self.lanes)
-        self.merge = plane_chunk(spec.op.digit_bits, spec.op.weight_bits)[1]
+        self.merge = spec.exact[1]
         self.acc = scratch("float32", rows * 2, spec.tile.cols)
         self.total = scratch(spec.op.accumulator_dtype, rows, spec.tile.cols)
 

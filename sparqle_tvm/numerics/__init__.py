@@ -10,7 +10,13 @@ from sparqle_tvm.numerics.choice import (
     windows_from,
 )
 from sparqle_tvm.numerics.dense import dense_reference, grouped_bias_term
-from sparqle_tvm.numerics.integers import int_matmul, pack_digits, plane_bytes, unpack_digits
+from sparqle_tvm.numerics.integers import (
+    bounds,
+    int_matmul,
+    pack_digits,
+    plane_bytes,
+    unpack_digits,
+)
 from sparqle_tvm.numerics.quantization import (
     QuantizedWeights,
     check_weight_range,
@@ -28,17 +34,21 @@ from sparqle_tvm.numerics.slicing import (
     dot,
     encode,
     encode_digits,
-    max_exact,
-    window_bias,
 )
+from sparqle_tvm.numerics.window import WINDOWS, Digits, Window, default_window, window_of
 
 __all__ = [
+    "WINDOWS",
+    "Digits",
     "EncodingChoice",
     "QuantizedWeights",
     "SlicedTensor",
+    "Window",
     "bias_term",
+    "bounds",
     "check_weight_range",
     "clip_to_bands",
+    "default_window",
     "dense_reference",
     "dot",
     "encode",
@@ -47,7 +57,6 @@ __all__ = [
     "grouped_bias_term",
     "int_matmul",
     "is_row_order",
-    "max_exact",
     "pack_digits",
     "pack_int4",
     "plane_bytes",
@@ -60,7 +69,7 @@ __all__ = [
     "sorted_rows",
     "unpack_digits",
     "unpack_int4",
-    "window_bias",
     "window_limits",
+    "window_of",
     "windows_from",
 ]

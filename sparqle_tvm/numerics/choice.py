@@ -14,7 +14,7 @@ Both are lossy; this module defines exactly what they give.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,6 @@ import numpy.typing as npt
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.integers import CONTAINER, first_position
 from sparqle_tvm.numerics.quantization import QuantizedWeights, quantize_per_token, to_float16
-from sparqle_tvm.numerics.slicing import max_exact
 from sparqle_tvm.numerics.window import WINDOWS, window_of
 
 SMALLEST_FACTOR, LARGEST_FACTOR = 2.0**-10, 2.0**10
@@ -136,16 +135,18 @@ class EncodingChoice:
 def window_limits(k: int, window: str) -> tuple[int, int]:
     """Smallest and largest q whose MSB digit is zero; for k = 4: (-8, 7) signed, (0, 15) unsigned.
 
+    This is for our own quantizer, whose zero point is 0; `Digits.zero_range` has that of any other.
     Raises InvalidArgumentError if `k` or `window` is not known.
     """
-    return window_of(window).zero_range(k)
+    low, high = window_of(window).digits(k).zero_range
+    return low, high
 
 
 def quantize_with_choice(
     x: npt.NDArray[np.float32],
     choice: EncodingChoice,
     *,
-    qmax: int = 119,
+    qmax: int = 127,
     k: int = 4,
     window: str = "signed",
     name: str = "activation",
@@ -153,8 +154,8 @@ def quantize_with_choice(
     """Quantize each row with a scale of its own, factors on the step, and bands; k = 2 or 4.
 
     ``scale = max(max|x|, 1e-30) / qmax`` as without factors, ``step[t, k] = scale[t] * f[k]`` and
-    ``q = clip(round(x / step), -qmax, qmax)``, product and quotient in float32. What the window
-    cannot hold saturates, and then the bands are clipped.
+    ``q = clip(round(x / step), -qmax, qmax)``, product and quotient in float32; then the bands are
+    clipped.
 
     Parameters
     ----------
@@ -187,7 +188,6 @@ def quantize_with_choice(
         with np.errstate(over="ignore"):
             step = scale * choice.factors
         q = np.clip(np.rint(x / step), -qmax, qmax).astype(np.int8)
-    q = np.minimum(q, np.int8(max_exact(k, window)))
     if choice.band_lo is None or choice.band_hi is None:
         return q, scale, 0
     clipped, count = clip_to_bands(q, choice.band_lo, choice.band_hi, k=k, window=window, name=name)
@@ -294,11 +294,11 @@ def windows_from(
     msb_sparsity: Mapping[str, Mapping[str, float]],
     *,
     margin: float = 0.01,
-    exceeding: Collection[str] = (),
 ) -> dict[str, str]:
     """Choose the window of each encoding by the MSB sparsity that calibration measured.
 
-    A tie stays ``signed``: ``unsigned`` has to be better by more than the margin.
+    Both windows are exact, so only sparsity counts. A tie stays ``signed``: ``unsigned`` has to
+    be better by more than the margin.
 
     Parameters
     ----------
@@ -306,9 +306,6 @@ def windows_from(
         Share of zero MSB digits, 0 to 1, of the same values in both windows.
     margin : float
         What the unsigned window has to gain, at least, as a share of all elements.
-    exceeding : collection of labels
-        Tensors that arrive quantized and exceed the signed window's exact range: they stay
-        ``unsigned``, whatever was measured, because nothing may saturate.
 
     Returns
     -------
@@ -329,8 +326,7 @@ def windows_from(
             raise InvalidArgumentError(
                 f"{label}: needs an MSB sparsity from 0 to 1 for both windows, got {dict(measured)}"
             )
-        better = unsigned > signed + margin
-        windows[label] = "unsigned" if better or label in exceeding else "signed"
+        windows[label] = "unsigned" if unsigned > signed + margin else "signed"
     return windows
 
 

@@ -10,30 +10,33 @@ import numpy.typing as npt
 from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
 from sparqle_tvm.numerics.integers import first_position, int_matmul, max_magnitude, require_matrix
 from sparqle_tvm.numerics.quantization import QuantizedWeights
-from sparqle_tvm.numerics.slicing import window_bias
+from sparqle_tvm.numerics.window import window_of
 
 # Sums of multiples of 2^-24 (products of integers and float16) stay exact in float64 below this.
 EXACT_SUM_LIMIT = 2.0**29
 
 
 def dense_reference(
-    q: npt.NDArray[np.int8], act_scale: Any, weights: QuantizedWeights
+    q: npt.NDArray[Any], act_scale: Any, weights: QuantizedWeights, zero_point: Any = 0
 ) -> npt.NDArray[np.float32]:
     """Value of a quantized dense layer, the definition for every other implementation.
 
-    Per output channel, with the int32 product `acc`:
+    Per output channel, with `acc` the int32 product of ``q - zero_point`` and the weights:
     ``y = (float32(acc) * act_scale) * w_scale``. Grouped, with int32 partial sums p of a group and
-    sigma the sum of q over it: ``y = float32(sum_g [p * d + m * sigma]) * act_scale``, in float64.
+    sigma the sum of q - zero_point over it, in float64:
+    ``y = float32(sum_g [p * d + m * sigma]) * act_scale``.
     The float64 sum is exact (its terms are multiples of 2^-24), so the order of groups is free.
 
     Parameters
     ----------
-    q : int8 (M, K)
+    q : int8 or uint8 (M, K)
         Quantized activations.
     act_scale : float32 scalar or (M, 1)
         Scale of the activations.
     weights : QuantizedWeights (N, K)
         Weights.
+    zero_point : int or integers (M, 1)
+        The integer that stands for 0, of all or of each row.
 
     Returns
     -------
@@ -45,10 +48,11 @@ def dense_reference(
         If shapes or dtypes do not fit, or if scales are so large that the float64 sum over the
         groups might round.
     """
-    require_matrix(q, ("int8",), "activation")
+    require_matrix(q, ("int8", "uint8"), "activation")
     if q.shape[1] != weights.shape[1]:
         raise QuantizationError(f"activation {q.shape} and weight {weights.shape} differ in K")
     act_scale = np.asarray(act_scale, dtype=np.float32)
+    q = (q.astype(np.int32) - zero_point).astype(np.int16)
     if not weights.group_size:
         acc = int_matmul(q, weights.values).astype(np.float32)
         return np.asarray((acc * act_scale) * weights.scale)
@@ -56,11 +60,12 @@ def dense_reference(
     return np.asarray(_group_sum(q, weights).astype(np.float32) * act_scale)
 
 
-def grouped_bias_term(weights: QuantizedWeights, k: int, window: str) -> npt.NDArray[np.float64]:
-    """Constant that undoes the bias of the stored low digits under group scales.
+def grouped_bias_term(
+    weights: QuantizedWeights, k: int, window: str, *, signed: bool = True, zero_point: int = 0
+) -> npt.NDArray[np.float64]:
+    """Constant that sums over stored digits lack under group scales; see `slicing.bias_term`.
 
-    ``-b * sum_g d[n, g] * sum_(k in g) w[n, k]``, exact in float64 (N,); zero for the unsigned
-    window. `k` and `window` are those of `slicing.encode`.
+    ``Digits.offset * sum_g d[n, g] * sum_(k in g) w[n, k]``, exact in float64 (N,).
 
     Raises
     ------
@@ -72,10 +77,11 @@ def grouped_bias_term(weights: QuantizedWeights, k: int, window: str) -> npt.NDA
     rows, groups = weights.scale.shape
     sums = weights.values.reshape(rows, groups, -1).sum(axis=2, dtype=np.int64)
     products = sums * weights.scale.astype(np.float64)
-    return np.asarray(-window_bias(k, window) * products.sum(axis=1))
+    offset = window_of(window).digits(k, signed=signed, zero_point=zero_point).offset
+    return np.asarray(offset * products.sum(axis=1))
 
 
-def _group_sum(q: npt.NDArray[np.int8], weights: QuantizedWeights) -> npt.NDArray[np.float64]:
+def _group_sum(q: npt.NDArray[np.int16], weights: QuantizedWeights) -> npt.NDArray[np.float64]:
     """Sum ``p * d + m * sigma`` over the groups: float64 (M, N)."""
     total = np.zeros((q.shape[0], weights.shape[0]), dtype=np.float64)
     scale = weights.scale.astype(np.float64)

@@ -15,6 +15,8 @@ from sparqle_tvm.errors import InvalidArgumentError, QuantizationError, SparqleE
 
 # Dtype of a signed 2k-bit integer, by k.
 CONTAINER = {2: "int8", 4: "int8", 8: "int16"}
+# Dtype of a high digit, from -(2^k - 1) to 2^k - 1, by k.
+DIGIT = {2: "int8", 4: "int8", 8: "int16"}
 INT32_MAX = 2**31 - 1
 DIGIT_BITS = (2, 4, 8)
 
@@ -23,6 +25,19 @@ def require_digit_bits(k: int) -> None:
     """Refuse a digit width other than 2, 4 or 8: InvalidArgumentError."""
     if not isinstance(k, int) or k not in DIGIT_BITS:
         raise InvalidArgumentError(f"k must be 2, 4 or 8 (bits per digit), got {k!r}")
+
+
+def container(k: int, signed: bool = True) -> str:
+    """Dtype of a 2k-bit integer; InvalidArgumentError if k is not 2, 4 or 8."""
+    require_digit_bits(k)
+    return CONTAINER[k] if signed else f"u{CONTAINER[k]}"
+
+
+def bounds(k: int, signed: bool = True) -> tuple[int, int]:
+    """Smallest and largest 2k-bit integer; InvalidArgumentError if k is not 2, 4 or 8."""
+    require_digit_bits(k)
+    low = -(1 << (2 * k - 1)) if signed else 0
+    return low, low + (1 << 2 * k) - 1
 
 
 def require_int8(k: int, what: str, error: type[SparqleError] = InvalidArgumentError) -> None:
@@ -116,7 +131,7 @@ def int_matmul(q: npt.NDArray[Any], w: npt.NDArray[np.int8]) -> npt.NDArray[np.i
 
     Parameters
     ----------
-    q : int8, uint8 or int16 (M, K)
+    q : int8, uint8, int16 or uint16 (M, K)
         Activations.
     w : int8 (N, K)
         Weights, one row per output channel.
@@ -131,7 +146,7 @@ def int_matmul(q: npt.NDArray[Any], w: npt.NDArray[np.int8]) -> npt.NDArray[np.i
     QuantizationError
         If dtype or shape do not fit, or if an element of the product does not fit int32.
     """
-    require_matrix(q, ("int8", "uint8", "int16"), "activation")
+    require_matrix(q, ("int8", "uint8", "int16", "uint16"), "activation")
     require_matrix(w, ("int8",), "weight")
     if q.shape[1] != w.shape[1]:
         raise QuantizationError(

@@ -127,7 +127,11 @@ def require_finite(x: npt.NDArray[Any], name: str) -> None:
 
 
 def quantize_per_token(
-    x: npt.NDArray[np.float32], *, qmax: int = 119, k: int = 4, name: str = "activation"
+    x: npt.NDArray[np.float32],
+    *,
+    qmax: int | None = None,
+    k: int = 4,
+    name: str = "activation",
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
     """Quantize each row with a scale of its own: dynamic, symmetric, to integers of 2k bits.
 
@@ -137,9 +141,8 @@ def quantize_per_token(
     ----------
     x : float32 (M, K)
         Activations, one token per row.
-    qmax : int
-        Largest magnitude, 1 to 2^(2k - 1) - 1. The default is the largest of the signed window
-        for k = 4; `slicing.max_exact` has that of any k.
+    qmax : int, optional
+        Largest magnitude, 1 to 2^(2k - 1) - 1, which is the default.
     k : {2, 4, 8}
         Bits of a digit.
 
@@ -158,6 +161,7 @@ def quantize_per_token(
     """
     require_digit_bits(k)
     largest = largest_integer(k)
+    qmax = largest if qmax is None else qmax
     if not 1 <= qmax <= largest:
         raise InvalidArgumentError(f"qmax must be 1 to {largest}, got {qmax}")
     require_matrix(x, ("float32",), name)
@@ -174,7 +178,7 @@ def quantize_per_tensor(
     *,
     zero_point: int = 0,
     qmin: int = -128,
-    qmax: int = 119,
+    qmax: int = 127,
     name: str = "activation",
 ) -> npt.NDArray[np.int8]:
     """Quantize with one given scale: ``clip(round(x / scale) + zero_point, qmin, qmax)``.
@@ -188,7 +192,7 @@ def quantize_per_tensor(
     zero_point : int
         The integer that stands for 0.0, between `qmin` and `qmax`.
     qmin, qmax : int
-        Limits within int8. The default upper limit is the largest that the signed window holds.
+        Limits within int8.
 
     Returns
     -------

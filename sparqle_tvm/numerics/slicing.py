@@ -17,29 +17,18 @@ from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
 from sparqle_tvm.numerics.integers import (
     CONTAINER,
     INT32_MAX,
+    bounds,
+    container,
     first_position,
     int_matmul,
     pack_digits,
     plane_bytes,
+    require_digit_bits,
     require_matrix,
-    sign_extend,
     to_int32,
     unpack_digits,
 )
-from sparqle_tvm.numerics.window import window_of
-
-
-def window_bias(k: int, window: str) -> int:
-    """What is added before the split: b = 2^(k-1) for the signed window, 0 for the unsigned one.
-
-    Raises InvalidArgumentError if `k` or `window` is not known.
-    """
-    return window_of(window).bias(k)
-
-
-def max_exact(k: int, window: str) -> int:
-    """Largest q that the window represents exactly; for k = 4: 119 signed, 127 unsigned."""
-    return window_of(window).limits(k)[1]
+from sparqle_tvm.numerics.window import Digits, window_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +43,8 @@ class SlicedTensor:
     pbm : uint8 (M, ceil(K / 8))
         Precision bitmap: bit i of byte j is column 8j + i; 1 means that an MSB digit is stored.
     msb : uint8 (row_ptr[M],)
-        The nonzero MSB digits, two's complement in k bits, per row in column order, packed low
-        bits first; each row is padded to a byte.
+        Codes of the MSB digits that are not zero, per row in column order, packed low bits first;
+        each row is padded to a byte. `Digits.decode` tells what they stand for.
     row_ptr : int32 (M + 1,)
         Byte offset of each row in `msb`.
     shape : tuple of int
@@ -63,8 +52,10 @@ class SlicedTensor:
     k : {2, 4, 8}
         Bits per digit.
     window : {"signed", "unsigned"}
-    saturated_count : int
-        Elements that were clipped to the largest exact value when this was encoded.
+    signed : bool
+        Whether the integers are signed.
+    zero_point : int or int32 (M,)
+        The integer that stands for 0, of all or of each row.
     """
 
     lsb: npt.NDArray[np.uint8]
@@ -74,7 +65,8 @@ class SlicedTensor:
     shape: tuple[int, int]
     k: int
     window: str
-    saturated_count: int = 0
+    signed: bool = True
+    zero_point: int | npt.NDArray[np.int32] = 0
 
     @classmethod
     def from_planes(
@@ -87,7 +79,8 @@ class SlicedTensor:
         shape: tuple[int, int],
         k: int = 4,
         window: str = "signed",
-        saturated_count: int = 0,
+        signed: bool = True,
+        zero_point: Any = 0,
     ) -> SlicedTensor:
         """Take planes that a kernel or a simulator wrote, after checking that they fit together.
 
@@ -98,15 +91,16 @@ class SlicedTensor:
         Raises
         ------
         InvalidArgumentError
-            If `k`, `window`, `shape`, a dtype or a plane's shape is wrong.
+            If `k`, `window`, `shape`, the zero point, a dtype or a plane's shape is wrong.
         QuantizationError
             If the planes contradict each other: pointers that fall or do not match the bitmap, set
-            padding bits, stored zeros, a value outside of 2k bits.
+            padding bits, stored zeros.
         """
-        window_bias(k, window)
+        require_digit_bits(k)
         rows, columns = shape
         if rows < 0 or columns < 1:
             raise InvalidArgumentError(f"shape must be (M >= 0, K >= 1), got {shape}")
+        _, zero_point = _digits(k, window, signed, zero_point, rows)
         expected: tuple[tuple[str, Any, type, tuple[int, ...]], ...] = (
             ("lsb", lsb, np.uint8, (rows, plane_bytes(columns, k))),
             ("pbm", pbm, np.uint8, (rows, plane_bytes(columns, 1))),
@@ -121,30 +115,32 @@ class SlicedTensor:
                     f"{name}: expected shape {plane_shape} for {shape}, k = {k}, got {plane.shape}"
                 )
         _check_row_ptr(row_ptr, msb.size)
-        sliced = cls(
-            lsb, pbm, msb[: row_ptr[-1]], row_ptr, (rows, columns), k, window, saturated_count
-        )
+        stream = msb[: row_ptr[-1]]
+        sliced = cls(lsb, pbm, stream, row_ptr, (rows, columns), k, window, signed, zero_point)
         _check_planes(sliced)
         return sliced
 
+    @property
+    def digits(self) -> Digits:
+        """How the integers were split; what depends on the rows is (M, 1)."""
+        return _digits(self.k, self.window, self.signed, self.zero_point, self.shape[0])[0]
+
     def decode(self) -> npt.NDArray[Any]:
-        """Return the integers (M, K): int8 for k = 2 and 4, int16 for k = 8."""
-        q = self.msb_digits().astype(np.int16) << self.k
-        q += self.lsb_digits()
-        q -= window_bias(self.k, self.window)
-        return q.astype(CONTAINER[self.k])
+        """Return the integers (M, K), of the dtype that `encode` takes."""
+        return self.digits.read(self.lsb_digits(), self.msb_digits())
 
     def lsb_digits(self) -> npt.NDArray[np.uint8]:
         """Return the dense plane of stored (biased) low digits: uint8 (M, K)."""
         return unpack_digits(self.lsb, self.k, self.shape[1])
 
-    def msb_digits(self) -> npt.NDArray[np.int8]:
-        """Return the dense plane of high digits, zeros included: int8 (M, K)."""
-        dense = np.zeros(self.shape, dtype=np.int8)
+    def msb_digits(self) -> npt.NDArray[Any]:
+        """Return the dense plane of high digits, zeros included: int8 (M, K), int16 for k = 8."""
+        dense = np.zeros(self.shape, dtype=np.uint8)
         stream = unpack_digits(self.msb, self.k, self.msb.size * 8 // self.k)
-        positions = stream_positions(self.row_nnz(), self.row_ptr[:-1], self.k)
-        dense[self.mask()] = sign_extend(stream[positions], self.k)
-        return dense
+        mask = self.mask()
+        dense[mask] = stream[stream_positions(self.row_nnz(), self.row_ptr[:-1], self.k)]
+        digits = self.digits.decode(dense)
+        return np.where(mask, digits, digits.dtype.type(0))
 
     def mask(self) -> npt.NDArray[np.bool_]:
         """Return the precision bitmap unpacked: bool (M, K), true where an MSB digit is stored."""
@@ -156,7 +152,7 @@ class SlicedTensor:
         return np.asarray(np.count_nonzero(self.mask(), axis=1), dtype=np.int32)
 
     def group_sums(self, group_size: int) -> npt.NDArray[np.int32]:
-        """Sum the integers over groups of `group_size` columns: int32 (M, K / group_size).
+        """Sum ``q - zero_point`` over groups of columns: int32 (M, K / group_size).
 
         Raises InvalidArgumentError if K is not a multiple of `group_size`.
         """
@@ -165,7 +161,8 @@ class SlicedTensor:
             raise InvalidArgumentError(
                 f"K = {columns} is not a multiple of group_size {group_size}"
             )
-        grouped = self.decode().reshape(rows, columns // group_size, group_size)
+        centred = self.decode().astype(np.int32) - self.digits.zero_point
+        grouped = centred.reshape(rows, columns // group_size, group_size)
         return np.asarray(grouped.sum(axis=2, dtype=np.int32))
 
     @property
@@ -185,33 +182,33 @@ def encode(
     *,
     k: int = 4,
     window: str = "signed",
-    saturate: bool = False,
+    zero_point: Any = 0,
     name: str = "activation",
 ) -> SlicedTensor:
-    """Split signed 2k-bit integers into planes.
+    """Split 2k-bit integers into planes; exact for every value of their type.
 
     Parameters
     ----------
-    q : int8 (M, K) for k = 2 (values in [-8, 7]) and k = 4; int16 (M, K) for k = 8
+    q : int8 or uint8 (M, K), for k = 2 of 4 bits; int16 or uint16 for k = 8
         The integers, K innermost. M = 0 is legal.
     k : {2, 4, 8}
         Bits per digit.
     window : {"signed", "unsigned"}
-    saturate : bool
-        Clip values above `max_exact` and count them, instead of refusing them.
+    zero_point : int or integers (M,) or (M, 1)
+        The integer that stands for 0, of all or of each row.
     name : str
         For error messages.
 
     Raises
     ------
     InvalidArgumentError
-        If `k` or `window` is not known.
+        If `k` or `window` is not known, or a zero point is out of range.
     QuantizationError
-        If dtype, rank or value range do not fit, if K = 0, or if a value is above the exact range
-        of the signed window and `saturate` is false.
+        If dtype, rank or value range do not fit, or if K = 0.
     """
-    lsb_digit, msb_digit, saturated_count = _split(q, k, window, saturate, name)
+    lsb_digit, msb_digit, zero = _split(q, k, window, zero_point, name)
     rows, columns = q.shape
+    digits, _ = _digits(k, window, q.dtype.kind == "i", zero_point, rows)
     mask = msb_digit != 0
     row_nnz = np.count_nonzero(mask, axis=1)
     offsets = np.concatenate(([0], np.cumsum(_row_bytes(row_nnz, k))))
@@ -221,8 +218,7 @@ def encode(
         )
     row_ptr = offsets.astype(np.int32)
     stream = np.zeros(int(offsets[-1]) * 8 // k, dtype=np.uint8)
-    digits = msb_digit[mask].view(np.uint8) & np.uint8(2**k - 1)
-    stream[stream_positions(row_nnz, row_ptr[:-1], k)] = digits
+    stream[stream_positions(row_nnz, row_ptr[:-1], k)] = digits.code(msb_digit)[mask]
     return SlicedTensor(
         lsb=pack_digits(lsb_digit, k),
         pbm=np.packbits(mask, axis=1, bitorder="little"),
@@ -231,13 +227,14 @@ def encode(
         shape=(rows, columns),
         k=k,
         window=window,
-        saturated_count=saturated_count,
+        signed=q.dtype.kind == "i",
+        zero_point=zero,
     )
 
 
 def encode_digits(
-    q: npt.NDArray[Any], k: int = 4, window: str = "signed", *, saturate: bool = False
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int8]]:
+    q: npt.NDArray[Any], k: int = 4, window: str = "signed", *, zero_point: Any = 0
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
     """Split into dense digit planes, nothing packed or compressed.
 
     Parameters and errors are those of `encode`.
@@ -246,17 +243,20 @@ def encode_digits(
     -------
     lsb_digit : uint8 (M, K)
         Stored (biased) low digits.
-    msb_digit : int8 (M, K)
-        High digits; ``q = 2^k * msb_digit + lsb_digit - window_bias(k, window)``.
+    msb_digit : int8 (M, K), int16 for k = 8
+        High digits; ``q - centre = 2^k * msb_digit + lsb_digit - bias``, see `Digits`.
     """
-    lsb_digit, msb_digit, _ = _split(q, k, window, saturate, "activation")
+    lsb_digit, msb_digit, _ = _split(q, k, window, zero_point, "activation")
     return lsb_digit, msb_digit
 
 
-def bias_term(w: npt.NDArray[np.int8], k: int, window: str) -> npt.NDArray[np.int32]:
-    """Constant that undoes the bias of the stored low digits: ``-b * sum_k w[n, k]``.
+def bias_term(
+    w: npt.NDArray[np.int8], k: int, window: str, *, signed: bool = True, zero_point: int = 0
+) -> npt.NDArray[np.int32]:
+    """What sums over stored digits lack: ``Digits.offset * sum_k w[n, k]``.
 
-    Of weights int8 (N, K) it is int32 (N,), zero for the unsigned window.
+    Of weights int8 (N, K) it is int32 (N,). With it the sum is that of ``(q - zero_point) * w``;
+    for the unsigned window and zero point 0 it is zero.
 
     Raises
     ------
@@ -264,11 +264,12 @@ def bias_term(w: npt.NDArray[np.int8], k: int, window: str) -> npt.NDArray[np.in
         If `w` is no int8 matrix, or if the constant does not fit int32.
     """
     require_matrix(w, ("int8",), "weight")
-    return to_int32(-window_bias(k, window) * w.sum(axis=1, dtype=np.int64))
+    offset = window_of(window).digits(k, signed=signed, zero_point=zero_point).offset
+    return to_int32(offset * w.sum(axis=1, dtype=np.int64))
 
 
 def dot(sliced: SlicedTensor, w: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
-    """Multiply by weights, from the planes: ``2^k * (msb . w) + lsb . w - b * sum w``.
+    """Multiply by weights, from the planes: ``2^k * (msb . w) + lsb . w + offset * sum w``.
 
     Parameters
     ----------
@@ -280,7 +281,7 @@ def dot(sliced: SlicedTensor, w: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
     Returns
     -------
     int32 (M, N)
-        Equal to the product of the decoded integers.
+        Equal to the product of the decoded integers, less their zero point, and the weights.
 
     Raises
     ------
@@ -289,38 +290,45 @@ def dot(sliced: SlicedTensor, w: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
     """
     lsb_pass = int_matmul(sliced.lsb_digits(), w).astype(np.int64)
     msb_pass = int_matmul(sliced.msb_digits(), w).astype(np.int64)
-    return to_int32(lsb_pass + (msb_pass << sliced.k) + bias_term(w, sliced.k, sliced.window))
+    channel_sums = w.sum(axis=1, dtype=np.int64)
+    return to_int32(lsb_pass + (msb_pass << sliced.k) + sliced.digits.offset * channel_sums)
+
+
+def _digits(
+    k: int, window: str, signed: bool, zero_point: Any, rows: int
+) -> tuple[Digits, int | npt.NDArray[np.int32]]:
+    """The arithmetic for a matrix of so many rows, and its zero point: one, or int32 (M,)."""
+    given = np.asarray(zero_point)
+    if given.ndim and given.shape not in ((rows,), (rows, 1)):
+        raise InvalidArgumentError(
+            f"zero_point: one integer or one for each of {rows} rows is needed, got shape "
+            f"{given.shape}"
+        )
+    column = given.reshape(rows, 1) if given.ndim else given
+    digits = window_of(window).digits(k, signed=signed, zero_point=column)
+    found = digits.zero_point
+    return digits, found if isinstance(found, int) else found.reshape(rows)
 
 
 def _split(
-    q: npt.NDArray[Any], k: int, window: str, saturate: bool, name: str
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int8], int]:
-    """Check, saturate and split: dense stored low digits, dense high digits, saturated count."""
-    bias = window_bias(k, window)
-    require_matrix(q, (CONTAINER[k],), name)
-    if k == 2:
-        outside = (q < -8) | (q > 7)
-        if outside.any():
-            at = first_position(outside)
-            raise QuantizationError(
-                f"{name}: value {int(q[at])} at {list(at)} is out of [-8, 7], the range of k = 2"
-            )
-    limit = max_exact(k, window)
-    saturated_count = 0
-    if bias and q.size and int(q.max()) > limit:
-        above = q > limit
-        if not saturate:
-            at = first_position(above)
-            raise QuantizationError(
-                f"{name}: value {int(q[at])} at {list(at)} is above {limit}, the largest that the "
-                f"signed window holds for k = {k}; quantize to at most {limit}, use "
-                "window='unsigned', or pass saturate=True"
-            )
-        saturated_count = int(np.count_nonzero(above))
-        q = np.minimum(q, q.dtype.type(limit))
-    biased = q + q.dtype.type(bias)
-    lsb_digit = (biased & q.dtype.type(2**k - 1)).astype(np.uint8)
-    return lsb_digit, (biased >> q.dtype.type(k)).astype(np.int8), saturated_count
+    q: npt.NDArray[Any], k: int, window: str, zero_point: Any, name: str
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any], int | npt.NDArray[np.int32]]:
+    """Check and split: dense stored low digits, dense high digits, the zero point."""
+    require_digit_bits(k)
+    window_of(window)
+    require_matrix(q, (CONTAINER[k], container(k, signed=False)), name)
+    signed = q.dtype.kind == "i"
+    low, high = bounds(k, signed)
+    if k == 2 and (outside := (q < low) | (q > high)).any():
+        at = first_position(outside)
+        raise QuantizationError(
+            f"{name}: value {int(q[at])} at {list(at)} is out of [{low}, {high}], the range of "
+            f"k = {k}"
+        )
+    digits, zero = _digits(k, window, signed, zero_point, q.shape[0])
+    stored = digits.store(q)
+    lsb_digit = (stored & stored.dtype.type(2**k - 1)).astype(np.uint8)
+    return lsb_digit, digits.digit(lsb_digit, stored >> stored.dtype.type(k)), zero
 
 
 def _row_bytes(row_nnz: npt.NDArray[Any], k: int) -> npt.NDArray[np.int64]:
@@ -372,11 +380,7 @@ def _check_planes(sliced: SlicedTensor) -> None:
     stored[stream_positions(row_nnz, sliced.row_ptr[:-1], k)] = True
     if (stream[~stored] != 0).any():
         raise QuantizationError("msb: bits are set in the padding of a row")
-    if (stream[stored] == 0).any():
+    # Code 0 is a digit only in rows whose largest one shares its nibble.
+    shares = np.broadcast_to(np.asarray(sliced.digits.threshold) > 0, (sliced.shape[0], 1))
+    if ((stream[stored] == 0) & ~np.repeat(shares[:, 0], row_nnz)).any():
         raise QuantizationError("msb: a stored digit is zero, its bitmap bit should be clear")
-    # The most negative high digit needs the upper half of the low digits: q >= -2^(2k-1).
-    bias = window_bias(k, sliced.window)
-    below = (sliced.msb_digits() == -(2 ** (k - 1))) & (sliced.lsb_digits() < bias)
-    if below.any():
-        row, column = first_position(below)
-        raise QuantizationError(f"the value at [{row}, {column}] does not fit {2 * k} bits")

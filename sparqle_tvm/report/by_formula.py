@@ -16,11 +16,15 @@ from sparqle_tvm.report.document import Column, Part, Picture, Section, Table
 from sparqle_tvm.report.paper import CITATION
 from sparqle_tvm.report.passes import energy_table, figure
 from sparqle_tvm.report.pictures import drawing
+from sparqle_tvm.report.sensitivity import sensitivity_section
 from sparqle_tvm.results.estimate import Estimate
 from sparqle_tvm.results.passes import Layer, Phase
 from sparqle_tvm.results.run import RunResult
+from sparqle_tvm.results.sensitivity import Sensitivity
 from sparqle_tvm.studies.estimate import estimate
 from sparqle_tvm.studies.savings import Curve, Series, saving_curves
+from sparqle_tvm.studies.sensitivity import sensitivity
+from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.baselines import scheme_notes
 from sparqle_tvm.target.cost.energy_table import NOT_CHECKED, EnergyTable
 
@@ -54,8 +58,19 @@ class RunModel:
         digits = of_run(run.to_json(), f"this run of {run.model.name}")
         return cls(run, shape_of(run), digits)
 
-    def estimate(self, phase: Phase, seq: int, batch: int = 1, *, both: bool = False) -> Estimate:
-        """A pass with the run's digits, under all schemes, or only dense and split."""
+    def estimate(
+        self,
+        phase: Phase,
+        seq: int,
+        batch: int = 1,
+        *,
+        both: bool = False,
+        target: Accelerator | None = None,
+    ) -> Estimate:
+        """A pass with the run's digits, under all schemes, or only dense and split.
+
+        `target` is by default the run's accelerator.
+        """
         schemes: dict[str, Any] = {"schemes": ("dense", "sparqle")} if both else {}
         return estimate(
             self.shape,
@@ -63,10 +78,22 @@ class RunModel:
             seq=seq,
             batch=batch,
             msb_sparsity=self.digits,
-            target=self.run.accelerator,
+            target=target or self.run.accelerator,
             table=self.run.table,
             **schemes,
         )
+
+    @cached_property
+    def sensitivities(self) -> tuple[Sensitivity, ...]:
+        """The two passes of the run on accelerators with one field changed."""
+
+        def changed(phase: Phase, seq: int) -> Sensitivity:
+            return sensitivity(
+                self.run.accelerator,
+                lambda other: self.estimate(phase, seq, both=True, target=other),
+            )
+
+        return tuple(changed(phase, seq) for phase, seq in self.lengths.items())
 
     @property
     def lengths(self) -> dict[Phase, int]:
@@ -123,10 +150,11 @@ def shape_of(run: RunResult) -> ModelShape:
 
 
 def estimate_sections(model: RunModel) -> Iterator[Section]:
-    """Energy, savings against MSB sparsity, and what limits the time elsewhere."""
+    """Energy, savings against MSB sparsity, what limits the time elsewhere, and which knob next."""
     yield _energy_section(model)
     yield _savings_section(model)
     yield _limits_section(model)
+    yield sensitivity_section(model.sensitivities)
 
 
 def constants_table(table: EnergyTable) -> Table:
@@ -229,7 +257,8 @@ def _limits_section(model: RunModel) -> Section:
     picture = Picture(
         "limits",
         "What limits the time of the whole model over tokens, batch and context: slim bars dense, "
-        "wide bars split. Memory is divided by what most bytes of an op are.",
+        "wide bars split. The busiest engine of each op, and what it waits for, in shares of the "
+        "cycles.",
         lambda narrow: drawing("limits").draw_limits(model.series, narrow=narrow),
     )
     return Section("Compute or memory", (picture,))

@@ -16,9 +16,10 @@ from sparqle_tvm.errors import ResultFileError
 from sparqle_tvm.files import plain, typed
 from sparqle_tvm.models.shapes import MODELS as SHAPES
 from sparqle_tvm.report import formats
-from sparqle_tvm.report.document import Column, Document, Section, Table
+from sparqle_tvm.report.document import Column, Document, OwnMarkdown, Section, Table
 from sparqle_tvm.report.paper import CITATION, MODELS, QUANTITIES, RANGES
-from sparqle_tvm.report.passes import describe, figure
+from sparqle_tvm.report.paper_map import PaperMap, map_section
+from sparqle_tvm.report.passes import LIMIT_NAMES, describe, figure
 from sparqle_tvm.results.passes import PHASES
 from sparqle_tvm.studies.savings import Curve, saving_curves, select
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
@@ -135,12 +136,10 @@ def limits_table(curves: Sequence[Curve], where: str) -> Table:
         columns=(
             Column("phase", ""),
             Column("model", "model"),
-            _share("compute", "computation"),
-            _share("weights", "memory: weights"),
-            _share("activations", "activations"),
-            _share("kv_cache", "KV cache"),
+            *(_share(limit, name) for limit, name in LIMIT_NAMES.items()),
         ),
         rows=tuple(rows),
+        repeated=2,
     )
 
 
@@ -148,8 +147,13 @@ def _share(key: str, title: str, missing: str = "") -> Column:
     return figure(key, title, formats.percent, missing=missing)
 
 
-def paper_document(curves: dict[str, list[Curve]], tables: dict[str, str]) -> Document:
-    """The comparison as a document: by preset the curves, and the name of their energy table."""
+def paper_document(
+    curves: dict[str, list[Curve]], tables: dict[str, str], found_map: PaperMap | None = None
+) -> Document:
+    """The comparison as a document: by preset the curves, and the name of their energy table.
+
+    `found_map` says which other machines save as much.
+    """
     sections = [
         Section(
             name,
@@ -166,11 +170,15 @@ def paper_document(curves: dict[str, list[Curve]], tables: dict[str, str]) -> Do
         subtitle=f"What our accelerators save with the models of {CITATION}, beside what the paper "
         f"reports for its own: prefill of {SEQ:,} tokens, and decode of one token after as many, "
         "one sequence. Written by `python benchmarks/compare_with_paper.py`.",
-        sections=(Section("How to read it", (WHY, *_beyond(), PICTURE)), *sections),
+        sections=(
+            Section("How to read it", (WHY, *_beyond(), PICTURE)),
+            *([] if found_map is None else [map_section(found_map, "paper_map.png")]),
+            *sections,
+        ),
     )
 
 
-PICTURE = (
+PICTURE = OwnMarkdown(
     "![Savings against MSB sparsity, with the paper's ranges as bands](paper.png)\n\n"
     "Whole model on `sparqle/edge`; stars are measured digits, thin lines the band of the energy."
 )

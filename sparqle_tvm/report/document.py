@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,9 @@ class Table:
         Whether a page shows it only when asked: long ones.
     group : str
         Key of the column that heads groups of rows instead of standing in each; empty: none.
+    repeated : int
+        Columns at the left that a terminal shows again if it has to break the others into several
+        tables; 0: a table that is too wide is not printed.
     """
 
     name: str
@@ -77,6 +80,23 @@ class Table:
     note: str = ""
     folded: bool = False
     group: str = ""
+    repeated: int = 0
+
+    def pieces(self, count: int) -> list[Table]:
+        """The same in about equal pieces of at most so many columns, see `repeated`."""
+        first, rest = self.columns[: self.repeated], self.columns[self.repeated :]
+        room = max(count - len(first), 1)
+        size = -(-len(rest) // -(-len(rest) // room))
+        parts = [rest[i : i + size] for i in range(0, len(rest), size)]
+        return [
+            replace(
+                self,
+                title=self.title if not i else "",
+                columns=(*first, *part),
+                note=self.note if i == len(parts) - 1 else "",
+            )
+            for i, part in enumerate(parts)
+        ]
 
     @property
     def shown(self) -> tuple[Column, ...]:
@@ -126,6 +146,10 @@ class Notice:
     """A sentence that one should not miss."""
 
     text: str
+
+
+class OwnMarkdown(str):
+    """A paragraph that is Markdown already: lists, links. Nothing from outside stands in it."""
 
 
 Part = str | Notice | Table | Picture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sparqle_tvm.report.document import Column, Document, Section, Table
+from sparqle_tvm.report.document import Column, Document, OwnMarkdown, Section, Table
 from sparqle_tvm.report.writers import to_markdown
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.cost.energy import Price, prices
@@ -64,7 +64,7 @@ def _nodes() -> Iterator[Section]:
         "Between these sizes energy is a power of the size; the line of the outer two goes on "
         "beyond them. An adder costs a straight line in its width through 8 and 32 bits."
     )
-    parts = (_table("sram", heads, rows), note, "\n".join(sources))
+    parts = (_table("sram", heads, rows), note, OwnMarkdown("\n".join(sources)))
     yield Section("On-chip memory, pJ per 64 bits", parts)
 
 

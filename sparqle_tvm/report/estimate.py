@@ -11,11 +11,13 @@ from sparqle_tvm.report.passes import (
     energy_table,
     limits_table,
 )
+from sparqle_tvm.report.sensitivity import sensitivity_section
 from sparqle_tvm.results.estimate import Estimate
+from sparqle_tvm.results.sensitivity import Sensitivity
 
 
-def estimate_document(found: Estimate) -> Document:
-    """What `sparqle estimate` prints."""
+def estimate_document(found: Estimate, sensitivity: Sensitivity | None = None) -> Document:
+    """What `sparqle estimate` prints, with what a change of the accelerator would do if given."""
     sequences = "1 sequence" if found.batch == 1 else f"{found.batch} sequences"
     by_type = ", ".join(f"{kind} {s:.0%}" for kind, s in found.digits.layer_types.items())
     source = found.digits.source + (" (transferred)" if found.digits.transferred else "")
@@ -26,7 +28,7 @@ def estimate_document(found: Estimate) -> Document:
         f"{formats.percent(found.msb_sparsity)} by MACs ({by_type}): {source}.",
         sections=(
             Section(
-                "",
+                "What it costs",
                 (
                     cost_table(passes, accelerator),
                     limits_table(passes, accelerator),
@@ -35,5 +37,6 @@ def estimate_document(found: Estimate) -> Document:
                     *found.notes,
                 ),
             ),
+            *([] if sensitivity is None else [sensitivity_section((sensitivity,))]),
         ),
     )

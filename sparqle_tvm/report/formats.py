@@ -11,14 +11,24 @@ def percent(value: float) -> str:
     return f"{round(value, 3) + 0.0:.1%}".replace("%", " %").replace("-", MINUS)
 
 
+def signed_percent(value: float) -> str:
+    """``0.174`` -> ``+17.4 %``, with a real minus sign."""
+    return f"{round(value, 3) + 0.0:+.1%}".replace("%", " %").replace("-", MINUS)
+
+
 def change(saved: float) -> str:
     """What a saving of a share changes: ``0.174`` -> ``-17.4 %`` with a real minus sign."""
-    return f"{-round(saved, 3) + 0.0:+.1%}".replace("%", " %").replace("-", MINUS)
+    return signed_percent(-saved)
 
 
 def grouped(value: float) -> str:
     """``1234567`` -> ``1,234,567``."""
     return f"{value:,.0f}"
+
+
+def count(value: float) -> str:
+    """A number of things, three digits and a prefix: ``3790000000`` -> ``3.79 G``."""
+    return grouped(value) if value < 1000 else scaled(value, "").rstrip()
 
 
 def scaled(value: float, unit: str) -> str:

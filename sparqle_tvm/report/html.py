@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable
-from html import escape
 from importlib.resources import files
 
 from sparqle_tvm._versions import VERSION
-from sparqle_tvm.files import write_text
+from sparqle_tvm.escaping import CODE, for_html
 from sparqle_tvm.report.document import Document, Notice, Part, Picture, Section, Table
 from sparqle_tvm.report.pictures import require_matplotlib
-
-_CODE = re.compile(r"`([^`]+)`")
 
 
 def to_html(document: Document, *, progress: Callable[[], None] = lambda: None) -> str:
@@ -30,7 +26,7 @@ def to_html(document: Document, *, progress: Callable[[], None] = lambda: None) 
         require_matplotlib()
     style = files("sparqle_tvm.report").joinpath("page.css").read_text(encoding="utf-8")
     links = "\n".join(
-        f'<a href="#{_anchor(section)}">{escape(section.title)}</a>'
+        f'<a href="#{_anchor(section)}">{for_html(section.title)}</a>'
         for section in document.sections
     )
     sections = "\n".join(_section(section, progress) for section in document.sections)
@@ -39,14 +35,14 @@ def to_html(document: Document, *, progress: Callable[[], None] = lambda: None) 
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(document.title)}</title>
+<title>{for_html(document.title)}</title>
 <style>
 {style.strip()}
 </style>
 </head>
 <body>
 <header>
-<h1>{escape(document.title)}</h1>
+<h1>{for_html(document.title)}</h1>
 <p class="subtitle">{_text(document.subtitle)}</p>
 {_cards(document)}
 <nav aria-label="Sections">
@@ -56,34 +52,16 @@ def to_html(document: Document, *, progress: Callable[[], None] = lambda: None) 
 <main>
 {sections}
 </main>
-<footer>Made by <code>sparqle report</code>, sparqle_tvm {VERSION}.</footer>
+<footer>Made by sparqle_tvm {VERSION}.</footer>
 </body>
 </html>
 """
 
 
-def write_html(
-    document: Document,
-    path: str | os.PathLike[str],
-    *,
-    progress: Callable[[], None] = lambda: None,
-) -> None:
-    """Write the page, whole or not at all.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If the file cannot be written.
-    MissingExtraError
-        As `to_html`.
-    """
-    write_text(path, to_html(document, progress=progress))
-
-
 def _cards(document: Document) -> str:
     cards = "\n".join(
-        f'<div class="card"><dt>{escape(card.label)}</dt>'
-        f'<dd class="value">{escape(card.value)}</dd><dd>{escape(card.note)}</dd></div>'
+        f'<div class="card"><dt>{for_html(card.label)}</dt>'
+        f'<dd class="value">{for_html(card.value)}</dd><dd>{for_html(card.note)}</dd></div>'
         for card in document.cards
     )
     return f'<dl class="cards">\n{cards}\n</dl>'
@@ -91,7 +69,7 @@ def _cards(document: Document) -> str:
 
 def _section(section: Section, progress: Callable[[], None]) -> str:
     parts = "\n".join(_part(part, progress) for part in section.parts)
-    anchor, title = _anchor(section), escape(section.title)
+    anchor, title = _anchor(section), for_html(section.title)
     return f'<section>\n<h2 id="{anchor}">{title}</h2>\n{parts}\n</section>'
 
 
@@ -139,7 +117,7 @@ def _table(table: Table) -> str:
     note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""
     # Focusable, so that the keyboard scrolls what is wider than the window.
     shown = (
-        f'{title}<div class="table" tabindex="0" role="group" aria-label="{escape(table.title)}">'
+        f'{title}<div class="table" tabindex="0" role="group" aria-label="{for_html(table.title)}">'
         f"<table>\n<thead>{head}</thead>\n"
         f"<tbody>\n{body}\n</tbody>\n</table></div>\n{note}"
     )
@@ -154,4 +132,4 @@ def _anchor(section: Section) -> str:
 
 def _text(text: str) -> str:
     """Escape, and set what stands in backquotes as code."""
-    return _CODE.sub(r"<code>\1</code>", escape(text))
+    return CODE.sub(r"<code>\1</code>", for_html(text))

@@ -10,16 +10,24 @@ from typing import Any
 
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Table
-from sparqle_tvm.results.passes import BASELINE, LIMITS, PARTS, PartCost, PassResult
+from sparqle_tvm.results.passes import BASELINE, PARTS, PartCost, PassResult
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.baselines import scheme_name
+from sparqle_tvm.target.cost.limits import LIMITS
 
 LIMIT_NAMES = {
-    "compute": "computation",
+    "array": "array",
+    "waiting_rows": "waiting rows",
     "weights": "weights",
     "activations": "activations",
     "kv_cache": "KV cache",
+    "descriptors": "descriptors",
+    "drain": "drain",
+    "encode": "encode",
+    "vector": "vector unit",
+    "fill": "fill",
 }
+"""Names of `target.cost.limits.LIMITS` for readers."""
 
 Row = dict[str, Any]
 
@@ -96,20 +104,39 @@ def cost_table(passes: Sequence[PassResult], accelerator: Accelerator) -> Table:
 
 
 def limits_table(passes: Sequence[PassResult], accelerator: Accelerator) -> Table:
-    """Shares of the time that computation and each kind of memory traffic limit."""
+    """Cycles that each of `LIMITS` takes, and their share of the time: a row for each."""
+    schemes = list(passes[0].schemes)
+    columns = [Column("part", ""), Column("limit", "", LIMIT_NAMES.__getitem__)]
+    for scheme in schemes:
+        name = shown_name(accelerator, scheme)
+        columns += [
+            figure(f"{scheme}_cycles", name, formats.count),
+            figure(f"{scheme}_share", "share", formats.percent),
+        ]
     return Table(
         name="limits",
-        title="What limits the time, in shares of it: computation, or memory for",
-        columns=(
-            Column("part", ""),
-            scheme_column(accelerator),
-            *(figure(f"{x}_bound_share", LIMIT_NAMES[x], formats.percent) for x in LIMITS),
-        ),
-        rows=tuple(
-            _rows(passes, lambda part: {f"{x}_bound_share": part.limits[x] for x in LIMITS})
-        ),
+        title="What limits the time, in cycles that add up to it",
+        columns=tuple(columns),
+        rows=tuple(row for one in passes for part in PARTS for row in _limit_rows(one, part)),
+        note="The busiest engine of an op counts with all its cycles (array with rows that wait, "
+        "DRAM channel by what it moves, drain); the rest is what it waits for. Activations: "
+        "outputs too. Fill: before the array's first cycle and after its last.",
         group="part",
+        repeated=2,
     )
+
+
+def _limit_rows(one: PassResult, part: str) -> Iterator[Row]:
+    """A row for everything that limits any scheme."""
+    costs = {scheme: found.part(part) for scheme, found in one.schemes.items()}
+    for limit in LIMITS:
+        if any(cost.limits[limit] for cost in costs.values()):
+            yield {
+                "part": f"{one.name}: {PARTS[part]}",
+                "limit": limit,
+                **{f"{s}_cycles": cost.limits[limit] for s, cost in costs.items()},
+                **{f"{s}_share": cost.share(limit) for s, cost in costs.items()},
+            }
 
 
 def energy_table(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,11 +18,11 @@ from sparqle_tvm.report.document import (
     Section,
     Table,
 )
-from sparqle_tvm.report.passes import cost_table, describe, figure, limits_table
+from sparqle_tvm.report.passes import LIMIT_NAMES, cost_table, describe, figure, limits_table
 from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.results.losses import RunLoss
 from sparqle_tvm.results.passes import PassResult, share_saved
-from sparqle_tvm.results.run import RunResult, SortingResult, TuningGain
+from sparqle_tvm.results.run import LayerSparsity, RunResult, SortingResult, TuningGain
 
 _HOW = {
     "simulator": "The dense layers ran as programs on the cycle-level simulator, which computed "
@@ -101,8 +102,15 @@ def cost_section(run: RunResult) -> Section:
 def perplexity_section(run: RunResult) -> Section:
     """Perplexity by the form of the activations, and what scale factors lose."""
     p = run.perplexity
+    attention: tuple[Column, ...] = ()
+    if "int8_attention" in p:
+        attention = (
+            figure("int8_attention", "int8 attention alone", "{:.4f}".format),
+            figure("int8_attention_increase", "to float", "{:+.2%}".format),
+        )
     row: dict[str, Any] = {
         **p,
+        **{f"{name}_increase": p[name] / p["float"] - 1 for name in p if name == "int8_attention"},
         "int8_increase": p["int8"] / p["float"] - 1,
         "sparqle_increase": p["sparqle"] / p["float"] - 1,
         "exact": run.exact,
@@ -112,6 +120,7 @@ def perplexity_section(run: RunResult) -> Section:
         title="Perplexity, by the form of the activations",
         columns=(
             figure("float", "float", "{:.4f}".format),
+            *attention,
             figure("int8", "int8", "{:.4f}".format),
             figure("int8_increase", "to float", "{:+.2%}".format),
             figure("sparqle", "split int8", "{:.4f}".format),
@@ -119,6 +128,7 @@ def perplexity_section(run: RunResult) -> Section:
             Column("exact", "split = int8", lambda exact: "bit for bit" if exact else "NO"),
         ),
         rows=(row,),
+        note=f"Attention in integers, keys and values stored as {run.kv}." if attention else "",
     )
     return Section("What it changes", (table, *([] if run.loss is None else [_loss(run.loss)])))
 
@@ -163,10 +173,9 @@ def sparsity_section(run: RunResult, *parts: Part) -> Section:
             figure("highest", "highest", formats.percent),
         ),
         rows=tuple(asdict(kind) for kind in run.msb_sparsity.kinds),
-        note="Window: which values have no high digit; signed, -8 to 7; unsigned, 0 to 15.",
     )
     ordered = sorted(run.msb_sparsity.layers, key=lambda layer: layer.msb_sparsity)
-    found: list[Part] = [*parts, table]
+    found: list[Part] = [*parts, table, windows_table(run.msb_sparsity.layers)]
     if ordered:
         worst, best = ordered[0], ordered[-1]
         found.append(
@@ -174,10 +183,27 @@ def sparsity_section(run: RunResult, *parts: Part) -> Section:
             f"{formats.percent(worst.msb_sparsity)}, best {best.label} "
             f"{formats.percent(best.msb_sparsity)}."
         )
-    saturated = sum(layer.saturated for layer in ordered)
-    if saturated:
-        found.append(Notice(f"{saturated} activations were saturated by their window."))
     return Section("MSB sparsity", found)
+
+
+def windows_table(layers: Sequence[LayerSparsity]) -> Table:
+    """The windows that occur, why, and how many tensors have them."""
+    found = Counter((layer.kind, layer.window, layer.window_reason) for layer in layers)
+    return Table(
+        name="windows",
+        title="Windows: which values have no high digit",
+        columns=(
+            Column("kind", "layers that read it"),
+            Column("window", "window"),
+            Column("reason", "why"),
+            figure("tensors", "tensors", str),
+        ),
+        rows=tuple(
+            {"kind": kind, "window": window, "reason": reason, "tensors": count}
+            for (kind, window, reason), count in found.items()
+        ),
+        note="signed: 8 below to 7 above its centre; unsigned: 0 to 15.",
+    )
 
 
 def layer_sections(run: RunResult) -> Iterator[Section]:
@@ -243,7 +269,7 @@ def _layer_table(one: PassResult) -> Table:
             row |= {
                 f"{name}_cycles": cost.total_cycles,
                 f"{name}_dram_bytes": cost.dram_bytes,
-                f"{name}_limit": cost.limit.replace("_", " "),
+                f"{name}_limit": LIMIT_NAMES[cost.limit],
             }
         row["cycles_saved"] = share_saved(row["dense_cycles"], row["sparqle_cycles"])
         rows.append(row)
@@ -261,7 +287,7 @@ def _layer_table(one: PassResult) -> Table:
             figure("cycles_saved", "saved", formats.percent),
             figure("dense_dram_bytes", "DRAM, dense", formats.nbytes),
             figure("sparqle_dram_bytes", "split", formats.nbytes),
-            Column("dense_limit", "limited by, dense"),
+            Column("dense_limit", "most goes to, dense"),
             Column("sparqle_limit", "split"),
         ),
         rows=tuple(rows),

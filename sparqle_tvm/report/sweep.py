@@ -19,11 +19,17 @@ def sweep_document(result: SweepResult, out: str) -> Document:
     good = [row for row in result.rows if "error" not in row]
     varying = [n for n in result.sweep.names if len({row.get(n) for row in result.rows}) > 1]
     parts: list[Part] = [_table(good, varying)] if good else []
+    parts += outcome(result, out)
+    return Document("What split precision saves", "", sections=(Section("Points", parts),))
+
+
+def outcome(result: SweepResult, out: str) -> list[Part]:
+    """How many points there are, and what went wrong."""
+    parts: list[Part] = []
     if result.failed:
         first = next(row["error"] for row in result.rows if "error" in row)
         parts.append(Notice(f"{result.failed} points have no estimate; the first: {first}"))
-    parts.append(f"{len(result.results)} points in {out}")
-    return Document("What split precision saves", "", sections=(Section("", parts),))
+    return [*parts, f"{len(result.results)} points in {out}"]
 
 
 def _table(rows: list[dict[str, Any]], varying: list[str]) -> Table:

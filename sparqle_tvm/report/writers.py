@@ -15,9 +15,18 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.escaping import for_csv, for_markdown, visible
 from sparqle_tvm.files import replacing, write_text
 from sparqle_tvm.report import formats
-from sparqle_tvm.report.document import Column, Document, Notice, Picture, Section, Table
+from sparqle_tvm.report.document import (
+    Column,
+    Document,
+    Notice,
+    OwnMarkdown,
+    Picture,
+    Section,
+    Table,
+)
 from sparqle_tvm.report.pictures import drawing
 
 MAX_WIDTH_COLUMNS = 100
@@ -26,19 +35,23 @@ MAX_WIDTH_COLUMNS = 100
 
 def to_markdown(document: Document) -> str:
     """Write texts and tables as Markdown; pictures are left out, their captions too."""
-    lines = [f"# {document.title}", "", document.subtitle, ""]
+    lines = [f"# {for_markdown(document.title)}", "", for_markdown(document.subtitle), ""]
     for card in document.cards:
-        lines.append(f"- **{card.label}: {card.value}** ({card.note})")
+        label, value, note = map(for_markdown, (card.label, card.value, card.note))
+        lines.append(f"- **{label}: {value}** ({note})")
     for section in document.sections:
         parts = [part for part in section.parts if not isinstance(part, Picture)]
         if not parts:
             continue
-        lines += ["", f"## {section.title}"]
+        lines += ["", f"## {for_markdown(section.title)}"]
         for part in parts:
             if isinstance(part, Table):
                 lines += ["", *markdown_table(part)]
             else:
-                lines += ["", f"**{part.text}**" if isinstance(part, Notice) else part]
+                notice = isinstance(part, Notice)
+                text = part.text if isinstance(part, Notice) else part
+                text = text if isinstance(text, OwnMarkdown) else for_markdown(text)
+                lines += ["", f"**{text}**" if notice else text]
     return "\n".join(lines) + "\n"
 
 
@@ -55,14 +68,14 @@ def write_markdown(document: Document, path: str | os.PathLike[str]) -> None:
 
 def markdown_table(table: Table) -> list[str]:
     """Lines of a table with its title and note."""
-    lines = [f"**{table.title}**", ""] if table.title else []
-    lines.append(_row(column.title for column in table.shown))
+    lines = [f"**{for_markdown(table.title)}**", ""] if table.title else []
+    lines.append(_row(for_markdown(column.title) for column in table.shown))
     lines.append(_row("---:" if column.numeric else "---" for column in table.shown))
     for heading, rows in table.groups():
         if heading:
-            lines.append(_row([f"**{heading}**", *[""] * (len(table.shown) - 1)]))
-        lines += [_row(texts) for texts in rows]
-    return [*lines, "", table.note] if table.note else lines
+            lines.append(_row([f"**{for_markdown(heading)}**", *[""] * (len(table.shown) - 1)]))
+        lines += [_row(map(for_markdown, texts)) for texts in rows]
+    return [*lines, "", for_markdown(table.note)] if table.note else lines
 
 
 def write_csv(document: Document, folder: str | os.PathLike[str]) -> list[Path]:
@@ -80,7 +93,7 @@ def write_csv(document: Document, folder: str | os.PathLike[str]) -> list[Path]:
         with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
             writer = csv.DictWriter(f, table.keys)
             writer.writeheader()
-            writer.writerows(table.values())
+            writer.writerows({k: for_csv(v) for k, v in row.items()} for row in table.values())
         files.append(path)
     return files
 
@@ -116,15 +129,15 @@ def print_document(document: Document, console: Console | None = None) -> None:
     """Print it all but pictures, and tables that are folded or too wide."""
     console = console or Console()
     width = min(console.width, MAX_WIDTH_COLUMNS)
-    parts: list[RenderableType] = [Text(document.title, style="bold")]
+    parts: list[RenderableType] = [_text(document.title, style="bold")]
     if document.subtitle:
-        parts.append(Text(document.subtitle, style="dim"))
+        parts.append(_text(document.subtitle, style="dim"))
     if document.cards:
         parts.append(_cards(document))
     for section in document.sections:
         shown = list(_printed(section, width))
         if shown and section.title:
-            parts += [Text(), Text(section.title, style="bold cyan")]
+            parts += [Text(), _text(section.title, style="bold cyan")]
         for part in shown:
             parts += [Text(), part]
     console.print(Group(*parts), width=width, highlight=False)
@@ -133,12 +146,24 @@ def print_document(document: Document, console: Console | None = None) -> None:
 def _printed(section: Section, width: int) -> Iterator[RenderableType]:
     for part in section.parts:
         if isinstance(part, str):
-            yield Text(part, style="dim")
+            yield _text(part, style="dim")
         elif isinstance(part, Notice):
-            yield Text(part.text, style="yellow")
+            yield _text(part.text, style="yellow")
         elif isinstance(part, Table) and not part.folded:
-            widths = _widths(part, width)
-            yield _rich(part, widths) if widths else _too_wide(part)
+            pieces = _pieces(part, width)
+            yield from (_rich(piece, _widths(piece, width)) for piece in pieces)
+            if not pieces:
+                yield _too_wide(part)
+
+
+def _pieces(table: Table, width: int) -> list[Table]:
+    """The table, or what it has to be broken into to fit; none if it does not."""
+    most = len(table.columns)
+    for count in range(most, table.repeated, -1) if table.repeated else [most]:
+        pieces = table.pieces(count) if count < most else [table]
+        if all(_widths(piece, width) for piece in pieces):
+            return pieces
+    return []
 
 
 def _widths(table: Table, width: int) -> list[int]:
@@ -147,7 +172,7 @@ def _widths(table: Table, width: int) -> list[int]:
     Numbers stay on one line and words whole, a standard error may stand below its number; what
     room there is goes to who needs most.
     """
-    rows = [texts for _, group in table.groups() for texts in group]
+    rows = [list(map(visible, texts)) for _, group in table.groups() for texts in group]
     widths, wanted = [], []
     for i, column in enumerate(table.shown):
         cells = [row[i] for row in rows]
@@ -168,7 +193,9 @@ def _widths(table: Table, width: int) -> list[int]:
 
 
 def _too_wide(table: Table) -> Text:
-    return Text(f"{table.title}: too wide to print here; see --html, --markdown or --csv", "dim")
+    return _text(
+        f"{table.title}: too wide to print here; see --html, --markdown or --csv", style="dim"
+    )
 
 
 def _folder(folder: str | os.PathLike[str]) -> Path:
@@ -187,18 +214,18 @@ def _cards(document: Document) -> Panel:
     grid.add_column(style="bold", justify="right")
     grid.add_column(style="dim")
     for card in document.cards:
-        grid.add_row(card.label, card.value, card.note)
+        grid.add_row(*map(_text, (card.label, card.value, card.note)))
     return Panel(grid, expand=False, box=box.ROUNDED)
 
 
 def _rich(table: Table, widths: list[int]) -> Group:
-    parts: list[RenderableType] = [Text(table.title, style="bold")] if table.title else []
+    parts: list[RenderableType] = [_text(table.title, style="bold")] if table.title else []
     # No cell can reach over several columns, so every group is a grid of its own.
     parts.append(_grid(table, widths, []))
     for heading, rows in table.groups():
-        parts += [Text(heading, style="bold")] if heading else []
+        parts += [_text(heading, style="bold")] if heading else []
         parts.append(_grid(table, widths, rows))
-    return Group(*parts, *([Text(table.note, style="dim")] if table.note else []))
+    return Group(*parts, *([_text(table.note, style="dim")] if table.note else []))
 
 
 def _grid(table: Table, widths: list[int], rows: list[list[str]]) -> RichTable:
@@ -213,7 +240,7 @@ def _grid(table: Table, widths: list[int], rows: list[list[str]]) -> RichTable:
     )
     for column, width in zip(table.shown, widths, strict=True):
         side: Literal["left", "right"] = "right" if column.numeric else "left"
-        shown.add_column(column.title, justify=side, width=width)
+        shown.add_column(_text(column.title), justify=side, width=width)
     for texts in rows:
         shown.add_row(*map(_cell, table.shown, texts, widths))
     return shown
@@ -224,7 +251,13 @@ def _stacked(column: Column, text: str) -> str:
     return text.replace(" ±", "\n±") if column.error else text
 
 
+def _text(text: str, style: str = "") -> Text:
+    """Text as it is: rich takes what stands in brackets of a plain string for markup."""
+    return Text(visible(text), style=style)
+
+
 def _cell(column: Column, text: str, width: int) -> Text:
+    text = visible(text)
     text = text if len(text) <= width else _stacked(column, text)
     if not column.saving or not text:
         return Text(text)
@@ -232,4 +265,4 @@ def _cell(column: Column, text: str, width: int) -> Text:
 
 
 def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(cells) + " |"

@@ -15,7 +15,7 @@ from sparqle_tvm.target.cost.baselines import scheme_name, scheme_notes
 from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable
 
-JSON_VERSION = 2
+JSON_VERSION = 3
 
 
 @dataclass(frozen=True)

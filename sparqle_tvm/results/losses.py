@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparqle_tvm.calibration.loss import LossIncrease
+from sparqle_tvm.files import Amount, Count, Positive, Share
 
 
 @dataclass(frozen=True)
@@ -14,13 +15,13 @@ class Loss:
     `perplexity_increase` is its ``ratio``, relative to the reference's perplexity.
     """
 
-    tokens: int
-    reference_perplexity: float
-    perplexity: float
+    tokens: Positive
+    reference_perplexity: Amount
+    perplexity: Amount
     perplexity_increase: float
-    perplexity_increase_error: float
+    perplexity_increase_error: Amount
     kl_nats: float
-    kl_nats_error: float
+    kl_nats_error: Amount
 
     @classmethod
     def of(cls, increase: LossIncrease) -> Loss:
@@ -55,8 +56,8 @@ class RunLoss:
     """
 
     budget: str
-    expected_msb_sparsity: float
-    encodings: int
+    expected_msb_sparsity: Share
+    encodings: Count
     calibration_text: str
     text: str
     increase: Loss

@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.files import Amount, Count, Positive, Share
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import energy as energy_model
 from sparqle_tvm.target.cost.analytical import EncodeCost
 from sparqle_tvm.target.cost.energy import EnergyBreakdown
 from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 from sparqle_tvm.target.cost.events import Events
+from sparqle_tvm.target.cost.limits import LIMITS, add
 from sparqle_tvm.target.cost.model import CountedOp
 from sparqle_tvm.target.cost.vector import VectorCost
 from sparqle_tvm.target.op import DenseOp
@@ -26,9 +28,6 @@ Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 BASELINE = "dense"
 """The scheme that savings are given against."""
-
-LIMITS = ("compute", "weights", "activations", "kv_cache")
-"""What limits an op: computation, or most of its bytes."""
 
 PARTS = {"dense_layers": "dense layers", "whole_model": "whole model"}
 """Parts of a pass, with their names for readers."""
@@ -58,6 +57,15 @@ class Saved:
     energy: Band
 
 
+def _check_limits(limits: Mapping[str, int], cycles: int) -> None:
+    if set(limits) != set(LIMITS):
+        raise InvalidArgumentError(f"limits must be those of {', '.join(LIMITS)}")
+    if sum(limits.values()) != cycles:
+        raise InvalidArgumentError(
+            f"limits must add up to the {cycles} cycles that they limit, not {sum(limits.values())}"
+        )
+
+
 @dataclass(frozen=True)
 class PartCost:
     """A part of a pass under one scheme.
@@ -70,32 +78,35 @@ class PartCost:
         Bytes read and written.
     macs : int
         Multiply-accumulates at full precision, of the vector unit too.
-    limits : mapping of str to float
-        Share of the time in ops that each of `LIMITS` limits; they add up to 1.
+    limits : mapping of str to int
+        What limits the time: cycles by `target.cost.limits.LIMITS`, which add up to `cycles`.
     events, energy : Events, Energy
         What costs energy, and how much.
     saved : Saved or None
         Against `BASELINE`; None if the pass was not counted under it.
     """
 
-    cycles: int
-    seconds: float
-    dram_bytes: int
-    macs: int
-    limits: Mapping[str, float]
+    cycles: Count
+    seconds: Amount
+    dram_bytes: Count
+    macs: Count
+    limits: Mapping[str, Count]
     events: Events
     energy: Energy
     saved: Saved | None = None
 
     def __post_init__(self) -> None:
         """Refuse a part that tables could not show."""
-        if set(self.limits) != set(LIMITS):
-            raise InvalidArgumentError(f"limits must be those of {', '.join(LIMITS)}")
+        _check_limits(self.limits, self.cycles)
+
+    def share(self, *limits: str) -> float:
+        """Share of the time that some of `target.cost.limits.LIMITS` take, 0 to 1."""
+        return sum(self.limits[name] for name in limits) / self.cycles if self.cycles else 0.0
 
     @property
     def weight_bound(self) -> bool:
-        """Most of the time goes to ops that wait for their weights."""
-        return self.limits["weights"] > 0.5
+        """Most of the time goes to the transfer of weights."""
+        return self.share("weights") > 0.5
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class SchemeCost:
         Dense layers with the encoding of their inputs; and with the vector unit's work.
     """
 
-    mma_cycles: int
+    mma_cycles: Count
     mma_saved: float | None
     dense_layers: PartCost
     whole_model: PartCost
@@ -135,18 +146,27 @@ class WorkCost:
         Time in clock cycles.
     dram_bytes, weight_bytes, cache_bytes : int
         Bytes read and written; of them weights with their scales; keys and values.
-    limit : str
-        One of `LIMITS`.
+    limits : mapping of str to int
+        What limits the time: cycles by `target.cost.limits.LIMITS`, which add up to `total_cycles`.
     """
 
-    mma_cycles: int
-    compute_cycles: int
-    dma_cycles: int
-    total_cycles: int
-    dram_bytes: int
-    weight_bytes: int
-    cache_bytes: int
-    limit: str
+    mma_cycles: Count
+    compute_cycles: Count
+    dma_cycles: Count
+    total_cycles: Count
+    dram_bytes: Count
+    weight_bytes: Count
+    cache_bytes: Count
+    limits: Mapping[str, Count]
+
+    def __post_init__(self) -> None:
+        """Refuse limits that are not those of the time."""
+        _check_limits(self.limits, self.total_cycles)
+
+    @property
+    def limit(self) -> str:
+        """What limits most of the time."""
+        return max(LIMITS, key=self.limits.__getitem__)
 
     @classmethod
     def of(cls, cost: Cost) -> WorkCost:
@@ -158,13 +178,6 @@ class WorkCost:
         else:
             mma_cycles, compute_cycles = cost.mma_cycles, cost.compute_cycles
             weight_bytes = cost.weight_bytes
-        limit = "activations"
-        if cost.bound == "compute":
-            limit = "compute"
-        elif 2 * weight_bytes > cost.dram_bytes:
-            limit = "weights"
-        elif 2 * cache_bytes > cost.dram_bytes:
-            limit = "kv_cache"
         return cls(
             mma_cycles=mma_cycles,
             compute_cycles=compute_cycles,
@@ -173,7 +186,7 @@ class WorkCost:
             dram_bytes=cost.dram_bytes,
             weight_bytes=weight_bytes,
             cache_bytes=cache_bytes,
-            limit=limit,
+            limits=cost.limits,
         )
 
 
@@ -204,16 +217,16 @@ class Layer:
     label: str
     type: str
     block: int | None
-    times: int
+    times: Positive
     window: str
-    msb_sparsity: float
-    m: int
-    n: int
-    k: int
-    weight_bits: int
-    group_size: int
+    msb_sparsity: Share
+    m: Positive
+    n: Positive
+    k: Positive
+    weight_bits: Count
+    group_size: Count
     has_min: bool
-    macs: int
+    macs: Positive
     costs: Mapping[str, WorkCost]
 
 
@@ -237,8 +250,8 @@ class Other:
 
     label: str
     part: Literal["encode", "vector"]
-    times: int
-    block_rows: int
+    times: Positive
+    block_rows: Count
     costs: Mapping[str, WorkCost]
 
 
@@ -265,10 +278,10 @@ class PassResult:
     """
 
     phase: Phase
-    tokens: int
-    past: int
-    batch: int
-    msb_sparsity: float
+    tokens: Positive
+    past: Count
+    batch: Positive
+    msb_sparsity: Share
     schemes: Mapping[str, SchemeCost]
     layers: tuple[Layer, ...]
     others: tuple[Other, ...]
@@ -434,9 +447,6 @@ def _part(
     static_watts: float | None,
 ) -> tuple[PartCost, EnergyBreakdown]:
     events = sum((cost.events * times for cost, times in costs), Events())
-    limited = dict.fromkeys(LIMITS, 0)
-    for cost, times in costs:
-        limited[WorkCost.of(cost).limit] += cost.total_cycles * times
     spent = energy_model.energy(events, accelerator, table, static_watts=static_watts)
     components = {name: band * 1e-12 for name, band in spent.components.items()}
     part = PartCost(
@@ -444,7 +454,7 @@ def _part(
         seconds=accelerator.seconds(events.cycles),
         dram_bytes=events.dram_bytes,
         macs=macs,
-        limits={name: cycles / events.cycles for name, cycles in limited.items()},
+        limits=add([(cost.limits, times) for cost, times in costs]),
         events=events,
         energy=Energy(spent.joules, components),
     )

@@ -8,16 +8,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparqle_tvm.errors import InvalidArgumentError, ResultFileError
-from sparqle_tvm.files import plain, read_json, typed_version
+from sparqle_tvm.files import (
+    Amount,
+    Count,
+    Positive,
+    Share,
+    plain,
+    read_json,
+    typed_version,
+)
 from sparqle_tvm.results.losses import RunLoss
 from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
-from sparqle_tvm.target.cost.energy_table import EnergyTable
+from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.cost.vector import TransformerShape
 
-JSON_VERSION = 3
+JSON_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Text:
     """Where a text came from, and how many tokens of it were run."""
 
     name: str
-    tokens: int
+    tokens: Positive
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,8 @@ class LayerSparsity:
         Share of zero MSB digits, 0 to 1.
     macs : int
         Multiply-accumulates of the consumers.
-    saturated : int
-        Elements that the window clipped; 0 if exact.
+    window_reason : str
+        Why the encoding has that window.
     row_density : tuple of float
         Quantile function of the share of stored digits per row, at even points from 0 to 1.
     """
@@ -64,10 +72,10 @@ class LayerSparsity:
     kind: str
     consumers: tuple[str, ...]
     window: str
-    msb_sparsity: float
-    macs: int
-    saturated: int = 0
-    row_density: tuple[float, ...] = ()
+    msb_sparsity: Share
+    macs: Positive
+    window_reason: str = ""
+    row_density: tuple[Share, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,11 +84,11 @@ class KindSparsity:
 
     kind: str
     windows: tuple[str, ...]
-    layers: int
-    mean: float
-    lowest: float
-    highest: float
-    macs_share: float
+    layers: Positive
+    mean: Share
+    lowest: Share
+    highest: Share
+    macs_share: Share
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class MsbSparsity:
         Every encoding in program order.
     """
 
-    mean: float
+    mean: Share
     kinds: tuple[KindSparsity, ...]
     layers: tuple[LayerSparsity, ...]
 
@@ -121,21 +129,21 @@ class SortingResult:
     """
 
     goal: Balance
-    sorted_encodings: int
-    encodings: int
-    block_rows: tuple[int, ...]
-    mma_cycles_in_order: int
-    mma_cycles: int
-    layer_cycles_in_order: int
-    layer_cycles: int
+    sorted_encodings: Count
+    encodings: Count
+    block_rows: tuple[Count, ...]
+    mma_cycles_in_order: Count
+    mma_cycles: Count
+    layer_cycles_in_order: Count
+    layer_cycles: Count
 
 
 @dataclass(frozen=True)
 class BeforeAfter:
     """A count with the default schedules, and with tuned ones."""
 
-    default: int
-    tuned: int
+    default: Count
+    tuned: Count
 
 
 @dataclass(frozen=True)
@@ -180,7 +188,10 @@ class RunResult:
         Whether the logits of all tokens are those of the int8 model, bit for bit (with scale
         factors: those of the int8 form with the same factors).
     perplexity : mapping
-        Keys ``float``, ``int8``, ``sparqle``.
+        Keys ``float``, ``int8``, ``sparqle``; ``int8_attention``, with attention alone in
+        integers, if `int8` and `sparqle` have it so.
+    kv : str
+        How attention in integers stores keys and values, see `numerics.kv_cache.parse_kv`.
     msb_sparsity : MsbSparsity
         Where the digits are zero.
     prefill, decode : PassResult
@@ -204,20 +215,25 @@ class RunResult:
     table: EnergyTable
     engine: Counting
     exact: bool
-    perplexity: Mapping[str, float]
+    perplexity: Mapping[str, Amount]
     msb_sparsity: MsbSparsity
     prefill: PassResult
     decode: PassResult
+    kv: str = "int8"
     balance: SortingResult | None = None
     uncounted: tuple[str, ...] = ()
     tuning: TuningGain | None = None
     loss: RunLoss | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, Amount] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a run whose parts do not belong together."""
-        if set(self.perplexity) != {"float", "int8", "sparqle"}:
+        if set(self.perplexity) - {"int8_attention"} != {"float", "int8", "sparqle"}:
             raise InvalidArgumentError("perplexity must be that of float, int8 and sparqle")
+        known = default_table(self.accelerator)
+        for name in ("operations", "sram", "parameters"):
+            if set(getattr(self.table, name)) != set(getattr(known, name)):
+                raise InvalidArgumentError(f"the energy table has other {name}")
         if len({len(layer.row_density) for layer in self.msb_sparsity.layers}) > 1:
             raise InvalidArgumentError("row_density must have as many points in every layer")
 

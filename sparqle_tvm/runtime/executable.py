@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +19,12 @@ from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
 from sparqle_tvm.files import replacing
 from sparqle_tvm.models.token_limits import CHECKED_FUNCTIONS, TokenLimits
 from sparqle_tvm.numerics import EncodingChoice
+from sparqle_tvm.runtime.exported import Manifest, seal
 from sparqle_tvm.runtime.launch import recording
 from sparqle_tvm.runtime.profile import Profile
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.program.bundle import PROGRAMS_FUNCTION, unpack_bundle
-from sparqle_tvm.threads import use_threads
+from sparqle_tvm.threads import ensure_threads, use_threads
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,6 @@ class EncodingRecord:
         (M, ceil(K/8)) uint8, the precision bitmap.
     scale : np.ndarray or None
         (M, 1) float32.
-    saturated : int
-        Elements that did not fit the window, or the quantizer's limits because of a factor.
     clipped : int
         Elements that bands clipped to the edge of the window.
     """
@@ -46,7 +46,6 @@ class EncodingRecord:
     info: passes.EncodingInfo
     pbm: np.ndarray
     scale: np.ndarray | None
-    saturated: int
     clipped: int = 0
 
     @property
@@ -72,10 +71,9 @@ def _records(infos: list[passes.EncodingInfo], observed: Any) -> list[EncodingRe
     for info in infos:
         pbm = next(values)
         scale = next(values).reshape(-1, 1) if info.quantizes else None
-        saturated = int(next(values)) if info.may_saturate else 0
         clipped = int(next(values)) if info.has_bands else 0
         bitmap = pbm.reshape(-1, pbm.shape[-1])
-        records.append(EncodingRecord(info, bitmap, scale, saturated, clipped))
+        records.append(EncodingRecord(info, bitmap, scale, clipped))
     return records
 
 
@@ -90,6 +88,14 @@ def _raise_if_non_finite(function: str, records: list[EncodingRecord]) -> None:
         )
 
 
+class _LastCall(threading.local):
+    """Per thread: what is kept of its last call."""
+
+    def __init__(self) -> None:
+        self.profile = Profile([])
+        self.encodings: list[EncodingRecord] = []
+
+
 class Executable:
     """A compiled module: its functions are called by name, with NumPy arrays or TVM tensors.
 
@@ -101,13 +107,18 @@ class Executable:
         What functions return beside their result.
     lifted : mapping of function name to encodings
         Encodings whose choices functions take as arguments; see :meth:`choose`.
+    cpu : str
+        The processor that it was compiled for, as LLVM names it.
 
     Attributes
     ----------
-    encodings : list of EncodingRecord
-        The encodings of the last call of a function that returns them.
     report : passes.PassReport
         What the passes did and skipped.
+
+    Notes
+    -----
+    Threads may call it at once: their calls run one after the other. What is kept of a call,
+    :meth:`profile` and :attr:`encodings`, belongs to the thread that made it.
     """
 
     def __init__(
@@ -117,39 +128,54 @@ class Executable:
         collected: Mapping[str, list[passes.EncodingInfo]] | None = None,
         lifted: Mapping[str, list[passes.LiftedEncoding]] | None = None,
         report: passes.PassReport | None = None,
+        cpu: str = "",
     ) -> None:
         self._executable = executable
         self._collected = dict(collected or {})
         self._lifted = dict(lifted or {})
         use_threads()
         self._vm = relax.VirtualMachine(executable, tvm.cpu())
-        self._profile = Profile([])
-        self.encodings: list[EncodingRecord] = []
+        self._cpu = cpu
+        # TVM's virtual machine has one set of registers.
+        self._lock = threading.RLock()
+        self._last = _LastCall()
         self.report = report if report is not None else passes.PassReport()
         self._choices: dict[str, list[Any]] = {}
         self.choose({})
 
+    @property
+    def encodings(self) -> list[EncodingRecord]:
+        """The encodings of this thread's last call of a function that returns them."""
+        return self._last.encodings
+
+    @encodings.setter
+    def encodings(self, records: list[EncodingRecord]) -> None:
+        """Forget them, for the memory that they take."""
+        self._last.encodings = records
+
     def __getitem__(self, name: str) -> Any:
         """The compiled function ``name``, as a callable."""
-        try:
-            function = self._vm[name]
-        except (AttributeError, ValueError, RuntimeError) as error:
-            raise InvalidArgumentError(f"the executable has no function {name}") from error
+        with self._lock:
+            try:
+                function = self._vm[name]
+            except (AttributeError, ValueError, RuntimeError) as error:
+                raise InvalidArgumentError(f"the executable has no function {name}") from error
+            limits = TokenLimits.of(self._vm) if name in CHECKED_FUNCTIONS else None
         infos = self._collected.get(name)
-        limits = TokenLimits.of(self._vm) if name in CHECKED_FUNCTIONS else None
 
         def call(*args: Any) -> Any:
             if limits is not None:
                 limits.check(name, args)
-            tensors = [_to_tensor(arg) for arg in args] + self._choices.get(name, [])
-            with recording() as records:
-                result = function(*tensors)
-            self._profile = Profile(records)
+            tensors = [_to_tensor(arg) for arg in args]
+            with self._lock, recording() as records:
+                ensure_threads()
+                result = function(*tensors, *self._choices.get(name, []))
+            self._last.profile = Profile(records)
             if infos is None:
                 return result
             value, observed = result
-            self.encodings = _records(infos, observed)
-            _raise_if_non_finite(name, self.encodings)
+            self._last.encodings = _records(infos, observed)
+            _raise_if_non_finite(name, self._last.encodings)
             return value
 
         return call
@@ -163,11 +189,12 @@ class Executable:
         ProgramError
             If one is damaged.
         """
-        try:
-            function = self._vm[PROGRAMS_FUNCTION]
-        except (AttributeError, ValueError, RuntimeError):
-            return []
-        bundles = [unpack_bundle(bundle.numpy().tobytes()) for bundle in function()]
+        with self._lock:
+            try:
+                function = self._vm[PROGRAMS_FUNCTION]
+            except (AttributeError, ValueError, RuntimeError):
+                return []
+            bundles = [unpack_bundle(bundle.numpy().tobytes()) for bundle in function()]
         found = {program.to_bytes(): program for bundle in bundles for program in bundle}
         return list(found.values())
 
@@ -201,20 +228,24 @@ class Executable:
         }
 
     def profile(self) -> Profile:
-        """What the accelerator did in the last call; empty if no op is offloaded."""
-        return self._profile
+        """What the accelerator did in this thread's last call; empty if no op is offloaded."""
+        return self._last.profile
 
     def inspect_source(self) -> str:
         """The assembly of every program."""
         return "\n".join(program.disassemble() for program in self.programs)
 
     def export(self, path: str | os.PathLike[str]) -> None:
-        """Write a shared library that :func:`load` reads; ``path`` ends in ``.so``."""
+        """Write a shared library that :func:`load` reads; ``path`` ends in ``.so``.
+
+        It carries a manifest and a checksum, see `runtime.exported`.
+        """
         target = Path(path)
         if target.suffix != ".so":
             raise InvalidArgumentError(f"{target}: an exported library has to end in .so")
         with replacing(target) as temporary:
             self._executable.export_library(str(temporary))
+            seal(temporary, Manifest.of_this_machine(self._cpu))
 
 
 def _to_tensor(value: Any) -> Any:

@@ -87,7 +87,8 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
         Programs, see `target.program.bundle`.
     operands : tensors
         lsb, pbm, msb, row_ptr, weight; the offset if the program has one; for float32 outputs
-        act_scale and w_scale; with minima w_min and group_sums; the row order if there is one;
+        act_scale and w_scale; with minima w_min and group_sums; zero points if rows have their own
+        (or one for all); sums of the weights if the op adds shifts; the row order if there is one;
         last the output, which is written. The weight is packed uint8, or int8 (N, K). Encoded
         outputs take what float32 ones do, then out_scale; written are lsb, pbm, msb and row_ptr.
 
@@ -144,7 +145,7 @@ def _tensors(
 ) -> dict[Tensor, NDArray[Any]]:
     """The operands as they lie in the accelerator's DRAM; if `ordered`, the last is an order."""
     count = 5 + header.op.has_offset + 2 * header.op.scaled + 2 * header.op.has_min + ordered
-    count += header.op.output == "encoded"
+    count += header.op.row_zeros + header.op.adds_shift + (header.op.output == "encoded")
     if len(inputs) != count:
         raise ProgramError(
             f"{header.label!r} takes {count} operands and an output, {len(inputs) + 1} came; "
@@ -167,6 +168,11 @@ def _tensors(
             by_channel[Tensor.W_MIN], sums = others.pop(0), others.pop(0)
             dtype = np.int16 if header.sum_bytes == 2 else np.int32
             by_row[Tensor.GROUP_SUMS] = sums.reshape(rows, -1).astype(dtype)
+    if header.op.row_zeros:
+        zeros = others.pop(0).reshape(-1)
+        by_row[Tensor.ZERO] = np.ascontiguousarray(np.broadcast_to(zeros, rows))
+    if header.op.adds_shift:
+        by_channel[Tensor.W_SUM] = others.pop(0)
     order = others[0] if header.op.block_rows else None
     return {**plane_tensors(header, by_row, msb, row_ptr, order), **by_channel}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.errors import InvalidArgumentError
@@ -16,6 +16,7 @@ from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.simulator import SimResult
+from sparqle_tvm.target.simulator.counts import PlaneCounts
 from sparqle_tvm.target.simulator.timeline import MAX_EVENTS, stretches, timeline, track
 
 if TYPE_CHECKING:
@@ -135,9 +136,13 @@ class Profile:
             ``simulator.PlaneCounts``); ``drained_elements``.
         """
         total: Json = {
-            "cycles": 0,
+            **dict.fromkeys(("cycles", "dram_bytes", "descriptors", "drained_elements"), 0),
             "engines": {e.name: {"busy_cycles": {}, "stalled_cycles": {}} for e in Engine},
-            "dram_bytes": 0,
+            "dram_read_bytes": {},
+            "dram_write_bytes": {},
+            "onchip_read_bytes": {},
+            "onchip_write_bytes": {},
+            "planes": {plane: {f.name: 0 for f in fields(PlaneCounts)} for plane in ("lsb", "msb")},
         }
         for record in self.records:
             total = _added(total, _measures(record.result))

@@ -14,7 +14,7 @@ from sparqle_tvm.calibration.budget import STORED_SHARES
 from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.search import Importance, Search
 from sparqle_tvm.errors import require_known
-from sparqle_tvm.studies.inputs import import_model, read_tokens
+from sparqle_tvm.studies.inputs import check_text, import_model, read_tokens
 
 if TYPE_CHECKING:
     from sparqle_tvm.frontend import ImportedModel
@@ -57,7 +57,12 @@ def calibrate(
     SparqleError
         One of its classes: a bad model or text, NaN or Inf in activations, no torch.
     """
+    from sparqle_tvm.calibration.fisher import require_torch
+
     require_known("importance", importance, get_args(Importance))
+    check_text(text, tokens)
+    if importance == "fisher":
+        require_torch()
     imported = import_model(model, progress=progress)
     name, ids = read_tokens(imported, text, tokens)
     return calibrate_tokens(imported, ids, name, importance=importance, progress=progress)

@@ -30,6 +30,9 @@ from sparqle_tvm.target.cost.vector import vector_costs
 if TYPE_CHECKING:
     from tvm.target import Target
 
+MAX_COUNTS = 1 << 27
+"""Counts of stored digits that are drawn for a layer, at most: they take about 1.5 GB."""
+
 
 def estimate(
     model: str | ModelShape,
@@ -157,6 +160,11 @@ def _count(
     readers = shape.readers(kind, rows, accelerator.digit_bits)
     k, group = readers[0].k, max(readers[0].group_size, 1)
     unit = math.lcm(8, accelerator.lanes, group)
+    if rows * -(-k // unit) > MAX_COUNTS:
+        raise InvalidArgumentError(
+            f"a pass of {rows:,} rows through layers of {k:,} inputs takes too much memory to "
+            f"count; take at most {MAX_COUNTS * unit // k:,} tokens of all sequences together"
+        )
     # A baseline takes no more from the digits than how many rows and columns there are.
     nothing = RowNnz(np.zeros((rows, 1), dtype=np.int32), k, k)
     baselines = {

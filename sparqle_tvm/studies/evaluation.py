@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +44,16 @@ class Evaluation:
     head: list[EncodingRecord]
 
 
-def evaluate(executable: Executable | ChosenFunctions, tokens: Sequence[int]) -> Evaluation:
+def evaluate(
+    executable: Executable | ChosenFunctions, tokens: Sequence[int], *, hidden: str = "hidden"
+) -> Evaluation:
     """Run all tokens, at least two, at once; take perplexity, digest of the logits, and encodings.
 
-    The executable has the functions ``hidden`` and ``head``.
+    The executable has the functions ``head`` and `hidden`.
     """
     from sparqle_tvm.models.logits import log_likelihoods, logits_chunks
 
-    recorder = _Recorder(executable)
+    recorder = _Recorder(executable, {"hidden": hidden, "head": "head"})
     digest, total, position = hashlib.sha256(), 0.0, 1
     for logits in logits_chunks(recorder, tokens):
         digest.update(logits.tobytes())
@@ -66,12 +68,12 @@ def evaluate(executable: Executable | ChosenFunctions, tokens: Sequence[int]) ->
 class _Recorder:
     """Functions of an executable, which keeps the encodings of the last call of each."""
 
-    def __init__(self, executable: Executable | ChosenFunctions) -> None:
-        self._executable = executable
+    def __init__(self, executable: Executable | ChosenFunctions, names: Mapping[str, str]) -> None:
+        self._executable, self._names = executable, names
         self.encodings: dict[str, list[EncodingRecord]] = {}
 
     def __getitem__(self, name: str) -> Any:
-        function = self._executable[name]
+        function = self._executable[self._names[name]]
 
         def call(*arguments: Any) -> Any:
             self._executable.encodings = []
@@ -130,7 +132,7 @@ def layer_sparsities(
                 window=encoding.window,
                 msb_sparsity=encoding.nnz.msb_sparsity,
                 macs=encoding.macs,
-                saturated=record.saturated,
+                window_reason=record.info.window_reason,
                 row_density=tuple(row_quantiles(RowNnz.from_pbm(record.pbm, record.info.columns))),
             )
         )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sparqle_tvm.errors import InvalidArgumentError, TargetError
+from sparqle_tvm.errors import InvalidArgumentError, TargetError, TextError
+from sparqle_tvm.models.attention_sparsity import measured_attention
 from sparqle_tvm.numerics.integers import require_int8
+from sparqle_tvm.numerics.kv_cache import KvStorage, parse_kv
 from sparqle_tvm.target.accelerator import Accelerator
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ BUILTIN_MODEL = "smollm2"
 BUILTIN_TEXT = "built-in prose (Python's language reference)"
 CALIBRATION_TEXT = "built-in prose, second half (Python's language reference)"
 HELDOUT_TEXT = "built-in prose, first half (Python's language reference)"
+INT8_ATTENTION = "hidden_int8_attention"
 
 
 def model_path(model: str | PathLike[str], *, progress: bool = True) -> Path:
@@ -48,11 +51,38 @@ def import_model(
     return from_gguf(model_path(model, progress=progress), progress=progress)
 
 
-def functions_of_a_run(imported: ImportedModel) -> tvm.IRModule:
-    """What a run calls: the functions with a cache have the same layers, and compile as long."""
-    import tvm
+def functions_of_a_run(imported: ImportedModel, *, both_attentions: bool = False) -> tvm.IRModule:
+    """What a run calls: the functions with a cache have the same layers, and compile as long.
 
-    return tvm.IRModule({name: imported.mod[name] for name in ("hidden", "head")})
+    With `both_attentions`, compiled with ``attention="int8"``, ``hidden`` keeps attention in
+    float32, and `INT8_ATTENTION` is the same with attention in integers.
+    """
+    import tvm
+    from tvm.relax.utils import copy_with_new_vars
+
+    from sparqle_tvm.passes import FLOAT_ATTENTION
+
+    functions = {name: imported.mod[name] for name in ("hidden", "head")}
+    if both_attentions:
+        hidden = functions["hidden"]
+        copy = copy_with_new_vars(hidden)
+        functions[INT8_ATTENTION] = copy.with_attr("global_symbol", INT8_ATTENTION)
+        functions["hidden"] = hidden.with_attr(FLOAT_ATTENTION, True)
+    return tvm.IRModule(functions)
+
+
+def kv_options(kv: str, imported: ImportedModel) -> dict[str, Any]:
+    """Options of `sparqle_tvm.compile` for a storage of keys and values, as `parse_kv` reads it.
+
+    With ``planes``, each head of the built-in model is stored as is smaller by what was measured;
+    of another model, keys in planes and values as plain int8.
+    """
+    known: dict[str, KvStorage] = {}
+    if kv == "planes" and imported.sha256 == measured_attention().model_sha256:
+        layers, heads = imported.config.layers, imported.config.kv_heads
+        stored = (measured_attention().storage(i, layers, heads) for i in range(layers))
+        known = {f"blk_{i}_attn": storage for i, storage in enumerate(stored)}
+    return {"kv": known, "default_kv": parse_kv(kv)}
 
 
 def checked_accelerator(
@@ -79,6 +109,23 @@ def read_content(text: str | PathLike[str] | None) -> tuple[str, str]:
     from sparqle_tvm.frontend.text import builtin_text, read_text
 
     return (BUILTIN_TEXT, builtin_text()) if text is None else (str(text), read_text(text))
+
+
+def check_text(text: str | PathLike[str] | None, tokens: int) -> None:
+    """Refuse a text or a number of tokens that cannot be, before a model is read for it.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is not even one token.
+    TextError
+        If the text is missing or empty.
+    """
+    if tokens < 1:
+        raise InvalidArgumentError(f"the number of tokens is {tokens}, it must be at least 1")
+    _, content = read_content(text)
+    if not content.strip():
+        raise TextError(f"{text}: the text is empty")
 
 
 def read_tokens(

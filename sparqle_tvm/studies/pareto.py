@@ -84,10 +84,17 @@ def pareto(
     from sparqle_tvm.studies.calibrate import MEASURED_TOKENS
     from sparqle_tvm.studies.count import count_phases
     from sparqle_tvm.studies.evaluation import transformer_shape
-    from sparqle_tvm.studies.inputs import checked_accelerator, import_model, read_tokens
+    from sparqle_tvm.studies.inputs import (
+        check_text,
+        checked_accelerator,
+        import_model,
+        read_tokens,
+    )
 
     chosen = checked_accelerator(accelerator, tokens)
     known = as_calibration(calibration)
+    for path in (text, seen_text):
+        check_text(path, tokens)
     imported = import_model(model, progress=progress)
     name, heldout = read_tokens(imported, text, tokens, heldout=True)
     seen_name, seen = read_tokens(imported, seen_text, min(tokens, MEASURED_TOKENS))

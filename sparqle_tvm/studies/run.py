@@ -1,8 +1,9 @@
 """The driver behind ``sparqle run``: a model on a text, measured and counted.
 
 The model is compiled three times, one after the other: with float activations, with int8
-activations, and with int8 activations in split precision. Perplexity and exactness come from the
-logits of all tokens; cycles and bytes from the bitmaps of the same pass.
+activations, and with int8 activations in split precision; attention is in integers in the last two,
+if it is asked for, and the first is run with both. Perplexity and exactness come from the logits of
+all tokens; cycles and bytes from the bitmaps of the same pass.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError, require_known
+from sparqle_tvm.numerics.attention import AttentionType
+from sparqle_tvm.numerics.kv_cache import parse_kv
 from sparqle_tvm.progress import Stages
 from sparqle_tvm.results.run import (
     ModelFile,
@@ -37,8 +40,11 @@ from sparqle_tvm.studies.evaluation import (
 )
 from sparqle_tvm.studies.inputs import (
     BUILTIN_MODEL,
+    INT8_ATTENTION,
+    check_text,
     checked_accelerator,
     functions_of_a_run,
+    kv_options,
     model_path,
     read_content,
 )
@@ -79,6 +85,8 @@ def run_model(
     accelerator: str | Accelerator | tvm.target.Target = "sparqle/edge",
     *,
     engine: Counting = "simulator",
+    attention: AttentionType = "int8",
+    kv: str = "int8",
     balance: Balance = "array",
     database: str | PathLike[str] | None = None,
     calibration: Calibration | str | PathLike[str] | None = None,
@@ -103,6 +111,11 @@ def run_model(
     engine : {"simulator", "analytical"}
         ``simulator``: the split model computes its logits on simulated accelerator programs, and
         cycles are theirs. ``analytical``: logits from kernels for this CPU, cycles by formula.
+    attention : {"int8", "float"}
+        How the int8 and the split form compute attention, see `sparqle_tvm.compile`.
+    kv : str
+        How keys and values of attention in int8 are stored, see `numerics.kv_cache.parse_kv`; with
+        ``planes`` the built-in model's heads as measured (`studies.inputs.kv_storage`).
     balance : {"array", "time", "none"}
         Where encodings sort their rows, see `sparqle_tvm.compile`.
     database : path, optional
@@ -132,15 +145,23 @@ def run_model(
     """
     require_known("engine", engine, get_args(Counting))
     require_known("balance", balance, BALANCES)
+    require_known("attention", attention, get_args(AttentionType))
+    if attention == "float" and kv != "int8":
+        raise InvalidArgumentError(f"kv={kv!r} is about attention in int8, not in float")
+    parse_kv(kv)
     chosen = checked_accelerator(accelerator, tokens)
+    if loss_tokens < 2:
+        raise InvalidArgumentError(f"a loss needs at least 2 tokens, {loss_tokens} were asked for")
     from sparqle_tvm.calibration.budget import Budget
     from sparqle_tvm.calibration.choosable_model import ChoosableModel
     from sparqle_tvm.frontend import from_gguf
     from sparqle_tvm.frontend.text import load_tokens
+    from sparqle_tvm.passes import QuantizeAttention
     from sparqle_tvm.studies.held_out import ChosenFunctions, held_out_loss
 
     tuned = _open_database(database, chosen, engine)
     known, selection = _select(calibration, budget)
+    check_text(text, tokens)
     name, content = read_content(text)
     path = model_path(model, progress=progress)
     lossy = selection is not None and bool(selection.choices)
@@ -148,10 +169,12 @@ def run_model(
     with stages("import (int8)"):
         imported = from_gguf(path, activations="int8", progress=progress)
         ids = load_tokens(imported.tokenizer, content, tokens)
+    stored: dict[str, Any] = {"attention": attention, **kv_options(kv, imported)}
     # The split form first: what cannot be split is refused before minutes are spent on the rest.
     split = _evaluate(
         *(stages, "sparqle", imported, ids, chosen),
         engine="simulator" if engine == "simulator" else "host",
+        **stored,
         balance=balance,
         collect_encodings=True,
         database=tuned,
@@ -175,7 +198,11 @@ def run_model(
     loss = None
     if known is not None and selection is not None and selection.choices:
         with stages("compile (int8)"):
-            choosable = ChoosableModel(imported.mod)
+            mod = imported.mod
+            if attention == "int8":
+                quantize: Any = QuantizeAttention(stored["kv"], default=stored["default_kv"])
+                mod = quantize(mod)
+            choosable = ChoosableModel(mod)
         with stages("run (int8)"):
             plain = evaluate(ChosenFunctions(choosable), ids)
             loss = held_out_loss(
@@ -188,16 +215,18 @@ def run_model(
         same = _evaluate(
             *(stages, "int8, factors", imported, ids, chosen),
             split=False,
+            **stored,
             choices=selection.choices,
             windows=selection.windows,
         )
     else:
-        plain = same = _evaluate(stages, "int8", imported, ids, chosen, split=False)
+        plain = same = _evaluate(*(stages, "int8", imported, ids, chosen), split=False, **stored)
     del imported  # one model in memory at a time
     with stages("import (float)"):
         imported = from_gguf(path, activations="float32", progress=progress)
     layers = layer_sparsities(records, prefill_encodings(encodings))
-    floating = _evaluate(stages, "float", imported, ids, chosen, split=False)
+    perplexity = {"int8": plain.perplexity, "sparqle": split.perplexity}
+    perplexity |= _float_perplexity(stages, imported, ids, chosen, stored)
     return RunResult(
         model=ModelFile(imported.name, imported.sha256),
         text=Text(name, tokens),
@@ -207,11 +236,8 @@ def run_model(
         engine=engine,
         exact=split.digest == same.digest,
         loss=loss,
-        perplexity={
-            "float": floating.perplexity,
-            "int8": plain.perplexity,
-            "sparqle": split.perplexity,
-        },
+        perplexity=perplexity,
+        kv=kv,
         msb_sparsity=MsbSparsity(passes[0].msb_sparsity, by_kind(layers), layers),
         prefill=passes[0],
         decode=passes[1],
@@ -252,6 +278,31 @@ def _open_database(
     from sparqle_tvm.api import open_database
 
     return open_database(database, accelerator)
+
+
+def _float_perplexity(
+    stages: Stages,
+    imported: ImportedModel,
+    ids: Sequence[int],
+    accelerator: Accelerator,
+    stored: dict[str, Any],
+) -> dict[str, float]:
+    """Perplexity with float activations, and with attention alone in integers if it is asked for.
+
+    Compiled together, which takes little longer than one of them.
+    """
+    from sparqle_tvm.api import compile as compile_model
+
+    both = stored["attention"] == "int8"
+    with stages("compile (float)"):
+        functions = functions_of_a_run(imported, both_attentions=both)
+        executable = compile_model(functions, accelerator, split=False, **stored)
+    with stages("run (float)"):
+        found = {"float": evaluate(executable, ids).perplexity}
+        if both:
+            quantized = evaluate(executable, ids, hidden=INT8_ATTENTION)
+            found["int8_attention"] = quantized.perplexity
+    return found
 
 
 def _evaluate(

@@ -14,6 +14,7 @@ from sparqle_tvm.results.estimate import Estimate
 from sparqle_tvm.results.passes import PARTS, Phase
 from sparqle_tvm.studies.estimate import estimate
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.limits import LIMITS
 
 if TYPE_CHECKING:
     from sparqle_tvm.target.cost.energy_table import EnergyTable
@@ -54,7 +55,8 @@ class Curve:
     measured : Point
         With a measured distribution.
     limits : dict of str to float
-        What limits the time of the split form with the measured distribution, in shares.
+        Shares of the time of the split form with the measured distribution, by
+        `target.cost.limits.LIMITS`; they add up to 1.
     """
 
     model: str
@@ -139,7 +141,7 @@ def saving_curves(
             part=part,
             points=tuple(_point(e, part) for e in found),
             measured=_point(centre, part),
-            limits=dict(centre.schemes["sparqle"].part(part).limits),
+            limits={name: centre.schemes["sparqle"].part(part).share(name) for name in LIMITS},
         )
         for part in PARTS
     )

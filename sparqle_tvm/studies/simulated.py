@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.numerics.window import PLAIN, window_of
 from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.events import simulated_events
+from sparqle_tvm.target.cost.limits import simulated_limits
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, SimulatedOp, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.isa import INSTRUCTIONS
@@ -37,7 +37,6 @@ _WEIGHTS = {
 def program_for(
     op: DenseOp,
     scheme: ProgramScheme,
-    window: str,
     programs: ProgramLibrary,
     readers: Sequence[DenseOp] = (),
     block_rows: int = 0,
@@ -45,13 +44,8 @@ def program_for(
     """The program that `simulate_op` runs; row counts share that of their bucket."""
 
     def compiled(other: DenseOp) -> DenseOp:
-        return replace(
-            other,
-            m=bucket(other.m, programs.accelerator.rows),
-            window=window_of(window).name if scheme == "sparqle" else PLAIN,
-            scheme=scheme,
-            block_rows=block_rows,
-        )
+        rows = bucket(other.m, programs.accelerator.rows)
+        return replace(other.in_scheme(scheme), m=rows, block_rows=block_rows)
 
     mine, group = compiled(op), [compiled(reader) for reader in readers or (op,)]
     return programs.program(mine, programs.decisions(mine, group, op.m))
@@ -61,7 +55,6 @@ def simulate_op(
     op: DenseOp,
     nnz: RowNnz,
     scheme: ProgramScheme,
-    window: str,
     programs: ProgramLibrary,
     readers: Sequence[DenseOp] = (),
     block_rows: int = 0,
@@ -74,7 +67,7 @@ def simulate_op(
         The op.
     nnz : RowNnz
         Stored MSB digits of its activations.
-    scheme, window, block_rows
+    scheme, block_rows
         As in `target.cost.analytical.dense_op_cost`.
     programs : ProgramLibrary
         Takes and keeps the program.
@@ -83,7 +76,7 @@ def simulate_op(
     """
     from sparqle_tvm.target.simulator import simulate_timing
 
-    program = program_for(op, scheme, window, programs, readers, block_rows)
+    program = program_for(op, scheme, programs, readers, block_rows)
     result = simulate_timing(program, op.m, nnz if scheme == "sparqle" else None)
     return SimulatedOp(
         label=op.label,
@@ -96,6 +89,7 @@ def simulate_op(
         total_cycles=result.total_cycles,
         stalled_cycles=result.array.stalled,
         events=simulated_events(result),
+        limits=simulated_limits(result),
     )
 
 
@@ -135,7 +129,7 @@ def simulated_pass_cost(
         for op in encoding.consumers:
             ops.append(
                 simulate_op(
-                    *(op, encoding.nnz, scheme, encoding.window, programs),
+                    *(op, encoding.nnz, scheme, programs),
                     readers=encoding.consumers,
                     block_rows=encode.block_rows,
                 )

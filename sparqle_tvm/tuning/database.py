@@ -3,31 +3,41 @@
 ``database_workload.json`` and ``database_tuning_record.json`` hold a JSON value per line, as
 MetaSchedule writes them; the records' ``run_secs`` are the objective (cycles, picojoules, ...).
 ``tuning.json`` holds accelerator, objective, data and engine: one folder, one purpose. All lines
-are checked before they are used; the last line of a killed run may lack its end and is dropped.
+are checked, and what they say taken from them, without TVM, whose readers end the process at what
+they cannot read; the last line of a killed run may lack its end and is dropped.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
 
 from sparqle_tvm.errors import SparqleError, TuningError
-from sparqle_tvm.files import plain, read_json, typed_version, write_json
+from sparqle_tvm.files import (
+    parse_json,
+    plain,
+    read_json,
+    read_text,
+    typed,
+    typed_version,
+    write_json,
+    write_text,
+)
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.schedule import Decisions, overflows
 from sparqle_tvm.target.op import DenseOp
-from sparqle_tvm.tuning.space import decisions_of, reason_against
-from sparqle_tvm.tuning.task import TuningTask, schedule_key, task_of
+from sparqle_tvm.tuning.space import Trace, read_trace, reason_against
+from sparqle_tvm.tuning.task import TuningTask, schedule_key
 
 WORKLOADS, RECORDS = "database_workload.json", "database_tuning_record.json"
 SETTINGS = "tuning.json"
@@ -97,6 +107,8 @@ class TuningDatabase:
     ----------
     settings : Settings
         What was tuned for.
+    tasks : tuple of TuningTask
+        The ops of its workloads.
     entries : tuple of Entry
         All records that fit their array, in the order in which they were written.
 
@@ -109,9 +121,9 @@ class TuningDatabase:
     def __init__(self, folder: str | PathLike[str]) -> None:
         self.folder = Path(folder)
         self.settings = Settings.read(self.folder / SETTINGS)
-        workloads = _read_workloads(self.folder / WORKLOADS)
+        self.tasks = tuple(_read_workloads(self.folder / WORKLOADS))
         self.entries = tuple(
-            _read_records(self.folder / RECORDS, workloads, self.settings.accelerator)
+            _read_records(self.folder / RECORDS, self.tasks, self.settings.accelerator)
         )
 
     @classmethod
@@ -195,11 +207,7 @@ def _chunk(entry: Entry) -> int:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines of a file; one without its end is left out."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TuningError(f"{path} cannot be read: {error}; tune again") from error
-    *whole, torn = text.split("\n")
+    *whole, torn = read_text(path, TuningError).split("\n")
     if torn:
         LOG.warning("%s: the last line is cut off, as by a killed run; it is left out", path)
     return enumerate(whole, 1)
@@ -210,11 +218,7 @@ def _reading(path: Path, number: int, what: str, remedy: str) -> Iterator[None]:
     """Name file and line of what cannot be read."""
     try:
         yield
-    except json.JSONDecodeError as error:
-        raise TuningError(
-            f"{path}, line {number}: not JSON ({error}); remove the line, or tune again"
-        ) from error
-    except Exception as error:  # TVM raises errors of many classes for what it cannot read
+    except (SparqleError, ValueError) as error:
         raise TuningError(f"{path}, line {number}: {what} ({_short(error)}); {remedy}") from error
 
 
@@ -226,43 +230,73 @@ def drop_torn_line(path: Path) -> None:
         LOG.warning("%s: dropped the last line, which a killed run left unfinished", path)
 
 
-def _read_workloads(path: Path) -> list[tuple[Any, TuningTask]]:
+def _read_workloads(path: Path) -> list[TuningTask]:
     found = []
     for number, line in _lines(path):
         with _reading(path, number, "no workload of a tuned op", "tune again"):
-            workload = ms.database.Workload.from_json(json.loads(line))
-            found.append((workload, task_of(workload.mod)))
+            data = parse_json(line, "it", TuningError, "")
+            _, module = typed(data, tuple[str, str], "it", TuningError)
+            found.append(_task_in(base64.b64decode(module, validate=True)))
     return found
 
 
-def _read_records(
-    path: Path, workloads: list[tuple[Any, TuningTask]], accelerator: Accelerator
-) -> Iterator[Entry]:
+def _task_in(module: bytes) -> TuningTask:
+    """The task of a module in TVM's JSON form behind eight bytes of length, as our op carries it.
+
+    TVM's own reader ends the process at some of what it cannot read.
+    """
+    graph = parse_json(module[8:], "its module", TuningError, "")
+    nodes = typed(graph, _Graph, "its module", TuningError, partial=True).nodes
+    texts = [node.data for node in nodes if isinstance(node.data, str)]
+    for attribute in (text for text in texts if text.startswith('{"chunks"')):
+        return TuningTask.from_json(parse_json(attribute, "its task", TuningError, ""))
+    raise TuningError("its module has no task")
+
+
+@dataclass(frozen=True)
+class _Node:
+    """What is read of an object in TVM's JSON form."""
+
+    data: Any = None
+
+
+@dataclass(frozen=True)
+class _Graph:
+    nodes: list[_Node]
+
+
+def _read_records(path: Path, tasks: list[TuningTask], accelerator: Accelerator) -> Iterator[Entry]:
     remedy = "remove the line, or tune again"
+    features = _features(accelerator.to_target_config())
     for number, line in _lines(path):
         with _reading(path, number, "no record of a tuned op", remedy):
-            index, (trace, (figure,), *_) = json.loads(line)
-            if not isinstance(index, int) or not 0 <= index < len(workloads):
+            data = parse_json(line, "it", TuningError, "")
+            index, (trace, (figure,), target, rest) = typed(data, _Record, "it", TuningError)
+            if not 0 <= index < len(tasks):
                 raise ValueError(f"there is no workload {index!r}")
-            workload, task = workloads[index]
-            decisions = _replay(workload, trace)
-            if not (isinstance(figure, int | float) and 0 < figure < math.inf):
+            if not 0 < figure < math.inf:
                 raise ValueError(f"the figure {figure!r} is not a positive number")
-            if misfit := reason_against(task, accelerator, decisions):
+            if _features(target) != features or rest:
+                raise ValueError("it is of another target")
+            decisions = read_trace(trace)
+            if misfit := reason_against(tasks[index], accelerator, decisions):
                 raise ValueError(misfit)
-        yield Entry(task, decisions, float(figure))
+        yield Entry(tasks[index], decisions, figure)
 
 
-def _replay(workload: Any, trace: Any) -> Decisions:
-    """Apply the trace of a record to its workload, as any process can."""
-    sch = s_tir.Schedule(workload.mod, debug_mask="none")
-    s_tir.schedule.Trace.apply_json_to_schedule(trace, sch)
-    return decisions_of(sch.mod)
+def _features(target: Mapping[str, Any]) -> dict[str, Any]:
+    """What a target says, but the tag, which TVM adds."""
+    return {key: value for key, value in target.items() if key != "tag"}
+
+
+_Record: Any = tuple[
+    int, tuple[Trace, tuple[float], dict[str, str | int | float | bool | list[str]], list[Any]]
+]
 
 
 def _short(error: Exception) -> str:
     if isinstance(error, SparqleError):
-        return str(error)
+        return str(error).strip(" ;")
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1][:200]
 
@@ -290,4 +324,12 @@ def open_for_tuning(folder: Path, settings: Settings) -> TuningDatabase:
         raise TuningError(
             f"{folder} was tuned with another {' and '.join(different)}; use another folder"
         )
+    # TVM reads the workloads, too: those that it writes itself for these tasks.
+    workloads = [ms.database.Workload(task.workload()).as_json() for task in database.tasks]
+    lines = "".join(
+        json.dumps([str(part) for part in parts], separators=(",", ":")) + "\n"
+        for parts in workloads
+    )
+    if (folder / WORKLOADS).read_text(encoding="utf-8") != lines:
+        write_text(folder / WORKLOADS, lines)
     return database

@@ -134,6 +134,8 @@ class ActivationData:
             raise InvalidArgumentError(
                 f"density {self.density} must lie in 0 to 1, and {self.draws} draws be at least 1"
             )
+        if self.seed < 0:
+            raise InvalidArgumentError(f"seed {self.seed} is negative; take 0 or more")
         if self.percentile is not None and not 0 <= self.percentile <= 100:
             raise InvalidArgumentError(f"percentile {self.percentile} must lie in 0 to 100")
 

@@ -162,6 +162,39 @@ def decisions_from(values: Iterable[int]) -> Decisions:
     return Decisions(**chosen)
 
 
+Instruction = tuple[str, list[str], list[Any], list[str]]
+Trace = tuple[list[Instruction], list[tuple[int, int]]]
+"""A trace in MetaSchedule's JSON form: instructions, and the choice of those that sample."""
+
+
+def read_trace(trace: Trace) -> Decisions:
+    """The decisions of a trace that `Space.schedule` made; InvalidArgumentError if it is another.
+
+    Nothing is replayed: the instructions must be those, and their values are looked up.
+    """
+    instructions, choices = trace
+    chosen, values = dict(choices), []
+    expected: list[Any] = [("GetSBlock", [], ["root", "main"], ["b0"])]
+    for number, knob in enumerate(KNOBS, start=1):
+        at = len(expected)
+        among = instructions[at][2][0] if at < len(instructions) and instructions[at][2] else []
+        index = chosen.get(at, -1)
+        if not isinstance(among, list) or not 0 <= index < len(among):
+            raise InvalidArgumentError(f"the schedule decides nothing for {knob!r}")
+        values.append(among[index])
+        shares = instructions[at][2][-1]
+        if not (isinstance(shares, list) and all(isinstance(s, int | float) for s in shares)):
+            raise InvalidArgumentError(f"the schedule has no shares for {knob!r}")
+        expected.append(("SampleCategorical", [], [among, shares], [f"v{number}"]))
+        expected.append(("Annotate", ["b0", f"v{number}"], [KNOB_ATTR + knob], []))
+    made = [i for i in instructions if i != ("EnterPostproc", [], [], [])]
+    if made != expected or len(chosen) != len(choices) or len(chosen) != len(KNOBS):
+        raise InvalidArgumentError("the schedule is not one of this search")
+    if not all(type(value) is int for value in values):
+        raise InvalidArgumentError("the schedule decides for what is no number")
+    return decisions_from(values)
+
+
 def decisions_of(mod: tvm.IRModule) -> Decisions:
     """The decisions that a replayed trace left in its module; InvalidArgumentError if none."""
     annotations = mod["main"].body.block.annotations

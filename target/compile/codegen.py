@@ -31,7 +31,7 @@ from sparqle_tvm.target.compile.lowered import CallNode, TileRef, lower
 from sparqle_tvm.target.compile.plan import Plan, PlannedBody, PlannedLoop, make_plan
 from sparqle_tvm.target.compile.schedule import ROW_SPLIT_ATTR
 from sparqle_tvm.target.isa.base import Instruction
-from sparqle_tvm.target.isa.buffers import LOADED, STORAGES, aligned
+from sparqle_tvm.target.isa.buffers import LOADED, STORAGES, aligned, filled
 from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, MmaMin, MmaMsb, StEnc, StOut
 from sparqle_tvm.target.isa.header import Allocation, Header
 from sparqle_tvm.target.isa.load import LdAct
@@ -233,18 +233,18 @@ class _Generator:
 
     def _load(self, call: CallNode) -> None:
         """Emit loads of all kinds of tiles that the call fills."""
-        for name in LOADED[call.name]:
+        for name in filled(call.name, self.op):
             load = STORAGES[name].load
             assert load is not None
-            self.builder.emit(load(self._address(name, call.tiles[0]), *self._ranges(call)))
+            self.builder.emit(load(self._address(name, call.tiles[0]), *self._ranges(name)))
 
     def _load_dense(self, call: CallNode) -> None:
         lsb, msb = (self._address(name, call.tiles[0]) for name in LOADED[call.name])
-        self.builder.emit(LdAct(lsb, msb, *self._ranges(call)))
+        self.builder.emit(LdAct(lsb, msb, *self._ranges("lsb")))
 
-    def _ranges(self, call: CallNode) -> list[Any]:
-        """Starts and extents of what a call loads."""
-        axes = STORAGES[LOADED[call.name][0]].axes
+    def _ranges(self, name: str) -> list[Any]:
+        """Starts and extents of what is loaded of a kind of tiles."""
+        axes = STORAGES[name].axes
         return [value for axis in axes for value in (self._start(axis), self._extent(axis))]
 
     def _mma(self, call: CallNode) -> None:
@@ -255,7 +255,8 @@ class _Generator:
         if call.name == "mma_msb":
             make = MmaDns
             if self.op.scheme == "sparqle":
-                make = partial(MmaMsb, pbm=self._address("pbm", plane))
+                zeros = self._address("zro", plane) if self.op.row_centres else None
+                make = partial(MmaMsb, pbm=self._address("pbm", plane), zro=zeros)
         name = "lsb" if call.name == "mma_lsb" else "msb"
         instruction = make(
             **{name: msb},

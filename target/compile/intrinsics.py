@@ -11,11 +11,13 @@ op, and registered with TVM once, under a name that says both.
 ``ld_act``     activations of scheme ``dense``, both digits
 ``ld_sums``    sums of the activations over the weight groups of a K chunk
 ``ld_row``     activation scales
+``ld_zero``    zero points of rows
 ``ld_wgt``     weights; codegen splits them into slices of `digit_bits` bits
 ``ld_scale``   group scales of a K chunk
 ``ld_min``     group minima of a K chunk
 ``ld_channel`` scale per channel
 ``ld_offset``  constant per channel: a bias
+``ld_wsum``    sum of a channel's weights
 ``zero``       clear accumulators
 ``mma_lsb``    add low digits times weights, per group times its scale
 ``mma_msb``    the same for high digits, times 2^k
@@ -37,7 +39,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from sparqle_tvm.errors import CompileError
-from sparqle_tvm.target.compile.tir import PASSES, arrays_of, drained, product
+from sparqle_tvm.target.compile.tir import DRAIN_INDEX, PASSES, arrays_of, drained, product
 from sparqle_tvm.target.op import DenseOp
 
 PREFIX = "sparqle."
@@ -49,10 +51,12 @@ SCOPES = {
     "msb": "global.sparqle_msb",
     "group_sums": "global.sparqle_row",
     "act_scale": "global.sparqle_row",
+    "zero": "global.sparqle_row",
     "w": "global.sparqle_wgt",
     "w_scale": "global.sparqle_par",
     "w_min": "global.sparqle_par",
     "offset": "global.sparqle_par",
+    "w_sum": "global.sparqle_par",
     "acc": "global.sparqle_acc",
 }
 """Memory scope of the on-chip copy of each array of `tir.split_dense_primfunc`."""
@@ -63,10 +67,12 @@ LOADS = {
     "act": "ld_act",
     "group_sums": "ld_sums",
     "act_scale": "ld_row",
+    "zero": "ld_zero",
     "w": "ld_wgt",
     "w_scale": "ld_scale",
     "w_min": "ld_min",
     "offset": "ld_offset",
+    "w_sum": "ld_wsum",
 }
 """Intrinsic that loads each array; a `w_scale` per channel is loaded by ``ld_channel``."""
 
@@ -137,9 +143,10 @@ def _variant(op: DenseOp) -> str:
     """What of the op the intrinsics depend on."""
     limits = ""
     if op.output == "encoded":
-        limits = f"_{op.out_zero}_{op.out_low}_{op.out_high}"
+        limits = f"_{op.out_dtype}_{op.out_zero}_{op.out_low}_{op.out_high}"
     flags = ("_min" if op.has_min else "") + ("_offset" if op.has_offset else "")
-    digits = f"{op.scheme}{op.digit_bits}_{op.window}"
+    flags += "_shift" if op.adds_shift else ""
+    digits = f"{op.scheme}{op.digit_bits}_{op.act_dtype}_{op.window}"
     return f"{digits}_g{op.group_size}{flags}_{op.output}{limits}"
 
 
@@ -232,19 +239,19 @@ def _drain(op: DenseOp, tile: Tile) -> _Definition:
     names = PASSES if op.has_min else PASSES[:2]
     passes = [_accumulators(op, tile, "r", name) for name in names]
     out = Operand("out", (tile["m"], tile["n"]), op.out_dtype, SCOPES["acc"], "w")
-    needed = ["offset", "act_scale", "out_scale"]
-    if not op.group_size:
-        needed.insert(2, "w_scale")
-    parameters = [_array(name, op, tile) for name in needed if name in arrays_of(op)]
+    needed = [name for name in DRAIN_INDEX if name in arrays_of(op)]
+    if op.group_size:
+        needed.remove("w_scale")
+    parameters = [_array(name, op, tile) for name in needed]
 
     def value(buffers: dict[str, Any], at: tuple[Any, ...]) -> Any:
         i, j = at
         total = buffers[names[0]][i, j]
         for name in names[1:]:
             total = total + buffers[name][i, j]
-        index = {"offset": j, "act_scale": i, "w_scale": j, "out_scale": _int64(0)}
-        elements = {o.name: buffers[o.name][index[o.name]] for o in parameters}
-        return drained(op, total, *(elements.get(name) for name in index))
+        index = {"m": i, "n": j, "1": _int64(0)}
+        elements = {o.name: buffers[o.name][index[DRAIN_INDEX[o.name]]] for o in parameters}
+        return drained(op, total, **elements)
 
     return _Definition((out, *passes, *parameters), "SS", out.shape, value)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from sparqle_tvm.errors import CompileError
 from sparqle_tvm.target.compile.lowered import Body, CallNode, LoopNode, TileRef, calls_of
 from sparqle_tvm.target.compile.schedule import SLOTS_ATTR
-from sparqle_tvm.target.isa.buffers import LOADED, STORAGES
+from sparqle_tvm.target.isa.buffers import LOADED, STORAGES, filled
 from sparqle_tvm.target.isa.header import Queue
 from sparqle_tvm.target.op import DenseOp
 
@@ -96,8 +96,9 @@ class _Planner:
         calls = list(body.calls())
         self._check_calls(calls)
         self.silent = {"zero", "ld_min"}
-        if any(call.name == "ld_channel" for call in calls):
-            self.silent.add("ld_offset")
+        present = {call.name for call in calls}
+        for loads in _TOGETHER:
+            self.silent.update([name for name in loads if name in present][1:])
         for call in calls:
             self._learn_axes(call)
             self._learn_storages(call)
@@ -163,7 +164,7 @@ class _Planner:
             if tile.dram:
                 continue
             if call.name in LOADED:
-                names = LOADED[call.name]
+                names = filled(call.name, self.op)
             elif tile.buffer in self.plan.names:
                 continue
             else:
@@ -325,13 +326,16 @@ def _load_queue(call: CallNode) -> Queue | None:
     return STORAGES[LOADED[call.name][0]].free if call.name in LOADED else None
 
 
+_TOGETHER = (("ld_row", "ld_zero"), ("ld_channel", "ld_offset", "ld_wsum"))
+"""Loads that one instruction does: that of the first of them which a function has."""
+
 _AXES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("ld_lsb", "ld_msb", "ld_act"), ("mk", "mk")),
     **dict.fromkeys(("ld_scale", "ld_min"), ("ng", "ng")),
-    **dict.fromkeys(("ld_channel", "ld_offset"), ("n", "n")),
+    **dict.fromkeys(("ld_channel", "ld_offset", "ld_wsum"), ("n", "n")),
     **dict.fromkeys(("mma_lsb", "mma_msb"), ("mn", "mk", "nk", "ng")),
     "ld_sums": ("mg", "mg"),
-    "ld_row": ("m", "m"),
+    **dict.fromkeys(("ld_row", "ld_zero"), ("m", "m")),
     "ld_wgt": ("nk", "nk"),
     "mma_min": ("mn", "mg", "ng"),
     "zero": ("mn",),

@@ -17,8 +17,7 @@ from typing import Any
 from tvm import te, tirx
 
 from sparqle_tvm.errors import CompileError
-from sparqle_tvm.numerics.integers import CONTAINER
-from sparqle_tvm.numerics.window import WINDOWS
+from sparqle_tvm.numerics.integers import DIGIT
 from sparqle_tvm.target.op import DenseOp
 
 EXTENT_ATTR = "sparqle.extent"
@@ -35,14 +34,16 @@ def split_dense_primfunc(op: DenseOp, multiple: tuple[int, int, int] = (1, 1, 1)
 
     ================  =================  ======================================================
     ``lsb``           (M, K) uint8       low digits, as they are stored
-    ``msb``           (M, K) int8        high digits, zeros included
-    ``act``           (M, K) int8/int16  scheme ``dense`` only, instead of the two
+    ``msb``           (M, K) int8        high digits with their signs, zeros included; int16, k = 8
+    ``act``           (M, K) act_dtype   scheme ``dense`` only, instead of the two
     ``group_sums``    (M, G) int32       if ``has_min``
     ``act_scale``     (M,) float32       unless the output is int32
     ``w``             (N, K) int8        weights
     ``w_scale``       (N, G) float16     with groups; (N,) float32 per channel; not for int32
     ``w_min``         (N, G) float16     if ``has_min``
     ``offset``        (N,) int32         if ``has_offset``; float64 with groups
+    ``zero``          (M,) act_dtype     if ``adds_shift``: zero points
+    ``w_sum``         (N,) int32         if ``adds_shift``: sums of weights; float64 with groups
     ``out_scale``     (1,) float32       if the output is encoded
     ``out``           (M, N)             the result; quantized integers if encoded
     ================  =================  ======================================================
@@ -105,8 +106,8 @@ def arrays_of(op: DenseOp) -> dict[str, tuple[str, str]]:
     dense, grouped, scaled = op.scheme == "dense", op.group_size > 0, op.scaled
     arrays = (
         ("lsb", not dense, "mk", "uint8"),
-        ("msb", not dense, "mk", "int8"),
-        ("act", dense, "mk", CONTAINER[op.digit_bits]),
+        ("msb", not dense, "mk", DIGIT[op.digit_bits]),
+        ("act", dense, "mk", op.act_dtype),
         ("group_sums", op.has_min, "mg", "int32"),
         ("act_scale", scaled, "m", "float32"),
         ("w", True, "nk", "int8"),
@@ -114,6 +115,8 @@ def arrays_of(op: DenseOp) -> dict[str, tuple[str, str]]:
         ("w_scale", scaled and not grouped, "n", "float32"),
         ("w_min", op.has_min, "ng", "float16"),
         ("offset", op.has_offset, "n", op.accumulator_dtype),
+        ("zero", op.adds_shift, "m", op.act_dtype),
+        ("w_sum", op.adds_shift, "n", op.accumulator_dtype),
         ("out_scale", op.output == "encoded", "1", "float32"),
     )
     return {name: (axes, dtype) for name, exists, axes, dtype in arrays if exists}
@@ -132,7 +135,7 @@ def digit(op: DenseOp, name: str, stored: Any) -> Any:
         return low if name == "mma_lsb" else value - low
     if name == "mma_msb":
         return value * tirx.const(base, "int32")
-    bias = WINDOWS[op.window].bias(op.digit_bits)
+    bias = op.digits.bias
     return value - tirx.const(bias, "int32") if bias else value
 
 
@@ -142,12 +145,27 @@ def product(op: DenseOp, name: str, stored: Any, weight: Any, scale: Any) -> Any
     return exact if scale is None else exact.astype("float64") * scale.astype("float64")
 
 
-def drained(
-    op: DenseOp, total: Any, offset: Any, act_scale: Any, w_scale: Any, out_scale: Any
-) -> Any:
-    """What the drain makes of a sum; parameters that the op does not have are None."""
+DRAIN_INDEX = {
+    "offset": "n",
+    "zero": "m",
+    "w_sum": "n",
+    "act_scale": "m",
+    "w_scale": "n",
+    "out_scale": "1",
+}
+"""Parameters of the drain in the order in which it reads them, and the axis of each."""
+
+
+def drained(op: DenseOp, total: Any, **given: Any) -> Any:
+    """What the drain makes of a sum and the `DRAIN_INDEX` parameters that the op has."""
+    offset, zero, w_sum, act_scale, w_scale, out_scale = map(given.get, DRAIN_INDEX)
     if offset is not None:
         total = total + offset
+    if zero is not None:
+        low, high = (tirx.const(limit, "int32") for limit in op.digits.centre_range)
+        zero = zero.astype("int32")
+        shift = tirx.max(tirx.min(zero, high), low) - zero
+        total = total + shift.astype(op.accumulator_dtype) * w_sum
     if op.output == "int32":
         return total
     value = total.astype("float32") * act_scale
@@ -185,10 +203,11 @@ def _drained(op: DenseOp, arrays: Mapping[str, Any], passes: Sequence[Any], i: A
     total = passes[0][i, j]
     for other in passes[1:]:
         total = total + other[i, j]
-    index = {"offset": j, "act_scale": i, "w_scale": j, "out_scale": 0}
+    at = {"m": i, "n": j, "1": 0}
+    needed = {name: at[axis] for name, axis in DRAIN_INDEX.items() if name in arrays}
     if op.group_size:
-        arrays = {name: array for name, array in arrays.items() if name != "w_scale"}
-    return drained(op, total, *(arrays[n][at] if n in arrays else None for n, at in index.items()))
+        needed.pop("w_scale")
+    return drained(op, total, **{name: arrays[name][index] for name, index in needed.items()})
 
 
 def _int64(value: int) -> Any:

@@ -13,7 +13,7 @@ those of `cost.storage`, with the reloads of the tiling. Loads, array, drain and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,12 +21,13 @@ from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
-from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles
+from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles, msb_pass_waits
 from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.events import Events, op_events
 from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
-from sparqle_tvm.target.cost.overlap import OpLoads, Timeline, Times
+from sparqle_tvm.target.cost.limits import Limits, divide
+from sparqle_tvm.target.cost.overlap import OpLoads, Timeline
 from sparqle_tvm.target.cost.schedule import Decisions, Tiling
 from sparqle_tvm.target.cost.sorting import block_waits, sort_work
 from sparqle_tvm.target.cost.tiling import choose_schedules
@@ -39,6 +40,8 @@ Bound = Literal["compute", "memory"]
 # bitmap and compaction take a third pass of the same width.
 QUANTIZE_OPS = 2
 ENCODE_OPS = 1
+# The running minimum, which the zero point of a row takes besides.
+ZERO_OPS = 1
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,15 @@ class OpCost:
         Tiles behind the figures, and with them the schedule.
     lsb_cycles, msb_cycles : int
         Cycles of the array in the first and in the second pass, all weight slices.
+    waiting_cycles : int
+        Of them the share in which PEs wait for the slowest row of their group.
     drain_cycles : int
         Cycles of the drain path, beside the array.
     activation_bytes : int
         Digits read: LSB and MSB planes, or 2k-bit values, all reloads included.
     metadata_bytes : int
-        Bitmap, tile pointers, activation scales and group sums read, all reloads included.
+        Bitmap, tile pointers, activation scales, zero points and group sums read, all reloads
+        included.
     weight_bytes : int
         Weights, scales, minima and offsets read, all reloads included.
     output_bytes : int
@@ -71,11 +77,10 @@ class OpCost:
         Cycles of all transfers: bytes / bandwidth + descriptors * fixed cycles.
     total_cycles : int
         Time of the op, see `overlap.Timeline`.
-    causes : mapping of str to int
-        The same time by what the array does or waits for: ``array``, what it waits for
-        (`overlap.CAUSES`), and ``tail``, the last drain and store.
     events : Events
         What costs energy.
+    limits : mapping of str to int
+        What the time is limited by, see `limits`.
     """
 
     label: str
@@ -84,6 +89,7 @@ class OpCost:
     tiling: Tiling
     lsb_cycles: int
     msb_cycles: int
+    waiting_cycles: int
     drain_cycles: int
     activation_bytes: int
     metadata_bytes: int
@@ -91,8 +97,8 @@ class OpCost:
     output_bytes: int
     dma_cycles: int
     total_cycles: int
-    causes: Mapping[str, int]
     events: Events
+    limits: Limits
 
     @property
     def mma_cycles(self) -> int:
@@ -137,8 +143,8 @@ class EncodeCost:
         Cycles of the vector unit.
     activation_bytes, metadata_bytes : int
         Bytes written, as in `OpCost`, once.
-    dma_cycles : int
-        Cycles of the transfers.
+    dma_cycles, descriptor_cycles : int
+        Cycles of the transfers; of them those of descriptors.
     events : Events
         What costs energy. The tensor is written into the activation buffer as floats, read twice
         (for its maximum and to be scaled), and what is made of it passes the buffer once more;
@@ -157,6 +163,7 @@ class EncodeCost:
     activation_bytes: int
     metadata_bytes: int
     dma_cycles: int
+    descriptor_cycles: int
     events: Events
     block_rows: int = 0
     waiting_cycles: int = 0
@@ -171,6 +178,15 @@ class EncodeCost:
     def total_cycles(self) -> int:
         """Time: vector unit and stores beside each other, except what waits for a block."""
         return max(self.vector_cycles, self.dma_cycles) + self.waiting_cycles
+
+    @property
+    def limits(self) -> Limits:
+        """What the time is limited by, see `limits`."""
+        channel = {
+            "activations": float(self.dma_cycles - self.descriptor_cycles),
+            "descriptors": float(self.descriptor_cycles),
+        }
+        return divide(self.total_cycles, [{"encode": float(self.vector_cycles)}, channel])
 
     @property
     def bound(self) -> Bound:
@@ -230,14 +246,26 @@ def dense_op_cost(
     )
     timeline = Timeline(loads, schedule, lsb + msb)
     times = timeline.run()
-    pointers = storage.TILE_POINTER_BYTES * tiling.activation_loads * tiling.m_tiles
-    metadata = tiling.activation_loads * (bitmap + sums)
-    metadata += tiling.row_loads * op.m * storage.row_parameter_bytes(op.m, block_rows)
+    tiles = tiling.activation_loads * tiling.m_tiles * tiling.k_tiles
+    centres = op.m * tiling.k_tiles * storage.centre_bytes(op, scheme)
+    metadata = tiling.activation_loads * (bitmap + sums + centres)
+    metadata += tiling.row_loads * op.m * storage.row_parameter_bytes(op, block_rows)
+    metadata += storage.TILE_POINTER_BYTES * tiles if scheme == "sparqle" else 0
     weights = tiling.weight_loads * storage.weight_bytes(op, op.k)
     weights += tiling.channel_loads * op.channel_parameter_bytes
     activation_bytes, weight_bytes = tiling.activation_loads * digits, op.n * weights
-    metadata += pointers * tiling.k_tiles if scheme == "sparqle" else 0
     total_cycles = math.ceil(times.total_cycles[0])
+    dma_cycles = math.ceil(timeline.dma_cycles[0])
+    drain_cycles = math.ceil(timeline.drain_cycles)
+    waiting = 0
+    if scheme == "sparqle":
+        waiting = msb_pass_waits(op, nnz, schedule.k, accelerator, split)
+    moved = {
+        "weights": weight_bytes / accelerator.dram_bytes_per_cycle,
+        "activations": (activation_bytes + metadata + output_bytes)
+        / accelerator.dram_bytes_per_cycle,
+    }
+    moved["descriptors"] = max(dma_cycles - sum(moved.values()), 0.0)
     return OpCost(
         label=op.label,
         scheme=scheme,
@@ -245,27 +273,32 @@ def dense_op_cost(
         tiling=tiling,
         lsb_cycles=lsb,
         msb_cycles=msb,
-        drain_cycles=math.ceil(op.m * op.n / accelerator.drain_elements_per_cycle),
+        waiting_cycles=waiting,
+        drain_cycles=drain_cycles,
         activation_bytes=activation_bytes,
         metadata_bytes=metadata,
         weight_bytes=weight_bytes,
         output_bytes=output_bytes,
-        dma_cycles=math.ceil(timeline.dma_cycles[0]),
+        dma_cycles=dma_cycles,
         total_cycles=total_cycles,
-        causes=_whole_causes(lsb + msb, times, total_cycles),
         events=replace(
             op_events(op, nnz, schedule, accelerator, scheme, block_rows),
             cycles=total_cycles,
             dram_read_bytes=activation_bytes + metadata + weight_bytes,
             dram_write_bytes=output_bytes,
         ),
+        limits=divide(
+            total_cycles,
+            [
+                {"array": lsb + msb - waiting, "waiting_rows": waiting},
+                moved,
+                {"drain": drain_cycles},
+            ],
+            begin=float(times.begin_cycles[0]),
+            end=float(times.tail_cycles[0]),
+            waits={cause: float(cycles[0]) for cause, cycles in times.waits.items()},
+        ),
     )
-
-
-def _whole_causes(mma_cycles: int, times: Times, total_cycles: int) -> dict[str, int]:
-    """Whole cycles that add up to the time."""
-    found = {cause: int(waits[0]) for cause, waits in times.waits.items()}
-    return {"array": mma_cycles, **found, "tail": total_cycles - mma_cycles - sum(found.values())}
 
 
 def encode_cost(
@@ -277,6 +310,7 @@ def encode_cost(
     scheme: Scheme,
     block_rows: int = 0,
     factors: EncodeFactors = NO_FACTORS,
+    zero_bytes: int = 0,
 ) -> EncodeCost:
     """Cost of quantizing and writing one tensor.
 
@@ -294,15 +328,19 @@ def encode_cost(
         As in `dense_op_cost`.
     factors : EncodeFactors
         Whether it has factors and bands; only the scheme ``sparqle`` uses them.
+    zero_bytes : int
+        Bytes of the zero point of a row, if it is found at run time, else 0.
     """
     rows, k = nnz.rows, nnz.in_features
     factors = factors if scheme == "sparqle" else NO_FACTORS
     factor_bytes = factors.read_bytes(k)
     digits, metadata = storage.plane_bytes(nnz, schedule.k, accelerator, scheme)
     metadata += storage.row_metadata_bytes(rows, k, sum_group_size, accelerator.digit_bits)
+    metadata += rows * zero_bytes
     if scheme == "sparqle":
         metadata += storage.pointer_bytes(rows, k, schedule.k, accelerator.rows)
     ops = QUANTIZE_OPS + (ENCODE_OPS if scheme == "sparqle" else 0) + factors.element_operations
+    ops += ZERO_OPS if zero_bytes else 0
     operations = rows * k * ops
     tiles = math.ceil(rows / schedule.m) * math.ceil(k / schedule.k)
     # A piece of memory for each tile, and the scales of its rows.
@@ -324,6 +362,7 @@ def encode_cost(
         activation_bytes=digits,
         metadata_bytes=metadata,
         dma_cycles=dma_cycles,
+        descriptor_cycles=fixed,
         events=Events(
             cycles=max(vector_cycles, dma_cycles) + waiting_cycles,
             activation_read_bytes=2 * floats + digits + metadata + counted + rows * factor_bytes,
@@ -369,7 +408,10 @@ def encoding_costs(
     chosen_for = [replace(op, block_rows=block_rows) for op in consumers]
     schedules = choose_schedules(chosen_for, accelerator, scheme, density)
     sums = storage.sum_group_size(consumers)
-    encode = encode_cost(label, nnz, schedules[0], sums, accelerator, scheme, block_rows, factors)
+    encode = encode_cost(
+        *(label, nnz, schedules[0], sums, accelerator, scheme, block_rows, factors),
+        zero_bytes=consumers[0].zero_bytes,
+    )
     # Ops that differ in nothing but their names (gate and up) are counted once.
     pairs = list(zip(consumers, schedules, strict=True))
     counted = {

@@ -51,11 +51,32 @@ def msb_pass_cycles(
     op: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator, split: int = 0
 ) -> int:
     """Cycles of the sparse pass over the whole op; `nnz` are the digits of its activations."""
+    return _msb_pass(op, nnz, chunk, accelerator, split)[0]
+
+
+def msb_pass_waits(
+    op: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator, split: int = 0
+) -> int:
+    """Of these cycles those that PEs stand idle because another row of their group is slower.
+
+    As a share of all PEs: steps of the slowest row less those of each, over the rows of the array.
+    """
+    _, slots = _msb_pass(op, nnz, chunk, accelerator, split)
+    waits = slots * op.n * op.weight_slices - msb_pass_updates(op, nnz, chunk, accelerator, split)
+    return round(waits / (accelerator.rows * accelerator.cols))
+
+
+def _msb_pass(
+    op: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator, split: int
+) -> tuple[int, int]:
+    """Cycles of the sparse pass; steps of the slowest row, once for each row that takes part."""
     header = _header(op, chunk, accelerator)
     split = split or best_row_split(op, accelerator, min(chunk, op.k))
     starts = np.arange(0, op.m, accelerator.rows)
-    slowest = np.maximum.reduceat(msb_steps(header, nnz, split), starts, axis=0)
-    return int(slowest.sum()) * _passes(op, accelerator) + _reductions(header, split)
+    slowest = np.maximum.reduceat(msb_steps(header, nnz, split), starts, axis=0).sum(axis=1)
+    rows = np.diff(starts, append=op.m) * split
+    cycles = int(slowest.sum()) * _passes(op, accelerator) + _reductions(header, split)
+    return cycles, int(slowest @ rows)
 
 
 def lsb_pass_updates(op: DenseOp, chunk: int, accelerator: Accelerator) -> int:

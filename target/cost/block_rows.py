@@ -79,7 +79,10 @@ def _choose(consumers: tuple[DenseOp, ...], accelerator: Accelerator, goal: Bala
         ops = [replace(op, block_rows=sorted_rows) for op in consumers]
         schedules = choose_schedules(ops, accelerator, "sparqle")
         nnz = typical_digits(rows, k, min(schedules[0].k, k))
-        encode = encode_cost("", nnz, schedules[0], sums, accelerator, "sparqle", block)
+        encode = encode_cost(
+            *("", nnz, schedules[0], sums, accelerator, "sparqle", block),
+            zero_bytes=consumers[0].zero_bytes,
+        )
         costs = (
             dense_op_cost(op, nnz, schedule, accelerator, "sparqle", block)
             for op, schedule in zip(consumers, schedules, strict=True)

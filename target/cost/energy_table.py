@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import msgspec
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.files import MAX_AMOUNT
 from sparqle_tvm.target.accelerator import MEMORIES, Accelerator
 
 DEFAULT_NODE = "7nm"
@@ -31,13 +34,18 @@ _DATA = Path(__file__).parent / "data"
 _BITS = {"pJ per bit": 1, "pJ per 64 bits": 64}
 
 
+Picojoules = Annotated[float, msgspec.Meta(ge=1e-6, le=1e9)]
+"""What one operation or access costs."""
+Measure = Annotated[float, msgspec.Meta(ge=-MAX_AMOUNT, le=MAX_AMOUNT)]
+
+
 @dataclass(frozen=True)
 class Band:
     """A figure with the range it may lie in; low, mid and high are equal if it is certain."""
 
-    low: float
-    mid: float
-    high: float
+    low: Measure
+    mid: Measure
+    high: Measure
 
     def __add__(self, other: Band) -> Band:
         """Sum, as if both were low (or high) together."""
@@ -73,13 +81,13 @@ class Constant:
         What else has to be said of it.
     """
 
-    value: float
+    value: Picojoules
     unit: str
     source: str
     year: int
     checked: str
-    low: float | None = None
-    high: float | None = None
+    low: Picojoules | None = None
+    high: Picojoules | None = None
     note: str = ""
 
     @property

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from sparqle_tvm.files import Count
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
@@ -59,26 +60,26 @@ class Events:
         Elementwise operations and multiply-accumulates of the vector unit.
     """
 
-    cycles: int = 0
-    lsb_products: int = 0
-    msb_products: int = 0
-    selected_products: int = 0
-    wide_products: int = 0
-    accumulator_updates: int = 0
-    scale_operations: int = 0
-    find_first_steps: int = 0
-    activation_read_bytes: int = 0
-    activation_write_bytes: int = 0
-    weight_read_bytes: int = 0
-    weight_write_bytes: int = 0
-    accumulator_read_bytes: int = 0
-    accumulator_write_bytes: int = 0
-    dram_read_bytes: int = 0
-    dram_write_bytes: int = 0
-    drained_elements: int = 0
-    encoded_elements: int = 0
-    vector_operations: int = 0
-    vector_macs: int = 0
+    cycles: Count = 0
+    lsb_products: Count = 0
+    msb_products: Count = 0
+    selected_products: Count = 0
+    wide_products: Count = 0
+    accumulator_updates: Count = 0
+    scale_operations: Count = 0
+    find_first_steps: Count = 0
+    activation_read_bytes: Count = 0
+    activation_write_bytes: Count = 0
+    weight_read_bytes: Count = 0
+    weight_write_bytes: Count = 0
+    accumulator_read_bytes: Count = 0
+    accumulator_write_bytes: Count = 0
+    dram_read_bytes: Count = 0
+    dram_write_bytes: Count = 0
+    drained_elements: Count = 0
+    encoded_elements: Count = 0
+    vector_operations: Count = 0
+    vector_macs: Count = 0
 
     def __add__(self, other: Events) -> Events:
         """Both together, one after the other."""
@@ -169,7 +170,8 @@ def buffer_bytes(
     row_groups = math.ceil(op.m / accelerator.rows)
     digits, bitmap = storage.plane_bytes(nnz, chunk, accelerator, scheme)
     sums = storage.sum_bytes(op.m, op.k, op.sum_group_size, op.digit_bits)
-    row_parameters = op.m * storage.row_parameter_bytes(op.m, block_rows)
+    row_parameters = op.m * storage.row_parameter_bytes(op, block_rows)
+    centres = op.m * tiling.k_tiles * storage.centre_bytes(op, scheme)
     weights = op.n * storage.weight_bytes(op, op.k)
     packed = op.n * math.ceil(op.k * op.weight_bits / 8)
     channels = op.n * op.channel_parameter_bytes
@@ -178,9 +180,9 @@ def buffer_bytes(
     accumulators = elements * op.accumulator_bytes
     updates = accumulators * (passes + op.has_min) * tiling.k_tiles
     return {
-        "activation_write_bytes": tiling.activation_loads * (digits + bitmap + sums)
+        "activation_write_bytes": tiling.activation_loads * (digits + bitmap + sums + centres)
         + tiling.row_loads * row_parameters,
-        "activation_read_bytes": blocks * (digits + bitmap)
+        "activation_read_bytes": blocks * (digits + bitmap + centres)
         + tiling.n_tiles * (sums + row_parameters),
         "weight_write_bytes": tiling.weight_loads * weights + tiling.channel_loads * channels,
         "weight_read_bytes": passes * row_groups * packed + group_reads + tiling.m_tiles * channels,

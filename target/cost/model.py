@@ -12,12 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.numerics.window import window_of
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import Bound, EncodeCost, OpCost, encoding_costs
 from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
+from sparqle_tvm.target.cost.limits import Limits, add
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
 from sparqle_tvm.target.op import DenseOp, ProgramScheme
 
@@ -49,6 +51,8 @@ class SimulatedOp:
         Cycles that the array waited.
     events : Events
         What costs energy.
+    limits : mapping of str to int
+        What the time is limited by, see `limits`.
     """
 
     label: str
@@ -61,6 +65,7 @@ class SimulatedOp:
     total_cycles: int
     stalled_cycles: int
     events: Events
+    limits: Limits
 
     @property
     def compute_cycles(self) -> int:
@@ -90,7 +95,7 @@ class EncodedActivation:
     window : {"signed", "unsigned"}
         Window of the encoding.
     consumers : tuple of DenseOp
-        The dense ops; their `m` and `k` are those of `nnz`.
+        The dense ops; their `m` and `k` are those of `nnz`, their window that of the encoding.
     factors : EncodeFactors
         Whether it has factors and bands.
     """
@@ -100,6 +105,15 @@ class EncodedActivation:
     window: str
     consumers: tuple[DenseOp, ...]
     factors: EncodeFactors = NO_FACTORS
+
+    def __post_init__(self) -> None:
+        """Give its window to its readers: what they have to read depends on it."""
+        window = window_of(self.window).name
+        readers = tuple(
+            op if op.window == window else replace(op, window=window, centre=0)
+            for op in self.consumers
+        )
+        object.__setattr__(self, "consumers", readers)
 
     @property
     def macs(self) -> int:
@@ -126,28 +140,25 @@ class Totals:
         Time in clock cycles.
     dram_bytes : int
         Bytes read and written.
-    compute_bound_share : float
-        Share of the cycles in ops that are limited by computation, 0 to 1; the rest is limited
-        by memory.
+    limits : mapping of str to int
+        What the cycles are limited by, see `limits`.
     events : Events
         What costs energy.
     """
 
     cycles: int
     dram_bytes: int
-    compute_bound_share: float
+    limits: Limits
     events: Events = field(default_factory=Events)
 
     @classmethod
     def of(cls, costs: Iterable[CountedOp | EncodeCost | VectorCost]) -> Totals:
-        """Add up; an empty sum counts as bound by memory."""
+        """Add up."""
         costs = tuple(costs)
-        cycles = sum(cost.total_cycles for cost in costs)
-        compute = sum(cost.total_cycles for cost in costs if cost.bound == "compute")
         return cls(
-            cycles=cycles,
+            cycles=sum(cost.total_cycles for cost in costs),
             dram_bytes=sum(cost.dram_bytes for cost in costs),
-            compute_bound_share=compute / cycles if cycles else 0.0,
+            limits=add([(cost.limits, 1) for cost in costs]),
             events=sum((cost.events for cost in costs), Events()),
         )
 

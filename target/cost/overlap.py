@@ -28,7 +28,7 @@ from sparqle_tvm.target.op import DenseOp
 LOOKED_AT = (4, 5, 4)
 
 # What the array waits for; the causes of `Timeline.waits`.
-CAUSES = ("activations", "weights", "accumulators")
+CAUSES = ("activations", "weights", "drain")
 
 _NEVER = np.inf
 
@@ -65,12 +65,16 @@ class OpLoads:
         fixed = descriptors * self.accelerator.dma_descriptor_cycles
         return nbytes / self.accelerator.dram_bytes_per_cycle + fixed
 
-    def activation(self, m: Any, k: Any, tiles: Any = 1) -> Any:
-        """Planes, bitmap and group sums of `tiles` tiles of (m, k) in all; a tile is one piece."""
+    def activation(self, m: Any, k: Any, tiles: Any = 1, chunks: Any = 1) -> Any:
+        """Planes, bitmap, centres and group sums of (m, k); a tile is one piece of memory.
+
+        It is cut into `tiles` tiles in all, and into `chunks` along K.
+        """
         op, share = self.op, m * k / (self.op.m * self.op.k)
         pointers = storage.TILE_POINTER_BYTES if self.scheme == "sparqle" else 0
         sums = storage.sum_bytes(1, op.k, op.sum_group_size, op.digit_bits) * m * k / op.k
-        nbytes = self.activation_bytes * share + pointers * tiles + sums
+        centres = m * chunks * storage.centre_bytes(op, self.scheme)
+        nbytes = self.activation_bytes * share + pointers * tiles + sums + centres
         return self._cycles(nbytes, tiles)
 
     def weight(self, n: Any, k: Any, tiles: Any = 1) -> Any:
@@ -79,10 +83,10 @@ class OpLoads:
         return self._cycles(n * k / self.op.k * per_channel, tiles)
 
     def row(self, m: Any, tiles: Any = 1) -> Any:
-        """Scales of `m` rows."""
+        """Scales and other parameters of `m` rows."""
         if not self.op.scaled:
             return 0 * m
-        return self._cycles(m * storage.row_parameter_bytes(self.op.m, self.block_rows), tiles)
+        return self._cycles(m * storage.row_parameter_bytes(self.op, self.block_rows), tiles)
 
     def channel(self, n: Any, tiles: Any = 1) -> Any:
         """Parameters of `n` channels, if there are any."""
@@ -143,7 +147,7 @@ class Timeline:
     def _all_transfers(self, loads: OpLoads) -> Any:
         op, t = loads.op, self.tiling
         m, n, k = t.m_tiles, t.n_tiles, t.k_tiles
-        found = t.activation_loads * loads.activation(op.m, op.k, m * k)
+        found = t.activation_loads * loads.activation(op.m, op.k, m * k, k)
         found = found + t.weight_loads * loads.weight(op.n, op.k, n * k)
         found = found + t.row_loads * loads.row(op.m, m) + t.channel_loads * loads.channel(op.n, n)
         whole = np.where(n > 1, self.schedule.n, op.n)
@@ -183,7 +187,7 @@ class Timeline:
         """Transfers of all activations and of all weights, however often."""
         op, loads, t = self.loads.op, self.loads, self.tiling
         return (
-            t.activation_loads * loads.activation(op.m, op.k, t.m_tiles * t.k_tiles),
+            t.activation_loads * loads.activation(op.m, op.k, t.m_tiles * t.k_tiles, t.k_tiles),
             t.weight_loads * loads.weight(op.n, op.k, t.n_tiles * t.k_tiles),
         )
 
@@ -202,12 +206,13 @@ class Times:
         From the first load to the end of the last store.
     waits : mapping of str to ndarray
         Cycles that the array waits, by the cause (`CAUSES`), the first load among them.
-    tail_cycles : ndarray
-        From the end of the last MMA on: the last drain, and stores.
+    begin_cycles, tail_cycles : ndarray
+        Before the first MMA, and from the end of the last one on: the last drain, and stores.
     """
 
     total_cycles: NDArray[np.float64]
     waits: Mapping[str, NDArray[np.float64]]
+    begin_cycles: NDArray[np.float64]
     tail_cycles: NDArray[np.float64]
 
 
@@ -280,6 +285,7 @@ class _Walk:
         self.line = np.zeros((3, count))  # store of DRAINED; drain and store of WAITING
         self.waits = np.zeros((len(CAUSES), count))
         self.busy = np.zeros((4, count))  # LOAD and STORE with the channel, STORE in all, array
+        self.begin: Any = None
         self.slots = d.accumulator_slots - 1
         self.numbers = loads.block_rows > 0
 
@@ -289,7 +295,7 @@ class _Walk:
             self._outer_loop()
             self._finish(np.ones(len(self.at), np.bool_), 0)
         end, tail = self.clock[_STORE], self.clock[_STORE] - self.clock[_MMA]
-        return Times(end, dict(zip(CAUSES, self.waits, strict=True)), tail)
+        return Times(end, dict(zip(CAUSES, self.waits, strict=True)), self.begin, tail)
 
     def _outer_loop(self) -> None:
         marks: list[Any] = []
@@ -339,6 +345,8 @@ class _Walk:
                 later = np.maximum(start, self._free())
                 self.waits[2] += np.where(active, later - start, 0)
                 start, first = later, False
+            if self.begin is None:
+                self.begin = start
             dur = self.mma[rows + 2 * channels + 4 * last, self.at]
             self.busy[3] += np.where(active, dur, 0)
             end = start + dur

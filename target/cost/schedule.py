@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -232,8 +232,3 @@ def even_splits(extent: int, unit: int) -> NDArray[np.int64]:
     """Multiples of `unit` that split `extent` evenly into 1, 2, 3, ... tiles, largest first."""
     units = math.ceil(extent / unit)
     return np.array(sorted({math.ceil(units / j) * unit for j in range(1, units + 1)})[::-1])
-
-
-def plain(op: DenseOp) -> DenseOp:
-    """The op without what makes no difference to its schedule: window, order of rows, label."""
-    return replace(op, window="unsigned", block_rows=0, label="")

@@ -5,7 +5,7 @@ MSB digits in tile order, that is row group by row group (`rows` rows of the arr
 K chunk, each row of a tile padded to a byte, with one pointer per tile. Rows within a tile are
 found by counting the bits of the bitmap, which is loaded anyway. ``dense`` and ``native`` store
 2k bits per activation, ``a4`` k. All carry a scale per row and, where weights have minima, a sum
-per group: int16, for a sum of g int8 values fits while g < 256, else int32 (`op.group_sum_bytes`).
+per group: int16, in which 128 values less their zero point fit, else int32 (`op.group_sum_bytes`).
 """
 
 from __future__ import annotations
@@ -89,9 +89,15 @@ def channel_bytes(op: DenseOp, k: int) -> int:
     return weight_bytes(op, k) + op.channel_parameter_bytes
 
 
-def row_parameter_bytes(rows: int, block_rows: int) -> int:
-    """Bytes that drain and store need of each of `rows` rows: the scale; if sorted, its number."""
-    return ACTIVATION_SCALE_BYTES + (row_number_bytes(rows) if block_rows else 0)
+def row_parameter_bytes(op: DenseOp, block_rows: int) -> int:
+    """Bytes that drain and store need of each row: scale, number if sorted, zero point if any."""
+    number = row_number_bytes(op.m) if block_rows else 0
+    return ACTIVATION_SCALE_BYTES + number + op.shift_bytes
+
+
+def centre_bytes(op: DenseOp, scheme: Scheme) -> int:
+    """Bytes of the zero point of a row that come with every tile of digits centred on it."""
+    return op.zero_bytes if scheme == "sparqle" and op.row_centres else 0
 
 
 def output_row_bytes(n: Any, accelerator: Accelerator, block_rows: int) -> Any:
@@ -134,4 +140,5 @@ def worst_plane_bytes(k: int, accelerator: Accelerator, scheme: Scheme) -> int:
 def worst_row_bytes(op: DenseOp, k: int, accelerator: Accelerator, scheme: Scheme) -> int:
     """Bytes of such a row with its scale and group sums: what a buffer must hold."""
     planes = worst_plane_bytes(k, accelerator, scheme)
-    return planes + row_metadata_bytes(1, k, op.sum_group_size, op.digit_bits)
+    zeros = op.shift_bytes + centre_bytes(op, scheme)
+    return planes + row_metadata_bytes(1, k, op.sum_group_size, op.digit_bits) + zeros

@@ -149,10 +149,10 @@ def choose_drained(
 
 
 def _plain(op: DenseOp, scheme: Scheme) -> DenseOp:
-    """The op with what its schedule depends on."""
+    """The op as a scheme computes it; there are no programs of the baselines but ``dense``."""
     if scheme == "sparqle":
-        return replace(op, scheme="sparqle", window="unsigned")
-    return replace(op, scheme="dense", window="unsigned", block_rows=0)
+        return op.in_scheme("sparqle")
+    return replace(op, block_rows=0).in_scheme("dense")
 
 
 @lru_cache(maxsize=4096)

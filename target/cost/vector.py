@@ -15,9 +15,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.files import Size
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import Bound
 from sparqle_tvm.target.cost.events import Events
+from sparqle_tvm.target.cost.limits import Limits, divide
 
 # Vector operations per element. Softmax: scale, maximum, subtract, exp, add, divide. RMS norm:
 # square, add, scale, weight. RoPE: two products and a sum. SwiGLU: exp, add, divide, two products.
@@ -48,13 +50,13 @@ class TransformerShape:
         Bits of a key or value element in the cache, one of `KV_BITS`.
     """
 
-    layers: int
-    embed: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
+    layers: Size
+    embed: Size
+    ffn: Size
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    vocab: Size
     kv_bits: int = 8
 
     def __post_init__(self) -> None:
@@ -116,6 +118,13 @@ class VectorCost:
     def bound(self) -> Bound:
         """What limits it."""
         return "compute" if self.vector_cycles >= self.dma_cycles else "memory"
+
+    @property
+    def limits(self) -> Limits:
+        """What the time is limited by, see `limits`."""
+        cache = self.dma_cycles * self.cache_bytes / (self.dram_bytes or 1)
+        channel = {"activations": self.dma_cycles - cache, "kv_cache": cache}
+        return divide(self.total_cycles, [{"vector": float(self.vector_cycles)}, channel])
 
     @property
     def events(self) -> Events:

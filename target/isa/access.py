@@ -25,14 +25,16 @@ class Tensor(IntEnum):
     """Tensors in DRAM.
 
     LSB (M, ceil(K*k/8)) uint8; PBM (M, ceil(K/8)) uint8, both as in the transport form.
-    MSB: digit stream, K chunk by K chunk, within a chunk row by row, each (row, chunk) padded to
-    a byte. MSB_PTR: int32 byte offsets into it, one per (chunk, group of `accelerator.rows`
-    rows), chunk-major, and one for the end. ACT (M, K) of 2k bits. ACT_SCALE (M,) float32.
-    GROUP_SUMS (M, K/g) int16, or int32 if g >= 256. WGT (N, K) packed at `weight_bits`, low
-    element first. W_SCALE (N, K/g) float16 or (N,) float32. W_MIN (N, K/g) float16. OFFSET (N,)
-    float64 with groups, else int32. OUT (M, N) int32 or float32. ROW_ORDER (M,) uint16, or int32
-    if `DenseOp.m` > 2^16: with `block_rows`, all tensors of activations lie in this order, that is
-    their row i is row ROW_ORDER[i] of OUT.
+    MSB: stream of the codes of MSB digits (`numerics.window`), K chunk by K chunk, within a chunk
+    row by row, each (row, chunk) padded to a byte. MSB_PTR: int32 byte offsets into it, one per
+    (chunk, group of `accelerator.rows` rows), chunk-major, and one for the end. ACT (M, K) of 2k
+    bits. ACT_SCALE (M,) float32. GROUP_SUMS (M, K/g) int16, or int32 if g > 128. WGT (N, K) packed
+    at `weight_bits`, low element first. W_SCALE (N, K/g) float16 or (N,) float32. W_MIN (N, K/g)
+    float16. OFFSET (N,) float64 with groups, else int32. OUT (M, N) int32 or float32. ROW_ORDER
+    (M,) uint16, or int32 if `DenseOp.m` > 2^16: with `block_rows`, all tensors of activations lie
+    in this order, that is their row i is row ROW_ORDER[i] of OUT. ZERO (M,) uint8 or int8 (16 bits
+    for k = 8), the type of the activations: zero points of rows. W_SUM (N,) int32, float64 with
+    groups: sums of a channel's weights, with groups each times its group's scale.
 
     Encoded outputs (`DenseOp.output`): OUT_LSB, OUT_PBM, OUT_MSB and OUT_MSB_PTR have the formats
     of LSB, PBM, MSB and MSB_PTR with K = N and chunks of `DenseOp.out_chunk`, so that they are the
@@ -58,6 +60,8 @@ class Tensor(IntEnum):
     OUT_MSB = 15
     OUT_MSB_PTR = 16
     OUT_SCALE = 17
+    ZERO = 18
+    W_SUM = 19
 
 
 class Values(Protocol):
@@ -208,9 +212,20 @@ ROW = Tile(
     "m",
     lambda header, cols: header.row_bytes,
     lambda header: 4,
-    # Sorted rows have two parts: all scales, then all row numbers.
-    lambda header: not header.op.block_rows,
+    # There may be two or three parts: all scales, all row numbers, all zero points.
+    lambda header: not (header.op.block_rows or header.op.adds_shift),
     lambda header: None if header.row_bytes else "the outputs need no parameters per row",
+)
+ZRO = Tile(
+    "zero points",
+    Buffer.ACT,
+    "m",
+    lambda header, cols: header.op.zero_bytes,
+    lambda header: header.op.zero_bytes,
+    lacking=lambda header: (
+        other_scheme("sparqle")(header)
+        or (None if header.op.row_centres else "the digits of all rows have one centre")
+    ),
 )
 CHN = Tile(
     "channel parameters",

@@ -19,6 +19,7 @@ from sparqle_tvm.target.isa.load import (
     LdRow,
     LdSum,
     LdWgt,
+    LdZro,
     TileLoad,
 )
 from sparqle_tvm.target.isa.operands import Buffer
@@ -48,7 +49,7 @@ class Storage:
     free: Queue
     ready: Queue
     axes: str
-    load: type[TileLoad | LdRow | LdChn] | None = None
+    load: type[TileLoad | LdRow | LdChn | LdZro] | None = None
 
     @property
     def buffer(self) -> Buffer:
@@ -60,7 +61,7 @@ class Storage:
         return self.tile.nbytes(header, *(extents[axis] for axis in self.axes))
 
 
-def _loaded(load: type[TileLoad | LdRow | LdChn], free: Queue, ready: Queue) -> Storage:
+def _loaded(load: type[TileLoad | LdRow | LdChn | LdZro], free: Queue, ready: Queue) -> Storage:
     return Storage(load.ACCESSES[0].tile, free, ready, "".join(load.EXTENTS.values()), load)
 
 
@@ -70,6 +71,7 @@ _WGT = (Queue.WGT_FREE, Queue.WGT_READY)
 STORAGES: Mapping[str, Storage] = MappingProxyType(
     {
         "lsb": _loaded(LdLsb, *_ACT),
+        "zro": _loaded(LdZro, *_ACT),
         "pbm": _loaded(LdPbm, *_ACT),
         "msb": _loaded(LdMsb, *_ACT),
         "sum": _loaded(LdSum, *_ACT),
@@ -88,18 +90,20 @@ The two planes of scheme ``dense`` are ``lsb`` and ``msb``, and take as much.
 LOADED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "ld_lsb": ("lsb",),
-        "ld_msb": ("pbm", "msb"),
+        "ld_msb": ("zro", "pbm", "msb"),
         "ld_act": ("lsb", "msb"),
         "ld_sums": ("sum",),
         "ld_row": ("row",),
+        "ld_zero": ("row",),
         "ld_wgt": ("wgt",),
         "ld_scale": ("grp",),
         "ld_min": ("grp",),
         "ld_channel": ("chn",),
         "ld_offset": ("chn",),
+        "ld_wsum": ("chn",),
     }
 )
-"""Kinds of tiles that the intrinsic of each load fills."""
+"""Kinds of tiles that the intrinsic of each load fills, as far as an op needs them."""
 
 
 def aligned(nbytes: Any) -> Any:
@@ -111,13 +115,20 @@ def storages_of(op: DenseOp) -> tuple[str, ...]:
     """Kinds of tiles that an op needs."""
     needed = {
         "lsb": True,
+        "zro": op.scheme == "sparqle" and op.row_centres,
         "pbm": op.scheme == "sparqle",
         "msb": True,
         "sum": op.has_min,
         "wgt": True,
         "grp": op.group_size > 0,
-        "row": op.scaled,
-        "chn": op.has_offset or (op.scaled and not op.group_size),
+        "row": op.scaled or op.adds_shift,
+        "chn": op.channel_parameter_bytes > 0,
         "acc": True,
     }
     return tuple(name for name in STORAGES if needed[name])
+
+
+def filled(load: str, op: DenseOp) -> tuple[str, ...]:
+    """Kinds of tiles that the intrinsic of a load fills for an op."""
+    needed = storages_of(op)
+    return tuple(name for name in LOADED[load] if name in needed)

@@ -180,7 +180,11 @@ class MmaLsb(_Multiply):
 class MmaMsb(_Multiply):
     """Multiply the stored MSB digits with the weights and add ``2^k`` times that to acc.
 
-    Operands, accumulators and groups as in `MmaLsb`. Digits are two's complement.
+    Operands, accumulators and groups as in `MmaLsb`. What is stored of a digit is its code of k
+    bits, see `numerics.window`; the multiplier takes digits of k + 1 bits with a sign: code 0 is
+    `DenseOp.turn`, codes from `turn` on are less by 2^k. (int8 around 0: turn 8; codes 1 to 7 are
+    themselves, 8 to 15 are -8 to -1, 0 is 8.) With `row_centres` every row has a turn of its own,
+    made of its zero point, which is read in each of `passes`.
 
     Cycles: ``ceil(n / cols) * sum over groups of `accelerator.rows` rows of the max over their
     rows of ceil(nnz / lanes)`` per weight slice, nnz the set bits of the row in the bitmap tile;
@@ -191,6 +195,8 @@ class MmaMsb(_Multiply):
     ----------
     acc, pbm, msb, wgt : Address
         Tiles in ACC, ACT, ACT, WGT. `msb` is a whole tile as it was loaded, `pbm` its bits.
+    zro : Address or None
+        Zero points of its rows; None if all have one centre.
     grp, m, n, k, zero, row_split
         As in `MmaLsb`.
     """
@@ -203,12 +209,18 @@ class MmaMsb(_Multiply):
     ACCESSES: ClassVar[tuple[Access, ...]] = (
         _activations("pbm", access.PBM, loaded=True),
         _activations("msb", access.MSB, loaded=True),
+        Access(
+            *("zro", access.ZRO, Mode.READ, "m", ""),
+            loaded=True,
+            read=lambda header, values, nbytes: nbytes * _block_passes(header, values),
+        ),
         *(_WEIGHTS, _GROUPS, _ADD),
     )
 
     acc: Address
     pbm: Address
     msb: Address
+    zro: Address | None
     wgt: Address
     grp: Address | None
     m: Extent
@@ -294,7 +306,9 @@ class Drain(Instruction):
 
     The cell keeps its size (`Header.accumulator_bytes`); the output is its first 4 bytes.
     int32: ``acc + offset``. float32 without groups: ``(float32(acc + offset) * row) * w_scale``;
-    with groups ``float32(acc + offset) * row``; offset 0 if not `has_offset`. encoded: the int32
+    with groups ``float32(acc + offset) * row``; offset 0 if not `has_offset`. With `adds_shift`,
+    ``acc + shift * w_sum`` takes the place of acc: shift is what `Digits` says for the row's zero
+    point, which a comparison with two constants gives. encoded: the int32
     ``min(max(round(y / out_scale) + out_zero, out_low), out_high)`` with y as for float32, a
     float32 division and ties to even.
 
@@ -309,7 +323,7 @@ class Drain(Instruction):
     acc : Address
         Accumulators (m, n), as the MMAs made them.
     row : Address or None
-        Row parameters in ACT as LD.ROW loaded them, scales first; None if not `DenseOp.scaled`.
+        Row parameters in ACT as LD.ROW loaded them; None if `Header.row_bytes` is 0.
     chn : Address or None
         Channel parameters in WGT as LD.CHN loaded them; None if `Header.channel_bytes` is 0.
     m, n : Extent
@@ -325,8 +339,10 @@ class Drain(Instruction):
     ACCESSES: ClassVar[tuple[Access, ...]] = (
         Access(
             *("row", access.ROW, Mode.READ, "m", ""),
-            # The scales, not the row numbers behind them.
-            read=lambda header, values, nbytes: 4 * values["m"],
+            # The scales and zero points, not the row numbers between them.
+            read=lambda header, values, nbytes: (
+                (header.row_bytes - header.order_bytes) * values["m"]
+            ),
         ),
         Access("chn", access.CHN, Mode.READ, "n", ""),
         Access(

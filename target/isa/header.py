@@ -167,6 +167,11 @@ class Header:
     @property
     def row_bytes(self) -> int:
         """Bytes of the parameters that DRAIN and ST.OUT need per row; 0: they need none."""
+        return self.zeros_offset + self.op.shift_bytes
+
+    @property
+    def zeros_offset(self) -> int:
+        """Bytes per row of what lies before the zero points in row parameters."""
         return 4 * self.op.scaled + self.order_bytes
 
     @property

@@ -255,8 +255,8 @@ class LdRow(_VectorLoad):
     """Load what DRAIN and ST.OUT need of `rows` rows from `row` on into ACT.
 
     (rows,) float32 activation scales if the output is float32; with `block_rows`, behind them
-    (rows,) row numbers of `Header.order_bytes` bytes. Refused where that is nothing
-    (`Header.row_bytes` == 0).
+    (rows,) row numbers of `Header.order_bytes` bytes; with `adds_shift`, last, (rows,) zero points.
+    Refused where that is nothing (`Header.row_bytes` == 0).
     """
 
     OPCODE: ClassVar[int] = 11
@@ -267,6 +267,25 @@ class LdRow(_VectorLoad):
     PARTS: ClassVar[tuple[Part, ...]] = (
         _element(Tensor.ACT_SCALE, lambda header: 4 * header.op.scaled),
         _element(Tensor.ROW_ORDER, lambda header: header.order_bytes),
+        _element(Tensor.ZERO, lambda header: header.op.shift_bytes),
+    )
+
+
+@dataclass(frozen=True)
+class LdZro(_VectorLoad):
+    """Load the zero points of `rows` rows from `row` on into ACT, for MMA.MSB.
+
+    Only where digits are centred on them (`DenseOp.row_centres`).
+    """
+
+    OPCODE: ClassVar[int] = 20
+    MNEMONIC: ClassVar[str] = "LD.ZRO"
+    SOURCE: ClassVar[str] = "ZERO"
+    PIECE: ClassVar[str] = "activations"
+    EXTENTS: ClassVar[Mapping[str, Axis]] = {"rows": "m"}
+    ACCESSES: ClassVar[tuple[Access, ...]] = (loads("dst", access.ZRO, cols=False),)
+    PARTS: ClassVar[tuple[Part, ...]] = (
+        _element(Tensor.ZERO, lambda header: header.op.zero_bytes),
     )
 
 
@@ -274,9 +293,9 @@ class LdRow(_VectorLoad):
 class LdChn(_VectorLoad):
     """Load what DRAIN needs of `rows` channels from `row` on into WGT.
 
-    Without groups: (rows,) float32 weight scales if the output is float32, behind them (rows,)
-    int32 offsets if `has_offset`. With groups: (rows,) float64 offsets if `has_offset`. Refused
-    where that is nothing (`Header.channel_bytes` == 0).
+    Without groups (rows,) float32 weight scales if the output is float32; behind them (rows,)
+    offsets if `has_offset`; behind those, with `adds_shift`, (rows,) sums of weights. Offsets and
+    sums are int32, float64 with groups. Refused where that is nothing: `Header.channel_bytes` is 0.
     """
 
     OPCODE: ClassVar[int] = 12
@@ -288,7 +307,6 @@ class LdChn(_VectorLoad):
         _element(
             Tensor.W_SCALE, lambda header: 4 * (header.op.scaled and not header.op.group_size)
         ),
-        _element(
-            Tensor.OFFSET, lambda header: header.op.has_offset * (8 if header.op.group_size else 4)
-        ),
+        _element(Tensor.OFFSET, lambda header: header.op.has_offset * header.accumulator_bytes),
+        _element(Tensor.W_SUM, lambda header: header.op.adds_shift * header.accumulator_bytes),
     )

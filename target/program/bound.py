@@ -152,12 +152,18 @@ class BoundProgram:
         pieces = sorted({cls.PIECE for cls in INSTRUCTIONS.values()})
         for operands in self.classes:
             if operands.cls.PIECE:
-                columns = [operands[name] for name in names]
+                # What has no columns goes with those of the load before.
+                columns = [
+                    operands[name] if name in operands.cls.TRACE else np.full(len(operands), -2)
+                    for name in names
+                ]
                 piece = np.full(len(operands), pieces.index(operands.cls.PIECE))
                 tiles[operands.index] = np.stack([piece, *columns], axis=1)
         found = np.zeros(len(self), dtype=np.bool_)
         steps = np.flatnonzero(self.engines == Engine.LOAD)
         before, after = steps[:-1], steps[1:]
+        open_ = np.flatnonzero(tiles[after, -1] == -2)
+        tiles[after[open_], -2:] = tiles[before[open_], -2:]
         same = (tiles[before] == tiles[after]).all(axis=1) & (tiles[after, 0] >= 0)
         found[after] = same & (self.opcodes[before] != self.opcodes[after])
         return found

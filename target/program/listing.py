@@ -29,10 +29,14 @@ def _header_lines(header: Header) -> Iterator[str]:
     yield f"; {header.label or 'unnamed'}"
     yield (f"; M <= {op.m}, N = {op.n}, K = {op.k} in chunks of {header.k_chunk}, out {op.output}")
     offset = "with offset" if op.has_offset else "no offset"
-    yield f"; {op.scheme}, window {op.window}, {weights}, {offset}"
+    bits = 2 * op.digit_bits
+    window = _window(op.act_signed, bits, op.window, op.centre)
+    window += ", a zero point per row" if op.row_zeros else ""
+    yield f"; {op.scheme}, {window}, {weights}, {offset}"
     if op.output == "encoded":
+        window = _window(op.out_signed, bits, op.out_window, op.out_centre)
         yield (
-            f"; outputs in chunks of {op.out_chunk}, window {op.out_window}, "
+            f"; outputs in chunks of {op.out_chunk}, {window}, "
             f"zero {op.out_zero}, in [{op.out_low}, {op.out_high}]"
         )
     yield (
@@ -50,6 +54,12 @@ def _header_lines(header: Header) -> Iterator[str]:
                 yield f";   {a.name:<8} {slots:<12} at {a.base}"
     tokens = ", ".join(f"{q.name} {n}" for q, n in zip(Queue, header.tokens, strict=True) if n)
     yield f"; tokens {tokens or 'none'}"
+
+
+def _window(signed: bool, bits: int, window: str, centre: int) -> str:
+    """``int8 in window signed``, with the centre if that is not 0."""
+    around = f" around {centre}" if centre else ""
+    return f"{'' if signed else 'u'}int{bits} in window {window}{around}"
 
 
 def _code_lines(instructions: tuple[Instruction, ...]) -> Iterator[str]:

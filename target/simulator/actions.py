@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.numerics.slicing import window_bias
-from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.target.isa.access import Mode, Tensor, ceil_div
 from sparqle_tvm.target.isa.base import Instruction, Kind
 from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, MmaMin, MmaMsb, StEnc, StOut
@@ -28,6 +26,7 @@ from sparqle_tvm.target.simulator.native import aligned
 from sparqle_tvm.target.simulator.pools import Pools, make_pools
 from sparqle_tvm.target.simulator.spec import (
     FLIPPED_PLANE,
+    HIGH_PLANE,
     LSB_PLANE,
     MSB_PLANE,
     SPARSE_PLANE,
@@ -127,7 +126,7 @@ def _plan(bound: BoundProgram, timing: Timing, spec: ValueSpec) -> ActionPlan:
         table=np.concatenate([table for _, table, _ in b.parts]),
         tensor=np.concatenate([tensor for _, _, tensor in b.parts]),
         pools=b.pools,
-        scratch=int(max(2 * n + m, m * groups, row_bytes // 8 + 2)),
+        scratch=int(max(3 * n + m, m * groups, row_bytes // 8 + 2)),
     )
     return plan
 
@@ -253,12 +252,17 @@ def _product(b: _Builder, operands: Operands, operand: str) -> dict[str, Any]:
 
 
 def _add_multiplies(b: _Builder, operands: Operands, plane: int, operand: str) -> None:
-    if plane == LSB_PLANE and WINDOWS[b.header.op.window].centred:
+    op = b.header.op
+    if plane == LSB_PLANE and op.digits.bias:
         plane = FLIPPED_PLANE
+    if plane == MSB_PLANE and not op.act_signed:
+        plane = HIGH_PLANE
     columns = {
         **_product(b, operands, operand),
         "plane": plane,
         "stream": operands["msb"] if plane == SPARSE_PLANE else 0,
+        "turn": op.turn,
+        "zeros": operands["zro"] if plane == SPARSE_PLANE and op.row_centres else 0,
         "wgt": operands["wgt"],
     }
     b.add(operands, "multiply", columns)
@@ -276,6 +280,7 @@ def _add_drains(b: _Builder, operands: Operands) -> None:
         "channel": np.maximum(operands["chn"], 0),
         "has_offset": int(op.has_offset),
         "as_float": int(op.scaled),
+        "zeros": operands["row"] + b.header.zeros_offset * operands["m"],
         "zero": op.out_zero,
         "low": op.out_low,
         "high": op.out_high,
@@ -311,7 +316,8 @@ def _add_encoded_stores(b: _Builder, operands: Operands) -> None:
         "pbm_pitch": pbm_pitch,
         "pointers": 4 * groups,
         "group": array_rows,
-        "bias": window_bias(k, header.op.out_window),
+        "shift": header.op.out_shift,
+        "edge": header.op.out_edge,
     }
     b.add(operands, "encode", columns, Tensor.OUT_LSB)
 

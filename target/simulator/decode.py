@@ -56,7 +56,11 @@ def decode_plane(spec: ValueSpec, a: Action, complement: Any, signed: Any) -> No
 
 
 def decode_sparse(spec: ValueSpec, a: Action) -> None:
-    """Decode a bitmap and its stream of digits; rows begin where the bits counted so far say."""
+    """Decode a bitmap and its stream of codes; rows begin where the bits counted so far say.
+
+    Code 0 is `turn`, codes from `turn` on are less by 2^k. Rows with centres of their own have
+    turns of their own.
+    """
     row_bytes = ceil_div(a["k"], 8)
     # Bits behind the last column do not count.
     last_mask = T.shift_left(T.int64(1), (a["k"] - 1) - (row_bytes - 1) * 8 + 1) - 1
@@ -75,7 +79,11 @@ def decode_sparse(spec: ValueSpec, a: Action) -> None:
         stream = a["stream"] + a.memory.offsets[row]
         target = a.entry("act") + row * (spec.spans(a["k"]) * spec.pitch)
         digits = Scalar("int64", T.int64(0))
-        sign = 2 ** (spec.k - 1)
+        turn = Scalar("int32", cast("int32", a["turn"]))
+        if spec.row_centres and spec.zeros:
+            zero = Scalar("int32", spec.zeros.read(a.memory.act, a["zeros"], row))
+            edge = spec.zeros.edge - spec.zeros.centre(zero.value)
+            turn.set(T.shift_right(edge, spec.k))
 
         def put(column: Any, position: Any) -> None:
             bits = cast("int32", a.memory.act[bitmap + T.shift_right(column, T.int64(3))])
@@ -83,7 +91,9 @@ def decode_sparse(spec: ValueSpec, a: Action) -> None:
             stored = T.bitwise_and(T.shift_right(bits, shift), 1)
             at = digits.value * spec.k
             packed = cast("int32", a.memory.act[stream + T.shift_right(at, T.int64(3))])
-            digit = _digit(packed, cast("int32", T.bitwise_and(at, T.int64(7))), spec.k, sign)
+            code = _bits(packed, cast("int32", T.bitwise_and(at, T.int64(7))), spec.k)
+            less = T.shift_left(cast("int32", code >= turn.value), spec.k)
+            digit = T.Select(code == 0, turn.value, code - less)
             # A branch on a random bit would be mispredicted; the digit is read always.
             a.memory.activations[target + position] = cast(spec.dot.activation, digit * stored)
             digits.add(cast("int64", stored))

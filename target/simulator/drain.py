@@ -32,7 +32,7 @@ _ROUND_BITS = 0x4B400000
 def drain(spec: ValueSpec, a: Action) -> None:
     """Emit the conversion of (m, n) accumulators, see `isa.compute.Drain`.
 
-    Takes 2n + m float64 of scratch, for what does not lie aligned in the buffers.
+    Takes 3n + m float64 of scratch, for what does not lie aligned in the buffers.
     """
     acc, scratch, cell, m, n = a.memory.acc, a.memory.scratch, a["cell"], a["m"], a["n"]
     has_offset, as_float = a["has_offset"], a["as_float"]
@@ -55,15 +55,30 @@ def drain(spec: ValueSpec, a: Action) -> None:
         copy_bytes(floats.at(row_scales), a.memory.act.at(a["row"]), 4 * m)
         if not spec.grouped:
             copy_bytes(floats.at(weight_scales), channels(T.int64(0)), 4 * n)
+    weight_sums = 2 * n + m if spec.grouped else 2 * (2 * n + m)
+    if spec.adds_shift:
+        # Behind the offsets.
+        begin = scale_bytes + (8 if spec.grouped else 4) * n * has_offset
+        copy_bytes(offsets.at(weight_sums), channels(begin), n * (8 if spec.grouped else 4))
     outputs, stride = a.memory.cells, a.memory.cell_stride
 
     def drain_row(row: Any) -> None:
         first = cell + row * n
         scale = Scalar("float32", floats[row_scales + row])
+        shift = None
+        if spec.adds_shift and spec.zeros:
+            zero = Scalar("int32", spec.zeros.read(a.memory.act, a["zeros"], row))
+            shift = Scalar("int32", spec.zeros.centre(zero.value) - zero.value)
+
+        def added(j: Any) -> Any:
+            if shift is None:
+                return offsets[j]
+            factor = cast(spec.accumulator, shift.value)
+            return offsets[j] + factor * offsets[weight_sums + j]
 
         def to_float() -> None:
             with loop(n) as j:
-                value = cast("float32", acc[first + j] + offsets[j]) * scale.value
+                value = cast("float32", acc[first + j] + added(j)) * scale.value
                 if not spec.grouped:
                     value = value * floats[weight_scales + j]
                 bits = quantize(value) if quantize else T.reinterpret("int32", value)
@@ -71,7 +86,7 @@ def drain(spec: ValueSpec, a: Action) -> None:
 
         def to_int() -> None:
             with loop(n) as j:
-                outputs[first + j] = outputs[first + j] + offsets[j]
+                outputs[first + j] = outputs[first + j] + added(j)
 
         if spec.grouped:
             to_float()
@@ -142,14 +157,17 @@ def store_encoded(spec: ValueSpec, a: Action) -> None:
     """Emit the encoding of (rows, cols) quantized outputs: digits, bitmap, stream and pointers.
 
     `pointers` is the address of the pointer to the tile's begin in the stream; those behind it are
-    written, one per `group` rows. `bias` is added before the split: 2^(k-1) for the signed window,
-    else 0.
+    written, one per `group` rows. `shift` is added before the split: what is cut in two is
+    ``(q + shift) mod 2^2k``. The code of a high digit is its nibble, but 0 where that is the nibble
+    of `edge` and the low digit lies below that of `edge`.
     """
     cells, stride, staging = a.memory.cells, a.memory.cell_stride, a.memory.staging
     cell, rows, cols, pointers, group = (
         a[name] for name in ("cell", "rows", "cols", "pointers", "group")
     )
-    bias = cast("int32", a["bias"])
+    shift, edge = (cast("int32", a[name]) for name in ("shift", "edge"))
+    turn = Scalar("int32", T.shift_right(edge, spec.k))
+    threshold = Scalar("int32", T.bitwise_and(edge, 2**spec.k - 1))
     lsb_bytes, pbm_bytes = ceil_div(cols * spec.k, 8), ceil_div(cols, 8)
     pointer = scratch("int32", 1)
     copy_bytes(pointer.at(0), T.reinterpret("handle", pointers), 4)
@@ -159,15 +177,17 @@ def store_encoded(spec: ValueSpec, a: Action) -> None:
             staging[byte] = 0
         digits = Scalar("int64", T.int64(0))
         with loop(cols) as column:
-            value = Scalar("int32", cells[(cell + row * cols + column) * stride] + bias)
+            value = Scalar("int32", cells[(cell + row * cols + column) * stride] + shift)
             low = T.bitwise_and(value.value, 2**spec.k - 1)
             _put_bits(staging, T.int64(0), column * spec.k, low)
-            high = Scalar("int32", T.shift_right(value.value, spec.k))
-            stored = Scalar("int32", cast("int32", high.value != 0))
+            high = T.bitwise_and(T.shift_right(value.value, spec.k), 2**spec.k - 1)
+            nibble = Scalar("int32", high)
+            stored = Scalar("int32", cast("int32", nibble.value != 0))
             _put_bits(staging, lsb_bytes, column, stored.value)
+            largest = T.And(nibble.value == turn.value, low < threshold.value)
             # Written always, kept only if it is not zero: a branch would be mispredicted.
-            kept = T.bitwise_and(high.value, 2**spec.k - 1)
-            _put_bits(staging, lsb_bytes + pbm_bytes, digits.value * spec.k, kept)
+            code = T.Select(largest, T.int32(0), nibble.value)
+            _put_bits(staging, lsb_bytes + pbm_bytes, digits.value * spec.k, code)
             digits.add(cast("int64", stored.value))
         msb_bytes = ceil_div(digits.value * spec.k, 8)
         for target, begin, nbytes in (

@@ -50,7 +50,7 @@ def pack_activations(q: NDArray[Any], k: int) -> NDArray[np.uint8]:
 
     Parameters
     ----------
-    q : int8 (M, K) for k = 2 and 4, int16 (M, K) for k = 8
+    q : int8 or uint8 (M, K) for k = 2 and 4, int16 or uint16 (M, K) for k = 8
         Integers of 2k bits.
     k : {2, 4, 8}
         Bits of a digit.
@@ -60,8 +60,8 @@ def pack_activations(q: NDArray[Any], k: int) -> NDArray[np.uint8]:
     uint8 (M, ceil(K * 2k / 8))
     """
     if k == 8:
-        return np.ascontiguousarray(q, dtype="<i2").view(np.uint8)
-    return pack_digits(q.astype(np.int8).view(np.uint8) & np.uint8(4**k - 1), 2 * k)
+        return np.ascontiguousarray(q).astype("<u2").view(np.uint8)
+    return pack_digits(q.astype(np.uint8) & np.uint8(4**k - 1), 2 * k)
 
 
 def activation_tensors(
@@ -81,17 +81,26 @@ def activation_tensors(
     Raises
     ------
     InvalidArgumentError
-        If `sliced` has another K, k or window than the op.
+        If `sliced` has another K, k, type, window or centre than the op.
     """
-    found = (sliced.shape[1], sliced.k, sliced.window)
-    expected = (header.op.k, header.op.digit_bits, header.op.window)
-    if found[:2] != expected[:2] or (header.op.scheme == "sparqle" and found != expected):
+    op, centre = header.op, sliced.digits.centre
+    centre = "one per row" if op.row_zeros or not isinstance(centre, int) else centre
+    found = (sliced.shape[1], sliced.k, sliced.signed, sliced.window, centre)
+    wanted = "one per row" if op.row_zeros else op.centre
+    expected = (op.k, op.digit_bits, op.act_signed, op.window, wanted)
+    # Of scheme dense, the window is no matter.
+    count = len(expected) if op.scheme == "sparqle" else 3
+    if found[:count] != expected[:count]:
         raise InvalidArgumentError(
-            f"{header.label!r} takes activations of (K, k, window) = {expected}, got {found}"
+            f"{header.label!r} takes activations of (K, k, signed, window, centre) = {expected}, "
+            f"got {found}"
         )
     tensors: dict[Tensor, NDArray[Any]] = {}
     if act_scale is not None:
         tensors[Tensor.ACT_SCALE] = np.ascontiguousarray(act_scale, np.float32).reshape(-1)
+    if op.row_zeros:
+        zeros = np.broadcast_to(sliced.zero_point, sliced.shape[0])
+        tensors[Tensor.ZERO] = zeros.astype(op.act_dtype)
     if header.op.has_min:
         dtype = np.int16 if header.sum_bytes == 2 else np.int32
         tensors[Tensor.GROUP_SUMS] = sliced.group_sums(header.op.group_size).astype(dtype)
@@ -174,7 +183,17 @@ def weight_tensors(
         tensors[Tensor.W_MIN] = weights.minimum
     if offset is not None:
         tensors[Tensor.OFFSET] = offset
+    if header.op.adds_shift:
+        tensors[Tensor.W_SUM] = channel_sums(weights.values, weights.scale, header.op.group_size)
     return tensors
+
+
+def channel_sums(values: NDArray[np.int8], scale: NDArray[Any], group_size: int) -> NDArray[Any]:
+    """Sums of the weights (N, K) of every channel as `Tensor.W_SUM`; `scale` is of the groups."""
+    if not group_size:
+        return np.asarray(values.sum(axis=1, dtype=np.int32))
+    by_group = values.reshape(*scale.shape, -1).sum(axis=2, dtype=np.int64)
+    return np.asarray((by_group * scale.astype(np.float64)).sum(axis=1))
 
 
 def tensor_formats(header: Header, rows: int) -> dict[Tensor, tuple[tuple[int, ...], str]]:
@@ -198,6 +217,10 @@ def tensor_formats(header: Header, rows: int) -> dict[Tensor, tuple[tuple[int, .
         formats[Tensor.MSB_PTR] = ((header.chunks * row_groups + 1,), "int32")
     if header.op.scaled:
         formats[Tensor.ACT_SCALE] = ((rows,), "float32")
+    if header.op.row_zeros:
+        formats[Tensor.ZERO] = ((rows,), header.op.act_dtype)
+    if header.op.adds_shift:
+        formats[Tensor.W_SUM] = ((channels,), header.op.accumulator_dtype)
     if header.op.block_rows:
         formats[Tensor.ROW_ORDER] = ((rows,), "uint16" if header.order_bytes == 2 else "int32")
     if header.op.group_size:
@@ -208,7 +231,7 @@ def tensor_formats(header: Header, rows: int) -> dict[Tensor, tuple[tuple[int, .
         formats[Tensor.W_MIN] = ((channels, groups), "float16")
         formats[Tensor.GROUP_SUMS] = ((rows, groups), f"int{8 * header.sum_bytes}")
     if header.op.has_offset:
-        formats[Tensor.OFFSET] = ((channels,), "float64" if header.op.group_size else "int32")
+        formats[Tensor.OFFSET] = ((channels,), header.op.accumulator_dtype)
     return formats
 
 

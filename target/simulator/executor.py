@@ -23,7 +23,8 @@ from sparqle_tvm.target.simulator.drain import drain, store_encoded, store_outpu
 from sparqle_tvm.target.simulator.multiply import add_minima, multiply
 from sparqle_tvm.target.simulator.native import compile_kernel
 from sparqle_tvm.target.simulator.spec import (
-    LSB_PLANE,
+    FLIPPED_PLANE,
+    HIGH_PLANE,
     MSB_PLANE,
     SPARSE_PLANE,
     Action,
@@ -38,19 +39,19 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
     "copy": ("buffer", "dst", "pitch", "nbytes", "rows"),
     "split": ("lsb", "msb", "pitch", "cols", "rows"),
     "multiply": (
-        *(*_PRODUCT, "plane", "stream", "wgt"),
+        *(*_PRODUCT, "plane", "stream", "turn", "zeros", "wgt"),
         *("act_entry", "act_key", "wgt_entry", "wgt_key"),
     ),
     "minima": _PRODUCT,
     "drain": (
         *("cell", "m", "n", "row", "channel", "has_offset", "as_float"),
-        *("scale", "zero", "low", "high"),
+        *("zeros", "scale", "zero", "low", "high"),
     ),
     "store": ("cell", "rows", "cols", "pitch", "order", "order_bytes"),
     # Addresses in memory are those of OUT_LSB (dram), OUT_PBM, OUT_MSB and OUT_MSB_PTR.
     "encode": (
         *("cell", "rows", "cols", "lsb_pitch", "pbm", "pbm_pitch", "msb"),
-        *("pointers", "group", "bias"),
+        *("pointers", "group", "shift", "edge"),
     ),
 }
 """Operands of every kind of action, in the order of their columns."""
@@ -132,14 +133,15 @@ def _multiply(spec: ValueSpec, a: Action) -> None:
     _ensure(a, "wgt", lambda: decode_weights(spec, a))
     if spec.grouped:
         _ensure(a, "grp", lambda: decode_parameters(spec, a))
-    multiply(spec, a, spec.k * cast("int64", a["plane"] >= MSB_PLANE))
+    multiply(spec, a, spec.k * cast("int64", a["plane"] >= HIGH_PLANE))
 
 
 def _decode_activations(spec: ValueSpec, a: Action) -> None:
+    complement = a["plane"] == MSB_PLANE
     either(
         a["plane"] == SPARSE_PLANE,
         lambda: decode_sparse(spec, a),
-        lambda: decode_plane(spec, a, a["plane"] == MSB_PLANE, a["plane"] != LSB_PLANE),
+        lambda: decode_plane(spec, a, complement, T.Or(complement, a["plane"] == FLIPPED_PLANE)),
     )
 
 

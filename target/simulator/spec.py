@@ -21,7 +21,43 @@ from tvm.tirx.script import builder as T
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.simulator.dot import SPAN, Dot, choose_dot
 from sparqle_tvm.target.simulator.native import host_features
-from sparqle_tvm.tirscript import Array, ceil_div, parameter, size
+from sparqle_tvm.tirscript import Array, cast, ceil_div, parameter, size
+
+
+@dataclass(frozen=True)
+class RowZeros:
+    """Zero points of rows, as the executor reads them.
+
+    Attributes
+    ----------
+    nbytes : int
+        Bytes of one.
+    signed : bool
+        Whether it is two's complement.
+    low, high : int
+        Limits of the centre of a row's digits: 0 and 0 where they have none.
+    edge : int
+        `DenseOp.edge` of a row with centre 0; any other's is so much less as its centre is more.
+    """
+
+    nbytes: int
+    signed: bool
+    low: int
+    high: int
+    edge: int
+
+    def read(self, act: Array, address: Any, row: Any) -> Any:
+        """The zero point of a row (expression), from the bytes at an address of ACT."""
+        at = address + row * self.nbytes
+        value: Any = cast("int32", act[at])
+        if self.nbytes == 2:
+            value = T.bitwise_or(value, T.shift_left(cast("int32", act[at + 1]), T.int32(8)))
+        sign = 1 << (8 * self.nbytes - 1) if self.signed else 0
+        return T.bitwise_xor(value, T.int32(sign)) - sign
+
+    def centre(self, zero: Any) -> Any:
+        """The centre of a row's digits (expression)."""
+        return T.max(T.min(zero, T.int32(self.high)), T.int32(self.low))
 
 
 @dataclass(frozen=True)
@@ -46,6 +82,12 @@ class ValueSpec:
         Whether outputs are quantized and stored encoded.
     dot : Dot
         The dot product.
+    zeros : RowZeros or None
+        Zero points of rows, if they have their own.
+    adds_shift : bool
+        Whether the drain adds what centres differ from zero points by.
+    row_centres : bool
+        Whether the digits of every row have a centre of their own.
     """
 
     k: int
@@ -56,10 +98,17 @@ class ValueSpec:
     sum_bytes: int
     encoded: bool
     dot: Dot
+    zeros: RowZeros | None = None
+    adds_shift: bool = False
+    row_centres: bool = False
 
     @classmethod
     def of(cls, header: Header) -> ValueSpec:
         """The spec of a program on this processor."""
+        op, zeros = header.op, None
+        if op.row_zeros:
+            low, high = op.digits.centre_range
+            zeros = RowZeros(op.zero_bytes, op.act_signed, low, high, op.edge)
         return cls(
             k=header.op.digit_bits,
             weight_bits=header.op.weight_bits,
@@ -69,6 +118,9 @@ class ValueSpec:
             sum_bytes=header.sum_bytes if header.op.has_min else 0,
             encoded=header.op.output == "encoded",
             dot=choose_dot(host_features(), header.op.digit_bits),
+            zeros=zeros,
+            adds_shift=op.adds_shift,
+            row_centres=op.scheme == "sparqle" and op.row_centres,
         )
 
     @property
@@ -148,9 +200,9 @@ def _ceil(a: Any, b: int) -> Any:
     return math.ceil(a / b) if isinstance(a, int) else ceil_div(a, b)
 
 
-# Values of `plane`: LSB digits, the same with the top bit flipped (window ``signed``), a dense
-# plane of MSB digits, MSB digits behind a bitmap.
-LSB_PLANE, FLIPPED_PLANE, MSB_PLANE, SPARSE_PLANE = range(4)
+# Values of `plane`: LSB digits, the same with the top bit flipped (window ``signed``), dense planes
+# of MSB digits without and with a sign, MSB digits behind a bitmap.
+LSB_PLANE, FLIPPED_PLANE, HIGH_PLANE, MSB_PLANE, SPARSE_PLANE = range(5)
 
 # Pools of decoded tiles, in the order of the entry sizes: activations, their span sums, weights,
 # parameters.

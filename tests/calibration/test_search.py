@@ -47,7 +47,6 @@ def statistics(label: str, **changes) -> EncodingStatistics:
         "tied": False,
         "rows": 10,
         "largest": 1.0,
-        "exceeding": 0,
         "error": np.repeat(error[:, None], 4, axis=1),
         "stored": np.stack([np.repeat(stored[:, None], 2, axis=1)] * 2),
         "sample": np.zeros((1, OPTIONS, 2), np.uint8),

@@ -80,6 +80,24 @@ def encoding(shape: Any = (3, 64), **attrs: Any) -> relax.Var:
     return relax.Var("enc", ty)
 
 
+def zero_encoding(zeros: Any = (3, 1)) -> relax.Var:
+    """An encoding of uint8 with zero points that come at run time."""
+    call = dialect.encode(tensor((3, 64), "uint8"), tensor(zeros, "uint8"), window="signed")
+    return relax.Var("enc", infer(call))
+
+
+def test_zero_points_of_run_time_are_a_field() -> None:
+    x = tensor((2, N, 64), "uint16")
+    for shape in ((), (1,), (1, 1, 1), (2, N, 1)):
+        found = described(dialect.encode(x, tensor(shape, "uint16"), k=8, group_size=32))
+        wanted = [int(d) if isinstance(d, int) else "n" for d in shape]
+        assert found[4:] == [(wanted, "uint16"), ([2, "n", 2], "int32")]
+    dense = dialect.Op.of(integer_dense(zero_encoding(), act_signed=0))
+    assert dims(dense.zero_points_type) == [3, 1]
+    assert dims(infer(dense.call())) == [3, 5]
+    assert dialect.Op.of(integer_dense()).zero_points_type is None
+
+
 DENSE: dict[str, Any] = {"k": 4, "window": "signed", "in_features": 64, "weight_bits": 4}
 
 
@@ -183,8 +201,23 @@ def test_type_of_an_encoded_result() -> None:
 
 
 ENCODE_ERRORS = {
-    "is uint8, int8 is needed": lambda: dialect.encode(tensor((3, 8), "uint8")),
-    "is int8, int16 is needed": lambda: dialect.encode(tensor((3, 8), "int8"), k=8),
+    "is int16, int8 or uint8 is needed": lambda: dialect.encode(tensor((3, 8), "int16")),
+    "is int8, int16 or uint16 is needed": lambda: dialect.encode(tensor((3, 8), "int8"), k=8),
+    "zero_point=128 is not in -128..127": lambda: dialect.encode(
+        tensor((3, 8), "int8"), zero_point=128
+    ),
+    "zero_point=-1 is not in 0..255": lambda: dialect.encode(
+        tensor((3, 8), "uint8"), zero_point=-1
+    ),
+    "zero_point=4 and zero points of run time": lambda: dialect.encode(
+        tensor((3, 8), "uint8"), tensor((), "uint8"), zero_point=4
+    ),
+    "the zero points is int8, uint8 is needed": lambda: dialect.encode(
+        tensor((3, 8), "uint8"), tensor((), "int8")
+    ),
+    "the zero points has shape [3], [3, 1] is needed": lambda: dialect.encode(
+        tensor((3, 8), "uint8"), tensor((3,), "uint8")
+    ),
     "is int8, float32 is needed": lambda: dialect.quantize_encode(tensor((3, 8), "int8")),
     "has to be a tensor": lambda: dialect.encode(encoding()),
     "is a scalar": lambda: dialect.encode(tensor((), "int8")),
@@ -223,6 +256,12 @@ DENSE_ERRORS = {
         relax.Var("enc", relax.TupleType([relax.TensorType(dtype="uint8", ndim=2)] * 4))
     ),
     "has 32 LSB bytes a row": lambda: integer_dense(in_features=32),
+    "zero_point=300 is not in 0..255": lambda: integer_dense(act_signed=0, zero_point=300),
+    "act_signed=2 is not 0 or 1": lambda: integer_dense(act_signed=2),
+    "brings zero points of uint8, the op has act_signed=1": lambda: integer_dense(zero_encoding()),
+    "the op has act_signed=0, zero_point=7": lambda: integer_dense(
+        zero_encoding(), act_signed=0, zero_point=7
+    ),
     "in_features=0 is not a positive K": lambda: integer_dense(in_features=0),
     "weight_bits=3 is not 2, 4 or 8": lambda: integer_dense(weight_bits=3),
     "the weight is uint8": lambda: integer_dense(w=tensor((5, 64), "uint8")),
@@ -254,8 +293,10 @@ ENCODED_ERRORS = {
     "the output scale is": lambda: encoded_dense(out_scale=tensor((1,), "float32")),
     "one float32 without dimensions": lambda: encoded_dense(out_scale=tensor((), "float16")),
     'out_window="odd" is neither': lambda: encoded_dense(out_window="odd"),
-    "out_low=-129 is not in -128..119": lambda: encoded_dense(out_low=-129),
-    "out_high=120 is not in -8..119": lambda: encoded_dense(out_high=120),
+    "out_low=-129 is not in -128..127": lambda: encoded_dense(out_low=-129),
+    "out_high=128 is not in -8..127": lambda: encoded_dense(out_high=128),
+    "out_low=-8 is not in 0..255": lambda: encoded_dense(out_signed=0),
+    "out_signed=2 is not 0 or 1": lambda: encoded_dense(out_signed=2),
     "out_zero=128 is not in -128..127": lambda: encoded_dense(out_zero=128),
 }
 
@@ -277,3 +318,61 @@ def test_an_error_names_the_tensor() -> None:
     call = dialect.encode(tensor((3, 0), "int8"), label="blk_0_up")
     with pytest.raises(InvalidArgumentError, match=r"^sparqle\.encode \(blk_0_up\): K = 0"):
         infer(call)
+
+
+def heads(*shape: Any, dtype: str = "float32") -> relax.Var:
+    return tensor(shape, dtype)
+
+
+def attention(q: relax.Expr, k: relax.Expr, v: relax.Expr, *mask: relax.Expr, **named: Any) -> Any:
+    return dialect.attention(q, k, v, *mask, **{"causal": 1, "scale": 0.5, "label": "a", **named})
+
+
+def test_attention_has_the_tokens_and_heads_of_queries_and_the_channels_of_values() -> None:
+    t = tvm.tirx.Var("t", "int64")
+    call = attention(heads(t, 6, 16), heads(N, 2, 16), heads(N, 2, 20), heads(t, N, dtype="bool"))
+    assert dims(infer(call)) == ["t", 6, 20]
+    call = attention(heads(N, t, 6, 16), heads(N, t, 3, 16), heads(N, t, 3, 16))
+    assert dims(infer(call)) == ["n", "t", 6, 16]
+
+
+def test_stored_heads_have_their_scales_beside_them() -> None:
+    stored = dialect.quantize_heads(heads(N, 2, 16), levels=31)
+    assert dims(infer(stored)) == ["n", 2, 20]
+    k, v = heads(N, 2, 20, dtype="int8"), heads(N, 2, 9, dtype="int8")
+    assert dims(infer(attention(heads(1, 4, 16), k, v))) == [1, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "named", "message"),
+    [
+        ([(4, 3, 8), (4, 2, 8), (4, 2, 8)], {}, "3 query heads are not a multiple of 2 key heads"),
+        ([(4, 4, 8), (4, 2, 6), (4, 2, 8)], {}, "queries have 8 channels, keys 6"),
+        ([(4, 4, 8), (4, 2, 8), (5, 2, 8)], {}, "tensor of values does not fit the tensor of keys"),
+        ([(2, 4, 4, 8), (4, 2, 8), (4, 2, 8)], {}, "does not fit the tensor of queries"),
+        ([(4, 8), (4, 8), (4, 8)], {}, "(tokens, heads, channels) is needed, or the same behind"),
+        ([(5, 4, 8), (4, 2, 8), (4, 2, 8)], {}, "5 queries look at 4 keys; causal needs as many"),
+        ([(4, 4, 8), (4, 2, 8), (4, 2, 8), (4, 3)], {}, "has shape [4, 3], [4, 4] is needed"),
+        ([(4, 4, 8), (4, 2, 8), (4, 2, 8)], {"scale": 0.0}, "scale=0.0 is not positive and finite"),
+        ([(4, 4, 8), (4, 2, 8), (4, 2, 8)], {"causal": 2}, "causal=2 is not 0 or 1"),
+        ([(4, 4, 8), (4, 2, 8), (4, 2, 8)], {"key_levels": 128}, "levels=128 is not in 1..127"),
+        ([(4, 4, N), (4, 2, N), (4, 2, N)], {}, "channels of q = n is symbolic"),
+    ],
+)
+def test_attention_refuses(shapes: list[Any], named: dict[str, Any], message: str) -> None:
+    operands = [heads(*s) for s in shapes[:3]] + [heads(*s, dtype="bool") for s in shapes[3:]]
+    with pytest.raises(InvalidArgumentError, match=re.escape(message)):
+        infer(attention(*operands, **named))
+
+
+@pytest.mark.parametrize(
+    ("x", "levels", "message"),
+    [
+        (heads(3, 8), 127, "(.., T, H, D) is needed"),
+        (heads(3, 2, 8, dtype="int8"), 127, "activation is int8, float32 is needed"),
+        (heads(3, 2, 8), 0, "levels=0 is not in 1..127"),
+    ],
+)
+def test_quantize_heads_refuses(x: relax.Var, levels: int, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=re.escape(message)):
+        infer(dialect.quantize_heads(x, levels=levels))

@@ -102,6 +102,39 @@ class AllOps:
         return y
 
     @R.function
+    def attention(
+        q: R.Tensor(("t", 6, 32), "float32"),
+        k: R.Tensor(("n", 2, 32), "float32"),
+        v: R.Tensor(("n", 2, 32), "float32"),
+        mask: R.Tensor(("t", "n"), "bool"),
+    ):
+        stored = R.sparqle.quantize_heads(k, levels=31)
+        causal = R.sparqle.attention(q, k, v, causal=1, scale=0.10206207261596577)
+        masked = R.sparqle.attention(q, stored, v, mask, causal=0, scale=0.25, value_levels=15)
+        return causal, masked
+
+    @R.function
+    def zero_points(
+        q: R.Tensor(("n", 34), "uint8"),
+        one: R.Tensor((), "uint8"),
+        w: R.Tensor((5, 34), "int8"),
+        bias: R.Tensor((5,), "int32"),
+    ):
+        with R.dataflow():
+            enc = R.sparqle.encode(q, one, k=4, window="signed")
+            y = R.sparqle.split_dense(
+                enc, w, bias,
+                k=4, window="signed", act_signed=0, in_features=34, weight_bits=4,
+            )  # fmt: skip
+            fixed = R.sparqle.encode(q, k=4, window="signed", zero_point=128)
+            z = R.sparqle.split_dense(
+                fixed, w, bias, k=4, window="signed", act_signed=0, zero_point=128,
+                in_features=34, weight_bits=4,
+            )  # fmt: skip
+            R.output(y, z)
+        return y, z
+
+    @R.function
     def wide(q: R.Tensor((2, 7), "int16")):
         enc = R.sparqle.encode(q, k=8, window="unsigned", group_size=7)
         return enc
@@ -153,7 +186,7 @@ def encode_call() -> relax.Call:
 
 
 def test_attributes_come_back_as_python_values() -> None:
-    wanted = {"k": 4, "window": "signed", "group_size": 8, "label": "up"}
+    wanted = {"k": 4, "window": "signed", "zero_point": 0, "group_size": 8, "label": "up"}
     found = dialect.Op.of(encode_call()).attributes
     assert found == wanted
     assert [type(value) for value in found.values()] == [type(wanted[name]) for name in found]

@@ -43,11 +43,13 @@ def test_tile_without_target_suits_every_processor() -> None:
 
 @pytest.mark.parametrize("k", [2, 4, 8])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_a_chunk_is_exact_in_float32(k: int, bits: int) -> None:
-    columns, merge = plane_chunk(k, bits)
+@pytest.mark.parametrize("centred_on_zero", [True, False])
+def test_a_chunk_is_exact_in_float32(k: int, bits: int, centred_on_zero: bool) -> None:
+    digit = 2 ** (k - 1) if centred_on_zero else 2**k - 1
+    columns, merge = plane_chunk(k, bits, digit)
     weight = largest_weight(bits)
     # MSB digits carry the factor 2^k, a power of two: it costs no significant bits.
-    lsb, msb = columns * (2**k - 1) * weight, columns * 2 ** (k - 1) * weight
+    lsb, msb = columns * (2**k - 1) * weight, columns * digit * weight
     assert columns >= 1
     assert lsb <= EXACT_FLOAT32
     assert msb <= EXACT_FLOAT32

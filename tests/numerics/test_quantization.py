@@ -13,7 +13,6 @@ from sparqle_tvm.numerics import (
     QuantizedWeights,
     check_weight_range,
     encode,
-    max_exact,
     pack_int4,
     quantize_per_tensor,
     quantize_per_token,
@@ -29,27 +28,29 @@ finite_floats = st.floats(-(2.0**100), 2.0**100, width=32)
     x=hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2), elements=finite_floats),
     k=st.sampled_from([2, 4, 8]),
 )
-def test_per_token_is_exact_in_the_signed_window(x, k):
-    qmax = max_exact(k, "signed")
-    q, scale = quantize_per_token(x, qmax=qmax, k=k)
+def test_per_token_uses_the_whole_range(x, k):
+    qmax = 2 ** (2 * k - 1) - 1
+    q, scale = quantize_per_token(x, k=k)
     dtype = np.int16 if k == 8 else np.int8
     assert (q.dtype, scale.dtype, scale.shape) == (dtype, np.float32, (x.shape[0], 1))
     assert np.abs(q.astype(np.int32)).max() <= qmax
-    assert encode(q, k=k).saturated_count == 0
+    rows = np.abs(x).max(axis=1) > 1e-30
+    assert (np.abs(q.astype(np.int32)).max(axis=1)[rows] == qmax).all()
+    np.testing.assert_array_equal(encode(q, k=k).decode(), q)
     # Half a step, and one rounding of the quotient at magnitude qmax.
     error = np.abs(q * scale.astype(np.float64) - x)
     assert (error <= scale.astype(np.float64) * (0.5 + qmax * 2**-22)).all()
 
 
 def test_per_token_by_hand():
-    x = np.array([[119.0, 0.5, 1.5, -2.5], [0.0, 0.0, 0.0, 0.0]], dtype=np.float32)
+    x = np.array([[127.0, 0.5, 1.5, -2.5], [0.0, 0.0, 0.0, 0.0]], dtype=np.float32)
     q, scale = quantize_per_token(x)
     # Scale 1: halves go to the even neighbour.
-    assert q.tolist() == [[119, 0, 2, -2], [0, 0, 0, 0]]
+    assert q.tolist() == [[127, 0, 2, -2], [0, 0, 0, 0]]
     assert scale[0, 0] == 1.0
-    assert scale[1, 0] == np.float32(1e-30) / np.float32(119)
-    q, scale = quantize_per_token(x, qmax=127)
-    assert q[0, 0] == 127
+    assert scale[1, 0] == np.float32(1e-30) / np.float32(127)
+    q, scale = quantize_per_token(x, qmax=119)
+    assert q[0, 0] == 119
 
 
 def test_per_token_accepts_no_rows():
@@ -92,8 +93,8 @@ def test_quantizers_refuse_wrong_arguments():
     for scale in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(InvalidArgumentError, match="scale must be positive and finite"):
             quantize_per_tensor(x, scale)
-    with pytest.raises(InvalidArgumentError, match="zero_point 120"):
-        quantize_per_tensor(x, 1.0, zero_point=120)
+    with pytest.raises(InvalidArgumentError, match="zero_point 128"):
+        quantize_per_tensor(x, 1.0, zero_point=128)
     with pytest.raises(InvalidArgumentError, match="needs a group_size"):
         quantize_weights(x, symmetric=False)
     with pytest.raises(InvalidArgumentError, match="K = 4 is not a multiple of 3"):

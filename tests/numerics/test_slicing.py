@@ -18,53 +18,94 @@ from sparqle_tvm.numerics import (
     encode,
     encode_digits,
     int_matmul,
-    max_exact,
     pack_digits,
-    window_bias,
 )
 
 FORMATS = [(k, window) for k in (2, 4, 8) for window in ("signed", "unsigned")]
 
 
-def container(k: int) -> type:
-    return np.int16 if k == 8 else np.int8
+def container(k: int, signed: bool = True) -> type:
+    narrow, wide = (np.int8, np.int16) if signed else (np.uint8, np.uint16)
+    return wide if k == 8 else narrow
+
+
+def limits(k: int, signed: bool = True) -> tuple[int, int]:
+    low = -(2 ** (2 * k - 1)) if signed else 0
+    return low, low + 2 ** (2 * k) - 1
 
 
 @st.composite
-def exact_matrices(draw, k: int, window: str, min_rows: int = 0):
-    """Random integers that the window holds exactly, as often small as large."""
+def exact_matrices(draw, k: int, signed: bool = True, zero: int = 0, min_rows: int = 0):
+    """Random integers of a type, as often close to the zero point as anywhere."""
     shape = (draw(st.integers(min_rows, 5)), draw(st.integers(1, 40)))
-    low, high = -(2 ** (2 * k - 1)), max_exact(k, window)
+    low, high = limits(k, signed)
     b = 2 ** (k - 1)
-    elements = st.one_of(st.integers(low, high), st.integers(-b, b - 1), st.just(0))
-    return draw(hnp.arrays(container(k), shape, elements=elements))
+    near = st.integers(max(low, zero - b), min(high, zero + b - 1))
+    elements = st.one_of(st.integers(low, high), near, st.just(zero))
+    return draw(hnp.arrays(container(k, signed), shape, elements=elements))
 
 
+def all_values(k: int, signed: bool) -> np.ndarray:
+    """Every integer of a type, one row."""
+    low, high = limits(k, signed)
+    return np.arange(low, high + 1).astype(container(k, signed)).reshape(1, -1)
+
+
+@pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize(("k", "window"), FORMATS)
-def test_every_exact_value_survives(k, window):
-    low = -(2 ** (2 * k - 1))
-    q = np.arange(low, max_exact(k, window) + 1, dtype=container(k)).reshape(1, -1)
-    sliced = encode(q, k=k, window=window)
-    np.testing.assert_array_equal(sliced.decode(), q)
-    assert sliced.decode().dtype == q.dtype
-    # The window is 2^k values wide, so that many elements have no MSB digit.
-    assert q.size - int(sliced.row_nnz()[0]) == 2**k
-    lsb, msb = encode_digits(q, k, window)
-    rebuilt = (msb.astype(np.int32) << k) + lsb - window_bias(k, window)
-    np.testing.assert_array_equal(rebuilt, q)
-    assert msb.min() == -(2 ** (k - 1))
-    assert msb.max() == 2 ** (k - 1) - 1
+def test_every_value_survives_with_every_zero_point(k, window, signed):
+    q = all_values(k, signed)
+    low, high = limits(k, signed)
+    # All 16 or 256 of them; 16 for k = 8, the ends and their neighbours among them.
+    b = 2 ** (k - 1)
+    some = np.linspace(low + b + 1, high - b - 1, 8).astype(int)
+    ends = (low, low + 1, low + b - 1, low + b, high, high - 1, high + 1 - b, high + 2 - b)
+    zeros = [*some, *ends] if k == 8 else range(low, high + 1)
+    for zero in map(int, zeros):
+        sliced = encode(q, k=k, window=window, zero_point=zero)
+        decoded = sliced.decode()
+        assert decoded.dtype == q.dtype
+        np.testing.assert_array_equal(decoded, q)
+        # The window is 2^k values wide, so that many elements have no MSB digit.
+        mask = sliced.mask()[0]
+        assert mask.size - np.count_nonzero(mask) == 2**k
+        if window == "signed":
+            # They lie around the zero point, which is one of them unless it is at an end.
+            centre = min(max(zero, low + b), high + 1 - b)
+            inside = np.abs(q[0].astype(np.int64) - centre + 0.5) < b
+            np.testing.assert_array_equal(mask, ~inside)
+        msb = sliced.msb_digits()
+        assert -(2**k) < msb.min() <= msb.max() < 2**k
+
+
+def test_rows_have_zero_points_of_their_own():
+    for signed in (True, False):
+        zeros = all_values(4, signed)[0].astype(np.int32)
+        q = np.repeat(all_values(4, signed), zeros.size, axis=0)
+        for window in ("signed", "unsigned"):
+            sliced = encode(q, window=window, zero_point=zeros)
+            np.testing.assert_array_equal(sliced.decode(), q)
+            for row in (0, 3, 100, 255):
+                alone = encode(q[row : row + 1], window=window, zero_point=int(zeros[row]))
+                np.testing.assert_array_equal(sliced.mask()[row], alone.mask()[0])
+                np.testing.assert_array_equal(sliced.lsb[row], alone.lsb[0])
 
 
 @pytest.mark.parametrize(("k", "window"), FORMATS)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_decode_undoes_encode(k, window, data):
-    q = data.draw(exact_matrices(k, window))
-    sliced = encode(q, k=k, window=window)
+    signed = data.draw(st.booleans())
+    zero = data.draw(st.integers(*limits(k, signed)))
+    q = data.draw(exact_matrices(k, signed, zero))
+    sliced = encode(q, k=k, window=window, zero_point=zero)
     np.testing.assert_array_equal(sliced.decode(), q)
-    np.testing.assert_array_equal(sliced.mask(), encode_digits(q, k, window)[1] != 0)
-    assert sliced.saturated_count == 0
+    lsb, msb = encode_digits(q, k, window, zero_point=zero)
+    np.testing.assert_array_equal(sliced.mask(), msb != 0)
+    np.testing.assert_array_equal(sliced.msb_digits(), msb)
+    digits = sliced.digits
+    rebuilt = (msb.astype(np.int64) << k) + lsb - digits.bias + digits.centre
+    np.testing.assert_array_equal(rebuilt, q)
     again = SlicedTensor.from_planes(
         sliced.lsb,
         sliced.pbm,
@@ -73,6 +114,8 @@ def test_decode_undoes_encode(k, window, data):
         shape=q.shape,
         k=k,
         window=window,
+        signed=signed,
+        zero_point=zero,
     )
     np.testing.assert_array_equal(again.decode(), q)
     assert again.nbytes == sliced.nbytes
@@ -80,10 +123,13 @@ def test_decode_undoes_encode(k, window, data):
 
 @pytest.mark.parametrize(("k", "window"), FORMATS)
 @pytest.mark.parametrize("weight_range", [(-8, 7), (0, 15), (-128, 127), (-1, 1)])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_split_dot_is_the_integer_product(k, window, weight_range, data):
-    q = data.draw(exact_matrices(k, window))
+    signed = data.draw(st.booleans())
+    one = st.integers(*limits(k, signed))
+    q = data.draw(exact_matrices(k, signed, data.draw(one)))
+    zero = data.draw(st.one_of(one, hnp.arrays(np.int32, len(q), elements=one)))
     w = data.draw(
         hnp.arrays(
             np.int8,
@@ -91,9 +137,10 @@ def test_split_dot_is_the_integer_product(k, window, weight_range, data):
             elements=st.integers(*weight_range),
         )
     )
-    product = dot(encode(q, k=k, window=window), w)
+    product = dot(encode(q, k=k, window=window, zero_point=zero), w)
     assert product.dtype == np.int32
-    np.testing.assert_array_equal(product, q.astype(np.int64) @ w.astype(np.int64).T)
+    centred = q.astype(np.int64) - np.reshape(zero, (-1, 1))
+    np.testing.assert_array_equal(product, centred @ w.astype(np.int64).T)
 
 
 def test_golden_planes_signed():
@@ -115,6 +162,41 @@ def test_golden_planes_signed():
     assert sliced.msb_sparsity == 1 - 2 / 10
     # lsb 2 * 3, bitmap 2 * 1, msb 1, pointers 3 * 4 bytes.
     assert sliced.nbytes == 6 + 2 + 1 + 12
+
+
+def test_golden_planes_of_the_shared_nibble():
+    # k = 4, b = 8: (q + 8) mod 256 = 16 * nibble + lsb; nibble 8 is -8, or +8 where lsb < 8
+    #   q      120 127 -128 -121 119
+    #   q+8    128 135 -120 -113 127
+    #   lsb      0   7    8    f   f
+    #   nibble   8   8    8    8   7
+    #   msb      8   8   -8   -8   7
+    #   code     0   0    8    8   7   (0 is free for the larger of the two, as digit 0 has none)
+    q = np.array([[120, 127, -128, -121, 119]], dtype=np.int8)
+    sliced = encode(q)
+    assert sliced.lsb.tobytes().hex() == "70f80f"
+    assert sliced.pbm.tobytes().hex() == "1f"
+    assert sliced.msb.tobytes().hex() == "008807"
+    assert sliced.msb_digits().tolist() == [[8, 8, -8, -8, 7]]
+    np.testing.assert_array_equal(sliced.decode(), q)
+
+
+def test_golden_planes_of_uint8_around_a_zero_point():
+    # k = 4, b = 8, zero point 100: (q - 100 + 8) mod 256 = 16 * nibble + lsb
+    #   q        100   92  107   91    0  255  251  252
+    #   q-92       8    0   15   -1  -92  163  159  160
+    #   lsb        8    0    f    f    4    3    f    0
+    #   nibble     0    0    0    f    a    a    9    a
+    # Digits reach from -92 >> 4 = -6 to 163 >> 4 = 10: nibble a is -6 where lsb >= 4, else 10.
+    #   msb        0    0    0   -1   -6   10    9   10
+    #   code                      f    a    0    9    0
+    q = np.array([[100, 92, 107, 91, 0, 255, 251, 252]], dtype=np.uint8)
+    sliced = encode(q, zero_point=100)
+    assert sliced.lsb.tobytes().hex() == "08ff340f"
+    assert sliced.pbm.tobytes().hex() == "f8"
+    assert sliced.msb.tobytes().hex() == "af9000"
+    assert sliced.msb_digits().tolist() == [[0, 0, 0, -1, -6, 10, 9, 10]]
+    np.testing.assert_array_equal(sliced.decode(), q)
 
 
 def test_golden_planes_unsigned_two_bits():
@@ -164,24 +246,13 @@ def test_extreme_shapes(k, window):
     np.testing.assert_array_equal(dense.decode(), lowest)
 
 
-def test_saturation_is_refused_or_counted():
-    q = np.array([[119, 120, -128], [127, 0, 121]], dtype=np.int8)
-    with pytest.raises(QuantizationError, match=r"mlp: value 120 at \[0, 1\] is above 119"):
-        encode(q, name="mlp")
-    with pytest.raises(QuantizationError):
-        encode_digits(q)
-    sliced = encode(q, saturate=True)
-    assert sliced.saturated_count == 3
-    np.testing.assert_array_equal(sliced.decode(), np.minimum(q, 119))
-    assert encode(q, window="unsigned", saturate=True).saturated_count == 0
-    assert (max_exact(2, "signed"), max_exact(8, "signed")) == (5, 32639)
-
-
 def test_group_sums():
     q = np.arange(-12, 12, dtype=np.int8).reshape(2, 12)
     sums = encode(q).group_sums(4)
     assert sums.dtype == np.int32
     assert sums.tolist() == [[-42, -26, -10], [6, 22, 38]]
+    # They are those of what the integers stand for.
+    assert encode(q, zero_point=-1).group_sums(12).tolist() == [[-66], [78]]
     with pytest.raises(InvalidArgumentError, match="K = 12 is not a multiple of group_size 5"):
         encode(q).group_sums(5)
 
@@ -190,6 +261,10 @@ def test_bias_term():
     w = np.array([[1, -2, 7], [0, 0, 0]], dtype=np.int8)
     assert bias_term(w, 4, "signed").tolist() == [-48, 0]
     assert bias_term(w, 4, "unsigned").tolist() == [0, 0]
+    # Around 100 nothing is to be corrected; 248 is the largest centre, 7 below the zero point.
+    assert bias_term(w, 4, "signed", signed=False, zero_point=100).tolist() == [-48, 0]
+    assert bias_term(w, 4, "signed", signed=False, zero_point=255).tolist() == [-90, 0]
+    assert bias_term(w, 4, "unsigned", signed=False, zero_point=100).tolist() == [-600, 0]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +278,11 @@ def test_bias_term():
         (np.zeros((2, 4), np.int8), {"k": 8}, "expected dtype int16"),
         ([[1, 2]], {}, "expected a NumPy array, got list"),
         (np.array([[0, 8]], np.int8), {"k": 2}, r"value 8 at \[0, 1\] is out of \[-8, 7\]"),
-        (np.array([[0, 6]], np.int8), {"k": 2}, r"value 6 at \[0, 1\] is above 5"),
+        (np.array([[0, 16]], np.uint8), {"k": 2}, r"value 16 at \[0, 1\] is out of \[0, 15\]"),
+        (np.zeros((2, 4), np.int8), {"zero_point": 128}, r"128 is out of \[-128, 127\]"),
+        (np.zeros((2, 4), np.uint8), {"zero_point": -1}, r"-1 is out of \[0, 255\]"),
+        (np.zeros((2, 4), np.uint8), {"zero_point": 0.5}, "is an integer, got 0.5"),
+        (np.zeros((2, 4), np.uint8), {"zero_point": [1, 2, 3]}, "one for each of 2 rows"),
         (np.zeros((2, 4), np.int8), {"k": 3}, "k must be 2, 4 or 8"),
         (np.zeros((2, 4), np.int8), {"k": 4.0}, "k must be 2, 4 or 8"),
         (np.zeros((2, 4), np.int8), {"window": "centred"}, "window must be"),
@@ -272,7 +351,6 @@ def test_from_planes_refuses_inconsistent_planes():
         "pbm: bits are set behind column 4": {"pbm": _with_byte(good.pbm, (1, 0), 0x30)},
         "set in the padding": {"msb": _with_byte(good.msb, 1, 0x18)},
         "stored digit is zero": {"msb": _with_byte(good.msb, 0, 0x60)},
-        "does not fit 8 bits": {"lsb": _with_byte(good.lsb, (0, 2), 0x07)},
     }
     for message, change in wrong.items():
         with pytest.raises(QuantizationError, match=message):

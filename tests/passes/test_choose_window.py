@@ -140,26 +140,51 @@ def integer_dense(
     return builder.finalize()
 
 
-@pytest.mark.parametrize("limit", [120, 127])
-def test_saturation_only_if_it_is_allowed(limit: int) -> None:
-    mod = integer_dense(lambda x: op.minimum(x, relax.const(limit, "int8")), dialect.encode)
-    reasons = assert_unchanged(ChooseWindow, mod, default="signed")
-    assert reasons == [f"values up to {limit} would saturate in the signed window"]
-    _, report = apply(ChooseWindow, mod, default="signed", allow_saturation=True)
-    assert report.rewritten["ChooseWindow"] == 1
+def test_every_value_fits_both_windows() -> None:
+    for encoder, dtype in ((dialect.encode, "int8"), (dialect.quantize_encode, "float32")):
+        mod = integer_dense(lambda x: x, encoder, dtype=dtype)
+        _, report = apply(ChooseWindow, mod, default="signed")
+        assert (report.rewritten["ChooseWindow"], report.skipped) == (1, [])
 
 
-def test_a_quantizer_with_a_large_limit_saturates_too() -> None:
-    encoder = functools.partial(dialect.quantize_encode, qmax=120)
-    mod = integer_dense(lambda x: x, encoder, dtype="float32")
-    reasons = assert_unchanged(ChooseWindow, mod, default="signed")
-    assert reasons == ["values up to 120 would saturate in the signed window"]
+def zero_point_dense(window: str, zero_point: int, offset: np.ndarray) -> tvm.IRModule:
+    """Multiply a uint8 parameter, less a constant zero point."""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((4, 8), "uint8"))
+    split = {"k": 4, "window": window, "zero_point": zero_point}
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            enc = builder.emit(dialect.encode(x, label="up", **split))
+            attrs = {"act_signed": 0, "in_features": 8, "weight_bits": 8, **split}
+            dense = dialect.split_dense(enc, relax.const(W), relax.const(offset), **attrs)
+            found = builder.emit_output(dense)
+        builder.emit_func_output(found)
+    return builder.finalize()
 
 
-def test_values_that_provably_fit() -> None:
-    mod = integer_dense(lambda x: op.minimum(x, relax.const(119, "int8")), dialect.encode)
-    _, report = apply(ChooseWindow, mod, default="signed")
-    assert (report.rewritten["ChooseWindow"], report.skipped) == (1, [])
+# Of the signed window 248 is the largest centre, so 255 lacks 7 times the weights' sums.
+@pytest.mark.parametrize(("zero_point", "signed"), [(100, -8), (0, 0), (255, -15)])
+def test_the_correction_of_the_zero_point_follows(zero_point: int, signed: int) -> None:
+    sums = W.sum(axis=1, dtype=np.int32)
+    unsigned = zero_point_dense("unsigned", zero_point, CHANNEL - zero_point * sums)
+    centred = zero_point_dense("signed", zero_point, CHANNEL + signed * sums)
+    assert_changed(ChooseWindow, unsigned, centred, default="signed")
+    assert_changed(ChooseWindow, centred, unsigned, windows={"up": "unsigned"}, default="signed")
+    q = np.random.default_rng(zero_point).integers(0, 256, (4, 8)).astype(np.uint8)
+    exact = (q.astype(np.int64) - zero_point) @ W.T.astype(np.int64) + CHANNEL
+    for mod in (unsigned, centred):
+        assert_equal_bits(Runnable(mod)(q), exact.astype(np.int32))
+
+
+def test_zero_points_of_run_time_keep_their_window() -> None:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((4, 8), "uint8"))
+    zero = relax.Var("zero", relax.TensorType((), "uint8"))
+    with builder.function("main", [x, zero]):
+        enc = builder.emit(dialect.encode(x, zero, window="signed", label="up"))
+        builder.emit_func_output(relax.TupleGetItem(enc, 1))
+    reasons = assert_unchanged(ChooseWindow, builder.finalize(), default="unsigned")
+    assert reasons == ["its zero point comes at run time, and the window is part of its correction"]
 
 
 def test_planes_that_are_returned_keep_their_window() -> None:

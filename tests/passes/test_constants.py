@@ -25,6 +25,10 @@ def u8(value: int) -> relax.Expr:
     return relax.const(value, "uint8")
 
 
+def const(value: float) -> relax.Expr:
+    return relax.const(value, "float32")
+
+
 EXPRESSIONS: dict[str, Callable[[Any, Any], Any]] = {
     "transpose": lambda b, i: op.permute_dims(i),
     "permute": lambda b, i: op.permute_dims(op.reshape(i, (2, 3, 4)), [2, 0, 1]),
@@ -48,6 +52,13 @@ EXPRESSIONS: dict[str, Callable[[Any, Any], Any]] = {
     "add that wraps": lambda b, i: op.add(i, i8(100)),
     "subtract that wraps": lambda b, i: op.subtract(b, u8(200)),
     "multiply": lambda b, i: op.multiply(op.astype(i, "float16"), relax.const(0.1, "float16")),
+    "dequantized": lambda b, i: op.dequantize(i, const(0.3), i8(-7)),
+    "dequantized by column": lambda b, i: op.dequantize(
+        b, relax.const(np.arange(1, 7, dtype=np.float32) / 7), relax.const(BYTES[0]), axis=-1
+    ),
+    "dequantized by row": lambda b, i: op.dequantize(
+        i, relax.const(np.arange(1, 5, dtype=np.float32) / 3), i8(3), axis=0
+    ),
     "broadcast": lambda b, i: op.add(i, relax.const(np.arange(6, dtype=np.int8))),
     "unpacked int4": lambda b, i: op.subtract(
         op.astype(op.stack([op.bitwise_and(b, u8(15)), op.right_shift(b, u8(4))], 2), "int8"), i8(8)

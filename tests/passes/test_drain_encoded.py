@@ -56,7 +56,7 @@ class Before:
             scaled = R.divide(y, R.const(0.25, "float32"))
             shifted = R.add(R.round(scaled), R.const(3, "float32"))
             q = R.astype(R.clip(shifted, -127, 127), "int8")
-            mid = R.sparqle.encode(q, k=4, window="signed", label="down")
+            mid = R.sparqle.encode(q, k=4, window="signed", zero_point=3, label="down")
             R.output(mid)
         return mid
 
@@ -84,12 +84,11 @@ class Expected:
     def chained(a: R.Tensor((2, "n", 8), "int8")):
         with R.dataflow():
             enc = R.sparqle.encode(a, k=4, window="signed", label="up")
-            # The signed window saturates at 119, and so does the drain.
             mid = R.sparqle.split_dense_encoded(
                 enc, R.const(0.5, "float32"), R.const(UP), R.const(UP_SCALE), R.const(OFFSET),
                 R.const(0.25, "float32"),
                 k=4, window="signed", in_features=8, group_size=0, weight_bits=8, label="up",
-                out_window="signed", out_low=-127, out_high=119, out_zero=3, out_label="down",
+                out_window="signed", out_low=-127, out_high=127, out_zero=3, out_label="down",
             )  # fmt: skip
             R.output(mid)
         return mid
@@ -134,9 +133,11 @@ def scalar(value: float) -> relax.Expr:
     return relax.const(value, "float32")
 
 
-def by_hand(y: Any, scale: Any = 0.25, low: float = -127, high: float = 127) -> relax.Expr:
+def by_hand(
+    y: Any, scale: Any = 0.25, low: float = -127, high: float = 127, dtype: str = "int8"
+) -> relax.Expr:
     divided = op.divide(y, scalar(scale) if isinstance(scale, float) else scale)
-    return op.astype(op.clip(op.round(divided), low, high), "int8")
+    return op.astype(op.clip(op.round(divided), low, high), dtype)
 
 
 def per_token(y: Any) -> relax.Expr:
@@ -147,6 +148,34 @@ def test_relu_has_two_names() -> None:
     for between in (op.nn.relu, lambda y: op.maximum(y, scalar(0))):
         after, _ = apply(DrainEncoded, layer(between=between))
         assert "out_low=0" in after.script()
+
+
+@pytest.mark.parametrize("zero", [0, 3, 117, 250, 255])
+@pytest.mark.parametrize("window", ["signed", "unsigned"])
+def test_uint8_around_any_zero_point(zero: int, window: str) -> None:
+    def quantize(y: Any) -> relax.Expr:
+        return op.quantize(y, scalar(0.25), relax.const(zero, "uint8"), out_dtype="uint8")
+
+    encode = {"zero_point": zero, "window": window}
+    for between, low in ((op.nn.relu, zero), (op.abs, None)):
+        before = layer(between=between, quantize=quantize, encode=encode)
+        if low is None:
+            assert_unchanged(DrainEncoded, before)
+            continue
+        after, _ = apply(DrainEncoded, before)
+        text = after.script()
+        assert f"out_low={low}" in text and "out_high=255" in text and "out_signed=0" in text
+        a = np.random.default_rng(zero).integers(-128, 128, (5, 8)).astype(np.int8)
+        found, expected = (Runnable(m)(a) for m in (after, before))
+        used = int(expected[3][-1])
+        found[2], expected[2] = found[2][:used], expected[2][:used]
+        assert_equal_bits(found, expected)
+
+
+def test_uint8_by_hand_is_clipped_to_its_type() -> None:
+    changes = {"quantize": lambda y: by_hand(y, low=0, high=255, dtype="uint8")}
+    after, _ = apply(DrainEncoded, layer(between=op.nn.relu, **changes))
+    assert "out_high=255" in after.script()
 
 
 @pytest.mark.parametrize(
@@ -163,10 +192,13 @@ def test_relu_has_two_names() -> None:
         ({"quantize": lambda y: by_hand(y, low=-9, high=-3)}, "hold no values"),
         ({"quantize": lambda y: op.astype(y, "int8")}, "in one of the known forms"),
         ({"quantize": lambda y: op.astype(op.clip(y, 0, 9), "int8")}, "one of the known forms"),
-        ({"between": op.sigmoid}, "not the scaled result of a split dense op"),
         ({"between": lambda y: op.maximum(y, scalar(1))}, "not the scaled result"),
         ({"encode": {"group_size": 3}}, "need group sums, which a drain does not make"),
         ({"encode": {"k": 2}}, "digits of 2 bits, the dense op has 4"),
+        (
+            {"encode": {"window": "signed", "zero_point": 5}},
+            "its zero point is 0, its digits are centred on 5",
+        ),
         ({"result": lambda y, q, enc: relax.Tuple([y, enc])}, "has another reader"),
         ({"result": lambda y, q, enc: relax.Tuple([q, enc])}, "has another reader"),
     ],
@@ -174,6 +206,10 @@ def test_relu_has_two_names() -> None:
 def test_what_is_left_alone_and_why(changes: dict[str, Any], reason: str) -> None:
     found = assert_unchanged(DrainEncoded, layer(**changes))
     assert reason in found[-1]
+
+
+def test_what_is_no_result_of_a_dense_is_not_looked_at() -> None:
+    assert assert_unchanged(DrainEncoded, layer(between=op.sigmoid)) == []
 
 
 @functools.cache
@@ -184,7 +220,7 @@ def plain_and_drained() -> tuple[Runnable, Runnable]:
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 9), st.integers(0, 2**32 - 1))
 def test_same_numbers_as_before_the_pass(rows: int, seed: int) -> None:
-    a = np.random.default_rng(seed).integers(-128, 120, (rows, 8)).astype(np.int8)
+    a = np.random.default_rng(seed).integers(-128, 128, (rows, 8)).astype(np.int8)
     plain, drained = plain_and_drained()
     assert_equal_bits(drained(a), plain(a))
     found, expected = (f(np.stack([a, a]), function="chained") for f in (drained, plain))
@@ -208,6 +244,50 @@ class Mlp:
             w = R.matmul(p, R.dequantize(R.const(DOWN.T), R.const(0.25, "float32"), R.const(0, "int8")))  # noqa: E501  # fmt: skip
             R.output(w)
         return w
+
+
+def with_bias(kind: str) -> tvm.IRModule:
+    """Two quantized layers, with a bias as onnxruntime writes it, or as a float of that."""
+    builder, step = relax.BlockBuilder(), np.float32(0.02)
+    s, z, ws = scalar(0.02), relax.const(0, "int8"), scalar(0.02)
+    bias = np.array([31, -700, 0], np.int32)
+    q = relax.Var("q", relax.TensorType((5, 8), "int8"))
+    with builder.function("main", [q]):
+        with builder.dataflow():
+
+            def dequantize(x: Any, scale: Any = s) -> Any:
+                return builder.emit(op.dequantize(x, scale, z))
+
+            h = builder.emit(op.matmul(dequantize(q), dequantize(relax.const(UP.T), ws)))
+            if kind == "quantized":
+                of_sum, none = relax.const(step * step), relax.const(0, "int32")
+                h = builder.emit(op.add(h, op.dequantize(relax.const(bias), of_sum, none, axis=0)))
+            elif kind == "float":
+                h = builder.emit(op.add(relax.const(bias * (step * step)), h))
+            elif kind == "any":
+                h = builder.emit(op.add(h, relax.const(bias * step * step * np.float32(0.7))))
+            p = builder.emit(op.quantize(builder.emit(op.nn.relu(h)), scalar(0.05), z))
+            down = dequantize(relax.const(DOWN.T), ws)
+            y = builder.emit_output(op.matmul(dequantize(p, scalar(0.05)), down))
+        builder.emit_func_output(y)
+    return builder.finalize()
+
+
+@pytest.mark.parametrize(("kind", "drained"), [("quantized", 1), ("float", 1), ("any", 0)])
+def test_a_bias_in_steps_of_the_sum_does_not_block_the_drain(kind: str, drained: int) -> None:
+    split, mod = tvm.transform.Sequential(split_passes()), with_bias(kind)
+    after, report = apply(DrainEncoded, split(mod))
+    assert report.rewritten["DrainEncoded"] == drained
+    assert bool(report.skipped) != bool(drained)
+    q = np.random.default_rng(0).integers(-128, 128, (5, 8)).astype(np.int8)
+    found = Runnable(after)(q)
+    if drained:
+        total = q.astype(np.int64) @ UP.T + np.array([31, -700, 0])
+        hidden = total.astype(np.float32) * np.float32(0.02) * np.float32(0.02)
+        p = np.clip(np.rint(np.maximum(hidden, 0) / np.float32(0.05)), -128, 127)
+        expected = (p.astype(np.int64) @ DOWN.T).astype(np.float32)
+        assert_equal_bits(found, expected * np.float32(0.05) * np.float32(0.02))
+    np.testing.assert_allclose(found, Runnable(mod)(q), atol=0.011)
 
 
 def test_the_pipeline_drains_what_a_frontend_gives() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pass_helpers import apply, assert_changed, assert_equal_bits, assert_unchanged
+from pass_helpers import Runnable, apply, assert_changed, assert_equal_bits, assert_unchanged
 from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R
@@ -140,6 +140,86 @@ def test_calls_that_are_no_constants() -> None:
     mod = builder.finalize()
     assert assert_unchanged(FoldConstants, mod) == []
     assert assert_unchanged(FoldConstants, relax.transform.LegalizeOps()(mod)) == []
+
+
+def cast_weight() -> tvm.IRModule:
+    """``x @ (int32(w) - int32(1))``: LegalizeOps leaves a constant behind a variable."""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((4, 3), "int32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            wide = builder.emit(relax.op.astype(relax.const(A.astype(np.int8)), "int32"))
+            one = builder.emit(relax.op.astype(relax.const(np.int8(1)), "int32"))
+            centred = builder.emit(relax.op.subtract(wide, one))
+            y = builder.emit_output(relax.op.matmul(x, centred))
+        builder.emit_func_output(y)
+    return builder.finalize()
+
+
+def test_constants_that_were_cast() -> None:
+    mod = cast_weight()
+    after, report = apply(FoldConstants, relax.transform.LegalizeOps()(mod))
+    assert report.rewritten["FoldConstants"] == 2
+    (product,) = after["main"].body.blocks[0].bindings
+    assert_equal_bits(product.value.args[1].fields[1].value.numpy(), A.astype(np.int32) - 1)
+    x = np.arange(12, dtype=np.int32).reshape(4, 3)
+    assert_equal_bits(Runnable(mod)(x), x @ (A.astype(np.int32) - 1))
+
+
+def test_constants_in_a_branch() -> None:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((4, 3), "float32"))
+    chosen = relax.Var("chosen", relax.TensorType((), "bool"))
+    moved = relax.op.permute_dims(relax.const(A))
+    with builder.function("main", [x, chosen]):
+        found = builder.emit(relax.If(chosen, relax.op.add(x, moved), relax.op.multiply(x, moved)))
+        builder.emit_func_output(found)
+    mod = relax.transform.LegalizeOps()(builder.finalize())
+    after, report = apply(FoldConstants, mod)
+    assert report.rewritten["FoldConstants"] == 2
+    ones = np.ones((4, 3), np.float32)
+    for branch in (True, False):
+        found = Runnable(after)(ones, np.array(branch))
+        assert_equal_bits(found, ones + A.T if branch else A.T.copy())
+
+
+@I.ir_module
+class ForAnotherDevice:
+    """``transpose`` as a kernel of a GPU has it, of a constant."""
+
+    @T.prim_func(private=True, s_tir=True)
+    def transpose(a: T.Buffer((3, 4), "float32"), b: T.Buffer((4, 3), "float32")):
+        for i in T.thread_binding(4, thread="blockIdx.x"):
+            for j in T.thread_binding(3, thread="threadIdx.x"):
+                with T.sblock("b"):
+                    vi, vj = T.axis.remap("SS", [i, j])
+                    b[vi, vj] = a[vj, vi]
+
+    @T.prim_func(private=True, s_tir=True)
+    def double(a: T.Buffer((4, 3), "float32"), b: T.Buffer((4, 3), "float32")):
+        for i, j in T.grid(4, 3):
+            with T.sblock("b"):
+                vi, vj = T.axis.remap("SS", [i, j])
+                b[vi, vj] = a[vi, vj] * T.float32(2)
+
+    @R.function
+    def main():
+        cls = ForAnotherDevice
+        with R.dataflow():
+            a = R.call_tir(cls.transpose, (R.const(A),), out_ty=R.Tensor((4, 3), "float32"))
+            b = R.call_tir(cls.double, (a,), out_ty=R.Tensor((4, 3), "float32"))
+            c = R.call_tir(cls.double, (R.const(B.T),), out_ty=R.Tensor((4, 3), "float32"))
+            y = R.add(b, c)
+            R.output(y)
+        return y
+
+
+def test_what_cannot_be_evaluated_stays() -> None:
+    after, report = apply(FoldConstants, ForAnotherDevice)
+    assert report.rewritten["FoldConstants"] == 1
+    first, second, total = after["main"].body.blocks[0].bindings
+    assert [str(b.value.op.name) for b in (first, second)] == ["relax.call_tir"] * 2
+    assert_equal_bits(total.value.args[1].value.numpy(), 2 * B.T)
 
 
 @settings(max_examples=4, deadline=None)

@@ -207,6 +207,30 @@ def test_what_is_no_scale(step: Any) -> None:
     assert assert_unchanged(FoldScales, after_dense(step)) == []
 
 
+@pytest.mark.parametrize(
+    ("bias", "steps"),
+    [
+        (np.float32(0.1) * np.float32([0.1, -70, 900]) * 3.3, None),  # no whole number
+        (np.float32(0.1) * SCALE * np.float32([12345, -70, 0]), [12345, -70, 0]),
+        (np.float32([[0.03]]), [3, 1.5, 1]),  # for all columns, whole in some
+        (np.float32([[0.06]]), [6, 3, 2]),
+        (np.float32([1e9, 0, 0]), None),  # leaves int32
+        (np.float32([np.inf, 0, 0]), None),
+    ],
+)
+def test_a_float_bias_folds_where_it_is_a_whole_number_of_steps(bias: Any, steps: Any) -> None:
+    mod = after_dense(const(0.1), relax.const(SCALE), lambda y: op.add(relax.const(bias), y))
+    after, report = apply(FoldScales, mod)
+    whole = steps is not None and all(float(n).is_integer() for n in steps)
+    assert report.rewritten["FoldScales"] == (3 if whole else 2)
+    (dense,) = (b.value for b in after["main"].body.blocks[0].bindings if dialect.Dense.of(b.value))
+    offset = dialect.Dense.of(dense).offset.value.numpy()
+    assert_equal_bits(offset, BIAS + np.int32(steps) if whole else BIAS)
+    x = np.random.default_rng(0).standard_normal((5, 8), dtype=np.float32)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(Runnable(after)(x)[0], Runnable(mod)(x)[0], rtol=1e-5)
+
+
 def test_a_gate_of_one_token_is_no_weight_scale() -> None:
     builder = relax.BlockBuilder()
     x = relax.Var("x", relax.TensorType((1, 8), "float32"))

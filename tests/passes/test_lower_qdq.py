@@ -23,7 +23,6 @@ W = np.arange(-12, 12, dtype=np.int8).reshape(8, 3)
 W_SCALE = np.array([0.1, 0.2, 0.3], np.float32)
 W_ZERO = np.array([1, -2, 3], np.int8)
 SHIFTED = W - W_ZERO
-CORRECTION = -5 * SHIFTED.sum(axis=0, dtype=np.int32)
 
 
 @I.ir_module
@@ -54,9 +53,11 @@ class Expected:
     def channels(x: R.Tensor(("n", 8), "float32")):
         with R.dataflow():
             q = R.quantize(x, R.const(0.5, "float32"), R.const(5, "int8"), axis=-1)
-            acc = R.matmul(q, R.const(SHIFTED), out_dtype="int32")
-            total = R.add(acc, R.const(CORRECTION))
-            scaled = R.multiply(R.astype(total, "float32"), R.const(0.5, "float32"))
+            wide = R.astype(q, "int32")
+            weight = R.astype(R.const(SHIFTED), "int32")
+            centred = R.subtract(wide, R.const(5, "int32"))
+            acc = R.matmul(centred, weight, out_dtype="int32")
+            scaled = R.multiply(R.astype(acc, "float32"), R.const(0.5, "float32"))
             y = R.multiply(scaled, R.const(W_SCALE))
             R.output(y)
         return y
@@ -88,13 +89,14 @@ def product(**changes: Any) -> tvm.IRModule:
         "w_zero": W_ZERO,
         "axis": 1,
         "wide": "float32",
+        "zero": "int8",
         "moved": lambda x, w: (x, w),
         **changes,
     }
     builder = relax.BlockBuilder()
     q = relax.Var("q", relax.TensorType(*form["q"]))
     scale = relax.Var("scale", relax.TensorType((), "float32"))
-    zero = relax.Var("zero", relax.TensorType((), "int8"))
+    zero = relax.Var("zero", relax.TensorType((), form["zero"]))
     w = relax.Var("w", relax.TensorType(W.shape, "int8"))
 
     def value(name: str, otherwise: relax.Var) -> relax.Expr:
@@ -113,7 +115,20 @@ def product(**changes: Any) -> tvm.IRModule:
 
 
 def test_the_form_by_hand_is_lowered() -> None:
-    for mod in (product(), product(q_zero=np.int8(3)), product(w=None, w_zero=np.int8(0))):
+    parameter = {"w": None, "w_zero": np.int8(0)}
+    for mod in (
+        product(),
+        product(q_zero=np.int8(3)),
+        product(q_zero=None),
+        product(**parameter),
+        product(**parameter, q_zero=np.int8(3)),
+        product(q=((4, 8), "uint8"), q_zero=np.uint8(128)),
+        product(q=((4, 8), "uint8"), q_zero=None, zero="uint8"),
+        product(q=((4, 8), "int16"), q_zero=np.int16(0)),
+        product(w=(W.view(np.uint8) ^ 128), w_zero=np.full(3, 128, np.uint8)),
+        product(q_scale=None),
+        product(w_scale=None, w_zero=np.int8(0)),
+    ):
         _, report = apply(LowerQDQ, mod)
         assert report.rewritten["LowerQDQ"] == 1
 
@@ -121,12 +136,16 @@ def test_the_form_by_hand_is_lowered() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"q": ((4, 8), "uint8"), "q_zero": np.uint8(0)}, "quantized as uint8 x int8"),
-        ({"w": W.view(np.uint8), "w_zero": W_ZERO.view(np.uint8)}, "as int8 x uint8"),
-        ({"q_scale": None}, "a scale is not constant"),
-        ({"w_scale": None, "w_zero": np.int8(0)}, "a scale is not constant"),
-        ({"q_zero": None}, "a zero point is not constant"),
-        ({"w_zero": None, "w_scale": np.float32(1)}, "a zero point is not constant"),
+        ({"w": W.astype(np.int16), "w_zero": W_ZERO.astype(np.int16)}, "as int8 x int16"),
+        (
+            {"q": ((4, 999), "int16"), "q_zero": np.int16(0), "w": np.full((999, 3), 99, "int8")},
+            "sums over K = 999 can leave int32 with int16",
+        ),
+        ({"w": W.view(np.uint8), "w_zero": W_ZERO.view(np.uint8)}, "leaves int8 without it"),
+        (
+            {"w_zero": None, "w_scale": np.float32(1)},
+            "the zero point of the weight is not constant",
+        ),
         ({"q_scale": np.ones(8, np.float32), "q_zero": np.zeros(8, np.int8)}, "per column of K"),
         (
             {"w_scale": np.ones(8, np.float32), "w_zero": np.zeros(8, np.int8), "axis": 0},
@@ -135,13 +154,9 @@ def test_the_form_by_hand_is_lowered() -> None:
         ({"w": None}, "the weight has a zero point and is not constant"),
         ({"w": np.full((8, 3), -127, np.int8)}, "or leaves int8 without it"),
         (
-            {"w": None, "w_zero": np.zeros(3, np.int8), "q_zero": np.int8(3)},
-            "the activation has a zero point and the weight is not constant",
-        ),
-        ({"wide": "float16"}, "dequantized to float16 x float16"),
-        (
-            {"q": ((8, 4), "int8"), "moved": lambda x, w: (op.permute_dims(x), w)},
-            "the activation is transposed after it is dequantized",
+            {"w_scale": np.float32(1), "w_zero": np.int8(0), "w": W.reshape(24, 1)}
+            | {"moved": lambda x, w: (x, op.reshape(w, (8, 3)))},
+            "the weight is moved otherwise than transposed",
         ),
         ({"w": W.reshape(1, 8, 3), "axis": 2}, "the weight is not a matrix of known shape"),
     ],
@@ -152,26 +167,129 @@ def test_what_is_left_alone_and_why(changes: dict[str, Any], reason: str) -> Non
 
 
 def test_other_products_are_not_looked_at() -> None:
-    """A float operand; a permutation that is no transposition."""
+    """A float operand; integers that are wide already."""
     plain = product(moved=lambda x, w: (x, relax.const(np.ones((8, 3), np.float32))))
     assert assert_unchanged(LowerQDQ, plain) == []
-    batch = {"w": W.reshape(1, 8, 3), "axis": 2}
-    moved = product(**batch, moved=lambda x, w: (x, op.permute_dims(w, [0, 1, 2])))
-    assert assert_unchanged(LowerQDQ, moved) == []
+    wide = product(q=((4, 8), "int32"), q_zero=np.int32(0))
+    assert assert_unchanged(LowerQDQ, wide) == []
+
+
+def const(value: Any, dtype: str = "float32") -> relax.Expr:
+    return relax.const(np.asarray(value, dtype))
+
+
+def spelled(q: Any, scale: Any, zero: Any = None, *, wide: bool = False) -> relax.Expr:
+    """``(float(q) - zero) * scale``, the difference in floats or in int32."""
+    first = op.astype(q, "int32" if wide else "float32")
+    if zero is not None:
+        first = op.subtract(first, op.astype(zero, "int32") if wide else zero)
+    return op.multiply(op.astype(first, "float32") if wide else first, scale)
+
+
+S, OF_W, Z = const(0.05), const(W_SCALE), const(0, "int8")
+W8 = relax.const(W)
+# Functions of q (2, 4, 8), a scale and a zero point of run time, one scale per row, weights: float
+# operands of a product.
+FORMS: dict[str, Any] = {
+    "reshaped": lambda q, s, z, r, w: (
+        op.reshape(op.dequantize(q, S, const(3, "int8")), (8, 8)),
+        op.dequantize(W8, OF_W, const([1, -2, 3], "int8"), axis=1),
+    ),
+    "moved": lambda q, s, z, r, w: (
+        op.permute_dims(op.dequantize(q, S, Z), [1, 0, 2]),
+        op.permute_dims(op.dequantize(relax.const(W.T.copy()), OF_W, const([0, 1, 2], "int8"), 0)),
+    ),
+    "times numbers": lambda q, s, z, r, w: (
+        op.divide(op.multiply(const(0.5), op.dequantize(q, S, Z)), const(0.3)),
+        op.multiply(op.dequantize(W8, OF_W, const([0, 0, 0], "int8"), 1), const(3)),
+    ),
+    "spelled out": lambda q, s, z, r, w: (spelled(q, S), spelled(W8, OF_W)),
+    "less zero points": lambda q, s, z, r, w: (
+        spelled(q, S, const(3)),
+        spelled(W8, const([W_SCALE]), const([[1, -2, 3]])),
+    ),
+    "integer differences": lambda q, s, z, r, w: (
+        spelled(q, s, z, wide=True),
+        spelled(W8, OF_W, const([1, -2, 3], "int32"), wide=True),
+    ),
+    "of run time": lambda q, s, z, r, w: (op.dequantize(q, s, z), op.dequantize(w, s, Z)),
+    "scales of rows": lambda q, s, z, r, w: (spelled(q, r), spelled(w, OF_W)),
+    "rows of weights that are outputs": lambda q, s, z, r, w: (
+        spelled(q, op.multiply(r, const(1))),
+        op.permute_dims(spelled(relax.const(W.T.copy()), const(W_SCALE[:, None]))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_that_others_write(name: str) -> None:
+    builder = relax.BlockBuilder()
+    types = [
+        ((2, 4, 8), "int8"),
+        ((), "float32"),
+        ((), "int8"),
+        ((2, 4, 1), "float32"),
+        (W.shape, "int8"),
+    ]
+    given = [relax.Var(f"p{i}", relax.TensorType(*ty)) for i, ty in enumerate(types)]
+    with builder.function("main", given):
+        with builder.dataflow():
+            x, w = (builder.emit(each) for each in FORMS[name](*given))
+            y = builder.emit_output(op.matmul(x, w))
+        builder.emit_func_output(y)
+    mod = builder.finalize()
+    after, report = apply(LowerQDQ, mod)
+    assert report.rewritten["LowerQDQ"] == 1
+    split = tvm.transform.Sequential(split_passes())(after)
+    assert "R.matmul" not in split.script()
+    rng = np.random.default_rng(0)
+    values = [
+        rng.integers(-128, 128, (2, 4, 8)).astype(np.int8),
+        np.float32(0.07),
+        np.int8(-9),
+        rng.uniform(0.01, 0.1, (2, 4, 1)).astype(np.float32),
+        W,
+    ]
+    arrays = [np.asarray(value) for value in values]
+    expected, found = Runnable(mod)(*arrays), Runnable(split)(*arrays)
+    assert_equal_bits(found, Runnable(after)(*arrays))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_products_of_float16() -> None:
+    builder = relax.BlockBuilder()
+    q = relax.Var("q", relax.TensorType((5, 8), "int8"))
+    with builder.function("main", [q]):
+        with builder.dataflow():
+            x = op.dequantize(q, const(0.05, "float16"), Z, out_dtype="float16")
+            w = op.dequantize(W8, const(0.1, "float16"), Z, out_dtype="float16")
+            y = builder.emit_output(op.matmul(builder.emit(x), builder.emit(w)))
+        builder.emit_func_output(y)
+    after, report = apply(LowerQDQ, builder.finalize())
+    assert report.rewritten["LowerQDQ"] == 1
+    integers = np.random.default_rng(0).integers(-128, 128, (5, 8)).astype(np.int8)
+    wide = np.float32(np.float16(0.05)), np.float32(np.float16(0.1))
+    exact = (integers.astype(np.int64) @ W).astype(np.float32) * wide[0] * wide[1]
+    assert_equal_bits(Runnable(after)(integers), exact.astype(np.float16))
 
 
 @settings(max_examples=2, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 9), st.booleans(), st.integers(0, 2**32 - 1))
-def test_numbers_of_the_whole_pipeline(k: int, n: int, transposed: bool, seed: int) -> None:
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_numbers_of_the_whole_pipeline(
+    dtype: str, k: int, n: int, transposed: bool, seed: int
+) -> None:
     """Bit by bit the documented formula; close to the float product it stands for."""
     rng = np.random.default_rng(seed)
     w = rng.integers(-64, 64, (n, k)).astype(np.int8)
     w_zero = rng.integers(-64, 64, n).astype(np.int8)
     w_scale = rng.uniform(0.01, 1, n).astype(np.float32)
-    scale, zero = np.float32(rng.uniform(0.01, 1)), np.int8(rng.integers(-128, 128))
+    info = np.iinfo(dtype)
+    zero = np.array(rng.integers(info.min, info.max + 1), dtype)[()]
+    scale = np.float32(rng.uniform(0.01, 1))
     arranged = w if transposed else np.ascontiguousarray(w.T)
     mod = product(
-        q=((tvm.tirx.Var("rows", "int64"), k), "int8"),
+        q=((tvm.tirx.Var("rows", "int64"), k), dtype),
         q_scale=scale,
         q_zero=zero,
         w=arranged,
@@ -188,9 +306,9 @@ def test_numbers_of_the_whole_pipeline(k: int, n: int, transposed: bool, seed: i
     plain, split = Runnable(mod), Runnable(mod, steps)
     unused = [np.float32(0), np.int8(0), W]
     for rows in (1, 4, 17):
-        q = rng.integers(-128, 128, (rows, k)).astype(np.int8)
+        q = rng.integers(info.min, info.max + 1, (rows, k)).astype(dtype)
         found = split(q, *map(np.asarray, unused))
-        exact = (q.astype(np.int64) - zero) @ (w.astype(np.int64) - w_zero[:, None]).T
+        exact = (q.astype(np.int64) - int(zero)) @ (w.astype(np.int64) - w_zero[:, None]).T
         assert_equal_bits(found, exact.astype(np.float32) * scale * w_scale)
         expected = plain(q, *map(np.asarray, unused))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3 * np.abs(expected).max())

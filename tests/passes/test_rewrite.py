@@ -95,21 +95,20 @@ def test_readers_of_expressions() -> None:
 def test_a_report_keeps_a_note_once_and_logs_it(caplog: pytest.LogCaptureFixture) -> None:
     report = PassReport()
     with caplog.at_level(logging.INFO, "sparqle_tvm.passes"):
-        report.skip("SplitPrecision", "matmul", "up", "K = 0")
-        report.skip("SplitPrecision", "matmul", "up", "K = 0")
-        report.skip("SplitPrecision", "matmul", "down", "K = 0")
-    assert [entry.label for entry in report.skipped] == ["up", "down"]
-    assert caplog.messages[0] == "SplitPrecision left matmul up alone: K = 0"
+        for function, label in (("prefill", "up"), ("prefill", "up"), ("decode", "up")):
+            report.skip(Skipped("SplitPrecision", function, "matmul", label, "K = 0"))
+    assert [entry.function for entry in report.skipped] == ["prefill", "decode"]
+    assert caplog.messages[0] == "SplitPrecision left matmul up of prefill alone: K = 0"
     report.rewrite("FoldScales", 2)
     assert json.loads(json.dumps(report.to_dict())) == {
         "rewritten": {"FoldScales": 2},
         "skipped": [
-            {"pass_name": "SplitPrecision", "op": "matmul", "label": label, "reason": "K = 0"}
-            for label in ("up", "down")
+            {"pass_name": "SplitPrecision", "function": function, "op": "matmul", "label": "up"}
+            | {"reason": "K = 0"}
+            for function in ("prefill", "decode")
         ],
         "tuned": [],
     }
-    assert report.skipped[0] == Skipped("SplitPrecision", "matmul", "up", "K = 0")
 
 
 @I.ir_module
@@ -218,5 +217,5 @@ def test_no_pass_stumbles_over_what_another_left_behind() -> None:
     after: Any = tvm.transform.Sequential(split_passes(report=report))(mod)
     assert_same(mod, original)
     assert report.rewritten[SplitGroupedDense.__name__] == 1
-    assert [entry.pass_name for entry in report.skipped] == ["FuseQuantize"]
+    assert report.skipped == []
     assert "R.matmul" not in after.script()

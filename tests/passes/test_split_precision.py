@@ -15,12 +15,12 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from sparqle_tvm import dialect
-from sparqle_tvm.api import pipeline
+from sparqle_tvm.api import compile, pipeline
 from sparqle_tvm.numerics.quantization import pack_int4
 from sparqle_tvm.passes import SplitPrecision
 
 WEIGHT = np.arange(-12, 3, dtype=np.int8).reshape(3, 5)
-ZEROS = np.zeros(3, np.int32)
+SUMS = WEIGHT.sum(axis=1, dtype=np.int32)
 
 
 @I.ir_module
@@ -48,10 +48,10 @@ class ConstantsExpected:
     @R.function
     def transposed(q: R.Tensor(("n", 5), "int8")):
         with R.dataflow():
-            enc = R.sparqle.encode(q, k=4, window="unsigned", label="acc")
+            enc = R.sparqle.encode(q, k=4, window="signed", label="acc")
             acc = R.sparqle.split_dense(
-                enc, R.const(WEIGHT), R.const(ZEROS),
-                k=4, window="unsigned", in_features=5, weight_bits=8, label="acc",
+                enc, R.const(WEIGHT), R.const(-8 * SUMS),
+                k=4, window="signed", in_features=5, weight_bits=8, label="acc",
             )  # fmt: skip
             R.output(acc)
         return acc
@@ -62,7 +62,7 @@ class ConstantsExpected:
             q = R.astype(R.clip(R.round(x), -119, 119), "int8")
             enc = R.sparqle.encode(q, k=4, window="signed", label="acc")
             acc = R.sparqle.split_dense(
-                enc, R.const(WEIGHT), R.const(-8 * WEIGHT.sum(axis=1, dtype=np.int32)),
+                enc, R.const(WEIGHT), R.const(-8 * SUMS),
                 k=4, window="signed", in_features=5, weight_bits=8, label="acc",
             )  # fmt: skip
             R.output(acc)
@@ -92,10 +92,12 @@ class ParametersExpected:
     @R.function
     def transposed(q: R.Tensor((5,), "int8"), w: R.Tensor((3, 5), "int8")):
         with R.dataflow():
-            enc = R.sparqle.encode(q, k=4, window="unsigned", label="acc")
+            enc = R.sparqle.encode(q, k=4, window="signed", label="acc")
+            sums = R.sum(R.astype(w, "int32"), axis=[1])
+            bias = R.multiply(sums, R.const(-8, "int32"))
             acc = R.sparqle.split_dense(
-                enc, w, R.const(ZEROS),
-                k=4, window="unsigned", in_features=5, weight_bits=8, label="acc",
+                enc, w, bias,
+                k=4, window="signed", in_features=5, weight_bits=8, label="acc",
             )  # fmt: skip
             R.output(acc)
         return acc
@@ -114,6 +116,187 @@ class ParametersExpected:
             )  # fmt: skip
             R.output(acc)
         return acc
+
+
+@I.ir_module
+class ZeroPoints:
+    """Constant, known at run time, and one for each row."""
+
+    @R.function
+    def constant(q: R.Tensor(("n", 5), "uint8")):
+        with R.dataflow():
+            a = R.subtract(R.astype(q, "int32"), R.const(128, "int32"))
+            b = R.astype(R.const(np.ascontiguousarray(WEIGHT.T)), "int32")
+            acc = R.matmul(a, b, out_dtype="int32")
+            R.output(acc)
+        return acc
+
+    @R.function
+    def one(q: R.Tensor(("n", 5), "uint8"), zero: R.Tensor((), "uint8")):
+        with R.dataflow():
+            a = R.subtract(R.astype(q, "int32"), R.astype(zero, "int32"))
+            b = R.astype(R.const(np.ascontiguousarray(WEIGHT.T)), "int32")
+            acc = R.matmul(a, b, out_dtype="int32")
+            R.output(acc)
+        return acc
+
+    @R.function
+    def row(q: R.Tensor((2, "n", 5), "int8"), zero: R.Tensor((2, "n", 1), "int8")):
+        with R.dataflow():
+            a = R.subtract(R.astype(q, "int16"), R.astype(zero, "int16"))
+            b = R.astype(R.const(np.ascontiguousarray(WEIGHT.T)), "int16")
+            acc = R.matmul(a, b, out_dtype="int32")
+            R.output(acc)
+        return acc
+
+
+@I.ir_module
+class ZeroPointsExpected:
+    @R.function
+    def constant(q: R.Tensor(("n", 5), "uint8")):
+        with R.dataflow():
+            enc = R.sparqle.encode(q, k=4, window="signed", zero_point=128, label="acc")
+            acc = R.sparqle.split_dense(
+                enc, R.const(WEIGHT), R.const(-8 * SUMS), k=4, window="signed", act_signed=0,
+                zero_point=128, in_features=5, weight_bits=8, label="acc",
+            )  # fmt: skip
+            R.output(acc)
+        return acc
+
+    @R.function
+    def one(q: R.Tensor(("n", 5), "uint8"), zero: R.Tensor((), "uint8")):
+        with R.dataflow():
+            enc = R.sparqle.encode(q, zero, k=4, window="signed", label="acc")
+            wide = R.astype(zero, "int32")
+            least = R.maximum(wide, R.const(8, "int32"))
+            centre = R.minimum(least, R.const(248, "int32"))
+            shift = R.subtract(centre, wide)
+            flat = R.reshape(shift, (1,))
+            same = R.astype(flat, "int32")
+            term = R.multiply(same, R.const(SUMS))
+            offset = R.add(R.const(-8 * SUMS), term)
+            acc = R.sparqle.split_dense(
+                enc, R.const(WEIGHT), offset, k=4, window="signed", act_signed=0,
+                in_features=5, weight_bits=8, label="acc",
+            )  # fmt: skip
+            R.output(acc)
+        return acc
+
+    @R.function
+    def row(q: R.Tensor((2, "n", 5), "int8"), zero: R.Tensor((2, "n", 1), "int8")):
+        with R.dataflow():
+            enc = R.sparqle.encode(q, zero, k=4, window="signed", label="acc")
+            wide = R.astype(zero, "int32")
+            least = R.maximum(wide, R.const(-120, "int32"))
+            centre = R.minimum(least, R.const(120, "int32"))
+            shift = R.subtract(centre, wide)
+            acc = R.sparqle.split_dense(
+                enc, R.const(WEIGHT), R.const(-8 * SUMS),
+                k=4, window="signed", in_features=5, weight_bits=8, label="acc",
+            )  # fmt: skip
+            correction = R.multiply(shift, R.const(SUMS))
+            total = R.add(acc, correction)
+            R.output(total)
+        return total
+
+
+def test_zero_points_become_part_of_the_encoding() -> None:
+    report = assert_changed(SplitPrecision, ZeroPoints, ZeroPointsExpected)
+    assert report.rewritten["SplitPrecision"] == 3
+    assert report.skipped == []
+
+
+ZERO_FORMS = ("none", "constant", "one", "row")
+
+
+def zero_point_module(
+    q_dtype: str, form: str, w: np.ndarray, zero: int, wide: str = "int32"
+) -> tvm.IRModule:
+    """(cast(q) - zero point) @ w with int32 results, as other frameworks write it."""
+    builder, op = relax.BlockBuilder(), relax.op
+    rows = tvm.tirx.Var("rows", "int64")
+    q = relax.Var("q", relax.TensorType((rows, w.shape[1]), q_dtype))
+    shape = (rows, 1) if form == "row" else ()
+    zeros = relax.Var("zero", relax.TensorType(shape, q_dtype))
+    run_time = form in ("one", "row")
+    with builder.function("main", [q, zeros] if run_time else [q]):
+        with builder.dataflow():
+            a = builder.emit(op.astype(q, wide))
+            if run_time:
+                a = builder.emit(op.subtract(a, builder.emit(op.astype(zeros, wide))))
+            elif form == "constant":
+                a = builder.emit(op.subtract(a, relax.const(zero, wide)))
+            b = builder.emit(op.permute_dims(builder.emit(op.astype(relax.const(w), wide))))
+            acc = builder.emit_output(op.matmul(a, b, "int32"))
+        builder.emit_func_output(acc)
+    return builder.finalize()
+
+
+@pytest.mark.parametrize("form", ZERO_FORMS)
+@pytest.mark.parametrize("q_dtype", ["int8", "uint8", "int16", "uint16"])
+@settings(max_examples=3, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 20), st.sampled_from([4, 8]), st.integers(0, 2**32 - 1))
+def test_zero_points_are_exact(
+    q_dtype: str, form: str, k: int, n: int, bits: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    half = 2 ** (bits - 1)
+    w = rng.integers(-half, half, (n, k)).astype(np.int8)
+    info = np.iinfo(q_dtype)
+    # The ends of the type are as likely as all the rest.
+    ends = [info.min, info.min + 1, info.max - 1, info.max]
+    zero = int(rng.choice([*ends, *rng.integers(info.min, info.max + 1, 4)]))
+    mod = zero_point_module(q_dtype, form, w, zero)
+    _, report = apply(SplitPrecision, mod)
+    assert report.rewritten["SplitPrecision"] == 1
+    run = Runnable(mod, SplitPrecision())
+    for rows in (1, 5):
+        q = rng.integers(info.min, info.max + 1, (rows, k)).astype(q_dtype)
+        q.flat[: len(ends)] = np.array(ends, q_dtype)[: q.size]
+        zeros: Any = {"none": 0, "constant": zero, "one": zero}.get(form)
+        if form == "row":
+            zeros = rng.choice([*ends, zero], (rows, 1))
+        args = [q] if form in ("none", "constant") else [q, np.array(zeros, q_dtype)]
+        exact = (q.astype(np.int64) - zeros) @ w.T.astype(np.int64)
+        assert_equal_bits(run(*args), exact.astype(np.int32))
+
+
+def test_plain_int8_stores_the_digits_of_the_signed_window_alone() -> None:
+    w = np.eye(256, dtype=np.int8)[:3]
+    q = np.arange(-128, 128, dtype=np.int8).reshape(1, 256)
+    executable = compile(zero_point_module("int8", "none", w, 0), collect_encodings=True)
+    np.testing.assert_array_equal(executable["main"](q).numpy(), q[:, :3].astype(np.int32))
+    (record,) = executable.encodings
+    stored = np.unpackbits(record.pbm, axis=1, bitorder="little")[0]
+    np.testing.assert_array_equal(stored, (q[0] < -8) | (q[0] > 7))
+    assert record.window == "signed"
+
+
+@pytest.mark.parametrize(
+    ("zero", "reason"),
+    [
+        (relax.const(np.arange(8), "int32"), "several constant zero points"),
+        (relax.const(256, "int32"), "the zero point 256 is no uint8"),
+        (relax.const(-1, "int32"), "the zero point -1 is no uint8"),
+        (relax.Var("z", relax.TensorType((), "int32")), "comes at run time and is no uint8"),
+        (relax.Var("z", relax.TensorType((), "int8")), "comes at run time and is no uint8"),
+        (relax.Var("z", relax.TensorType((8,), "uint8")), "neither one number nor one for each"),
+    ],
+)
+def test_zero_points_that_are_none(zero: Any, reason: str) -> None:
+    builder, op = relax.BlockBuilder(), relax.op
+    q = relax.Var("q", relax.TensorType((4, 8), "uint8"))
+    with builder.function("main", [q, zero] if isinstance(zero, relax.Var) else [q]):
+        with builder.dataflow():
+            wide = builder.emit(op.astype(q, "int32"))
+            if str(zero.ty.dtype) != "int32":
+                zero = builder.emit(op.astype(zero, "int32"))
+            a = builder.emit(op.subtract(wide, zero))
+            weight = relax.const(np.ones((8, 3), np.int32))
+            found = builder.emit_output(op.matmul(a, weight, "int32"))
+        builder.emit_func_output(found)
+    (found,) = assert_unchanged(SplitPrecision, builder.finalize())
+    assert reason in found
 
 
 @pytest.mark.parametrize(
@@ -147,7 +330,6 @@ Q, W = ((4, 8), "int8"), ((8, 3), "int8")
 @pytest.mark.parametrize(
     ("mod", "reason"),
     [
-        (matmul(((4, 8), "uint8"), W), "activations are uint8"),
         (matmul(((4, 8), "int32"), ((8, 3), "int32")), "activations are int32"),
         (matmul(Q, ((8, 3), "uint8")), "weights are uint8"),
         (matmul(Q, W, None), "accumulates in int8, int32 is needed"),

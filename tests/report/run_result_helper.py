@@ -50,6 +50,7 @@ def run_result(**change: object) -> RunResult:
             kind="attn_q attn_k" if "attn" in e.label else "ffn_up",
             consumers=tuple(shape.label for shape in e.consumers),
             window=e.window,
+            window_reason="centred on the zero point 0",
             msb_sparsity=e.nnz.msb_sparsity,
             macs=e.macs,
         )

@@ -60,7 +60,7 @@ def test_all_energy_carries_the_name_of_its_table():
     for card in report.cards:
         assert ("energy" in card.label) == (TABLE.name in card.note)
     captions = [p.caption for p in report.pictures if "energy" in p.caption.lower()]
-    assert len(captions) == 2
+    assert len(captions) == 3
     assert all(TABLE.name in caption for caption in captions)
     energy = next(t for t in report.tables if t.name == "energy")
     assert TABLE.name in energy.title

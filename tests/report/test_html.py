@@ -14,7 +14,7 @@ from report_helper import browse, full_report
 from sparqle_tvm.errors import MissingExtraError
 from sparqle_tvm.report import pictures
 from sparqle_tvm.report.document import Column, Document, Section, Table
-from sparqle_tvm.report.html import to_html, write_html
+from sparqle_tvm.report.html import to_html
 
 MAX_BYTES = 5_000_000
 # Stands before the page in a frame of the width wanted: a browser's window is never narrower than
@@ -41,7 +41,7 @@ def framed(page: str, width: int, height: int) -> str:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
-    write_html(full_report(), path)
+    path.write_text(to_html(full_report()), encoding="utf-8")
     return path
 
 

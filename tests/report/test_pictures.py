@@ -80,7 +80,7 @@ def test_round_ticks(low, high, ticks):
 def test_svg_has_variables_and_names_of_its_own():
     figure = draw_sparsity(small_run().prefill)
     text = to_svg(figure, "map", 'a "map" of <digits>')
-    assert text.startswith('<svg role="img" aria-label="a &quot;map&quot; of &lt;digits>"')
+    assert text.startswith('<svg role="img" aria-label="a &quot;map&quot; of &lt;digits&gt;"')
     assert "<metadata" not in text
     assert "<style" not in text
     assert 'id="map-' in text

@@ -6,14 +6,14 @@ import pytest
 from run_result_helper import EDGE, SHAPE, run_result
 
 from sparqle_tvm.errors import ResultFileError
-from sparqle_tvm.results.passes import LIMITS
 from sparqle_tvm.results.run import RunResult, by_kind, mean_sparsity
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.limits import LIMITS
 
 
 def test_json_keys():
     data = json.loads(json.dumps(run_result().to_json(), allow_nan=False))
-    assert data["version"] == 3
+    assert data["version"] == 4
     assert data["exact"] is True
     assert set(data["perplexity"]) == {"float", "int8", "sparqle"}
     assert data["msb_sparsity"]["mean"] == 0.7
@@ -30,7 +30,7 @@ def test_json_keys():
             for cost in schemes.values():
                 assert cost[part]["cycles"] > 0
                 assert cost[part]["dram_bytes"] > 0
-                assert sum(cost[part]["limits"][x] for x in LIMITS) == pytest.approx(1)
+                assert sum(cost[part]["limits"][x] for x in LIMITS) == cost[part]["cycles"]
                 joules = cost[part]["energy"]["joules"]
                 assert 0 < joules["low"] <= joules["mid"] <= joules["high"]
             dense, sparqle = (schemes[s][part] for s in ("dense", "sparqle"))
@@ -104,11 +104,15 @@ def damaged(change):
         (lambda d: d["decode"].update(phase="dinner"), r"'dinner' - at `\$\.decode\.phase`"),
         (lambda d: d["accelerator"].update(rows=-1), "rows = -1 must be positive"),
         (lambda d: d["accelerator"].update(wheels=4), r"\$\.accelerator\.wheels is unknown"),
-        (lambda d: d["transformer"].update(layers=0), "layers = 0 must be positive"),
+        (lambda d: d["transformer"].update(layers=0), r"\$\.transformer\.layers"),
         (lambda d: d["perplexity"].pop("sparqle"), "perplexity must be that of float, int8 and"),
         (
             lambda d: d["prefill"]["schemes"]["dense"]["whole_model"]["limits"].popitem(),
-            "limits must be those of compute, weights",
+            "limits must be those of array, waiting_rows",
+        ),
+        (
+            lambda d: d["decode"]["layers"][0]["costs"]["dense"]["limits"].update(array=10**9),
+            "limits must add up to the",
         ),
         (
             lambda d: d["decode"]["schemes"]["sparqle"]["dense_layers"].update(saved=None),

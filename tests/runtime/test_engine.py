@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 import sparqle_tvm
 from sparqle_tvm import dialect, numerics
 from sparqle_tvm.errors import InvalidArgumentError, ProgramError, QuantizationError
-from sparqle_tvm.models.quantized import GroupedWeight, emit_grouped_dense
+from sparqle_tvm.models.quantized import QMAX, GroupedWeight, emit_grouped_dense
 from sparqle_tvm.numerics.quantization import QuantizedWeights
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.runtime.launch import launch, recording
@@ -118,7 +118,7 @@ def test_functions_that_share_their_weights(
         assert [record.label for record in grouped.profile()] == labels
         # Both ops read one encoding; the bitmap that the programs worked on is its.
         (encoding,) = grouped.encodings
-        q, _ = numerics.quantize_per_token(x[0, :tokens])
+        q, _ = numerics.quantize_per_token(x[0, :tokens], qmax=QMAX)
         np.testing.assert_array_equal(encoding.pbm, numerics.encode(q).pbm)
     assert (host.programs, host.inspect_source(), len(host.profile())) == ([], "", 0)
 
@@ -186,7 +186,7 @@ def test_digits_and_weights_of_every_width(k: int, window: str, bits: int, group
         rng.normal(size=(7, 3)).astype(np.float16) if group else None,
         bits,
     )
-    q = rng.integers(-(2 ** (2 * k - 1)), numerics.max_exact(k, window) + 1, (5, 48))
+    q = rng.integers(-(2 ** (2 * k - 1)), 2 ** (2 * k - 1), (5, 48))
     q = q.astype(np.int16 if k == 8 else np.int8)
     mod = slicing_model(k, window, weights, 5)
     machine = replace(EDGE, name=f"edge of {k}", digit_bits=k)
@@ -225,7 +225,7 @@ def test_an_engine_that_does_not_exist() -> None:
 
 def launch_operands(program: Program, q: np.ndarray, w: np.ndarray) -> list[np.ndarray]:
     """What a compiled module hands to `launch` for an int32 op, the output last."""
-    sliced = numerics.encode(q, window="unsigned")
+    sliced = numerics.encode(q)
     planes = [sliced.lsb, sliced.pbm, sliced.msb, sliced.row_ptr]
     return [*planes, w, np.full((len(q), len(w)), -1, np.int32)]
 

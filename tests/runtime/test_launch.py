@@ -35,8 +35,8 @@ class Dynamic:
         with R.dataflow():
             amax = R.max(R.abs(x), axis=[-1], keepdims=True)
             floor = R.maximum(amax, R.const(1e-30, "float32"))
-            scale = R.divide(floor, R.const(119.0, "float32"))
-            q = R.astype(R.clip(R.round(R.divide(x, scale)), -119, 119), "int8")
+            scale = R.divide(floor, R.const(127.0, "float32"))
+            q = R.astype(R.clip(R.round(R.divide(x, scale)), -127, 127), "int8")
             up = R.matmul(q, R.permute_dims(w), out_dtype="int32")
             y = R.multiply(R.multiply(R.astype(up, "float32"), scale), w_scale)
             R.output(y)

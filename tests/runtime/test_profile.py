@@ -110,7 +110,7 @@ def test_every_engine_is_busy_or_stalled_at_every_cycle(profile):
 
 def test_totals_are_the_work_that_the_operands_ask_for(profile):
     q = random_int8(7, 37, K)
-    encoded = numerics.encode(q, window="unsigned")
+    encoded = numerics.encode(q)
     totals = profile.totals()
     # Both ops read all planes; an int8 weight has two 4-bit slices.
     assert totals["planes"]["lsb"]["macs"] == 2 * 37 * WIDE * K * 2
@@ -142,11 +142,28 @@ def test_json_holds_every_op_and_adds_up(profile):
     assert {key for op in data["ops"] for key in op} - set(data["totals"]) == set("mnk") | {"label"}
 
 
+def test_an_empty_profile_has_every_total(profile):
+    """The same keys, tensors and buffers that something was moved of aside."""
+
+    def keys(figures, path=()):
+        kinds = {key: value for key, value in figures.items() if "bytes" not in (*path, key)}
+        return {(*path, key) for key in kinds} | {
+            each
+            for key, value in kinds.items()
+            if isinstance(value, dict) and not key.endswith(("_bytes", "_cycles"))
+            for each in keys(value, (*path, key))
+        }
+
+    empty = sparqle_tvm.compile(Model).profile().totals()
+    assert keys(empty) == keys(profile.totals())
+
+
 def test_a_call_without_the_accelerator_has_an_empty_profile(tmp_path):
     host = sparqle_tvm.compile(Model)
     profile = decode(host, random_int8(6, 1, K))
     assert (len(profile), profile.total_cycles, profile.totals()["cycles"]) == (0, 0, 0)
     assert json.loads(json.dumps(profile.to_json()))["ops"] == []
+    assert profile.totals()["planes"]["msb"]["macs"] == 0
     profile.export_trace(tmp_path / "empty.json")
     with pytest.raises(InvalidArgumentError, match="no op 'head'; ops that ran: none"):
         profile.timeline("head")
@@ -231,7 +248,7 @@ def test_energy_is_that_of_the_events(executable, profile):
     q = random_int8(7, 37, K)
     events = profile.events
     # Weights of 8 bits have two slices; both ops read the same activations.
-    stored = int(numerics.encode(q, window="unsigned").row_nnz().sum())
+    stored = int(numerics.encode(q).row_nnz().sum())
     assert events.lsb_products == 2 * 2 * 37 * WIDE * K
     assert events.msb_products == events.selected_products == 2 * 2 * stored * WIDE
     assert events.cycles == profile.total_cycles

@@ -89,7 +89,7 @@ def test_parts_add_up(scheme: Scheme) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_an_op_is_what_its_program_takes(m: int, scheme: Scheme) -> None:
     shape, nnz = DenseOp(m, 48, 64, 4, 32, True, "q"), random_nnz(m, 64)
-    op = simulate_op(shape, nnz, scheme, "signed", edge_programs())
+    op = simulate_op(shape, nnz, scheme, edge_programs())
     # 20 rows run the program of the bucket of 64 rows; the dense baseline has no window.
     spec = DenseOp(
         m=64 if m == 20 else 1,
@@ -115,18 +115,18 @@ def test_an_op_is_what_its_program_takes(m: int, scheme: Scheme) -> None:
 def test_equal_ops_share_a_program() -> None:
     programs = ProgramLibrary(EDGE)
     shape = DenseOp(20, 16, 64, 4, 32, label="up")
-    first = program_for(shape, "sparqle", "signed", programs)
+    first = program_for(shape, "sparqle", programs)
     assert first.header.label == "up"
     for same in (replace(shape, label="gate"), replace(shape, m=17), replace(shape, m=64)):
-        assert program_for(same, "sparqle", "signed", programs) is first
+        assert program_for(same, "sparqle", programs) is first
     assert len(programs.programs) == 1
     others = [
-        program_for(replace(shape, m=65), "sparqle", "signed", programs),
-        program_for(shape, "sparqle", "unsigned", programs),
-        program_for(shape, "dense", "unsigned", programs),
+        program_for(replace(shape, m=65), "sparqle", programs),
+        program_for(replace(shape, window="unsigned"), "sparqle", programs),
+        program_for(replace(shape, window="unsigned"), "dense", programs),
     ]
     # A window means nothing to the baseline.
-    assert program_for(shape, "dense", "signed", programs) is others[-1]
+    assert program_for(shape, "dense", programs) is others[-1]
     assert len(programs.programs) == 4
 
 
@@ -137,8 +137,8 @@ def test_readers_of_one_encoding_share_the_chunk() -> None:
     )
     readers = (DenseOp(64, 256, 2048, 8, label="a"), DenseOp(64, 16, 2048, 4, label="b"))
     cache = ProgramLibrary(machine)
-    alone = [program_for(shape, "sparqle", "signed", cache) for shape in readers]
-    shared = [program_for(shape, "sparqle", "signed", cache, readers) for shape in readers]
+    alone = [program_for(shape, "sparqle", cache) for shape in readers]
+    shared = [program_for(shape, "sparqle", cache, readers) for shape in readers]
     assert len({p.header.k_chunk for p in alone}) == 2
     assert len({p.header.k_chunk for p in shared}) == 1
     # The formulas tile them in the same way.
@@ -178,7 +178,7 @@ def test_programs_stay_near_the_formulas(m: int, scale: int, scheme: Scheme) -> 
 def test_sparser_activations_take_less() -> None:
     shape = DenseOp(20, 48, 64, 4, 32, label="q")
     sparse, full = (
-        simulate_op(shape, random_nnz(20, 64, share), "sparqle", "signed", edge_programs())
+        simulate_op(shape, random_nnz(20, 64, share), "sparqle", edge_programs())
         for share in (0.1, 1.0)
     )
     assert sparse.mma_cycles < full.mma_cycles
@@ -190,4 +190,4 @@ def test_an_op_that_does_not_fit_is_refused() -> None:
     # One K chunk of 8192 columns in one group: 2 rows have 1024 bytes for it.
     shape = DenseOp(2, 2, 8192, 4, 8192, label="down")
     with pytest.raises(TargetError, match="tiny"):
-        simulate_op(shape, random_nnz(2, 8192), "sparqle", "signed", ProgramLibrary(TINY))
+        simulate_op(shape, random_nnz(2, 8192), "sparqle", ProgramLibrary(TINY))

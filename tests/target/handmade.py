@@ -18,6 +18,7 @@ from sparqle_tvm.target.isa.load import (
     LdRow,
     LdSum,
     LdWgt,
+    LdZro,
 )
 from sparqle_tvm.target.isa.operands import ALWAYS, Affine, Buffer, Condition, Extent, M
 from sparqle_tvm.target.op import DenseOp
@@ -84,6 +85,8 @@ class DenseWriter:
         if h.op.scheme == "sparqle":
             add("lsb", Buffer.ACT, access.LSB.nbytes(h, t.m, k))
             add("pbm", Buffer.ACT, access.PBM.nbytes(h, t.m, k))
+            if h.op.row_centres:
+                add("zro", Buffer.ACT, access.ZRO.nbytes(h, t.m))
             add("msb", Buffer.ACT, access.MSB.nbytes(h, t.m, k))
         else:
             add("lsb", Buffer.ACT, access.MSB_PLANE.nbytes(h, t.m, k))
@@ -96,7 +99,7 @@ class DenseWriter:
         add("acc", Buffer.ACC, t.m * t.n * h.accumulator_bytes)
         for queue in (Queue.ACT_FREE, Queue.WGT_FREE, Queue.ACC_FREE):
             self.b.tokens(queue, t.slots)
-        if h.op.scaled:
+        if h.row_bytes:
             add("row", Buffer.ACT, access.ROW.nbytes(h, t.m))
             self.b.tokens(Queue.ROW_FREE, t.slots)
         if h.channel_bytes:
@@ -161,6 +164,8 @@ class DenseWriter:
         if self.header.op.scheme == "sparqle":
             b.emit(LdLsb(s["lsb"].at(visit), *tile), LdPbm(s["pbm"].at(visit), *tile))
             b.emit(LdMsb(s["msb"].at(visit), *tile))
+            if self.header.op.row_centres:
+                b.emit(LdZro(s["zro"].at(visit), *self._rows()))
         else:
             b.emit(LdAct(s["lsb"].at(visit), s["msb"].at(visit), *tile))
         if self.header.op.has_min:
@@ -198,7 +203,8 @@ class DenseWriter:
         b.emit(MmaLsb(acc, s["lsb"].at(act), w, grp, *sizes, zero=zero, row_split=split))
         if h.op.scheme == "sparqle":
             pbm, msb = s["pbm"].at(act), s["msb"].at(act)
-            b.emit(MmaMsb(acc, pbm, msb, w, grp, *sizes, row_split=split))
+            zeros = s["zro"].at(act) if h.op.row_centres else None
+            b.emit(MmaMsb(acc, pbm, msb, zeros, w, grp, *sizes, row_split=split))
         else:
             b.emit(MmaDns(acc, s["msb"].at(act), w, grp, *sizes, row_split=split))
         if h.op.has_min:

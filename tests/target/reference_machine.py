@@ -7,6 +7,7 @@ program computes, however wrong the program is, and whether that depends on timi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from sparqle_tvm.target.isa.load import (
     LdRow,
     LdSum,
     LdWgt,
+    LdZro,
 )
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.program import Program
@@ -33,10 +35,20 @@ from sparqle_tvm.target.program import Program
 
 @dataclass
 class Tensors:
-    """Random operands of an op: digits, weights and parameters are independent of each other."""
+    """Random operands of an op: digits, weights and parameters are independent of each other.
 
+    `q` are the activations, of all values of their type alike; `zero` is what they are counted
+    from, row by row, (rows, 1). Of `low` and `high` each is what a digit adds to a product, stored
+    in k bits as `lsb` and `msb`. `w_sums` are the sums of a channel's weights.
+    """
+
+    q: Any
+    zero: Any
+    low: Any
+    high: Any
     lsb: Any
     msb: Any
+    marked: Any
     sums: Any
     row: Any
     weights: Any
@@ -44,23 +56,44 @@ class Tensors:
     minima: Any
     offset: Any
     order: Any
+    w_sums: Any
 
     @classmethod
     def random(cls, header: Header, rows: int, rng: np.random.Generator) -> Tensors:
         k, n, columns = header.op.digit_bits, header.op.n, header.op.k
         groups = -(-columns // header.op.group_size) if header.op.group_size else 1
-        msb = rng.integers(-(2 ** (k - 1)), 2 ** (k - 1), (rows, columns))
+        smallest = lowest_activation(header)
+        q = rng.integers(smallest, smallest + 4**k, (rows, columns))
+        zero = np.full((rows, 1), header.op.centre)
+        if header.op.row_zeros:
+            # Half of them near or at an end.
+            ends = smallest + rng.choice([0, 1, 4**k - 2, 4**k - 1], zero.shape)
+            anywhere = rng.integers(smallest, smallest + 4**k, zero.shape)
+            zero = np.where(rng.random(zero.shape) < 0.5, ends, anywhere)
+        near = zero + rng.integers(-(2 ** (k - 1)), 2 ** (k - 1), q.shape)
+        common = (rng.random(q.shape) < 0.7) & (near >= smallest) & (near < smallest + 4**k)
+        q = np.where(common, near, q)
+        low, high = split(header, q, zero)
         bits = header.op.weight_bits
-        low = -(2 ** (bits - 1)) if header.op.weight_signed else 0
+        least = -(2 ** (bits - 1)) if header.op.weight_signed else 0
+        weights = rng.integers(least, least + 2**bits, (n, columns))
+        scales = rng.integers(1, 99, (n, groups))
+        by_group = np.repeat(scales, max(header.op.group_size, columns // groups), axis=1)
+        w_sums = (weights * (by_group if header.op.group_size else 1)).sum(axis=1)
         return cls(
-            lsb=rng.integers(0, 2**k, (rows, columns)).astype(np.uint8),
-            msb=np.where(rng.random((rows, columns)) < 0.7, 0, msb),
+            q=q,
+            zero=zero,
+            low=low,
+            high=high,
+            # A two's complement digit is stored with its top bit flipped.
+            lsb=(low + (2 ** (k - 1) if header.op.window == "signed" else 0)).astype(np.uint8),
+            msb=stored_codes(header, high, zero),
+            marked=high != 0,
             sums=rng.integers(-99, 99, (rows, groups)).astype(f"i{header.sum_bytes}"),
             row=rng.integers(1, 99, rows).astype(np.float32),
-            weights=rng.integers(low, low + 2**bits, (n, columns)),
-            scales=rng.integers(1, 99, (n, groups)).astype(
-                np.float16 if header.op.group_size else np.float32
-            ),
+            weights=weights,
+            scales=scales.astype(np.float16 if header.op.group_size else np.float32),
+            w_sums=w_sums.astype(np.float64 if header.op.group_size else np.int32),
             minima=rng.integers(1, 99, (n, groups)).astype(np.float16),
             offset=rng.integers(-999, 999, n).astype(
                 np.float64 if header.op.group_size else np.int32
@@ -76,8 +109,10 @@ class Tensors:
         return outputs
 
     def _outputs_in_order(self, header: Header) -> Any:
-        low = self.lsb.astype(np.int64) - _bias(header)
-        digits = low + 2**header.op.digit_bits * self.msb
+        counted_from = self.zero
+        if header.op.row_zeros and not header.op.adds_shift:
+            counted_from = centre_of(header, self.zero)
+        digits = self.q - counted_from
         offset = self.offset.astype(np.float64) * header.op.has_offset
         if not header.op.group_size:
             acc = digits @ self.weights.T + offset.astype(np.int64)
@@ -95,9 +130,63 @@ class Tensors:
         return acc.astype(np.float32) * self.row[:, None]
 
 
-def _bias(header: Header) -> int:
-    """What stored LSB digits are larger by than those they stand for."""
-    return 2 ** (header.op.digit_bits - 1) if header.op.window == "signed" else 0
+def lowest_activation(header: Header) -> int:
+    """The smallest number of the type of the activations."""
+    return -(2 ** (2 * header.op.digit_bits - 1)) if header.op.act_signed else 0
+
+
+def centre_of(header: Header, zero: Any) -> Any:
+    """What the digits of rows count from: 0, or the zero point if it lies well within the type.
+
+    Nearest to it, at least half a digit from the smallest and from beyond the largest number.
+    """
+    if header.op.window == "unsigned":
+        return 0 * zero
+    half, smallest = 2 ** (header.op.digit_bits - 1), lowest_activation(header)
+    centres = np.arange(smallest + half, smallest + 4**header.op.digit_bits - half + 1)
+    return centres[np.abs(zero[..., None] - centres).argmin(axis=-1)]
+
+
+def split(header: Header, q: Any, zero: Any) -> tuple[Any, Any]:
+    """What the two digits of q add to a product: q less its centre, in a low and a high part.
+
+    The low part is what is left of the nearest multiple of 2^k (ties up), in the window
+    ``unsigned`` of the multiple below; the high part is that multiple.
+    """
+    base, distance = 2**header.op.digit_bits, q - centre_of(header, zero)
+    if header.op.window == "signed":
+        high = np.floor(distance / base + 0.5).astype(np.int64) * base
+    else:
+        high = np.floor(distance / base).astype(np.int64) * base
+    return distance - high, high
+
+
+@cache
+def code_table(header: Header, centre: int) -> Any:
+    """What every code of a high digit adds to a product, if digits count from `centre`.
+
+    Found by splitting all numbers of the type: a digit's code is the digit modulo 2^k. Where two
+    that are not 0 have the same, the larger has code 0.
+    """
+    k, smallest = header.op.digit_bits, lowest_activation(header)
+    every = np.arange(smallest, smallest + 4**k)
+    _, high = split(header, every, np.array(centre))
+    table = np.zeros(2**k, dtype=np.int64)
+    for value in np.unique(high[high != 0])[::-1]:
+        code = value // 2**k % 2**k
+        table[0] = table[code] or table[0]
+        table[code] = value
+    return table
+
+
+def stored_codes(header: Header, high: Any, zero: Any) -> Any:
+    """The codes of what high digits add to a product, 0 for those that are 0 as well."""
+    codes = np.zeros(high.shape, dtype=np.uint8)
+    for row, centre in enumerate(centre_of(header, zero)[:, 0].tolist()):
+        table = code_table(header, centre)
+        for code, value in enumerate(table):
+            codes[row, (high[row] == value) & (high[row] != 0)] = code
+    return codes
 
 
 def _random_order(header: Header, rows: int, rng: np.random.Generator) -> Any:
@@ -154,8 +243,10 @@ class Machine:
             self.tokens[o["queue"]] += 1 if cls is Signal else -1
         elif cls is LdAct:
             self._put(Buffer.ACT, o["lsb"], self._tile(LdLsb, o))
-            digits = self._cut(self.tensors.msb, o) & (2**self.header.op.digit_bits - 1)
-            packed = pack_digits(digits.astype(np.uint8), self.header.op.digit_bits)
+            # Whole digits, two's complement if the activations are.
+            k = self.header.op.digit_bits
+            digits = self._cut(self.tensors.high, o) // 2**k % 2**k
+            packed = pack_digits(digits.astype(np.uint8), k)
             self._put(Buffer.ACT, o["msb"], packed)
         elif "dst" in o:
             buffer = Buffer.WGT if cls in (LdWgt, LdGrp, LdChn) else Buffer.ACT
@@ -193,23 +284,27 @@ class Machine:
         if cls is LdLsb:
             return pack_digits(self._cut(t.lsb, o), k)
         if cls is LdPbm:
-            return np.packbits(self._cut(t.msb, o) != 0, axis=1, bitorder="little")
+            return np.packbits(self._cut(t.marked, o), axis=1, bitorder="little")
         if cls is LdMsb:
-            tile = self._cut(t.msb, o)
-            digits = [(row[row != 0] & (2**k - 1)).astype(np.uint8) for row in tile]
+            pairs = zip(self._cut(t.msb, o), self._cut(t.marked, o), strict=True)
+            digits = [row[marked] for row, marked in pairs]
             stream = [as_bytes(pack_digits(row[None], k)) for row in digits if len(row)]
             return np.concatenate(stream) if stream else np.zeros(0, dtype=np.uint8)
         if cls is LdWgt:
             weights = self._cut(t.weights, o) & (2**h.op.weight_bits - 1)
             return pack_digits(weights.astype(np.uint8), h.op.weight_bits)
         if cls is LdRow:
-            numbers = as_bytes(t.order[rows]) if h.op.block_rows else np.zeros(0, dtype=np.uint8)
-            return np.concatenate([as_bytes(t.row[rows]), numbers])
+            parts = [t.row[rows]] if h.op.output != "int32" else []
+            parts += [t.order[rows]] if h.op.block_rows else []
+            parts += [self._zeros(rows)] if h.op.adds_shift else []
+            return np.concatenate([as_bytes(part) for part in parts])
+        if cls is LdZro:
+            return self._zeros(rows)
         if cls is LdChn:
-            if h.op.group_size:
-                return t.offset[rows]
-            parts = [t.scales[rows, 0]] if h.op.output == "float32" else []
+            scaled = h.op.output == "float32" and not h.op.group_size
+            parts = [t.scales[rows, 0]] if scaled else []
             parts += [t.offset[rows]] if h.op.has_offset else []
+            parts += [t.w_sums[rows]] if h.op.adds_shift else []
             return np.concatenate([as_bytes(part) for part in parts])
         groups = slice(o["col"] // h.op.group_size, -(-(o["col"] + o["cols"]) // h.op.group_size))
         if cls is LdSum:
@@ -226,24 +321,51 @@ class Machine:
         k, m, columns = self.header.op.digit_bits, o["m"], o["k"]
         pitch = -(-columns * k // 8)
         if cls is MmaLsb:
-            packed = self._get(Buffer.ACT, o["lsb"], m * pitch).reshape(m, pitch)
-            return unpack_digits(packed, k, columns).astype(np.int64) - _bias(self.header)
+            return self._low(o["lsb"], m, columns)
         if cls is MmaDns:
             packed = self._get(Buffer.ACT, o["msb"], m * pitch).reshape(m, pitch)
-            return 2**k * sign_extend(unpack_digits(packed, k, columns), k).astype(np.int64)
+            plane = unpack_digits(packed, k, columns)
+            plane = sign_extend(plane, k) if self.header.op.act_signed else plane
+            return 2**k * plane.astype(np.int64)
         bitmap_pitch = -(-columns // 8)
         bitmap = self._get(Buffer.ACT, o["pbm"], m * bitmap_pitch).reshape(m, bitmap_pitch)
         bits = np.unpackbits(bitmap, axis=1, bitorder="little")[:, :columns] != 0
         digits, at = np.zeros((m, columns), dtype=np.int64), o["msb"]
+        centres = self._centres(o["zro"] if o["zro"] >= 0 else None, m)
         for row in range(m):
             count = int(bits[row].sum())
             nbytes = -(-count * k // 8)
             packed = self._get(Buffer.ACT, at, nbytes)[None]
             if count:
-                stored = sign_extend(unpack_digits(packed, k, count), k)[0]
-                digits[row, bits[row]] = 2**k * stored.astype(np.int64)
+                codes = unpack_digits(packed, k, count)[0]
+                digits[row, bits[row]] = code_table(self.header, int(centres[row]))[codes]
             at += nbytes
         return digits
+
+    def _low(self, address: int, m: int, columns: int) -> Any:
+        """What stored low digits add to a product."""
+        k = self.header.op.digit_bits
+        pitch = -(-columns * k // 8)
+        packed = self._get(Buffer.ACT, address, m * pitch).reshape(m, pitch)
+        stored = unpack_digits(packed, k, columns).astype(np.int64)
+        return stored - (2 ** (k - 1) if self.header.op.window == "signed" else 0)
+
+    def _zeros(self, rows: slice) -> Any:
+        """Zero points as they lie in memory."""
+        width = 2 if self.header.op.digit_bits == 8 else 1
+        kind = "i" if self.header.op.act_signed else "u"
+        return self.tensors.zero[rows, 0].astype(f"{kind}{width}")
+
+    def _read_zeros(self, address: int, m: int) -> Any:
+        like = self._zeros(slice(0, 0))
+        found = self._get(Buffer.ACT, address, m * like.itemsize).copy()
+        return found.view(like.dtype).astype(np.int64)
+
+    def _centres(self, address: int | None, m: int) -> Any:
+        """What the digits of `m` rows count from."""
+        if address is None:
+            return np.full(m, self.header.op.centre)
+        return centre_of(self.header, self._read_zeros(address, m))
 
     def _mma(self, cls: type, o: dict[str, int]) -> None:
         h, (m, n, columns) = self.header, (o["m"], o["n"], o["k"])
@@ -278,16 +400,24 @@ class Machine:
         cells = self._cells(o["acc"], m, n)
         acc = cells.view(np.float64 if h.op.group_size else np.int32)[:, :, 0].copy()
         row = self._get(Buffer.ACT, max(o["row"], 0), 4 * m).copy().view(np.float32)[:, None]
-        nbytes = n * h.channel_bytes
-        channels = self._get(Buffer.WGT, max(o["chn"], 0), nbytes).copy()
-        if h.op.group_size:
-            offset = channels.view(np.float64) if h.op.has_offset else 0.0
-            out = (acc + offset).astype(np.float32) * row
-        elif h.op.output == "int32":
-            out = acc + (channels.view(np.int32) if h.op.has_offset else 0)
-        else:
-            offset = channels[4 * n :].view(np.int32) if h.op.has_offset else 0
-            out = (acc + offset).astype(np.float32) * row * channels[: 4 * n].view(np.float32)
+        at = max(o["chn"], 0)
+
+        def channels(kind: type) -> Any:
+            nonlocal at
+            nbytes = n * np.dtype(kind).itemsize
+            found = self._get(Buffer.WGT, at, nbytes).copy().view(kind)
+            at += nbytes
+            return found
+
+        scaled = h.op.output != "int32"
+        scales = channels(np.float32) if scaled and not h.op.group_size else np.float32(1)
+        if h.op.has_offset:
+            acc += channels(acc.dtype.type)
+        if h.op.adds_shift:
+            # Digits count from the centre, the op from the zero point.
+            zeros = self._read_zeros(o["row"] + (4 * scaled + h.order_bytes) * m, m)
+            acc += np.outer(centre_of(h, zeros) - zeros, channels(acc.dtype.type))
+        out = acc.astype(np.float32) * row * scales if scaled else acc
         cells[:, :, :4] = np.ascontiguousarray(out)[:, :, None].view(np.uint8)
 
 

@@ -41,8 +41,9 @@ def test_a_refusal_names_the_op() -> None:
 def test_sums_of_groups_are_for_minima_and_as_wide_as_they_must_be() -> None:
     assert DenseOp(4, 4, 40, group_size=8).sum_group_size == 0
     assert DenseOp(4, 4, 40, group_size=8, has_min=True).sum_group_size == 8
-    # 255 int8 values always fit int16; one activation of 16 bits fills it alone.
-    assert [group_sum_bytes(g, k) for g, k in ((255, 4), (256, 4), (8, 8), (8, 2))] == [2, 4, 4, 2]
+    # 128 differences of uint8 always fit int16; one of 16 bits does not.
+    assert [group_sum_bytes(g, k) for g, k in ((128, 4), (129, 4), (8, 8), (8, 2))] == [2, 4, 4, 2]
+    assert 128 * 255 < 2**15 <= 129 * 255
 
 
 def test_ops_of_other_names_are_equal() -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+from pathlib import Path
 from typing import Any
 
-from sparqle_tvm.errors import MissingExtraError
+from sparqle_tvm.errors import InvalidArgumentError, MissingExtraError
 
 
 def require_matplotlib() -> None:
@@ -27,6 +29,18 @@ def require_matplotlib() -> None:
             "pictures need matplotlib, which is not installed: pip install 'sparqle-tvm[plot]' "
             "(tables, Markdown, CSV and JSON work without it)"
         )
+
+
+def require_picture_name(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that no picture is written to.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If its ending is not known.
+    """
+    if Path(path).suffix not in (".png", ".svg", ".pdf"):
+        raise InvalidArgumentError(f"{path}: a picture ends in .png, .svg or .pdf")
 
 
 def drawing(name: str) -> Any:

@@ -9,16 +9,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from sparqle_tvm.report.passes import LIMIT_NAMES
 from sparqle_tvm.report.pictures import style
-from sparqle_tvm.results.passes import LIMITS
 from sparqle_tvm.studies.savings import Series
+from sparqle_tvm.target.cost.limits import LIMITS
 
 _LOOKS = {
-    "compute": (style.ORANGE, "", "computation"),
-    "weights": (style.BLUE, "", "memory: weights"),
-    "activations": (style.SKY, "////", "memory: activations"),
-    "kv_cache": (style.GREEN, "....", "memory: KV cache"),
+    "array": (style.ORANGE, ""),
+    "waiting_rows": (style.ORANGE, "////"),
+    "weights": (style.BLUE, ""),
+    "activations": (style.SKY, ""),
+    "kv_cache": (style.GREEN, ""),
+    "descriptors": (style.SKY, "xxxx"),
+    "drain": (style.PURPLE, ""),
+    "encode": (style.VERMILION, ""),
+    "vector": (style.VERMILION, "...."),
+    "fill": (style.GREY, ""),
 }
+"""Colour and hatch, in the order they are stacked."""
 
 
 def draw_limits(series: Sequence[Series], *, narrow: bool = False) -> Figure:
@@ -26,24 +34,25 @@ def draw_limits(series: Sequence[Series], *, narrow: bool = False) -> Figure:
 
     Bars are in pairs, dense at the left (slim), split at the right.
     """
-    with style.panels(narrow, len(series), 2.4, 0.8) as (figure, panels):
+    with style.panels(narrow, len(series), 2.4, 1.1 if narrow else 0.8) as (figure, panels):
         for axes, one in zip(panels, series, strict=True):
             _draw_series(axes, one)
         for axes in panels[:1] if not narrow else panels:
             axes.set_ylabel("share of the time")
-        handles = [Patch(**_look(limit), label=_LOOKS[limit][2]) for limit in LIMITS]
-        style.legend(figure, handles, 2 if narrow else 4)
+        handles = [Patch(**_look(limit), label=LIMIT_NAMES[limit]) for limit in LIMITS]
+        style.legend(figure, handles, 2 if narrow else 5)
     return figure
 
 
 def _draw_series(axes: Axes, series: Series) -> None:
     for i, result in enumerate(series.estimates):
         for scheme, x, bar in (("dense", i - 0.28, 0.24), ("sparqle", i + 0.14, 0.52)):
-            limits = result.schemes[scheme].whole_model.limits
+            part = result.schemes[scheme].whole_model
             bottom = 0.0
             for limit in LIMITS:
-                axes.bar(x, limits[limit], bar, bottom, linewidth=0, **_look(limit))
-                bottom += limits[limit]
+                share = part.share(limit)
+                axes.bar(x, share, bar, bottom, linewidth=0, **_look(limit))
+                bottom += share
     axes.set_xticks(range(len(series.values)), [f"{value:,}" for value in series.values])
     axes.set_xlabel(series.knob)
     axes.set_title(series.title)
@@ -54,5 +63,5 @@ def _draw_series(axes: Axes, series: Series) -> None:
 
 
 def _look(limit: str) -> dict[str, Any]:
-    color, hatch, _ = _LOOKS[limit]
+    color, hatch = _LOOKS[limit]
     return style.look(color, hatch)

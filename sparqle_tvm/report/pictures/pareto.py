@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.escaping import visible
 from sparqle_tvm.files import replacing
+from sparqle_tvm.report.pictures import require_picture_name
 from sparqle_tvm.results.losses import ParetoResult
 
 
@@ -38,7 +38,8 @@ def draw_pareto(result: ParetoResult) -> Figure:
     axes[0][0].set_ylabel("perplexity above int8 (%)")
     axes[1][0].set_ylabel("KL to int8 (nats)")
     axes[0][0].legend()
-    figure.suptitle(f"{result.model_name} on {result.accelerator}, one standard error")
+    title = visible(f"{result.model_name} on {result.accelerator}, one standard error")
+    figure.suptitle(title, parse_math=False)
     return figure
 
 
@@ -50,9 +51,7 @@ def write_pareto(result: ParetoResult, path: str | os.PathLike[str]) -> None:
     InvalidArgumentError
         If the file cannot be written, or its ending is not known.
     """
-    target = Path(path)
-    if target.suffix not in (".png", ".svg", ".pdf"):
-        raise InvalidArgumentError(f"{target}: a picture ends in .png, .svg or .pdf")
+    require_picture_name(path)
     figure = draw_pareto(result)
-    with replacing(target) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)

@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
+from sparqle_tvm.escaping import for_html
 from sparqle_tvm.files import replacing
 
 INK = "#1b1f24"
@@ -83,6 +84,8 @@ _STYLE: Any = {
     "hatch.linewidth": 0.8,
     "legend.handlelength": 1.6,
     "svg.fonttype": "none",
+    # A name with dollar signs is no formula.
+    "text.parse_math": False,
 }
 
 
@@ -175,7 +178,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
         text = re.sub(color, f"var(--{css})", text, flags=re.I)
     text = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", text, count=1)
     text = re.sub(r'height="[\d.]+pt" |width="[\d.]+pt" ', "", text, count=2)
-    label = _escaped(description)
+    label = for_html(description)
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1).strip()
 
 
@@ -185,7 +188,3 @@ def _settle(figure: Figure) -> None:
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")

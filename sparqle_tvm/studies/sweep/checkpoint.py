@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.files import parse_json, typed
 
 SUFFIX = ".progress"
+TABLES = (
+    "CREATE TABLE sweep (digest TEXT)",
+    "CREATE TABLE done (number INTEGER PRIMARY KEY, row TEXT)",
+)
+REMEDY = "remove it, or begin anew with --restart"
 
 
 class Checkpoint:
@@ -45,18 +51,22 @@ class Checkpoint:
                 raise sqlite3.DatabaseError(state.splitlines()[-1])
             with self._database:
                 self._database.execute("BEGIN IMMEDIATE")
-                self._database.execute("CREATE TABLE IF NOT EXISTS sweep (digest TEXT)")
-                self._database.execute(
-                    "CREATE TABLE IF NOT EXISTS done (number INTEGER PRIMARY KEY, row TEXT)"
-                )
-                found = self._database.execute("SELECT digest FROM sweep").fetchone()
-                if found is None:
+                # A view or a trigger would run what somebody else wrote.
+                schema = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"
+                found = [sql for (sql,) in self._database.execute(schema)]
+                if not found:
+                    for table in TABLES:
+                        self._database.execute(table)
+                elif found != list(TABLES):
+                    raise sqlite3.DatabaseError("it has other tables")
+                kept = self._database.execute("SELECT digest FROM sweep").fetchone()
+                if kept is None:
                     self._database.execute("INSERT INTO sweep VALUES (?)", (digest,))
         except sqlite3.OperationalError as error:
-            raise InvalidArgumentError(f"{self.path} cannot be written: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise self._damaged(error) from error
-        if found is not None and found[0] != digest:
+            raise self._unwritable(error) from error
+        except sqlite3.Error as error:
+            raise self.damaged(error) from error
+        if kept is not None and kept[0] != digest:
             raise InvalidArgumentError(
                 f"{self.path} belongs to another sweep, or to another version; "
                 "choose another output file, or begin anew with --restart"
@@ -72,20 +82,42 @@ class Checkpoint:
         """
         try:
             rows = self._database.execute("SELECT number, row FROM done").fetchall()
-            return {number: json.loads(row) for number, row in rows}
-        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
-            raise self._damaged(error) from error
+            return {number: self._record(number, row) for number, row in rows}
+        except (sqlite3.Error, UnicodeError) as error:
+            raise self.damaged(error) from error
 
-    def _damaged(self, error: Exception) -> InvalidArgumentError:
-        return InvalidArgumentError(
-            f"{self.path} is damaged ({error}); remove it, or begin anew with --restart"
+    def _record(self, number: object, row: object) -> dict[str, Any]:
+        if not isinstance(number, int) or not isinstance(row, str):
+            raise self.damaged("a record is no text")
+        where = f"{self.path}, record {number}"
+        return typed(
+            parse_json(row, where, InvalidArgumentError, REMEDY),
+            dict[str, Any],
+            f"{where} is damaged, {REMEDY}",
+            InvalidArgumentError,
         )
 
+    def damaged(self, reason: object) -> InvalidArgumentError:
+        """The error that says so, and why."""
+        return InvalidArgumentError(f"{self.path} is damaged ({reason}); {REMEDY}")
+
+    def _unwritable(self, error: Exception) -> InvalidArgumentError:
+        return InvalidArgumentError(f"{self.path} cannot be written: {error}")
+
     def add(self, results: Mapping[int, Mapping[str, Any]]) -> None:
-        """Keep results; all of them or none."""
+        """Keep results; all of them or none.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If they cannot be written.
+        """
         rows = [(number, json.dumps(row, allow_nan=False)) for number, row in results.items()]
-        with self._database:
-            self._database.executemany("INSERT OR REPLACE INTO done VALUES (?, ?)", rows)
+        try:
+            with self._database:
+                self._database.executemany("INSERT OR REPLACE INTO done VALUES (?, ?)", rows)
+        except sqlite3.Error as error:
+            raise self._unwritable(error) from error
 
     def close(self) -> None:
         """Close the file."""

@@ -5,27 +5,28 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import replace
-from multiprocessing import get_context
+from dataclasses import dataclass, replace
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tqdm import tqdm
 
 from sparqle_tvm.errors import InvalidArgumentError, SparqleError
-from sparqle_tvm.results.passes import BASELINE, PARTS, PartCost
-from sparqle_tvm.studies.sweep.checkpoint import SUFFIX, Checkpoint, remove_checkpoint
+from sparqle_tvm.files import Share, typed
+from sparqle_tvm.processes import end_with_parent, signals_left_to_parent
+from sparqle_tvm.studies.sweep.checkpoint import REMEDY, SUFFIX, Checkpoint, remove_checkpoint
+from sparqle_tvm.studies.sweep.figures import COLUMNS, SWEEP_SCHEMES, figures
 from sparqle_tvm.studies.sweep.points import ACCELERATOR_NAMES, DEFAULTS, Point, Sweep
 from sparqle_tvm.studies.sweep.table import SweepResult
-from sparqle_tvm.target.cost.baselines import Scheme
 
+MAX_WORKERS = 1024
 BATCH_POINTS = 8
 """Points that a worker takes at a time, and that are kept together."""
-
-SWEEP_SCHEMES: tuple[Scheme, ...] = ("dense", "sparqle")
-"""What is estimated of every point: the baseline and the split form."""
 
 Batch = Sequence[tuple[int, Point]]
 Results = dict[int, dict[str, Any]]
@@ -58,34 +59,27 @@ def evaluate_point(point: Point) -> dict[str, Any]:
     return {
         "energy_table": table.name,
         "msb_sparsity_source": found.digits.source,
-        "msb_sparsity_mean": found.msb_sparsity,
         "beyond_positions": bool(found.positions_note),
-        **{
-            f"{scheme}_{part}_{name}": value
-            for scheme, cost in found.schemes.items()
-            for part in PARTS
-            for name, value in _figures(cost.part(part), scheme == BASELINE).items()
-        },
+        **figures(found),
     }
 
 
-def _figures(part: PartCost, is_baseline: bool) -> dict[str, float]:
-    joules = part.energy.joules
-    figures = {
-        "cycles": part.cycles,
-        "seconds": part.seconds,
-        "dram_bytes": part.dram_bytes,
-        "joules_low": joules.low,
-        "joules": joules.mid,
-        "joules_high": joules.high,
-        "compute_bound_share": part.limits["compute"],
-        "weights_bound_share": part.limits["weights"],
-    }
-    if part.saved is not None and not is_baseline:
-        figures["cycles_reduction"] = part.saved.cycles
-        figures["dram_bytes_reduction"] = part.saved.dram_bytes
-        figures["energy_reduction"] = part.saved.energy.mid
-    return figures
+@dataclass(frozen=True)
+class _Failure:
+    """What is kept of a point that has no estimate."""
+
+    error: str
+
+
+_Figures: Any = msgspec.defstruct(
+    "_Figures",
+    [
+        ("energy_table", str),
+        ("msb_sparsity_source", str),
+        ("beyond_positions", bool),
+        *((name, Share if name == "msb_sparsity_mean" else float) for name in COLUMNS),
+    ],
+)
 
 
 def run_sweep(
@@ -124,8 +118,7 @@ def run_sweep(
         installed or does not answer.
     """
     SweepResult.check_name(out)
-    if workers is not None and workers < 1:
-        raise InvalidArgumentError(f"workers = {workers}: a sweep needs at least one process")
+    require_workers(workers)
     kept = Path(f"{out}{SUFFIX}")
     if restart:
         remove_checkpoint(kept)
@@ -133,6 +126,11 @@ def run_sweep(
         checkpoint = Checkpoint(kept, sweep.digest)
         stack.callback(checkpoint.close)
         done = checkpoint.read()
+        for number, row in done.items():
+            if number not in range(len(sweep.points)):
+                raise checkpoint.damaged(f"there is no point {number}")
+            kind: Any = _Failure if "error" in row else _Figures
+            typed(row, kind, f"{kept}, record {number} is damaged, {REMEDY}", InvalidArgumentError)
         left = [(i, point) for i, point in enumerate(sweep.points) if i not in done]
         bar = stack.enter_context(
             tqdm(total=len(sweep.points), initial=len(done), unit="point", disable=not progress)
@@ -158,19 +156,49 @@ def _evaluated(
     """Results in the order in which they are ready."""
     if not batches:
         return
-    submit, completed = _on_dask(stack, scheduler) if scheduler else _on_processes(stack, workers)
+    submit, completed = _on_dask(stack, scheduler) if scheduler else on_processes(stack, workers)
     for future in completed([submit(_evaluate_batch, batch) for batch in batches]):
         yield future.result()
 
 
-def _on_processes(
+def require_workers(workers: int | None) -> None:
+    """Refuse a number of processes that cannot be: InvalidArgumentError."""
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
+        raise InvalidArgumentError(
+            f"workers = {workers}: a sweep needs at least one process, {MAX_WORKERS} at most"
+        )
+
+
+def on_processes(
     stack: ExitStack, workers: int | None
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """How to submit a call to processes (by default one for each core), and to wait for some."""
     count = workers or len(os.sched_getaffinity(0))
     # Not forked: the parent may have threads.
-    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
-    stack.callback(pool.shutdown, cancel_futures=True)
-    return pool.submit, as_completed
+    others = set(active_children())
+    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=end_with_parent)
+
+    def close(error: type[BaseException] | None, *_: object) -> None:
+        # After an error or a signal nobody waits for what the processes are at.
+        for process in set(active_children()) - others if error else ():
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
+
+    def submit(*call: Any) -> Future[Any]:
+        with signals_left_to_parent():
+            return pool.submit(*call)
+
+    def completed(futures: Sequence[Future[Any]]) -> Iterator[Future[Any]]:
+        for future in as_completed(futures):
+            if isinstance(future.exception(), BrokenProcessPool):
+                raise InvalidArgumentError(
+                    "a process of the sweep ended before its time, maybe for want of memory; what "
+                    "is done is kept, start again to go on, with fewer --workers"
+                )
+            yield future
+
+    stack.push(close)
+    return submit, completed
 
 
 def _on_dask(stack: ExitStack, address: str) -> tuple[Callable[..., Any], Callable[..., Any]]:

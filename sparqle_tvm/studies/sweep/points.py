@@ -22,15 +22,12 @@ import itertools
 import json
 import math
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any
 
 from sparqle_tvm._versions import VERSION
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.files import typed
+from sparqle_tvm.files import read_toml, typed
 from sparqle_tvm.target.accelerator import Accelerator
 
 Value = str | int | float | bool
@@ -135,7 +132,7 @@ def read_sweep(path: str | os.PathLike[str]) -> Sweep:
     InvalidArgumentError
         If the file is missing, no TOML, or not of the form above; names the place.
     """
-    content = typed(_load_toml(Path(path)), _Content, path, InvalidArgumentError)
+    content = typed(read_toml(path, InvalidArgumentError), _Content, path, InvalidArgumentError)
     if (content.grid is None) == (content.points is None):
         raise InvalidArgumentError(f"{path}: a sweep has either [grid] or [[points]]")
     try:
@@ -187,7 +184,15 @@ def parse_axis(text: str) -> tuple[str, list[Value]]:
         steps = int(count) - 1
         if steps < 1:
             raise ValueError
+        if steps >= MAX_POINTS:
+            raise InvalidArgumentError(
+                f"axis {text!r} has more than {MAX_POINTS} values; take fewer"
+            )
         begin, end = float(first), float(last)
+        if not math.isfinite(begin) or not math.isfinite(end) or not math.isfinite(end - begin):
+            raise ValueError
+    except InvalidArgumentError:
+        raise
     except ValueError:
         raise InvalidArgumentError(
             f"axis {text!r}: a range is first:last:count with at least 2 values"
@@ -204,12 +209,3 @@ def _scalar(text: str) -> Value:
         except ValueError:
             continue
     return text
-
-
-def _load_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidArgumentError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidArgumentError(f"{path} is no TOML: {error}") from error

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.files import replacing, write_json
+from sparqle_tvm.escaping import for_csv
+from sparqle_tvm.files import replacing, require_writable, write_json
 from sparqle_tvm.studies.sweep.points import Sweep
 
 SUFFIXES = (".csv", ".json")
@@ -55,8 +56,7 @@ class SweepResult:
         """
         if Path(path).suffix not in SUFFIXES:
             raise InvalidArgumentError(f"{path}: the table of a sweep ends in .csv or .json")
-        if not Path(path).absolute().parent.is_dir() or Path(path).is_dir():
-            raise InvalidArgumentError(f"{path} cannot be written: no such folder")
+        require_writable(path)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the table; the name's ending says whether as CSV or as JSON.
@@ -76,4 +76,4 @@ class SweepResult:
         ):
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows({k: for_csv(v) for k, v in row.items()} for row in self.rows)

@@ -70,7 +70,7 @@ def test_malformed_axis_is_refused(text):
         ("[grid]\nseq = []\n", "seq has no values"),
         ("[grid]\nseq = 1\n", "Expected `array`, got `int` - at `$.grid[...]`"),
         ("[grid]\nseq = [[1]]\n", "got `array` - at `$.grid[...][0]`"),
-        ("[grid]\nmsb_sparsity = [nan]\n", "msb_sparsity = nan is no"),
+        ("[grid]\nmsb_sparsity = [nan]\n", "nan is no finite number"),
         ("[fixed]\nseq = 1\n[grid]\nseq = [1]\n", "both fixed and an axis"),
         ("[fixed]\nseq = 1\n", "either [grid] or [[points]]"),
         ("[grid]\nseq = [1]\n[[points]]\nseq = 1\n", "either [grid] or [[points]]"),

@@ -60,6 +60,8 @@ def test_everything_becomes_an_intrinsic(name: str) -> None:
         wanted |= {"ld_sums", "ld_min", "mma_min"}
     if spec.has_offset:
         wanted |= {"ld_offset"}
+    if spec.adds_shift:
+        wanted |= {"ld_zero", "ld_wsum"}
     assert found == wanted
 
 

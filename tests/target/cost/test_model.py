@@ -6,6 +6,7 @@ import pytest
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.cost.limits import LIMITS
 from sparqle_tvm.target.cost.model import EncodedActivation, Totals, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape, attended_pairs, vector_costs
 from sparqle_tvm.target.op import DenseOp
@@ -81,7 +82,9 @@ def test_parts_add_up(scheme):
     assert cost.whole_model.dram_bytes == cost.dense_layers.dram_bytes + vector_bytes
     assert cost.mma_cycles == sum(op.lsb_cycles + op.msb_cycles for op in cost.ops)
     totals = cost.whole_model
-    assert 0 <= totals.compute_bound_share <= 1
+    parts = (*cost.ops, *cost.encodes, *cost.vector)
+    assert totals.limits == {name: sum(part.limits[name] for part in parts) for name in LIMITS}
+    assert sum(totals.limits.values()) == totals.cycles
 
 
 def test_vector_work_does_not_depend_on_the_scheme():
@@ -101,4 +104,4 @@ def test_last_token():
 
 
 def test_empty_sum():
-    assert Totals.of([]) == Totals(0, 0, 0.0)
+    assert Totals.of([]) == Totals(0, 0, dict.fromkeys(LIMITS, 0))

@@ -62,7 +62,7 @@ def test_one_slot_of_weights_is_loaded_while_the_array_rests() -> None:
 def test_one_slot_of_accumulators_is_drained_while_the_array_rests() -> None:
     one = timeline(OP, 4000, accumulator_slots=1).run()
     assert one.total_cycles == 384 + 4000 + 4 * (4 + 512)
-    assert one.waits["accumulators"] == 3 * (4 + 512)
+    assert one.waits["drain"] == 3 * (4 + 512)
 
 
 def test_long_loops_are_as_long_as_their_iterations() -> None:
@@ -76,9 +76,17 @@ def test_causes_add_up() -> None:
     nnz = draw_digits(np.random.default_rng(0), 0.3, 100, 96)
     decisions = Decisions(m=48, n=64, k=32)
     cost = dense_op_cost(op, nnz, decisions, PRESETS["sparqle/edge"], "sparqle")
-    assert sum(cost.causes.values()) == cost.total_cycles
-    assert cost.causes["array"] == cost.mma_cycles
-    assert min(cost.causes.values()) >= 0
+    loads = OpLoads(
+        op=op,
+        accelerator=PRESETS["sparqle/edge"],
+        scheme="sparqle",
+        activation_bytes=cost.activation_bytes / cost.tiling.activation_loads,
+    )
+    times = Timeline(loads, decisions, cost.mma_cycles).run()
+    waits = sum(times.waits.values())
+    assert cost.mma_cycles + waits + times.tail_cycles == pytest.approx(times.total_cycles)
+    assert times.begin_cycles <= waits
+    assert sum(cost.limits.values()) == cost.total_cycles
 
 
 def test_candidates_at_once_are_those_one_by_one() -> None:

@@ -1,7 +1,7 @@
 ; dense 16 x 24 x 32
 ; M <= 16, N = 24, K = 32 in chunks of 32, out encoded
-; sparqle, window signed, int4 weights, no offset
-; outputs in chunks of 16, window unsigned, zero -9, in [-9, 127]
+; sparqle, int8 in window signed, int4 weights, no offset
+; outputs in chunks of 16, int8 in window unsigned, zero -9, in [-9, 127]
 ; tiny: 4 x 4 PEs, 8 lanes of 4 bits
 ; ACT 4096 bytes
 ;   lsb      2 x 128      at 0
@@ -32,7 +32,7 @@
 15:     WAIT     MMA, WGT_READY
 16:     WAIT     MMA, ACC_FREE
 17:     MMA.LSB  acc=ACC[0 + 512*((i0*n1 + i1) mod 2)], lsb=ACT[0 + 128*((i0*n1 + i1) mod 2)], wgt=WGT[128 + 256*((i0*n1 + i1) mod 2)], grp=None, m=min(8, M - 8*i1), n=min(16, 24 - 16*i0), k=32, zero=always, row_split=1
-18:     MMA.MSB  acc=ACC[0 + 512*((i0*n1 + i1) mod 2)], pbm=ACT[256 + 32*((i0*n1 + i1) mod 2)], msb=ACT[320 + 128*((i0*n1 + i1) mod 2)], wgt=WGT[128 + 256*((i0*n1 + i1) mod 2)], grp=None, m=min(8, M - 8*i1), n=min(16, 24 - 16*i0), k=32, zero=never, row_split=1
+18:     MMA.MSB  acc=ACC[0 + 512*((i0*n1 + i1) mod 2)], pbm=ACT[256 + 32*((i0*n1 + i1) mod 2)], msb=ACT[320 + 128*((i0*n1 + i1) mod 2)], zro=None, wgt=WGT[128 + 256*((i0*n1 + i1) mod 2)], grp=None, m=min(8, M - 8*i1), n=min(16, 24 - 16*i0), k=32, zero=never, row_split=1
 19:     SIGNAL   MMA, ACT_FREE
 20:     SIGNAL   MMA, WGT_FREE
 21:     SIGNAL   MMA, ACC_READY

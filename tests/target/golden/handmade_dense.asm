@@ -1,6 +1,6 @@
 ; hand
 ; M <= 20, N = 10, K = 40 in chunks of 16, out int32
-; dense, window unsigned, int8 weights, no offset
+; dense, int8 in window unsigned, int8 weights, no offset
 ; small: 4 x 4 PEs, 8 lanes of 4 bits
 ; ACT 8192 bytes
 ;   lsb      2 x 64       at 0

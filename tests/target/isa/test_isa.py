@@ -24,8 +24,10 @@ from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, StOut
 from sparqle_tvm.target.isa.header import Engine, Queue
 from sparqle_tvm.target.isa.load import (
     LdAct,
+    LdChn,
     LdMsb,
     LdRow,
+    LdZro,
 )
 from sparqle_tvm.target.isa.operands import M, Reader
 
@@ -44,14 +46,19 @@ ENCODED = dense_program(
 )
 
 
+SHIFTED = {"row_zeros": True, "adds_shift": True}
+ROWS = dense_program(with_op(GROUPED, **SHIFTED), Tiles(8, 4))
+
+
 def one_of_each() -> list[Instruction]:
-    found = {type(i): i for program in (SPLIT, DENSE, ENCODED) for i in program.instructions}
+    programs = (SPLIT, DENSE, ENCODED, ROWS)
+    found = {type(i): i for program in programs for i in program.instructions}
     return [found[cls] for cls in INSTRUCTIONS.values()]
 
 
 def test_opcodes_mnemonics_and_trace_fit():
-    assert sorted(INSTRUCTIONS) == list(range(20))
-    assert len({cls.MNEMONIC for cls in INSTRUCTIONS.values()}) == 20
+    assert sorted(INSTRUCTIONS) == list(range(21))
+    assert len({cls.MNEMONIC for cls in INSTRUCTIONS.values()}) == 21
     for cls in INSTRUCTIONS.values():
         if cls not in (Loop, End):
             assert tuple(field.name for field in fields(cls)) == cls.TRACE
@@ -71,8 +78,8 @@ def test_bytes_round_trip(instruction):
 
 
 def test_an_unknown_opcode_is_refused():
-    with pytest.raises(ProgramError, match="unknown opcode 20"):
-        read_instruction(Reader(b"\x14"))
+    with pytest.raises(ProgramError, match="unknown opcode 21"):
+        read_instruction(Reader(b"\x15"))
 
 
 def test_engines():
@@ -114,6 +121,12 @@ def test_bytes_on_chip():
     assert access.CHN.nbytes(header, 3) == 3 * 8
     per_channel = make_header(20, 10, 40, 40, has_offset=True)
     assert access.CHN.nbytes(per_channel, 3) == 3 * (4 + 4)
+    # A zero point of a byte beside every scale, and for MMA.MSB; a sum beside every offset.
+    rows = with_op(header, **SHIFTED)
+    assert access.ROW.nbytes(rows, 3) == LdRow.dram_bytes(rows, tile) == 3 * 5
+    assert access.ZRO.nbytes(rows, 3) == LdZro.dram_bytes(rows, tile) == 3
+    assert access.CHN.nbytes(rows, 3) == LdChn.dram_bytes(rows, tile) == 3 * 16
+    assert access.CHN.nbytes(with_op(per_channel, **SHIFTED), 3) == 3 * (4 + 4 + 4)
     assert StOut.dram_bytes(header, {"rows": 3, "cols": 5}) == 3 * 5 * SMALL.float_bytes
 
 

@@ -41,7 +41,7 @@ MAXIMA = Tile("row maxima", Buffer.ACT, "m", lambda header, cols: 4, lambda head
 class VecMax(Instruction):
     """Largest drained output of each of `m` rows: (m,) float32 in ACT."""
 
-    OPCODE: ClassVar[int] = 20
+    OPCODE: ClassVar[int] = max(isa.INSTRUCTIONS) + 1
     MNEMONIC: ClassVar[str] = "VEC.MAX"
     ENGINE: ClassVar[Engine] = Engine.STORE
     ROLE: ClassVar[str] = "vector"
@@ -72,7 +72,7 @@ class VecMax(Instruction):
 class StMax(Instruction):
     """Store the maxima of `rows` rows."""
 
-    OPCODE: ClassVar[int] = 21
+    OPCODE: ClassVar[int] = max(isa.INSTRUCTIONS) + 2
     MNEMONIC: ClassVar[str] = "ST.MAX"
     ENGINE: ClassVar[Engine] = Engine.STORE
     ROLE: ClassVar[str] = "store"

@@ -134,7 +134,7 @@ def test_sealed_like_this_a_program_is_read():
         (b"", "not an accelerator program"),
         (b"ELF\0" * 40, "not an accelerator program"),
         (MAGIC, "truncated"),
-        (sealed(b"", version=1), "has version 1, this library reads version 2"),
+        (sealed(b"", version=2), "has version 2, this library reads version 3; compile it again"),
         (sealed(b""), "within an operand"),
         (sealed(payload_with(b"\xff")), "malformed header"),
         (sealed(payload_with(b"[" * 100_000)), "malformed header"),

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.numerics import QuantizedWeights, dense_reference, encode, max_exact
+from sparqle_tvm.numerics import QuantizedWeights, dense_reference, encode
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.isa import access
 from sparqle_tvm.target.isa.access import Tensor
-from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, MmaMin, MmaMsb, StOut
+from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, MmaMin, MmaMsb, StEnc, StOut
 from sparqle_tvm.target.isa.header import Allocation, Header, Queue
 from sparqle_tvm.target.isa.load import (
     LdAct,
@@ -24,6 +24,7 @@ from sparqle_tvm.target.isa.load import (
     LdRow,
     LdSum,
     LdWgt,
+    LdZro,
 )
 from sparqle_tvm.target.isa.operands import Affine, Buffer, Condition, Extent
 from sparqle_tvm.target.op import DenseOp
@@ -72,6 +73,7 @@ class Slots:
     chn: Allocation | None = None
     sum: Allocation | None = None
     grp: Allocation | None = None
+    zro: Allocation | None = None
 
 
 def allocate(builder: ProgramBuilder, rows: int, cols: int, chunk: int, slots: int) -> Slots:
@@ -94,6 +96,7 @@ def allocate(builder: ProgramBuilder, rows: int, cols: int, chunk: int, slots: i
         chn=wgt("chn", cols * header.channel_bytes) if header.channel_bytes else None,
         sum=act("sum", access.SUM.nbytes(header, rows, chunk)) if header.op.has_min else None,
         grp=wgt("grp", access.GRP.nbytes(header, cols, chunk)) if header.op.group_size else None,
+        zro=act("zro", access.ZRO.nbytes(header, rows)) if header.op.row_centres else None,
     )
 
 
@@ -147,6 +150,8 @@ def _load_chunk(
             LdPbm(s.pbm.at(at), *planes),
             LdMsb(s.msb.at(at), *planes),
         )
+        if s.zro:
+            b.emit(LdZro(s.zro.at(at), m.begin, m.extent))
     else:
         b.emit(LdAct(s.lsb.at(at), s.msb.at(at), *planes))
     if s.sum:
@@ -168,7 +173,8 @@ def _multiply_chunk(
     b.wait(Queue.ACT_READY, Queue.WGT_READY)
     b.emit(MmaLsb(acc, s.lsb.at(at), wgt, grp, *sizes, Condition.first(at[2]), split))
     if s.pbm:
-        b.emit(MmaMsb(acc, s.pbm.at(at), s.msb.at(at), wgt, grp, *sizes, row_split=split))
+        digits = (s.pbm.at(at), s.msb.at(at), s.zro.at(at) if s.zro else None)
+        b.emit(MmaMsb(acc, *digits, wgt, grp, *sizes, row_split=split))
     else:
         b.emit(MmaDns(acc, s.msb.at(at), wgt, grp, *sizes, row_split=split))
     if s.sum and grp:
@@ -184,7 +190,8 @@ def _store_tile(b: ProgramBuilder, s: Slots, at: tuple[int, int], m: Tile, n: Ti
     row, chn = s.row.at(at[:1]) if s.row else None, s.chn.at(at) if s.chn else None
     b.emit(Drain(acc, row, chn, m.extent, n.extent))
     order = row if b.header.op.block_rows else None
-    b.emit(StOut(acc, m.begin, m.extent, n.begin, n.extent, order))
+    place = (acc, m.begin, m.extent, n.begin, n.extent)
+    b.emit(StEnc(*place) if b.header.op.output == "encoded" else StOut(*place, order))
     b.signal(Queue.ACC_FREE)
     if s.chn:
         b.signal(Queue.CHN_FREE)
@@ -226,21 +233,24 @@ def random_operands(
     """Draw activations with about `density` stored MSBs, weights and scales for a header."""
     k, window, n = header.op.digit_bits, header.op.window, header.op.n
     shape = (rows, header.op.k)
-    low, high = -(2 ** (2 * k - 1)), max_exact(k, window)
+    centre: Any = header.op.centre
+    if header.op.row_zeros:
+        centre = rng.integers(0, 4**k, (rows, 1)) - (4**k // 2) * header.op.act_signed
+    low = -(2 ** (2 * k - 1)) if header.op.act_signed else 0
     narrow = (-(2 ** (k - 1)), 2 ** (k - 1)) if window == "signed" else (0, 2**k)
     wide = rng.random(shape) < density
-    q = np.where(wide, rng.integers(low, high + 1, shape), rng.integers(*narrow, shape))
-    q = q.astype(np.int16 if k == 8 else np.int8)
+    near = np.clip(centre + rng.integers(*narrow, shape), low, low + 4**k - 1)
+    q = np.where(wide, rng.integers(low, low + 4**k, shape), near).astype(header.op.act_dtype)
     weights = _random_weights(rng, header)
     offset = None
     if header.op.has_offset:
         offset = rng.integers(-99, 99, n).astype(np.float64 if header.op.group_size else np.int32)
     scale = rng.uniform(0.01, 1.0, (rows, 1)).astype(np.float32)
     tensors = {
-        **activation_tensors(header, encode(q, k=k, window=window), scale),
+        **activation_tensors(header, encode(q, k=k, window=window, zero_point=centre), scale),
         **weight_tensors(header, weights, offset),
     }
-    return Operands(tensors, q, weights, _expected(header, q, weights, scale, offset))
+    return Operands(tensors, q, weights, _expected(header, q, centre, weights, scale, offset))
 
 
 def _random_weights(rng: np.random.Generator, header: Header) -> QuantizedWeights:
@@ -260,13 +270,15 @@ def _random_weights(rng: np.random.Generator, header: Header) -> QuantizedWeight
 def _expected(
     header: Header,
     q: NDArray[Any],
+    centre: Any,
     weights: QuantizedWeights,
     scale: NDArray[np.float32],
     offset: NDArray[Any] | None,
 ) -> NDArray[Any]:
-    if q.dtype == np.int8 and header.op.output == "float32" and offset is None:
-        return dense_reference(q, scale, weights)
-    product = q.astype(np.int64) @ weights.values.astype(np.int64).T
+    if header.op.digit_bits < 8 and header.op.output == "float32" and offset is None:
+        return dense_reference(q, scale, weights, centre)
+    q = q.astype(np.int64) - centre
+    product = q @ weights.values.astype(np.int64).T
     if not header.op.group_size and offset is not None:
         product += offset
     if header.op.output == "int32":
@@ -277,7 +289,7 @@ def _expected(
     total = np.zeros((len(q), header.op.n)) + (0 if offset is None else offset)
     for group, begin in enumerate(range(0, q.shape[1], header.op.group_size)):
         columns = slice(begin, begin + header.op.group_size)
-        part = q[:, columns].astype(np.int64)
+        part = q[:, columns]
         products = part @ weights.values[:, columns].astype(np.int64).T
         total += products * weights.scale[:, group].astype(np.float64)
         if weights.minimum is not None:

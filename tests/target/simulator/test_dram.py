@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from simulator_programs import TINY, header_for, random_operands
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.numerics import encode, max_exact, pack_digits, unpack_digits
+from sparqle_tvm.numerics import encode, pack_digits, unpack_digits
 from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.simulator import (
     activation_tensors,
@@ -31,8 +31,8 @@ def test_tile_order_holds_the_same_digits(data):
     chunk = data.draw(st.sampled_from([16, 48, 104]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     header = header_for(replace(TINY, digit_bits=digit_bits), 30, 4, columns, chunk)
-    limit = max_exact(digit_bits, "signed")
-    q = rng.integers(-limit, limit + 1, (rows, columns))
+    limit = 2 ** (2 * digit_bits - 1)
+    q = rng.integers(-limit, limit, (rows, columns))
     q = np.where(rng.random(q.shape) < 0.5, 0, q).astype(np.int16 if digit_bits == 8 else np.int8)
     sliced = encode(q, k=digit_bits)
     msb, pointers = tile_order(header, sliced.pbm, sliced.msb, sliced.row_ptr)
@@ -44,8 +44,8 @@ def test_tile_order_holds_the_same_digits(data):
             if row % TINY.rows == 0:
                 expected_pointers.append(sum(len(part) for part in parts))
             span = slice(begin, begin + chunk)
-            stored = digits[row, span][mask[row, span]].view(np.uint8)
-            parts.append(pack_digits(stored & np.uint8(2**digit_bits - 1), digit_bits))
+            stored = digits[row, span][mask[row, span]] & (2**digit_bits - 1)
+            parts.append(pack_digits(stored.astype(np.uint8), digit_bits))
     expected = np.concatenate([np.empty(0, np.uint8), *parts])
     np.testing.assert_array_equal(msb, expected)
     np.testing.assert_array_equal(pointers, [*expected_pointers, len(expected)])
@@ -95,8 +95,8 @@ def test_tensors_have_the_formats_of_the_op(options):
 
 def test_large_groups_have_wide_sums():
     header = header_for(TINY, 2, 4, 512, 512, group_size=256, has_min=True)
-    tensors = activation_tensors(header, encode(np.full((2, 512), 119, dtype=np.int8)))
-    np.testing.assert_array_equal(tensors[Tensor.GROUP_SUMS], np.full((2, 2), 119 * 256))
+    tensors = activation_tensors(header, encode(np.full((2, 512), 127, dtype=np.int8)))
+    np.testing.assert_array_equal(tensors[Tensor.GROUP_SUMS], np.full((2, 2), 127 * 256))
     assert tensors[Tensor.GROUP_SUMS].dtype == np.int32
 
 
@@ -104,7 +104,13 @@ def test_operands_of_another_op_are_refused():
     header = header_for(TINY, 9, 7, 48, 16)
     operands = random_operands(np.random.default_rng(0), header, 9)
     with pytest.raises(InvalidArgumentError, match="takes activations"):
-        activation_tensors(header, encode(operands.q, window="unsigned", saturate=True))
+        activation_tensors(header, encode(operands.q, window="unsigned"))
+    with pytest.raises(InvalidArgumentError, match=r"takes activations.*, 0\), got .*, 3\)"):
+        activation_tensors(header, encode(operands.q, zero_point=3))
+    with pytest.raises(InvalidArgumentError, match=r"takes activations.*one per row"):
+        activation_tensors(header, encode(operands.q, zero_point=np.arange(9)))
+    with pytest.raises(InvalidArgumentError, match=r"takes activations.*False, 'signed', 8"):
+        activation_tensors(header, encode(operands.q.view(np.uint8)))
     with pytest.raises(InvalidArgumentError, match="takes weights"):
         weight_tensors(header_for(TINY, 9, 8, 48, 16), operands.weights)
     with pytest.raises(InvalidArgumentError, match=r"and no offset, .* and one"):

@@ -45,6 +45,7 @@ from sparqle_tvm.target.verify.tiles import TABLE_ENTRIES
 from sparqle_tvm.target.verify.verify import sample_rows
 
 ROWS = 13
+SHIFTED = {"row_zeros": True, "adds_shift": True}
 FORMATS = {
     "channel": {},
     "int32": {"output": "int32", "has_offset": True},
@@ -55,6 +56,23 @@ FORMATS = {
     "slices": {"weight_bits": 8},
     "ternary": {"weight_bits": 2, "window": "unsigned"},
     "sorted": {"block_rows": 8, "group_size": 8},
+    "uint8": {"act_signed": False, "centre": 103},
+    "uint8, no shared code": {"act_signed": False, "centre": 104, "output": "int32"},
+    "uint8, plain": {"act_signed": False, "window": "unsigned", "has_offset": True},
+    "int8 around 5": {"centre": 5, "group_size": 8, "has_min": True},
+    "rows": {"act_signed": False, **SHIFTED},
+    "rows in groups": {**SHIFTED, "group_size": 8, "has_offset": True},
+    "rows, plain": {**SHIFTED, "window": "unsigned", "output": "int32"},
+    "rows, unshifted": {"act_signed": False, "row_zeros": True, "weight_bits": 2},
+    "sorted rows": {"act_signed": False, **SHIFTED, "block_rows": 8},
+    "dense uint8": {"scheme": "dense", "window": "unsigned", "act_signed": False},
+    "dense rows": {
+        "scheme": "dense",
+        "window": "unsigned",
+        "row_zeros": True,
+        "adds_shift": True,
+        "weight_bits": 8,
+    },
 }
 TILES = (
     Tiles(8, 4),
@@ -150,7 +168,7 @@ def test_rows_of_a_tile_may_be_read_alone():
         operands = (wgt.at((), Affine.loop(i, 32)), None, rows, Extent(4), Extent(16))
         b.wait(Queue.ACC_FREE)
         b.emit(MmaLsb(acc.at((i,)), lsb.at(), *operands, zero=ALWAYS))
-        b.emit(MmaMsb(acc.at((i,)), pbm.at(), msb.at(), *operands))
+        b.emit(MmaMsb(acc.at((i,)), pbm.at(), msb.at(), None, *operands))
         b.signal(Queue.ACC_READY)
         b.wait(Queue.ACC_READY, Queue.CHN_READY)
         b.emit(Drain(acc.at((i,)), row.at(), chn.at((i,)), rows, Extent(4)))
@@ -487,6 +505,9 @@ FUZZED = [
     dense_program(op("int32"), Tiles(8, 4, stay=True, slots=1)),
     dense_program(op("minima"), Tiles(8, 4, slots=3)),
     dense_program(op("sorted"), Tiles(8, 4)),
+    dense_program(op("uint8"), Tiles(8, 4)),
+    dense_program(op("sorted rows"), Tiles(8, 4)),
+    dense_program(op("rows in groups"), Tiles(8, 4, stay=True)),
 ]
 
 

@@ -1,0 +1,121 @@
+"""Say of every quantized matmul that is left why: nothing stays as it is in silence."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import mutator
+
+from sparqle_tvm import dialect
+from sparqle_tvm.passes._match import dims_of, dtype_of, op_name
+from sparqle_tvm.passes._report import Skipped
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, relax_functions
+from sparqle_tvm.passes._value_range import LAYOUT_OPS
+
+# What counts as quantized, for operands of a product.
+_NARROW = frozenset({"int4", "uint4", "int8", "uint8", "int16", "uint16"})
+_FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
+# Ops that turn integers into what is multiplied, without making other values of other tensors.
+_ELEMENTWISE = LAYOUT_OPS | {
+    f"relax.{name}" for name in ("astype", "dequantize", "multiply", "divide", "add", "subtract")
+}
+# How AnnotateTIROpPattern calls functions that sum products.
+_PRODUCT = 4
+
+
+@mutator
+class _Look(Rewriter):
+    def __init__(self, mod: tvm.IRModule, owner: Any) -> None:
+        super().__init__(mod, owner)
+        self.module = mod
+        self.products = 0
+        self.sources: dict[Any, str] = {}
+        self.known = {(entry.function, entry.label) for entry in owner.report.skipped}
+
+    def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
+        kind = dialect.op_name(call) or op_name(call)
+        if dialect.Dense.of(call) is not None:
+            self.products += 1
+        elif kind == "relax.matmul":
+            self._report("matmul", "its form is not one that is split", call.args)
+        elif kind == "relax.call_tir" and self._is_product(call.args[0]):
+            arguments = call.args[1]
+            fields = arguments.fields if isinstance(arguments, relax.Tuple) else [arguments]
+            if len(fields) > 1:
+                reason = "ops are legalized already: split them before that"
+                self._report("call_tir", reason, fields)
+        return None
+
+    @cached_property
+    def _annotated(self) -> tvm.IRModule:
+        return relax.transform.AnnotateTIROpPattern()(self.module)
+
+    def _is_product(self, callee: Any) -> bool:
+        """Whether a function of ``call_tir`` sums products."""
+        func = self._annotated[callee]
+        attributes = func.attrs if isinstance(func, tvm.tirx.PrimFunc) else None
+        return attributes is not None and int(attributes.get("op_pattern", 0)) == _PRODUCT
+
+    def _report(self, op: str, reason: str, operands: Any) -> None:
+        activation, weight = operands[:2]
+        sources = [self._source(activation), self._source(weight)]
+        if not sources[1]:
+            return
+        if not sources[0]:
+            # A matrix with weights of few bits alone; a cache of few bits has more dimensions.
+            if len(dims_of(weight)) != 2 or dtype_of(activation) not in _FLOATS:
+                return
+            reason = f"its activations are {dtype_of(activation)}, only the weights are quantized"
+        self.products += 1
+        if (self.function, self.label) not in self.known:
+            self.skip(op, self.label, f"{reason} ({' x '.join(filter(None, sources))})")
+
+    def _source(self, expr: Any) -> str:
+        """Dtype of the narrow integers that a tensor is made of by moves, casts and scales."""
+        if expr not in self.sources:
+            self.sources[expr] = self._found(self.value(expr))
+        return self.sources[expr]
+
+    def _found(self, value: Any) -> str:
+        if dtype_of(value) in _NARROW:
+            return dtype_of(value)
+        if not isinstance(value, relax.Call):
+            return ""
+        arguments = list(value.args[:2])
+        if op_name(value) == "relax.call_tir":
+            fields = value.args[1]
+            arguments = list(fields.fields) if isinstance(fields, relax.Tuple) else [fields]
+            if self._is_product(value.args[0]):
+                return ""
+        elif op_name(value) not in _ELEMENTWISE:
+            return ""
+        found = [self._source(each) for each in arguments if dtype_of(self.value(each))]
+        return next((dtype for dtype in found if dtype), "")
+
+
+@tvm.transform.module_pass(opt_level=0)
+class ReportLeft(RewritePass):
+    """Report every product of narrow integers that no pass has split, and changes nothing.
+
+    A ``matmul``, or a ``call_tir`` that sums products, whose second operand is made of integers of
+    4 to 16 bits has an entry in the report, whether a pass looked at it or not. If a module has no
+    such product at all, one entry says that. Entries of other passes are not repeated.
+
+    Precondition: the passes that split have run.
+    """
+
+    rewriter = _Look
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Return ``mod`` itself."""
+        look = _Look(mod, self)
+        for gv, func in relax_functions(mod):
+            look.begin(str(gv.name_hint), func)
+            look.visit_expr(func)
+        if not look.products:
+            reason = "no matmul multiplies integers of 16 bits or less: is the model quantized?"
+            self.report.skip(Skipped(self.name, "", "module", "", reason))
+        return mod

@@ -1,0 +1,126 @@
+"""Which field of the accelerator to change next: a table and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sparqle_tvm.report import formats
+from sparqle_tvm.report.document import Column, Part, Picture, Section, Table
+from sparqle_tvm.report.passes import Row, figure, saving
+from sparqle_tvm.report.pictures import drawing
+from sparqle_tvm.results.passes import BASELINE
+from sparqle_tvm.results.sensitivity import FieldChange, Sensitivity
+
+FACTOR_NAMES = {2.0: "doubled", 0.5: "halved"}
+_SIGNS = {2.0: "\N{MULTIPLICATION SIGN}2", 0.5: "\N{DIVISION SIGN}2"}
+EVERYTHING = "clock_ghz"
+"""All cycles pass faster with it, those of the memory too: not a knob among others."""
+_PART = "whole_model"
+_TINY = 0.0005
+"""A change that is shown as 0.0 %."""
+
+
+def sensitivity_section(found: Sequence[Sensitivity]) -> Section:
+    """Passes on the same accelerator, each with a sentence and a table; a picture of all."""
+    parts: list[Part] = [
+        Picture(
+            "sensitivity",
+            "How the time and the energy of the whole model change if one field of the accelerator "
+            "is doubled (full bars) or halved (hatched): wide bars the split form, slim ones "
+            "dense. Bars to the left are better. The clock, with which everything grows, is left "
+            f"out. Energy: table {found[0].base.table.name}.",
+            lambda narrow: drawing("sensitivity").draw_sensitivity(found, narrow=narrow),
+        )
+    ]
+    for one in found:
+        parts += [_advice(one), sensitivity_table(one)]
+    parts += _impossible(found[0])
+    return Section("Which knob next", tuple(parts))
+
+
+def sensitivity_table(found: Sensitivity) -> Table:
+    """A row for each change that there is an estimate of; fields that change most come first."""
+    base, saved = found.base, found.base.saved("sparqle")
+    time, energy = formats.percent(saved.cycles), formats.percent(saved.energy.mid)
+    return Table(
+        name=f"{base.phase}_sensitivity",
+        title=f"{base.name}: change of time and energy of the whole model if one field is doubled "
+        "or halved, and what split precision saves then",
+        columns=(
+            Column("field", "field"),
+            Column("factor", "", _SIGNS.__getitem__),
+            figure("dense_seconds_change", "time, dense", formats.signed_percent),
+            figure("sparqle_seconds_change", "split", formats.signed_percent),
+            saving("time_saved"),
+            figure("dense_joules_change", "energy, dense", formats.signed_percent),
+            figure("sparqle_joules_change", "split", formats.signed_percent),
+            saving("energy_saved"),
+        ),
+        rows=tuple(_row(change) for field in ranked_fields(found) for change in field),
+        note=f"Energy: {base.table.name}. As it is, split precision saves {time} of the time and "
+        f"{energy} of the energy. Tiles are chosen anew for every change. Bandwidth is in bytes "
+        "per cycle: it grows with the clock.",
+        group="field",
+    )
+
+
+def ranked_fields(found: Sensitivity) -> list[list[FieldChange]]:
+    """The changes that have estimates by field, the field that changes time most first."""
+    fields: dict[str, list[FieldChange]] = {}
+    for change in found.changes:
+        if change.parts:
+            fields.setdefault(change.field, []).append(change)
+    return sorted(fields.values(), key=lambda group: min(map(_time, group)))
+
+
+def _time(change: FieldChange) -> float:
+    return change.parts[_PART].seconds["sparqle"]
+
+
+def _row(change: FieldChange) -> Row:
+    part = change.parts[_PART]
+    figures = {
+        f"{scheme}_{name}_change": getattr(part, name)[scheme]
+        for scheme in (BASELINE, "sparqle")
+        for name in ("seconds", "joules")
+    }
+    return {
+        "field": f"{change.field} = {change.before:,.12g}",
+        "factor": change.factor,
+        "time_saved": part.time_saved,
+        "energy_saved": part.energy_saved,
+        **figures,
+    }
+
+
+def _advice(found: Sensitivity) -> str:
+    """The changes that lower the split form's time and its energy most, the clock aside."""
+    changes = [c for c in found.changes if c.parts and c.field != EVERYTHING]
+    parts = []
+    for what, key in (("time", "seconds"), ("energy", "joules")):
+
+        def change_of(change: FieldChange, key: str = key) -> float:
+            by_scheme: dict[str, float] = getattr(change.parts[_PART], key)
+            return by_scheme["sparqle"]
+
+        best = min(changes, key=change_of)
+        if change_of(best) > -_TINY:
+            parts.append(f"no change lowers the {what}")
+        else:
+            change = formats.signed_percent(change_of(best))
+            parts.append(
+                f"the {what} of the split form falls most ({change}) with {best.field} "
+                f"{FACTOR_NAMES[best.factor]} to {best.after:,.12g}"
+            )
+    return f"{found.base.name}: {'; '.join(parts)}."
+
+
+def _impossible(found: Sensitivity) -> Iterator[str]:
+    """The changes that cannot be, each with its reason."""
+    reasons: dict[str, list[str]] = {}
+    for change in found.changes:
+        if change.impossible:
+            what = f"{change.field} {FACTOR_NAMES[change.factor]}: {change.impossible}"
+            reasons.setdefault(change.field, []).append(what)
+    if reasons:
+        yield "Not estimated: " + "; ".join(r for group in reasons.values() for r in group) + "."

@@ -1,0 +1,100 @@
+"""Which knob next: every numeric field of an accelerator doubled and halved, one at a time.
+
+Nothing is extrapolated: each change is an estimate of its own, with tiles chosen for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+from sparqle_tvm.errors import SparqleError
+from sparqle_tvm.results.estimate import Estimate
+from sparqle_tvm.results.passes import PARTS
+from sparqle_tvm.results.sensitivity import FieldChange, PartChange, Sensitivity
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.baselines import Scheme
+
+FACTORS = (2.0, 0.5)
+COMPARED: tuple[Scheme, ...] = ("dense", "sparqle")
+"""Schemes that are estimated."""
+
+_DIGITS = (
+    "activations would have {bits} bits, which is another quantization of the model, with digits "
+    "and a perplexity of its own"
+)
+
+
+def sensitivity(
+    accelerator: Accelerator, estimate_on: Callable[[Accelerator], Estimate]
+) -> Sensitivity:
+    """Double and halve every numeric field.
+
+    Parameters
+    ----------
+    accelerator : Accelerator
+        Where it begins.
+    estimate_on : callable
+        Estimates the pass in question on an accelerator, under `COMPARED` at least; everything
+        else is the same in all calls.
+    """
+    base = estimate_on(accelerator)
+    changes = (
+        _change(base, accelerator, name, value, factor, estimate_on)
+        for name, value in _numeric_fields(accelerator)
+        for factor in FACTORS
+    )
+    return Sensitivity(base, tuple(changes))
+
+
+def _numeric_fields(accelerator: Accelerator) -> Iterator[tuple[str, float]]:
+    for field in fields(accelerator):
+        value = getattr(accelerator, field.name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield field.name, value
+
+
+def _change(
+    base: Estimate,
+    accelerator: Accelerator,
+    name: str,
+    value: float,
+    factor: float,
+    estimate_on: Callable[[Accelerator], Estimate],
+) -> FieldChange:
+    after = value * factor
+    if isinstance(value, int) and after == int(after):
+        after = int(after)
+    if reason := _impossible(name, value, after):
+        return FieldChange(name, factor, value, after, {}, reason)
+    changed: dict[str, Any] = {name: after}
+    try:
+        found = estimate_on(replace(accelerator, **changed))
+    except SparqleError as error:
+        message = str(error).removeprefix(f"accelerator {accelerator.name!r}: ")
+        return FieldChange(name, factor, value, after, {}, message)
+    parts = {part: _compare(base, found, part) for part in PARTS}
+    return FieldChange(name, factor, value, after, parts)
+
+
+def _impossible(name: str, value: float, after: float) -> str:
+    """Why a field cannot be changed so, where the accelerator itself would take it."""
+    if name == "digit_bits":
+        return _DIGITS.format(bits=f"{2 * after:g}")
+    if value == after:
+        return f"{name} = {value:g} remains what it is"
+    return ""
+
+
+def _compare(base: Estimate, found: Estimate, part: str) -> PartChange:
+    costs = {s: (base.schemes[s].part(part), found.schemes[s].part(part)) for s in COMPARED}
+    saved = found.saved("sparqle", part)
+    return PartChange(
+        seconds={s: new.seconds / old.seconds - 1 for s, (old, new) in costs.items()},
+        joules={
+            s: new.energy.joules.mid / old.energy.joules.mid - 1 for s, (old, new) in costs.items()
+        },
+        time_saved=saved.cycles,
+        energy_saved=saved.energy.mid,
+    )
