@@ -162,7 +162,7 @@ class _Generator:
 
     def _tile_bytes(self, name: str) -> int:
         tile = {axis: min(self.plan.tile[axis], self.real[axis]) for axis in "mnk"}
-        return aligned(STORAGES[name].tile_bytes(self.builder.header, tile))
+        return int(aligned(STORAGES[name].tile_bytes(self.builder.header, tile)))
 
     def _slot_bytes(self, name: str) -> int:
         return self._tile_bytes(name) * math.prod(self.plan.grids[name])

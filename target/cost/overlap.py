@@ -181,7 +181,8 @@ class Timeline:
         rests = np.maximum(np.maximum(rests - alone, stored), 0)
         array = first + self.array_cycles + drain + store + rests
         transfers = self.dma_cycles + drain
-        return np.maximum(np.maximum(array, transfers), first + self.drain_cycles + outputs)
+        stores = first + self.drain_cycles + outputs
+        return np.asarray(np.maximum(np.maximum(array, transfers), stores))
 
     def _loads(self) -> tuple[Any, Any]:
         """Transfers of all activations and of all weights, however often."""
@@ -480,11 +481,12 @@ class _Walk:
             dur = np.where(keeps, self.weight[channels, self.at], self.activation[rows, self.at])
             inner = np.where(self.by_rows, self.channel[channels, self.at], self.row[rows, self.at])
             begin = np.maximum(clock[_LOAD], clock[slots, self.at])
-            alone = (self.trips[2] > 1) | (inner == 0) | (self.numbers & ~self.by_rows)
+            alone = (self.trips[2] > 1) | (inner == 0)
             ahead = (begin < clock[_DRAINED]) & alone
             end = np.where(ahead, np.maximum(begin, clock[_DRAM]) + dur, 0)
             # Parameters are loaded when the drain ends, before the store.
-            behind = ~alone & (clock[_LOAD] <= clock[_DRAINED])
+            numbers = self.numbers & ~self.by_rows
+            behind = ~alone & ~numbers & (clock[_LOAD] <= clock[_DRAINED])
             end = np.where(behind, np.maximum(clock[_DRAINED], clock[_DRAM]) + inner, end)
         for _ in range(2):
             full = mask & (self._pending() > self.slots)
