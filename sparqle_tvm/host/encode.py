@@ -79,6 +79,18 @@ class EncodeSpec:
         return "uint16" if self.k == 8 else "uint8"
 
     @property
+    def largest_shares(self) -> bool:
+        """Whether there may be a digit that shares its nibble with the smallest one."""
+        digits = self.form.digits
+        if self.form.zeros:
+            return digits.window.centred
+        # What the quantizer makes may be too small for the largest digit.
+        greatest = self.qmax or digits.bounds[1]
+        largest = digits.digit_range[1]
+        reached = (greatest - digits.centre + digits.bias) >> self.k == largest
+        return digits.threshold > 0 and reached
+
+    @property
     def groups(self) -> int:
         """Number of group sums of a row."""
         return self.columns // self.group_size if self.group_size else 0
@@ -129,7 +141,7 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
             else:
                 _store_row(spec, row, source, stored, smallest)
             _pack_lsb(spec, row, stored, lsb)
-            _pack_msb(spec, row, stored, pbm, stream, row_ptr)
+            _pack_msb(spec, row, stored, pbm, stream, row_ptr, smallest)
             if sums:
                 _sum_groups(spec, row, stored, sums, smallest, spec.form.zero_point(zeros, row))
 
@@ -230,10 +242,24 @@ def _pack_lsb(spec: EncodeSpec, row: Any, stored: Array, lsb: Array) -> None:
 
 
 def _pack_msb(
-    spec: EncodeSpec, row: Any, stored: Array, pbm: Array, stream: Array, row_ptr: Array
+    spec: EncodeSpec,
+    row: Any,
+    stored: Array,
+    pbm: Array,
+    stream: Array,
+    row_ptr: Array,
+    smallest: Any,
 ) -> None:
-    """Write the bitmap, the MSB digits at the start of the stream's row, and their bytes."""
+    """Write the bitmap, the codes of the MSB digits at the start of the stream's row, their bytes.
+
+    The code of the largest digit is 0 if it shares its nibble, see ``numerics.window``.
+    """
     k, per_byte = spec.k, 8 // spec.k
+    shares = spec.largest_shares
+    # What the largest digit is stored from, and for how many low digits.
+    begin, threshold = (
+        Scalar("int32", T.bitwise_and(smallest, mask)) for mask in (4**k - 2**k, 2**k - 1)
+    )
     digits = scratch("uint8", spec.columns + per_byte)
     found = Scalar("int32", 0)
 
@@ -242,7 +268,11 @@ def _pack_msb(
         for i in range(count):
             digit = Scalar("int32", T.shift_right(cast("int32", stored[byte * 8 + i]), k))
             # Written always, kept only if it is not zero: a branch would be mispredicted.
-            digits[found.value] = cast("uint8", digit.value)
+            code: Any = digit.value
+            if shares:
+                above = cast("int32", stored[byte * 8 + i]) - begin.value
+                code = T.Select(tirx.all(above >= 0, above < threshold.value), 0, code)
+            digits[found.value] = cast("uint8", code)
             digit.set(cast("int32", digit.value != 0))
             found.add(digit.value)
             bits.add(T.shift_left(digit.value, i))

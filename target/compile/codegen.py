@@ -249,10 +249,8 @@ class _Generator:
         if call.name == "mma_msb":
             make = MmaDns
             if self.op.scheme == "sparqle":
-                # Low digits lie in the same tile, if they are needed.
-                lows = self._address("lsb", plane) if self.op.resolves else None
                 zeros = self._address("zro", plane) if self.op.row_centres else None
-                make = partial(MmaMsb, pbm=self._address("pbm", plane), lsb=lows, zro=zeros)
+                make = partial(MmaMsb, pbm=self._address("pbm", plane), zro=zeros)
         name = "lsb" if call.name == "mma_lsb" else "msb"
         instruction = make(
             **{name: msb},

@@ -215,7 +215,6 @@ def _sparsity_prices(accelerator: Accelerator, table: EnergyTable) -> Iterator[P
     prices = [
         ("selected_products", "weight_select"),
         ("find_first_steps", "find_first"),
-        ("resolved_digits", "resolve"),
         ("encoded_elements", "encode"),
     ]
     if accelerator.msb_across_groups:

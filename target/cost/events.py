@@ -44,8 +44,6 @@ class Events:
         Partial sums of weight groups (or group sums) that are scaled and added in 64 bits.
     find_first_steps : int
         MSB digits that a PE row locates in its bitmap, once per block of columns and slice.
-    resolved_digits : int
-        Those of them whose sign a PE row finds with the low digit, see `isa.compute.MmaMsb`.
     activation_read_bytes, activation_write_bytes : int
         Traffic of the activation buffer.
     weight_read_bytes, weight_write_bytes : int
@@ -70,7 +68,6 @@ class Events:
     accumulator_updates: Count = 0
     scale_operations: Count = 0
     find_first_steps: Count = 0
-    resolved_digits: Count = 0
     activation_read_bytes: Count = 0
     activation_write_bytes: Count = 0
     weight_read_bytes: Count = 0
@@ -140,7 +137,6 @@ def op_events(
         updates += msb_pass_updates(op, nnz, tiling.k, accelerator)
     blocks = math.ceil(op.n / accelerator.cols) * slices
     all_passes = passes + (scheme == "sparqle")
-    resolves = scheme == "sparqle" and op.resolves
     groups = math.ceil(op.k / op.group_size) if op.group_size else 0
     return Events(
         lsb_products=0 if wide else products,
@@ -150,7 +146,6 @@ def op_events(
         accumulator_updates=updates,
         scale_operations=op.m * op.n * groups * (all_passes + op.has_min),
         find_first_steps=stored * blocks,
-        resolved_digits=stored * blocks * resolves,
         drained_elements=op.m * op.n,
         **_buffer_bytes(op, nnz, tiling, accelerator, scheme, all_passes, block_rows),
     )
@@ -170,10 +165,6 @@ def _buffer_bytes(
     blocks = math.ceil(op.n / accelerator.cols) * slices
     row_groups = math.ceil(op.m / accelerator.rows)
     digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
-    lows = 0
-    if scheme == "sparqle" and op.resolves:
-        # Of as many elements as there are stored digits, to find the signs of those.
-        lows = storage.msb_bytes(nnz, tiling.k, op.digit_bits)
     sums = storage.sum_bytes(op.m, op.k, op.sum_group_size, op.digit_bits)
     row_parameters = op.m * storage.row_parameter_bytes(op, block_rows)
     centres = op.m * tiling.k_tiles * storage.centre_bytes(op, scheme)
@@ -187,7 +178,7 @@ def _buffer_bytes(
     return {
         "activation_write_bytes": tiling.activation_loads * (digits + bitmap + sums + centres)
         + tiling.row_loads * row_parameters,
-        "activation_read_bytes": blocks * (digits + bitmap + lows + centres)
+        "activation_read_bytes": blocks * (digits + bitmap + centres)
         + tiling.n_tiles * (sums + row_parameters),
         "weight_write_bytes": tiling.weight_loads * weights + tiling.channel_loads * channels,
         "weight_read_bytes": passes * row_groups * packed + group_reads + tiling.m_tiles * channels,
@@ -212,7 +203,6 @@ def simulated_events(result: SimResult) -> Events:
         accumulator_updates=counts.lsb.accumulator_updates + counts.msb.accumulator_updates,
         scale_operations=counts.scale_operations,
         find_first_steps=counts.find_first_steps,
-        resolved_digits=counts.resolved_digits,
         dram_read_bytes=sum(counts.dram_read_bytes.values()),
         dram_write_bytes=sum(counts.dram_write_bytes.values()),
         drained_elements=counts.drained_elements,

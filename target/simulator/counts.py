@@ -93,12 +93,11 @@ class Counts:
         DMA transfers.
     onchip_read_bytes, onchip_write_bytes : mapping of Buffer to int
         Traffic of the buffers. Loads write what they carry. An MMA reads its activations once
-        per column block and weight slice (MMA.MSB the low digits of stored ones too, where they
-        matter), its weights once per row group (every slice has its share of the bits), group
-        parameters once; it writes every accumulator once, and reads it unless it clears it. DRAIN
-        reads and writes accumulators and reads its scales. ST.OUT reads 4 bytes per output, as
-        ST.ENC, and the row numbers if rows are sorted. (Of other instructions what
-        `Instruction.ACCESSES` say.)
+        per column block and weight slice, its weights once per row group (every slice has its
+        share of the bits), group parameters once; it writes every accumulator once, and reads it
+        unless it clears it. DRAIN reads and writes accumulators and reads its scales. ST.OUT
+        reads 4 bytes per output, as ST.ENC, and the row numbers if rows are sorted. (Of other
+        instructions what `Instruction.ACCESSES` say.)
     lsb, msb : PlaneCounts
         MACs and idle lanes per plane.
     drained_elements : int
@@ -108,8 +107,6 @@ class Counts:
     find_first_steps : int
         MSB digits that PE rows located in the bitmap: stored digits, once per block of columns
         and weight slice.
-    resolved_digits : int
-        Those of them whose low digit was fetched, see `isa.compute.MmaMsb`: all or none.
     vector_operations : int
         Elementwise operations of the vector unit.
     """
@@ -124,7 +121,6 @@ class Counts:
     drained_elements: int = 0
     scale_operations: int = 0
     find_first_steps: int = 0
-    resolved_digits: int = 0
     vector_operations: int = 0
 
     @property
@@ -186,7 +182,6 @@ def count(bound: BoundProgram, timing: Timing, digits: DigitTables | None) -> Co
                 assert digits is not None
                 plane, found = _sparse_plane(bound, operands, timing, digits)
                 events["find_first_steps"] += found
-                events["resolved_digits"] += found * bound.header.op.resolves
             else:
                 plane = _dense_plane(bound, operands, timing)
             planes[cls.PASS] += plane
@@ -231,9 +226,8 @@ def _traffic(
         first = access is cls.accesses(header)[0]
         return 0, int(carried[operands.index].sum()) if first else 0
     nbytes = access.nbytes(header, operands)
-    stream = access.operand if access.tile.stream else access.marked_by
-    if stream:
-        nbytes = carried[timing.sources[operands.index, position(cls, header, stream)]]
+    if access.tile.stream:
+        nbytes = carried[timing.sources[operands.index, position(cls, header, access.operand)]]
     read, written = access.traffic(header, operands, nbytes)
     return _total(operands, read), _total(operands, written)
 

@@ -171,11 +171,12 @@ def test_golden_planes_of_the_shared_nibble():
     #   lsb      0   7    8    f   f
     #   nibble   8   8    8    8   7
     #   msb      8   8   -8   -8   7
+    #   code     0   0    8    8   7   (0 is free for the larger of the two, as digit 0 has none)
     q = np.array([[120, 127, -128, -121, 119]], dtype=np.int8)
     sliced = encode(q)
     assert sliced.lsb.tobytes().hex() == "70f80f"
     assert sliced.pbm.tobytes().hex() == "1f"
-    assert sliced.msb.tobytes().hex() == "888807"
+    assert sliced.msb.tobytes().hex() == "008807"
     assert sliced.msb_digits().tolist() == [[8, 8, -8, -8, 7]]
     np.testing.assert_array_equal(sliced.decode(), q)
 
@@ -188,11 +189,12 @@ def test_golden_planes_of_uint8_around_a_zero_point():
     #   nibble     0    0    0    f    a    a    9    a
     # Digits reach from -92 >> 4 = -6 to 163 >> 4 = 10: nibble a is -6 where lsb >= 4, else 10.
     #   msb        0    0    0   -1   -6   10    9   10
+    #   code                      f    a    0    9    0
     q = np.array([[100, 92, 107, 91, 0, 255, 251, 252]], dtype=np.uint8)
     sliced = encode(q, zero_point=100)
     assert sliced.lsb.tobytes().hex() == "08ff340f"
     assert sliced.pbm.tobytes().hex() == "f8"
-    assert sliced.msb.tobytes().hex() == "af9a0a"
+    assert sliced.msb.tobytes().hex() == "af9000"
     assert sliced.msb_digits().tolist() == [[0, 0, 0, -1, -6, 10, 9, 10]]
     np.testing.assert_array_equal(sliced.decode(), q)
 

@@ -202,9 +202,8 @@ class DenseWriter:
         b.emit(MmaLsb(acc, s["lsb"].at(act), w, grp, *sizes, zero=zero, row_split=split))
         if h.op.scheme == "sparqle":
             pbm, msb = s["pbm"].at(act), s["msb"].at(act)
-            lows = s["lsb"].at(act) if h.op.resolves else None
             zeros = s["zro"].at(act) if h.op.row_centres else None
-            b.emit(MmaMsb(acc, pbm, msb, lows, zeros, w, grp, *sizes, row_split=split))
+            b.emit(MmaMsb(acc, pbm, msb, zeros, w, grp, *sizes, row_split=split))
         else:
             b.emit(MmaDns(acc, s["msb"].at(act), w, grp, *sizes, row_split=split))
         if h.op.has_min:

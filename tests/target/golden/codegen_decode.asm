@@ -33,7 +33,7 @@
 16:   WAIT     MMA, WGT_READY
 17:   WAIT     MMA, ACC_FREE
 18:   MMA.LSB  acc=ACC[0 + 1536*(i0 mod 2)], lsb=ACT[0], wgt=WGT[0 + 147456*(i0 mod 2)], grp=WGT[294912 + 36864*(i0 mod 2)], m=min(1, M), n=192, k=1536, zero=always, row_split=16
-19:   MMA.MSB  acc=ACC[0 + 1536*(i0 mod 2)], pbm=ACT[768], msb=ACT[960], lsb=ACT[0], zro=None, wgt=WGT[0 + 147456*(i0 mod 2)], grp=WGT[294912 + 36864*(i0 mod 2)], m=min(1, M), n=192, k=1536, zero=never, row_split=16
+19:   MMA.MSB  acc=ACC[0 + 1536*(i0 mod 2)], pbm=ACT[768], msb=ACT[960], zro=None, wgt=WGT[0 + 147456*(i0 mod 2)], grp=WGT[294912 + 36864*(i0 mod 2)], m=min(1, M), n=192, k=1536, zero=never, row_split=16
 20:   MMA.MIN  acc=ACC[0 + 1536*(i0 mod 2)], sum=ACT[1728], grp=WGT[294912 + 36864*(i0 mod 2)], m=min(1, M), n=192, k=1536, zero=never
 21:   SIGNAL   MMA, WGT_FREE
 22:   SIGNAL   MMA, ACC_READY

@@ -32,7 +32,7 @@
 16:       WAIT     MMA, ACT_READY
 17:       WAIT     MMA, WGT_READY
 18:       MMA.LSB  acc=ACC[0 + 518144*((i0*n1 + i1) mod 2)], lsb=ACT[2816 + 104192*(((i0*n1 + i1)*n2 + i2) mod 2)], wgt=WGT[2944 + 217856*(((i0*n1 + i1)*n2 + i2) mod 2)], grp=None, m=min(352, M - 352*i0), n=min(368, 11008 - 368*i1), k=min(592, 4096 - 592*i2), zero=i2 == 0, row_split=1
-19:       MMA.MSB  acc=ACC[0 + 518144*((i0*n1 + i1) mod 2)], pbm=ACT[211200 + 26048*(((i0*n1 + i1)*n2 + i2) mod 2)], msb=ACT[263296 + 104192*(((i0*n1 + i1)*n2 + i2) mod 2)], lsb=ACT[2816 + 104192*(((i0*n1 + i1)*n2 + i2) mod 2)], zro=None, wgt=WGT[2944 + 217856*(((i0*n1 + i1)*n2 + i2) mod 2)], grp=None, m=min(352, M - 352*i0), n=min(368, 11008 - 368*i1), k=min(592, 4096 - 592*i2), zero=never, row_split=1
+19:       MMA.MSB  acc=ACC[0 + 518144*((i0*n1 + i1) mod 2)], pbm=ACT[211200 + 26048*(((i0*n1 + i1)*n2 + i2) mod 2)], msb=ACT[263296 + 104192*(((i0*n1 + i1)*n2 + i2) mod 2)], zro=None, wgt=WGT[2944 + 217856*(((i0*n1 + i1)*n2 + i2) mod 2)], grp=None, m=min(352, M - 352*i0), n=min(368, 11008 - 368*i1), k=min(592, 4096 - 592*i2), zero=never, row_split=1
 20:       SIGNAL   MMA, ACT_FREE
 21:       SIGNAL   MMA, WGT_FREE
 22:     END ; i2

@@ -34,7 +34,7 @@
 17:     WAIT     MMA, WGT_READY
 18:     WAIT     MMA, ACC_FREE
 19:     MMA.LSB  acc=ACC[0 + 196608*((i0*n1 + i1) mod 2)], lsb=ACT[0 + 73728*(i0 mod 2)], wgt=WGT[0 + 27648*((i0*n1 + i1) mod 2)], grp=WGT[55296 + 6912*((i0*n1 + i1) mod 2)], m=min(256, M - 256*i0), n=96, k=576, zero=always, row_split=1
-20:     MMA.MSB  acc=ACC[0 + 196608*((i0*n1 + i1) mod 2)], pbm=ACT[147456 + 18432*(i0 mod 2)], msb=ACT[184320 + 73728*(i0 mod 2)], lsb=ACT[0 + 73728*(i0 mod 2)], zro=None, wgt=WGT[0 + 27648*((i0*n1 + i1) mod 2)], grp=WGT[55296 + 6912*((i0*n1 + i1) mod 2)], m=min(256, M - 256*i0), n=96, k=576, zero=never, row_split=1
+20:     MMA.MSB  acc=ACC[0 + 196608*((i0*n1 + i1) mod 2)], pbm=ACT[147456 + 18432*(i0 mod 2)], msb=ACT[184320 + 73728*(i0 mod 2)], zro=None, wgt=WGT[0 + 27648*((i0*n1 + i1) mod 2)], grp=WGT[55296 + 6912*((i0*n1 + i1) mod 2)], m=min(256, M - 256*i0), n=96, k=576, zero=never, row_split=1
 21:     MMA.MIN  acc=ACC[0 + 196608*((i0*n1 + i1) mod 2)], sum=ACT[331776 + 9216*(i0 mod 2)], grp=WGT[55296 + 6912*((i0*n1 + i1) mod 2)], m=min(256, M - 256*i0), n=96, k=576, zero=never
 22:     SIGNAL   MMA, WGT_FREE
 23:     SIGNAL   MMA, ACC_READY

@@ -32,7 +32,7 @@
 16:     WAIT     MMA, WGT_READY
 17:     WAIT     MMA, ACC_FREE
 18:     MMA.LSB  acc=ACC[0 + 163840*((i0*n1 + i1) mod 2)], lsb=ACT[0 + 73728*(i0 mod 2)], wgt=WGT[0 + 23040*((i0*n1 + i1) mod 2)], grp=WGT[46080 + 2880*((i0*n1 + i1) mod 2)], m=min(256, M - 256*i0), n=80, k=576, zero=always, row_split=1
-19:     MMA.MSB  acc=ACC[0 + 163840*((i0*n1 + i1) mod 2)], pbm=ACT[147456 + 18432*(i0 mod 2)], msb=ACT[184320 + 73728*(i0 mod 2)], lsb=ACT[0 + 73728*(i0 mod 2)], zro=None, wgt=WGT[0 + 23040*((i0*n1 + i1) mod 2)], grp=WGT[46080 + 2880*((i0*n1 + i1) mod 2)], m=min(256, M - 256*i0), n=80, k=576, zero=never, row_split=1
+19:     MMA.MSB  acc=ACC[0 + 163840*((i0*n1 + i1) mod 2)], pbm=ACT[147456 + 18432*(i0 mod 2)], msb=ACT[184320 + 73728*(i0 mod 2)], zro=None, wgt=WGT[0 + 23040*((i0*n1 + i1) mod 2)], grp=WGT[46080 + 2880*((i0*n1 + i1) mod 2)], m=min(256, M - 256*i0), n=80, k=576, zero=never, row_split=1
 20:     SIGNAL   MMA, WGT_FREE
 21:     SIGNAL   MMA, ACC_READY
 22:     WAIT     STORE, ACC_READY
