@@ -19,10 +19,11 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.library import ProgramLibrary
-from sparqle_tvm.target.compile.schedule import Decisions, schedule_with
+from sparqle_tvm.target.compile.schedule import schedule_with
 from sparqle_tvm.target.compile.tir import split_dense_primfunc
 from sparqle_tvm.target.cost.analytical import dense_op_cost
 from sparqle_tvm.target.cost.events import simulated_events
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.cost.tiling import choose_drained
 from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.compute import StEnc, StOut
@@ -170,6 +171,7 @@ def random_case(rng: np.random.Generator, form: DenseOp) -> tuple[DenseOp, Decis
         lanes=lanes,
         digit_bits=spec.digit_bits,
         activation_buffer_bytes=1 << 16,
+        scratchpad=False,
         weight_buffer_bytes=1 << 16,
         accumulator_buffer_bytes=1 << 16,
     )
@@ -257,8 +259,8 @@ def test_cycles_of_a_store_by_hand() -> None:
     for cols, low in ((16, 0), (16, 2), (8, 4), (8, 6)):
         digits = int(pointers[low + 2] - pointers[low])
         nbytes = 8 * cols // 2 + 8 * cols // 8 + 2 * 4 + digits
-        # 4 descriptors, then the bytes.
-        busy += 4 * machine.dma_descriptor_cycles
+        # One piece of memory: a descriptor, then the bytes.
+        busy += machine.dma_descriptor_cycles
         busy += math.ceil(nbytes / machine.dram_bytes_per_cycle)
     engine = next(time for e, time in result.engines.items() if e.name == "STORE")
     assert engine.busy_cycles["ST.ENC"] == busy
@@ -402,13 +404,13 @@ def test_the_formulas_know_encoded_outputs(m: int, n: int, k: int, density: floa
     library = ProgramLibrary(EDGE)
     spec = replace(FORMS["relu"], m=m, n=n, k=k, out_chunk=n)
     reading = DenseOp(m=m, n=reader_shape.n, k=n)
-    own = library.tiling(spec, [spec])
-    tiling = choose_drained(shape, own.k, (reader_shape,), EDGE)
+    own = library.default(spec, [spec])
+    chosen = choose_drained(spec, own.k, (reader_shape,), EDGE)
     spec, decisions = library.chained(spec, [spec], None, [reading])
-    assert spec.out_chunk == tiling.n
-    assert library.tiling(reading, [reading], spec.out_chunk).k == spec.out_chunk
+    assert (spec.out_chunk, decisions) == (chosen.n, chosen)
+    assert library.default(reading, [reading], spec.out_chunk).k == spec.out_chunk
     result = simulate_timing(library.program(spec, decisions), m, digits, outputs)
-    cost = dense_op_cost(shape, digits, tiling, EDGE, "sparqle", outputs=outputs)
+    cost = dense_op_cost(shape, digits, chosen, EDGE, "sparqle", outputs=outputs)
     array = next(time for e, time in result.engines.items() if e.name == "MMA")
     assert cost.mma_cycles == array.busy
     assert cost.dram_bytes == result.counts.dram_bytes
