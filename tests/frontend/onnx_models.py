@@ -42,7 +42,7 @@ def model(
 
 
 def mlp(*, opset: int = 17, seed: int = 0, gemm: bool = True) -> onnx.ModelProto:
-    """Two layers with biases and a ReLU; ``x`` (rows, 24) has a dynamic axis."""
+    """Two layers with biases and a ReLU; ``x`` (batch, 24) has a dynamic axis."""
     rng = np.random.default_rng(seed)
     constants = {
         "up.weight": rng.normal(0, 0.2, (FEATURES, HIDDEN)).astype(np.float32),
@@ -63,7 +63,7 @@ def mlp(*, opset: int = 17, seed: int = 0, gemm: bool = True) -> onnx.ModelProto
         helper.make_node("Relu", ["b"], ["r"], "/Relu"),
         *down,
     ]
-    inputs = {"x": (TensorProto.FLOAT, ["rows", FEATURES])}
+    inputs = {"x": (TensorProto.FLOAT, ["batch", FEATURES])}
     return model(nodes, inputs, ["y"], constants, opset=opset)
 
 

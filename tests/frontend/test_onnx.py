@@ -302,7 +302,9 @@ def test_the_model_that_is_given_stays_as_it_is() -> None:
 
 
 def test_an_axis_that_no_input_has() -> None:
-    with pytest.raises(InvalidArgumentError, match="axis 'row' is none of the model's; it has: ro"):
+    with pytest.raises(
+        InvalidArgumentError, match="axis 'row' is none of the model's; it has: batch"
+    ):
         from_onnx(mlp(), sizes={"row": 3})
 
 
