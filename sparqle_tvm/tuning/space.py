@@ -28,8 +28,9 @@ from tvm.s_tir import meta_schedule as ms
 from sparqle_tvm.errors import CompileError, InvalidArgumentError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.library import ProgramLibrary
-from sparqle_tvm.target.compile.schedule import Decisions, check_decisions, overflows
-from sparqle_tvm.tuning.task import TuningTask, even_splits
+from sparqle_tvm.target.compile.schedule import check_decisions
+from sparqle_tvm.target.cost.schedule import Decisions, even_splits, overflows
+from sparqle_tvm.tuning.task import TuningTask
 
 KNOB_ATTR = "sparqle.knob."
 """Annotations of the root block: the decision of every knob."""
@@ -129,8 +130,8 @@ def make_space(
     # PE rows that may share an activation row: 1, 2, 4, ... while the bucket's rows exist.
     most = max(1, accelerator.rows // task.spec.m)
     knobs: dict[str, Collection[int]] = {
-        "m": {*even_splits(task.rows, accelerator.rows), default.m},
-        "n": {*even_splits(task.spec.n, accelerator.cols), default.n},
+        "m": {*even_splits(task.rows, accelerator.rows).tolist(), default.m},
+        "n": {*even_splits(task.spec.n, accelerator.cols).tolist(), default.n},
         "k": task.chunks,
         "rows_outer": (0, 1),
         "keep_outer": (0, 1),

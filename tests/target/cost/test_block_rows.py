@@ -12,7 +12,8 @@ from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.analytical import encoding_costs
-from sparqle_tvm.target.cost.block_rows import choose_block_rows, typical_digits
+from sparqle_tvm.target.cost.block_rows import choose_block_rows
+from sparqle_tvm.target.cost.expected import typical_digits
 from sparqle_tvm.target.cost.model import EncodedActivation, pass_cost
 from sparqle_tvm.target.cost.sorting import block_waits, max_block_rows, sort_work
 from sparqle_tvm.target.cost.vector import TransformerShape
