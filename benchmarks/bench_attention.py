@@ -23,24 +23,12 @@ from sparqle_tvm.calibration.budget import parse_share
 from sparqle_tvm.frontend import from_gguf
 from sparqle_tvm.models.attention_sparsity import MeasuredAttention, measured_attention
 from sparqle_tvm.models.builtin import fetch_builtin
-from sparqle_tvm.numerics.attention import HEAD_LEVELS
-from sparqle_tvm.numerics.kv_cache import HeadStorage, parse_kv
+from sparqle_tvm.numerics.kv_cache import HeadStorage, parse_kv, with_factor
 from sparqle_tvm.passes import QuantizeAttention
 from sparqle_tvm.studies.evaluation import evaluate
 from sparqle_tvm.studies.inputs import read_tokens
 
-KV = (
-    "int8",
-    "planes",
-    "planes:2",
-    "planes:3",
-    "planes:4",
-    "planes:6",
-    "planes:4,4",
-    "int6",
-    "int5",
-    "int4",
-)
+KV = ("int8", "planes", "planes:2", "planes:4", "planes:6", "planes:4,4", "int6", "int5", "int4")
 
 
 @dataclass(frozen=True)
@@ -69,12 +57,13 @@ def main() -> None:
     print("attention    perplexity  to float   to int8  K bits  V bits")
     print(f"{'float':12} {floating:10.4f}", flush=True)
     found: list[Found] = []
-    for place, kv in enumerate(options):
-        if parse_kv(kv) == parse_kv("planes"):
-            # The same integers as int8, held in another way: the same perplexity.
-            perplexity = found[0].perplexity
-        else:
-            perplexity = evaluate(executable, tokens, hidden=f"hidden_{place}").perplexity
+    known: dict[tuple[int, int], float] = {}
+    for kv in options:
+        # Integers of the same levels are the same, however they are held.
+        levels = levels_of(kv)
+        if levels not in known:
+            known[levels] = evaluate(executable, tokens, hidden=function_of(levels)).perplexity
+        perplexity = known[levels]
         found.append(Found(kv, perplexity, *bits_of(kv)))
         last = found[-1]
         print(
@@ -91,14 +80,27 @@ def main() -> None:
 
 
 def variants(mod: tvm.IRModule, options: list[str]) -> tvm.IRModule:
-    """``hidden`` as it is, ``hidden_0`` and so on with attention in int8, and ``head``."""
+    """``hidden`` as it is, one function with attention in int8 for all levels, and ``head``."""
     functions = {name: mod[name] for name in ("hidden", "head")}
-    for place, kv in enumerate(options):
-        name = f"hidden_{place}"
+    for kv in options:
+        name = function_of(levels_of(kv))
+        if name in functions:
+            continue
         quantize = QuantizeAttention(default=parse_kv(kv))
         quantized = quantize(tvm.IRModule({"hidden": copy_with_new_vars(mod["hidden"])}))["hidden"]
         functions[name] = quantized.with_attr("global_symbol", name)
     return tvm.IRModule(functions)
+
+
+def levels_of(kv: str) -> tuple[int, int]:
+    """Levels of keys and of values."""
+    storage = parse_kv(kv)
+    return storage.keys.levels, storage.values.levels
+
+
+def function_of(levels: tuple[int, int]) -> str:
+    """Name of the function with keys and values of these levels."""
+    return "hidden_{}_{}".format(*levels)
 
 
 def bits_of(kv: str) -> tuple[float, float]:
@@ -126,9 +128,9 @@ def bits_of(kv: str) -> tuple[float, float]:
 
 
 def sparsity(measured: MeasuredAttention, storage: HeadStorage, table: np.ndarray) -> list[float]:
-    """MSB sparsity by head at the storage's levels, between the measured factors."""
-    factor = HEAD_LEVELS / storage.levels
-    return [float(np.interp(factor, measured.factors, column)) for column in table.T]
+    """MSB sparsity by head at the storage's levels, between the measured ones."""
+    levels = [with_factor(factor).levels for factor in measured.factors][::-1]
+    return [float(np.interp(storage.levels, levels, column[::-1])) for column in table.T]
 
 
 if __name__ == "__main__":

@@ -91,11 +91,6 @@ class AttentionOp:
         return self.kv_heads * self.group
 
     @property
-    def resolves(self) -> bool:
-        """Whether MSB digits of queries need the LSB digit to tell -8 from 8, see `MmaQkMsb`."""
-        return self.scheme == "sparqle" and WINDOWS[self.window].centred
-
-    @property
     def past(self) -> int:
         """Tokens before the rows, if there are as many keys as there may be."""
         return self.keys - self.rows

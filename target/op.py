@@ -213,19 +213,17 @@ class DenseOp:
 
     @property
     def edge(self) -> int:
-        """The smallest byte of two stored digits that stands for a negative MSB digit.
+        """What ``(q - centre + bias) mod 2^2k`` is for the smallest activation, or 2^2k for 0.
 
-        From 1 to 2^2k: the byte ``(q - centre + bias) mod 2^2k`` of the smallest activation, or
-        2^2k if there are no negative digits. With `row_centres` that of a row with centre 0.
+        Below it digits are 0 or more, from it on negative. With `row_centres` it is that of a row
+        with centre 0, and as much less in any other as that one's centre is more.
         """
-        _, largest = self.digits.bounds
-        return largest + 1 - self.centre + self.digits.bias
+        return _edge(self.digits, self.centre)
 
     @property
-    def resolves(self) -> bool:
-        """Whether the sign of an MSB digit may depend on its LSB digit, see `isa.MmaMsb`."""
-        depends = self.row_centres or self.edge % (1 << self.digit_bits) != 0
-        return self.scheme == "sparqle" and depends
+    def turn(self) -> int:
+        """The code of the smallest MSB digit, from which on codes are negative digits."""
+        return self.edge >> self.digit_bits
 
     @property
     def row_centres(self) -> bool:
@@ -246,6 +244,12 @@ class DenseOp:
     def out_shift(self) -> int:
         """What is added to quantized outputs before they are cut into digits."""
         return WINDOWS[self.out_window].bias(self.digit_bits) - self.out_centre
+
+    @property
+    def out_edge(self) -> int:
+        """The `edge` of encoded outputs."""
+        window = WINDOWS[self.out_window]
+        return _edge(window.digits(self.digit_bits, signed=self.out_signed), self.out_centre)
 
     def in_scheme(self, scheme: ProgramScheme) -> DenseOp:
         """The op as a scheme computes it; `dense` multiplies activations as they are."""
@@ -297,6 +301,10 @@ class DenseOp:
     def act_dtype(self) -> str:
         """Type of an activation: int8 or uint8, int16 or uint16 for digits of 8 bits."""
         return container(self.digit_bits, self.act_signed)
+
+
+def _edge(digits: Digits, centre: int) -> int:
+    return digits.bounds[1] + 1 - centre + digits.bias
 
 
 def group_sum_bytes(group_size: int, digit_bits: int) -> int:

@@ -77,8 +77,8 @@ class Collector:
                 require_int8(info.digit_bits, info.label, CalibrationError)
                 self._seen[info.label] = sums.nothing_seen(info)
                 signed = not info.dtype.startswith("u")
-                split = WINDOWS["signed"].digits(4, signed=signed, zero_point=info.zero_point)
-                self._centres[info.label] = split.centre
+                centred = WINDOWS["signed"].digits(4, signed=signed, zero_point=info.zero_point)
+                self._centres[info.label] = centred.centre
         if not self._seen:
             raise CalibrationError(
                 f"the function {function} has no quantized dense op, so there is nothing to "

@@ -124,10 +124,8 @@ def decode_row(encoding: Encoding, row: Any, planes: Array, at: Any) -> None:
     The first gets the LSB digits as stored (biased for the signed window), the second the MSB
     digits times 2^k, zero where the bitmap is zero; `planes` is float32 (.., K), exact.
     """
-    smallest = encoding.form.smallest(encoding.zeros, row)
     _decode_lsb(encoding, row, planes, at)
-    _decode_msb(encoding, row, planes, at + 1, smallest)
-    _resolve_msb(encoding, planes, at, smallest)
+    _decode_msb(encoding, row, planes, at + 1)
 
 
 def _decode_lsb(encoding: Encoding, row: Any, planes: Array, at: Any) -> None:
@@ -143,10 +141,13 @@ def _decode_lsb(encoding: Encoding, row: Any, planes: Array, at: Any) -> None:
     for_bytes(encoding.columns, per_byte, unpack)
 
 
-def _decode_msb(encoding: Encoding, row: Any, planes: Array, at: Any, smallest: Any) -> None:
-    """Write the digits times 2^k; the nibble that two digits share is read as the smaller one."""
+def _decode_msb(encoding: Encoding, row: Any, planes: Array, at: Any) -> None:
+    """Write the digits times 2^k, see `Digits.decode`."""
     k, per_byte, columns = encoding.k, 8 // encoding.k, encoding.columns
+    smallest = encoding.form.smallest(encoding.zeros, row)
     first = Scalar("int32", T.shift_right(smallest, k))
+    last = Scalar("int32", T.shift_right(smallest + (4**k - 1), k))
+    unshared = isinstance(smallest, tirx.IntImm) and int(smallest) % 2**k == 0
     # One digit more than a row can hold, for the reads behind the last one.
     digits = scratch("float32", -(-columns // per_byte) * per_byte + 1)
     row_ptr = encoding.row_ptr
@@ -155,6 +156,8 @@ def _decode_msb(encoding: Encoding, row: Any, planes: Array, at: Any, smallest: 
             stored = cast("int32", encoding.msb[row_ptr[row] + byte])
             digit = T.bitwise_and(T.shift_right(stored, i * k), 2**k - 1)
             value = first.value + T.bitwise_and(digit - first.value, 2**k - 1)
+            if not unshared:
+                value = T.Select(digit == 0, last.value, value)
             digits[byte * per_byte + i] = cast("float32", value * 2**k)
     found = Scalar("int32", 0)
 
@@ -170,18 +173,3 @@ def _decode_msb(encoding: Encoding, row: Any, planes: Array, at: Any, smallest: 
             found.add(bit.value)
 
     for_bytes(columns, 8, expand)
-
-
-def _resolve_msb(encoding: Encoding, planes: Array, at: Any, smallest: Any) -> None:
-    """Correct the smallest digit to the largest one, 2^k more, where the low digit says so."""
-    k = encoding.k
-    if isinstance(smallest, tirx.IntImm) and int(smallest) % 2**k == 0:
-        return
-    threshold = Scalar("float32", cast("float32", T.bitwise_and(smallest, 2**k - 1)))
-    scaled = T.shift_left(T.shift_right(smallest, k), k)
-    shared = Scalar("float32", cast("float32", scaled))
-    # Digit 0 shares its nibble with no other one, so what is not stored stays 0.
-    with loop(encoding.columns) as i:
-        digit, low = planes[at + 1, i], planes[at, i]
-        larger = tirx.all(digit == shared.value, low < threshold.value)
-        planes[at + 1, i] = digit + T.Select(larger, T.float32(4**k), T.float32(0))

@@ -43,8 +43,8 @@ class SlicedTensor:
     pbm : uint8 (M, ceil(K / 8))
         Precision bitmap: bit i of byte j is column 8j + i; 1 means that an MSB digit is stored.
     msb : uint8 (row_ptr[M],)
-        The MSB digits that are not zero, modulo 2^k and never 0, per row in column order, packed
-        low bits first; each row is padded to a byte. `Digits.digit` tells what they stand for.
+        Codes of the MSB digits that are not zero, per row in column order, packed low bits first;
+        each row is padded to a byte. `Digits.decode` tells what they stand for.
     row_ptr : int32 (M + 1,)
         Byte offset of each row in `msb`.
     shape : tuple of int
@@ -94,7 +94,7 @@ class SlicedTensor:
             If `k`, `window`, `shape`, the zero point, a dtype or a plane's shape is wrong.
         QuantizationError
             If the planes contradict each other: pointers that fall or do not match the bitmap, set
-            padding bits, stored zeros.
+            padding bits, stored zeros, a value outside of 2k bits.
         """
         require_digit_bits(k)
         rows, columns = shape
@@ -139,7 +139,7 @@ class SlicedTensor:
         stream = unpack_digits(self.msb, self.k, self.msb.size * 8 // self.k)
         mask = self.mask()
         dense[mask] = stream[stream_positions(self.row_nnz(), self.row_ptr[:-1], self.k)]
-        digits = self.digits.digit(self.lsb_digits(), dense)
+        digits = self.digits.decode(dense)
         return np.where(mask, digits, digits.dtype.type(0))
 
     def mask(self) -> npt.NDArray[np.bool_]:
@@ -208,6 +208,7 @@ def encode(
     """
     lsb_digit, msb_digit, zero = _split(q, k, window, zero_point, name)
     rows, columns = q.shape
+    digits, _ = _digits(k, window, q.dtype.kind == "i", zero_point, rows)
     mask = msb_digit != 0
     row_nnz = np.count_nonzero(mask, axis=1)
     offsets = np.concatenate(([0], np.cumsum(_row_bytes(row_nnz, k))))
@@ -217,8 +218,7 @@ def encode(
         )
     row_ptr = offsets.astype(np.int32)
     stream = np.zeros(int(offsets[-1]) * 8 // k, dtype=np.uint8)
-    nibbles = (msb_digit[mask] & (2**k - 1)).astype(np.uint8)
-    stream[stream_positions(row_nnz, row_ptr[:-1], k)] = nibbles
+    stream[stream_positions(row_nnz, row_ptr[:-1], k)] = digits.code(msb_digit)[mask]
     return SlicedTensor(
         lsb=pack_digits(lsb_digit, k),
         pbm=np.packbits(mask, axis=1, bitorder="little"),
@@ -380,5 +380,16 @@ def _check_planes(sliced: SlicedTensor) -> None:
     stored[stream_positions(row_nnz, sliced.row_ptr[:-1], k)] = True
     if (stream[~stored] != 0).any():
         raise QuantizationError("msb: bits are set in the padding of a row")
-    if (stream[stored] == 0).any():
+    # Code 0 is a digit only in rows whose largest one shares its nibble.
+    shares = np.broadcast_to(np.asarray(sliced.digits.threshold) > 0, (sliced.shape[0], 1))
+    if ((stream[stored] == 0) & ~np.repeat(shares[:, 0], row_nnz)).any():
         raise QuantizationError("msb: a stored digit is zero, its bitmap bit should be clear")
+    # The smallest and the largest digit do not go with every low digit.
+    digits = sliced.digits
+    low, high = digits.bounds
+    wide = sliced.msb_digits().astype(np.int32) << k
+    wide += sliced.lsb_digits() - np.asarray(digits.bias - digits.centre, np.int32)
+    outside = (wide < low) | (wide > high)
+    if outside.any():
+        at = list(first_position(outside))
+        raise QuantizationError(f"the value at {at} does not fit {2 * k} bits")

@@ -1,8 +1,8 @@
 """Windows: which 2k-bit integers have a zero high digit, so that only the low digit is stored.
 
-An integer q, signed or unsigned of 2k bits, is stored as ``stored = (q - centre + bias) mod 2^2k``,
-a bijection of the 2k-bit values. Its low k bits are the stored low digit, its high k bits the
-*nibble*, which is the high digit modulo 2^k:
+An integer q, signed or unsigned of 2k bits, becomes ``(q - centre + bias) mod 2^2k``, a bijection
+of the 2k-bit values. Its low k bits are the stored low digit, its high k bits the *nibble*, which
+is the high digit modulo 2^k:
 
     q - centre = 2^k * digit + low digit - bias
 
@@ -16,6 +16,10 @@ As q - centre takes 2^2k values, there may be one more digit than nibbles: the s
 largest digit, 2^k apart, share one. The low digit tells which: below a threshold it is the larger
 one. For int8 and centre 0 nibble 8 is -8, and +8 where the stored low digit is below 8, which is
 where the low digit itself is negative.
+
+What is stored of a high digit is its *code*: the nibble. As digit 0 is never stored, code 0 is left
+for the largest digit where that shares its nibble. So codes alone tell digits, and whoever
+multiplies high digits does not look at low ones.
 """
 
 from __future__ import annotations
@@ -189,6 +193,21 @@ class Digits:
             wrapped = (above_first == 0) & (lsb < np.asarray(self.threshold, lsb.dtype))
             digits += wrapped.astype(dtype) << dtype.type(self.k)
         return np.asarray(digits)
+
+    def code(self, digit: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """What is stored of high digits that are not zero."""
+        nibble = (digit & ((1 << self.k) - 1)).astype(np.uint8)
+        if not np.any(self.threshold):
+            return nibble
+        shared = (digit == self.digit_range[1]) & np.asarray(self.threshold > 0)
+        return np.where(shared, np.uint8(0), nibble)
+
+    def decode(self, code: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The high digits of codes: int8, int16 for k = 8."""
+        dtype = np.dtype(DIGIT[self.k])
+        first, last = (np.asarray(edge, dtype) for edge in self.digit_range)
+        digits = ((code.astype(dtype) - first) & dtype.type((1 << self.k) - 1)) + first
+        return np.where(code == 0, last, digits)
 
     def read(self, lsb: npt.NDArray[Any], digit: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The integers q of stored low digits and high digits, of the type's dtype."""

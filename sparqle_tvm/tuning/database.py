@@ -34,7 +34,7 @@ from sparqle_tvm.files import (
     write_text,
 )
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.schedule import Decisions, overflows
+from sparqle_tvm.target.cost.schedule import Decisions, overflows
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.tuning.space import Trace, read_trace, reason_against
 from sparqle_tvm.tuning.task import TuningTask, schedule_key
@@ -265,7 +265,9 @@ class _Graph:
     nodes: list[_Node]
 
 
-def _read_records(path: Path, tasks: list[TuningTask], accelerator: Accelerator) -> Iterator[Entry]:
+def _read_records(
+    path: Path, tasks: Sequence[TuningTask], accelerator: Accelerator
+) -> Iterator[Entry]:
     remedy = "remove the line, or tune again"
     features = _features(accelerator.to_target_config())
     for number, line in _lines(path):

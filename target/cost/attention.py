@@ -386,7 +386,7 @@ class _Walk:
         header, wide = self.header, baseline(self.scheme).wide
         read, written = dict.fromkeys(Buffer, 0), dict.fromkeys(Buffer, 0)
         products = {Pass.LSB: 0, Pass.MSB: 0}
-        updates = found = resolved = 0
+        updates = found = 0
         everything: Instructions = (*_TRANSFERS, *self.mmas, VecSmx, isa.DrnOut)
         for cls in everything:
             chunked = "chunk" in cls.TRACE
@@ -409,7 +409,6 @@ class _Walk:
                 products[cls.PASS] += total(work["macs"])
                 updates += total(work["updates"])
                 found += total(work.get("found", 0))
-                resolved += total(work.get("resolved", 0))
         smx, drn = (cls.events(header, self.blocks) for cls in (VecSmx, isa.DrnOut))
         buffers: dict[str, int] = {}
         for buffer in Buffer:
@@ -422,7 +421,6 @@ class _Walk:
             wide_products=products[Pass.LSB] * wide,
             accumulator_updates=updates,
             find_first_steps=found,
-            resolved_digits=resolved,
             drained_elements=int(drn["drained_elements"].sum()),
             encoded_elements=int(np.sum(smx["encoded_elements"])),
             vector_operations=int(smx["vector_operations"].sum()),

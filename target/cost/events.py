@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.files import Count
 from sparqle_tvm.numerics.row_nnz import RowNnz
@@ -16,7 +16,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_updates, msb_pass_updates
 from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
-from sparqle_tvm.target.cost.tiling import Tiling
+from sparqle_tvm.target.cost.schedule import Decisions, Tiling
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.op import DenseOp
 
@@ -44,8 +44,6 @@ class Events:
         Partial sums of weight groups (or group sums) that are scaled and added in 64 bits.
     find_first_steps : int
         MSB digits that a PE row locates in its bitmap, once per block of columns and slice.
-    resolved_digits : int
-        Those of them whose sign a PE row finds with the low digit, see `isa.compute.MmaMsb`.
     activation_read_bytes, activation_write_bytes : int
         Traffic of the activation buffer.
     weight_read_bytes, weight_write_bytes : int
@@ -70,7 +68,6 @@ class Events:
     accumulator_updates: Count = 0
     scale_operations: Count = 0
     find_first_steps: Count = 0
-    resolved_digits: Count = 0
     activation_read_bytes: Count = 0
     activation_write_bytes: Count = 0
     weight_read_bytes: Count = 0
@@ -107,7 +104,7 @@ NAMES = tuple(field.name for field in fields(Events))
 def op_events(
     op: DenseOp,
     nnz: RowNnz,
-    tiling: Tiling,
+    schedule: Decisions,
     accelerator: Accelerator,
     scheme: Scheme,
     block_rows: int = 0,
@@ -120,8 +117,8 @@ def op_events(
         The op.
     nnz : RowNnz
         Stored MSB digits of its activations; only ``sparqle`` depends on them.
-    tiling : Tiling
-        Its tiles.
+    schedule : Decisions
+        Its schedule.
     accelerator : Accelerator
         Its array and buffers.
     scheme : {"sparqle", "dense", "native", "a4"}
@@ -133,14 +130,13 @@ def op_events(
     array = array_of(accelerator, scheme)
     wide, passes = baseline(scheme).wide, baseline(scheme).passes
     products = op.macs * slices
-    updates = passes * lsb_pass_updates(op, tiling.k, array)
+    updates = passes * lsb_pass_updates(op, schedule.k, array)
     stored = 0
     if scheme == "sparqle":
         stored = nnz.total
-        updates += msb_pass_updates(op, nnz, tiling.k, accelerator)
+        updates += msb_pass_updates(op, nnz, schedule.k, accelerator, schedule.row_split)
     blocks = math.ceil(op.n / accelerator.cols) * slices
     all_passes = passes + (scheme == "sparqle")
-    resolves = scheme == "sparqle" and op.resolves
     groups = math.ceil(op.k / op.group_size) if op.group_size else 0
     return Events(
         lsb_products=0 if wide else products,
@@ -150,30 +146,29 @@ def op_events(
         accumulator_updates=updates,
         scale_operations=op.m * op.n * groups * (all_passes + op.has_min),
         find_first_steps=stored * blocks,
-        resolved_digits=stored * blocks * resolves,
         drained_elements=op.m * op.n,
-        **_buffer_bytes(op, nnz, tiling, accelerator, scheme, all_passes, block_rows),
+        **buffer_bytes(op, nnz, schedule.k, Tiling(op, schedule), accelerator, scheme, block_rows),
     )
 
 
-def _buffer_bytes(
+def buffer_bytes(
     op: DenseOp,
     nnz: RowNnz,
+    chunk: int,
     tiling: Tiling,
     accelerator: Accelerator,
     scheme: Scheme,
-    passes: int,
-    block_rows: int,
-) -> dict[str, int]:
-    """Traffic of the buffers by the rule of `simulator.counts.Counts`."""
+    block_rows: int = 0,
+) -> dict[str, Any]:
+    """Traffic of the buffers by the rule of `simulator.counts.Counts`, by the names of `Events`.
+
+    `tiling` may be that of many candidates with K chunks of `chunk` columns.
+    """
+    passes = baseline(scheme).passes + (scheme == "sparqle")
     slices = op.weight_slices
     blocks = math.ceil(op.n / accelerator.cols) * slices
     row_groups = math.ceil(op.m / accelerator.rows)
-    digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
-    lows = 0
-    if scheme == "sparqle" and op.resolves:
-        # Of as many elements as there are stored digits, to find the signs of those.
-        lows = storage.msb_bytes(nnz, tiling.k, op.digit_bits)
+    digits, bitmap = storage.plane_bytes(nnz, chunk, accelerator, scheme)
     sums = storage.sum_bytes(op.m, op.k, op.sum_group_size, op.digit_bits)
     row_parameters = op.m * storage.row_parameter_bytes(op, block_rows)
     centres = op.m * tiling.k_tiles * storage.centre_bytes(op, scheme)
@@ -187,7 +182,7 @@ def _buffer_bytes(
     return {
         "activation_write_bytes": tiling.activation_loads * (digits + bitmap + sums + centres)
         + tiling.row_loads * row_parameters,
-        "activation_read_bytes": blocks * (digits + bitmap + lows + centres)
+        "activation_read_bytes": blocks * (digits + bitmap + centres)
         + tiling.n_tiles * (sums + row_parameters),
         "weight_write_bytes": tiling.weight_loads * weights + tiling.channel_loads * channels,
         "weight_read_bytes": passes * row_groups * packed + group_reads + tiling.m_tiles * channels,
@@ -212,7 +207,6 @@ def simulated_events(result: SimResult) -> Events:
         accumulator_updates=counts.lsb.accumulator_updates + counts.msb.accumulator_updates,
         scale_operations=counts.scale_operations,
         find_first_steps=counts.find_first_steps,
-        resolved_digits=counts.resolved_digits,
         dram_read_bytes=sum(counts.dram_read_bytes.values()),
         dram_write_bytes=sum(counts.dram_write_bytes.values()),
         drained_elements=counts.drained_elements,

@@ -25,16 +25,16 @@ class Tensor(IntEnum):
     """Tensors in DRAM.
 
     LSB (M, ceil(K*k/8)) uint8; PBM (M, ceil(K/8)) uint8, both as in the transport form.
-    MSB: digit stream, K chunk by K chunk, within a chunk row by row, each (row, chunk) padded to
-    a byte. MSB_PTR: int32 byte offsets into it, one per (chunk, group of `accelerator.rows`
-    rows), chunk-major, and one for the end. ACT (M, K) of 2k bits. ACT_SCALE (M,) float32.
-    GROUP_SUMS (M, K/g) int16, or int32 if g > 128. WGT (N, K) packed at `weight_bits`, low
-    element first. W_SCALE (N, K/g) float16 or (N,) float32. W_MIN (N, K/g) float16. OFFSET (N,)
-    float64 with groups, else int32. OUT (M, N) int32 or float32. ROW_ORDER (M,) uint16, or int32
-    if `DenseOp.m` > 2^16: with `block_rows`, all tensors of activations lie in this order, that is
-    their row i is row ROW_ORDER[i] of OUT. ZERO (M,) uint8 or int8 (16 bits for k = 8), the type of
-    the activations: zero points of rows. W_SUM (N,) int32, float64 with groups: sums of a channel's
-    weights, with groups each times its group's scale.
+    MSB: stream of the codes of MSB digits (`numerics.window`), K chunk by K chunk, within a chunk
+    row by row, each (row, chunk) padded to a byte. MSB_PTR: int32 byte offsets into it, one per
+    (chunk, group of `accelerator.rows` rows), chunk-major, and one for the end. ACT (M, K) of 2k
+    bits. ACT_SCALE (M,) float32. GROUP_SUMS (M, K/g) int16, or int32 if g > 128. WGT (N, K) packed
+    at `weight_bits`, low element first. W_SCALE (N, K/g) float16 or (N,) float32. W_MIN (N, K/g)
+    float16. OFFSET (N,) float64 with groups, else int32. OUT (M, N) int32 or float32. ROW_ORDER
+    (M,) uint16, or int32 if `DenseOp.m` > 2^16: with `block_rows`, all tensors of activations lie
+    in this order, that is their row i is row ROW_ORDER[i] of OUT. ZERO (M,) uint8 or int8 (16 bits
+    for k = 8), the type of the activations: zero points of rows. W_SUM (N,) int32, float64 with
+    groups: sums of a channel's weights, with groups each times its group's scale.
 
     Encoded outputs (`DenseOp.output`): OUT_LSB, OUT_PBM, OUT_MSB and OUT_MSB_PTR have the formats
     of LSB, PBM, MSB and MSB_PTR with K = N and chunks of `DenseOp.out_chunk`, so that they are the
@@ -277,9 +277,6 @@ class Access:
     loaded : bool
         Whether it must be just what one load left there, all of it, of the same rows and columns
         as all others of which that is said.
-    marked_by : str
-        Operand with a stream of stored digits, if only the elements that have one are read: as
-        many bytes as the stream has.
     read, written : Traffic or None
         Bytes that pass the buffer's ports; None: the tile once, according to `mode`.
     """
@@ -293,7 +290,6 @@ class Access:
     col: str = ""
     needed: Callable[[Any], bool] | None = None
     loaded: bool = False
-    marked_by: str = ""
     read: Traffic | None = None
     written: Traffic | None = None
 

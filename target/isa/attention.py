@@ -110,7 +110,7 @@ class AttentionInstruction(Instruction):
     @classmethod
     def products(cls, header: AttentionHeader, values: Values) -> Mapping[str, Any]:
         """Work of an MMA: ``macs``, ``updates`` of accumulators, ``waiting`` steps of PE rows for
-        others, digits or keys ``found`` in bitmaps, of these those ``resolved`` by low digits.
+        others, digits or keys ``found`` in bitmaps.
         """
         raise AssertionError(f"{cls.__name__} multiplies nothing")
 
@@ -410,7 +410,6 @@ class MmaQkMsb(_Scores):
             "updates": values["q_taken"] * n,
             "waiting": values["q_waits"] * n,
             "found": values["q_digits"] * _columns(header, values["keys"]),
-            "resolved": values["q_digits"] * _columns(header, values["keys"]) * header.op.resolves,
         }
 
 

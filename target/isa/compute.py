@@ -180,15 +180,11 @@ class MmaLsb(_Multiply):
 class MmaMsb(_Multiply):
     """Multiply the stored MSB digits with the weights and add ``2^k`` times that to acc.
 
-    Operands, accumulators and groups as in `MmaLsb`. What is stored is the high half of a byte
-    ``(q - centre + b) mod 2^2k``, a digit modulo 2^k; the multiplier takes it as a digit of k + 1
-    bits with a sign. Bytes from `DenseOp.edge` on stand for negative numbers, so the digit is
-    ``high - 2^k`` if ``2^k * high + low >= edge``, else `high`. That depends on the low half for
-    one value of `high` at most, and for none where `edge` is a multiple of 2^k; else (int8 around
-    0: high half 8, edge 0x88) a PE row fetches the low half of each digit that it locates from
-    the LSB tile, which is on chip anyway. So tiles stay as small as they are in memory, and
-    k bits more are read per digit in each of `passes`. With `row_centres` every row has an edge
-    of its own, made of its zero point, which is read in each of `passes`, too.
+    Operands, accumulators and groups as in `MmaLsb`. What is stored of a digit is its code of k
+    bits, see `numerics.window`; the multiplier takes digits of k + 1 bits with a sign: code 0 is
+    `DenseOp.turn`, codes from `turn` on are less by 2^k. (int8 around 0: turn 8; codes 1 to 7 are
+    themselves, 8 to 15 are -8 to -1, 0 is 8.) With `row_centres` every row has a turn of its own,
+    made of its zero point, which is read in each of `passes`.
 
     Cycles: ``ceil(n / cols) * sum over groups of `accelerator.rows` rows of the max over their
     rows of ceil(nnz / lanes)`` per weight slice, nnz the set bits of the row in the bitmap tile;
@@ -199,8 +195,6 @@ class MmaMsb(_Multiply):
     ----------
     acc, pbm, msb, wgt : Address
         Tiles in ACC, ACT, ACT, WGT. `msb` is a whole tile as it was loaded, `pbm` its bits.
-    lsb : Address or None
-        Low digits of the same tile; None where no digit depends on them.
     zro : Address or None
         Zero points of its rows; None if all have one centre.
     grp, m, n, k, zero, row_split
@@ -216,13 +210,6 @@ class MmaMsb(_Multiply):
         _activations("pbm", access.PBM, loaded=True),
         _activations("msb", access.MSB, loaded=True),
         Access(
-            *("lsb", access.LSB, Mode.READ, "m", "k"),
-            needed=lambda header: header.op.resolves,
-            loaded=True,
-            marked_by="msb",
-            read=lambda header, values, nbytes: nbytes * _block_passes(header, values),
-        ),
-        Access(
             *("zro", access.ZRO, Mode.READ, "m", ""),
             loaded=True,
             read=lambda header, values, nbytes: nbytes * _block_passes(header, values),
@@ -233,7 +220,6 @@ class MmaMsb(_Multiply):
     acc: Address
     pbm: Address
     msb: Address
-    lsb: Address | None
     zro: Address | None
     wgt: Address
     grp: Address | None
@@ -472,8 +458,9 @@ class StEnc(_Store):
     tiles come in the order of the stream: chunk by chunk of `out_chunk` columns, which a tile has
     whole, and within a chunk row by row: with several tiles of both, channels are the outer loop.
 
-    Four DMA transfers, one after the other. Moves ``rows * (ceil(cols * k / 8) + ceil(cols / 8))``
-    bytes, the digits, which are known at run time, and 4 bytes per row group.
+    The parts of a tile lie together in memory: one DMA transfer. Moves ``rows * (ceil(cols * k /
+    8) + ceil(cols / 8))`` bytes, the digits, which are known at run time, and 4 bytes per row
+    group.
 
     Attributes
     ----------
@@ -499,7 +486,6 @@ class StEnc(_Store):
             pieces=lambda header, rows: ceil_div(rows, header.accelerator.rows),
         ),
     )
-    TRANSFERS: ClassVar[int] = 4
 
     acc: Address
     row: Affine

@@ -261,9 +261,7 @@ def _add_multiplies(b: _Builder, operands: Operands, plane: int, operand: str) -
         **_product(b, operands, operand),
         "plane": plane,
         "stream": operands["msb"] if plane == SPARSE_PLANE else 0,
-        "resolves": int(op.resolves),
-        "low": operands["lsb"] if plane == SPARSE_PLANE and op.resolves else 0,
-        "edge": op.edge,
+        "turn": op.turn,
         "zeros": operands["zro"] if plane == SPARSE_PLANE and op.row_centres else 0,
         "wgt": operands["wgt"],
     }
@@ -319,6 +317,7 @@ def _add_encoded_stores(b: _Builder, operands: Operands) -> None:
         "pointers": 4 * groups,
         "group": array_rows,
         "shift": header.op.out_shift,
+        "edge": header.op.out_edge,
     }
     b.add(operands, "encode", columns, Tensor.OUT_LSB)
 

@@ -94,12 +94,11 @@ class Counts:
         DMA transfers.
     onchip_read_bytes, onchip_write_bytes : mapping of Buffer to int
         Traffic of the buffers. Loads write what they carry. An MMA reads its activations once
-        per column block and weight slice (MMA.MSB the low digits of stored ones too, where they
-        matter), its weights once per row group (every slice has its share of the bits), group
-        parameters once; it writes every accumulator once, and reads it unless it clears it. DRAIN
-        reads and writes accumulators and reads its scales. ST.OUT reads 4 bytes per output, as
-        ST.ENC, and the row numbers if rows are sorted. (Of other instructions what
-        `Instruction.ACCESSES` say.)
+        per column block and weight slice, its weights once per row group (every slice has its
+        share of the bits), group parameters once; it writes every accumulator once, and reads it
+        unless it clears it. DRAIN reads and writes accumulators and reads its scales. ST.OUT
+        reads 4 bytes per output, as ST.ENC, and the row numbers if rows are sorted. (Of other
+        instructions what `Instruction.ACCESSES` say.)
     lsb, msb : PlaneCounts
         MACs and idle lanes per plane.
     drained_elements : int
@@ -109,8 +108,6 @@ class Counts:
     find_first_steps : int
         MSB digits that PE rows located in the bitmap: stored digits, once per block of columns
         and weight slice.
-    resolved_digits : int
-        Those of them whose low digit was fetched, see `isa.compute.MmaMsb`: all or none.
     vector_operations : int
         Elementwise operations of the vector unit.
     encoded_elements : int
@@ -127,7 +124,6 @@ class Counts:
     drained_elements: int = 0
     scale_operations: int = 0
     find_first_steps: int = 0
-    resolved_digits: int = 0
     vector_operations: int = 0
     encoded_elements: int = 0
 
@@ -192,23 +188,23 @@ def count(
         for name, done in cls.events(bound.header, values).items():
             events[name] += _total(operands, done)
         if cls.KIND == Kind.MMA and work is not None:
-            plane, found, resolved = _measured_plane(bound, operands, values, timing)
+            plane, found = _measured_plane(bound, operands, values, timing)
             planes[cls.PASS] += plane
             events["find_first_steps"] += found
-            events["resolved_digits"] += resolved
         elif cls.KIND == Kind.MMA and cls.PASS != Pass.MINIMA:
             if cls.BITMAP:
                 assert digits is not None
                 plane, found = _sparse_plane(bound, operands, timing, digits)
                 events["find_first_steps"] += found
-                events["resolved_digits"] += found * bound.header.op.resolves
             else:
                 plane = _dense_plane(bound, operands, timing)
             planes[cls.PASS] += plane
     return Counts(
         dram_read_bytes={tensor: n for tensor, n in sorted(moved[Mode.READ].items()) if n},
         dram_write_bytes=dict(moved[Mode.WRITE]),
-        descriptors=sum(len(o) * o.cls.TRANSFERS for o in bound.classes if o.cls.PARTS),
+        descriptors=sum(
+            len(o) - int(bound.goes_on[o.index].sum()) for o in bound.classes if o.cls.PARTS
+        ),
         onchip_read_bytes=read,
         onchip_write_bytes=written,
         lsb=planes[Pass.LSB],
@@ -251,9 +247,8 @@ def _traffic(
         first = access is cls.accesses(header)[0]
         return 0, int(carried[operands.index].sum()) if first else 0
     nbytes = access.nbytes(header, operands)
-    stream = access.operand if access.tile.stream else access.marked_by
-    if stream:
-        nbytes = carried[timing.sources[operands.index, position(cls, header, stream)]]
+    if access.tile.stream:
+        nbytes = carried[timing.sources[operands.index, position(cls, header, access.operand)]]
     read, written = access.traffic(header, values, nbytes)
     return _total(operands, read), _total(operands, written)
 
@@ -273,15 +268,13 @@ def _plane(
 
 def _measured_plane(
     bound: BoundProgram[Any], operands: Operands, values: Values, timing: Timing
-) -> tuple[PlaneCounts, int, int]:
-    """A pass of attention; digits and live keys that were located, and digits resolved."""
+) -> tuple[PlaneCounts, int]:
+    """A pass of attention, and the digits and live keys that were located."""
     products = operands.cls.products(bound.header, values)  # type: ignore[attr-defined]
-    names = ("macs", "updates", "waiting", "found", "resolved")
-    macs, updates, waits, found, resolved = (
-        _total(operands, products.get(name, 0)) for name in names
-    )
+    names = ("macs", "updates", "waiting", "found")
+    macs, updates, waits, found = (_total(operands, products.get(name, 0)) for name in names)
     lanes = bound.header.accelerator.lanes
-    return _plane(bound, operands, timing, macs, waits * lanes, updates), found, resolved
+    return _plane(bound, operands, timing, macs, waits * lanes, updates), found
 
 
 def _dense_plane(bound: BoundProgram, operands: Operands, timing: Timing) -> PlaneCounts:

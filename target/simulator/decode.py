@@ -56,13 +56,12 @@ def decode_plane(spec: ValueSpec, a: Action, complement: Any, signed: Any) -> No
 
 
 def decode_sparse(spec: ValueSpec, a: Action) -> None:
-    """Decode a bitmap and its stream of digits; rows begin where the bits counted so far say.
+    """Decode a bitmap and its stream of codes; rows begin where the bits counted so far say.
 
-    A stored digit is negative if it and its low digit make a byte of at least `edge`; if not
-    `resolves`, low digits cannot matter and are not looked at. Rows with zero points of their own
-    have edges of their own.
+    Code 0 is `turn`, codes from `turn` on are less by 2^k. Rows with centres of their own have
+    turns of their own.
     """
-    row_bytes, low_bytes = ceil_div(a["k"], 8), ceil_div(a["k"] * spec.k, 8)
+    row_bytes = ceil_div(a["k"], 8)
     # Bits behind the last column do not count.
     last_mask = T.shift_left(T.int64(1), (a["k"] - 1) - (row_bytes - 1) * 8 + 1) - 1
     a.memory.offsets[0] = 0
@@ -79,13 +78,12 @@ def decode_sparse(spec: ValueSpec, a: Action) -> None:
         bitmap = a["act"] + row * row_bytes
         stream = a["stream"] + a.memory.offsets[row]
         target = a.entry("act") + row * (spec.spans(a["k"]) * spec.pitch)
-        lows = a["low"] + row * low_bytes * a["resolves"]
         digits = Scalar("int64", T.int64(0))
-        edge = Scalar("int32", cast("int32", a["edge"])).value
-        if spec.zeros is not None:
-            zero = Scalar("int32", spec.zeros.read(a.memory.act, a["zeros"], row * a["resolves"]))
-            shifted = cast("int32", a["resolves"]) * spec.zeros.centre(zero.value)
-            edge = Scalar("int32", spec.zeros.edge - shifted).value
+        turn = Scalar("int32", cast("int32", a["turn"]))
+        if spec.row_centres and spec.zeros:
+            zero = Scalar("int32", spec.zeros.read(a.memory.act, a["zeros"], row))
+            edge = spec.zeros.edge - spec.zeros.centre(zero.value)
+            turn.set(T.shift_right(edge, spec.k))
 
         def put(column: Any, position: Any) -> None:
             bits = cast("int32", a.memory.act[bitmap + T.shift_right(column, T.int64(3))])
@@ -93,12 +91,9 @@ def decode_sparse(spec: ValueSpec, a: Action) -> None:
             stored = T.bitwise_and(T.shift_right(bits, shift), 1)
             at = digits.value * spec.k
             packed = cast("int32", a.memory.act[stream + T.shift_right(at, T.int64(3))])
-            high = _bits(packed, cast("int32", T.bitwise_and(at, T.int64(7))), spec.k)
-            bit = column * spec.k * a["resolves"]
-            packed = cast("int32", a.memory.act[lows + T.shift_right(bit, T.int64(3))])
-            low = _bits(packed, cast("int32", T.bitwise_and(bit, T.int64(7))), spec.k)
-            negative = cast("int32", T.shift_left(high, spec.k) + low >= edge)
-            digit = high - T.shift_left(negative, spec.k)
+            code = _bits(packed, cast("int32", T.bitwise_and(at, T.int64(7))), spec.k)
+            less = T.shift_left(cast("int32", code >= turn.value), spec.k)
+            digit = T.Select(code == 0, turn.value, code - less)
             # A branch on a random bit would be mispredicted; the digit is read always.
             a.memory.activations[target + position] = cast(spec.dot.activation, digit * stored)
             digits.add(cast("int64", stored))

@@ -158,13 +158,16 @@ def store_encoded(spec: ValueSpec, a: Action) -> None:
 
     `pointers` is the address of the pointer to the tile's begin in the stream; those behind it are
     written, one per `group` rows. `shift` is added before the split: what is cut in two is
-    ``(q + shift) mod 2^2k``.
+    ``(q + shift) mod 2^2k``. The code of a high digit is its nibble, but 0 where that is the nibble
+    of `edge` and the low digit lies below that of `edge`.
     """
     cells, stride, staging = a.memory.cells, a.memory.cell_stride, a.memory.staging
     cell, rows, cols, pointers, group = (
         a[name] for name in ("cell", "rows", "cols", "pointers", "group")
     )
-    shift = cast("int32", a["shift"])
+    shift, edge = (cast("int32", a[name]) for name in ("shift", "edge"))
+    turn = Scalar("int32", T.shift_right(edge, spec.k))
+    threshold = Scalar("int32", T.bitwise_and(edge, 2**spec.k - 1))
     lsb_bytes, pbm_bytes = ceil_div(cols * spec.k, 8), ceil_div(cols, 8)
     pointer = scratch("int32", 1)
     copy_bytes(pointer.at(0), T.reinterpret("handle", pointers), 4)
@@ -178,11 +181,13 @@ def store_encoded(spec: ValueSpec, a: Action) -> None:
             low = T.bitwise_and(value.value, 2**spec.k - 1)
             _put_bits(staging, T.int64(0), column * spec.k, low)
             high = T.bitwise_and(T.shift_right(value.value, spec.k), 2**spec.k - 1)
-            kept = Scalar("int32", high)
-            stored = Scalar("int32", cast("int32", kept.value != 0))
+            nibble = Scalar("int32", high)
+            stored = Scalar("int32", cast("int32", nibble.value != 0))
             _put_bits(staging, lsb_bytes, column, stored.value)
+            largest = T.And(nibble.value == turn.value, low < threshold.value)
             # Written always, kept only if it is not zero: a branch would be mispredicted.
-            _put_bits(staging, lsb_bytes + pbm_bytes, digits.value * spec.k, kept.value)
+            code = T.Select(largest, T.int32(0), nibble.value)
+            _put_bits(staging, lsb_bytes + pbm_bytes, digits.value * spec.k, code)
             digits.add(cast("int64", stored.value))
         msb_bytes = ceil_div(digits.value * spec.k, 8)
         for target, begin, nbytes in (

@@ -39,7 +39,7 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
     "copy": ("buffer", "dst", "pitch", "nbytes", "rows"),
     "split": ("lsb", "msb", "pitch", "cols", "rows"),
     "multiply": (
-        *(*_PRODUCT, "plane", "stream", "resolves", "low", "edge", "zeros", "wgt"),
+        *(*_PRODUCT, "plane", "stream", "turn", "zeros", "wgt"),
         *("act_entry", "act_key", "wgt_entry", "wgt_key"),
     ),
     "minima": _PRODUCT,
@@ -51,7 +51,7 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
     # Addresses in memory are those of OUT_LSB (dram), OUT_PBM, OUT_MSB and OUT_MSB_PTR.
     "encode": (
         *("cell", "rows", "cols", "lsb_pitch", "pbm", "pbm_pitch", "msb"),
-        *("pointers", "group", "shift"),
+        *("pointers", "group", "shift", "edge"),
     ),
 }
 """Operands of every kind of action, in the order of their columns."""

@@ -84,14 +84,14 @@ def make_pools(bound: BoundProgram, timing: Timing, spec: ValueSpec) -> Pools:
     entries: list[int] = []
     columns: dict[InstructionClass, dict[str, Int64s]] = {}
     for pool, tiles in _POOLS.items():
-        keys: dict[InstructionClass, Int64s] = {}
-        for operands in bound.of_kind(Kind.MMA):
-            # Of several tiles that are decoded together (all as one load left them) the first.
-            found = [a for a in operands.cls.accesses(bound.header) if a.tile in tiles]
-            if found:
-                keys[operands.cls] = _keys(bound, timing, operands, found[0])
-        every = np.concatenate([np.empty(0, dtype=np.int64), *keys.values()])
-        distinct = np.unique(every[every >= 0])
+        keys = {
+            operands.cls: _keys(bound, timing, operands, touched)
+            for operands in bound.of_kind(Kind.MMA)
+            for touched in operands.cls.accesses(bound.header)
+            if touched.tile in tiles
+        }
+        found = np.concatenate([np.empty(0, dtype=np.int64), *keys.values()])
+        distinct = np.unique(found[found >= 0])
         count = max(min(len(distinct), _POOL_BYTES // entry_bytes[pool]), 1)
         entries.append(count)
         for cls, key in keys.items():

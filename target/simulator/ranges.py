@@ -20,7 +20,7 @@ from sparqle_tvm.target.program.bound import BoundProgram, InstructionClass, Int
 from sparqle_tvm.target.program.program import HeaderKind
 from sparqle_tvm.target.verify.bounds import check_bounds
 
-READS, WRITES = 6, 2
+READS, WRITES = 5, 2
 """Most tiles that an instruction reads, and that it writes."""
 
 

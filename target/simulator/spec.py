@@ -86,6 +86,8 @@ class ValueSpec:
         Zero points of rows, if they have their own.
     adds_shift : bool
         Whether the drain adds what centres differ from zero points by.
+    row_centres : bool
+        Whether the digits of every row have a centre of their own.
     """
 
     k: int
@@ -98,6 +100,7 @@ class ValueSpec:
     dot: Dot
     zeros: RowZeros | None = None
     adds_shift: bool = False
+    row_centres: bool = False
 
     @classmethod
     def of(cls, header: Header) -> ValueSpec:
@@ -117,6 +120,7 @@ class ValueSpec:
             dot=choose_dot(host_features(), header.op.digit_bits),
             zeros=zeros,
             adds_shift=op.adds_shift,
+            row_centres=op.scheme == "sparqle" and op.row_centres,
         )
 
     @property

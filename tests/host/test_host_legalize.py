@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from kernel_runner import kernels_of, legalize, one_function, run_main
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_runner import NATIVE, kernels_of, legalize, one_function, run_main
 from tvm import relax, tirx
 
 from sparqle_tvm import dialect
@@ -18,6 +20,7 @@ from sparqle_tvm.numerics.quantization import (
     quantize_per_token,
     quantize_weights,
 )
+from sparqle_tvm.numerics.window import WINDOWS
 
 COLUMNS, CHANNELS, GROUP = 64, 40, 32
 
@@ -189,3 +192,97 @@ def test_a_row_with_nan_is_reported_by_its_scale_only() -> None:
     x = activations(3)
     x[1, 5] = np.nan
     assert np.isnan(run_main(legalize(mod), x)).ravel().tolist() == [False, True, False]
+
+
+def split_of_zero_points(
+    dtype: str, k: int, window: str, form: str, zero: int, w: QuantizedWeights
+) -> tvm.IRModule:
+    """``(q - zero point) @ w`` in the dialect, int32 per channel or float32 of groups."""
+    grouped, columns = w.group_size > 0, w.shape[1]
+    signed, constant = dtype.startswith("i"), zero if form == "constant" else 0
+    digits = WINDOWS[window].digits(
+        k, signed=signed, zero_point=constant if form != "one" else zero
+    )
+    sums = w.values.sum(axis=1, dtype=np.int64)
+    if grouped:
+        parts = w.values.reshape(*w.scale.shape, -1).sum(axis=2, dtype=np.int64)
+        sums = (parts * w.scale.astype(np.float64)).sum(axis=1)
+    offset = (-digits.bias if form == "row" else digits.offset) * sums
+    kind = "float64" if grouped else "int32"
+    offset = relax.const(offset.astype(kind), kind)
+    split = {"k": k, "window": window, "zero_point": constant}
+    attrs = {"act_signed": int(signed), "in_features": columns, "weight_bits": w.bits, **split}
+
+    def emit(q: relax.Expr, zeros: relax.Expr | None = None) -> relax.Expr:
+        builder = relax.BlockBuilder.current()
+        encode = dialect.Encode(q, zeros, group_size=w.group_size if grouped else 0, **split)
+        encoding = builder.emit(encode.call())
+        if not grouped:
+            return dialect.split_dense(encoding, relax.const(w.values), offset, **attrs)
+        group_sums = builder.emit(encode.field(encoding, "group_sums"))
+        scales = [relax.const(w.values), relax.const(w.scale), offset, relax.const(w.minimum)]
+        one = relax.const(1.0, "float32")
+        operands = [encoding, one, *scales, group_sums]
+        return dialect.split_dense_scaled(*operands, group_size=w.group_size, **attrs)
+
+    rows = tirx.Var("t", "int64")
+    params: list[tuple[str, list[Any], str]] = [("q", [rows, columns], dtype)]
+    if form in ("one", "row"):
+        params.append(("zero", [rows, 1] if form == "row" else [], dtype))
+    return one_function(params, emit)
+
+
+@pytest.mark.parametrize("window", ["signed", "unsigned"])
+@pytest.mark.parametrize(
+    ("k", "dtype"),
+    [(2, "int8"), (2, "uint8"), (4, "int8"), (4, "uint8"), (8, "int16"), (8, "uint16")],
+)
+@settings(max_examples=4, deadline=None)
+@given(
+    form=st.sampled_from(["none", "constant", "one", "row"]),
+    bits=st.sampled_from([2, 4, 8]),
+    grouped=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_pairing_equals_int64(
+    k: int, dtype: str, window: str, form: str, bits: int, grouped: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    columns, channels = 48, int(rng.integers(1, 40))
+    low = -(2 ** (2 * k - 1)) if dtype.startswith("i") else 0
+    ends = [low, low + 1, low + 4**k - 2, low + 4**k - 1]
+    half = 2 ** (bits - 1)
+    w = QuantizedWeights(
+        rng.integers(-half, half, (channels, columns)).astype(np.int8),
+        rng.normal(size=(channels, 3)).astype(np.float16)
+        if grouped
+        else np.ones(channels, np.float32),
+        rng.normal(size=(channels, 3)).astype(np.float16) if grouped else None,
+        bits,
+    )
+    zero = int(rng.choice([*ends, *rng.integers(low, low + 4**k, 4)]))
+    built = legalize(split_of_zero_points(dtype, k, window, form, zero, w))
+    machine = relax.VirtualMachine(relax.build(built, NATIVE), tvm.cpu())
+    for rows in (1, 6):
+        q = rng.integers(low, low + 4**k, (rows, columns)).astype(dtype)
+        q[:, : len(ends)] = ends
+        zeros = np.full((rows, 1), 0 if form == "none" else zero)
+        if form == "row":
+            zeros = rng.choice([*ends, zero], (rows, 1))
+        zero_points = {"one": np.array(zero, dtype), "row": zeros.astype(dtype)}.get(form)
+        arguments = [tvm.runtime.tensor(x) for x in (q, zero_points) if x is not None]
+        found = machine["main"](*arguments).numpy()
+        split = WINDOWS[window].digits(k, signed=dtype.startswith("i"), zero_point=zeros)
+        real = q.astype(np.int64) - zeros
+        # Rows with zero points of their own lack the shift, which is added behind the op.
+        product = real - split.shift if form == "row" else real
+        if not grouped:
+            expected = (product @ w.values.T.astype(np.int64)).astype(np.int32)
+        else:
+            total = np.zeros((rows, channels))
+            for g in range(3):
+                of = slice(16 * g, 16 * g + 16)
+                total += (product[:, of] @ w.values[:, of].T) * w.scale[:, g].astype(np.float64)
+                total += real[:, of].sum(1, keepdims=True) * w.minimum[:, g].astype(np.float64)
+            expected = total.astype(np.float32)
+        np.testing.assert_array_equal(found, expected)

@@ -171,11 +171,12 @@ def test_golden_planes_of_the_shared_nibble():
     #   lsb      0   7    8    f   f
     #   nibble   8   8    8    8   7
     #   msb      8   8   -8   -8   7
+    #   code     0   0    8    8   7   (0 is free for the larger of the two, as digit 0 has none)
     q = np.array([[120, 127, -128, -121, 119]], dtype=np.int8)
     sliced = encode(q)
     assert sliced.lsb.tobytes().hex() == "70f80f"
     assert sliced.pbm.tobytes().hex() == "1f"
-    assert sliced.msb.tobytes().hex() == "888807"
+    assert sliced.msb.tobytes().hex() == "008807"
     assert sliced.msb_digits().tolist() == [[8, 8, -8, -8, 7]]
     np.testing.assert_array_equal(sliced.decode(), q)
 
@@ -188,11 +189,12 @@ def test_golden_planes_of_uint8_around_a_zero_point():
     #   nibble     0    0    0    f    a    a    9    a
     # Digits reach from -92 >> 4 = -6 to 163 >> 4 = 10: nibble a is -6 where lsb >= 4, else 10.
     #   msb        0    0    0   -1   -6   10    9   10
+    #   code                      f    a    0    9    0
     q = np.array([[100, 92, 107, 91, 0, 255, 251, 252]], dtype=np.uint8)
     sliced = encode(q, zero_point=100)
     assert sliced.lsb.tobytes().hex() == "08ff340f"
     assert sliced.pbm.tobytes().hex() == "f8"
-    assert sliced.msb.tobytes().hex() == "af9a0a"
+    assert sliced.msb.tobytes().hex() == "af9000"
     assert sliced.msb_digits().tolist() == [[0, 0, 0, -1, -6, 10, 9, 10]]
     np.testing.assert_array_equal(sliced.decode(), q)
 
@@ -348,7 +350,7 @@ def test_from_planes_refuses_inconsistent_planes():
         "lsb: bits are set behind column 4": {"lsb": _with_byte(good.lsb, (0, 2), 0xF8)},
         "pbm: bits are set behind column 4": {"pbm": _with_byte(good.pbm, (1, 0), 0x30)},
         "set in the padding": {"msb": _with_byte(good.msb, 1, 0x18)},
-        "stored digit is zero": {"msb": _with_byte(good.msb, 0, 0x60)},
+        "stored digit is zero": {"msb": _with_byte(good.msb, 0, 0x60), "window": "unsigned"},
     }
     for message, change in wrong.items():
         with pytest.raises(QuantizationError, match=message):
@@ -364,6 +366,16 @@ def test_from_planes_refuses_inconsistent_planes():
     for message, change in malformed.items():
         with pytest.raises(InvalidArgumentError, match=message):
             _rebuild(replace(good, **change))
+
+
+def test_from_planes_refuses_values_that_do_not_fit():
+    # Digit 8 goes with low digits below 8 alone, -8 with the others; 120 is 16 * 8 + 0 - 8.
+    largest, smallest = (encode(np.full((1, 2), q, np.int8)) for q in (120, -128))
+    _rebuild(largest)
+    _rebuild(smallest)
+    for planes, lsb in ((largest, 0x80), (smallest, 0x87)):
+        with pytest.raises(QuantizationError, match=r"value at \[0, [01]\] does not fit 8 bits"):
+            _rebuild(replace(planes, lsb=np.array([[lsb]], np.uint8)))
 
 
 def test_pack_digits_keeps_leading_dimensions():

@@ -125,6 +125,9 @@ def test_the_form_by_hand_is_lowered() -> None:
         product(q=((4, 8), "uint8"), q_zero=np.uint8(128)),
         product(q=((4, 8), "uint8"), q_zero=None, zero="uint8"),
         product(q=((4, 8), "int16"), q_zero=np.int16(0)),
+        product(w=(W.view(np.uint8) ^ 128), w_zero=np.full(3, 128, np.uint8)),
+        product(q_scale=None),
+        product(w_scale=None, w_zero=np.int8(0)),
     ):
         _, report = apply(LowerQDQ, mod)
         assert report.rewritten["LowerQDQ"] == 1
@@ -133,14 +136,11 @@ def test_the_form_by_hand_is_lowered() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"q": ((4, 8), "int32"), "q_zero": np.int32(0)}, "quantized as int32 x int8"),
+        ({"w": W.astype(np.int16), "w_zero": W_ZERO.astype(np.int16)}, "as int8 x int16"),
         (
             {"q": ((4, 999), "int16"), "q_zero": np.int16(0), "w": np.full((999, 3), 99, "int8")},
             "sums over K = 999 can leave int32 with int16",
         ),
-        ({"w": W.view(np.uint8), "w_zero": W_ZERO.view(np.uint8)}, "as int8 x uint8"),
-        ({"q_scale": None}, "a scale is not constant"),
-        ({"w_scale": None, "w_zero": np.int8(0)}, "a scale is not constant"),
         (
             {"w_zero": None, "w_scale": np.float32(1)},
             "the zero point of the weight is not constant",
@@ -150,12 +150,11 @@ def test_the_form_by_hand_is_lowered() -> None:
             {"w_scale": np.ones(8, np.float32), "w_zero": np.zeros(8, np.int8), "axis": 0},
             "the weight has a scale per row of K",
         ),
-        ({"w": None}, "the weight has a zero point and is not constant"),
-        ({"w": np.full((8, 3), -127, np.int8)}, "or leaves int8 without it"),
-        ({"wide": "float16"}, "dequantized to float16 x float16"),
+        ({"w": None}, "the weight has a zero point, or is no int8, and is not constant"),
         (
-            {"q": ((8, 4), "int8"), "moved": lambda x, w: (op.permute_dims(x), w)},
-            "the activation is transposed after it is dequantized",
+            {"w_scale": np.float32(1), "w_zero": np.int8(0), "w": W.reshape(24, 1)}
+            | {"moved": lambda x, w: (x, op.reshape(w, (8, 3)))},
+            "the weight is moved otherwise than transposed",
         ),
         ({"w": W.reshape(1, 8, 3), "axis": 2}, "the weight is not a matrix of known shape"),
     ],
@@ -166,12 +165,115 @@ def test_what_is_left_alone_and_why(changes: dict[str, Any], reason: str) -> Non
 
 
 def test_other_products_are_not_looked_at() -> None:
-    """A float operand; a permutation that is no transposition."""
+    """A float operand; integers that are wide already."""
     plain = product(moved=lambda x, w: (x, relax.const(np.ones((8, 3), np.float32))))
     assert assert_unchanged(LowerQDQ, plain) == []
-    batch = {"w": W.reshape(1, 8, 3), "axis": 2}
-    moved = product(**batch, moved=lambda x, w: (x, op.permute_dims(w, [0, 1, 2])))
-    assert assert_unchanged(LowerQDQ, moved) == []
+    wide = product(q=((4, 8), "int32"), q_zero=np.int32(0))
+    assert assert_unchanged(LowerQDQ, wide) == []
+
+
+def const(value: Any, dtype: str = "float32") -> relax.Expr:
+    return relax.const(np.asarray(value, dtype))
+
+
+def spelled(q: Any, scale: Any, zero: Any = None, *, wide: bool = False) -> relax.Expr:
+    """``(float(q) - zero) * scale``, the difference in floats or in int32."""
+    first = op.astype(q, "int32" if wide else "float32")
+    if zero is not None:
+        first = op.subtract(first, op.astype(zero, "int32") if wide else zero)
+    return op.multiply(op.astype(first, "float32") if wide else first, scale)
+
+
+S, OF_W, Z = const(0.05), const(W_SCALE), const(0, "int8")
+W8 = relax.const(W)
+U8 = np.random.default_rng(5).integers(0, 256, W.shape).astype(np.uint8)
+# Functions of q (2, 4, 8), a scale and a zero point of run time, one scale per row, weights: float
+# operands of a product.
+FORMS: dict[str, Any] = {
+    "reshaped": lambda q, s, z, r, w: (
+        op.reshape(op.dequantize(q, S, const(3, "int8")), (8, 8)),
+        op.dequantize(W8, OF_W, const([1, -2, 3], "int8"), axis=1),
+    ),
+    "moved": lambda q, s, z, r, w: (
+        op.permute_dims(op.dequantize(q, S, Z), [1, 0, 2]),
+        op.permute_dims(op.dequantize(relax.const(W.T.copy()), OF_W, const([0, 1, 2], "int8"), 0)),
+    ),
+    "times numbers": lambda q, s, z, r, w: (
+        op.divide(op.multiply(const(0.5), op.dequantize(q, S, Z)), const(0.3)),
+        op.multiply(op.dequantize(W8, OF_W, const([0, 0, 0], "int8"), 1), const(3)),
+    ),
+    "spelled out": lambda q, s, z, r, w: (spelled(q, S), spelled(W8, OF_W)),
+    "less zero points": lambda q, s, z, r, w: (
+        spelled(q, S, const(3)),
+        spelled(W8, const([W_SCALE]), const([[1, -2, 3]])),
+    ),
+    "integer differences": lambda q, s, z, r, w: (
+        spelled(q, s, z, wide=True),
+        spelled(W8, OF_W, const([1, -2, 3], "int32"), wide=True),
+    ),
+    "of run time": lambda q, s, z, r, w: (op.dequantize(q, s, z), op.dequantize(w, s, Z)),
+    "scales of rows": lambda q, s, z, r, w: (spelled(q, r), spelled(w, OF_W)),
+    "weights of 9 bits": lambda q, s, z, r, w: (
+        op.dequantize(q, s, z),
+        op.dequantize(relax.const(U8), OF_W, const([131, 0, 255], "uint8"), axis=1),
+    ),
+    "rows of weights that are outputs": lambda q, s, z, r, w: (
+        spelled(q, op.multiply(r, const(1))),
+        op.permute_dims(spelled(relax.const(W.T.copy()), const(W_SCALE[:, None]))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_that_others_write(name: str) -> None:
+    builder = relax.BlockBuilder()
+    types = [
+        ((2, 4, 8), "int8"),
+        ((), "float32"),
+        ((), "int8"),
+        ((2, 4, 1), "float32"),
+        (W.shape, "int8"),
+    ]
+    given = [relax.Var(f"p{i}", relax.TensorType(*ty)) for i, ty in enumerate(types)]
+    with builder.function("main", given):
+        with builder.dataflow():
+            x, w = (builder.emit(each) for each in FORMS[name](*given))
+            y = builder.emit_output(op.matmul(x, w))
+        builder.emit_func_output(y)
+    mod = builder.finalize()
+    after, report = apply(LowerQDQ, mod)
+    assert report.rewritten["LowerQDQ"] == 1
+    split = tvm.transform.Sequential(split_passes())(after)
+    assert "R.matmul" not in split.script()
+    rng = np.random.default_rng(0)
+    values = [
+        rng.integers(-128, 128, (2, 4, 8)).astype(np.int8),
+        np.float32(0.07),
+        np.int8(-9),
+        rng.uniform(0.01, 0.1, (2, 4, 1)).astype(np.float32),
+        W,
+    ]
+    arrays = [np.asarray(value) for value in values]
+    expected, found = Runnable(mod)(*arrays), Runnable(split)(*arrays)
+    assert_equal_bits(found, Runnable(after)(*arrays))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_products_of_float16() -> None:
+    builder = relax.BlockBuilder()
+    q = relax.Var("q", relax.TensorType((5, 8), "int8"))
+    with builder.function("main", [q]):
+        with builder.dataflow():
+            x = op.dequantize(q, const(0.05, "float16"), Z, out_dtype="float16")
+            w = op.dequantize(W8, const(0.1, "float16"), Z, out_dtype="float16")
+            y = builder.emit_output(op.matmul(builder.emit(x), builder.emit(w)))
+        builder.emit_func_output(y)
+    after, report = apply(LowerQDQ, builder.finalize())
+    assert report.rewritten["LowerQDQ"] == 1
+    integers = np.random.default_rng(0).integers(-128, 128, (5, 8)).astype(np.int8)
+    wide = np.float32(np.float16(0.05)), np.float32(np.float16(0.1))
+    exact = (integers.astype(np.int64) @ W).astype(np.float32) * wide[0] * wide[1]
+    assert_equal_bits(Runnable(after)(integers), exact.astype(np.float16))
 
 
 @settings(max_examples=2, deadline=None)

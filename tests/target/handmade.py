@@ -31,6 +31,7 @@ SMALL = replace(
     cols=4,
     lanes=8,
     activation_buffer_bytes=8192,
+    scratchpad=False,
     weight_buffer_bytes=8192,
     accumulator_buffer_bytes=16384,
 )
@@ -202,9 +203,8 @@ class DenseWriter:
         b.emit(MmaLsb(acc, s["lsb"].at(act), w, grp, *sizes, zero=zero, row_split=split))
         if h.op.scheme == "sparqle":
             pbm, msb = s["pbm"].at(act), s["msb"].at(act)
-            lows = s["lsb"].at(act) if h.op.resolves else None
             zeros = s["zro"].at(act) if h.op.row_centres else None
-            b.emit(MmaMsb(acc, pbm, msb, lows, zeros, w, grp, *sizes, row_split=split))
+            b.emit(MmaMsb(acc, pbm, msb, zeros, w, grp, *sizes, row_split=split))
         else:
             b.emit(MmaDns(acc, s["msb"].at(act), w, grp, *sizes, row_split=split))
         if h.op.has_min:

@@ -7,6 +7,7 @@ program computes, however wrong the program is, and whether that depends on timi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ class Tensors:
     high: Any
     lsb: Any
     msb: Any
+    marked: Any
     sums: Any
     row: Any
     weights: Any
@@ -85,7 +87,8 @@ class Tensors:
             high=high,
             # A two's complement digit is stored with its top bit flipped.
             lsb=(low + (2 ** (k - 1) if header.op.window == "signed" else 0)).astype(np.uint8),
-            msb=(high // 2**k % 2**k).astype(np.uint8),
+            msb=stored_codes(header, high, zero),
+            marked=high != 0,
             sums=rng.integers(-99, 99, (rows, groups)).astype(f"i{header.sum_bytes}"),
             row=rng.integers(1, 99, rows).astype(np.float32),
             weights=weights,
@@ -158,6 +161,34 @@ def split(header: Header, q: Any, zero: Any) -> tuple[Any, Any]:
     return distance - high, high
 
 
+@cache
+def code_table(header: Header, centre: int) -> Any:
+    """What every code of a high digit adds to a product, if digits count from `centre`.
+
+    Found by splitting all numbers of the type: a digit's code is the digit modulo 2^k. Where two
+    that are not 0 have the same, the larger has code 0.
+    """
+    k, smallest = header.op.digit_bits, lowest_activation(header)
+    every = np.arange(smallest, smallest + 4**k)
+    _, high = split(header, every, np.array(centre))
+    table = np.zeros(2**k, dtype=np.int64)
+    for value in np.unique(high[high != 0])[::-1]:
+        code = value // 2**k % 2**k
+        table[0] = table[code] or table[0]
+        table[code] = value
+    return table
+
+
+def stored_codes(header: Header, high: Any, zero: Any) -> Any:
+    """The codes of what high digits add to a product, 0 for those that are 0 as well."""
+    codes = np.zeros(high.shape, dtype=np.uint8)
+    for row, centre in enumerate(centre_of(header, zero)[:, 0].tolist()):
+        table = code_table(header, centre)
+        for code, value in enumerate(table):
+            codes[row, (high[row] == value) & (high[row] != 0)] = code
+    return codes
+
+
 def _random_order(header: Header, rows: int, rng: np.random.Generator) -> Any:
     """Rows in any order within blocks."""
     size = header.op.block_rows or max(rows, 1)
@@ -212,8 +243,10 @@ class Machine:
             self.tokens[o["queue"]] += 1 if cls is Signal else -1
         elif cls is LdAct:
             self._put(Buffer.ACT, o["lsb"], self._tile(LdLsb, o))
-            digits = self._cut(self.tensors.msb, o)
-            packed = pack_digits(digits, self.header.op.digit_bits)
+            # Whole digits, two's complement if the activations are.
+            k = self.header.op.digit_bits
+            digits = self._cut(self.tensors.high, o) // 2**k % 2**k
+            packed = pack_digits(digits.astype(np.uint8), k)
             self._put(Buffer.ACT, o["msb"], packed)
         elif "dst" in o:
             buffer = Buffer.WGT if cls in (LdWgt, LdGrp, LdChn) else Buffer.ACT
@@ -251,10 +284,10 @@ class Machine:
         if cls is LdLsb:
             return pack_digits(self._cut(t.lsb, o), k)
         if cls is LdPbm:
-            return np.packbits(self._cut(t.msb, o) != 0, axis=1, bitorder="little")
+            return np.packbits(self._cut(t.marked, o), axis=1, bitorder="little")
         if cls is LdMsb:
-            tile = self._cut(t.msb, o)
-            digits = [row[row != 0] for row in tile]
+            pairs = zip(self._cut(t.msb, o), self._cut(t.marked, o), strict=True)
+            digits = [row[marked] for row, marked in pairs]
             stream = [as_bytes(pack_digits(row[None], k)) for row in digits if len(row)]
             return np.concatenate(stream) if stream else np.zeros(0, dtype=np.uint8)
         if cls is LdWgt:
@@ -298,17 +331,14 @@ class Machine:
         bitmap = self._get(Buffer.ACT, o["pbm"], m * bitmap_pitch).reshape(m, bitmap_pitch)
         bits = np.unpackbits(bitmap, axis=1, bitorder="little")[:, :columns] != 0
         digits, at = np.zeros((m, columns), dtype=np.int64), o["msb"]
-        # Without low digits the sign must not depend on them: any will do.
-        lows = self._low(o["lsb"], m, columns) if o["lsb"] >= 0 else 0 * digits
         centres = self._centres(o["zro"] if o["zro"] >= 0 else None, m)
         for row in range(m):
             count = int(bits[row].sum())
             nbytes = -(-count * k // 8)
             packed = self._get(Buffer.ACT, at, nbytes)[None]
             if count:
-                stored = 2**k * unpack_digits(packed, k, count)[0].astype(np.int64)
-                low = lows[row, bits[row]]
-                digits[row, bits[row]] = self._of_the_type(stored, low, centres[row])
+                codes = unpack_digits(packed, k, count)[0]
+                digits[row, bits[row]] = code_table(self.header, int(centres[row]))[codes]
             at += nbytes
         return digits
 
@@ -336,15 +366,6 @@ class Machine:
         if address is None:
             return np.full(m, self.header.op.centre)
         return centre_of(self.header, self._read_zeros(address, m))
-
-    def _of_the_type(self, stored: Any, low: Any, centre: Any) -> Any:
-        """Of what stored high digits may add to a product, that which makes activations.
-
-        They may be so much or 2^2k less; one of both makes a number of the activations' type.
-        """
-        smallest, range_ = lowest_activation(self.header), 4**self.header.op.digit_bits
-        q = stored + low + centre
-        return np.where(q >= smallest + range_, stored - range_, stored)
 
     def _mma(self, cls: type, o: dict[str, int]) -> None:
         h, (m, n, columns) = self.header, (o["m"], o["n"], o["k"])

@@ -94,7 +94,7 @@ def test_every_memory_of_an_accelerator_has_a_table():
 
 def test_parameters_say_their_range_and_why():
     parameters = energy_table().parameters
-    assert len(parameters) == 9
+    assert len(parameters) == 8
     for parameter in parameters.values():
         # The exponent is largest where energy is lowest.
         ordered = sorted((parameter.low, parameter.mid, parameter.high))

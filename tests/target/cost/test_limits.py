@@ -144,7 +144,7 @@ def test_formula_and_simulator_agree(scheme, m, n, k, bandwidth, descriptor_cycl
     accelerator = replace(EDGE, **machine)
     op, nnz = DenseOp(m, n, k, 4, 32, True, "x"), digits(m, k)
     _, (formula,) = encoding_costs("x", nnz, (op,), accelerator, scheme)
-    ran = simulate_op(op, nnz, scheme, "signed", ProgramLibrary(accelerator))
+    ran = simulate_op(op, nnz, scheme, ProgramLibrary(accelerator))
     assert sum(ran.limits.values()) == ran.total_cycles
     assert max(LIMITS, key=ran.limits.__getitem__) == most
     assert max(LIMITS, key=formula.limits.__getitem__) == most

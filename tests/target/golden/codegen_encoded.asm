@@ -32,7 +32,7 @@
 15:     WAIT     MMA, WGT_READY
 16:     WAIT     MMA, ACC_FREE
 17:     MMA.LSB  acc=ACC[0 + 512*((i0*n1 + i1) mod 2)], lsb=ACT[0 + 128*((i0*n1 + i1) mod 2)], wgt=WGT[128 + 256*((i0*n1 + i1) mod 2)], grp=None, m=min(8, M - 8*i1), n=min(16, 24 - 16*i0), k=32, zero=always, row_split=1
-18:     MMA.MSB  acc=ACC[0 + 512*((i0*n1 + i1) mod 2)], pbm=ACT[256 + 32*((i0*n1 + i1) mod 2)], msb=ACT[320 + 128*((i0*n1 + i1) mod 2)], lsb=ACT[0 + 128*((i0*n1 + i1) mod 2)], zro=None, wgt=WGT[128 + 256*((i0*n1 + i1) mod 2)], grp=None, m=min(8, M - 8*i1), n=min(16, 24 - 16*i0), k=32, zero=never, row_split=1
+18:     MMA.MSB  acc=ACC[0 + 512*((i0*n1 + i1) mod 2)], pbm=ACT[256 + 32*((i0*n1 + i1) mod 2)], msb=ACT[320 + 128*((i0*n1 + i1) mod 2)], zro=None, wgt=WGT[128 + 256*((i0*n1 + i1) mod 2)], grp=None, m=min(8, M - 8*i1), n=min(16, 24 - 16*i0), k=32, zero=never, row_split=1
 19:     SIGNAL   MMA, ACT_FREE
 20:     SIGNAL   MMA, WGT_FREE
 21:     SIGNAL   MMA, ACC_READY

@@ -28,7 +28,7 @@
 12:       SIGNAL   LOAD, WGT_READY
 13:       WAIT     MMA, WGT_READY
 14:       MMA.LSB  acc=ACC[0 + 128*((i0*n1 + i1) mod 2)], lsb=ACT[0 + 64*(((i0*n1 + i1)*n2 + i2) mod 2)], wgt=WGT[0 + 32*(((i0*n1 + i1)*n2 + i2) mod 2)], grp=None, m=min(8, M - 8*i0), n=min(4, 10 - 4*i1), k=min(16, 40 - 16*i2), zero=i2 == 0, row_split=1
-15:       MMA.MSB  acc=ACC[0 + 128*((i0*n1 + i1) mod 2)], pbm=ACT[128 + 16*(((i0*n1 + i1)*n2 + i2) mod 2)], msb=ACT[160 + 64*(((i0*n1 + i1)*n2 + i2) mod 2)], lsb=ACT[0 + 64*(((i0*n1 + i1)*n2 + i2) mod 2)], zro=None, wgt=WGT[0 + 32*(((i0*n1 + i1)*n2 + i2) mod 2)], grp=None, m=min(8, M - 8*i0), n=min(4, 10 - 4*i1), k=min(16, 40 - 16*i2), zero=never, row_split=1
+15:       MMA.MSB  acc=ACC[0 + 128*((i0*n1 + i1) mod 2)], pbm=ACT[128 + 16*(((i0*n1 + i1)*n2 + i2) mod 2)], msb=ACT[160 + 64*(((i0*n1 + i1)*n2 + i2) mod 2)], zro=None, wgt=WGT[0 + 32*(((i0*n1 + i1)*n2 + i2) mod 2)], grp=None, m=min(8, M - 8*i0), n=min(4, 10 - 4*i1), k=min(16, 40 - 16*i2), zero=never, row_split=1
 16:       SIGNAL   MMA, ACT_FREE
 17:       SIGNAL   MMA, WGT_FREE
 18:     END ; i2

@@ -40,6 +40,7 @@ TINY = replace(
     dram_bytes_per_cycle=8.0,
     dma_descriptor_cycles=5,
     activation_buffer_bytes=16384,
+    scratchpad=False,
     weight_buffer_bytes=16384,
     accumulator_buffer_bytes=16384,
     drain_elements_per_cycle=4,
@@ -172,8 +173,7 @@ def _multiply_chunk(
     b.wait(Queue.ACT_READY, Queue.WGT_READY)
     b.emit(MmaLsb(acc, s.lsb.at(at), wgt, grp, *sizes, Condition.first(at[2]), split))
     if s.pbm:
-        lows = s.lsb.at(at) if b.header.op.resolves else None
-        digits = (s.pbm.at(at), s.msb.at(at), lows, s.zro.at(at) if s.zro else None)
+        digits = (s.pbm.at(at), s.msb.at(at), s.zro.at(at) if s.zro else None)
         b.emit(MmaMsb(acc, *digits, wgt, grp, *sizes, row_split=split))
     else:
         b.emit(MmaDns(acc, s.msb.at(at), wgt, grp, *sizes, row_split=split))

@@ -57,7 +57,7 @@ FORMATS = {
     "ternary": {"weight_bits": 2, "window": "unsigned"},
     "sorted": {"block_rows": 8, "group_size": 8},
     "uint8": {"act_signed": False, "centre": 103},
-    "uint8, no low digits": {"act_signed": False, "centre": 104, "output": "int32"},
+    "uint8, no shared code": {"act_signed": False, "centre": 104, "output": "int32"},
     "uint8, plain": {"act_signed": False, "window": "unsigned", "has_offset": True},
     "int8 around 5": {"centre": 5, "group_size": 8, "has_min": True},
     "rows": {"act_signed": False, **SHIFTED},
@@ -168,7 +168,7 @@ def test_rows_of_a_tile_may_be_read_alone():
         operands = (wgt.at((), Affine.loop(i, 32)), None, rows, Extent(4), Extent(16))
         b.wait(Queue.ACC_FREE)
         b.emit(MmaLsb(acc.at((i,)), lsb.at(), *operands, zero=ALWAYS))
-        b.emit(MmaMsb(acc.at((i,)), pbm.at(), msb.at(), lsb.at(), None, *operands))
+        b.emit(MmaMsb(acc.at((i,)), pbm.at(), msb.at(), None, *operands))
         b.signal(Queue.ACC_READY)
         b.wait(Queue.ACC_READY, Queue.CHN_READY)
         b.emit(Drain(acc.at((i,)), row.at(), chn.at((i,)), rows, Extent(4)))
@@ -277,7 +277,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     ),
     "free too early": (
         lambda code: code.insert(find(code, MmaLsb), code.pop(code.index(Signal(Queue.ACT_FREE)))),
-        "LD.LSB.*dst, bytes .*no token orders this write with instruction 18 `MMA.MSB",
+        "LD.LSB.*dst, bytes .*no token orders this write with instruction 17 `MMA.LSB",
     ),
     "drained while added to": (
         swapping(Signal(Queue.ACC_READY), End),
@@ -561,6 +561,7 @@ def test_a_large_op():
     big = replace(
         SMALL,
         activation_buffer_bytes=2**20,
+        scratchpad=False,
         weight_buffer_bytes=2**20,
         accumulator_buffer_bytes=2**20,
     )
