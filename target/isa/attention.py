@@ -375,8 +375,8 @@ class MmaQkLsb(_Scores):
 class MmaQkMsb(_Scores):
     """Multiply the stored MSB digits of the queries with keys, and add ``2^k`` times that.
 
-    A digit is two's complement, but for -8: it is 8 where the LSB digit is negative (window
-    ``signed``), see `numerics.slicing`.
+    A digit is two's complement, but for code 0: it is 8, which the window ``signed`` has for the
+    largest integers, see `numerics.window`.
 
     Cycles: ``ceil(keys / cols) * sum over groups of array rows of the max over rows (and segments)
     of ceil(digits / lanes)`` per slice; partial sums as in `MmaQkLsb`.

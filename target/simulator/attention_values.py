@@ -127,7 +127,7 @@ class _Machine:
         factors, digits, bits = isa.query_sizes(self.header, o["rows"])
         stored = self._query_bits(o["queries"], o)
         stream = self.memory[Buffer.ACT][o["queries"] + factors + digits + bits :]
-        digits = self._digits.digit(self._query_low(o), _from_stream(stream, stored))
+        digits = self._digits.decode(_from_stream(stream, stored))
         high = np.where(stored, digits, 0).astype(np.int16)
         self._scores(o)[...] += self._times_keys(high, o) << DIGIT_BITS
 

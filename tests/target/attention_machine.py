@@ -135,11 +135,14 @@ class AttentionMachine:
         if self.op.scheme == "dense":
             data.append(q.astype(np.int8).tobytes())
         else:
-            stored = (q.astype(np.int64) + (8 if self.op.window == "signed" else 0)) % 256
-            data.append(b"".join(_nibbles(row % 16) for row in stored))
-            packed = np.packbits(stored >= 16, axis=1, bitorder="little")
+            shifted = q.astype(np.int64) + (8 if self.op.window == "signed" else 0)
+            data.append(b"".join(_nibbles(row % 16) for row in shifted))
+            high = shifted // 16
+            packed = np.packbits(high != 0, axis=1, bitorder="little")
             data.append(packed.tobytes())
-            data.append(b"".join(_nibbles(row[row >= 16] // 16) for row in stored))
+            # -8 to 8 in four bits: 8 has the code that a stored digit does not need, 0.
+            codes = [[int(d) % 16 if d != 8 else 0 for d in row if d != 0] for row in high]
+            data.append(b"".join(_nibbles(row) for row in codes))
         self._put(Buffer.ACT, o["dst"], np.frombuffer(b"".join(data), np.uint8))
 
     def _rows_of(self, array: Any) -> Any:
@@ -186,11 +189,8 @@ class AttentionMachine:
     def _qk_msb(self, o: dict[str, int]) -> None:
         _, bits, at = self._query_parts(o["queries"])
         stored = self._stream(bits, at, len(self.queries), self.op.head_dim)
-        low = self._low_digits(o)
         high = np.where(stored > 7, stored - 16, stored)
-        # The byte is (q + 8) mod 256: of the two integers it may be, int8 has one.
-        wraps = (16 * high + low < -128) & (stored > 0)
-        high = np.where(wraps, high + 16, high)
+        high = np.where(stored == 0, 8, high)
         self._add_scores(o, 16 * np.where(stored < 0, 0, high), False)
 
     def _qk_dns(self, o: dict[str, int]) -> None:
