@@ -195,8 +195,8 @@ def _places(op: AttentionOp, plan: AttentionPlan) -> list[tuple[int, int]]:
     some = max(_PLACE_BLOCKS * plan.block_rows // op.group, 1)
     if plan.stays or op.rows <= _PLACES * some:
         return [(op.rows, op.keys)] * _PLACES
-    ends = [op.past + op.rows * (2 * i + 1) // (2 * _PLACES) for i in range(_PLACES)]
-    return [(some, max(end, some)) for end in ends]
+    middles = [op.past + op.rows * (2 * i + 1) // (2 * _PLACES) for i in range(_PLACES)]
+    return [(some, max(middle + some // 2, some)) for middle in middles]
 
 
 def _cost(
