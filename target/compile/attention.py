@@ -65,13 +65,14 @@ def attention_program(
         If the program does not pass verification.
     """
     header = plan.header(op, accelerator)
-    for buffer, nbytes in plan.needs(op, accelerator).items():
-        if nbytes > header.buffer_bytes(buffer):
-            raise TargetError(
-                f"attention {op.label!r}: blocks of {plan.block_rows} rows and {op.keys} keys take "
-                f"{nbytes} bytes of the {buffer.name} buffer, accelerator {accelerator.name!r} has "
-                f"{header.buffer_bytes(buffer)}; scores of a block have to stay on chip"
-            )
+    if not plan.fits(op, accelerator):
+        needs = plan.needs(op, accelerator)
+        taken = ", ".join(f"{nbytes} bytes of {buffer.name}" for buffer, nbytes in needs.items())
+        raise TargetError(
+            f"attention {op.label!r}: blocks of {plan.block_rows} rows and {op.keys} keys take "
+            f"{taken}, more than accelerator {accelerator.name!r} has; scores of a block have to "
+            "stay on chip"
+        )
     program = _Generator(header, plan).run()
     if verify:
         verify_attention(program)

@@ -57,9 +57,10 @@ class AttentionPlan:
 
     def fits(self, op: AttentionOp, accelerator: Accelerator) -> bool:
         """Whether the buffers hold it."""
-        header = self.header(op, accelerator)
         needs = self.needs(op, accelerator)
-        return all(nbytes <= header.buffer_bytes(buffer) for buffer, nbytes in needs.items())
+        if accelerator.scratchpad and sum(needs.values()) > accelerator.memory_bytes("activation"):
+            return False
+        return all(n <= accelerator.memory_bytes(buffer.word) for buffer, n in needs.items())
 
     def storages(self, header: AttentionHeader) -> Iterator[tuple[str, Buffer, int, int]]:
         """What lies on chip: name, buffer, bytes of a slot, slots."""

@@ -143,7 +143,7 @@ def test_buffers_are_as_full_as_the_plan_says():
         assert used == needs[buffer]
     small = replace(SMALL, accumulator_buffer_bytes=needs[Buffer.ACC] - 8)
     assert not PLAN.fits(OP, small)
-    with pytest.raises(TargetError, match=r"'small'.* bytes of the ACC buffer"):
+    with pytest.raises(TargetError, match=r"'small'.* bytes of ACC, more than"):
         attention_program(OP, small, PLAN)
 
 
