@@ -350,11 +350,14 @@ def test_from_planes_refuses_inconsistent_planes():
         "lsb: bits are set behind column 4": {"lsb": _with_byte(good.lsb, (0, 2), 0xF8)},
         "pbm: bits are set behind column 4": {"pbm": _with_byte(good.pbm, (1, 0), 0x30)},
         "set in the padding": {"msb": _with_byte(good.msb, 1, 0x18)},
-        "stored digit is zero": {"msb": _with_byte(good.msb, 0, 0x60)},
     }
     for message, change in wrong.items():
         with pytest.raises(QuantizationError, match=message):
             _rebuild(replace(good, **change))
+    # Where no two digits share a nibble, code 0 is none.
+    plain = encode(good.decode(), window="unsigned")
+    with pytest.raises(QuantizationError, match="stored digit is zero"):
+        _rebuild(replace(plain, msb=_with_byte(plain.msb, 0, int(plain.msb[0]) & 0xF0)))
     malformed = {
         "lsb: expected shape": {"lsb": good.lsb[:, :2]},
         "pbm: expected a NumPy array of uint8": {"pbm": good.pbm.astype(np.int8)},
