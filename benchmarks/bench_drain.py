@@ -27,7 +27,7 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.runtime.launch import LaunchRecord, recording
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.analytical import encode_cost
-from sparqle_tvm.target.cost.tiling import tiling_of_chunk
+from sparqle_tvm.target.cost.tiling import schedule_of_chunk
 from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.op import DenseOp
 
@@ -86,14 +86,14 @@ def main() -> None:
     totals = {}
     header = down.program.header
     shape = DenseOp(options.tokens, options.width, options.hidden)
-    tiling = tiling_of_chunk(shape, header.k_chunk, ACCELERATOR, "sparqle")
+    schedule = schedule_of_chunk(shape, header.k_chunk, ACCELERATOR, "sparqle")
     # As many digits as the drain stored, spread evenly: the formula takes only their bytes.
     stored = encoded[0].result.counts.dram_write_bytes[Tensor.OUT_MSB] * 8 // header.op.digit_bits
     spans = -(-options.hidden // 8)
     even = np.full((options.tokens, spans), stored / options.tokens / spans).cumsum(axis=1)
     counts = np.diff(np.rint(even).astype(np.int64), axis=1, prepend=0)
     vector = encode_cost(
-        "down", RowNnz(counts, 8, options.hidden), tiling, 0, ACCELERATOR, "sparqle"
+        "down", RowNnz(counts, 8, options.hidden), schedule, 0, ACCELERATOR, "sparqle"
     )
     floats = options.tokens * options.hidden * ACCELERATOR.float_bytes
     read = math.ceil(floats / ACCELERATOR.dram_bytes_per_cycle)

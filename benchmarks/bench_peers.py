@@ -57,6 +57,7 @@ def accelerator() -> Accelerator:
         dram_bytes_per_cycle=float(MACHINE.bytes_per_cycle),
         dma_descriptor_cycles=0,
         activation_buffer_bytes=MACHINE.activation_kib * 1024,
+        scratchpad=False,
         weight_buffer_bytes=MACHINE.weight_kib * 1024,
         accumulator_buffer_bytes=MACHINE.output_kib * 1024,
         drain_elements_per_cycle=MACHINE.cols,

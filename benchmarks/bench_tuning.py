@@ -35,7 +35,7 @@ from tvm.s_tir import meta_schedule as ms
 
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.compile.buckets import bucket
-from sparqle_tvm.target.compile.schedule import Decisions
+from sparqle_tvm.target.cost.schedule import Decisions, even_splits
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.tuning import (
     Measurement,
@@ -52,7 +52,6 @@ from sparqle_tvm.tuning import (
 )
 from sparqle_tvm.tuning.ranking import CandidateModel
 from sparqle_tvm.tuning.space import chunk_unit
-from sparqle_tvm.tuning.task import even_splits
 
 EDGE = PRESETS["sparqle/edge"]
 STARVED = replace(EDGE, name="4 bytes per cycle", dram_bytes_per_cycle=4.0)
@@ -60,6 +59,7 @@ CRAMPED = replace(
     EDGE,
     name="32 KiB buffers",
     activation_buffer_bytes=32 * 1024,
+    scratchpad=False,
     weight_buffer_bytes=32 * 1024,
     accumulator_buffer_bytes=64 * 1024,
 )

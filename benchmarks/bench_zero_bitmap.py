@@ -33,7 +33,7 @@ from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.analytical import encoding_costs
 from sparqle_tvm.target.cost.block_rows import choose_block_rows
-from sparqle_tvm.target.cost.overlap import OpLoads, Overlap
+from sparqle_tvm.target.cost.overlap import OpLoads, Timeline
 from sparqle_tvm.target.cost.sorting import block_waits
 from sparqle_tvm.target.op import DenseOp
 
@@ -171,9 +171,8 @@ def _time_with_bitmap(
             activation_bytes=digits + 2 * extra,
             block_rows=block,
         )
-        tile = (op.tiling.m, op.tiling.n, op.tiling.k)
-        overlap = Overlap.of_op(loads, tile, op.tiling.rows_outer, mma_cycles=steps * blocks)
-        total += float(overlap.total_cycles)
+        times = Timeline(loads, op.tiling.schedule, steps * blocks).run()
+        total += float(times.total_cycles[0])
     return round(total)
 
 

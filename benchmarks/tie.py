@@ -15,11 +15,11 @@ import numpy as np
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.codegen import generate
-from sparqle_tvm.target.compile.schedule import default_decisions, schedule_with
+from sparqle_tvm.target.compile.schedule import schedule_with
 from sparqle_tvm.target.cost.analytical import Bound, OpCost, encoding_costs
 from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.cost.model import EncodedActivation
-from sparqle_tvm.target.cost.tiling import Tiling
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.op import DenseOp, ProgramScheme
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import simulate_timing
@@ -106,7 +106,9 @@ def _tie(
     block_rows: int,
 ) -> OpTie:
     # The label would keep equal ops from sharing a program.
-    program = _program(*(replace(shape, label=""), cost.tiling, accelerator, scheme, block_rows))
+    program = _program(
+        *(replace(shape, label=""), cost.tiling.schedule, accelerator, scheme, block_rows)
+    )
     result = simulate_timing(program, shape.m, nnz if scheme == "sparqle" else None)
     return OpTie(
         shape=shape,
@@ -122,13 +124,12 @@ def _tie(
 @lru_cache(maxsize=1024)
 def _program(
     shape: DenseOp,
-    tiling: Tiling,
+    decisions: Decisions,
     accelerator: Accelerator,
     scheme: ProgramScheme,
     block_rows: int,
 ) -> Program:
     spec = replace(shape.in_scheme(scheme), block_rows=block_rows)
-    decisions = default_decisions(spec, accelerator, tiling)
     # Only time is asked for: what would be wrong with a program is no matter here.
     return generate(schedule_with(spec, accelerator, decisions), spec, accelerator, verify=False)
 

@@ -16,7 +16,7 @@ from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, apply_rewriter, relax_functions
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.library import ProgramLibrary, Schedules
-from sparqle_tvm.target.compile.schedule import Decisions
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program.bundle import PROGRAMS_FUNCTION, pack_bundle
 from sparqle_tvm.target.simulator.dram import pack_weights

@@ -69,8 +69,8 @@ class Accelerator:
     dma_descriptor_cycles : int
         Cycles that every DMA descriptor (one strided transfer) costs besides its bytes.
     activation_buffer_bytes, weight_buffer_bytes, accumulator_buffer_bytes : int
-        On-chip buffers in bytes, *before* double buffering: a tile may use half of each, the
-        other half belongs to the transfer that runs beside the computation.
+        On-chip buffers in bytes. Two tiles of an operand fit where transfers are to run beside the
+        computation.
     drain_elements_per_cycle : int
         Outputs per cycle that the drain path takes out of the accumulators and scales.
     vector_lanes : int
@@ -84,6 +84,9 @@ class Accelerator:
         True: a PE has a segmented adder tree with one partial sum per weight group, so the MSB
         digits of several groups may share a cycle. False: the digits of every weight group
         begin a new cycle (cheaper PEs, longer MSB passes for group-quantized weights).
+    scratchpad : bool
+        True: the three buffers are one memory of their total size, which the compiler divides
+        for every op.
     memory : str
         Type of DRAM, one of `MEMORIES`, in any case: what its accesses cost in energy
         (`cost.energy_table`). Its bandwidth is `dram_bytes_per_cycle`.
@@ -115,6 +118,7 @@ class Accelerator:
     digit_bits: int = 4
     float_bytes: int = 2
     msb_across_groups: bool = True
+    scratchpad: bool = False
     memory: str = MEMORIES[0]
 
     def __post_init__(self) -> None:
@@ -151,6 +155,17 @@ class Accelerator:
     def activation_bits(self) -> int:
         """Bits of a quantized activation, two digits."""
         return 2 * self.digit_bits
+
+    @property
+    def onchip_bytes(self) -> int:
+        """Bytes of all buffers."""
+        buffers = self.activation_buffer_bytes, self.weight_buffer_bytes
+        return sum(buffers) + self.accumulator_buffer_bytes
+
+    def memory_bytes(self, word: str) -> int:
+        """Bytes of the memory that holds ``activation``, ``weight`` or ``accumulator`` tiles."""
+        size: int = getattr(self, f"{word}_buffer_bytes")
+        return self.onchip_bytes if self.scratchpad else size
 
     @property
     def macs_per_cycle(self) -> int:
@@ -273,15 +288,13 @@ def _checked(accelerator: Accelerator, field: str, kind: str) -> Any:
         return bool(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TargetError(f"{where} must be a number")
+    if kind == "int" and isinstance(value, float) and math.isfinite(value) and value % 1:
+        raise TargetError(f"{where} must be a whole number")
     low, high = _RANGES.get(field, (1, MAX_SIZE))
     # A comparison, which an integer of any size stands.
     if not low <= value <= high:
         raise TargetError(f"{where} must be positive and finite: from {low:g} to {high:g}")
-    if kind == "int":
-        if value != int(value):
-            raise TargetError(f"{where} must be a whole number")
-        return int(value)
-    return float(value)
+    return int(value) if kind == "int" else float(value)
 
 
 PRESETS: Mapping[str, Accelerator] = MappingProxyType(

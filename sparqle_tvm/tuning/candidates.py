@@ -16,7 +16,7 @@ from typing import Any
 
 from tvm.s_tir import meta_schedule as ms
 
-from sparqle_tvm.target.compile.schedule import Decisions
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.tuning.space import decisions_of
 from sparqle_tvm.tuning.task import TuningTask, task_of
 

@@ -34,7 +34,7 @@ from sparqle_tvm.files import (
     write_text,
 )
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.schedule import Decisions, overflows
+from sparqle_tvm.target.cost.schedule import Decisions, overflows
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.tuning.space import Trace, read_trace, reason_against
 from sparqle_tvm.tuning.task import TuningTask, schedule_key

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import tvm
 
 from sparqle_tvm import dialect, passes
@@ -19,18 +17,18 @@ from sparqle_tvm.numerics.window import PLAIN, window_of
 from sparqle_tvm.passes import EncodingInfo
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.buckets import bucket
+from sparqle_tvm.target.cost.schedule import even_splits
+from sparqle_tvm.target.cost.tiling import best_chunks
 from sparqle_tvm.target.op import DenseOp, ProgramScheme
 from sparqle_tvm.tuning.measure import ActivationData
-from sparqle_tvm.tuning.predict import Predictor
-from sparqle_tvm.tuning.space import Space, chunk_unit, default_of, make_space, reason_against
-from sparqle_tvm.tuning.task import TuningTask, even_splits
+from sparqle_tvm.tuning.space import chunk_unit, default_of
+from sparqle_tvm.tuning.task import TuningTask
 
 if TYPE_CHECKING:
     from sparqle_tvm.calibration import Calibration
 
-# K chunks to choose from where different ops share them, and points that the choice looks at.
+# K chunks to choose from where different ops share them.
 _SHARED_CHUNKS = 3
-_DRAWN = 600
 
 
 def extract_tasks(
@@ -114,7 +112,7 @@ def tasks_of_group(
     """
     group = tuple(group)
     names = labels or {spec: [""] * group.count(spec) for spec in group}
-    chunks = even_splits(group[0].k, chunk_unit(group, accelerator))
+    chunks = tuple(even_splits(group[0].k, chunk_unit(group, accelerator)).tolist())
 
     tasks = [
         TuningTask(
@@ -132,7 +130,7 @@ def tasks_of_group(
     except TargetError:
         return []  # the op stays on the host, as the pipeline reports
     if len(tasks) > 1:
-        chunks = _common_chunks(tasks, accelerator, data or ActivationData())
+        chunks = best_chunks(group, accelerator, group[0].scheme, _SHARED_CHUNKS)
     chunks = tuple(sorted({*chunks, *(decisions.k for decisions in defaults)}))
     return [replace(task, chunks=chunks) for task in tasks]
 
@@ -163,21 +161,3 @@ def _specs(
         )
         for consumer in info.consumers
     ]
-
-
-def _common_chunks(
-    tasks: Sequence[TuningTask], accelerator: Accelerator, data: ActivationData
-) -> tuple[int, ...]:
-    """The K chunks with which the predictions of all ops, each at its best, add up to least."""
-    sums: dict[int, float] = dict.fromkeys(tasks[0].chunks, 0.0)
-    for task in tasks:
-        predictor = Predictor(task, accelerator, data.draw(task)[0])
-        space = make_space(task, accelerator)
-        for chunk in sums:
-            with_chunk = Space({**space.knobs, "k": (chunk,)})
-            drawn = with_chunk.draw(np.random.default_rng(chunk), _DRAWN)
-            points = sorted(drawn, key=predictor.cycles)
-            fit = (p for p in points if reason_against(task, accelerator, p) is None)
-            cycles = next(map(predictor.cycles, fit), math.inf)
-            sums[chunk] += task.group.count(task.spec) * cycles
-    return tuple(sorted(sums, key=lambda chunk: (sums[chunk], -chunk))[:_SHARED_CHUNKS])

@@ -13,14 +13,13 @@ from sparqle_tvm.errors import InvalidArgumentError, TuningError, require_known
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.codegen import generate
-from sparqle_tvm.target.compile.schedule import Decisions, schedule_with
+from sparqle_tvm.target.compile.schedule import schedule_with
 from sparqle_tvm.target.cost.analytical import dense_op_cost
-from sparqle_tvm.target.cost.array import best_row_split
 from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.cost.model import Counting
-from sparqle_tvm.target.cost.tiling import Tiling
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import draw_nnz, simulate_timing
 from sparqle_tvm.tuning.space import reason_against
@@ -183,8 +182,7 @@ class Meter:
     data : ActivationData
         What runs through the ops.
     engine : {"simulator", "analytical"}
-        What measures. The formulas (`target.cost.analytical`) know schedules with two slots of
-        everything that keep the outer operand exactly if there is one K chunk.
+        What measures.
     table : EnergyTable, optional
         What an event costs; by default that of the accelerator.
     """
@@ -212,15 +210,7 @@ class Meter:
 
     def refuses(self, task: TuningTask, decisions: Decisions) -> str | None:
         """Why decisions cannot be measured, None if they can."""
-        reason = reason_against(task, self.accelerator, decisions)
-        if reason or self.engine == "simulator":
-            return reason
-        one_chunk = decisions.k >= task.spec.k
-        split = best_row_split(task.shape, self.accelerator, min(decisions.k, task.spec.k))
-        slots = (decisions.activation_slots, decisions.weight_slots, decisions.accumulator_slots)
-        if slots != (2, 2, 2) or decisions.keep_outer != one_chunk or decisions.row_split != split:
-            return "the formulas know two slots, and operands that stay where K is not cut"
-        return None
+        return reason_against(task, self.accelerator, decisions)
 
     def build(self, task: TuningTask, decisions: Decisions) -> Program:
         """Schedule and generate the program, verified.
@@ -241,10 +231,9 @@ class Meter:
 
     def count(self, task: TuningTask, decisions: Decisions) -> Measurement:
         """Cost by formula."""
-        spec, shape, tile = task.spec, task.shape, decisions.tile
-        tiling = Tiling(*tile, *task.tile_counts(tile), rows_outer=decisions.rows_outer)
+        spec, shape = task.spec, task.shape
         costs = [
-            dense_op_cost(shape, nnz, tiling, self.accelerator, spec.scheme, spec.block_rows)
+            dense_op_cost(shape, nnz, decisions, self.accelerator, spec.scheme, spec.block_rows)
             for nnz in self.activations(task)
         ]
         return self._combined([cost.events for cost in costs])

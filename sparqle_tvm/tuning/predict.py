@@ -1,24 +1,23 @@
-"""A quick prediction for any decisions, before anything is built: the pre-filter of the search.
+"""The time of any decisions by formula, before anything is built: the pre-filter of the search.
 
-`target.cost.analytical` is held to the simulator within a few per cent, but knows only the
-schedules that the compiler chooses by default. Here every combination of the space has a figure,
-made of exact traffic and array cycles and a coarse picture of what overlaps: with one slot,
-transfers into a tile wait for the computation that reads it. It ranks; it is not reported.
+It is that of `target.cost.overlap`, by which the default schedule is chosen, with the digits that
+candidates are measured with. It ranks; it is not reported.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.schedule import Decisions
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import msb_steps
-from sparqle_tvm.target.cost.overlap import OpLoads
+from sparqle_tvm.target.cost.overlap import OpLoads, Timeline
+from sparqle_tvm.target.cost.schedule import Candidates, Decisions
 from sparqle_tvm.target.isa.compute import dense_span_steps, reduction_cycles
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.tuning.task import TuningTask
@@ -32,17 +31,17 @@ class Prediction:
     ----------
     total_cycles, dma_cycles, mma_cycles : float
         Of the op, of all transfers, and of the array.
-    exposed_cycles : float
-        That nothing overlaps: first load, last drain and store.
-    serial_cycles : float
-        Added because an operand has one slot only.
+    waiting_cycles : float
+        That the array waits before its last pass.
+    tail_cycles : float
+        After that: the last drain and store.
     """
 
     total_cycles: float
     dma_cycles: float
     mma_cycles: float
-    exposed_cycles: float
-    serial_cycles: float
+    waiting_cycles: float
+    tail_cycles: float
 
 
 class Predictor:
@@ -98,51 +97,25 @@ class Predictor:
 
     def predict(self, decisions: Decisions) -> Prediction:
         """Cycles under decisions."""
-        if decisions not in self._seen:
-            self._seen[decisions] = self._predict(decisions)
+        self.look_at([decisions])
         return self._seen[decisions]
 
     def cycles(self, decisions: Decisions) -> float:
         """All of them: the key that candidates are sorted by."""
         return self.predict(decisions).total_cycles
 
-    def _predict(self, d: Decisions) -> Prediction:
-        shape, loads = self.task.shape, self.loads
-        m_tiles, n_tiles, k_tiles = self.task.tile_counts(d.tile)
-        m, n, k = shape.m / m_tiles, shape.n / n_tiles, shape.k / k_tiles
-        outer, inner = (m_tiles, n_tiles) if d.rows_outer else (n_tiles, m_tiles)
-        activation, weight = loads.activation(m, k), loads.weight(n, k)
-        # Loads of the operand of the outer loop and of the other one, for an outer iteration.
-        first, second = (activation, weight) if d.rows_outer else (weight, activation)
-        slots = (d.activation_slots, d.weight_slots)
-        first_slots, second_slots = slots if d.rows_outer else slots[::-1]
-        kept = d.keep_outer or inner * k_tiles == 1
-        first_cycles = first * k_tiles * (1 if kept else inner)
-        second_cycles = second * k_tiles * (1 if outer * k_tiles == 1 else inner)
-        row = loads.row(m) * (m_tiles if d.rows_outer else m_tiles * n_tiles)
-        channel = loads.channel(n) * (n_tiles * m_tiles if d.rows_outer else n_tiles)
-        store = loads.store(m, n)
-        dma = outer * (first_cycles + second_cycles) + row + channel + m_tiles * n_tiles * store
-        mma = self.mma_cycles(d.k, d.row_split)
-        drain = m * n / self.accelerator.drain_elements_per_cycle
-        mma_tile = mma / (m_tiles * n_tiles * k_tiles)
-        # What one slot puts one after the other: seen by the array, and by the DRAM channel.
-        array_waits = dma_waits = 0.0
-        visits = outer if kept else outer * inner * k_tiles
-        if first_slots == 1 and visits > 1:
-            array_waits += first_cycles * outer
-            dma_waits += visits * mma_tile * (second_slots if kept else 1)
-        if second_slots == 1 and outer * inner * k_tiles > 1:
-            array_waits += second_cycles * outer
-            dma_waits += outer * inner * k_tiles * mma_tile
-        if d.accumulator_slots == 1 and m_tiles * n_tiles > 1:
-            array_waits += m_tiles * n_tiles * (drain + store)
-        stores = m_tiles * n_tiles * (drain + store)
-        head = (first * (k_tiles if kept else 1)) + second
-        tail = drain + store + mma_tile
-        busiest = max(mma, dma, stores)
-        total = max(mma + array_waits + head, dma + dma_waits + tail, stores + head)
-        return Prediction(total, dma, mma, total - busiest, max(array_waits, dma_waits))
+    def look_at(self, some: Iterable[Decisions]) -> None:
+        """Predict many at once, which is quicker than one by one."""
+        new = [d for d in dict.fromkeys(some) if d not in self._seen]
+        if not new:
+            return
+        mma = np.array([self.mma_cycles(d.k, d.row_split) for d in new])
+        timeline = Timeline(self.loads, Candidates.of(new), mma)
+        times = timeline.run()
+        waits = sum(times.waits.values())
+        columns = (times.total_cycles, timeline.dma_cycles, mma, waits, times.tail_cycles)
+        found = np.stack(columns, axis=1).tolist()
+        self._seen.update((d, Prediction(*row)) for d, row in zip(new, found, strict=True))
 
     def _count_mma(self, chunk: int, split: int) -> float:
         task, array = self.task, self.accelerator

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
-from sparqle_tvm.target.compile.schedule import Decisions
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.tuning.predict import Predictor
 from sparqle_tvm.tuning.space import decisions_of
 from sparqle_tvm.tuning.task import TuningTask, task_of
@@ -45,7 +45,7 @@ def features(task: TuningTask, decisions: Decisions, predictor: Predictor) -> ND
         prediction.dma_cycles / bound,
         prediction.mma_cycles / bound,
     ]
-    shares = [prediction.exposed_cycles / bound, prediction.serial_cycles / bound]
+    shares = [prediction.waiting_cycles / bound, prediction.tail_cycles / bound]
     knobs = [d.rows_outer, d.keep_outer, d.activation_slots, d.weight_slots]
     row = [*np.log2(sizes), *shares, *knobs, d.accumulator_slots, d.row_split]
     return np.asarray([row], dtype=np.float32)
@@ -124,7 +124,9 @@ class CandidateModel(ms.cost_model.PyCostModel):
             return self.rng.random(len(candidates))
         task = task_of(context.mod)
         predictor = self.predictor_of(task)
-        predictions = np.array([predictor.cycles(decisions_of(c.sch.mod)) for c in candidates])
+        decided = [decisions_of(c.sch.mod) for c in candidates]
+        predictor.look_at(decided)
+        predictions = np.array([predictor.cycles(decisions) for decisions in decided])
         best = min(self.best.get(task, math.inf), float(predictions.min(initial=math.inf)))
         self.best[task] = best
         scores = best / predictions

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sparqle_tvm.target.compile.schedule import Decisions
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.tuning.candidates import Trial
 from sparqle_tvm.tuning.database import Settings
 from sparqle_tvm.tuning.measure import Measurement

@@ -28,8 +28,9 @@ from tvm.s_tir import meta_schedule as ms
 from sparqle_tvm.errors import CompileError, InvalidArgumentError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.library import ProgramLibrary
-from sparqle_tvm.target.compile.schedule import Decisions, check_decisions, overflows
-from sparqle_tvm.tuning.task import TuningTask, even_splits
+from sparqle_tvm.target.compile.schedule import check_decisions
+from sparqle_tvm.target.cost.schedule import Decisions, even_splits, overflows
+from sparqle_tvm.tuning.task import TuningTask
 
 KNOB_ATTR = "sparqle.knob."
 """Annotations of the root block: the decision of every knob."""
@@ -129,8 +130,8 @@ def make_space(
     # PE rows that may share an activation row: 1, 2, 4, ... while the bucket's rows exist.
     most = max(1, accelerator.rows // task.spec.m)
     knobs: dict[str, Collection[int]] = {
-        "m": {*even_splits(task.rows, accelerator.rows), default.m},
-        "n": {*even_splits(task.spec.n, accelerator.cols), default.n},
+        "m": {*even_splits(task.rows, accelerator.rows).tolist(), default.m},
+        "n": {*even_splits(task.spec.n, accelerator.cols).tolist(), default.n},
         "k": task.chunks,
         "rows_outer": (0, 1),
         "keep_outer": (0, 1),
@@ -182,15 +183,15 @@ def read_trace(trace: Trace) -> Decisions:
             raise InvalidArgumentError(f"the schedule decides nothing for {knob!r}")
         values.append(among[index])
         shares = instructions[at][2][-1]
-        if not (isinstance(shares, list) and all(isinstance(s, int | float) for s in shares)):
-            raise InvalidArgumentError(f"the schedule has no shares for {knob!r}")
+        whole = all(type(value) is int for value in among)
+        even = isinstance(shares, list) and all(type(share) in (int, float) for share in shares)
+        if not whole or not even or len(shares) != len(among):
+            raise InvalidArgumentError(f"the schedule has other choices for {knob!r}")
         expected.append(("SampleCategorical", [], [among, shares], [f"v{number}"]))
         expected.append(("Annotate", ["b0", f"v{number}"], [KNOB_ATTR + knob], []))
     made = [i for i in instructions if i != ("EnterPostproc", [], [], [])]
     if made != expected or len(chosen) != len(choices) or len(chosen) != len(KNOBS):
         raise InvalidArgumentError("the schedule is not one of this search")
-    if not all(type(value) is int for value in values):
-        raise InvalidArgumentError("the schedule decides for what is no number")
     return decisions_from(values)
 
 

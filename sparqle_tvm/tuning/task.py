@@ -132,10 +132,3 @@ def schedule_key(spec: DenseOp) -> DenseOp:
         scheme=spec.scheme,
         window=PLAIN,
     )
-
-
-def even_splits(extent: int, unit: int) -> tuple[int, ...]:
-    """Multiples of `unit` that split `extent` evenly into 1, 2, 3, ... tiles, largest first."""
-    units = math.ceil(extent / unit)
-    sizes = {math.ceil(units / count) * unit for count in range(1, units + 1)}
-    return tuple(sorted(sizes, reverse=True))

@@ -14,9 +14,9 @@ import numpy as np
 import tvm
 from tvm.s_tir import meta_schedule as ms
 
-from sparqle_tvm.errors import InvalidArgumentError, MissingExtraError, SparqleError, TuningError
+from sparqle_tvm.errors import InvalidArgumentError, MissingExtraError, SparqleError
 from sparqle_tvm.target.accelerator import register_tags
-from sparqle_tvm.target.compile.schedule import Decisions
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.tuning import database as files
 from sparqle_tvm.tuning.candidates import Rounds, Trial
 from sparqle_tvm.tuning.measure import Measurement, Meter, Objective
@@ -134,13 +134,7 @@ class Tuner:
 
     def _space(self, task: TuningTask) -> Space:
         if task not in self.spaces:
-            space = make_space(task, self.meter.accelerator)
-            if self.meter.engine == "analytical":
-                default = default_of(task, self.meter.accelerator)
-                fixed = ("activation_slots", "weight_slots", "accumulator_slots", "row_split")
-                knobs = {name: (int(getattr(default, name)),) for name in fixed}
-                space = Space({**space.knobs, **knobs})
-            self.spaces[task] = space
+            self.spaces[task] = make_space(task, self.meter.accelerator)
         return self.spaces[task]
 
     def _predictor(self, task: TuningTask) -> Predictor:
@@ -152,12 +146,6 @@ class Tuner:
     def _measure_default(self, task: TuningTask, *, known: bool) -> None:
         """Measure the default schedule first: nothing worse than it is ever chosen."""
         decisions = default_of(task, self.meter.accelerator)
-        engine = self.meter.engine
-        if engine == "analytical" and self.meter.refuses(task, decisions):
-            raise TuningError(
-                f"{task.name}: the formulas do not know the default schedule {decisions}; tune "
-                "with the simulator"
-            )
         cost = self.meter.measure(task, decisions)
         self.defaults[task] = decisions, cost
         if not known:
@@ -170,7 +158,9 @@ class Tuner:
         """
         space, predictor = self._space(task), self._predictor(task)
         rng = np.random.default_rng((self.seed, 1))
-        points = sorted(space.draw(rng, _DRAWN), key=predictor.cycles)
+        points = space.draw(rng, _DRAWN)
+        predictor.look_at(points)
+        points.sort(key=predictor.cycles)
         shared = len(set(task.group)) > 1
         per_chunk = -(-count // len(space.knobs["k"])) if shared else count
         left = dict.fromkeys(space.knobs["k"], per_chunk)

@@ -5,7 +5,7 @@ tiles are loaded where, how long they live (the loop at which they are allocated
 them. What the hardware needs is added here:
 
 - *Loops over rows* get the bound M instead of the bucket; edge tiles are clamped.
-- *Addresses.* A tile's bytes are those of its physical form (`target.compile.buffers`). An
+- *Addresses.* A tile's bytes are those of its physical form (`target.isa.buffers`). An
   allocation with several slots moves on to the next slot with every visit of the loops around it.
 - *Tokens.* Tiles that live in the same loop are loaded together: LOAD waits for a free slot before
   the first load and signals after the last, the reader waits before its first use and signals
@@ -27,11 +27,11 @@ from tvm import IRModule, s_tir, tirx
 
 from sparqle_tvm.errors import CompileError, TargetError
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.buffers import LOADED, STORAGES, aligned, filled
 from sparqle_tvm.target.compile.lowered import CallNode, TileRef, lower
 from sparqle_tvm.target.compile.plan import Plan, PlannedBody, PlannedLoop, make_plan
 from sparqle_tvm.target.compile.schedule import ROW_SPLIT_ATTR
 from sparqle_tvm.target.isa.base import Instruction
+from sparqle_tvm.target.isa.buffers import LOADED, STORAGES, aligned, filled
 from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, MmaMin, MmaMsb, StEnc, StOut
 from sparqle_tvm.target.isa.header import Allocation, Header
 from sparqle_tvm.target.isa.load import LdAct
@@ -145,18 +145,24 @@ class _Generator:
         for name, slots in self.plan.slots.items():
             used[STORAGES[name].buffer] += self._slot_bytes(name) * slots
         tile = " x ".join(str(self.plan.tile[axis]) for axis in "mnk")
-        for buffer, nbytes in used.items():
-            capacity = header.buffer_bytes(buffer)
+        machine = header.accelerator
+        parts = {
+            f"{buffer.name} buffer": (nbytes, machine.memory_bytes(buffer.word))
+            for buffer, nbytes in used.items()
+        }
+        if machine.scratchpad:
+            parts = {"scratchpad": (sum(used.values()), machine.onchip_bytes)}
+        for name, (nbytes, capacity) in parts.items():
             if nbytes > capacity:
                 raise TargetError(
                     f"{self.op.label}: tiles of {tile} take {nbytes} bytes of the "
-                    f"{buffer.name} buffer, accelerator {header.accelerator.name!r} has "
+                    f"{name}, accelerator {machine.name!r} has "
                     f"{capacity}; choose smaller tiles or fewer slots"
                 )
 
     def _tile_bytes(self, name: str) -> int:
         tile = {axis: min(self.plan.tile[axis], self.real[axis]) for axis in "mnk"}
-        return aligned(STORAGES[name].tile_bytes(self.builder.header, tile))
+        return int(aligned(STORAGES[name].tile_bytes(self.builder.header, tile)))
 
     def _slot_bytes(self, name: str) -> int:
         return self._tile_bytes(name) * math.prod(self.plan.grids[name])

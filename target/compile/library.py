@@ -9,13 +9,9 @@ from typing import Protocol
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.codegen import generate
-from sparqle_tvm.target.compile.schedule import Decisions, default_decisions, schedule_with
-from sparqle_tvm.target.cost.tiling import (
-    Tiling,
-    choose_drained,
-    choose_tilings,
-    tiling_of_chunk,
-)
+from sparqle_tvm.target.compile.schedule import schedule_with
+from sparqle_tvm.target.cost.schedule import Decisions
+from sparqle_tvm.target.cost.tiling import choose_drained, choose_schedules, schedule_of_chunk
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program
 
@@ -70,20 +66,22 @@ class ProgramLibrary:
         tuned = self.from_database(op, readers, rows)
         if tuned is not None:
             return tuned
-        return default_decisions(op, self.accelerator, self.tiling(op, readers))
+        return self.default(op, readers)
 
-    def tiling(self, op: DenseOp, readers: Sequence[DenseOp], k_chunk: int | None = None) -> Tiling:
-        """Tiles of an op that share their K chunk with the other readers of its encoding."""
+    def default(
+        self, op: DenseOp, readers: Sequence[DenseOp], k_chunk: int | None = None
+    ) -> Decisions:
+        """The default schedule of an op that shares its K chunk with the other readers."""
         if k_chunk is not None:
-            return tiling_of_chunk(op, k_chunk, self.accelerator, op.scheme)
+            return schedule_of_chunk(op, k_chunk, self.accelerator, op.scheme)
         try:
             return self._joint(op, readers)
         except TargetError:
             return self._joint(op, [r for r in readers if r == op or self._fits(r)])
 
-    def _joint(self, op: DenseOp, readers: Sequence[DenseOp]) -> Tiling:
-        tilings = choose_tilings(readers, self.accelerator, op.scheme)
-        return tilings[list(readers).index(op)]
+    def _joint(self, op: DenseOp, readers: Sequence[DenseOp]) -> Decisions:
+        schedules = choose_schedules(readers, self.accelerator, op.scheme)
+        return schedules[list(readers).index(op)]
 
     def _fits(self, op: DenseOp) -> bool:
         try:
@@ -104,12 +102,12 @@ class ProgramLibrary:
         `out_readers` are to encoded outputs what `readers` are to the activations. In the op that
         is returned, encoded outputs have their chunk; the schedule is the default one.
         """
-        tiling = self.tiling(op, readers, k_chunk)
+        decisions = self.default(op, readers, k_chunk)
         if op.output == "encoded":
             shapes = tuple(reader for reader in out_readers if self._fits(reader))
-            tiling = choose_drained(op, tiling.k, shapes, self.accelerator)
-            op = replace(op, out_chunk=tiling.n)
-        return op, default_decisions(op, self.accelerator, tiling)
+            decisions = choose_drained(op, decisions.k, shapes, self.accelerator)
+            op = replace(op, out_chunk=decisions.n)
+        return op, decisions
 
     def program(self, op: DenseOp, decisions: Decisions) -> Program:
         """The program of an op with a schedule; the first op that needs it names it in listings.

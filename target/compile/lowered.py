@@ -9,7 +9,7 @@ node classes that can occur are told apart with `functools.singledispatch`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Any
 
@@ -69,6 +69,16 @@ class CallNode:
     name: str
     tiles: tuple[TileRef, ...]
     annotations: dict[str, int]
+
+    def in_loop(self, loop: int, instead_of: int) -> CallNode:
+        """The same call in another loop of as many iterations."""
+
+        def moved(start: Affine) -> Affine:
+            terms = ((loop if of == instead_of else of, c) for of, c in start.terms)
+            return Affine(start.const, tuple(terms))
+
+        tiles = (replace(tile, starts=tuple(map(moved, tile.starts))) for tile in self.tiles)
+        return replace(self, tiles=tuple(tiles))
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 Every loop of a split dense op walks along one axis: rows (m), output channels (n) or columns of K
 (k); weight groups are counted as columns. `make_plan` finds the axis and the step of every loop
-from the arrays that it indexes, which kinds of tiles (`target.compile.buffers`) live in which
+from the arrays that it indexes, which kinds of tiles (`target.isa.buffers`) live in which
 loop body, and where the engines have to wait for each other.
 """
 
@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sparqle_tvm.errors import CompileError
-from sparqle_tvm.target.compile.buffers import LOADED, STORAGES, filled
 from sparqle_tvm.target.compile.lowered import Body, CallNode, LoopNode, TileRef, calls_of
 from sparqle_tvm.target.compile.schedule import SLOTS_ATTR
+from sparqle_tvm.target.isa.buffers import LOADED, STORAGES, filled
 from sparqle_tvm.target.isa.header import Queue
 from sparqle_tvm.target.op import DenseOp
 
@@ -237,7 +237,10 @@ class _Planner:
                     )
 
     def _ordered(self, body: Body) -> list[CallNode | LoopNode]:
-        """Children that emit something, with loads that share tokens moved to the first of them."""
+        """Children that emit something, with loads that share tokens moved to the first of them.
+
+        Loops over such loads become one, so that what belongs to a tile is loaded together.
+        """
         children = [child for child in map(self._audible, body.children) if child is not None]
         first: dict[Queue, int] = {}
         keys = []
@@ -248,7 +251,28 @@ class _Planner:
             if loads_only and len(queues) == 1:
                 place = first.setdefault(queues.pop(), index)
             keys.append((place, index))
-        return [children[index] for _, index in sorted(keys)]
+        ordered: list[CallNode | LoopNode] = []
+        for _, index in sorted(keys):
+            child = children[index]
+            if ordered and (merged := self._merged(ordered[-1], child)) is not None:
+                ordered[-1] = merged
+            else:
+                ordered.append(child)
+        return ordered
+
+    def _merged(self, first: CallNode | LoopNode, second: CallNode | LoopNode) -> LoopNode | None:
+        """One loop for two that load what shares tokens, along the same axis; None otherwise."""
+        if isinstance(first, CallNode) or isinstance(second, CallNode):
+            return None
+        queues = {_load_queue(call) for loop in (first, second) for call in calls_of(loop)}
+        same = (first.extent, self.loops[first.loop]) == (second.extent, self.loops[second.loop])
+        flat = all(isinstance(c, CallNode) for c in (*first.body.children, *second.body.children))
+        if len(queues) != 1 or None in queues or not (same and flat):
+            return None
+        calls = [call.in_loop(first.loop, second.loop) for call in second.body.calls()]
+        body = Body([*first.body.children, *calls], first.body.allocations)
+        body.allocations.extend(second.body.allocations)
+        return LoopNode(first.loop, first.extent, body)
 
     def _audible(self, child: CallNode | LoopNode) -> CallNode | LoopNode | None:
         """The child without calls that become part of another instruction; None if empty."""

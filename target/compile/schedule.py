@@ -1,8 +1,8 @@
 """Schedules of the split dense op: tiles that fit the buffers, loop order, what stays on chip.
 
-A schedule is made of `Decisions`. `default_decisions` takes tiles and loop order from the cost
-model's search (`sparqle_tvm.target.cost.tiling`), which fits the buffers and reloads least;
-`schedule_with` applies any decisions. The scheduled function looks like this (``rows_outer``)::
+A schedule is made of `cost.schedule.Decisions`. `default_decisions` are those of the cost model's
+search (`sparqle_tvm.target.cost.tiling`); `schedule_with` applies any. The scheduled function looks
+like this (``rows_outer``)::
 
     for m, n:                                   # output tiles
         zero the accumulators of every pass
@@ -22,20 +22,16 @@ If there are fewer rows than the array has, `row_split` PE rows share the K colu
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import s_tir
 
-from sparqle_tvm.errors import CompileError, TargetError
+from sparqle_tvm.errors import CompileError
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.compile.buffers import STORAGES, aligned, storages_of
 from sparqle_tvm.target.compile.intrinsics import LOADS, SCOPES, get_intrinsic
 from sparqle_tvm.target.compile.tir import PASSES, split_dense_primfunc
-from sparqle_tvm.target.cost.array import best_row_split
-from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
-from sparqle_tvm.target.isa.header import Header, Queue
-from sparqle_tvm.target.isa.operands import Buffer
+from sparqle_tvm.target.cost.schedule import Decisions
+from sparqle_tvm.target.cost.tiling import choose_schedules
 from sparqle_tvm.target.op import DenseOp
 
 SLOTS_ATTR = "sparqle.slots"
@@ -45,136 +41,15 @@ ROW_SPLIT_ATTR = "sparqle.row_split"
 """Block annotation of MMAs: PE rows that share the K columns of an activation row."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Decisions:
-    """What distinguishes one schedule of an op from another.
-
-    Attributes
-    ----------
-    m, n, k : int
-        Extents of a tile: multiples of the array's rows and columns, and of lanes, 8 and the
-        group size.
-    rows_outer : bool
-        Loop order (m, n, k), else (n, m, k).
-    keep_outer : bool
-        Load all K chunks of the outer loop's operand (activations with `rows_outer`, else
-        weights) once per iteration of it, and keep them there.
-    activation_slots, weight_slots, accumulator_slots : int
-        Tiles at a time; 2 lets transfers run beside the computation.
-    row_split : int
-        PE rows per activation row.
-    """
-
-    m: int
-    n: int
-    k: int
-    rows_outer: bool = True
-    keep_outer: bool = False
-    activation_slots: int = 2
-    weight_slots: int = 2
-    accumulator_slots: int = 2
-    row_split: int = 1
-
-    @property
-    def tile(self) -> tuple[int, int, int]:
-        """Extents (m, n, k) of a tile."""
-        return self.m, self.n, self.k
-
-    @property
-    def dataflow(self) -> str:
-        """What stays on chip over the inner of the two outer loops, besides the outputs."""
-        if not self.keep_outer:
-            return "output-stationary"
-        return "activation-stationary" if self.rows_outer else "weight-stationary"
-
-
-def default_decisions(
-    op: DenseOp, accelerator: Accelerator, tiling: Tiling | None = None
-) -> Decisions:
-    """Tiles that fit, and the order that the cost model likes best.
-
-    Parameters
-    ----------
-    op : DenseOp
-        The op.
-    accelerator : Accelerator
-        The array and its buffers.
-    tiling : Tiling, optional
-        Tiles to use: ops that read one encoding have to share the K chunk
-        (`cost.tiling.choose_tilings` of all of them). Default: the best for this op alone.
+def default_decisions(op: DenseOp, accelerator: Accelerator) -> Decisions:
+    """The schedule that the cost model likes best, for an op that shares its encoding with none.
 
     Raises
     ------
     TargetError
         If the smallest tile does not fit a buffer, or digits have not the width of the array.
     """
-    if tiling is None:
-        tiling = choose_tilings((op,), accelerator, op.scheme)[0]
-    decisions = Decisions(
-        m=tiling.m,
-        n=tiling.n,
-        k=tiling.k,
-        rows_outer=tiling.activations_outer,
-        keep_outer=tiling.k_tiles == 1,
-        row_split=best_row_split(op, accelerator, min(tiling.k, op.k)),
-    )
-    decisions = _shrunk_to_fit(op, accelerator, decisions)
-    if op.output == "encoded" and op.m > decisions.m and op.n > decisions.n:
-        decisions = replace(decisions, rows_outer=False)
-    return decisions
-
-
-def _shrunk_to_fit(op: DenseOp, accelerator: Accelerator, decisions: Decisions) -> Decisions:
-    """Take rows or channels off a tile that alignment makes a little too large for a buffer."""
-    while too_full := overflows(op, accelerator, decisions):
-        units = {"m": accelerator.rows, "n": accelerator.cols}
-        # A tile of encoded outputs has a whole chunk of channels: only rows can be taken off.
-        wide = decisions.n > decisions.m and op.output != "encoded"
-        name = {Buffer.ACT: "m", Buffer.WGT: "n", Buffer.ACC: "n" if wide else "m"}[too_full[0]]
-        extent = getattr(decisions, name) - units[name]
-        if extent < units[name] or (name == "n" and op.output == "encoded"):
-            raise TargetError(
-                f"{_op(op)}: a tile of {decisions.tile} needs more than the "
-                f"{too_full[0].name} buffer of accelerator {accelerator.name!r} has; "
-                "enlarge the buffer"
-            )
-        decisions = replace(decisions, **{name: extent})
-    return decisions
-
-
-def buffer_needs(op: DenseOp, accelerator: Accelerator, decisions: Decisions) -> dict[Buffer, int]:
-    """Bytes of each on-chip buffer that a schedule takes."""
-    header = Header(accelerator=accelerator, op=op, k_chunk=decisions.k)
-    extents = (op.m, op.n, op.k)
-    tiles = [math.ceil(e / t) for e, t in zip(extents, decisions.tile, strict=True)]
-    tile = {a: min(e, t) for a, e, t in zip("mnk", extents, decisions.tile, strict=True)}
-    keep, rows_outer = decisions.keep_outer, decisions.rows_outer
-    every, outer = math.prod(tiles), tiles[0 if rows_outer else 1]
-    # Visits of the loops at which a tile is loaded, tiles per visit, and slots wanted.
-    act = (outer, tiles[2]) if keep and rows_outer else (every, 1)
-    wgt = (outer, tiles[2]) if keep and not rows_outer else (every, 1)
-    output, slots = tiles[0] * tiles[1], decisions.accumulator_slots
-    visits = {
-        Queue.ACT_FREE: (*act, decisions.activation_slots),
-        Queue.WGT_FREE: (*wgt, decisions.weight_slots),
-        Queue.ROW_FREE: (outer if rows_outer else output, 1, slots),
-        Queue.CHN_FREE: (output if rows_outer else outer, 1, slots),
-        Queue.ACC_FREE: (output, 1, slots),
-    }
-    needs = dict.fromkeys(Buffer, 0)
-    for name in storages_of(op):
-        storage = STORAGES[name]
-        count, per_visit, slots = visits[storage.free]
-        slot_bytes = aligned(storage.tile_bytes(header, tile)) * per_visit
-        needs[storage.buffer] += slot_bytes * (slots if count > 1 else 1)
-    return needs
-
-
-def overflows(op: DenseOp, accelerator: Accelerator, decisions: Decisions) -> list[Buffer]:
-    """Buffers that a schedule does not fit into."""
-    header = Header(accelerator=accelerator, op=op, k_chunk=decisions.k)
-    needs = buffer_needs(op, accelerator, decisions)
-    return [buffer for buffer, nbytes in needs.items() if nbytes > header.buffer_bytes(buffer)]
+    return choose_schedules((op,), accelerator, op.scheme)[0]
 
 
 def default_schedule(op: DenseOp, accelerator: Accelerator) -> s_tir.Schedule:

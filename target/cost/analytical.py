@@ -24,11 +24,13 @@ from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles, msb_pass_waits
 from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.events import Events, op_events
+from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
 from sparqle_tvm.target.cost.limits import Limits, divide
-from sparqle_tvm.target.cost.overlap import OpLoads, Overlap, plane_descriptors
+from sparqle_tvm.target.cost.overlap import OpLoads, Timeline
+from sparqle_tvm.target.cost.schedule import Decisions, Tiling
 from sparqle_tvm.target.cost.sorting import block_waits, sort_work
-from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
+from sparqle_tvm.target.cost.tiling import choose_schedules
 from sparqle_tvm.target.isa.header import row_number_bytes
 from sparqle_tvm.target.op import DenseOp
 
@@ -55,7 +57,7 @@ class OpCost:
     macs : int
         Multiply-accumulates at full precision.
     tiling : Tiling
-        Tiles and loop order behind the figures.
+        Tiles behind the figures, and with them the schedule.
     lsb_cycles, msb_cycles : int
         Cycles of the array in the first and in the second pass, all weight slices.
     waiting_cycles : int
@@ -74,7 +76,7 @@ class OpCost:
     dma_cycles : int
         Cycles of all transfers: bytes / bandwidth + descriptors * fixed cycles.
     total_cycles : int
-        Time of the op, see `overlap.Overlap`.
+        Time of the op, see `overlap.Timeline`.
     events : Events
         What costs energy.
     limits : mapping of str to int
@@ -195,7 +197,7 @@ class EncodeCost:
 def dense_op_cost(
     op: DenseOp,
     nnz: RowNnz,
-    tiling: Tiling,
+    schedule: Decisions,
     accelerator: Accelerator,
     scheme: Scheme,
     block_rows: int = 0,
@@ -205,11 +207,11 @@ def dense_op_cost(
 
     Parameters
     ----------
-    op, nnz, tiling, accelerator, scheme, block_rows
+    op, nnz, schedule, accelerator, scheme, block_rows
         See `events.op_events`; `nnz` is in the order of tokens.
     outputs : RowNnz, optional
-        Stored MSB digits of the (m, n) outputs, if the drain encodes them; `tiling` is then that
-        of `tiling.choose_drained`.
+        Stored MSB digits of the (m, n) outputs, if the drain encodes them; the schedule is
+        then one of `tiling.choose_drained`.
 
     Raises
     ------
@@ -221,17 +223,18 @@ def dense_op_cost(
         _check_nnz(replace(op, k=op.n), outputs)
     if block_rows:
         nnz = nnz.sorted(block_rows, accelerator.lanes)
-    lsb = lsb_pass_cycles(op, tiling.k, array_of(accelerator, scheme))
+    tiling, split = Tiling(op, schedule), schedule.row_split
+    lsb = lsb_pass_cycles(op, schedule.k, array_of(accelerator, scheme), split)
     msb = lsb * (baseline(scheme).passes - 1)
     if scheme == "sparqle":
-        msb = msb_pass_cycles(op, nnz, tiling.k, accelerator)
-    digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
+        msb = msb_pass_cycles(op, nnz, schedule.k, accelerator, split)
+    digits, bitmap = storage.plane_bytes(nnz, schedule.k, accelerator, scheme)
     sums = storage.sum_bytes(op.m, op.k, op.sum_group_size, op.digit_bits)
-    output_bytes = op.m * storage.output_bytes(op.n, tiling.n, accelerator, block_rows)
+    output_bytes = op.m * storage.output_bytes(op.n, schedule.n, accelerator, block_rows)
     encoded_bytes = 0
     if outputs is not None:
         encoded_bytes = output_bytes = storage.encoded_output_bytes(
-            op.m, op.n, tiling.n, accelerator, outputs
+            op.m, op.n, schedule.n, accelerator, outputs
         )
     loads = OpLoads(
         op=op,
@@ -241,19 +244,22 @@ def dense_op_cost(
         block_rows=block_rows,
         encoded_bytes=encoded_bytes,
     )
-    tile = (tiling.m, tiling.n, tiling.k)
-    overlap = Overlap.of_op(loads, tile, tiling.rows_outer, mma_cycles=lsb + msb)
-    pointers = storage.TILE_POINTER_BYTES * tiling.activation_tile_loads
+    timeline = Timeline(loads, schedule, lsb + msb)
+    times = timeline.run()
+    tiles = tiling.activation_loads * tiling.m_tiles * tiling.k_tiles
     centres = op.m * tiling.k_tiles * storage.centre_bytes(op, scheme)
     metadata = tiling.activation_loads * (bitmap + sums + centres)
     metadata += tiling.row_loads * op.m * storage.row_parameter_bytes(op, block_rows)
+    metadata += storage.TILE_POINTER_BYTES * tiles if scheme == "sparqle" else 0
     weights = tiling.weight_loads * storage.weight_bytes(op, op.k)
     weights += tiling.channel_loads * op.channel_parameter_bytes
     activation_bytes, weight_bytes = tiling.activation_loads * digits, op.n * weights
-    metadata += pointers if scheme == "sparqle" else 0
-    total_cycles, dma_cycles = math.ceil(overlap.total_cycles), math.ceil(overlap.dma_cycles)
-    drain_cycles = math.ceil(op.m * op.n / accelerator.drain_elements_per_cycle)
-    waiting = msb_pass_waits(op, nnz, tiling.k, accelerator) if scheme == "sparqle" else 0
+    total_cycles = math.ceil(times.total_cycles[0])
+    dma_cycles = math.ceil(timeline.dma_cycles[0])
+    drain_cycles = math.ceil(timeline.drain_cycles)
+    waiting = 0
+    if scheme == "sparqle":
+        waiting = msb_pass_waits(op, nnz, schedule.k, accelerator, split)
     moved = {
         "weights": weight_bytes / accelerator.dram_bytes_per_cycle,
         "activations": (activation_bytes + metadata + output_bytes)
@@ -276,7 +282,7 @@ def dense_op_cost(
         dma_cycles=dma_cycles,
         total_cycles=total_cycles,
         events=replace(
-            op_events(op, nnz, tiling, accelerator, scheme, block_rows),
+            op_events(op, nnz, schedule, accelerator, scheme, block_rows),
             cycles=total_cycles,
             dram_read_bytes=activation_bytes + metadata + weight_bytes,
             dram_write_bytes=output_bytes,
@@ -288,8 +294,9 @@ def dense_op_cost(
                 moved,
                 {"drain": drain_cycles},
             ],
-            begin=float(overlap.first_load),
-            end=float(overlap.last_drain + overlap.last_store),
+            begin=float(times.begin_cycles[0]),
+            end=float(times.tail_cycles[0]),
+            waits={cause: float(cycles[0]) for cause, cycles in times.waits.items()},
         ),
     )
 
@@ -297,7 +304,7 @@ def dense_op_cost(
 def encode_cost(
     label: str,
     nnz: RowNnz,
-    tiling: Tiling,
+    schedule: Decisions,
     sum_group_size: int,
     accelerator: Accelerator,
     scheme: Scheme,
@@ -313,7 +320,7 @@ def encode_cost(
         The encoding.
     nnz : RowNnz
         Its stored MSB digits.
-    tiling : Tiling
+    schedule : Decisions
         That of the first dense op that reads it: it is written in tiles of those rows and columns.
     sum_group_size : int
         Weights per group if its readers need group sums, else 0.
@@ -327,17 +334,17 @@ def encode_cost(
     rows, k = nnz.rows, nnz.in_features
     factors = factors if scheme == "sparqle" else NO_FACTORS
     factor_bytes = factors.read_bytes(k)
-    digits, metadata = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
+    digits, metadata = storage.plane_bytes(nnz, schedule.k, accelerator, scheme)
     metadata += storage.row_metadata_bytes(rows, k, sum_group_size, accelerator.digit_bits)
     metadata += rows * zero_bytes
     if scheme == "sparqle":
-        metadata += storage.pointer_bytes(rows, k, tiling.k, accelerator.rows)
+        metadata += storage.pointer_bytes(rows, k, schedule.k, accelerator.rows)
     ops = QUANTIZE_OPS + (ENCODE_OPS if scheme == "sparqle" else 0) + factors.element_operations
     ops += ZERO_OPS if zero_bytes else 0
     operations = rows * k * ops
-    tiles = tiling.m_tiles * tiling.k_tiles
-    # One more for scales, sums and pointers.
-    fixed = tiles * (plane_descriptors(scheme) + 1) * accelerator.dma_descriptor_cycles
+    tiles = math.ceil(rows / schedule.m) * math.ceil(k / schedule.k)
+    # A piece of memory for each tile, and the scales of its rows.
+    fixed = 2 * tiles * accelerator.dma_descriptor_cycles
     sort_cycles = sort_operations = counted = 0
     if block_rows:
         metadata += rows * row_number_bytes(rows)
@@ -379,11 +386,13 @@ def encoding_costs(
     scheme: Scheme,
     block_rows: int = 0,
     factors: EncodeFactors = NO_FACTORS,
+    density: float = TYPICAL_DENSITY,
 ) -> tuple[EncodeCost, tuple[OpCost, ...]]:
     """Cost of one encoding and of all dense ops that read it, with tiles chosen together.
 
     `block_rows` rows are sorted together, see `block_rows.choose_block_rows`; 0: none. `factors`
-    tells whether the encoding has factors and bands.
+    tells whether the encoding has factors and bands, `density` what share of stored digits the
+    schedules are chosen for.
 
     Raises
     ------
@@ -396,14 +405,15 @@ def encoding_costs(
         raise InvalidArgumentError(f"encoding {label!r} has no dense op that reads it")
     for op in consumers:
         _check_nnz(op, nnz)
-    tilings = choose_tilings(consumers, accelerator, scheme)
+    chosen_for = [replace(op, block_rows=block_rows) for op in consumers]
+    schedules = choose_schedules(chosen_for, accelerator, scheme, density)
     sums = storage.sum_group_size(consumers)
     encode = encode_cost(
-        *(label, nnz, tilings[0], sums, accelerator, scheme, block_rows, factors),
+        *(label, nnz, schedules[0], sums, accelerator, scheme, block_rows, factors),
         zero_bytes=consumers[0].zero_bytes,
     )
     # Ops that differ in nothing but their names (gate and up) are counted once.
-    pairs = list(zip(consumers, tilings, strict=True))
+    pairs = list(zip(consumers, schedules, strict=True))
     counted = {
         pair: dense_op_cost(pair[0], nnz, pair[1], accelerator, scheme, block_rows)
         for pair in dict.fromkeys(pairs)

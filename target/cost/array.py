@@ -35,34 +35,43 @@ def best_row_split(op: DenseOp, accelerator: Accelerator, chunk: int) -> int:
 
 
 @lru_cache(maxsize=1 << 16)
-def lsb_pass_cycles(op: DenseOp, chunk: int, accelerator: Accelerator) -> int:
-    """Cycles of one dense pass over the whole op in K chunks of `chunk` columns."""
+def lsb_pass_cycles(op: DenseOp, chunk: int, accelerator: Accelerator, split: int = 0) -> int:
+    """Cycles of one dense pass over the whole op in K chunks of `chunk` columns.
+
+    `split` PE rows share an activation row, here and below; 0: as many as are best.
+    """
     header = _header(op, chunk, accelerator)
-    split = best_row_split(op, accelerator, min(chunk, op.k))
+    split = split or best_row_split(op, accelerator, min(chunk, op.k))
     steps = _dense_steps(header, split)
     groups = math.ceil(op.m / accelerator.rows)
     return groups * steps * _passes(op, accelerator) + _reductions(header, split)
 
 
-def msb_pass_cycles(op: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator) -> int:
+def msb_pass_cycles(
+    op: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator, split: int = 0
+) -> int:
     """Cycles of the sparse pass over the whole op; `nnz` are the digits of its activations."""
-    return _msb_pass(op, nnz, chunk, accelerator)[0]
+    return _msb_pass(op, nnz, chunk, accelerator, split)[0]
 
 
-def msb_pass_waits(op: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator) -> int:
+def msb_pass_waits(
+    op: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator, split: int = 0
+) -> int:
     """Of these cycles those that PEs stand idle because another row of their group is slower.
 
     As a share of all PEs: steps of the slowest row less those of each, over the rows of the array.
     """
-    _, slots = _msb_pass(op, nnz, chunk, accelerator)
-    waits = slots * op.n * op.weight_slices - msb_pass_updates(op, nnz, chunk, accelerator)
+    _, slots = _msb_pass(op, nnz, chunk, accelerator, split)
+    waits = slots * op.n * op.weight_slices - msb_pass_updates(op, nnz, chunk, accelerator, split)
     return round(waits / (accelerator.rows * accelerator.cols))
 
 
-def _msb_pass(op: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator) -> tuple[int, int]:
+def _msb_pass(
+    op: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator, split: int
+) -> tuple[int, int]:
     """Cycles of the sparse pass; steps of the slowest row, once for each row that takes part."""
     header = _header(op, chunk, accelerator)
-    split = best_row_split(op, accelerator, min(chunk, op.k))
+    split = split or best_row_split(op, accelerator, min(chunk, op.k))
     starts = np.arange(0, op.m, accelerator.rows)
     slowest = np.maximum.reduceat(msb_steps(header, nnz, split), starts, axis=0).sum(axis=1)
     rows = np.diff(starts, append=op.m) * split
@@ -79,10 +88,12 @@ def lsb_pass_updates(op: DenseOp, chunk: int, accelerator: Accelerator) -> int:
     return op.m * op.n * steps * op.weight_slices
 
 
-def msb_pass_updates(op: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator) -> int:
+def msb_pass_updates(
+    op: DenseOp, nnz: RowNnz, chunk: int, accelerator: Accelerator, split: int = 0
+) -> int:
     """Such sums in the sparse pass; segments of a split row have steps of their own."""
     header = _header(op, chunk, accelerator)
-    split = best_row_split(op, accelerator, min(chunk, op.k))
+    split = split or best_row_split(op, accelerator, min(chunk, op.k))
     steps = int(_segment_steps(header, nnz, split, np.add).sum())
     return op.n * steps * op.weight_slices
 

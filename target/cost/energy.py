@@ -225,7 +225,7 @@ def _sparsity_prices(accelerator: Accelerator, table: EnergyTable) -> Iterator[P
 
 def _memory_prices(accelerator: Accelerator, table: EnergyTable) -> Iterator[Price]:
     for buffer in ("activation", "weight", "accumulator"):
-        size = getattr(accelerator, f"{buffer}_buffer_bytes")
+        size = accelerator.memory_bytes(buffer)
         per_byte = Band.exact(table.sram_pj_per_byte(size))
         for way in ("read", "write"):
             yield Price(f"{buffer}_buffer", f"{buffer}_{way}_bytes", per_byte)

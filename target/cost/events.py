@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.files import Count
 from sparqle_tvm.numerics.row_nnz import RowNnz
@@ -16,7 +16,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import lsb_pass_updates, msb_pass_updates
 from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
-from sparqle_tvm.target.cost.tiling import Tiling
+from sparqle_tvm.target.cost.schedule import Decisions, Tiling
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.op import DenseOp
 
@@ -104,7 +104,7 @@ NAMES = tuple(field.name for field in fields(Events))
 def op_events(
     op: DenseOp,
     nnz: RowNnz,
-    tiling: Tiling,
+    schedule: Decisions,
     accelerator: Accelerator,
     scheme: Scheme,
     block_rows: int = 0,
@@ -117,8 +117,8 @@ def op_events(
         The op.
     nnz : RowNnz
         Stored MSB digits of its activations; only ``sparqle`` depends on them.
-    tiling : Tiling
-        Its tiles.
+    schedule : Decisions
+        Its schedule.
     accelerator : Accelerator
         Its array and buffers.
     scheme : {"sparqle", "dense", "native", "a4"}
@@ -130,11 +130,11 @@ def op_events(
     array = array_of(accelerator, scheme)
     wide, passes = baseline(scheme).wide, baseline(scheme).passes
     products = op.macs * slices
-    updates = passes * lsb_pass_updates(op, tiling.k, array)
+    updates = passes * lsb_pass_updates(op, schedule.k, array)
     stored = 0
     if scheme == "sparqle":
         stored = nnz.total
-        updates += msb_pass_updates(op, nnz, tiling.k, accelerator)
+        updates += msb_pass_updates(op, nnz, schedule.k, accelerator, schedule.row_split)
     blocks = math.ceil(op.n / accelerator.cols) * slices
     all_passes = passes + (scheme == "sparqle")
     groups = math.ceil(op.k / op.group_size) if op.group_size else 0
@@ -147,24 +147,28 @@ def op_events(
         scale_operations=op.m * op.n * groups * (all_passes + op.has_min),
         find_first_steps=stored * blocks,
         drained_elements=op.m * op.n,
-        **_buffer_bytes(op, nnz, tiling, accelerator, scheme, all_passes, block_rows),
+        **buffer_bytes(op, nnz, schedule.k, Tiling(op, schedule), accelerator, scheme, block_rows),
     )
 
 
-def _buffer_bytes(
+def buffer_bytes(
     op: DenseOp,
     nnz: RowNnz,
+    chunk: int,
     tiling: Tiling,
     accelerator: Accelerator,
     scheme: Scheme,
-    passes: int,
-    block_rows: int,
-) -> dict[str, int]:
-    """Traffic of the buffers by the rule of `simulator.counts.Counts`."""
+    block_rows: int = 0,
+) -> dict[str, Any]:
+    """Traffic of the buffers by the rule of `simulator.counts.Counts`, by the names of `Events`.
+
+    `tiling` may be that of many candidates with K chunks of `chunk` columns.
+    """
+    passes = baseline(scheme).passes + (scheme == "sparqle")
     slices = op.weight_slices
     blocks = math.ceil(op.n / accelerator.cols) * slices
     row_groups = math.ceil(op.m / accelerator.rows)
-    digits, bitmap = storage.plane_bytes(nnz, tiling.k, accelerator, scheme)
+    digits, bitmap = storage.plane_bytes(nnz, chunk, accelerator, scheme)
     sums = storage.sum_bytes(op.m, op.k, op.sum_group_size, op.digit_bits)
     row_parameters = op.m * storage.row_parameter_bytes(op, block_rows)
     centres = op.m * tiling.k_tiles * storage.centre_bytes(op, scheme)

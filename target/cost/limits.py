@@ -142,7 +142,8 @@ def simulated_limits(result: SimResult) -> dict[str, int]:
     for operands in bound.classes:
         cls, cycles = operands.cls, float(busy[operands.index].sum())
         if cls.PARTS:
-            fixed = len(operands) * cls.TRANSFERS * header.accelerator.dma_descriptor_cycles
+            begun = len(operands) - int(bound.goes_on[operands.index].sum())
+            fixed = begun * header.accelerator.dma_descriptor_cycles
             channel["descriptors"] += fixed
             of_channels = cls.EXTENTS.get("rows") == "n"
             channel["weights" if of_channels else "activations"] += cycles - fixed

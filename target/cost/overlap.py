@@ -1,43 +1,36 @@
-"""Time of the loop nest of tiles: what overlaps, and what no overlap hides.
+"""Time of the loop nest of tiles: the engines of a program, tile by tile, by formula.
 
-The loop nest is (outer, inner, K chunks). LOAD, array and STORE work in order beside each other,
-two tiles of every operand exist at a time, and LOAD and STORE share the DRAM channel.
+LOAD, array and STORE work in order beside each other, as the tokens of a program let them: LOAD
+waits for a free slot, the array for its operands and for free accumulators, STORE for outputs, and
+LOAD and STORE share the DRAM channel. `Timeline` walks through the nest with tiles of mean digits,
+for many schedules at once. Of a long loop it looks at the first iterations and the last one: in
+between, every iteration takes as long as the one before.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.baselines import Scheme
+from sparqle_tvm.target.cost.schedule import Candidates, Scheduled, Tiling
+from sparqle_tvm.target.isa.access import ceil_div
 from sparqle_tvm.target.op import DenseOp
 
-# Of an encoded tile of outputs: LSB, bitmap, MSB, pointers.
-ENCODED_DESCRIPTORS = 4
+# Iterations of the loops over outer tiles, inner tiles and K chunks that are looked at, the last
+# one aside.
+LOOKED_AT = (4, 5, 4)
 
+# What the array waits for; the causes of `Timeline.waits`.
+CAUSES = ("activations", "weights", "drain")
 
-def plane_descriptors(scheme: Scheme) -> int:
-    """DMA descriptors of the planes of a tile: LSB, bitmap, MSB, or one of whole values."""
-    return 3 if scheme == "sparqle" else 1
-
-
-def activations_outer(m_tiles: Any, n_tiles: Any, rows_outer: Any) -> Any:
-    """Whether programs have row tiles in the outer loop: a loop of one tile is free there."""
-    return np.equal(m_tiles, 1) | (rows_outer & np.greater(n_tiles, 1))
-
-
-class _Axis:
-    """Tiles of `size` along an axis of `extent`: how many, and extents of some of them."""
-
-    def __init__(self, extent: int, size: Any) -> None:
-        self.extent, self.tiles = extent, -(-extent // size)
-        self.mean = extent / self.tiles
-        self.first = np.minimum(size, extent)
-        self.last = extent - (self.tiles - 1) * size
+_NEVER = np.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +46,7 @@ class OpLoads:
     scheme : {"sparqle", "dense", "native", "a4"}
         What lies in memory.
     activation_bytes : int
-        Planes and bitmap of all activations.
+        Planes and bitmap of all activations (or an array of them, by candidate).
     block_rows : int
         Rows that are sorted together: their numbers are loaded with their scales, and every row
         of outputs is a burst of its own. 0: rows are in their own order.
@@ -64,367 +57,468 @@ class OpLoads:
     op: DenseOp
     accelerator: Accelerator
     scheme: Scheme
-    activation_bytes: int
+    activation_bytes: Any
     block_rows: int = 0
-    encoded_bytes: int = 0
+    encoded_bytes: Any = 0
 
-    def _cycles(self, nbytes: Any, descriptors: int = 1) -> Any:
+    def _cycles(self, nbytes: Any, descriptors: Any = 1) -> Any:
         fixed = descriptors * self.accelerator.dma_descriptor_cycles
         return nbytes / self.accelerator.dram_bytes_per_cycle + fixed
 
-    def _sums(self, m: Any, k: Any) -> Any:
-        per_row = storage.sum_bytes(1, self.op.k, self.op.group_size, self.op.digit_bits)
-        return self._cycles(m * k / self.op.k * per_row) if self.op.has_min else 0
+    def activation(self, m: Any, k: Any, tiles: Any = 1, chunks: Any = 1) -> Any:
+        """Planes, bitmap, centres and group sums of (m, k); a tile is one piece of memory.
 
-    def activation(self, m: Any, k: Any) -> Any:
-        """Planes, bitmap, centres and group sums of a tile."""
+        It is cut into `tiles` tiles in all, and into `chunks` along K.
+        """
+        op, share = self.op, m * k / (self.op.m * self.op.k)
         pointers = storage.TILE_POINTER_BYTES if self.scheme == "sparqle" else 0
-        share = m * k / (self.op.m * self.op.k)
-        planes = self.activation_bytes * share + pointers
-        centres = storage.centre_bytes(self.op, self.scheme)
-        moved = self._cycles(planes, plane_descriptors(self.scheme)) + self._sums(m, k)
-        return moved + self._cycles(m * centres) if centres else moved
+        sums = storage.sum_bytes(1, op.k, op.sum_group_size, op.digit_bits) * m * k / op.k
+        centres = m * chunks * storage.centre_bytes(op, self.scheme)
+        nbytes = self.activation_bytes * share + pointers * tiles + sums + centres
+        return self._cycles(nbytes, tiles)
 
-    def activation_tail(self, m: Any, k: Any) -> Any:
-        """The last transfer of a tile: group sums, the MSB plane, or all of ``dense``."""
-        if self.op.has_min:
-            return self._sums(m, k)
-        if self.scheme != "sparqle":
-            return self.activation(m, k)
-        others = self.op.m * self.op.k * (self.accelerator.digit_bits + 1) / 8
-        share = m * k / (self.op.m * self.op.k)
-        return self._cycles((self.activation_bytes - others) * share)
-
-    def weight(self, n: Any, k: Any) -> Any:
-        """Weights, scales and minima of a tile."""
+    def weight(self, n: Any, k: Any, tiles: Any = 1) -> Any:
+        """Weights, scales and minima of `tiles` tiles of (n, k) in all."""
         per_channel = storage.weight_bytes(self.op, self.op.k)
-        return self._cycles(n * k / self.op.k * per_channel, 1 + (self.op.group_size > 0))
+        return self._cycles(n * k / self.op.k * per_channel, tiles)
 
-    def weight_tail(self, n: Any, k: Any) -> Any:
-        """The last transfer of a tile: scales and minima, if there are groups."""
-        if not self.op.group_size:
-            return self.weight(n, k)
-        return self.weight(n, k) - self._cycles(n * k * self.op.weight_bits / 8)
-
-    def row(self, m: Any) -> Any:
+    def row(self, m: Any, tiles: Any = 1) -> Any:
         """Scales and other parameters of `m` rows."""
-        return self._cycles(m * storage.row_parameter_bytes(self.op, self.block_rows))
+        if not self.op.scaled:
+            return 0 * m
+        return self._cycles(m * storage.row_parameter_bytes(self.op, self.block_rows), tiles)
 
-    def channel(self, n: Any) -> Any:
+    def channel(self, n: Any, tiles: Any = 1) -> Any:
         """Parameters of `n` channels, if there are any."""
         per_channel = self.op.channel_parameter_bytes
-        return self._cycles(n * per_channel) if per_channel else 0 * n
+        return self._cycles(n * per_channel, tiles) if per_channel else 0 * n
 
-    def store(self, m: Any, n: Any) -> Any:
-        """Outputs of a tile of (m, n)."""
-        if self.encoded_bytes:
+    def store(self, m: Any, n: Any, tiles: Any = 1) -> Any:
+        """Outputs of a tile of (m, n), of `tiles` tiles along each row."""
+        if np.any(self.encoded_bytes):
             share = m * n / (self.op.m * self.op.n)
-            return self._cycles(share * self.encoded_bytes, ENCODED_DESCRIPTORS)
-        return self._cycles(m * storage.output_row_bytes(n, self.accelerator, self.block_rows))
+            return self._cycles(share * self.encoded_bytes, tiles)
+        return self._cycles(
+            m * storage.output_row_bytes(n, self.accelerator, self.block_rows), tiles
+        )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Iteration:
-    """Work of one iteration of the outer loop, in cycles; fields may be arrays (of candidates).
+class Timeline:
+    """When the engines are done with an op, for one schedule or for many.
+
+    Parameters
+    ----------
+    loads : OpLoads
+        What has to be moved.
+    schedule : Decisions or Candidates
+        In what order, and in how many slots.
+    mma_cycles : cycles
+        All work of the array (an array of them, by candidate).
 
     Attributes
     ----------
-    inner, k_tiles : int
-        Iterations of the loops inside.
-    load_outer : cycles
-        Transfers at its begin: an operand that stays, parameters.
-    load_step : cycles
-        Transfers for each tile that the array works through (mean; tiles at edges are smaller).
-    load_tail : cycles
-        The last of these transfers.
-    load_end : cycles
-        Transfers that follow the last K chunk of an output tile: parameters of the drain.
-    mma : cycles
-        The array's work for each tile (mean).
-    head_load, head_mma, edge_load, edge_mma : cycles
-        Work on the first and on the last tile of the innermost loop, over K chunks if there are
-        several, else over output tiles.
-    drain, store : cycles
-        Drain and store of an output tile; both are done by STORE, one after the other.
-    head_drain : cycles
-        Drain of the first output tile.
+    dma_cycles : ndarray of float64
+        All transfers.
+    array_cycles : ndarray of float64
+        `mma_cycles`, for each candidate.
+    drain_cycles : float
+        All drains.
     """
 
-    inner: Any
-    k_tiles: Any
-    load_outer: Any
-    load_step: Any
-    load_tail: Any
-    load_end: Any
-    mma: Any
-    head_load: Any
-    head_mma: Any
-    edge_load: Any
-    edge_mma: Any
-    drain: Any
-    store: Any
-    head_drain: Any
+    def __init__(self, loads: OpLoads, schedule: Scheduled, mma_cycles: Any) -> None:
+        if not isinstance(schedule, Candidates):
+            schedule = Candidates.of([schedule])
+        self.loads, self.schedule = loads, schedule
+        self.tiling = Tiling(loads.op, schedule)
+        self.array_cycles = np.broadcast_to(np.asarray(mma_cycles, np.float64), (len(schedule),))
+        self.drain_cycles = loads.op.m * loads.op.n / loads.accelerator.drain_elements_per_cycle
+        self.dma_cycles = self._all_transfers(loads)
 
     @property
-    def transfers(self) -> Any:
-        """All of LOAD and STORE."""
-        output = self.k_tiles * self.load_step + self.load_end + self.store
-        return self.load_outer + self.inner * output
+    def descriptors(self) -> NDArray[np.float64]:
+        """DMA transfers."""
+        machine = replace(self.loads.accelerator, dma_descriptor_cycles=1)
+        alone = replace(self.loads, accelerator=machine)
+        machine = replace(machine, dma_descriptor_cycles=0)
+        nothing = replace(self.loads, accelerator=machine)
+        found = self._all_transfers(alone) - self._all_transfers(nothing)
+        return np.asarray(found)
 
-    @property
-    def array_cycles(self) -> Any:
-        """All work of the array, and what it waits for after outputs (`burst`)."""
-        return self.inner * (self.k_tiles * self.mma + self.burst)
+    def _all_transfers(self, loads: OpLoads) -> Any:
+        op, t = loads.op, self.tiling
+        m, n, k = t.m_tiles, t.n_tiles, t.k_tiles
+        found = t.activation_loads * loads.activation(op.m, op.k, m * k, k)
+        found = found + t.weight_loads * loads.weight(op.n, op.k, n * k)
+        found = found + t.row_loads * loads.row(op.m, m) + t.channel_loads * loads.channel(op.n, n)
+        whole = np.where(n > 1, self.schedule.n, op.n)
+        last = op.n - (n - 1) * whole
+        stores = loads.store(op.m, whole, m) * (n - 1) + loads.store(op.m, last, m)
+        return found + stores
 
-    @property
-    def store_cycles(self) -> Any:
-        """All drains and stores, and what stores wait for the channel (`collision`)."""
-        return self.inner * (self.drain + self.store + self.collision)
+    def least_cycles(self) -> NDArray[np.float64]:
+        """A lower bound of the time: the busiest engine, and what it cannot work beside.
 
-    @property
-    def collision(self) -> Any:
-        """Cycles that a store waits for the channel if STORE is the slowest engine.
-
-        The end of a store makes room for accumulators; the array works through a tile, and frees
-        the tile for LOAD. A load that begins before the next drain ends delays the store after it.
-        Loads of parameters come first and keep LOAD from that.
+        With one slot of an operand the array rests while it is loaded, with one of the
+        accumulators while outputs are drained and stored.
         """
-        second = self.head_mma + self.head_load
-        first = second - self.load_tail
-        wait = np.where(first > self.head_drain, first, second) - self.head_drain
-        alone = np.equal(self.k_tiles, 1) & np.equal(self.load_end, 0)
-        slowest = self.head_drain >= np.maximum(self.head_mma, self.head_load)
-        return np.where(alone & slowest, np.maximum(wait, 0), 0)
+        op, loads, d, t = self.loads.op, self.loads, self.schedule, self.tiling
+        m, n, k = np.minimum(d.m, op.m), np.minimum(d.n, op.n), np.minimum(d.k, op.k)
+        first_activation, first_weight = loads.activation(m, k), loads.weight(n, k)
+        first = first_activation + first_weight
+        m, n = op.m - (t.m_tiles - 1) * d.m, op.n - (t.n_tiles - 1) * d.n
+        drain = m * n / loads.accelerator.drain_elements_per_cycle
+        store = loads.store(m, n)
+        whole = np.where(t.n_tiles > 1, d.n, op.n)
+        outputs = loads.store(op.m, whole, t.m_tiles) * (t.n_tiles - 1)
+        outputs = outputs + loads.store(op.m, n, t.m_tiles)
+        activations, weights = self._loads()
+        rests = np.where(d.activation_slots == 1, activations - first_activation, 0)
+        rests = rests + np.where(d.weight_slots == 1, weights - first_weight, 0)
+        alone = np.where(t.keeps_rows, t.k_tiles * first_activation - first_activation, 0)
+        alone = alone + np.where(t.keeps_channels, t.k_tiles * first_weight - first_weight, 0)
+        stored = self.drain_cycles + outputs - drain - store
+        stored = np.where(d.accumulator_slots == 1, stored, 0)
+        rests = np.maximum(np.maximum(rests - alone, stored), 0)
+        array = first + self.array_cycles + drain + store + rests
+        transfers = self.dma_cycles + drain
+        stores = first + self.drain_cycles + outputs
+        return np.asarray(np.maximum(np.maximum(array, transfers), stores))
 
-    @property
-    def period(self) -> Any:
-        """From the first MMA to that of the next iteration: the slowest engine determines it."""
-        array = self.array_cycles + self.change
-        store = self.store_cycles + self.inner * self.load_end
-        return np.maximum(np.maximum(array, self.transfers), store)
+    def _loads(self) -> tuple[Any, Any]:
+        """Transfers of all activations and of all weights, however often."""
+        op, loads, t = self.loads.op, self.loads, self.tiling
+        return (
+            t.activation_loads * loads.activation(op.m, op.k, t.m_tiles * t.k_tiles, t.k_tiles),
+            t.weight_loads * loads.weight(op.n, op.k, t.n_tiles * t.k_tiles),
+        )
 
-    @property
-    def last_cycles(self) -> Any:
-        """From the first to the last MMA, if no iteration follows."""
-        # LOAD was two tiles ahead; of the stores, those of the last two tiles are still to come.
-        ahead = self.load_outer + self.load_end + 2 * (self.load_step + self.store)
-        return np.maximum(self.array_cycles - self.burst, self.transfers - ahead + self.mma)
-
-    @property
-    def burst(self) -> Any:
-        """Cycles that the array waits after an output that is made in several chunks.
-
-        The store and the parameters use the channel while the next chunks are to be loaded.
-        """
-        load, extra = self.head_load, self.load_end + self.store
-        # The last chunk may be too short for the next load; counted from the end of that load:
-        short = np.maximum(0, load - self.edge_mma)
-        ready = self.drain - short
-        # The store comes before its last transfer, or before that of the load to follow, or after:
-        # then there is the time of two MMAs for two loads.
-        early = np.maximum(0, load + extra - self.edge_mma)
-        late = np.where(ready > load - self.load_tail, load - self.head_mma, 0)
-        later = short + np.maximum(0, load + extra - self.head_mma + np.minimum(late, 0))
-        burst = np.where(ready < -self.load_tail, early, later)
-        return np.where(np.equal(self.k_tiles, 1), 0, burst)
-
-    @property
-    def change(self) -> Any:
-        """Cycles that the array waits for the next iteration.
-
-        LOAD is two tiles ahead at most. While the array works through these two, LOAD brings the
-        operand that stays and two more tiles, and two outputs are stored. The first tile of the
-        next iteration finds room when the last but one is done, and has to come beside the last,
-        which may be small; the store of the last but one may get in between.
-        """
-        brought = self.load_outer + self.edge_load + self.head_load
-        brought = brought + 2 * (self.load_end + self.store)
-        stays = np.maximum(0, brought - self.head_mma - self.edge_mma)
-        between = np.where(self.head_drain < self.head_load - self.load_tail, self.store, 0)
-        stays = np.maximum(stays, self.head_load + between - self.edge_mma)
-        chunks = np.where(self.burst > 0, self.load_outer, 0)
-        return np.where(np.equal(self.k_tiles, 1), stays, chunks)
+    def run(self) -> Times:
+        """Walk through the nest."""
+        return _Walk(self).run()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Overlap:
-    """Work of an op in cycles; every field may be an array (of candidates).
+@dataclass(frozen=True, eq=False)
+class Times:
+    """Cycles of an op, for each candidate.
 
     Attributes
     ----------
-    outer : int
-        Iterations of the outer loop.
-    full, last : Iteration
-        All but the last of them, and the last, which may have a smaller tile.
-    first_load : cycles
-        Transfers before the array can start.
-    last_load, last_mma, last_drain, last_store : cycles
-        Work on the last tile.
-    before_mma, before_drain, before_store : cycles
-        Work on the tile before it; drain and store of the output tile before.
+    total_cycles : ndarray of float64
+        From the first load to the end of the last store.
+    waits : mapping of str to ndarray
+        Cycles that the array waits, by the cause (`CAUSES`), the first load among them.
+    begin_cycles, tail_cycles : ndarray
+        Before the first MMA, and from the end of the last one on: the last drain, and stores.
     """
 
-    outer: Any
-    full: Iteration
-    last: Iteration
-    first_load: Any
-    last_load: Any
-    last_mma: Any
-    last_drain: Any
-    last_store: Any
-    before_mma: Any
-    before_drain: Any
-    before_store: Any
+    total_cycles: NDArray[np.float64]
+    waits: Mapping[str, NDArray[np.float64]]
+    begin_cycles: NDArray[np.float64]
+    tail_cycles: NDArray[np.float64]
 
-    @classmethod
-    def of_op(
-        cls,
-        loads: OpLoads,
-        tile: tuple[Any, Any, Any],
-        rows_outer: Any,
-        *,
-        mma_cycles: Any,
-    ) -> Overlap:
-        """Put the work of a dense op where its schedule has it.
 
-        Parameters
-        ----------
-        loads : OpLoads
-            What has to be moved.
-        tile : (m, n, k)
-            Extents of a tile.
-        rows_outer : bool
-            Whether row tiles are the outer loop, if there are several of both, see
-            `activations_outer`.
-        mma_cycles : int
-            All work of the array.
-        """
-        nest = _Nest(loads, tile, rows_outer, mma_cycles)
-        m, n, k, stays, pick = nest.m, nest.n, nest.k, nest.stays, nest.pick
-        first = loads.activation(m.first, k.first) + loads.weight(n.first, k.first)
-        last_loads = loads.activation(m.last, k.last), loads.weight(n.last, k.last)
-        before = (
-            np.where(stays, pick(m.last, m.first), m.last),
-            np.where(stays, pick(n.first, n.last), n.last),
+class _Axis:
+    """Tiles along an axis: how many, and the extents of all but the last, and of the last."""
+
+    def __init__(self, extent: int, size: Any) -> None:
+        self.tiles = ceil_div(extent, size)
+        self.extents = np.minimum(size, extent), extent - (self.tiles - 1) * size
+
+
+# Rows of the clock table: clocks of engines and channel, the gap before a store that the array
+# waited for, times at which slots became free (the latest first), and what stands in line for
+# STORE: the end of a drain, and a complete output behind it.
+_LOAD, _MMA, _STORE, _DRAM, _GAP, _GAP_END = range(6)
+_ACT, _WGT, _ACC, _PARAMETERS = 6, 9, 12, 14
+_DRAINED, _WAITING, _OUTER_READY = 16, 17, 18
+_CLOCKS = 19
+# What goes on while a loop over K chunks runs.
+_IN_CHUNKS = [_LOAD, _MMA, _DRAM, _GAP, _GAP_END, *range(_ACT, _ACC)]
+
+
+class _Walk:
+    """The state of the engines on the way through the nest."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self.timeline = timeline
+        d, t, loads = timeline.schedule, timeline.tiling, timeline.loads
+        count = len(d)
+        self.at = np.arange(count)
+        self.by_rows, self.keeps = np.asarray(d.rows_outer), np.asarray(d.keep_outer)
+        self.keeps_rows, self.keeps_channels = t.keeps_rows, t.keeps_channels
+        m, n, k = _Axis(loads.op.m, d.m), _Axis(loads.op.n, d.n), _Axis(loads.op.k, d.k)
+        self.trips = (
+            np.where(self.by_rows, m.tiles, n.tiles),
+            np.where(self.by_rows, n.tiles, m.tiles),
+            k.tiles,
         )
-        drain_rate, several = loads.accelerator.drain_elements_per_cycle, m.tiles * n.tiles > 1
-        return cls(
-            outer=pick(m.tiles, n.tiles),
-            full=nest.iteration(pick(m.first, m.mean), pick(n.mean, n.first)),
-            last=nest.iteration(pick(m.last, m.mean), pick(n.mean, n.last)),
-            first_load=first + pick(loads.row(m.first), loads.channel(n.first)),
-            last_load=np.where(stays, pick(*last_loads[::-1]), sum(last_loads)),
-            last_mma=nest.mma(m.last, n.last, k.last),
-            last_drain=m.last * n.last / drain_rate,
-            last_store=loads.store(m.last, n.last),
-            before_mma=nest.mma(*before, k.first) * (several | ~stays),
-            before_drain=before[0] * before[1] * several / drain_rate,
-            before_store=loads.store(*before) * several,
-        )
+        array, whole = loads.accelerator, [k.tiles - 1, 1]
 
-    @property
-    def dma_cycles(self) -> Any:
-        """All transfers."""
-        return (self.outer - 1) * self.full.transfers + self.last.transfers
+        def table(function: Any, *axes: _Axis) -> Any:
+            """Cycles by whether the tile is the last along each axis; the first axis counts 1."""
+            found = []
+            for bits in range(1 << len(axes)):
+                ends = [axis.extents[bits >> i & 1] for i, axis in enumerate(axes)]
+                found.append(np.broadcast_to(function(*ends), (count,)))
+            return np.stack(found).astype(np.float64)
 
-    @property
-    def total_cycles(self) -> Any:
-        """Cycles from the first load to the last store.
+        def transfer(function: Any, *axes: _Axis) -> Any:
+            return np.ceil(table(function, *axes))
 
-        The slowest of the engines determines the time of an outer iteration (`Iteration`); for
-        the whole op, what comes before the array starts and after it ends is added.
-        """
-        last, before = self.last, self.outer - 1
-        tail = self.last_drain + self.last_store
-        late = self.before_drain + self.before_store - last.k_tiles * self.last_mma
-        array_bound = self.first_load + before * self.full.period + last.last_cycles
-        array_bound = array_bound + np.maximum(late, 0) + tail
-        memory_bound = self.dma_cycles + self._exposed_compute + self.last_drain
-        return np.maximum(np.maximum(array_bound, memory_bound), self._store_bound)
+        def mma(rows: Any, cols: Any, columns: Any) -> Any:
+            row_share = ceil_div(rows, array.rows) / ceil_div(loads.op.m, array.rows)
+            col_share = ceil_div(cols, array.cols) / ceil_div(loads.op.n, array.cols)
+            return timeline.array_cycles * row_share * col_share * columns / loads.op.k
 
-    @property
-    def _store_bound(self) -> Any:
-        full, last = self.full, self.last
-        first_mma = np.where(np.equal(full.k_tiles, 1), full.head_mma, full.k_tiles * full.mma)
-        stores = (self.outer - 1) * full.store_cycles + last.store_cycles
-        # A drain makes room for the parameters of the next output but one: loaded before its store.
-        parameters = np.maximum(0, self.outer * full.inner - 2) * full.load_end
-        return self.first_load + first_mma + stores + parameters
+        self.activation = transfer(loads.activation, m, k)
+        self.weight = transfer(loads.weight, n, k)
+        self.row, self.channel = transfer(loads.row, m), transfer(loads.channel, n)
+        self.mma = table(mma, m, n, k)
+        self.drain = table(lambda a, b: a * b / array.drain_elements_per_cycle, m, n)
+        self.store = transfer(loads.store, m, n)
+        # All K chunks of an operand that stays.
+        parts = [self.activation[0:2], self.activation[2:4]]
+        self.whole_activation = parts[0] * whole[0] + parts[1]
+        parts = [self.weight[0:2], self.weight[2:4]]
+        self.whole_weight = parts[0] * whole[0] + parts[1]
+        self.clock = np.zeros((_CLOCKS, count))
+        self.clock[_DRAINED : _WAITING + 1] = _NEVER
+        self.line = np.zeros((3, count))  # store of DRAINED; drain and store of WAITING
+        self.waits = np.zeros((len(CAUSES), count))
+        self.busy = np.zeros((4, count))  # LOAD and STORE with the channel, STORE in all, array
+        self.begin: Any = None
+        self.slots = d.accumulator_slots - 1
+        self.numbers = loads.block_rows > 0
 
-    @property
-    def _exposed_compute(self) -> Any:
-        """Cycles that the channel is idle before the last drain, if transfers are slowest."""
-        # Counted from the end of the last tile's loads: when the array leaves the tile before.
-        last = self.last
-        before = self.before_mma - last.load_end - self.last_load
-        stays = np.equal(last.k_tiles, 1)
-        waits = stays & (before + self.before_drain + last.load_tail > 0)
-        transfers = last.load_end + np.where(waits, self.before_store, 0)
-        stored = np.where(stays, before + self.before_drain + self.before_store, 0)
-        computed = np.maximum(before, 0) + self.last_mma
-        return np.maximum(np.maximum(computed, stored) - transfers, 0)
+    def run(self) -> Times:
+        """From the first load to the last store."""
+        with np.errstate(invalid="ignore"):  # what never happens, less what never happens
+            self._outer_loop()
+            self._finish(np.ones(len(self.at), np.bool_), 0)
+        end, tail = self.clock[_STORE], self.clock[_STORE] - self.clock[_MMA]
+        return Times(end, dict(zip(CAUSES, self.waits, strict=True)), self.begin, tail)
 
+    def _outer_loop(self) -> None:
+        marks: list[Any] = []
+        for active, last in self._iterations(0, np.ones(len(self.at), np.bool_), marks):
+            rows, channels = self._pick(last, 0 * last)
+            self._outer_loads(active, rows, channels)
+            self._inner_loop(active, last)
+            for ring, keeps in ((_ACT, self.keeps_rows), (_WGT, self.keeps_channels)):
+                self._push(ring, 3, self.clock[_MMA], active & keeps)
 
-class _Nest:
-    """Where the schedule of an op has its work.
+    def _inner_loop(self, outer: Any, last_outer: Any) -> None:
+        marks: list[Any] = []
+        for active, last in self._iterations(1, outer, marks):
+            rows, channels = self._pick(last_outer, last)
+            self._chunk_loop(active, rows, channels)
+            # Parameters of the loop inside come behind the chunks.
+            dur = np.where(self.by_rows, self.channel[channels, self.at], self.row[rows, self.at])
+            mask = active & (dur > 0)
+            ready = self.clock[_OUTER_READY]
+            if mask.any():
+                free = self._free(_PARAMETERS)
+                ready = np.maximum(ready, np.where(mask, self._load(dur, free, mask), 0))
+            self._complete(np.maximum(ready, self.clock[_MMA]), rows + 2 * channels, active)
 
-    Without K chunks the operand of the outer loop stays, else both are loaded for every tile. Row
-    scales and channel parameters are loaded where the loop over their tiles stands.
-    """
+    def _chunk_loop(self, inner: Any, rows: Any, channels: Any) -> None:
+        marks: list[Any] = []
+        first = True
+        for active, last in self._iterations(2, inner, marks):
+            clock = self.clock
+            loaded = []
+            for ring, dur, keeps in (
+                (_ACT, self.activation[rows + 2 * last, self.at], self.keeps_rows),
+                (_WGT, self.weight[channels + 2 * last, self.at], self.keeps_channels),
+            ):
+                slots = self.timeline.schedule
+                wanted = slots.activation_slots if ring == _ACT else slots.weight_slots
+                mask = active & ~keeps
+                free = clock[ring + wanted - 1, self.at]
+                loaded.append(np.where(mask, self._load(dur, free, mask), self.kept * keeps))
+            start = clock[_MMA].copy()
+            for cause, ready in enumerate(loaded):
+                later = np.maximum(start, ready)
+                self.waits[cause] += np.where(active, later - start, 0)
+                start = later
+            if first:
+                self._wait_for_accumulators(active, rows, channels)
+                later = np.maximum(start, self._free())
+                self.waits[2] += np.where(active, later - start, 0)
+                start, first = later, False
+            if self.begin is None:
+                self.begin = start
+            dur = self.mma[rows + 2 * channels + 4 * last, self.at]
+            self.busy[3] += np.where(active, dur, 0)
+            end = start + dur
+            np.copyto(clock[_MMA], end, where=active)
+            self._push(_ACT, 3, end, active & ~self.keeps_rows)
+            self._push(_WGT, 3, end, active & ~self.keeps_channels)
 
-    def __init__(
-        self, loads: OpLoads, tile: tuple[Any, Any, Any], rows_outer: Any, mma_cycles: Any
-    ) -> None:
-        op, self.loads, self.mma_cycles = loads.op, loads, mma_cycles
-        self.m, self.n = _Axis(op.m, tile[0]), _Axis(op.n, tile[1])
-        self.k = _Axis(op.k, tile[2])
-        self.by_rows = activations_outer(self.m.tiles, self.n.tiles, rows_outer)
-        self.stays = np.equal(self.k.tiles, 1)
+    def _iterations(self, level: int, around: Any, marks: list[Any]) -> Any:
+        """Iterations that are looked at: which candidates have one, and whose is the last."""
+        trips, looked = self.trips[level], LOOKED_AT[level]
+        count = int(np.where(around, trips, 0).max(initial=0))
+        ends = np.minimum(trips, looked + 1) - 1
+        for i in range(min(count, looked + 1)):
+            active = around & (i <= ends)
+            yield active, (active & (i == ends)).astype(np.int64)
+            if i == looked - 2 or i == looked - 1:
+                marks.append((self.clock[_MMA].copy(), self.busy.copy(), self.waits.copy()))
+            if i == looked - 1:
+                skipped = np.where(around, np.maximum(trips - looked - 1, 0), 0)
+                if skipped.any():
+                    self._skip(level, skipped, *marks)
 
-    def pick(self, rows: Any, cols: Any) -> Any:
-        """The first if row tiles are outside, else the second."""
-        return np.where(self.by_rows, rows, cols)
+    def _skip(self, level: int, skipped: Any, before: Any, after: Any) -> None:
+        """Let iterations pass that are like the last one."""
+        # The array follows whoever is slowest, perhaps not yet. Within an output stores are over
+        # soon: they delay an iteration, not all of them.
+        passed, busy = after[0] - before[0], after[1] - before[1]
+        slowest = np.maximum(busy[0] + busy[1], busy[2])
+        if level == 2:
+            passed, slowest = passed - busy[1], busy[0]
+        period = np.maximum(np.maximum(passed, slowest), busy[3])
+        jump = period * skipped
+        self.busy += busy * skipped
+        self.waits += (after[2] - before[2]) * skipped
+        if level < 2:
+            self.clock += np.where(np.isfinite(self.clock), jump, 0)
+            return
+        # An output that is stored meanwhile takes its time from the loads.
+        for _ in range(2):
+            passed = (skipped > 0) & (self.clock[_DRAINED] < self.clock[_MMA] + jump)
+            if not passed.any():
+                break
+            dram = self.clock[_DRAM] + self.line[0]
+            self._store(passed)
+            np.copyto(self.clock[_DRAM], dram, where=passed)
+        self.clock[_IN_CHUNKS] += jump
 
-    def mma(self, rows: Any, cols: Any, columns: Any) -> Any:
-        """The array's work on a tile of these extents."""
-        op, array = self.loads.op, self.loads.accelerator
-        row_share = -(-rows // array.rows) / -(-op.m // array.rows)
-        col_share = -(-cols // array.cols) / -(-op.n // array.cols)
-        return self.mma_cycles * row_share * col_share * columns / op.k
+    def _pick(self, outer: Any, inner: Any) -> tuple[Any, Any]:
+        """Of rows and of channels, whether the tile is the last one."""
+        return np.where(self.by_rows, outer, inner), np.where(self.by_rows, inner, outer)
 
-    def iteration(self, rows: Any, cols: Any) -> Iteration:
-        """One iteration of the outer loop with tiles of `rows` or `cols`; the other is a mean."""
-        m, n, k, loads, pick = self.m, self.n, self.k, self.loads, self.pick
-        inner = pick(n.tiles, m.tiles)
-        whole = pick(self.mma(rows, n.extent, k.extent), self.mma(m.extent, cols, k.extent))
-        mma = whole / (inner * k.tiles)
-        activation, weight = loads.activation(rows, k.mean), loads.weight(cols, k.mean)
-        tails = loads.weight_tail(cols, k.mean), loads.activation_tail(rows, k.mean)
+    def _outer_loads(self, active: Any, rows: Any, channels: Any) -> None:
+        """What is loaded in the outer loop: the operand that stays, and its parameters."""
+        clock, d = self.clock, self.timeline.schedule
+        self.kept = np.zeros(len(self.at))
+        for ring, wanted, dur, keeps in (
+            (_ACT, d.activation_slots, self.whole_activation[rows, self.at], self.keeps_rows),
+            (_WGT, d.weight_slots, self.whole_weight[channels, self.at], self.keeps_channels),
+        ):
+            mask = active & keeps
+            if mask.any():
+                end = self._load(dur, clock[ring + wanted - 1, self.at], mask)
+                self.kept = np.where(mask, end, self.kept)
+        dur = np.where(self.by_rows, self.row[rows, self.at], self.channel[channels, self.at])
+        mask = active & (dur > 0)
+        if not mask.any():
+            return
+        # Their slots are those of the outputs: of the iteration before, or the one before that.
+        self._finish(mask & (self.slots == 0), 0)
+        self._finish(mask & (self.trips[1] == 1), 1)
+        free = np.where(self.trips[1] == 1, self._free(), 0)
+        free = np.where(self.slots == 0, clock[_STORE], free)
+        np.copyto(clock[_OUTER_READY], self._load(dur, free, mask), where=mask)
 
-        def step_load(some_m: Any, some_n: Any, some_k: Any) -> Any:
-            both = loads.activation(rows, some_k) + loads.weight(cols, some_k)
-            one = pick(loads.weight(some_n, k.mean), loads.activation(some_m, k.mean))
-            return np.where(self.stays, one, both)
+    def _load(self, dur: Any, free: Any, mask: Any) -> Any:
+        """One transfer of LOAD; a store that is ready before goes first. Returns its end."""
+        clock = self.clock
+        ready = np.maximum(clock[_LOAD], free)
+        for _ in range(2):
+            first = mask & (clock[_DRAINED] < ready)
+            if not first.any():
+                break
+            self._store(first)
+        early = np.maximum(ready, clock[_GAP])
+        inside = early < clock[_GAP_END]
+        start = np.where(inside, early, np.maximum(ready, clock[_DRAM]))
+        end = start + dur
+        late = clock[_DRAM] + np.maximum(end - clock[_GAP_END], 0)
+        np.copyto(clock[_GAP], end, where=mask & inside)
+        np.copyto(clock[_DRAM], np.where(inside, late, end), where=mask)
+        np.copyto(clock[_LOAD], end, where=mask)
+        self.busy[0] += np.where(mask, dur, 0)
+        return end
 
-        def step_mma(some_m: Any, some_n: Any, some_k: Any) -> Any:
-            one = pick(self.mma(rows, some_n, k.mean), self.mma(some_m, cols, k.mean))
-            return np.where(self.stays, one, mma * some_k / k.mean)
+    def _store(self, mask: Any, drained: Any = None) -> None:
+        """Store what is drained (at `drained`, if others went first), then drain what waits."""
+        clock, line = self.clock, self.line
+        end = np.maximum(clock[_DRAINED], clock[_DRAM]) + line[0]
+        self.busy[1:3] += np.where(mask, line[0], 0)
+        self.busy[2] += np.where(mask & np.isfinite(clock[_WAITING]), line[1], 0)
+        for row in (_DRAM, _STORE):
+            np.copyto(clock[row], end, where=mask)
+        self._push(_ACC, 2, end, mask)
+        # Parameters are free when the output is drained, row numbers when it is stored.
+        drained = clock[_DRAINED] if drained is None else drained
+        drained = np.where(self.numbers & ~self.by_rows, end, drained)
+        self._push(_PARAMETERS, 2, drained, mask)
+        np.copyto(clock[_DRAINED], np.maximum(end, clock[_WAITING]) + line[1], where=mask)
+        np.copyto(line[0], line[2], where=mask)
+        np.copyto(clock[_WAITING], _NEVER, where=mask)
 
-        return Iteration(
-            inner=inner,
-            k_tiles=k.tiles,
-            load_outer=pick(loads.row(rows), loads.channel(cols))
-            + np.where(self.stays, pick(activation, weight), 0),
-            load_step=np.where(self.stays, pick(weight, activation), activation + weight),
-            load_tail=np.where(self.by_rows | ~self.stays, *tails),
-            load_end=pick(loads.channel(cols), loads.row(rows)),
-            mma=mma,
-            head_load=step_load(m.first, n.first, k.first),
-            head_mma=step_mma(m.first, n.first, k.first),
-            edge_load=step_load(m.last, n.last, k.last),
-            edge_mma=step_mma(m.last, n.last, k.last),
-            drain=rows * cols / loads.accelerator.drain_elements_per_cycle,
-            store=loads.store(rows, cols),
-            head_drain=pick(rows * n.first, m.first * cols)
-            / loads.accelerator.drain_elements_per_cycle,
-        )
+    def _pending(self) -> Any:
+        """Outputs that are not stored yet."""
+        return np.isfinite(self.clock[_DRAINED]) + np.isfinite(self.clock[_WAITING]).astype(int)
+
+    def _finish(self, mask: Any, most: Any) -> None:
+        """Store outputs until at most that many are left."""
+        for _ in range(2):
+            full = mask & (self._pending() > most)
+            if not full.any():
+                return
+            self._store(full)
+
+    def _wait_for_accumulators(self, mask: Any, rows: Any, channels: Any) -> None:
+        """Store what the array has to wait for; loads may come before it."""
+        clock = self.clock
+        if (mask & (self._pending() > self.slots)).any():
+            # LOAD is ahead: a load that begins before the drain ends delays the store.
+            d, keeps = self.timeline.schedule, self.keeps_rows
+            slots = np.where(keeps, _WGT + d.weight_slots, _ACT + d.activation_slots) - 1
+            dur = np.where(keeps, self.weight[channels, self.at], self.activation[rows, self.at])
+            inner = np.where(self.by_rows, self.channel[channels, self.at], self.row[rows, self.at])
+            begin = np.maximum(clock[_LOAD], clock[slots, self.at])
+            alone = (self.trips[2] > 1) | (inner == 0)
+            ahead = (begin < clock[_DRAINED]) & alone
+            end = np.where(ahead, np.maximum(begin, clock[_DRAM]) + dur, 0)
+            # Parameters are loaded when the drain ends, before the store.
+            numbers = self.numbers & ~self.by_rows
+            behind = ~alone & ~numbers & (clock[_LOAD] <= clock[_DRAINED])
+            end = np.where(behind, np.maximum(clock[_DRAINED], clock[_DRAM]) + inner, end)
+        for _ in range(2):
+            full = mask & (self._pending() > self.slots)
+            if not full.any():
+                return
+            drained = clock[_DRAINED].copy()
+            np.copyto(clock[_DRAINED], np.maximum(drained, end), where=full)
+            np.copyto(clock[_GAP], clock[_DRAM], where=full)
+            begin = np.maximum(clock[_DRAM], clock[_DRAINED])
+            np.copyto(clock[_GAP_END], begin, where=full)
+            self._store(full, drained)
+
+    def _free(self, ring: int = _ACC) -> Any:
+        """When the accumulators (or parameters) of the next output become free."""
+        index = np.clip(self.slots - self._pending(), 0, 1)
+        return self.clock[ring + index, self.at]
+
+    def _complete(self, ready: Any, tile: Any, active: Any) -> None:
+        """Hand an output over to STORE."""
+        clock, line = self.clock, self.line
+        drain, store = self.drain[tile, self.at], self.store[tile, self.at]
+        behind = active & np.isfinite(clock[_DRAINED])
+        now = active & ~behind
+        np.copyto(clock[_DRAINED], np.maximum(clock[_STORE], ready) + drain, where=now)
+        np.copyto(line[0], store, where=now)
+        self.busy[2] += np.where(now, drain, 0)
+        np.copyto(clock[_WAITING], ready, where=behind)
+        np.copyto(line[1], drain, where=behind)
+        np.copyto(line[2], store, where=behind)
+
+    def _push(self, ring: int, size: int, end: Any, mask: Any) -> None:
+        """Note when a slot became free."""
+        for i in range(ring + size - 1, ring, -1):
+            np.copyto(self.clock[i], self.clock[i - 1], where=mask)
+        np.copyto(self.clock[ring], end, where=mask)

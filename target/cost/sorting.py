@@ -27,7 +27,7 @@ RANK_OPS = 2
 
 
 def max_block_rows(k: int, sum_group_size: int, accelerator: Accelerator) -> int:
-    """Most rows that can be sorted together: half the activation buffer, every MSB present.
+    """Most rows that can be sorted together: half the memory of activations, every MSB present.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def max_block_rows(k: int, sum_group_size: int, accelerator: Accelerator) -> int
     row = storage.worst_plane_bytes(k, accelerator, "sparqle")
     row += storage.row_metadata_bytes(1, k, sum_group_size, accelerator.digit_bits)
     row += row_number_bytes(1)
-    rows = accelerator.activation_buffer_bytes // (2 * row)
+    rows = accelerator.memory_bytes("activation") // (2 * row)
     return rows // accelerator.rows * accelerator.rows
 
 

@@ -49,11 +49,11 @@ class Requirement(NamedTuple):
     last: Any = None
 
 
-def transfer_cycles(header: Header, nbytes: Any, transfers: int = 1) -> Any:
-    """Cycles of DMA transfers of `nbytes` bytes in all: a descriptor each, then the bytes."""
+def transfer_cycles(header: Header, nbytes: Any, goes_on: Any = False) -> Any:
+    """Cycles of a DMA transfer: its descriptor, unless it goes on with one, then the bytes."""
     accelerator = header.accelerator
     moved = np.asarray(-(-nbytes // accelerator.dram_bytes_per_cycle)).astype(np.int64)
-    return transfers * accelerator.dma_descriptor_cycles + moved
+    return (1 - np.asarray(goes_on)) * accelerator.dma_descriptor_cycles + moved
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,9 @@ class Instruction:
         What it moves between DRAM and chip.
     DRAM : Mode
         READ moves it from DRAM, WRITE to DRAM.
-    TRANSFERS : int
-        DMA transfers that this takes, if there are parts.
+    PIECE : str
+        Loads of one tile that follow each other and have the same one, not "", move one piece of
+        memory: the first has the DMA transfer, the others go on with it.
     BITMAP : str
         Operand whose stored digits decide how long it takes, see `passes`; "" for none. It has an
         operand `row_split`: PE rows that share a row.
@@ -104,7 +105,7 @@ class Instruction:
     ACCESSES: ClassVar[tuple[Access, ...]] = ()
     PARTS: ClassVar[tuple[Part, ...]] = ()
     DRAM: ClassVar[Mode] = Mode.READ
-    TRANSFERS: ClassVar[int] = 1
+    PIECE: ClassVar[str] = ""
     BITMAP: ClassVar[str] = ""
     TRACE: ClassVar[tuple[str, ...]] = ()
 

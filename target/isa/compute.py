@@ -458,8 +458,9 @@ class StEnc(_Store):
     tiles come in the order of the stream: chunk by chunk of `out_chunk` columns, which a tile has
     whole, and within a chunk row by row: with several tiles of both, channels are the outer loop.
 
-    Four DMA transfers, one after the other. Moves ``rows * (ceil(cols * k / 8) + ceil(cols / 8))``
-    bytes, the digits, which are known at run time, and 4 bytes per row group.
+    The parts of a tile lie together in memory: one DMA transfer. Moves ``rows * (ceil(cols * k /
+    8) + ceil(cols / 8))`` bytes, the digits, which are known at run time, and 4 bytes per row
+    group.
 
     Attributes
     ----------
@@ -485,7 +486,6 @@ class StEnc(_Store):
             pieces=lambda header, rows: ceil_div(rows, header.accelerator.rows),
         ),
     )
-    TRANSFERS: ClassVar[int] = 4
 
     acc: Address
     row: Affine

@@ -180,9 +180,14 @@ class Header:
         return self.op.channel_parameter_bytes
 
     def buffer_bytes(self, buffer: Buffer) -> int:
-        """Size of a buffer."""
-        size: int = getattr(self.accelerator, f"{buffer.word}_buffer_bytes")
-        return size
+        """Size of a buffer; of a scratchpad, what the allocations of the others leave."""
+        size = self.accelerator.memory_bytes(buffer.word)
+        if not self.accelerator.scratchpad:
+            return size
+        ends = dict.fromkeys(Buffer, 0)
+        for allocation in self.allocations:
+            ends[allocation.buffer] = max(ends[allocation.buffer], allocation.end)
+        return max(size - sum(end for other, end in ends.items() if other != buffer), 0)
 
 
 def row_number_bytes(rows: int) -> int:

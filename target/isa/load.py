@@ -1,4 +1,11 @@
-"""The loads: one DMA transfer each, from DRAM into ACT or WGT."""
+"""The loads, from DRAM into ACT or WGT.
+
+What belongs to a tile lies together in memory: tile by tile (row groups x K chunk) the LSB digits,
+bits, stored MSB digits and group sums of activations, and the weights with their group parameters.
+So loads of one tile that follow each other are one DMA transfer (`Instruction.PIECE`), into
+several places on chip. Pointers, of which a transfer fetches two, say where the pieces of
+activations begin.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +47,7 @@ class _ChunkLoad(Instruction):
     """Base of the loads of K chunks, of activations unless it says otherwise."""
 
     ROLE: ClassVar[str] = "activations"
+    PIECE: ClassVar[str] = "activations"
     EXTENTS: ClassVar[Mapping[str, Axis]] = {"rows": "m", "cols": "k"}
 
     @classmethod
@@ -112,7 +120,7 @@ class LdMsb(TileLoad):
 
     Rows are found by counting the bits of the bitmap. `row` is a multiple of `accelerator.rows`,
     `rows` too unless the tile ends at M: pointers exist only there. On chip it may take what all
-    digits take. Moved are its digits, known at run time, and `MSB_POINTER_BYTES`, in one transfer.
+    digits take. Moved are its digits, known at run time, and `MSB_POINTER_BYTES`.
     """
 
     OPCODE: ClassVar[int] = 6
@@ -156,6 +164,7 @@ class LdWgt(TileLoad):
     OPCODE: ClassVar[int] = 8
     MNEMONIC: ClassVar[str] = "LD.WGT"
     ROLE: ClassVar[str] = "weights"
+    PIECE: ClassVar[str] = "weights"
     EXTENTS: ClassVar[Mapping[str, Axis]] = _WEIGHTS
     ACCESSES: ClassVar[tuple[Access, ...]] = (loads("dst", access.WGT),)
     PARTS: ClassVar[tuple[Part, ...]] = (Part(Tensor.WGT, access.WGT.row_bytes),)
@@ -163,7 +172,7 @@ class LdWgt(TileLoad):
 
 @dataclass(frozen=True)
 class LdGrp(TileLoad):
-    """Load group parameters of weights into WGT, in one transfer.
+    """Load group parameters of weights into WGT.
 
     (rows, ceil(cols / g)) float16 scales, row by row; if `has_min`, (rows, ceil(cols / g))
     float16 minima behind all scales. Only with groups. Rows are output channels.
@@ -172,6 +181,7 @@ class LdGrp(TileLoad):
     OPCODE: ClassVar[int] = 9
     MNEMONIC: ClassVar[str] = "LD.GRP"
     ROLE: ClassVar[str] = "weights"
+    PIECE: ClassVar[str] = "weights"
     EXTENTS: ClassVar[Mapping[str, Axis]] = _WEIGHTS
     ACCESSES: ClassVar[tuple[Access, ...]] = (loads("dst", access.GRP),)
     PARTS: ClassVar[tuple[Part, ...]] = (
@@ -184,7 +194,7 @@ class LdGrp(TileLoad):
 class LdAct(_ChunkLoad):
     """Load 2k-bit activations into ACT as two planes of k-bit digits (scheme ``dense``).
 
-    One DMA transfer of ``rows * ceil(cols * 2k / 8)`` bytes. Plane `lsb` gets ``q & (2^k - 1)``,
+    ``rows * ceil(cols * 2k / 8)`` bytes. Plane `lsb` gets ``q & (2^k - 1)``,
     plane `msb` ``q >> k`` in two's complement; each is packed as by LD.LSB. Operands as in
     `TileLoad`.
 
@@ -271,6 +281,7 @@ class LdZro(_VectorLoad):
     OPCODE: ClassVar[int] = 20
     MNEMONIC: ClassVar[str] = "LD.ZRO"
     SOURCE: ClassVar[str] = "ZERO"
+    PIECE: ClassVar[str] = "activations"
     EXTENTS: ClassVar[Mapping[str, Axis]] = {"rows": "m"}
     ACCESSES: ClassVar[tuple[Access, ...]] = (loads("dst", access.ZRO, cols=False),)
     PARTS: ClassVar[tuple[Part, ...]] = (

@@ -21,7 +21,7 @@ from sparqle_tvm.target.isa.base import (
     Kind,
     Requirement,
 )
-from sparqle_tvm.target.isa.header import Header
+from sparqle_tvm.target.isa.header import Engine, Header
 from sparqle_tvm.target.program.expand import place
 from sparqle_tvm.target.program.program import Program
 from sparqle_tvm.target.program.structure import instruction_error
@@ -143,6 +143,30 @@ class BoundProgram:
             for operands in self.of_kind(kind):
                 queues[operands.index] = operands["queue"]
         return queues
+
+    @cached_property
+    def goes_on(self) -> NDArray[np.bool_]:
+        """Which loads go on with the transfer before, see `Instruction.PIECE`."""
+        names = ("row", "rows", "col", "cols")
+        tiles = np.full((len(self), 1 + len(names)), -1, dtype=np.int64)
+        pieces = sorted({cls.PIECE for cls in INSTRUCTIONS.values()})
+        for operands in self.classes:
+            if operands.cls.PIECE:
+                # What has no columns goes with those of the load before.
+                columns = [
+                    operands[name] if name in operands.cls.TRACE else np.full(len(operands), -2)
+                    for name in names
+                ]
+                piece = np.full(len(operands), pieces.index(operands.cls.PIECE))
+                tiles[operands.index] = np.stack([piece, *columns], axis=1)
+        found = np.zeros(len(self), dtype=np.bool_)
+        steps = np.flatnonzero(self.engines == Engine.LOAD)
+        before, after = steps[:-1], steps[1:]
+        open_ = np.flatnonzero(tiles[after, -1] == -2)
+        tiles[after[open_], -2:] = tiles[before[open_], -2:]
+        same = (tiles[before] == tiles[after]).all(axis=1) & (tiles[after, 0] >= 0)
+        found[after] = same & (self.opcodes[before] != self.opcodes[after])
+        return found
 
     def instruction_at(self, step: int) -> Instruction:
         """The instruction of a step."""

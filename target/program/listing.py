@@ -43,8 +43,11 @@ def _header_lines(header: Header) -> Iterator[str]:
         f"; {machine.name}: {machine.rows} x {machine.cols} PEs, "
         f"{machine.lanes} lanes of {machine.digit_bits} bits"
     )
+    if machine.scratchpad:
+        yield f"; a scratchpad of {machine.onchip_bytes} bytes"
     for buffer in Buffer:
-        yield f"; {buffer.name} {header.buffer_bytes(buffer)} bytes"
+        room = "" if machine.scratchpad else f" {header.buffer_bytes(buffer)} bytes"
+        yield f"; {buffer.name}{room}"
         for a in header.allocations:
             if a.buffer == buffer:
                 slots = f"{a.slots} x {a.slot_bytes}"

@@ -188,7 +188,9 @@ def count(bound: BoundProgram, timing: Timing, digits: DigitTables | None) -> Co
     return Counts(
         dram_read_bytes={tensor: n for tensor, n in sorted(moved[Mode.READ].items()) if n},
         dram_write_bytes=dict(moved[Mode.WRITE]),
-        descriptors=sum(len(o) * o.cls.TRANSFERS for o in bound.classes if o.cls.PARTS),
+        descriptors=sum(
+            len(o) - int(bound.goes_on[o.index].sum()) for o in bound.classes if o.cls.PARTS
+        ),
         onchip_read_bytes=read,
         onchip_write_bytes=written,
         lsb=planes[Pass.LSB],

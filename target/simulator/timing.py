@@ -123,7 +123,7 @@ def _fill_digit_bytes(
         else:
             continue
         dram_bytes[at] += stored - part.nbytes(header, operands)
-        table[at, kernel.CYCLES] = transfer_cycles(header, dram_bytes[at], cls.TRANSFERS)
+        table[at, kernel.CYCLES] = transfer_cycles(header, dram_bytes[at], bound.goes_on[at])
 
 
 def makers_of(bound: BoundProgram, tile: Tile) -> Iterator[tuple[Operands, Access]]:
@@ -192,8 +192,8 @@ def _fill_class(bound: BoundProgram, operands: Operands, table: Int64s, dram_byt
         return
     if cls.PARTS:
         dram_bytes[at] = cls.dram_bytes(header, operands)
-        table[at, kernel.KIND] = kernel.TRANSFER
-        table[at, kernel.CYCLES] = transfer_cycles(header, dram_bytes[at], cls.TRANSFERS)
+        table[at, kernel.KIND] = np.where(bound.goes_on[at], kernel.GOES_ON, kernel.TRANSFER)
+        table[at, kernel.CYCLES] = transfer_cycles(header, dram_bytes[at], bound.goes_on[at])
         return
     table[at, kernel.CYCLES] = cls.cycles(header, operands)
     if cls.BITMAP:

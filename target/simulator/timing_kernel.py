@@ -2,8 +2,9 @@
 
 An engine executes its steps in order. A WAIT starts when its token is there, a transfer when the
 DRAM channel is free, everything else at once; WAIT and SIGNAL take no time. Of the engines, the
-one whose next step can start earliest goes first; at the same time the one that has been ready
-longer, then the one with the lower number. So steps are executed in order of their start.
+one whose next step can start earliest goes first; at the same time the one that goes on with a
+transfer, then the one that has been ready longer, then the one with the lower number. So steps are
+executed in order of their start.
 
 Alongside, it keeps track of which step made the tile in each range on chip. Two steps that run
 at the same time and touch the same bytes, one of them writing, are a race: a missing token.
@@ -33,7 +34,8 @@ RANGES = SOURCES + READS  # begin and end of each read, then of each write
 COLUMNS = RANGES + 2 * (READS + WRITES)
 
 # Kinds of steps. A SPARSE step takes PASSES * (what its bitmap costs) + CYCLES.
-WAIT, SIGNAL, WORK, TRANSFER, SPARSE = range(5)
+# GOES_ON: the transfer before, which nothing interrupts.
+WAIT, SIGNAL, WORK, TRANSFER, SPARSE, GOES_ON = range(6)
 
 # What the loop reports: DONE, or which step cannot go on, and why.
 DONE, DEADLOCK, RACE, NO_BITMAP = range(4)
@@ -88,6 +90,7 @@ class _State:
         self.engine = Scalar("int64", T.int64(-1))
         self.start = Scalar("int64", T.int64(0))
         self.ready = Scalar("int64", T.int64(0))
+        self.turn = Scalar("int64", T.int64(0))
 
 
 def _body() -> None:
@@ -103,7 +106,7 @@ def _body() -> None:
     with loop(s.count) as i, when(s.status[0] == DONE):
         s.engine.set(T.int64(-1))
         s.start.set(T.int64(_NEVER))
-        s.ready.set(T.int64(_NEVER))
+        s.turn.set(T.int64(_NEVER))
         for engine in range(ENGINES):
             with when(s.position[engine] < s.begins[engine + 1]):
                 _consider(s, engine)
@@ -116,8 +119,12 @@ def _consider(s: _State, engine: int) -> None:
     kind = Scalar("int64", s.table[step, KIND])
     ready = s.clock[engine]
     start = Scalar("int64", ready)
-    with when(kind.value == TRANSFER):
+    # What has been ready longer has its turn first.
+    turn = Scalar("int64", ready)
+    with when(T.Or(kind.value == TRANSFER, kind.value == GOES_ON)):
         start.set(T.max(ready, s.dram.value))
+    with when(kind.value == GOES_ON):
+        turn.set(T.int64(-1))
     with when(kind.value == WAIT):
         queue = s.table[step, QUEUE]
         either(
@@ -126,11 +133,12 @@ def _consider(s: _State, engine: int) -> None:
             lambda: start.set(T.int64(_NEVER)),
         )
     earlier = start.value < s.start.value
-    longer = T.And(start.value == s.start.value, ready < s.ready.value)
+    longer = T.And(start.value == s.start.value, turn.value < s.turn.value)
     with when(T.And(start.value < _NEVER, T.Or(earlier, longer))):
         s.engine.set(T.int64(engine))
         s.start.set(start.value)
         s.ready.set(ready)
+        s.turn.set(turn.value)
 
 
 def _stop(s: _State, code: int, step: Any, other: Any = None) -> None:
@@ -174,7 +182,7 @@ def _execute(s: _State, i: Any) -> None:
     s.times[step, END] = end
     s.times[step, READY] = s.ready.value
     s.times[i, ORDER] = step
-    with when(kind == TRANSFER):
+    with when(T.Or(kind == TRANSFER, kind == GOES_ON)):
         s.dram.set(end)
     s.clock[engine] = end
     s.last[engine] = step

@@ -9,6 +9,8 @@ import argparse
 import sys
 import tempfile
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -16,13 +18,20 @@ FOLDERS = ("fuzz", "frontend", "models", "report", "target", "tuning")
 sys.path[:0] = [str(TESTS / name) for name in FOLDERS]
 
 from fuzz_boundaries import BOUNDARIES  # noqa: E402
-from fuzz_driver import GOOD, prepare, run  # noqa: E402
+from fuzz_driver import GOOD, Report, prepare, run  # noqa: E402
+
+COLUMNS = (*GOOD, "untyped", "wrong", "leftover", "memory", "crash", "hang")
+
+
+def line(name: str, counts: Counter[str]) -> str:
+    """A line of the table."""
+    return f"{name:18}" + "".join(f"{counts[column]:9}" for column in COLUMNS)
 
 
 def shares(names: list[str], cases: int) -> dict[str, int]:
     """Cases of each boundary, at least one."""
     total = sum(BOUNDARIES[name].share for name in names)
-    return {name: max(1, round(cases * BOUNDARIES[name].share / total)) for name in names}
+    return {name: max(1, -(-cases * BOUNDARIES[name].share // total)) for name in names}
 
 
 def main() -> int:
@@ -33,25 +42,33 @@ def main() -> int:
     parser.add_argument("--boundary", action="append", choices=tuple(BOUNDARIES), help="only this")
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
     parser.add_argument("--first", type=int, default=0, help="number of the first case, to repeat")
+    parser.add_argument("--jobs", type=int, default=1, help="boundaries, or kills, at once")
     parser.add_argument("--kills", type=int, default=0, help="kill commands so often, too")
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes
     names = arguments.boundary or list(BOUNDARIES)
     faults: list[str] = []
-    columns = (*GOOD, "untyped", "wrong", "leftover", "memory", "crash", "hang")
-    print(f"{'':18}" + "".join(f"{name:>9}" for name in columns), flush=True)
+    print(f"{'':18}" + "".join(f"{name:>9}" for name in COLUMNS), flush=True)
     with tempfile.TemporaryDirectory(prefix="sparqle-fuzz-") as work:
         prepare(names, Path(work))
-        for name, count in shares(names, arguments.cases).items():
-            cases = range(arguments.first, arguments.first + count)
-            report = run(name, cases, arguments.seed, Path(work), deadline)
-            faults += report.faults
-            cells = "".join(f"{report.counts[column]:9}" for column in columns)
-            print(f"{name:18}{cells}", flush=True)
+        counts = shares(names, arguments.cases)
+        first = arguments.first
+
+        def run_one(name: str) -> Report:
+            cases = range(first, first + counts[name])
+            return run(name, cases, arguments.seed, Path(work), deadline)
+
+        total = Report()
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            for name, report in zip(names, pool.map(run_one, names), strict=True):
+                total.counts += report.counts
+                faults += report.faults
+                print(line(name, report.counts), flush=True)
+        print(line("all", total.counts), flush=True)
     if arguments.kills:
         from fuzz_kills import kill_all
 
-        faults += kill_all(arguments.kills, arguments.seed, deadline)
+        faults += kill_all(arguments.kills, arguments.seed, arguments.jobs, deadline)
     print("\n".join(faults) or "all in order")
     return 1 if faults else 0
 

@@ -61,7 +61,7 @@ class Boundary:
 class Values(Boundary):
     """Random integer matmuls, compiled for the host and the simulator, beside NumPy in 64 bits."""
 
-    name, share = "values", 3
+    name, share = "values", 1
 
     def case(self, rng: random.Random, state: Any, folder: Path) -> None:
         from tvm import relax, tirx
@@ -94,7 +94,7 @@ class Values(Boundary):
 class ProgramValues(Boundary):
     """Programs of random ops on the simulator, beside NumPy (tests/target/dense_cases.py)."""
 
-    name, share = "program-values", 4
+    name, share = "program-values", 3
 
     def case(self, rng: random.Random, state: Any, folder: Path) -> None:
         from dataclasses import replace

@@ -31,6 +31,7 @@ TINY = replace(
     cols=4,
     lanes=8,
     activation_buffer_bytes=8192,
+    scratchpad=False,
     weight_buffer_bytes=8192,
     accumulator_buffer_bytes=16384,
 )

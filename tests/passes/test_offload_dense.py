@@ -32,6 +32,7 @@ TINY = replace(
     cols=4,
     lanes=8,
     activation_buffer_bytes=4096,
+    scratchpad=False,
     weight_buffer_bytes=4096,
     accumulator_buffer_bytes=4096,
 )

@@ -25,6 +25,7 @@ from sparqle_tvm.target.simulator import simulate_timing
 SMALL = replace(
     PRESETS["sparqle/edge"],
     activation_buffer_bytes=8192,
+    scratchpad=False,
     weight_buffer_bytes=4096,
     accumulator_buffer_bytes=8192,
 )

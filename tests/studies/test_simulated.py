@@ -132,7 +132,9 @@ def test_equal_ops_share_a_program() -> None:
 
 def test_readers_of_one_encoding_share_the_chunk() -> None:
     # Weights of 8 bits leave room for shorter chunks than those of 4 bits, if each has its own.
-    machine = replace(EDGE, weight_buffer_bytes=16384, activation_buffer_bytes=16384)
+    machine = replace(
+        EDGE, scratchpad=False, weight_buffer_bytes=16384, activation_buffer_bytes=16384
+    )
     readers = (DenseOp(64, 256, 2048, 8, label="a"), DenseOp(64, 16, 2048, 4, label="b"))
     cache = ProgramLibrary(machine)
     alone = [program_for(shape, "sparqle", cache) for shape in readers]
@@ -142,7 +144,7 @@ def test_readers_of_one_encoding_share_the_chunk() -> None:
     # The formulas tile them in the same way.
     nnz = random_nnz(64, 2048)
     _, costs = encoding_costs("x", nnz, readers, machine, "sparqle")
-    assert [cost.tiling.k for cost in costs] == [p.header.k_chunk for p in shared]
+    assert [cost.tiling.schedule.k for cost in costs] == [p.header.k_chunk for p in shared]
     passed = simulated_pass_cost(
         [EncodedActivation("x", nnz, "signed", readers)],
         SHAPE,

@@ -14,6 +14,7 @@ CRAMPED = replace(
     EDGE,
     name="cramped",
     activation_buffer_bytes=8192,
+    scratchpad=False,
     weight_buffer_bytes=8192,
     accumulator_buffer_bytes=16384,
 )

@@ -23,13 +23,9 @@ from tvm import IRModule, s_tir
 from sparqle_tvm.errors import CompileError, TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.codegen import generate
-from sparqle_tvm.target.compile.schedule import (
-    Decisions,
-    default_schedule,
-    overflows,
-    schedule_with,
-)
+from sparqle_tvm.target.compile.schedule import default_schedule, schedule_with
 from sparqle_tvm.target.compile.tir import split_dense_primfunc
+from sparqle_tvm.target.cost.schedule import Decisions, overflows
 from sparqle_tvm.target.isa.base import Loop
 from sparqle_tvm.target.isa.compute import Drain, MmaLsb, MmaMsb, StOut
 from sparqle_tvm.target.isa.header import Queue
@@ -86,6 +82,7 @@ def random_case(rng: np.random.Generator) -> tuple[DenseOp, Decisions, Accelerat
             digit_bits=spec.digit_bits,
             msb_across_groups=pick(True, False),
             activation_buffer_bytes=1 << 16,
+            scratchpad=pick(True, False),
             weight_buffer_bytes=1 << 16,
             accumulator_buffer_bytes=1 << 16,
         )

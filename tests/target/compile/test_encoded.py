@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dense_cases import EDGE, TINY, Operands, expected, random_operands, run_primfunc
+from dense_cases import EDGE, TINY, Operands, encoded, expected, random_operands, run_primfunc
 from handmade import Tiles, dense_program, make_header, with_op
 from mutations import Mutator
 from tie import draw_digits
@@ -19,10 +19,11 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.library import ProgramLibrary
-from sparqle_tvm.target.compile.schedule import Decisions, schedule_with
+from sparqle_tvm.target.compile.schedule import schedule_with
 from sparqle_tvm.target.compile.tir import split_dense_primfunc
 from sparqle_tvm.target.cost.analytical import dense_op_cost
 from sparqle_tvm.target.cost.events import simulated_events
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.cost.tiling import choose_drained
 from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.compute import StEnc, StOut
@@ -53,7 +54,7 @@ FORMS = {
         out_chunk=8,
         out_window="signed",
         out_low=-127,
-        out_high=119,
+        out_high=127,
     ),
     "digits of 2": DenseOp(
         m=1,
@@ -65,7 +66,7 @@ FORMS = {
         out_chunk=8,
         out_window="signed",
         out_low=-8,
-        out_high=5,
+        out_high=7,
     ),
     "digits of 8": DenseOp(
         m=1,
@@ -79,6 +80,19 @@ FORMS = {
         out_zero=77,
     ),
 }
+FORMS["uint8"] = DenseOp(
+    *(1, 1, 1),
+    act_signed=False,
+    centre=99,
+    output="encoded",
+    out_chunk=8,
+    out_signed=False,
+    out_window="signed",
+    out_centre=131,
+    out_zero=131,
+    out_high=255,
+)
+FORMS["rows"] = replace(FORMS["uint8"], centre=0, row_zeros=True, adds_shift=True)
 OUT_SCALE = np.array([0.7], np.float32)
 CASES = 7
 
@@ -90,7 +104,10 @@ def quantized(spec: DenseOp, operands: Operands, scale: Any = OUT_SCALE) -> Any:
     return q.astype(spec.out_dtype)
 
 
-NO_FORMAT = {"out_chunk": 0, "out_window": "unsigned", "out_zero": 0, "out_low": 0, "out_high": 0}
+NO_FORMAT = {
+    **{"out_chunk": 0, "out_window": "unsigned", "out_zero": 0, "out_low": 0, "out_high": 0},
+    **{"out_signed": True, "out_centre": 0},
+}
 
 
 def compiled(spec: DenseOp, decisions: Decisions, accelerator: Accelerator = TINY) -> Program:
@@ -99,7 +116,7 @@ def compiled(spec: DenseOp, decisions: Decisions, accelerator: Accelerator = TIN
 
 def run(program: Program, operands: Operands, rows: int) -> SimResult:
     header = program.header
-    sliced = encode(operands.q[:rows], k=header.op.digit_bits, window=header.op.window)
+    sliced = encoded(header.op, operands, rows)
     tensors = activation_tensors(header, sliced, operands.act_scale[:rows])
     tensors |= weight_tensors(header, operands.weights, operands.offset)
     return simulate(program, {**tensors, Tensor.OUT_SCALE: OUT_SCALE})
@@ -110,13 +127,16 @@ def reader(header: Header) -> Header:
     return make_header(
         *(header.op.m, 4, header.op.n, header.op.out_chunk, header.accelerator),
         window=header.op.out_window,
+        act_signed=header.op.out_signed,
+        centre=header.op.out_centre,
         output="int32",
     )
 
 
 def assert_encodes(result: SimResult, header: Header, q: Any) -> None:
     """The outputs of a run are q as a next program reads it, byte by byte."""
-    sliced = encode(q, k=header.op.digit_bits, window=header.op.out_window)
+    op = header.op
+    sliced = encode(q, k=op.digit_bits, window=op.out_window, zero_point=op.out_centre)
     stream, pointers = tile_order(reader(header), sliced.pbm, sliced.msb, sliced.row_ptr)
     assert result.output is None
     assert result.encoded is not None
@@ -151,6 +171,7 @@ def random_case(rng: np.random.Generator, form: DenseOp) -> tuple[DenseOp, Decis
         lanes=lanes,
         digit_bits=spec.digit_bits,
         activation_buffer_bytes=1 << 16,
+        scratchpad=False,
         weight_buffer_bytes=1 << 16,
         accumulator_buffer_bytes=1 << 16,
     )
@@ -178,9 +199,7 @@ def test_fuzzed_programs_store_what_the_next_op_reads(name: str) -> None:
             result = run(program, operands, rows)
             assert_encodes(result, program.header, q[:rows])
             # Without values, with the digits that the outputs have: the same times and counts.
-            nnz = RowNnz.from_pbm(
-                encode(operands.q[:rows], k=spec.digit_bits, window=spec.window).pbm, spec.k
-            )
+            nnz = RowNnz.from_pbm(encoded(spec, operands, rows).pbm, spec.k)
             assert result.encoded is not None
             stored = RowNnz.from_pbm(result.encoded[Tensor.OUT_PBM], spec.n)
             timed = simulate_timing(program, rows, nnz, stored)
@@ -208,7 +227,7 @@ def test_ties_and_limits() -> None:
     program = compiled(spec, Decisions(m=8, n=8, k=8, rows_outer=False))
     operands = random_operands(spec, seed=0)
     operands.q[...] = 0
-    operands.q[:, 0] = np.arange(-128, 127).clip(-128, 119)
+    operands.q[:, 0] = np.arange(-127, 128)
     operands.weights.values[...] = 0
     operands.weights.values[:, 0] = 1
     operands.weights.scale[...] = 1
@@ -240,8 +259,8 @@ def test_cycles_of_a_store_by_hand() -> None:
     for cols, low in ((16, 0), (16, 2), (8, 4), (8, 6)):
         digits = int(pointers[low + 2] - pointers[low])
         nbytes = 8 * cols // 2 + 8 * cols // 8 + 2 * 4 + digits
-        # 4 descriptors, then the bytes.
-        busy += 4 * machine.dma_descriptor_cycles
+        # One piece of memory: a descriptor, then the bytes.
+        busy += machine.dma_descriptor_cycles
         busy += math.ceil(nbytes / machine.dram_bytes_per_cycle)
     engine = next(time for e, time in result.engines.items() if e.name == "STORE")
     assert engine.busy_cycles["ST.ENC"] == busy
@@ -385,13 +404,13 @@ def test_the_formulas_know_encoded_outputs(m: int, n: int, k: int, density: floa
     library = ProgramLibrary(EDGE)
     spec = replace(FORMS["relu"], m=m, n=n, k=k, out_chunk=n)
     reading = DenseOp(m=m, n=reader_shape.n, k=n)
-    own = library.tiling(spec, [spec])
-    tiling = choose_drained(shape, own.k, (reader_shape,), EDGE)
+    own = library.default(spec, [spec])
+    chosen = choose_drained(spec, own.k, (reader_shape,), EDGE)
     spec, decisions = library.chained(spec, [spec], None, [reading])
-    assert spec.out_chunk == tiling.n
-    assert library.tiling(reading, [reading], spec.out_chunk).k == spec.out_chunk
+    assert (spec.out_chunk, decisions) == (chosen.n, chosen)
+    assert library.default(reading, [reading], spec.out_chunk).k == spec.out_chunk
     result = simulate_timing(library.program(spec, decisions), m, digits, outputs)
-    cost = dense_op_cost(shape, digits, tiling, EDGE, "sparqle", outputs=outputs)
+    cost = dense_op_cost(shape, digits, chosen, EDGE, "sparqle", outputs=outputs)
     array = next(time for e, time in result.engines.items() if e.name == "MMA")
     assert cost.mma_cycles == array.busy
     assert cost.dram_bytes == result.counts.dram_bytes

@@ -8,8 +8,9 @@ from tvm.tirx.script import builder as T
 
 from sparqle_tvm.errors import CompileError
 from sparqle_tvm.target.compile.lowered import Body, LoopNode, calls_of, lower
-from sparqle_tvm.target.compile.schedule import Decisions, schedule_with
+from sparqle_tvm.target.compile.schedule import schedule_with
 from sparqle_tvm.target.compile.tir import EXTENT_ATTR
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.op import DenseOp
 
 

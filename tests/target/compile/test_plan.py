@@ -10,7 +10,8 @@ from dense_cases import TINY
 from sparqle_tvm.errors import CompileError
 from sparqle_tvm.target.compile.lowered import Body, CallNode, LoopNode, lower
 from sparqle_tvm.target.compile.plan import PlannedBody, PlannedLoop, make_plan
-from sparqle_tvm.target.compile.schedule import SLOTS_ATTR, Decisions, schedule_with
+from sparqle_tvm.target.compile.schedule import SLOTS_ATTR, schedule_with
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.isa.header import Queue
 from sparqle_tvm.target.isa.operands import Affine
 from sparqle_tvm.target.op import DenseOp

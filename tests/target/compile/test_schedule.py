@@ -16,14 +16,12 @@ from sparqle_tvm.target.compile.lowered import lower
 from sparqle_tvm.target.compile.schedule import (
     ROW_SPLIT_ATTR,
     SLOTS_ATTR,
-    Decisions,
-    buffer_needs,
     default_decisions,
     default_schedule,
-    overflows,
     schedule_with,
 )
-from sparqle_tvm.target.cost.tiling import Tiling, choose_tilings
+from sparqle_tvm.target.cost.schedule import Decisions, Tiling, buffer_needs, overflows
+from sparqle_tvm.target.cost.tiling import choose_schedules
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.op import DenseOp
 
@@ -120,44 +118,30 @@ def test_default_fits_every_shape(
     decisions = default_decisions(spec, PRESETS[preset])
     assert not overflows(spec, PRESETS[preset], decisions)
     assert decisions.row_split * spec.m <= max(PRESETS[preset].rows, spec.m)
-    if decisions.k >= spec.k:
-        assert decisions.keep_outer
 
 
 def test_default_follows_the_search() -> None:
     spec = DenseOp(m=512, n=1536, k=576, group_size=32, has_min=True)
-    tiling = choose_tilings((spec,), EDGE, "sparqle")[0]
-    decisions = default_decisions(spec, EDGE)
-    assert decisions.tile == (tiling.m, tiling.n, tiling.k)
-    other = replace(tiling, k=96, k_tiles=6)
-    assert default_decisions(spec, EDGE, other).k == 96
+    assert default_decisions(spec, EDGE) == choose_schedules((spec,), EDGE, "sparqle")[0]
 
 
-def test_single_tiles_stay_on_chip() -> None:
-    # All rows fit one tile: they are loaded once, outside, whatever the search preferred.
-    spec = DenseOp(m=8, n=4096, k=512)
-    decisions = default_decisions(spec, EDGE)
-    assert decisions.rows_outer and decisions.keep_outer
+def test_a_vector_stays_on_chip() -> None:
+    # One row of 512 or of 11008 columns is loaded once, however many chunks there are.
+    for k in (512, 11008):
+        spec = DenseOp(m=1, n=4096, k=k)
+        assert Tiling(spec, default_decisions(spec, EDGE)).activation_loads == 1
 
 
-def test_tile_shrinks_to_what_fits() -> None:
-    # The search counts 45 + 6 + 4 bytes per row, 880 for two tiles of 8 rows. But planes lie apart:
-    # 8 * (23 + 6 + 23 + 4) = 448, two of them 896.
-    spec = DenseOp(m=64, n=4, k=45)
-    tiling = Tiling(8, 4, 48, m_tiles=8, n_tiles=1, k_tiles=1, rows_outer=True)
-    small = replace(TINY, activation_buffer_bytes=880)
-    assert default_decisions(spec, replace(small, activation_buffer_bytes=896), tiling).m == 8
-    shrunk = default_decisions(spec, small, tiling)
-    assert shrunk.m == 4
-    # 4 rows: 92 rounded up to 96, 24, 96, 16: 232.
-    assert buffer_needs(spec, small, shrunk)[Buffer.ACT] == 2 * 232
-
-
-def test_smallest_tile_may_not_fit() -> None:
-    spec = DenseOp(m=64, n=4, k=45)
-    tiling = Tiling(4, 4, 48, m_tiles=16, n_tiles=1, k_tiles=1, rows_outer=True)
-    with pytest.raises(TargetError, match="ACT buffer of accelerator 'tiny'"):
-        default_decisions(spec, replace(TINY, activation_buffer_bytes=456), tiling)
+def test_slots_and_alignment_are_counted() -> None:
+    # 4 rows of 45 columns: 23 bytes of digits, 92 rounded up to 96, twice, and 24 of bits: 216;
+    # their scales 16, in two slots.
+    spec, tile = DenseOp(m=64, n=4, k=45), Decisions(m=4, n=4, k=48)
+    for slots in (1, 2):
+        needs = buffer_needs(spec, TINY, replace(tile, activation_slots=slots))
+        assert needs[Buffer.ACT] == slots * 216 + 2 * 16
+        full = replace(TINY, activation_buffer_bytes=needs[Buffer.ACT])
+        assert not overflows(spec, full, replace(tile, activation_slots=slots))
+        assert overflows(spec, full, replace(tile, activation_slots=slots + 1)) == [Buffer.ACT]
 
 
 def test_needs_by_hand() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
-from sparqle_tvm.target.cost.analytical import encoding_costs
+from sparqle_tvm.target.cost.analytical import dense_op_cost, encode_cost
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.energy import (
     COMPONENTS,
@@ -23,6 +23,7 @@ from sparqle_tvm.target.cost.energy import (
 from sparqle_tvm.target.cost.energy_table import Band, energy_table
 from sparqle_tvm.target.cost.events import NAMES, Events
 from sparqle_tvm.target.cost.model import Totals
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.op import DenseOp
 
 EDGE = PRESETS["sparqle/edge"]
@@ -34,8 +35,11 @@ def events_of(scheme: Scheme, density: float = 0.3, m: int = 64) -> Events:
     rng = np.random.default_rng(0)
     nnz = RowNnz(rng.binomial(8, density, size=(m, 32)).astype(np.int32), 8, 256)
     shape = DenseOp(m, 192, 256, 4, 32)
-    encode, ops = encoding_costs("x", nnz, [shape], EDGE, scheme)
-    return Totals.of((encode, *ops)).events
+    # The same schedule for all: what another one costs is no matter of the scheme.
+    schedule = Decisions(m=64, n=96, k=256, keep_outer=True)
+    encode = encode_cost("x", nnz, schedule, 0, EDGE, scheme)
+    op = dense_op_cost(shape, nnz, schedule, EDGE, scheme)
+    return Totals.of((encode, op)).events
 
 
 def test_by_hand(tiny: Accelerator) -> None:
@@ -74,14 +78,19 @@ def test_bands_are_in_order_for_all_digits(bits: int) -> None:
 
 
 def test_buffers_cost_by_their_size() -> None:
-    larger = dataclasses.replace(EDGE, weight_buffer_bytes=4 * EDGE.weight_buffer_bytes)
+    apart = dataclasses.replace(EDGE, scratchpad=False)
+    larger = dataclasses.replace(apart, weight_buffer_bytes=4 * EDGE.weight_buffer_bytes)
     events = Events(weight_read_bytes=100, activation_read_bytes=100, accumulator_write_bytes=100)
-    before, after = (energy(events, a, TABLE).components for a in (EDGE, larger))
+    before, after = (energy(events, a, TABLE).components for a in (apart, larger))
     assert before["weight_buffer"] == before["activation_buffer"]
     # 1 MiB at 45 nm: 100 pJ per 8 bytes.
     assert before["accumulator_buffer"].mid == pytest.approx(100 * 12.5)
     assert after["weight_buffer"].mid > before["weight_buffer"].mid
     assert after["activation_buffer"] == before["activation_buffer"]
+    # One memory of 2 MiB costs more than each of its parts.
+    one = energy(events, EDGE, TABLE).components
+    assert one["weight_buffer"] == one["accumulator_buffer"]
+    assert one["weight_buffer"].mid > before["accumulator_buffer"].mid
 
 
 @pytest.mark.parametrize("table", [TABLE, energy_table("7nm", "hbm2")], ids=lambda t: t.name)

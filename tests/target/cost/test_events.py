@@ -9,7 +9,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import dense_op_cost
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.events import NAMES, Events
-from sparqle_tvm.target.cost.tiling import Tiling
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.op import DenseOp
 
 
@@ -25,12 +25,12 @@ def test_sums_and_multiples() -> None:
 # 3 x 4 x 16 on 2 x 2 PEs of 4 lanes, in row tiles of 2 and column tiles of 2, K at once. The
 # stored digits are 4, 5 and 0.
 SHAPE = DenseOp(3, 4, 16)
-TILING = Tiling(2, 2, 16, 2, 2, 1, rows_outer=True)
+SCHEDULE = Decisions(m=2, n=2, k=16, keep_outer=True)
 NNZ = RowNnz(np.array([[4, 0], [2, 3], [0, 0]]), 8, 16)
 
 
 def counted(scheme: Scheme, tiny: Accelerator) -> Events:
-    return dense_op_cost(SHAPE, NNZ, TILING, tiny, scheme).events
+    return dense_op_cost(SHAPE, NNZ, SCHEDULE, tiny, scheme).events
 
 
 def test_by_hand(tiny: Accelerator) -> None:
@@ -75,6 +75,6 @@ def test_baselines_by_hand(tiny: Accelerator) -> None:
 
 def test_costs_carry_their_cycles_and_bytes(tiny: Accelerator) -> None:
     for scheme in ALL_SCHEMES:
-        cost = dense_op_cost(SHAPE, NNZ, TILING, tiny, scheme)
+        cost = dense_op_cost(SHAPE, NNZ, SCHEDULE, tiny, scheme)
         assert cost.events.cycles == cost.total_cycles
         assert cost.events.dram_bytes == cost.dram_bytes

@@ -1,145 +1,165 @@
-"""Time of a loop nest of tiles, counted by hand."""
+"""The walk through the loop nest: counted by hand, and any schedule against the simulator."""
 
+from __future__ import annotations
+
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from tie import draw_digits
 
-from sparqle_tvm.target.accelerator import PRESETS
-from sparqle_tvm.target.cost.overlap import Iteration, OpLoads, Overlap, activations_outer
-from sparqle_tvm.target.op import DenseOp
+from sparqle_tvm.target.accelerator import PRESETS, Accelerator
+from sparqle_tvm.target.compile.codegen import generate
+from sparqle_tvm.target.compile.schedule import schedule_with
+from sparqle_tvm.target.cost.analytical import dense_op_cost
+from sparqle_tvm.target.cost.array import best_row_split
+from sparqle_tvm.target.cost.overlap import OpLoads, Timeline
+from sparqle_tvm.target.cost.schedule import Candidates, Decisions, Tiling, even_splits, overflows
+from sparqle_tvm.target.op import SCHEMES, DenseOp
+from sparqle_tvm.target.simulator import simulate_timing
 
-
-def overlap(outer: int = 1, **change: float) -> Overlap:
-    """1 x 4 tiles that are all alike: load 6 once, then 5 each; MMA 10, drain 2, store 1."""
-    work = {"inner": 4, "k_tiles": 1, "load_outer": 6, "load_step": 5, "load_end": 0, "mma": 10}
-    work = {**work, "drain": 2, "store": 1, **change}
-    places = {
-        "load_tail": work["load_step"],
-        **{f"{place}_load": work["load_step"] for place in ("head", "edge")},
-        **{f"{place}_mma": work["mma"] for place in ("head", "edge")},
-        "head_drain": work["drain"],
-    }
-    iteration = Iteration(**{**places, **work})
-    return Overlap(
-        outer=outer,
-        full=iteration,
-        last=iteration,
-        first_load=work["load_outer"] + work["load_step"],
-        last_load=work["load_step"],
-        **{f"last_{name}": work[name] for name in ("mma", "drain", "store")},
-        **{f"before_{name}": work[name] for name in ("mma", "drain", "store")},
-    )
-
-
-def test_array_bound():
-    # 11 of loads, 4 * 10, the last drain and store
-    assert overlap().total_cycles == 11 + 40 + 3
-    assert overlap().dma_cycles == 6 + 4 * (5 + 1)
-
-
-def test_memory_bound():
-    # All transfers: 6 + 4 * 31; the last MMA 10 and its drain 2. The store before was earlier.
-    assert overlap(load_step=30, load_tail=0).total_cycles == 130 + 10 + 2
-    # In one transfer, it has to wait until the last load is over, beside the last MMA.
-    assert overlap(load_step=30, load_tail=30).total_cycles == 130 + 9 + 2
-    # Parameters of the drain are loaded then, too: 6 + 4 * 35, and 6 that are left of the MMA
-    assert overlap(load_step=30, load_tail=0, load_end=4).total_cycles == 146 + 6 + 2
-
-
-def test_store_bound():
-    # The first output after 11 + 10, then 4 * (20 + 1)
-    assert overlap(drain=20).total_cycles == 21 + 84
-
-
-def test_stores_wait_for_loads_that_began_before():
-    # After a store the array works for 10, then a load takes 5, and the drain ends after 12: the
-    # store waits for 3. The first output after 11 + 10, then 4 * (12 + 1 + 3)
-    assert overlap(drain=12).total_cycles == 21 + 64
-    # In two transfers of 3 and 2: the store comes between them, or after both.
-    assert overlap(drain=12, load_tail=2).total_cycles == 21 + 4 * (12 + 1 + 1)
-    assert overlap(drain=14, load_tail=2).total_cycles == 21 + 4 * (14 + 1 + 1)
-    # Parameters of the drain are loaded first: 4 * (12 + 1), and 2 * 3 for those of two outputs.
-    assert overlap(drain=12, load_end=3).total_cycles == 21 + 52 + 6
-
-
-def test_change_of_the_outer_loop():
-    # LOAD brings 40 + 2 * (5 + 1) while the array works for 2 * 10: 32 more in one change of two.
-    # 45 of loads, 40, 32, 40, 3
-    assert overlap(outer=2, load_outer=40).total_cycles == 45 + 40 + 32 + 40 + 3
-    # What fits into the 20 cycles costs nothing: 8 + 12.
-    assert overlap(outer=2, load_outer=8).total_cycles == 13 + 80 + 3
-
-
-def test_store_beside_the_last_chunk():
-    # 2 chunks per output. The store 8 and the load 5 take 3 more than an MMA, after each output
-    # but the last: 11 + 4 * 2 * 10 + 3 * 3 + 2 + 8
-    assert overlap(k_tiles=2, store=8, load_tail=2).total_cycles == 11 + 80 + 9 + 10
-    # If it waits for the end of these loads (drain 2, nothing before the last transfer), there is
-    # the time of two MMAs for two loads: 8 + 10 - 20 < 0.
-    assert overlap(k_tiles=2, store=8, load_tail=5).total_cycles == 11 + 80 + 10
-
-
-def test_short_last_chunk():
-    # An MMA of 4 is too short for the next load (5), and the store 8 comes before the end of it.
-    found = overlap(k_tiles=2, store=8, drain=0, load_tail=0, edge_mma=4, head_mma=16)
-    assert found.total_cycles == 11 + 80 + 3 * (5 + 8 - 4) + 8
-
-
-def test_parameters_go_before_a_store():
-    # From the third output on: 11 + 10 + 4 * 21 + 2 * 3
-    assert overlap(drain=20, load_end=3).total_cycles == 21 + 84 + 6
-
-
-def test_short_last_tile_before_a_change():
-    # 40 + 2 * (5 + 1) to bring, but only 10 + 2 cycles for it
-    assert overlap(outer=2, load_outer=40, edge_mma=2).total_cycles == 45 + 40 + 40 + 40 + 3
-
-
-def test_first_tile_after_a_change_comes_beside_the_last_before_it():
-    # The last MMA takes 2 of 4 * 8, the load beside it 5: 5, 32, 3, 32, 3.
-    small = {"load_outer": 0, "mma": 8, "head_mma": 10, "edge_mma": 2}
-    assert overlap(outer=2, **small).total_cycles == 5 + 32 + 3 + 32 + 3
-    # In two transfers (3 and 2), the store 1 after a drain of 2 gets in between.
-    assert overlap(outer=2, load_tail=2, **small).total_cycles == 5 + 32 + 4 + 32 + 3
-
-
-def test_small_last_iteration():
-    small = overlap(mma=1)
-    work = replace(small, outer=2, full=overlap().full)
-    # 11 + 40, then loads of 5 and stores of 1 for 4 tiles, two of which were ahead: 2 * 6 and
-    # the last MMA. The store of the tile before ends 2 after it, the last one 3 later.
-    assert work.total_cycles == 11 + 40 + 13 + 2 + 3
-
-
-def test_arrays_of_candidates():
-    loads = np.array([5, 30])
-    both = overlap(load_step=loads, load_tail=0 * loads).total_cycles
-    assert both.tolist() == [54, 142]
-
-
-@pytest.mark.parametrize(
-    ("m_tiles", "n_tiles", "rows_outer", "expected"),
-    [(1, 3, False, True), (3, 1, True, False), (3, 3, True, True), (3, 3, False, False)],
+# A byte per cycle, transfers without descriptors, 64 outputs drained in a cycle. Weights of 4 bits
+# and activations of two digits, no parameters.
+PLAIN = replace(
+    PRESETS["sparqle/edge"],
+    name="plain",
+    dram_bytes_per_cycle=1.0,
+    dma_descriptor_cycles=0,
+    drain_elements_per_cycle=64,
 )
-def test_loop_of_one_tile_is_the_outer_one(m_tiles, n_tiles, rows_outer, expected):
-    assert activations_outer(m_tiles, n_tiles, rows_outer) == expected
+# Tiles of 16 x 16 x 16: activations 256 bytes, weights 128, outputs 512 in 4 cycles of drain.
+OP = DenseOp(16, 64, 16, output="int32", scheme="dense", window="unsigned")
 
 
-def test_parts_of_an_op_add_up():
-    shape = DenseOp(100, 200, 96, 4, 32, True)
+def timeline(op: DenseOp, mma_cycles: float, **change: object) -> Timeline:
+    decisions = replace(Decisions(m=16, n=16, k=16, keep_outer=True), **change)
+    loads = OpLoads(op=op, accelerator=PLAIN, scheme="dense", activation_bytes=op.m * op.k)
+    return Timeline(loads, decisions, mma_cycles)
+
+
+def test_array_bound() -> None:
+    # 256 + 128 of loads, 4 tiles of 1000, the last drain and store.
+    assert timeline(OP, 4000).run().total_cycles == 384 + 4000 + 4 + 512
+
+
+def test_memory_bound() -> None:
+    # Four tiles of weights and outputs beside each other, the last drain after all loads.
+    work = timeline(OP, 40)
+    assert work.dma_cycles == 256 + 4 * 128 + 4 * 512
+    times = work.run()
+    # The first two tiles of weights, then the array (10) and the drain (4) before the first store.
+    assert times.total_cycles == pytest.approx(work.dma_cycles + 4, abs=16)
+
+
+def test_one_slot_of_weights_is_loaded_while_the_array_rests() -> None:
+    one = timeline(OP, 4000, weight_slots=1).run()
+    # Three more loads of 128 are not hidden, nor is the store before that each of them meets.
+    assert one.total_cycles == 384 + 4000 + 3 * 128 + 4 + 512
+    assert one.waits["weights"] == 4 * 128
+
+
+def test_one_slot_of_accumulators_is_drained_while_the_array_rests() -> None:
+    one = timeline(OP, 4000, accumulator_slots=1).run()
+    assert one.total_cycles == 384 + 4000 + 4 * (4 + 512)
+    assert one.waits["drain"] == 3 * (4 + 512)
+
+
+def test_long_loops_are_as_long_as_their_iterations() -> None:
+    # 100 tiles instead of 4: 96 more of 1000 cycles.
+    longer = replace(OP, n=1600)
+    assert timeline(longer, 100_000).run().total_cycles == 384 + 100_000 + 4 + 512
+
+
+def test_causes_add_up() -> None:
+    op = DenseOp(100, 200, 96, 4, 32, True)
+    nnz = draw_digits(np.random.default_rng(0), 0.3, 100, 96)
+    decisions = Decisions(m=48, n=64, k=32)
+    cost = dense_op_cost(op, nnz, decisions, PRESETS["sparqle/edge"], "sparqle")
     loads = OpLoads(
-        op=shape,
+        op=op,
         accelerator=PRESETS["sparqle/edge"],
-        scheme="dense",
-        activation_bytes=100 * 96,
+        scheme="sparqle",
+        activation_bytes=cost.activation_bytes / cost.tiling.activation_loads,
     )
-    work = Overlap.of_op(loads, (48, 64, 96), True, mma_cycles=1234)
-    assert (work.outer, work.full.inner, work.full.k_tiles) == (3, 4, 1)
-    # The last row tile has 4 rows: 1 of 7 row groups.
-    assert work.last.array_cycles == pytest.approx(1234 / 7)
-    assert 2 * work.full.array_cycles + work.last.array_cycles == pytest.approx(1234)
-    # Rows once: values, 3 sums of 2 bytes, scale. Weights 3 times with 3 scales and minima of 2.
-    nbytes = 100 * (96 + 6 + 4) + 3 * 200 * (48 + 12) + 100 * 200 * 2
-    # 3 row tiles in 3 transfers, 12 weight tiles in 2, 12 outputs
-    assert work.dma_cycles == pytest.approx(nbytes / 16 + 32 * (3 * 3 + 12 * 2 + 12))
+    times = Timeline(loads, decisions, cost.mma_cycles).run()
+    waits = sum(times.waits.values())
+    assert cost.mma_cycles + waits + times.tail_cycles == pytest.approx(times.total_cycles)
+    assert times.begin_cycles <= waits
+    assert sum(cost.limits.values()) == cost.total_cycles
+
+
+def test_candidates_at_once_are_those_one_by_one() -> None:
+    op = DenseOp(100, 200, 96, 4, 32, True)
+    some = [
+        Decisions(m=m, n=n, k=k, rows_outer=rows, keep_outer=keep, weight_slots=slots)
+        for m in (16, 112)
+        for n in (48, 208)
+        for k in (32, 96)
+        for rows in (True, False)
+        for keep in (True, False)
+        for slots in (1, 2)
+    ]
+    loads = OpLoads(
+        op=op, accelerator=PRESETS["sparqle/edge"], scheme="sparqle", activation_bytes=9000
+    )
+    mma = np.arange(1000, 1000 + 50 * len(some), 50)
+    together = Timeline(loads, Candidates.of(some), mma).run().total_cycles
+    alone = [Timeline(loads, d, c).run().total_cycles[0] for d, c in zip(some, mma, strict=True)]
+    assert together.tolist() == alone
+
+
+def random_case(rng: np.random.Generator) -> tuple[DenseOp, Accelerator, Decisions] | None:
+    accelerator = PRESETS[str(rng.choice(list(PRESETS)))]
+    bandwidth = float(rng.choice([4, 16, 64, 400]))
+    accelerator = replace(accelerator, name="x", dram_bytes_per_cycle=bandwidth)
+    m, n = (int(np.exp(rng.uniform(np.log(low), np.log(1000)))) for low in (1, 16))
+    group, k = int(rng.choice([0, 32])), 32 * int(np.exp(rng.uniform(0, np.log(48))))
+    scheme = SCHEMES[int(rng.integers(2))]
+    bits, has_min = int(rng.choice([2, 4, 8])), group > 0 and bool(rng.integers(2))
+    window = "signed" if scheme == "sparqle" else "unsigned"
+    op = DenseOp(m, n, k, bits, group, has_min, scheme=scheme, window=window)
+    unit = math.lcm(8, accelerator.lanes, max(group, 1))
+    decisions = Decisions(
+        m=int(rng.choice(even_splits(m, accelerator.rows))),
+        n=int(rng.choice(even_splits(n, accelerator.cols))),
+        k=int(rng.choice(even_splits(k, unit)[:8])),
+        rows_outer=bool(rng.integers(2)),
+        keep_outer=bool(rng.integers(2)),
+        activation_slots=int(rng.integers(1, 3)),
+        weight_slots=int(rng.integers(1, 3)),
+        accumulator_slots=int(rng.integers(1, 3)),
+    )
+    split = best_row_split(op, accelerator, min(decisions.k, k))
+    tiling = Tiling(op, decisions)
+    few = tiling.m_tiles * tiling.n_tiles * tiling.k_tiles < 2000
+    fits = not overflows(op, accelerator, decisions)
+    return (op, accelerator, replace(decisions, row_split=split)) if few and fits else None
+
+
+def test_any_schedule_against_the_simulator() -> None:
+    """Bytes and the array's cycles are equal, the time nearly, the bound is one."""
+    rng, found = np.random.default_rng(0), []
+    while len(found) < 60:
+        case = random_case(rng)
+        if case is None:
+            continue
+        op, accelerator, decisions = case
+        nnz = draw_digits(rng, float(rng.uniform(0, 0.6)), op.m, op.k)
+        program = generate(schedule_with(op, accelerator, decisions), op, accelerator, verify=False)
+        result = simulate_timing(program, op.m, nnz if op.scheme == "sparqle" else None)
+        cost = dense_op_cost(op, nnz, decisions, accelerator, op.scheme)
+        assert cost.dram_bytes == result.counts.dram_bytes
+        assert cost.mma_cycles == result.array.busy
+        loads = OpLoads(
+            op=op,
+            accelerator=accelerator,
+            scheme=op.scheme,
+            activation_bytes=cost.activation_bytes / cost.tiling.activation_loads,
+        )
+        least = Timeline(loads, decisions, cost.mma_cycles).least_cycles()[0]
+        assert least <= 1.01 * result.total_cycles
+        found.append(abs(cost.total_cycles / result.total_cycles - 1))
+    assert np.median(found) < 0.01
+    assert np.quantile(found, 0.9) < 0.05
+    assert max(found) < 0.15

@@ -37,6 +37,20 @@ def test_sizes_that_follow():
     assert make_header(8, 4, 40, 16, output="int32").channel_bytes == 0
 
 
+def test_a_scratchpad_is_divided_by_its_program():
+    # 8192 + 8192 + 16384 bytes in all: 20000 of ACT leave 12768 for WGT, and 768 beside 12000.
+    whole = replace(SMALL, scratchpad=True)
+    header = make_header(20, 10, 48, 16, whole)
+    assert {header.buffer_bytes(buffer) for buffer in Buffer} == {32768}
+    act = Allocation("act", Buffer.ACT, 0, 1, 20000)
+    wgt = Allocation("wgt", Buffer.WGT, 0, 1, 12000)
+    assert replace(header, allocations=(act,)).buffer_bytes(Buffer.WGT) == 12768
+    both = replace(header, allocations=(act, wgt))
+    assert both.buffer_bytes(Buffer.ACC) == 768
+    with pytest.raises(ProgramError, match="ends at byte 20000 of ACT, which has 19999"):
+        replace(both, allocations=(act, wgt, Allocation("ACC", Buffer.ACC, 0, 1, 769)))
+
+
 def test_an_allocation_gives_addresses():
     allocation = Allocation("a", Buffer.ACT, 64, 2, 32)
     assert allocation.end == 128

@@ -40,6 +40,7 @@ TINY = replace(
     dram_bytes_per_cycle=8.0,
     dma_descriptor_cycles=5,
     activation_buffer_bytes=16384,
+    scratchpad=False,
     weight_buffer_bytes=16384,
     accumulator_buffer_bytes=16384,
     drain_elements_per_cycle=4,

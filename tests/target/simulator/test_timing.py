@@ -5,9 +5,9 @@ The accelerator has 4 x 4 PEs of 8 lanes; a transfer takes 5 cycles and 1 per 8 
 channels and 32 columns, 8 stored MSBs per row, takes
 
     LD.LSB  4 rows x 16 bytes = 64                   5 + 8 = 13
-    LD.PBM  4 rows x 4 bytes = 16                    5 + 2 =  7
-    LD.MSB  4 rows x 4 bytes + 2 pointers = 24       5 + 3 =  8
-    LD.WGT  4 channels x 16 bytes = 64               5 + 8 = 13    loads: 41
+    LD.PBM  4 rows x 4 bytes = 16, the same transfer     2 =  2
+    LD.MSB  4 rows x 4 bytes + 2 pointers = 24, too      3 =  3
+    LD.WGT  4 channels x 16 bytes = 64               5 + 8 = 13    loads: 31
     MMA.LSB 32 columns / 8 lanes                             4
     MMA.MSB 8 digits / 8 lanes                               1     array: 5
     DRAIN   16 outputs / 4                                   4
@@ -44,54 +44,55 @@ def check_sums(result: SimResult) -> None:
 
 
 def test_one_tile():
-    # Loads 0..41, array 41..46, drain 46..50, store 50..63: nothing overlaps.
+    # Loads 0..31, array 31..36, drain 36..40, store 40..53: nothing overlaps.
     program = dense_program(integer_header(4, 4, 32, 32), 4, 4)
     result = simulate_timing(program, 4, eight_per_row())
-    assert result.total_cycles == 41 + 5 + 4 + 13
+    assert result.total_cycles == 31 + 5 + 4 + 13
     assert result.engines[LOAD].busy_cycles == {
         "LD.LSB": 13,
-        "LD.PBM": 7,
-        "LD.MSB": 8,
+        "LD.PBM": 2,
+        "LD.MSB": 3,
         "LD.WGT": 13,
     }
     assert result.engines[MMA].busy_cycles == {"MMA.LSB": 4, "MMA.MSB": 1}
     assert result.engines[STORE].busy_cycles == {"DRAIN": 4, "ST.OUT": 13}
-    # The activations are there at 28, the weights at 41.
-    assert result.engines[LOAD].stalled_cycles == {"END": 63 - 41}
+    # The activations are there at 18, the weights at 31.
+    assert result.engines[LOAD].stalled_cycles == {"END": 53 - 31}
     assert result.engines[MMA].stalled_cycles == {
-        "ACT_READY": 28,
+        "ACT_READY": 18,
         "WGT_READY": 13,
-        "END": 63 - 46,
+        "END": 53 - 36,
     }
-    assert result.engines[STORE].stalled_cycles == {"ACC_READY": 46}
+    assert result.engines[STORE].stalled_cycles == {"ACC_READY": 36}
     check_sums(result)
 
 
 def test_two_tiles_overlap():
-    # Two column tiles. LOAD goes on at 41 with LD.LSB, until 54. ST.OUT of the first tile is ready
-    # at 50 and waits for the channel; at 54 LD.PBM is ready too, but ST.OUT has waited longer:
-    # 54..67. Then LD.PBM 67..74, LD.MSB ..82, LD.WGT ..95, array 95..100, drain ..104, store ..117.
+    # Two column tiles. LOAD goes on at 31 with the transfer of the activations, until 49. ST.OUT of
+    # the first tile is ready at 40 and waits for the channel, for nothing interrupts a transfer; at
+    # 49 LD.WGT is ready too, but ST.OUT has waited longer: 49..62. Then LD.WGT 62..75, array
+    # 75..80, drain ..84, store ..97.
     program = dense_program(integer_header(4, 8, 32, 32), 4, 4)
     result = simulate_timing(program, 4, eight_per_row())
-    assert result.total_cycles == 117
-    assert result.engines[LOAD].stalled_cycles == {"DRAM": 13, "END": 117 - 95}
-    assert result.engines[STORE].stalled_cycles["DRAM"] == 54 - 50
+    assert result.total_cycles == 97
+    assert result.engines[LOAD].stalled_cycles == {"DRAM": 13, "END": 97 - 75}
+    assert result.engines[STORE].stalled_cycles["DRAM"] == 49 - 40
     assert result.engines[STORE].busy == 2 * (4 + 13)
     check_sums(result)
 
 
 def test_bound_by_loads():
-    # Three K chunks of one tile: loads 0..123 without a gap, since the array is done with a slot
-    # long before it is needed. The last chunk is computed 123..128, drained ..132, stored ..145.
+    # Three K chunks of one tile: loads 0..93 without a gap, since the array is done with a slot
+    # long before it is needed. The last chunk is computed 93..98, drained ..102, stored ..115.
     program = dense_program(integer_header(4, 4, 96, 32), 4, 4)
     result = simulate_timing(program, 4, eight_per_row(chunks=3))
-    assert result.total_cycles == 3 * 41 + 5 + 4 + 13
-    assert result.engines[LOAD].busy == 123
-    # ACT_READY: until 28; from 46 to 41 + 28; from 87 to 82 + 28.
+    assert result.total_cycles == 3 * 31 + 5 + 4 + 13
+    assert result.engines[LOAD].busy == 93
+    # ACT_READY: until 18; from 36 to 31 + 18; from 67 to 62 + 18.
     assert result.engines[MMA].stalled_cycles == {
-        "ACT_READY": 28 + 23 + 23,
+        "ACT_READY": 18 + 13 + 13,
         "WGT_READY": 3 * 13,
-        "END": 145 - 128,
+        "END": 115 - 98,
     }
     check_sums(result)
 
@@ -119,7 +120,7 @@ def test_one_slow_row():
     program = dense_program(integer_header(4, 4, 32, 32), 4, 4)
     result = simulate_timing(program, 4, digits([[0], [0], [32], [0]]))
     # LD.MSB: 16 bytes and 8 of pointers, as when every row has 8 digits.
-    assert result.total_cycles == 41 + (4 + 4) + 4 + 13
+    assert result.total_cycles == 31 + (4 + 4) + 4 + 13
     msb = result.counts.msb
     assert msb.macs == 32 * 4
     assert msb.lane_cycles == 4 * (4 * 4 * 8)
@@ -139,10 +140,10 @@ def test_steps_that_are_not_full():
 
 
 def test_empty_msb_plane():
-    # Only the two pointers are moved, 8 bytes in 6 cycles instead of 8, and MMA.MSB takes none.
+    # Only the two pointers are moved, 8 bytes in 1 cycle instead of 3, and MMA.MSB takes none.
     program = dense_program(integer_header(4, 4, 32, 32), 4, 4)
     result = simulate_timing(program, 4, digits([[0]] * 4))
-    assert result.total_cycles == (13 + 7 + 6 + 13) + 4 + 4 + 13
+    assert result.total_cycles == (13 + 2 + 1 + 13) + 4 + 4 + 13
     assert "MMA.MSB" not in result.engines[MMA].busy_cycles
     assert result.counts.msb.lane_cycles == 0
 
@@ -151,7 +152,7 @@ def test_two_weight_slices():
     # 8-bit weights: 128 bytes (5 + 16 = 21 cycles), and every pass twice.
     program = dense_program(integer_header(4, 4, 32, 32, weight_bits=8), 4, 4)
     result = simulate_timing(program, 4, eight_per_row())
-    assert result.total_cycles == (13 + 7 + 8 + 21) + 2 * 5 + 4 + 13
+    assert result.total_cycles == (13 + 2 + 3 + 21) + 2 * 5 + 4 + 13
     assert result.counts.lsb.macs == 2 * (4 * 4 * 32)
     assert result.counts.msb.macs == 2 * (4 * 8 * 4)
 
@@ -160,13 +161,13 @@ def test_one_row_is_split_over_the_array():
     # M = 1, 64 columns dealt to 4 PE rows, 16 columns or 2 steps each; 8 channels are 2 column
     # blocks; adding 4 partial sums takes 2 cycles per block.
     # LSB: 2 blocks x 2 steps + 2 x 2 = 8. MSB: segments of 16, 3, 0 and 0 digits, the longest 2
-    # steps: 8 again. Loads: 32 bytes 9, 8 bytes 6, 10 + 8 bytes 8, 8 x 32 bytes 37; 60 in all.
+    # steps: 8 again. Loads: 32 bytes 9, 8 bytes 1, 10 + 8 bytes 3, 8 x 32 bytes 37; 50 in all.
     # Drain: 8 outputs 2, store: 32 bytes 9.
     program = dense_program(integer_header(1, 8, 64, 64), 1, 8, row_split=4)
     result = simulate_timing(program, 1, digits([[8, 8, 3, 0, 0, 0, 0, 0]], unit=8))
     assert result.engines[MMA].busy_cycles == {"MMA.LSB": 8, "MMA.MSB": 8}
-    assert result.engines[LOAD].busy == 9 + 6 + 8 + 37
-    assert result.total_cycles == 60 + 16 + 2 + 9
+    assert result.engines[LOAD].busy == 9 + 1 + 3 + 37
+    assert result.total_cycles == 50 + 16 + 2 + 9
     # Of 4 PE rows, those with 3, 0 and 0 digits wait 1, 2 and 2 steps.
     assert result.counts.msb.macs == 19 * 8
     assert result.counts.msb.waiting_lane_cycles == (1 + 2 + 2) * 8 * 8
@@ -203,4 +204,4 @@ def test_float_outputs_count_their_bytes():
     # Row scales 16 bytes 7 cycles, channel scales 16 bytes 7 cycles, outputs of 2 bytes: 32 in 9.
     header = integer_header(4, 4, 32, 32, output="float32")
     result = simulate_timing(dense_program(header, 4, 4), 4, eight_per_row())
-    assert result.total_cycles == 7 + 7 + 41 + 5 + 4 + 9
+    assert result.total_cycles == 7 + 7 + 31 + 5 + 4 + 9

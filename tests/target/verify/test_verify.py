@@ -561,6 +561,7 @@ def test_a_large_op():
     big = replace(
         SMALL,
         activation_buffer_bytes=2**20,
+        scratchpad=False,
         weight_buffer_bytes=2**20,
         accumulator_buffer_bytes=2**20,
     )

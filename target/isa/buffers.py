@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from sparqle_tvm.target.isa import access
 from sparqle_tvm.target.isa.access import Tile
@@ -56,9 +56,9 @@ class Storage:
         """Where it lies."""
         return self.tile.buffer
 
-    def tile_bytes(self, header: Header, extents: Mapping[str, int]) -> int:
-        """Bytes of a tile of these extents, with every MSB digit present."""
-        return int(self.tile.nbytes(header, *(extents[axis] for axis in self.axes)))
+    def tile_bytes(self, header: Header, extents: Mapping[str, Any]) -> Any:
+        """Bytes of a tile of these extents (or arrays of them), with every MSB digit present."""
+        return self.tile.nbytes(header, *(extents[axis] for axis in self.axes))
 
 
 def _loaded(load: type[TileLoad | LdRow | LdChn | LdZro], free: Queue, ready: Queue) -> Storage:
@@ -106,9 +106,9 @@ LOADED: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Kinds of tiles that the intrinsic of each load fills, as far as an op needs them."""
 
 
-def aligned(nbytes: int) -> int:
+def aligned(nbytes: Any) -> Any:
     """`nbytes` rounded up to `ALIGNMENT`."""
-    return math.ceil(nbytes / ALIGNMENT) * ALIGNMENT
+    return access.ceil_div(nbytes, ALIGNMENT) * ALIGNMENT
 
 
 def storages_of(op: DenseOp) -> tuple[str, ...]:

@@ -1,0 +1,122 @@
+"""Split precision beside the dense baseline on random accelerators: is it ever slower?
+
+    python benchmarks/bench_never_slower.py [--accelerators 50] [--models NAME ..] [--seq 512]
+        [--batches 1 8 64] [--seed 0] [--json FILE]
+
+Accelerators are drawn: rows, columns, lanes, bandwidth and buffers. For each of them, every model,
+prefill of `--seq` tokens and decode after them, every batch: the time of the dense layers with the
+encoding of their inputs. Prints what is slower by more than 0.5 %, the worst cases, and how often
+the compiler leaves layers dense.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from sparqle_tvm.models.shapes import MODELS
+from sparqle_tvm.results.passes import PHASES
+from sparqle_tvm.studies.estimate import estimate
+from sparqle_tvm.target.accelerator import PRESETS, Accelerator
+
+AIM = -0.005
+# Tokens of a prefill over all sequences: beyond that a larger batch changes next to nothing.
+MOST_ROWS = 4096
+
+
+def random_accelerator(rng: np.random.Generator, number: int) -> Accelerator:
+    """An array with memory that may be far too slow or far too fast for it."""
+    rows, cols, lanes = (int(2 ** rng.integers(*powers)) for powers in ((3, 7), (3, 7), (3, 6)))
+    macs = rows * cols * lanes
+    bandwidth = float(np.exp(rng.uniform(np.log(macs / 1024), np.log(macs / 16))))
+    # Bytes of a smallest tile, and so many times more.
+    buffers = [int(2 ** rng.integers(15, 22)) for _ in range(3)]
+    least = (4 * rows * max(lanes, 8) * 9 // 8, 4 * cols * max(lanes, 8), 4 * rows * cols * 8)
+    activation, weight, accumulator = map(max, buffers, least)
+    return replace(
+        PRESETS["sparqle/edge"],
+        name=f"random {number}",
+        rows=rows,
+        cols=cols,
+        lanes=lanes,
+        dram_bytes_per_cycle=round(max(bandwidth, 1.0), 1),
+        activation_buffer_bytes=activation,
+        weight_buffer_bytes=weight,
+        accumulator_buffer_bytes=accumulator,
+        scratchpad=bool(rng.integers(2)),
+        drain_elements_per_cycle=max(cols, 16),
+        vector_lanes=4 * max(rows, cols),
+        vector_macs_per_cycle=16 * max(rows, cols),
+    )
+
+
+def measure(
+    accelerator: Accelerator, models: list[str], seq: int, batches: list[int]
+) -> list[dict[str, Any]]:
+    """What split precision saves of the time, case by case."""
+    records = []
+    for model in models:
+        for phase in PHASES:
+            for batch in batches:
+                if phase == "prefill" and seq * batch > MOST_ROWS:
+                    continue
+                found = estimate(
+                    *(model, phase),
+                    seq=seq,
+                    batch=batch,
+                    target=accelerator,
+                    schemes=("dense", "sparqle"),
+                )
+                times = {s: r.dense_layers.cycles for s, r in found.schemes.items()}
+                records.append(
+                    {
+                        "accelerator": accelerator.name,
+                        "model": model,
+                        "phase": phase,
+                        "batch": batch,
+                        "saved": 1 - times["sparqle"] / times["dense"],
+                    }
+                )
+    return records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--accelerators", type=int, default=50)
+    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=sorted(MODELS))
+    parser.add_argument("--seq", type=int, default=512)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", metavar="FILE")
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(arguments.seed)
+    machines, records = {}, []
+    for number in range(arguments.accelerators):
+        machine = random_accelerator(rng, number)
+        machines[machine.name] = machine
+        records += measure(machine, arguments.models, arguments.seq, arguments.batches)
+    records.sort(key=lambda record: record["saved"])
+    for record in records[:10]:
+        m = machines[record["accelerator"]]
+        print(
+            f"{record['saved']:+7.2%} {record['model']:14} {record['phase']:8} batch "
+            f"{record['batch']:3} {m.rows}x{m.cols}x{m.lanes}, {m.dram_bytes_per_cycle:g} B/cycle, "
+            f"{m.activation_buffer_bytes >> 10}/{m.weight_buffer_bytes >> 10}/"
+            f"{m.accumulator_buffer_bytes >> 10} KiB{' in one' * m.scratchpad}"
+        )
+    saved = np.array([record["saved"] for record in records])
+    print(
+        f"{len(saved)} cases: {np.count_nonzero(saved < AIM)} slower by more than {-AIM:.1%}; "
+        f"saved {saved.min():+.2%} to {saved.max():+.2%}, median {np.median(saved):+.2%}"
+    )
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump({"machines": list(map(asdict, machines.values())), "cases": records}, file)
+
+
+if __name__ == "__main__":
+    main()
