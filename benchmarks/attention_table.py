@@ -30,6 +30,7 @@ from sparqle_tvm.models.attention_sparsity import attention_file, load_attention
 from sparqle_tvm.models.builtin import fetch_builtin
 from sparqle_tvm.numerics import attention as numerics
 from sparqle_tvm.numerics.kv_cache import prefers_planes, with_factor
+from sparqle_tvm.numerics.window import window_of
 from sparqle_tvm.studies.inputs import BUILTIN_TEXT
 from sparqle_tvm.threads import use_threads
 
@@ -38,8 +39,8 @@ BLOCK_TOKENS = (1, 4, 16, 64)
 QUERY_ROWS = 64
 FACTORS = (1, 2, 3, 4, 6, 8)
 """On the scales of keys and values: what they leave of the 127 levels."""
-ZERO_HIGH = (-8, 7)
-"""Signed values without a high digit; of the unsigned p those below 16."""
+INT8 = window_of("signed").digits(4)
+PROBABILITIES = window_of("unsigned").digits(4, signed=False)
 
 
 def main() -> None:
@@ -136,7 +137,8 @@ def look(
         )
         p = block.probabilities.reshape(QUERY_ROWS, group, context)
         nonzero += (p > 0).sum() / (group * seen.sum()) / kv_heads
-        low += ((p < 16) & seen[:, None]).sum() / (group * seen.sum()) / kv_heads
+        small = (p <= PROBABILITIES.zero_range[1]) & seen[:, None]
+        low += small.sum() / (group * seen.sum()) / kv_heads
         needed = p.any(axis=1)
         for place, tokens in enumerate(BLOCK_TOKENS):
             blocks = needed.reshape(-1, tokens, context).any(axis=1)
@@ -156,7 +158,7 @@ def zero_high_by_head(x: NDArray[np.float32], factor: float) -> list[float]:
 
 def zero_high(heads: numerics.Heads) -> NDArray[np.bool_]:
     """Which integers have no high digit in the window around 0."""
-    low, high = ZERO_HIGH
+    low, high = INT8.zero_range
     return np.asarray((heads.values >= low) & (heads.values <= high))
 
 

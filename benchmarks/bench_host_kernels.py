@@ -19,6 +19,7 @@ import tvm
 from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import MatmulSpec
+from sparqle_tvm.host.planes import SplitForm
 from sparqle_tvm.host.processor import host_target
 from sparqle_tvm.host.register_tile import host_tile
 from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
@@ -76,7 +77,7 @@ def encode(rows: int, columns: int, spec: EncodeSpec) -> list[Any]:
 
 
 def bench_encode(rows: int, columns: int, seconds: float) -> Row:
-    spec = EncodeSpec(1, columns, 4, "signed", 32, 119)
+    spec = EncodeSpec(1, columns, SplitForm("signed", 4), 32, 127)
     kernel, args = compiled(encode_kernel(spec)), encode(rows, columns, spec)
     taken = fastest(lambda: kernel(*args), seconds)
     return Row("quantize_encode", f"{rows}x{columns}", taken * 1e3)
@@ -96,8 +97,8 @@ def bench_dense(form: str, rows: int, channels: int, columns: int, seconds: floa
     op = DenseOp(1, channels, columns, output="int32" if form == "int32" else "float32")
     if grouped:
         op = replace(op, group_size=32, has_min=True)
-    spec = DenseKernel(op, 1, None, TILE)
-    encode_spec = EncodeSpec(1, columns, 4, "signed", 32, 119)
+    spec = DenseKernel(op, SplitForm("signed", 4), 1, None, TILE)
+    encode_spec = EncodeSpec(1, columns, SplitForm("signed", 4), 32, 127)
     encoding = encode(rows, columns, encode_spec)
     compiled(encode_kernel(encode_spec))(*encoding)
     rng = np.random.default_rng(0)

@@ -213,3 +213,90 @@ def test_a_reader_that_has_enough_ends_the_command_quietly():
     )
     assert done.stdout == "{\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("words", [["estimate", "--seq", "64"], ["disasm", "--json", "-"]])
+def test_standard_output_that_is_full_is_one_line(words):
+    sparqle = Path(sys.executable).with_name("sparqle")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sparqle, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "sparqle: error: standard output cannot be written: No space left on device\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--json", "-", "--markdown", "-"], "--json and --markdown: only one goes to standard"),
+        (["--html", "-", "--json", "-"], "only one goes to standard output"),
+        (["--json", "a", "--markdown", "a"], "this file is written by json, too"),
+        (["--json", "run.json"], "this file is read by run, too"),
+        (["--json", "new", "--csv", "run.json"], "run.json cannot be written"),
+        (["--json", "new", "--pictures", "run.json/x"], "run.json is no folder"),
+    ],
+)
+def test_outputs_are_checked_before_any_is_written(
+    run_file, tmp_path, monkeypatch, capsys, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    before = run_file.read_bytes()
+    assert main(["report", "--run", "run.json", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert run_file.read_bytes() == before
+
+
+def test_outputs_are_written_together_or_not_at_all(run_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--json", "a.json", "--markdown", "a.md", "--csv", "csv", "--html", "/dev/full"]
+    assert main(["report", "--run", "run.json", *words]) == 2
+    assert "/dev/full cannot be written: No space left" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} <= {"run.json", "csv", "a.json", "a.md"}
+
+
+def test_report_writes_the_page_to_standard_output(run_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "--run", str(run_file), "--html", "-"]) == 0
+    assert capsys.readouterr().out.startswith("<!doctype html>")
+    assert list(tmp_path.iterdir()) == [run_file]
+
+
+def test_names_in_errors_do_not_steer_the_terminal(capsys):
+    assert main(["estimate", "--target", "\x1b[2J[red]"]) == 2
+    assert "unknown target '\\x1b[2J[red]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tune", "--seed", "-1"], "seed -1 is negative"),
+        (["tune", "--objective", "speed"], "objective speed is unknown"),
+        (["tune", "--percentile", "101"], "percentile 101"),
+        (["tune", "--trials", "0"], "must be positive"),
+        (["pareto", "--calibration", "c.npz", "--picture", "x.foo"], "ends in .png, .svg or .pdf"),
+        (["calibrate", "--out", "c.txt"], "has to end in .npz"),
+        (["calibrate", "--tokens", "0"], "must be at least 1"),
+        (["calibrate", "--text", "none.txt"], "none.txt cannot be read"),
+        (["run", "--loss-tokens", "0"], "at least 2 tokens"),
+        (["run", "--text", "none.txt"], "none.txt cannot be read"),
+        (["sweep", "--axis", "seq=1:5:999999999999"], "more than 1000000 values"),
+        (["sweep", "--axis", "seq=1:inf:5"], "is first:last:count"),
+    ],
+)
+def test_options_are_refused_before_the_work_begins(monkeypatch, capsys, tmp_path, words, message):
+    def never(*_, **__):
+        raise AssertionError("a model is read")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sparqle_tvm.frontend.from_gguf", never)
+    monkeypatch.setattr("sparqle_tvm.models.builtin.fetch_builtin", never)
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -17,6 +17,8 @@ import sparqle_tvm
 from sparqle_tvm import compiler, numerics, passes
 from sparqle_tvm.compiler import Options
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, QuantizationError, TargetError
+from sparqle_tvm.numerics.attention import attention
+from sparqle_tvm.numerics.kv_cache import KvStorage, plain
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.target.accelerator import Accelerator
 
@@ -217,6 +219,36 @@ def test_phases_are_a_table_of_contents():
     assert [str(each.info.name) for each in chosen] == ["ChooseWindow"]
 
 
+def test_attention_in_integers_is_asked_for_by_every_form():
+    options = Options(attention="int8")
+    for phases in (compiler.phases, compiler.reference_phases, compiler.host_phases):
+        names = [str(each.info.name) for each in phases(options)["import"]]
+        assert names[-2:] == ["QuantizeAttention", "QuantizeCache"]
+        left = [str(each.info.name) for each in phases(Options())["import"]]
+        assert left == names[:-2]
+
+
+@I.ir_module
+class AttentionModel:
+    @R.function
+    def main(q: R.Tensor((1, "n", 4, 8), "float32")):
+        with R.dataflow():
+            y = R.nn.attention(q, q, q, causal_mask="BottomRight")
+            R.output(y)
+        return y
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_attention_in_integers_is_the_definition(split):
+    q = np.random.default_rng(0).standard_normal((1, 9, 4, 8)).astype(np.float32)
+    kv = KvStorage(plain(6), plain(8))
+    options = {"split": split, "attention": "int8", "default_kv": kv}
+    compiled = sparqle_tvm.compile(AttentionModel, **options)
+    assert compiled.report.rewritten["QuantizeAttention"] == 1
+    expected = attention(q[0], q[0], q[0], key_levels=31)
+    np.testing.assert_array_equal(compiled["main"](q).numpy()[0], expected)
+
+
 @pytest.mark.parametrize(
     ("phase", "has", "lacks"),
     [
@@ -320,6 +352,8 @@ def test_a_dump_that_cannot_be_written_says_so(tmp_path):
 
 
 def test_options_are_checked():
+    with pytest.raises(InvalidArgumentError, match='"half" is neither "float" nor'):
+        sparqle_tvm.pipeline(attention="half")  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="needs an accelerator"):
         Options(engine="simulator")
     with pytest.raises(TypeError, match="unknown_option"):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from onnx_models import mlp, static
 
 import sparqle_tvm
 from sparqle_tvm._versions import REQUIRED
@@ -181,6 +182,7 @@ def test_version_and_pins_agree_with_pyproject():
 def test_readme_python_runs_in_order(tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     assert blocks
+    static(mlp(), tmp_path).rename(tmp_path / "model.onnx")
     # A file, because TVMScript reads the source of what it decorates.
     script = tmp_path / "readme.py"
     script.write_text("\n".join(blocks))

@@ -17,6 +17,7 @@ def test_there_are_tutorials():
         "03_cost.ipynb",
         "04_sparsity.ipynb",
         "05_tuning.ipynb",
+        "06_attention.ipynb",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -27,6 +28,24 @@ ARCHITECTURES = ("llama",)
 """Values of "general.architecture" that can be imported."""
 
 
+KNOWN_KEYS: Mapping[str, frozenset[str]] = {
+    "attention": frozenset(
+        {
+            *("head_count", "head_count_kv", "key_length", "value_length", "causal"),
+            "layer_norm_rms_epsilon",
+        }
+    ),
+    "rope": frozenset(
+        {
+            *("dimension_count", "freq_base", "scale_linear", "scaling.type", "scaling.factor"),
+            # Only for other kinds of scaling than those that are supported; and how it was trained.
+            *("scaling.original_context_length", "scaling.finetuned"),
+        }
+    ),
+}
+"""Keys below ``attention.`` and ``rope.`` that are read, or that change nothing."""
+
+
 @dataclass(frozen=True)
 class ImportedModel:
     """A language model as an IRModule, and what came with it.
@@ -39,6 +58,7 @@ class ImportedModel:
     sha256 : SHA-256 of the file, in hexadecimal digits
     activations : what the dense layers compute on
     file : the file that it came from, with its tensors
+    float_weights : names of the quantized weights that became float32 layers
     """
 
     mod: tvm.IRModule = field(repr=False)
@@ -47,6 +67,7 @@ class ImportedModel:
     sha256: str
     activations: Activations
     file: GGUFFile = field(repr=False)
+    float_weights: tuple[str, ...] = ()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -67,8 +88,10 @@ def from_gguf(
 ) -> ImportedModel:
     """Import a llama-family decoder.
 
-    Integer weights (Q4_0, Q4_1, Q8_0) stay the integers that they are. F16 and F32 weights become
-    float32 layers.
+    Integer weights whose scales are float16 (Q4_0 to Q8_0, IQ4_NL, TQ1_0, TQ2_0) stay the integers
+    that they are. F16, BF16 and F32 weights become float32 layers, and so do K-quants and IQ4_XS,
+    whose scales are finer: `ImportedModel.float_weights` names these. Of a model that was split,
+    the first file is given.
 
     Parameters
     ----------
@@ -105,6 +128,7 @@ def from_gguf(
         sha256=file.sha256(),
         activations=activations,
         file=file,
+        float_weights=tuple(file.turned_to_float) if activations == "int8" else (),
     )
 
 
@@ -124,6 +148,7 @@ def read_config(file: GGUFFile) -> LlamaConfig:
             f"{file.path}: architecture {arch!r} is not supported; supported: "
             f"{', '.join(ARCHITECTURES)}"
         )
+    _refuse_unknown(file, arch)
     if file.get(f"{arch}.expert_count", int):
         raise UnsupportedModelError(f"{file.path}: mixtures of experts are not supported")
     embed = file.require(f"{arch}.embedding_length", int)
@@ -158,14 +183,32 @@ def _vocab_size(file: GGUFFile) -> int:
 
 
 def _rope_scale(file: GGUFFile, arch: str) -> float:
-    kind = file.get(f"{arch}.rope.scaling.type", str) or "none"
+    """What positions are divided by; a factor without a type is linear, as in llama.cpp."""
+    factor = file.get(f"{arch}.rope.scaling.factor", float)
+    if factor is None:
+        factor = file.get(f"{arch}.rope.scale_linear", float)
+    kind = file.get(f"{arch}.rope.scaling.type", str) or ("none" if factor is None else "linear")
     if kind == "none":
         return 1.0
     if kind != "linear":
         raise UnsupportedModelError(
             f"{file.path}: RoPE scaling {kind!r} is not supported; supported: none, linear"
         )
-    return file.require(f"{arch}.rope.scaling.factor", float)
+    return factor if factor is not None else file.require(f"{arch}.rope.scaling.factor", float)
+
+
+def _refuse_unknown(file: GGUFFile, arch: str) -> None:
+    """Raise if the file has a key that changes attention or positions and that nobody reads."""
+    for part, known in KNOWN_KEYS.items():
+        prefix = f"{arch}.{part}."
+        unknown = sorted({key.removeprefix(prefix) for key in file.keys(prefix)} - known)
+        if unknown:
+            raise UnsupportedModelError(
+                f"{file.path}: metadata {prefix + unknown[0]!r} is not known, and may change what "
+                "the model computes"
+            )
+    if file.get(f"{arch}.attention.causal", bool) is False:
+        raise UnsupportedModelError(f"{file.path}: attention that is not causal is not supported")
 
 
 def _check(file: GGUFFile, config: LlamaConfig, value_dim: int) -> None:

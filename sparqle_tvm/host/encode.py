@@ -8,6 +8,7 @@ of MSB bytes are moved together, in parallel again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -135,15 +136,19 @@ def encode_kernel(spec: EncodeSpec) -> tirx.PrimFunc:
 
         def encode_row(row: Any) -> None:
             stored = scratch(spec.stored, columns)
+            # Kept for the sums alone: what is stored would have to be read back.
+            quantized = scratch(spec.form.integer, columns) if scale and sums else None
             smallest = spec.form.smallest(zeros, row)
             if scale:
-                quantize_row(spec, row, source, stored, scale, factors, bands)
+                quantize_row(spec, row, source, stored, scale, factors, bands, quantized)
             else:
                 _store_row(spec, row, source, stored, smallest)
             _pack_lsb(spec, row, stored, lsb)
             _pack_msb(spec, row, stored, pbm, stream, row_ptr, smallest)
             if sums:
-                _sum_groups(spec, row, stored, sums, smallest, spec.form.zero_point(zeros, row))
+                zero_point = spec.form.zero_point(zeros, row)
+                known = (lambda i: quantized[i]) if quantized else (lambda i: source[row, i])
+                _sum_groups(spec, row, known, sums, zero_point)
 
         def move_row(row: Any) -> None:
             with loop(row_ptr[row + 1] - row_ptr[row]) as i:
@@ -178,8 +183,9 @@ def quantize_row(
     scale: Array,
     factors: Array | None = None,
     bands: Array | None = None,
+    quantized: Array | None = None,
 ) -> None:
-    """Write what is stored of one row, and its scale; NaN or Inf: scale NaN, q 0."""
+    """Write what is stored of one row (and q itself), and its scale; NaN or Inf: NaN and q 0."""
     # As integers, the magnitudes of floats keep their order, and NaN and Inf come out on top;
     # float comparisons are compiled under the assumption that there are no NaNs.
     largest = Scalar("int32", 0)
@@ -207,6 +213,8 @@ def quantize_row(
         if bands:
             q = _clip_to_bands(spec, q, *(cast("int32", bands[side, i]) for side in (0, 1)))
         stored[i] = _stored(spec, q + spec.form.digits.bias)
+        if quantized:
+            quantized[i] = cast(spec.form.integer, q)
 
 
 def _stored(spec: EncodeSpec, biased: Any) -> Any:
@@ -292,13 +300,11 @@ def _pack_msb(
 
 
 def _sum_groups(
-    spec: EncodeSpec, row: Any, stored: Array, sums: Array, smallest: Any, zero_point: Any
+    spec: EncodeSpec, row: Any, q: Callable[[Any], Any], sums: Array, zero_point: Any
 ) -> None:
-    """Sums of q - zero point: the smallest q of the type, and what each q is more than that."""
-    low, last = spec.form.digits.bounds[0], 4**spec.k - 1
+    """Sums of q - zero point."""
     with loop(spec.groups) as group:
-        total = Scalar("int32", (T.int32(low) - zero_point) * spec.group_size)
+        total = Scalar("int32", -zero_point * spec.group_size)
         with loop(spec.group_size) as i:
-            above = cast("int32", stored[group * spec.group_size + i]) - smallest
-            total.add(T.bitwise_and(above, last))
+            total.add(cast("int32", q(group * spec.group_size + i)))
         sums[row, group] = total.value

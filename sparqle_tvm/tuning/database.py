@@ -265,7 +265,9 @@ class _Graph:
     nodes: list[_Node]
 
 
-def _read_records(path: Path, tasks: list[TuningTask], accelerator: Accelerator) -> Iterator[Entry]:
+def _read_records(
+    path: Path, tasks: Sequence[TuningTask], accelerator: Accelerator
+) -> Iterator[Entry]:
     remedy = "remove the line, or tune again"
     features = _features(accelerator.to_target_config())
     for number, line in _lines(path):

@@ -26,7 +26,7 @@ class Layer:
 
     @R.function
     def main(x: R.Tensor(("n", 8), "float32"), q: R.Tensor(("n", 8), "int8")):
-        up = R.sparqle.quantize_encode(x, qmax=119, label="up")
+        up = R.sparqle.quantize_encode(x, qmax=127, label="up")
         scale = up[4]
         y = R.sparqle.split_dense_scaled(
             up, scale, R.const(W), R.const(SCALE), R.const(OFFSET),
@@ -46,6 +46,25 @@ class Plain:
     def main(x: R.Tensor(("n", 8), "float32")):
         y = R.abs(x)
         return y
+
+
+@I.ir_module
+class Shifted:
+    """uint8 with a constant zero point, and with one that comes at run time."""
+
+    @R.function
+    def main(q: R.Tensor(("n", 8), "uint8"), zero: R.Tensor((), "uint8")):
+        fixed = R.sparqle.encode(q, k=4, window="signed", zero_point=250, label="fixed")
+        a = R.sparqle.split_dense(
+            fixed, R.const(W), R.const(np.zeros(3, np.int32)), k=4, window="signed",
+            act_signed=0, zero_point=250, in_features=8, weight_bits=8, label="fixed",
+        )  # fmt: skip
+        later = R.sparqle.encode(q, zero, k=4, window="signed", label="later")
+        b = R.sparqle.split_dense(
+            later, R.const(W), R.const(np.zeros(3, np.int32)), k=4, window="signed",
+            act_signed=0, in_features=8, weight_bits=8, label="later",
+        )  # fmt: skip
+        return (a, b)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +113,20 @@ def test_sums_of_a_layer(layer):
     stored = (q > 15).sum()
     assert given.stored[1, UNCHANGED].sum() == stored
     assert found.windows()["given"] == "unsigned"
+
+
+def test_windows_are_measured_around_the_zero_point():
+    collector = Collector(Shifted, "main")
+    q = np.random.default_rng(2).integers(200, 256, (20, 8)).astype(np.uint8)
+    q[:, 0] = 3
+    collector.run(q, np.array(7, np.uint8))
+    found = collector.result(model_name="", text_name="", tokens=20)
+    # What comes at run time is not known to the statistics.
+    assert [e.label for e in found.encodings] == ["fixed"]
+    # The centre is 248, the largest, so digits are spared from 240 on.
+    stored = [np.count_nonzero(q < 240), np.count_nonzero(q > 15)]
+    assert found["fixed"].stored[:, UNCHANGED].sum(axis=1).tolist() == stored
+    assert found.windows() == {"fixed": "signed"}
 
 
 def test_a_sample_holds_whole_rows_whatever_the_order(layer):

@@ -68,7 +68,7 @@ def test_files_that_are_no_calibration(tmp_path, saved):
 def test_other_versions_and_damage(saved):
     original = saved.read_bytes()
     for header, message in (
-        ({"version": 99}, "of version 99, this program reads version 1"),
+        ({"version": 99}, "of version 99, this program reads version 2"),
         ({"format": "recipe"}, "its format is not sparqle-calibration"),
         ({"encodings": [{}]}, "damaged"),
     ):

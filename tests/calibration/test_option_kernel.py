@@ -21,8 +21,8 @@ def test_sums_are_those_of_numpy(rows, columns, size, seed):
     rng = np.random.default_rng(seed)
     x = (rng.laplace(size=(rows, columns)) * size).astype(np.float32)
     weight = rng.uniform(0.1, 2, rows).astype(np.float32)
-    scale = np.abs(x).max(axis=1) / np.float32(119)
-    error, stored = option_sums(x, scale, weight, FACTORS, 119)
+    scale = np.abs(x).max(axis=1) / np.float32(127)
+    error, stored = option_sums(x, scale, weight, FACTORS, 127)
     assert error.shape == (4, columns) and stored.shape == (2, 4, columns)
     for i, factor in enumerate(FACTORS):
         q, found, _ = quantize_with_choice(x, EncodingChoice.per_group([factor], columns))
@@ -39,5 +39,5 @@ def test_sums_are_those_of_numpy(rows, columns, size, seed):
 def test_rows_of_zeros():
     x = np.zeros((3, 40), np.float32)
     scale = np.full(3, 1e-30, np.float32)
-    error, stored = option_sums(x, scale, np.ones(3, np.float32), FACTORS, 119)
+    error, stored = option_sums(x, scale, np.ones(3, np.float32), FACTORS, 127)
     assert not error.any() and not stored.any()

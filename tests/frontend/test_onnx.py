@@ -44,7 +44,10 @@ STATIC = {
 def test_static_quantization_equals_onnxruntime(kind: str, tmp_path: Path) -> None:
     path = static(mlp(), tmp_path, **STATIC[kind])
     x = rows(7, 99)
-    np.testing.assert_array_equal(ours(path, x), run(path, x))
+    compiled = sparqle_tvm.compile(from_onnx(path).mod)
+    assert compiled.report.rewritten["SplitPrecision"] == 2
+    assert compiled.report.skipped == []
+    np.testing.assert_array_equal(compiled["main"](x).numpy(), run(path, x))
 
 
 @pytest.mark.parametrize("weights", [QuantType.QInt8, QuantType.QUInt8])
@@ -54,8 +57,20 @@ def test_dynamic_quantization_equals_onnxruntime(
 ) -> None:
     path = dynamic(mlp(), tmp_path, weight_type=weights, per_channel=per_channel)
     compiled = sparqle_tvm.compile(from_onnx(path).mod)
+    assert compiled.report.rewritten["SplitPrecision"] == 2
+    assert compiled.report.skipped == []
     for x in (rows(7, 99), rows(1, 98), np.zeros((2, FEATURES), np.float32)):
         np.testing.assert_array_equal(compiled["main"](x).numpy(), run(path, x))
+
+
+@pytest.mark.parametrize("activations", [QuantType.QInt8, QuantType.QUInt8])
+def test_layers_with_bias_and_relu_are_drained(activations: Any, tmp_path: Path) -> None:
+    path = static(mlp(gemms=2), tmp_path, activations=activations)
+    compiled = sparqle_tvm.compile(from_onnx(path).mod, engine="simulator")
+    assert compiled.report.rewritten["DrainEncoded"] == 1
+    assert compiled.report.skipped == []
+    x = rows(7, 99)
+    np.testing.assert_array_equal(compiled["main"](x).numpy(), run(path, x))
 
 
 def test_products_of_a_quantized_model_are_split_and_bear_the_names_of_nodes(
@@ -302,7 +317,9 @@ def test_the_model_that_is_given_stays_as_it_is() -> None:
 
 
 def test_an_axis_that_no_input_has() -> None:
-    with pytest.raises(InvalidArgumentError, match="axis 'row' is none of the model's; it has: ro"):
+    with pytest.raises(
+        InvalidArgumentError, match="axis 'row' is none of the model's; it has: batch"
+    ):
         from_onnx(mlp(), sizes={"row": 3})
 
 

@@ -23,7 +23,7 @@ def test_plain_integers(bits, levels):
     assert storage.plain_bits == storage.mean_bits(0.9) == bits
 
 
-@pytest.mark.parametrize("factor, levels", [(1, 127), (2, 64), (3, 42), (4, 32), (127, 1)])
+@pytest.mark.parametrize("factor, levels", [(1, 127), (2, 63), (3, 42), (4, 31), (127, 1)])
 def test_planes_with_a_factor(factor, levels):
     storage = with_factor(factor)
     assert storage.levels == levels and storage.in_planes(3)
@@ -48,8 +48,8 @@ def test_a_letter_per_head():
         ("int8", PLAIN_INT8),
         ("int5", KvStorage(plain(5), plain(5))),
         ("planes", KvStorage(HeadStorage(127, "p"), HeadStorage(127, "-"))),
-        ("planes:4", KvStorage(HeadStorage(32, "p"), HeadStorage(127, "-"))),
-        ("planes:3,1.5", KvStorage(HeadStorage(42, "p"), HeadStorage(85, "p"))),
+        ("planes:4", KvStorage(HeadStorage(31, "p"), HeadStorage(127, "-"))),
+        ("planes:3,1.5", KvStorage(HeadStorage(42, "p"), HeadStorage(84, "p"))),
     ],
 )
 def test_what_a_user_says(text, storage):

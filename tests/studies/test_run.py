@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,12 +20,15 @@ from sparqle_tvm.errors import (
     TextError,
     UnsupportedModelError,
 )
+from sparqle_tvm.models.attention_sparsity import measured_attention
 from sparqle_tvm.numerics import encode
+from sparqle_tvm.numerics.kv_cache import parse_kv
 from sparqle_tvm.passes import DenseInfo, EncodingInfo
 from sparqle_tvm.results.run import mean_sparsity
 from sparqle_tvm.runtime.executable import EncodingRecord
 from sparqle_tvm.studies.count import count_phases, count_sorting, prefill_encodings
 from sparqle_tvm.studies.evaluation import encoded_activations, evaluate, layer_sparsities
+from sparqle_tvm.studies.inputs import kv_options
 from sparqle_tvm.studies.run import run_model
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.model import EncodedActivation
@@ -38,7 +42,7 @@ SHAPE = TransformerShape(layers=1, embed=64, ffn=96, heads=4, kv_heads=2, head_d
 def record(label: str, consumers: dict[str, int], tokens: int, seed: int) -> EncodingRecord:
     q = np.random.default_rng(seed).integers(-30, 30, (tokens, 64)).astype(np.int8)
     dense = [DenseInfo(name, n, 64, 4, 32, True) for name, n in consumers.items()]
-    info = EncodingInfo(label, 4, "signed", 64, True, False, dense)
+    info = EncodingInfo(label, 4, "signed", "by rule", 64, True, dense)
     return EncodingRecord(info, encode(q).pbm, None, 0)
 
 
@@ -98,6 +102,9 @@ def test_a_run_is_exact_and_complete(result):
     assert result.exact
     assert result.perplexity["sparqle"] == result.perplexity["int8"]
     assert result.perplexity["int8"] == pytest.approx(result.perplexity["float"], rel=0.05)
+    alone = result.perplexity["int8_attention"]
+    assert alone == pytest.approx(result.perplexity["float"], rel=0.02)
+    assert alone not in (result.perplexity["float"], result.perplexity["int8"])
     sparsity = result.msb_sparsity
     kinds = [kind.kind for kind in sparsity.kinds]
     assert kinds == ["attn_q attn_k attn_v", "attn_output", "ffn_gate ffn_up", "ffn_down", "output"]
@@ -107,6 +114,37 @@ def test_a_run_is_exact_and_complete(result):
     assert schemes["sparqle"].mma_cycles < schemes["dense"].mma_cycles
     assert (result.prefill.tokens, result.decode.past) == (96, 95)
     assert len(result.seconds) == 9
+
+
+def test_attention_in_float_and_keys_and_values_in_four_bits(folder):
+    files = (folder / "tiny.gguf", folder / "prose.txt")
+    options = {"engine": "analytical", "balance": "none", "progress": False}
+    floating = run_model(*files, 24, attention="float", **options)
+    assert floating.exact and set(floating.perplexity) == {"float", "int8", "sparqle"}
+    coarse = run_model(*files, 24, kv="int4", **options)
+    assert coarse.exact and coarse.kv == "int4"
+    assert coarse.perplexity["float"] == floating.perplexity["float"]
+    assert coarse.perplexity["int8"] != floating.perplexity["int8"]
+
+
+def test_planes_hold_each_head_of_the_builtin_model_as_is_smaller():
+    known = SimpleNamespace(
+        sha256=measured_attention().model_sha256,
+        config=SimpleNamespace(layers=30, kv_heads=3),
+    )
+    options = kv_options("planes", known)
+    assert options["default_kv"] == parse_kv("planes")
+    assert list(options["kv"]) == [f"blk_{i}_attn" for i in range(30)]
+    for number, storage in enumerate(options["kv"].values()):
+        layer = measured_attention().layers[number]
+        for side, of_factor in (
+            (storage.keys, layer.k_msb_sparsity),
+            (storage.values, layer.v_msb_sparsity),
+        ):
+            assert side.levels == 127
+            assert side.planes == "".join("p" if s > 0.25 else "-" for s in of_factor[0])
+    other = SimpleNamespace(sha256="0", config=known.config)
+    assert kv_options("planes", other)["kv"] == {} == kv_options("planes:2", known)["kv"]
 
 
 def test_the_split_form_is_dumped_after_each_phase(result, folder):
@@ -182,6 +220,12 @@ def test_bad_input(folder, tmp_path):
         run_model(model, text, 1)
     with pytest.raises(InvalidArgumentError, match="'fast' is unknown; known: array, time, none"):
         run_model(model, text, 16, balance="fast")
+    with pytest.raises(InvalidArgumentError, match="attention 'half' is unknown; known: float, "):
+        run_model(model, text, 16, attention="half")
+    with pytest.raises(InvalidArgumentError, match="'int3' is no storage of keys and values"):
+        run_model(model, text, 16, kv="int3")
+    with pytest.raises(InvalidArgumentError, match="is about attention in int8, not in float"):
+        run_model(model, text, 16, attention="float", kv="planes")
     with pytest.raises(TargetError, match="unknown target 'nope'"):
         run_model(model, text, 16, "nope")
     with pytest.raises(TargetError, match=r"digits of 2 bits, so activations of 4; this runs int8"):

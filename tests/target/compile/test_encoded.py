@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dense_cases import EDGE, TINY, Operands, expected, random_operands, run_primfunc
+from dense_cases import EDGE, TINY, Operands, encoded, expected, random_operands, run_primfunc
 from handmade import Tiles, dense_program, make_header, with_op
 from mutations import Mutator
 from tie import draw_digits
@@ -54,7 +54,7 @@ FORMS = {
         out_chunk=8,
         out_window="signed",
         out_low=-127,
-        out_high=119,
+        out_high=127,
     ),
     "digits of 2": DenseOp(
         m=1,
@@ -66,7 +66,7 @@ FORMS = {
         out_chunk=8,
         out_window="signed",
         out_low=-8,
-        out_high=5,
+        out_high=7,
     ),
     "digits of 8": DenseOp(
         m=1,
@@ -80,6 +80,19 @@ FORMS = {
         out_zero=77,
     ),
 }
+FORMS["uint8"] = DenseOp(
+    *(1, 1, 1),
+    act_signed=False,
+    centre=99,
+    output="encoded",
+    out_chunk=8,
+    out_signed=False,
+    out_window="signed",
+    out_centre=131,
+    out_zero=131,
+    out_high=255,
+)
+FORMS["rows"] = replace(FORMS["uint8"], centre=0, row_zeros=True, adds_shift=True)
 OUT_SCALE = np.array([0.7], np.float32)
 CASES = 7
 
@@ -91,7 +104,10 @@ def quantized(spec: DenseOp, operands: Operands, scale: Any = OUT_SCALE) -> Any:
     return q.astype(spec.out_dtype)
 
 
-NO_FORMAT = {"out_chunk": 0, "out_window": "unsigned", "out_zero": 0, "out_low": 0, "out_high": 0}
+NO_FORMAT = {
+    **{"out_chunk": 0, "out_window": "unsigned", "out_zero": 0, "out_low": 0, "out_high": 0},
+    **{"out_signed": True, "out_centre": 0},
+}
 
 
 def compiled(spec: DenseOp, decisions: Decisions, accelerator: Accelerator = TINY) -> Program:
@@ -100,7 +116,7 @@ def compiled(spec: DenseOp, decisions: Decisions, accelerator: Accelerator = TIN
 
 def run(program: Program, operands: Operands, rows: int) -> SimResult:
     header = program.header
-    sliced = encode(operands.q[:rows], k=header.op.digit_bits, window=header.op.window)
+    sliced = encoded(header.op, operands, rows)
     tensors = activation_tensors(header, sliced, operands.act_scale[:rows])
     tensors |= weight_tensors(header, operands.weights, operands.offset)
     return simulate(program, {**tensors, Tensor.OUT_SCALE: OUT_SCALE})
@@ -111,13 +127,16 @@ def reader(header: Header) -> Header:
     return make_header(
         *(header.op.m, 4, header.op.n, header.op.out_chunk, header.accelerator),
         window=header.op.out_window,
+        act_signed=header.op.out_signed,
+        centre=header.op.out_centre,
         output="int32",
     )
 
 
 def assert_encodes(result: SimResult, header: Header, q: Any) -> None:
     """The outputs of a run are q as a next program reads it, byte by byte."""
-    sliced = encode(q, k=header.op.digit_bits, window=header.op.out_window)
+    op = header.op
+    sliced = encode(q, k=op.digit_bits, window=op.out_window, zero_point=op.out_centre)
     stream, pointers = tile_order(reader(header), sliced.pbm, sliced.msb, sliced.row_ptr)
     assert result.output is None
     assert result.encoded is not None
@@ -180,9 +199,7 @@ def test_fuzzed_programs_store_what_the_next_op_reads(name: str) -> None:
             result = run(program, operands, rows)
             assert_encodes(result, program.header, q[:rows])
             # Without values, with the digits that the outputs have: the same times and counts.
-            nnz = RowNnz.from_pbm(
-                encode(operands.q[:rows], k=spec.digit_bits, window=spec.window).pbm, spec.k
-            )
+            nnz = RowNnz.from_pbm(encoded(spec, operands, rows).pbm, spec.k)
             assert result.encoded is not None
             stored = RowNnz.from_pbm(result.encoded[Tensor.OUT_PBM], spec.n)
             timed = simulate_timing(program, rows, nnz, stored)
@@ -210,7 +227,7 @@ def test_ties_and_limits() -> None:
     program = compiled(spec, Decisions(m=8, n=8, k=8, rows_outer=False))
     operands = random_operands(spec, seed=0)
     operands.q[...] = 0
-    operands.q[:, 0] = np.arange(-128, 127).clip(-128, 119)
+    operands.q[:, 0] = np.arange(-127, 128)
     operands.weights.values[...] = 0
     operands.weights.values[:, 0] = 1
     operands.weights.scale[...] = 1

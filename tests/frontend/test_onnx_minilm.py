@@ -1,0 +1,45 @@
+"""A real sentence encoder, quantized by onnxruntime, on real sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import minilm
+import numpy as np
+import onnxruntime
+import pytest
+from onnx_models import dynamic
+
+import sparqle_tvm
+from sparqle_tvm.frontend import from_onnx
+
+pytestmark = pytest.mark.slow
+
+
+def test_dynamic_uint8_is_exact_and_sparse(tmp_path: Path) -> None:
+    minilm.export(tmp_path / "minilm.onnx")
+    path = dynamic(str(tmp_path / "minilm.onnx"), tmp_path)
+    imported = from_onnx(path)
+    split = sparqle_tvm.compile(imported.mod, collect_encodings=True)
+    plain = sparqle_tvm.compile(imported.mod, split=False)
+    assert split.report.rewritten["SplitPrecision"] == 6 * minilm.LAYERS
+    assert split.report.skipped == []
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [each.name for each in imported.inputs]
+    stored = columns = 0
+    differences = []
+    for given in minilm.encoded():
+        found = split["main"](*given).numpy()
+        np.testing.assert_array_equal(found, plain["main"](*given).numpy())
+        (expected,) = session.run(None, dict(zip(names, given, strict=True)))
+        differences.append(float(np.abs(found - expected).max()))
+        # One value on the border of two steps may be rounded to either, because float sums have
+        # another order: later layers amplify that up to the noise of the quantization.
+        assert np.linalg.norm(found - expected) < 0.25 * np.linalg.norm(expected)
+        for record in split.encodings:
+            stored += int(np.unpackbits(record.pbm).sum())
+            columns += record.pbm.shape[0] * record.info.columns
+    print(f"largest differences {differences}, MSB sparsity {1 - stored / columns:.3f}")
+    # Where no value is on a border, all integers are the same.
+    assert np.median(differences) < 1e-5
+    assert 1 - stored / columns > 0.6

@@ -1,0 +1,104 @@
+"""Children end with their parents, however those end; commands end in one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fuzz_kills import _session as processes_of_session
+
+from sparqle_tvm.processes import module_command
+
+SPARQLE = str(Path(sys.executable).with_name("sparqle"))
+
+
+def ended(leader: int) -> bool:
+    """Whether all processes of a session end within some seconds."""
+    until = time.monotonic() + 20
+    while processes_of_session(leader) and time.monotonic() < until:
+        time.sleep(0.02)
+    return not processes_of_session(leader)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_of_a_killed_sweep_end(tmp_path, number):
+    axis = ",".join(str(i / 500) for i in range(500))
+    words = ["sweep", "--axis", f"msb_sparsity={axis}", "--workers", "2", "--out", "out.csv"]
+    sweep = subprocess.Popen(
+        [SPARQLE, *words], cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True
+    )
+    # The command, a resource tracker and two workers.
+    while len(processes_of_session(sweep.pid)) < 4:
+        assert sweep.poll() is None, sweep.communicate()
+        time.sleep(0.02)
+    os.kill(sweep.pid, number)
+    _, said = sweep.communicate(timeout=120)
+    assert ended(sweep.pid)
+    assert sweep.returncode == (-9 if number == signal.SIGKILL else 143)
+    lines = said.decode().replace("\r", "\n").splitlines()
+    told = [line for line in lines if line.startswith("sparqle: ")]
+    kept = "finished points are kept in out.csv.progress; the same command goes on from there"
+    assert told == ([] if number == signal.SIGKILL else [f"sparqle: interrupted; {kept}"])
+
+
+def test_a_module_runs_until_its_pipe_is_closed(tmp_path):
+    (tmp_path / "endless.py").write_text(
+        "import sys, time\nprint(sys.argv[1], __name__, flush=True)\ntime.sleep(600)\n"
+    )
+    process = subprocess.Popen(
+        module_command("endless", "word"),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stdin is not None
+    assert process.stdout.readline() == b"word __main__\n"
+    assert process.poll() is None
+    process.stdin.close()
+    assert process.wait(20) == 1
+    process.stdout.close()
+
+
+# A command that is told to stop while compiled code calls back into Python: TVM makes an error of
+# its own of what the handler raises.
+SWALLOWED = """
+import sys, os, signal
+from sparqle_tvm import commands
+from sparqle_tvm.cli import main
+
+def run(arguments):
+    os.kill(os.getpid(), {number})
+    try:
+        import time
+        time.sleep(30)
+    except KeyboardInterrupt:
+        {then}
+
+commands.COMMANDS[3].__dict__["_estimate"] = run
+sys.exit(main(["estimate"]))
+"""
+
+
+@pytest.mark.parametrize("then", ["pass", "raise ValueError('another')", "raise"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interruption_is_one_line_whatever_became_of_it(number, then):
+    code = SWALLOWED.format(number=int(number), then=then)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == "sparqle: interrupted; nothing was written\n"
+    assert done.returncode == 128 + number
+
+
+def test_signals_that_are_ignored_stay_ignored():
+    code = "import signal, os, sys\nfrom sparqle_tvm.cli import main\n"
+    code += "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    code += "from sparqle_tvm import cli\n"
+    code += "cli.execute = lambda arguments: os.kill(os.getpid(), signal.SIGHUP)\n"
+    code += "sys.exit(main(['estimate']))\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
