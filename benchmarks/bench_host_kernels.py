@@ -19,8 +19,8 @@ import tvm
 from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import MatmulSpec
-from sparqle_tvm.host.processor import host_target
 from sparqle_tvm.host.planes import SplitForm
+from sparqle_tvm.host.processor import host_target
 from sparqle_tvm.host.register_tile import host_tile
 from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
 from sparqle_tvm.target.op import DenseOp
