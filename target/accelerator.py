@@ -288,15 +288,13 @@ def _checked(accelerator: Accelerator, field: str, kind: str) -> Any:
         return bool(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TargetError(f"{where} must be a number")
+    if kind == "int" and isinstance(value, float) and math.isfinite(value) and value % 1:
+        raise TargetError(f"{where} must be a whole number")
     low, high = _RANGES.get(field, (1, MAX_SIZE))
     # A comparison, which an integer of any size stands.
     if not low <= value <= high:
         raise TargetError(f"{where} must be positive and finite: from {low:g} to {high:g}")
-    if kind == "int":
-        if value != int(value):
-            raise TargetError(f"{where} must be a whole number")
-        return int(value)
-    return float(value)
+    return int(value) if kind == "int" else float(value)
 
 
 PRESETS: Mapping[str, Accelerator] = MappingProxyType(

@@ -198,7 +198,7 @@ def _require_sound(facts: Any) -> None:
     measures = [(d.gain, d.share) for d in facts.dense]
     if not ops or not all(1 <= n <= _MAX_SIZE for n in (*one, *(n for op in ops for n in op))):
         raise ValueError(f"{facts.label}: a size is not positive")
-    if facts.unit > facts.columns or facts.qmax < 0 or facts.exceeding < 0:
+    if facts.unit > facts.columns or facts.qmax < 0:
         raise ValueError(f"{facts.label}: a count is out of range")
     if facts.window not in WINDOWS:
         raise ValueError(f"{facts.label}: there is no window {facts.window!r}")

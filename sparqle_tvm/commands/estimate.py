@@ -84,9 +84,17 @@ def _estimate(arguments: argparse.Namespace) -> None:
     result = on(target=accelerator)
     changes = None
     if arguments.sensitivity:
-        from sparqle_tvm.studies.sensitivity import COMPARED, sensitivity
+        from tqdm import tqdm
 
-        changes = sensitivity(accelerator, lambda other: on(target=other, schemes=COMPARED))
+        from sparqle_tvm.studies.sensitivity import COMPARED, count_changes, sensitivity
+
+        count = count_changes(accelerator)
+        with tqdm(total=count, unit="change", desc="sensitivity", leave=False) as bar:
+            changes = sensitivity(
+                accelerator,
+                lambda other: on(target=other, schemes=COMPARED),
+                progress=bar.update,
+            )
 
     def data() -> dict[str, Any]:
         more = {} if changes is None else {"sensitivity": changes.to_json()}

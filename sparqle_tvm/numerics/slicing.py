@@ -94,7 +94,7 @@ class SlicedTensor:
             If `k`, `window`, `shape`, the zero point, a dtype or a plane's shape is wrong.
         QuantizationError
             If the planes contradict each other: pointers that fall or do not match the bitmap, set
-            padding bits, stored zeros.
+            padding bits, stored zeros, a value outside of 2k bits.
         """
         require_digit_bits(k)
         rows, columns = shape
@@ -384,3 +384,12 @@ def _check_planes(sliced: SlicedTensor) -> None:
     shares = np.broadcast_to(np.asarray(sliced.digits.threshold) > 0, (sliced.shape[0], 1))
     if ((stream[stored] == 0) & ~np.repeat(shares[:, 0], row_nnz)).any():
         raise QuantizationError("msb: a stored digit is zero, its bitmap bit should be clear")
+    # The smallest and the largest digit do not go with every low digit.
+    digits = sliced.digits
+    low, high = digits.bounds
+    wide = sliced.msb_digits().astype(np.int32) << k
+    wide += sliced.lsb_digits() - np.asarray(digits.bias - digits.centre, np.int32)
+    outside = (wide < low) | (wide > high)
+    if outside.any():
+        at = list(first_position(outside))
+        raise QuantizationError(f"the value at {at} does not fit {2 * k} bits")

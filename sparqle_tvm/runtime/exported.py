@@ -41,6 +41,7 @@ _MAX_MANIFEST_BYTES = 1 << 16
 _INSTRUCTIONS = re.compile(
     "s?sse|avx|amx|fma|f16c|bmi|popcnt|lzcnt|movbe|gfni|vaes|vpclmul|sve|sme|dotprod|i8mm|bf16"
 )
+_CPU = re.compile(r"[a-zA-Z0-9_.+-]{0,64}")
 _REMEDY = "export it again"
 
 
@@ -129,6 +130,8 @@ def _require_fit(path: str | os.PathLike[str], manifest: Manifest) -> None:
             raise CompileError(
                 f"{path} was exported for {name} {theirs}, this is {ours}; export it here"
             )
+    if not _CPU.fullmatch(manifest.cpu):
+        raise CompileError(f"{path} is damaged: there is no processor {manifest.cpu!r}; {_REMEDY}")
     if manifest.cpu and not _runs(manifest.cpu):
         raise CompileError(
             f"{path} uses instructions of a {manifest.cpu} that this processor has not; export it "

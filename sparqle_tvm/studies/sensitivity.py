@@ -27,7 +27,10 @@ _DIGITS = (
 
 
 def sensitivity(
-    accelerator: Accelerator, estimate_on: Callable[[Accelerator], Estimate]
+    accelerator: Accelerator,
+    estimate_on: Callable[[Accelerator], Estimate],
+    *,
+    progress: Callable[[], None] = lambda: None,
 ) -> Sensitivity:
     """Double and halve every numeric field.
 
@@ -38,14 +41,20 @@ def sensitivity(
     estimate_on : callable
         Estimates the pass in question on an accelerator, under `COMPARED` at least; everything
         else is the same in all calls.
+    progress : callable
+        Called after each of `count_changes`.
     """
-    base = estimate_on(accelerator)
-    changes = (
-        _change(base, accelerator, name, value, factor, estimate_on)
-        for name, value in _numeric_fields(accelerator)
-        for factor in FACTORS
-    )
+    base, changes = estimate_on(accelerator), []
+    for name, value in _numeric_fields(accelerator):
+        for factor in FACTORS:
+            changes.append(_change(base, accelerator, name, value, factor, estimate_on))
+            progress()
     return Sensitivity(base, tuple(changes))
+
+
+def count_changes(accelerator: Accelerator) -> int:
+    """How many changes there are."""
+    return len(FACTORS) * sum(1 for _ in _numeric_fields(accelerator))
 
 
 def _numeric_fields(accelerator: Accelerator) -> Iterator[tuple[str, float]]:

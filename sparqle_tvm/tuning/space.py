@@ -183,15 +183,15 @@ def read_trace(trace: Trace) -> Decisions:
             raise InvalidArgumentError(f"the schedule decides nothing for {knob!r}")
         values.append(among[index])
         shares = instructions[at][2][-1]
-        if not (isinstance(shares, list) and all(isinstance(s, int | float) for s in shares)):
-            raise InvalidArgumentError(f"the schedule has no shares for {knob!r}")
+        whole = all(type(value) is int for value in among)
+        even = isinstance(shares, list) and all(type(share) in (int, float) for share in shares)
+        if not whole or not even or len(shares) != len(among):
+            raise InvalidArgumentError(f"the schedule has other choices for {knob!r}")
         expected.append(("SampleCategorical", [], [among, shares], [f"v{number}"]))
         expected.append(("Annotate", ["b0", f"v{number}"], [KNOB_ATTR + knob], []))
     made = [i for i in instructions if i != ("EnterPostproc", [], [], [])]
     if made != expected or len(chosen) != len(choices) or len(chosen) != len(KNOBS):
         raise InvalidArgumentError("the schedule is not one of this search")
-    if not all(type(value) is int for value in values):
-        raise InvalidArgumentError("the schedule decides for what is no number")
     return decisions_from(values)
 
 

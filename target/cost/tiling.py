@@ -85,7 +85,9 @@ def choose_schedules(
     """
     # Nearly equal densities make equal choices.
     share = round(density * 20) / 20 if scheme == "sparqle" else 0.0
-    return _choose(tuple(_plain(op, scheme) for op in ops), accelerator, scheme, share)
+    # What no dense op depends on does not make another choice.
+    machine = replace(accelerator, clock_ghz=1.0, vector_lanes=1, vector_macs_per_cycle=1)
+    return _choose(tuple(_plain(op, scheme) for op in ops), machine, scheme, share)
 
 
 def best_chunks(

@@ -31,7 +31,9 @@ GOOD = ("right", "typed")
 """Outcomes of cases that are in order: a right result, or a typed error in one line."""
 
 SECONDS = 60
-"""A case that takes longer is reported; a machine may be shared."""
+"""A case that takes so much time of the processor is reported."""
+WAIT_SECONDS = 900
+"""A case that takes longer is reported, whatever it waits for; a machine may be shared."""
 MEMORY_MIB = 2048
 """A case that takes so much more than its child had before is reported."""
 ADDRESS_SPACE_BYTES = 16 << 30
@@ -104,10 +106,10 @@ def _run_child(
         )
         assert child.stdout is not None
         try:
-            for line in _lines(child.stdout, SECONDS, deadline):
+            for line in _lines(child, deadline):
                 if line is None:
                     over = time.monotonic() >= deadline
-                    return (cases[-1], None) if over else (current, ("hang", f"{SECONDS} s"))
+                    return (cases[-1], None) if over else (current, ("hang", "it takes too long"))
                 record = json.loads(line)
                 current = record["case"]
                 if "outcome" in record:
@@ -117,7 +119,7 @@ def _run_child(
                             f"{boundary} {current}: {record['outcome']}: {record['text']}"
                         )
             # The pipe is closed, so it is about to end.
-            child.wait(SECONDS)
+            child.wait(WAIT_SECONDS)
         finally:
             child.kill()
             child.communicate()
@@ -128,20 +130,35 @@ def _run_child(
         return current, ("crash", f"exit code {child.returncode}: {said}")
 
 
-def _lines(stream: Any, seconds: float, deadline: float) -> Iterator[str | None]:
-    """Lines of a pipe as they come; None if none comes for so long, or the time is over."""
+def _lines(child: subprocess.Popen[bytes], deadline: float) -> Iterator[str | None]:
+    """Lines that a child writes as they come; None if it takes too long, or the time is over."""
+    assert child.stdout is not None
     selector, buffer = selectors.DefaultSelector(), b""
-    selector.register(stream, selectors.EVENT_READ)
+    selector.register(child.stdout, selectors.EVENT_READ)
+    begin, used = time.monotonic(), _processor_seconds(child.pid)
     while True:
-        wait = max(0.0, min(seconds, deadline - time.monotonic()))
-        if not selector.select(wait):
-            yield None
-            return
-        data = os.read(stream.fileno(), 1 << 16)
+        if not selector.select(1):
+            now = time.monotonic()
+            late = now - begin > WAIT_SECONDS or _processor_seconds(child.pid) - used > SECONDS
+            if late or now > deadline:
+                yield None
+                return
+            continue
+        data = os.read(child.stdout.fileno(), 1 << 16)
         if not data:
             return
+        begin, used = time.monotonic(), _processor_seconds(child.pid)
         *whole, buffer = (buffer + data).split(b"\n")
         yield from (line.decode() for line in whole)
+
+
+def _processor_seconds(pid: int) -> float:
+    """Time of the processor that a process took; 0 if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _child(arguments: argparse.Namespace) -> int:

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BEFORE = "as it was before"
-END_SECONDS = 120
+END_SECONDS = 600
 """A command has so long to end after a signal; a machine may be shared."""
-ORPHAN_SECONDS = 20
+ORPHAN_SECONDS = 60
 """Its children have so long after it."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 

@@ -38,7 +38,7 @@ def test_damage_ends_in_right_results_or_typed_errors(work, deadline, name):
 
 
 def test_the_driver_sees_every_kind_of_fault(tmp_path, monkeypatch):
-    monkeypatch.setattr("fuzz_driver.SECONDS", 20)
+    monkeypatch.setattr("fuzz_driver.WAIT_SECONDS", 30)
     report = run("faulty", range(8), 0, tmp_path, module="fuzz_faulty")
     kinds = [fault.split(": ")[1] for fault in report.faults]
     assert kinds == ["untyped", "wrong", "leftover", "memory", "crash", "hang"]

@@ -229,7 +229,7 @@ def test_trace_is_bounded_and_says_what_it_leaves_out(profile, tmp_path):
 
 
 def test_trace_that_cannot_be_written(profile, tmp_path):
-    with pytest.raises(InvalidArgumentError, match="cannot be written: No such file"):
+    with pytest.raises(InvalidArgumentError, match="cannot be written: no such folder"):
         profile.export_trace(tmp_path / "none" / "trace.json")
     (tmp_path / "folder").mkdir()
     with pytest.raises(InvalidArgumentError, match="cannot be written: Is a directory"):

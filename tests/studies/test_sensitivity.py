@@ -10,7 +10,7 @@ import pytest
 from sparqle_tvm.models.shapes import MODELS
 from sparqle_tvm.results.sensitivity import FieldChange, Sensitivity
 from sparqle_tvm.studies.estimate import estimate
-from sparqle_tvm.studies.sensitivity import COMPARED, sensitivity
+from sparqle_tvm.studies.sensitivity import COMPARED, count_changes, sensitivity
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 
 SMALL = dataclasses.replace(MODELS["smollm2-135m"], layers=2)
@@ -57,6 +57,12 @@ def test_a_change_is_what_the_estimates_say(name, value):
         assert old.energy.joules.mid * (1 + part.joules[scheme]) == pytest.approx(spent)
     saved = after.saved("sparqle", "dense_layers")
     assert (part.time_saved, part.energy_saved) == (saved.cycles, saved.energy.mid)
+
+
+def test_progress_is_called_for_every_change():
+    base, steps = found().base, []
+    sensitivity(EDGE, lambda _: base, progress=lambda: steps.append(1))
+    assert len(steps) == count_changes(EDGE) == len(found().changes)
 
 
 def test_half_the_clock_takes_twice_the_time_and_saves_the_same():
