@@ -18,7 +18,14 @@ from sparqle_tvm.report.document import (
     Section,
     Table,
 )
-from sparqle_tvm.report.passes import LIMIT_NAMES, cost_table, describe, figure, limits_table
+from sparqle_tvm.report.passes import (
+    LIMIT_NAMES,
+    cost_table,
+    describe,
+    figure,
+    limits_table,
+    others_table,
+)
 from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.results.losses import RunLoss
 from sparqle_tvm.results.passes import PassResult, share_saved
@@ -86,6 +93,7 @@ def cost_section(run: RunResult) -> Section:
         f"{8 * run.accelerator.float_bytes} bits.",
         cost_table(run.passes, run.accelerator),
         limits_table(run.passes, run.accelerator),
+        others_table(run.passes, run.accelerator),
         _energy_note(run),
     ]
     if run.balance is not None:
