@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from sparqle_tvm.errors import InvalidArgumentError, ModelFileError, UnsupportedModelError
 from sparqle_tvm.frontend.gguf_file import GGUFFile
 from sparqle_tvm.frontend.tokenizer import Tokenizer, tokenizer_from_gguf
-from sparqle_tvm.models.llama import LlamaConfig, export_llama
+from sparqle_tvm.models.llama import LlamaConfig, Yarn, export_llama
 from sparqle_tvm.models.quantized import Weight
 
 if TYPE_CHECKING:
@@ -44,6 +44,13 @@ KNOWN_KEYS: Mapping[str, frozenset[str]] = {
     ),
 }
 """Keys below ``attention.`` and ``rope.`` that are read, or that change nothing."""
+
+YARN_KEYS: Mapping[str, str] = {
+    "attn_factor": "attention_factor",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+"""Keys below ``rope.scaling.`` that YaRN has, and what they are fields of."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +178,7 @@ def read_config(file: GGUFFile) -> LlamaConfig:
         tied_head="output.weight" not in file.tensors,
         rope_scale=_rope_scale(file, arch),
     )
+    config = replace(config, yarn=_yarn(file, arch, config.context))
     _check(file, config, value_dim)
     return config
 
@@ -190,18 +198,31 @@ def _rope_scale(file: GGUFFile, arch: str) -> float:
     kind = file.get(f"{arch}.rope.scaling.type", str) or ("none" if factor is None else "linear")
     if kind == "none":
         return 1.0
-    if kind != "linear":
+    if kind not in ("linear", "yarn"):
         raise UnsupportedModelError(
-            f"{file.path}: RoPE scaling {kind!r} is not supported; supported: none, linear"
+            f"{file.path}: RoPE scaling {kind!r} is not supported; supported: none, linear, yarn"
         )
     return factor if factor is not None else file.require(f"{arch}.rope.scaling.factor", float)
 
 
+def _yarn(file: GGUFFile, arch: str, context: int) -> Yarn | None:
+    prefix = f"{arch}.rope.scaling."
+    if file.get(f"{prefix}type", str) != "yarn":
+        return None
+    given = {field: file.get(prefix + key, float) for key, field in YARN_KEYS.items()}
+    return Yarn(
+        file.get(f"{prefix}original_context_length", int) or context,
+        **{field: value for field, value in given.items() if value is not None},
+    )
+
+
 def _refuse_unknown(file: GGUFFile, arch: str) -> None:
     """Raise if the file has a key that changes attention or positions and that nobody reads."""
+    yarn = file.get(f"{arch}.rope.scaling.type", str) == "yarn"
     for part, known in KNOWN_KEYS.items():
         prefix = f"{arch}.{part}."
-        unknown = sorted({key.removeprefix(prefix) for key in file.keys(prefix)} - known)
+        found = {key.removeprefix(prefix) for key in file.keys(prefix)} - known
+        unknown = sorted(found - {f"scaling.{key}" for key in YARN_KEYS if yarn})
         if unknown:
             raise UnsupportedModelError(
                 f"{file.path}: metadata {prefix + unknown[0]!r} is not known, and may change what "
@@ -223,6 +244,8 @@ def _check(file: GGUFFile, config: LlamaConfig, value_dim: int) -> None:
         reason = f"{config.rope_dim} channels of {config.head_dim} cannot be rotated in pairs"
     elif not (config.rope_base > 0 and config.rope_scale > 0 and config.norm_eps >= 0):
         reason = "a RoPE base, a RoPE scale or a norm epsilon is out of range"
+    elif config.yarn is not None and not _is_sound(config.yarn, config.rope_base):
+        reason = "the numbers of the YaRN scaling are out of range"
     if reason:
         raise ModelFileError(f"{file.path}: the metadata is not consistent: {reason}")
     if value_dim != config.head_dim:
@@ -230,6 +253,10 @@ def _check(file: GGUFFile, config: LlamaConfig, value_dim: int) -> None:
             f"{file.path}: values of {value_dim} channels with keys of {config.head_dim} are not "
             "supported"
         )
+
+
+def _is_sound(yarn: Yarn, base: float) -> bool:
+    return base > 1 and yarn.original_context > 0 and yarn.beta_fast > yarn.beta_slow > 0
 
 
 class _Source:

@@ -138,7 +138,8 @@ def _tq2_0(blocks: Blocks) -> GroupedWeight:
     rows, count = blocks.shape[:2]
     packed = blocks[:, :, :64].reshape(rows, count, 2, 1, 32)
     shifts = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
-    return _ternary(((packed >> shifts) & 3).reshape(rows, count, 256), _half(blocks, 64))
+    digits = ((packed >> shifts) & 3).astype(np.uint8)
+    return _ternary(digits.reshape(rows, count, 256), _half(blocks, 64))
 
 
 def _tq1_0(blocks: Blocks) -> GroupedWeight:
@@ -194,7 +195,7 @@ def _open(path: Path) -> _Reader:
 def _floats(tensor: Any) -> NDArray[np.floating[Any]]:
     """The values of a tensor of any kind as floats."""
     if tensor.tensor_type in (Kind.F16, Kind.F32):
-        return tensor.data  # type: ignore[no-any-return]
+        return tensor.data
     return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
 
 

@@ -16,6 +16,7 @@ import sparqle_tvm.frontend
 from sparqle_tvm.errors import InvalidArgumentError, ModelFileError, UnsupportedModelError
 from sparqle_tvm.frontend.gguf import from_gguf, read_config
 from sparqle_tvm.frontend.gguf_file import GGUFFile
+from sparqle_tvm.models.llama import Yarn
 from sparqle_tvm.models.quantized import FloatWeight, GroupedWeight
 
 SMALL = TinyLlama(layers=1)
@@ -148,6 +149,18 @@ def test_scales_of_positions(path: Path, keys: dict[str, Any], scale: float) -> 
     overrides = {f"llama.{key}": value for key, value in keys.items()}
     file = GGUFFile(replace(SMALL, overrides=overrides).write(path))
     assert read_config(file).rope_scale == scale
+
+
+def test_yarn(path: Path) -> None:
+    keys = {"type": "yarn", "factor": 4.0, "attn_factor": 1.5, "yarn_beta_fast": 16.0}
+    overrides = {f"llama.rope.scaling.{key}": value for key, value in keys.items()}
+    config = read_config(GGUFFile(replace(SMALL, overrides=overrides).write(path)))
+    assert config.rope_scale == 4
+    assert config.yarn == Yarn(128, attention_factor=1.5, beta_fast=16.0)
+    assert config.rope_magnitude == pytest.approx(1.5 * (1 + 0.1 * np.log(4)))
+    overrides["llama.rope.scaling.yarn_beta_fast"] = 0.5
+    with pytest.raises(ModelFileError, match="YaRN"):
+        read_config(GGUFFile(replace(SMALL, overrides=overrides).write(path)))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +311,7 @@ def test_metadata_that_does_not_fit(path: Path, key: str, value: Any, message: s
     ("overrides", "message"),
     [
         ({"llama.expert_count": 8}, "experts"),
-        ({"llama.rope.scaling.type": "yarn"}, "'yarn'"),
+        ({"llama.rope.scaling.type": "longrope"}, "'longrope'"),
         ({"llama.attention.value_length": 8}, "values of 8"),
     ],
 )
@@ -357,3 +370,15 @@ def test_weights_that_are_not_finite(path: Path, kind: Kind) -> None:
     path.write_bytes(content)
     with pytest.raises(ModelFileError, match=r"'blk\.0\.ffn_up\.weight' holds NaN or Inf"):
         from_gguf(path, progress=False)
+
+
+@pytest.mark.parametrize("depth", [1, 50_000])
+def test_arrays_of_arrays_in_the_metadata(path: Path, depth: int) -> None:
+    data = SMALL.write(path).read_bytes()
+    one = (9).to_bytes(4, "little") + (1).to_bytes(8, "little")
+    end = (4).to_bytes(4, "little") + (0).to_bytes(8, "little")
+    entry = (4).to_bytes(8, "little") + b"deep" + (9).to_bytes(4, "little") + one * depth + end
+    count = int.from_bytes(data[16:24], "little") + 1
+    path.write_bytes(data[:16] + count.to_bytes(8, "little") + entry + data[24:])
+    with pytest.raises(ModelFileError, match="an array of arrays in the metadata"):
+        GGUFFile(path)
