@@ -142,7 +142,7 @@ FAULTS = {
     ),
     "factors overwritten": (
         lambda: without(without(STAYS, Wait, Queue.ACT_FREE), Signal, Queue.ACT_FREE),
-        r"LD\.QRY .*no token orders this write",
+        r"(LD\.QRY .*no token orders this write|QK\.LSB .*that is not what lies there)",
     ),
     "never waits": (lambda: without(STREAMS, Signal, Queue.PRB_READY), r"waits for ever"),
     "keys come with the last block": (
