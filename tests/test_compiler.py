@@ -179,7 +179,7 @@ def test_bad_input(tmp_path):
         sparqle_tvm.load(tmp_path / "model.so")
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"not a library")
-    with pytest.raises(CompileError, match="no exported executable"):
+    with pytest.raises(CompileError, match="is no exported module"):
         sparqle_tvm.load(broken)
 
 

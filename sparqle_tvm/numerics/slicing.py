@@ -7,7 +7,7 @@ Integers are split by a window, which `numerics.window` defines.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
 from sparqle_tvm.numerics.integers import (
     CONTAINER,
+    DIGIT,
     INT32_MAX,
     bounds,
     container,
@@ -135,12 +136,15 @@ class SlicedTensor:
 
     def msb_digits(self) -> npt.NDArray[Any]:
         """Return the dense plane of high digits, zeros included: int8 (M, K), int16 for k = 8."""
-        dense = np.zeros(self.shape, dtype=np.uint8)
+        mask, row_nnz = self.mask(), self.row_nnz()
+        dense = np.zeros(self.shape, dtype=DIGIT[self.k])
         stream = unpack_digits(self.msb, self.k, self.msb.size * 8 // self.k)
-        mask = self.mask()
-        dense[mask] = stream[stream_positions(self.row_nnz(), self.row_ptr[:-1], self.k)]
-        digits = self.digits.decode(dense)
-        return np.where(mask, digits, digits.dtype.type(0))
+        nibbles = stream[stream_positions(row_nnz, self.row_ptr[:-1], self.k)]
+        digits = self.digits
+        if not isinstance(digits.zero_point, int):
+            digits = replace(digits, zero_point=np.repeat(self.zero_point, row_nnz))
+        dense[mask] = digits.decode(nibbles)
+        return dense
 
     def mask(self) -> npt.NDArray[np.bool_]:
         """Return the precision bitmap unpacked: bool (M, K), true where an MSB digit is stored."""

@@ -370,3 +370,15 @@ def test_weights_that_are_not_finite(path: Path, kind: Kind) -> None:
     path.write_bytes(content)
     with pytest.raises(ModelFileError, match=r"'blk\.0\.ffn_up\.weight' holds NaN or Inf"):
         from_gguf(path, progress=False)
+
+
+@pytest.mark.parametrize("depth", [1, 50_000])
+def test_arrays_of_arrays_in_the_metadata(path: Path, depth: int) -> None:
+    data = SMALL.write(path).read_bytes()
+    one = (9).to_bytes(4, "little") + (1).to_bytes(8, "little")
+    end = (4).to_bytes(4, "little") + (0).to_bytes(8, "little")
+    entry = (4).to_bytes(8, "little") + b"deep" + (9).to_bytes(4, "little") + one * depth + end
+    count = int.from_bytes(data[16:24], "little") + 1
+    path.write_bytes(data[:16] + count.to_bytes(8, "little") + entry + data[24:])
+    with pytest.raises(ModelFileError, match="an array of arrays in the metadata"):
+        GGUFFile(path)

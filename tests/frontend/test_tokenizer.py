@@ -123,3 +123,10 @@ def test_builtin_model() -> None:
     text = "def f(x):\n    return x**2  # naïve ☃\n"
     assert smollm.decode(smollm.encode(text)) == text
     assert (smollm.vocab, smollm.bos, smollm.eos, smollm.add_bos) == (49152, 1, 2, False)
+
+
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id"])
+@pytest.mark.parametrize("number", [len(TOKENS), 2**31, 2**32 - 1])
+def test_token_ids_beyond_the_vocabulary(tmp_path: Path, key: str, number: int) -> None:
+    with pytest.raises(ModelFileError, match=f"'tokenizer.ggml.{key}' is {number}, there are only"):
+        tokenizer(tmp_path, **{key: number})

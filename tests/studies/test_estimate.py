@@ -18,12 +18,16 @@ from sparqle_tvm.results.estimate import Estimate
 from sparqle_tvm.results.passes import PARTS
 from sparqle_tvm.studies.estimate import estimate
 from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.attention_op import AttentionOp
+from sparqle_tvm.target.cost.attention import attention_cost
+from sparqle_tvm.target.cost.attention_choice import choose_plan
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES
 from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import energy_table
 from sparqle_tvm.target.cost.limits import LIMITS
 from sparqle_tvm.target.cost.model import EncodedActivation, pass_cost
 from sparqle_tvm.target.cost.vector import attended_pairs
+from sparqle_tvm.target.simulator.attention_work import Work
 
 SMALL = dataclasses.replace(MODELS["smollm2-135m"], layers=2)
 
@@ -47,7 +51,7 @@ def array_cycles(found: Estimate, scheme: str) -> int:
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_an_estimate_is_what_the_cost_model_counts(phase):
     """With digits of no variance, drawn layers are like any others: the sums have to be equal."""
-    found = small(phase, msb_sparsity=1.0)
+    found = small(phase, msb_sparsity=1.0, attention="vector")
     rows = 64 if phase == "prefill" else 1
     encodings = []
     for layer in range(2):
@@ -293,3 +297,71 @@ def test_bad_input(change, error, message):
     options = {"model": SMALL, "phase": "prefill", "seq": 16, **change}
     with pytest.raises(error, match=message):
         estimate(options.pop("model"), options.pop("phase"), **options)
+
+
+def test_attention_runs_on_the_array_where_it_can():
+    found = small("decode", seq=2048)
+    parts = [other for other in found.others if other.part == "attention"]
+    assert found.attention.unit == "array" and not found.attention.reason
+    assert sum(other.times for other in parts) == SMALL.layers
+    assert "attention" not in {o.label for o in found.others if o.part == "vector"}
+    baseline = {other.costs["dense"].dram_bytes for other in parts}
+    assert len(baseline) == 1
+    for other in parts:
+        # Keys of every token, values of the live ones only.
+        assert other.costs["sparqle"].cache_bytes < other.costs["dense"].cache_bytes
+    saved = found.saved("sparqle").cycles
+    vector = small("decode", seq=2048, attention="vector")
+    assert vector.attention.note == (
+        "Attention runs on the vector unit: the vector unit was asked for."
+    )
+    assert saved > vector.saved("sparqle").cycles
+    assert found.schemes["dense"].whole_model.macs == vector.schemes["dense"].whole_model.macs
+
+
+def test_beyond_what_was_measured_it_says_so():
+    assert not small("decode", seq=2048).attention.transferred
+    beyond = small("decode", seq=16384)
+    assert beyond.attention.transferred
+    assert "there are more keys here" in " ".join(beyond.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"kv_bits": 16}, "keys and values have 16 bits, programs take 8"),
+        (
+            {"target": dataclasses.replace(PRESETS["sparqle/edge"], name="k8", digit_bits=8)},
+            "digits have 8 bits",
+        ),
+    ],
+)
+def test_what_the_array_cannot_do_is_said(options, reason):
+    found = (
+        small("decode", **options)
+        if "kv_bits" in options
+        else estimate(SMALL, "decode", seq=64, msb_sparsity=0.5, **options)
+    )
+    assert found.attention.unit == "vector"
+    assert reason in found.attention.reason
+    with pytest.raises(InvalidArgumentError, match=reason):
+        estimate(SMALL, "decode", seq=64, msb_sparsity=0.5, attention="array", **options)
+
+
+def test_a_long_prefill_is_counted_at_places():
+    """Six places of a prefill are within 5 % of all of its blocks."""
+    from sparqle_tvm.studies import attention as module
+
+    op = AttentionOp(6000, 6000, 2, 3, 64, scheme="dense", window="unsigned")
+    machine = PRESETS["sparqle/edge"]
+    plan = choose_plan(op, machine)
+    assert not plan.stays
+    places = module._places(op, plan)
+    assert places[0][0] < op.rows
+    some = module._cost(op, machine, "dense", [module._NOTHING_STORED] * len(places), 0)
+    header = plan.header(op, machine)
+    work = Work.uniform(header, header.limits(6000, 0), 0.0, 1.0, 0.0)
+    whole = attention_cost(op, machine, plan, work)
+    assert some.total_cycles == pytest.approx(whole.total_cycles, rel=0.05)
+    assert some.dram_bytes == pytest.approx(whole.dram_bytes, rel=0.05)
+    assert some.macs == whole.macs

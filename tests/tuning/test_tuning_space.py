@@ -25,7 +25,7 @@ from sparqle_tvm.tuning import (
     tasks_of_group,
 )
 from sparqle_tvm.tuning.measure import Measurement
-from sparqle_tvm.tuning.space import MutateKnob, decisions_of, reason_against
+from sparqle_tvm.tuning.space import MutateKnob, decisions_of, read_trace, reason_against
 from sparqle_tvm.tuning.task import schedule_key, task_of
 
 
@@ -55,6 +55,48 @@ def test_sampled_traces_replay_to_the_same_decisions():
 
 
 @pytest.mark.parametrize("rows", [48, 1])
+def trace_of(decisions=None):
+    task = task_of_spec(spec_of())
+    space = small_space(task)
+    trace = space.trace(task, decisions or next(space.points())).as_json()
+    return json.loads(json.dumps(trace, default=lambda number: number.value))
+
+
+def as_record(trace):
+    return [tuple(instruction) for instruction in trace[0]], [tuple(pair) for pair in trace[1]]
+
+
+def test_what_a_trace_says_is_read_as_tvm_replays_it():
+    task = task_of_spec(spec_of())
+    for point in list(small_space(task).points())[::7]:
+        trace = trace_of(point)
+        sch = s_tir.Schedule(task.workload(), debug_mask="none")
+        s_tir.schedule.Trace.apply_json_to_schedule(trace, sch)
+        assert read_trace(as_record(trace)) == decisions_of(sch.mod) == point
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t[0].pop(),
+        lambda t: t[0].append(["Unroll", ["l0"], [], []]),
+        lambda t: t[0][1][2].__setitem__(0, []),
+        lambda t: t[0][1][2].__setitem__(0, [[16], [64]]),
+        lambda t: t[0][1][2].__setitem__(1, [0.5]),
+        lambda t: t[0][2][2].__setitem__(0, "sparqle.knob.other"),
+        lambda t: t[1].__setitem__(0, [1, 99]),
+        lambda t: t[1].__setitem__(0, [1, -1]),
+        lambda t: t[1].append([2, 0]),
+        lambda t: t[1].append([1, 0]),
+    ],
+)
+def test_other_traces_are_refused_before_tvm_sees_them(change):
+    trace = trace_of()
+    change(trace)
+    with pytest.raises(InvalidArgumentError):
+        read_trace(as_record(trace))
+
+
 @pytest.mark.parametrize("accelerator", [EDGE, STARVED, CRAMPED], ids=lambda a: a.name)
 def test_the_default_is_in_the_space_and_fits(accelerator, rows):
     spec = spec_of(m=64 if rows > 1 else 1)

@@ -146,7 +146,7 @@ def test_any_trace_is_what_the_loops_do(program, rows):
 def test_places_of_an_instruction():
     program = dense_program(HEADER, Tiles(8, 4))
     trace = program.bind(13)
-    for placed in place(program.instructions, 13):
+    for placed in place(program.instructions, {"M": 13}):
         for step in np.flatnonzero(trace[:, 1] == placed.index):
             at = placed.iteration(int(step))
             steps = zip(placed.loops, placed.strides, strict=True)
