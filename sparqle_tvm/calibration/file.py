@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -55,6 +56,7 @@ _ARRAYS = {
 # Deflate makes at most 1,032 bytes of one.
 _MAX_EXPANSION = 1100
 _MAX_SIZE = 2**40
+_DIGEST = re.compile("[0-9a-f]{64}")
 # What `zipfile` raises for features that it does not have, and for a password.
 _OF_ZIPFILE = (NotImplementedError, RuntimeError, struct.error)
 _SCALARS = (str, int, float, bool)
@@ -200,6 +202,8 @@ def _require_sound(facts: Any) -> None:
         raise ValueError(f"{facts.label}: a size is not positive")
     if facts.unit > facts.columns or facts.qmax < 0:
         raise ValueError(f"{facts.label}: a count is out of range")
+    if not _DIGEST.fullmatch(facts.digest):
+        raise ValueError(f"{facts.label!r}: the digest is no SHA-256")
     if facts.window not in WINDOWS:
         raise ValueError(f"{facts.label}: there is no window {facts.window!r}")
     if not all(0 <= x <= MAX_AMOUNT for x in (facts.largest, *(x for m in measures for x in m))):

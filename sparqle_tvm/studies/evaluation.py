@@ -110,7 +110,7 @@ def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActiva
     if not records:
         raise UnsupportedModelError(
             "the model has no dense layer with integer weights, so there is nothing to split; "
-            "use a file with Q4_0, Q4_1 or Q8_0 weights"
+            "use a file of Q4_0 to Q8_0, IQ4_NL, TQ1_0 or TQ2_0 weights"
         )
     encodings = []
     for record in records:

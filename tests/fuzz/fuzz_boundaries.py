@@ -360,7 +360,7 @@ class CalibrationFile(Boundary):
                 arrays[name] = array.astype(rng.choice(("f4", "f8", "i8", "u1", "c8", "U3", "O")))
             elif kind == 2:
                 arrays[name] = array[..., : rng.randrange(array.shape[-1] + 1)]
-            elif kind == 3 and array.dtype.kind == "f":
+            elif kind == 3 and array.dtype.kind == "f" and array.size:
                 changed = array.copy().reshape(-1)
                 changed[rng.randrange(changed.size)] = rng.choice((np.nan, np.inf, -1, 1e30))
                 arrays[name] = changed.reshape(array.shape)

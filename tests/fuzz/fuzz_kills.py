@@ -123,6 +123,8 @@ def prepare(folder: Path) -> None:
 
     from sparqle_tvm.models.builtin import BUILTIN_MODELS
 
+    # A shell lets background processes ignore Ctrl-C, and theirs inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     write_tiny_model(folder)
     write_prose(folder)
     (folder / "run.json").write_text(json.dumps(small_run().to_json()))
