@@ -42,10 +42,22 @@ class _Signals:
             signal.signal(other, signal.SIG_DFL)
         raise KeyboardInterrupt
 
+    def _lost(self, lost: sys.UnraisableHookArgs) -> None:
+        """Raise again, a moment later, what came where nothing can be raised: in a finalizer."""
+        if self.caught is None or not issubclass(lost.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(lost)
+            return
+        signal.signal(signal.SIGALRM, self._again)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    def _again(self, _: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
     @contextmanager
     def caught_here(self) -> Iterator[None]:
         """Catch signals within, those aside that are ignored, as under ``nohup``."""
         before = {}
+        hook, sys.unraisablehook = sys.unraisablehook, self._lost
         with suppress(ValueError):  # not the main thread
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
@@ -53,6 +65,7 @@ class _Signals:
         try:
             yield
         finally:
+            sys.unraisablehook = hook
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -100,7 +113,7 @@ def _checked(argv: Sequence[str] | None, signals: _Signals) -> int:
         _drop_output()
         print(f"sparqle: error: {visible(' '.join(message.split()))}", file=sys.stderr)
         return EXIT_ERROR
-    return 0 if signals.caught is None else _interrupted(signals.caught, arguments)
+    return 0 if signals.caught is None else _interrupted(signals.caught, arguments, done=True)
 
 
 def _message(error: BaseException) -> str | None:
@@ -115,8 +128,9 @@ def _message(error: BaseException) -> str | None:
     return None
 
 
-def _interrupted(number: int, arguments: argparse.Namespace) -> int:
+def _interrupted(number: int, arguments: argparse.Namespace, *, done: bool = False) -> int:
     kept = arguments.kept(arguments) if arguments.kept else "nothing was written"
+    kept = "all was done by then" if done else kept
     _drop_output()
     with suppress(OSError):  # the terminal may be gone
         print(f"sparqle: interrupted; {visible(kept)}", file=sys.stderr)

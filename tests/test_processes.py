@@ -73,24 +73,36 @@ from sparqle_tvm import commands
 from sparqle_tvm.cli import main
 
 def run(arguments):
-    os.kill(os.getpid(), {number})
     try:
-        import time
-        time.sleep(30)
+        os.kill(os.getpid(), {number})
     except KeyboardInterrupt:
         {then}
 
+def finalized(arguments):
+    import time, weakref
+    class Thing: pass
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: (os.kill(os.getpid(), {number}), time.sleep(1)))
+    del thing
+    time.sleep(30)
+
+if {finalized}:
+    run = finalized
 commands.COMMANDS[3].__dict__["_estimate"] = run
 sys.exit(main(["estimate"]))
 """
 
 
-@pytest.mark.parametrize("then", ["pass", "raise ValueError('another')", "raise"])
+@pytest.mark.parametrize("then", ["pass", "raise ValueError('another')", "raise", "finalized"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_is_one_line_whatever_became_of_it(number, then):
-    code = SWALLOWED.format(number=int(number), then=then)
+    finalized = then == "finalized"
+    code = SWALLOWED.format(
+        number=int(number), then="pass" if finalized else then, finalized=finalized
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr == "sparqle: interrupted; nothing was written\n"
+    kept = "all was done by then" if then == "pass" else "nothing was written"
+    assert done.stderr == f"sparqle: interrupted; {kept}\n"
     assert done.returncode == 128 + number
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, fields
 
 from sparqle_tvm._versions import VERSION
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.files import read_toml, typed
+from sparqle_tvm.files import MAX_AMOUNT, read_toml, typed
 from sparqle_tvm.target.accelerator import Accelerator
 
 Value = str | int | float | bool
@@ -189,7 +189,7 @@ def parse_axis(text: str) -> tuple[str, list[Value]]:
                 f"axis {text!r} has more than {MAX_POINTS} values; take fewer"
             )
         begin, end = float(first), float(last)
-        if not math.isfinite(begin) or not math.isfinite(end) or not math.isfinite(end - begin):
+        if not max(abs(begin), abs(end)) <= MAX_AMOUNT or math.isnan(begin + end):
             raise ValueError
     except InvalidArgumentError:
         raise
