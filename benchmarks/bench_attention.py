@@ -23,8 +23,7 @@ from sparqle_tvm.calibration.budget import parse_share
 from sparqle_tvm.frontend import from_gguf
 from sparqle_tvm.models.attention_sparsity import MeasuredAttention, measured_attention
 from sparqle_tvm.models.builtin import fetch_builtin
-from sparqle_tvm.numerics.attention import HEAD_LEVELS
-from sparqle_tvm.numerics.kv_cache import HeadStorage, parse_kv
+from sparqle_tvm.numerics.kv_cache import HeadStorage, parse_kv, with_factor
 from sparqle_tvm.passes import QuantizeAttention
 from sparqle_tvm.studies.evaluation import evaluate
 from sparqle_tvm.studies.inputs import read_tokens
@@ -129,9 +128,9 @@ def bits_of(kv: str) -> tuple[float, float]:
 
 
 def sparsity(measured: MeasuredAttention, storage: HeadStorage, table: np.ndarray) -> list[float]:
-    """MSB sparsity by head at the storage's levels, between the measured factors."""
-    factor = HEAD_LEVELS / storage.levels
-    return [float(np.interp(factor, measured.factors, column)) for column in table.T]
+    """MSB sparsity by head at the storage's levels, between the measured ones."""
+    levels = [with_factor(factor).levels for factor in measured.factors][::-1]
+    return [float(np.interp(storage.levels, levels, column[::-1])) for column in table.T]
 
 
 if __name__ == "__main__":

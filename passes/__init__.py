@@ -20,6 +20,7 @@ from sparqle_tvm.passes.legalize_host import LegalizeHost
 from sparqle_tvm.passes.lift_choices import LiftChoices
 from sparqle_tvm.passes.lower_qdq import LowerQDQ
 from sparqle_tvm.passes.merge_precision import MergePrecision
+from sparqle_tvm.passes.offload_attention import OffloadAttention
 from sparqle_tvm.passes.offload_dense import OffloadDense
 from sparqle_tvm.passes.quantize_attention import FLOAT_ATTENTION, QuantizeAttention
 from sparqle_tvm.passes.quantize_cache import QuantizeCache
@@ -49,6 +50,7 @@ __all__ = [
     "LowerQDQ",
     "MergePrecision",
     "ObservedDense",
+    "OffloadAttention",
     "OffloadDense",
     "PassReport",
     "QuantizeAttention",

@@ -46,6 +46,10 @@ class _NoMatch(Exception):
     """Why a tensor is not the quantized result of a dense."""
 
 
+class _AtRunTime(_NoMatch):
+    """It is quantized by what comes at run time, as of a whole row: the vector unit has that."""
+
+
 @mutator
 class _Drain(Rewriter):
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
@@ -55,6 +59,8 @@ class _Drain(Rewriter):
             return None
         try:
             fused = self._fuse(encode)
+        except _AtRunTime:
+            return None
         except _NoMatch as reason:
             if self._follows_dense(encode.x):
                 self.skip("encode", encode.label, str(reason))
@@ -151,7 +157,7 @@ class _Drain(Rewriter):
     def _number(self, expr: Any, what: str) -> float:
         value = self.constants.value(expr)
         if value is None:
-            raise _NoMatch(f"the {what} is computed at run time, per token: the vector unit has it")
+            raise _AtRunTime(f"the {what} is computed at run time")
         if value.size != 1:
             raise _NoMatch(f"the {what} differs between columns")
         if what == "scale" and value.dtype != np.float32:

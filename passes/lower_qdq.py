@@ -60,7 +60,7 @@ class _Lower(Rewriter):
             return "the weight has a scale per row of K"
         shifted = self._shifted(weight)
         if shifted is None:
-            return "the weight has a zero point and is not constant, or leaves int8 without it"
+            return "the weight has a zero point, or is no int8, and is not constant"
         return self._overflow(activation, shifted, shape[1] if weight.transposed else shape[0])
 
     def _takes(self, activation: Dequantized) -> bool:
@@ -87,7 +87,7 @@ class _Lower(Rewriter):
         return f"sums over K = {columns} can leave int32 with {dtype_of(activation.values)}"
 
     def _shifted(self, weight: Dequantized) -> Any | None:
-        """The weight with its zero point taken off, if that is possible within int8."""
+        """The weight without its zero point: int8, or constants of int32 where they must be."""
         zero = np.zeros((), np.int64) if weight.zero is None else weight.zero.astype(np.int64)
         values = self.constants.value(weight.values)
         if values is None:
@@ -97,16 +97,19 @@ class _Lower(Rewriter):
             zero = np.expand_dims(zero, 1 - weight.axis)
         wide = values.astype(np.int64) - (zero if zero.size > 1 else zero.reshape(()))
         inside = wide.size == 0 or (wide.min() >= -128 and wide.max() <= 127)
-        return wide.astype(np.int8) if inside and wide.shape == values.shape else None
+        if wide.shape != values.shape:
+            return None
+        return wide.astype(np.int8 if inside else np.int32)
 
     def _build(self, activation: Dequantized, weight: Dequantized) -> relax.Expr:
         op, shifted = relax.op, self._shifted(weight)
         second = make_const(shifted) if isinstance(shifted, np.ndarray) else shifted
         second = weight.moved(self, second)
         first, zero = activation.moved(self, activation.values), self._zero(activation)
-        if zero is not None or dtype_of(first) != "int8":
+        if zero is not None or (dtype_of(first), dtype_of(second)) != ("int8", "int8"):
             first = self.emit(op.astype(first, "int32"), "q")
-            second = self.emit(op.astype(second, "int32"), "weight")
+            if dtype_of(second) != "int32":
+                second = self.emit(op.astype(second, "int32"), "weight")
             first = first if zero is None else self.emit(op.subtract(first, zero), "q")
         acc = self.emit(op.matmul(first, second, out_dtype="int32"), self.label)
         wide = self.emit(op.astype(acc, "float32"))
@@ -152,7 +155,7 @@ class LowerQDQ(RewritePass):
 
     Precondition: int8 or uint8 (int16 or uint16) activations with one scale or one per row, and one
     zero point, which may come at run time; int8 weights with one scale or one per output column,
-    constants or parameters, and a constant zero point without which they fit int8. Floats may be
+    constants or parameters, and a constant zero point (uint8 ones are constants). Floats may be
     spelled out (``float(q) * s``), of 16 bits, moved, and multiplied with a number. The integer sum
     is exact, and fits int32 whatever the activations are; the result differs from the float matmul
     it replaces by that one's rounding.

@@ -12,13 +12,14 @@ from tvm.relax.expr_functor import mutator
 from sparqle_tvm import dialect
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, TargetError
 from sparqle_tvm.passes._dense_specs import Specs, describe
+from sparqle_tvm.passes._programs import programs_function
 from sparqle_tvm.passes._report import PassReport
-from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, apply_rewriter, relax_functions
+from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, apply_rewriter
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.library import ProgramLibrary, Schedules
 from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.op import DenseOp
-from sparqle_tvm.target.program.bundle import PROGRAMS_FUNCTION, pack_bundle
+from sparqle_tvm.target.program.bundle import pack_bundle
 from sparqle_tvm.target.simulator.dram import pack_weights
 
 LAUNCH = "sparqle.launch"
@@ -68,15 +69,8 @@ class _Offload(Rewriter):
         )
 
     def added_functions(self) -> list[tuple[relax.GlobalVar, tvm.ir.BaseFunc]]:
-        """One that returns all bundles: constants of an executable cannot be reached otherwise."""
-        known = dict(relax_functions(self.module))
-        before = [(gv, f) for gv, f in known.items() if gv.name_hint == PROGRAMS_FUNCTION]
-        fields = [field for _, function in before for field in function.body.body.fields]
-        builder = relax.BlockBuilder()
-        with builder.function(PROGRAMS_FUNCTION, []):
-            builder.emit_func_output(relax.Tuple([*fields, *self.bundles]))
-        ((made, function),) = builder.get().functions_items()
-        return [(before[0][0] if before else made, function)]
+        """One that returns all bundles."""
+        return programs_function(self.module, self.bundles)
 
     def _packed(self, weight: Any, bits: int) -> relax.Expr:
         """A constant weight as it lies in DRAM; any other is packed when the op is launched."""

@@ -13,6 +13,7 @@ from tvm.relax.expr_functor import mutator
 from sparqle_tvm import dialect
 from sparqle_tvm.numerics.integers import bounds
 from sparqle_tvm.numerics.window import WINDOWS, default_window
+from sparqle_tvm.passes._constants import make_const
 from sparqle_tvm.passes._match import axes_of, dims_of, dtype_of, op_name, same_dims, static_shape
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.passes._value_range import value_range, weight_bits
@@ -44,7 +45,9 @@ class _Split(Rewriter):
         if not dtype_of(wide).startswith(("int", "uint")):
             return None
         activation = self._activation(wide)
-        narrow = weight if dtype_of(weight) == "int8" else self._narrow(weight)
+        narrow, shift = weight if dtype_of(weight) == "int8" else self._narrow(weight), None
+        if narrow is None:
+            narrow, shift = self._centred(weight)
         if not isinstance(activation, str):
             obstacle = self._obstacle(call, activation.q, weight if narrow is None else narrow)
             activation = obstacle or activation
@@ -52,7 +55,32 @@ class _Split(Rewriter):
             self.skip("matmul", self.label, activation)
             return None
         self.count()
-        return self._build(activation, narrow)
+        dense = self._build(activation, narrow)
+        if shift is None:
+            return dense
+        op = relax.op
+        sums = self.emit(op.sum(op.astype(wide, "int32"), axis=[-1], keepdims=True), "row_sums")
+        term = self.emit(op.multiply(sums, make_const(shift)), "shift")
+        return op.add(self.emit(dense, self.label), term)
+
+    def _centred(self, weight: Any) -> tuple[Any, np.ndarray | None]:
+        """A constant of 9 bits as int8, and what its columns are less by: (N,) int32.
+
+        uint8 weights without their zero point are such. The sums of the activations, times that,
+        are added behind the op.
+        """
+        value = self.constants.value(weight)
+        if value is None or value.dtype.kind not in "iu" or value.ndim != 2 or not value.size:
+            return None, None
+        wide = value.astype(np.int64)
+        low, high = wide.min(axis=0), wide.max(axis=0)
+        shift = np.where(low < -128, low + 128, np.maximum(high - 127, 0))
+        if (high - low).max() > 255 or np.abs(shift).max() > 256:
+            return None, None
+        key = (self.constants.source(weight), "centred")
+        return self.constants.once(key, lambda: (wide - shift).astype(np.int8)), shift.astype(
+            np.int32
+        )
 
     def _build(self, activation: _Activation, weight: Any) -> relax.Expr:
         q, label = activation.q, self.label
@@ -185,6 +213,9 @@ class SplitPrecision(RewritePass):
         enc = R.sparqle.encode(q, k=4, window="signed", zero_point=128, group_size=0)
         acc = R.sparqle.split_dense(enc, w, offset, k=4, window="signed", act_signed=0,
                                     zero_point=128, in_features=K, weight_bits=4)
+
+    Constant weights of 9 bits (uint8 without their zero point) are brought into int8 by column, and
+    the sums of the activations times the difference are added behind the op.
 
     Zero points per row that lie at an end of their type leave a term ``shift * sum w`` that is
     added behind the op.

@@ -155,6 +155,7 @@ def _offloading_passes(given: Options) -> list[tvm.transform.Pass]:
     return [
         passes.BalanceRows(machine, given.balance, report=report),
         given.offload or passes.OffloadDense(machine, tuned=given.schedules, report=report),
+        passes.OffloadAttention(machine, report=report),
     ]
 
 

@@ -84,6 +84,9 @@ class Accelerator:
         True: a PE has a segmented adder tree with one partial sum per weight group, so the MSB
         digits of several groups may share a cycle. False: the digits of every weight group
         begin a new cycle (cheaper PEs, longer MSB passes for group-quantized weights).
+    rows_share_k : bool
+        True: PE rows that have no activation row of their own may share the columns of another's,
+        and their partial sums are added (`row_split`). False: they stand idle.
     scratchpad : bool
         True: the three buffers are one memory of their total size, which the compiler divides
         for every op.
@@ -118,6 +121,7 @@ class Accelerator:
     digit_bits: int = 4
     float_bytes: int = 2
     msb_across_groups: bool = True
+    rows_share_k: bool = True
     scratchpad: bool = False
     memory: str = MEMORIES[0]
 

@@ -156,7 +156,8 @@ class _TorchLlama:
         """Rotate neighbouring channels of x (T, heads, head_dim)."""
         torch, dim = self.torch, self.config.rope_dim
         angle = torch.arange(len(x), dtype=torch.float64)[:, None, None] * self.frequencies
-        cos, sin = angle.cos().float(), angle.sin().float()
+        magnitude = self.config.rope_magnitude
+        cos, sin = (angle.cos() * magnitude).float(), (angle.sin() * magnitude).float()
         pairs = x[..., :dim].reshape(*x.shape[:2], dim // 2, 2)
         even, odd = pairs[..., 0], pairs[..., 1]
         turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)

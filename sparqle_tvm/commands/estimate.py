@@ -46,6 +46,12 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--kv-bits", type=int, default=8, help="bits of a cached key or value: 4, 8 or 16"
     )
     estimate.add_argument(
+        "--attention",
+        choices=("array", "vector"),
+        help="who computes it: the array, in 8 bits (the default where it can), or the vector "
+        "unit, in floats",
+    )
+    estimate.add_argument(
         "--balance",
         default="array",
         help="what rows are sorted for under split precision: cycles of the array, time, or none",
@@ -77,6 +83,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
         "msb_sparsity": arguments.msb_sparsity,
         "table": shared.energy_table_of(arguments, accelerator),
         "kv_bits": arguments.kv_bits,
+        "attention": arguments.attention,
         "balance": arguments.balance,
         "static_watts": arguments.static_watts,
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from sparqle_tvm.errors import InvalidArgumentError, ModelFileError, UnsupportedModelError
 from sparqle_tvm.frontend.gguf_file import GGUFFile
 from sparqle_tvm.frontend.tokenizer import Tokenizer, tokenizer_from_gguf
-from sparqle_tvm.models.llama import LlamaConfig, export_llama
+from sparqle_tvm.models.llama import LlamaConfig, Yarn, export_llama
 from sparqle_tvm.models.quantized import Weight
 
 if TYPE_CHECKING:
@@ -25,6 +26,31 @@ Activations = Literal["int8", "float32"]
 
 ARCHITECTURES = ("llama",)
 """Values of "general.architecture" that can be imported."""
+
+
+KNOWN_KEYS: Mapping[str, frozenset[str]] = {
+    "attention": frozenset(
+        {
+            *("head_count", "head_count_kv", "key_length", "value_length", "causal"),
+            "layer_norm_rms_epsilon",
+        }
+    ),
+    "rope": frozenset(
+        {
+            *("dimension_count", "freq_base", "scale_linear", "scaling.type", "scaling.factor"),
+            # Only for other kinds of scaling than those that are supported; and how it was trained.
+            *("scaling.original_context_length", "scaling.finetuned"),
+        }
+    ),
+}
+"""Keys below ``attention.`` and ``rope.`` that are read, or that change nothing."""
+
+YARN_KEYS: Mapping[str, str] = {
+    "attn_factor": "attention_factor",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+"""Keys below ``rope.scaling.`` that YaRN has, and what they are fields of."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +65,7 @@ class ImportedModel:
     sha256 : SHA-256 of the file, in hexadecimal digits
     activations : what the dense layers compute on
     file : the file that it came from, with its tensors
+    float_weights : names of the quantized weights that became float32 layers
     """
 
     mod: tvm.IRModule = field(repr=False)
@@ -47,6 +74,7 @@ class ImportedModel:
     sha256: str
     activations: Activations
     file: GGUFFile = field(repr=False)
+    float_weights: tuple[str, ...] = ()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -67,8 +95,10 @@ def from_gguf(
 ) -> ImportedModel:
     """Import a llama-family decoder.
 
-    Integer weights (Q4_0, Q4_1, Q8_0) stay the integers that they are. F16 and F32 weights become
-    float32 layers.
+    Integer weights whose scales are float16 (Q4_0 to Q8_0, IQ4_NL, TQ1_0, TQ2_0) stay the integers
+    that they are. F16, BF16 and F32 weights become float32 layers, and so do K-quants and IQ4_XS,
+    whose scales are finer: `ImportedModel.float_weights` names these. Of a model that was split,
+    the first file is given.
 
     Parameters
     ----------
@@ -105,6 +135,7 @@ def from_gguf(
         sha256=file.sha256(),
         activations=activations,
         file=file,
+        float_weights=tuple(file.turned_to_float) if activations == "int8" else (),
     )
 
 
@@ -124,6 +155,7 @@ def read_config(file: GGUFFile) -> LlamaConfig:
             f"{file.path}: architecture {arch!r} is not supported; supported: "
             f"{', '.join(ARCHITECTURES)}"
         )
+    _refuse_unknown(file, arch)
     if file.get(f"{arch}.expert_count", int):
         raise UnsupportedModelError(f"{file.path}: mixtures of experts are not supported")
     embed = file.require(f"{arch}.embedding_length", int)
@@ -146,6 +178,7 @@ def read_config(file: GGUFFile) -> LlamaConfig:
         tied_head="output.weight" not in file.tensors,
         rope_scale=_rope_scale(file, arch),
     )
+    config = replace(config, yarn=_yarn(file, arch, config.context))
     _check(file, config, value_dim)
     return config
 
@@ -158,14 +191,45 @@ def _vocab_size(file: GGUFFile) -> int:
 
 
 def _rope_scale(file: GGUFFile, arch: str) -> float:
-    kind = file.get(f"{arch}.rope.scaling.type", str) or "none"
+    """What positions are divided by; a factor without a type is linear, as in llama.cpp."""
+    factor = file.get(f"{arch}.rope.scaling.factor", float)
+    if factor is None:
+        factor = file.get(f"{arch}.rope.scale_linear", float)
+    kind = file.get(f"{arch}.rope.scaling.type", str) or ("none" if factor is None else "linear")
     if kind == "none":
         return 1.0
-    if kind != "linear":
+    if kind not in ("linear", "yarn"):
         raise UnsupportedModelError(
-            f"{file.path}: RoPE scaling {kind!r} is not supported; supported: none, linear"
+            f"{file.path}: RoPE scaling {kind!r} is not supported; supported: none, linear, yarn"
         )
-    return file.require(f"{arch}.rope.scaling.factor", float)
+    return factor if factor is not None else file.require(f"{arch}.rope.scaling.factor", float)
+
+
+def _yarn(file: GGUFFile, arch: str, context: int) -> Yarn | None:
+    prefix = f"{arch}.rope.scaling."
+    if file.get(f"{prefix}type", str) != "yarn":
+        return None
+    given = {field: file.get(prefix + key, float) for key, field in YARN_KEYS.items()}
+    return Yarn(
+        file.get(f"{prefix}original_context_length", int) or context,
+        **{field: value for field, value in given.items() if value is not None},
+    )
+
+
+def _refuse_unknown(file: GGUFFile, arch: str) -> None:
+    """Raise if the file has a key that changes attention or positions and that nobody reads."""
+    yarn = file.get(f"{arch}.rope.scaling.type", str) == "yarn"
+    for part, known in KNOWN_KEYS.items():
+        prefix = f"{arch}.{part}."
+        found = {key.removeprefix(prefix) for key in file.keys(prefix)} - known
+        unknown = sorted(found - {f"scaling.{key}" for key in YARN_KEYS if yarn})
+        if unknown:
+            raise UnsupportedModelError(
+                f"{file.path}: metadata {prefix + unknown[0]!r} is not known, and may change what "
+                "the model computes"
+            )
+    if file.get(f"{arch}.attention.causal", bool) is False:
+        raise UnsupportedModelError(f"{file.path}: attention that is not causal is not supported")
 
 
 def _check(file: GGUFFile, config: LlamaConfig, value_dim: int) -> None:
@@ -180,6 +244,8 @@ def _check(file: GGUFFile, config: LlamaConfig, value_dim: int) -> None:
         reason = f"{config.rope_dim} channels of {config.head_dim} cannot be rotated in pairs"
     elif not (config.rope_base > 0 and config.rope_scale > 0 and config.norm_eps >= 0):
         reason = "a RoPE base, a RoPE scale or a norm epsilon is out of range"
+    elif config.yarn is not None and not _is_sound(config.yarn, config.rope_base):
+        reason = "the numbers of the YaRN scaling are out of range"
     if reason:
         raise ModelFileError(f"{file.path}: the metadata is not consistent: {reason}")
     if value_dim != config.head_dim:
@@ -187,6 +253,10 @@ def _check(file: GGUFFile, config: LlamaConfig, value_dim: int) -> None:
             f"{file.path}: values of {value_dim} channels with keys of {config.head_dim} are not "
             "supported"
         )
+
+
+def _is_sound(yarn: Yarn, base: float) -> bool:
+    return base > 1 and yarn.original_context > 0 and yarn.beta_fast > yarn.beta_slow > 0
 
 
 class _Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,22 +101,116 @@ def _q8_0(blocks: Blocks) -> GroupedWeight:
     return _grouped(blocks[:, :, 2:].view(np.int8), _half(blocks, 0))
 
 
+def _five_bits(high: Blocks, packed: Blocks) -> NDArray[np.int8]:
+    """Join the fifth bits, (N, G, 4) bytes, with the nibbles: (N, G, 32), from 0 to 31."""
+    fifth = np.unpackbits(high, axis=2, bitorder="little").view(np.int8)
+    return _nibbles(packed) | (fifth << np.int8(4))
+
+
+def _q5_0(blocks: Blocks) -> GroupedWeight:
+    return _grouped(_five_bits(blocks[:, :, 2:6], blocks[:, :, 6:]) - np.int8(16), _half(blocks, 0))
+
+
+def _q5_1(blocks: Blocks) -> GroupedWeight:
+    values = _five_bits(blocks[:, :, 4:8], blocks[:, :, 8:])
+    return _grouped(values, _half(blocks, 0), _half(blocks, 2))
+
+
+# The values that a nibble of IQ4_NL stands for.
+_NON_LINEAR = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
+)
+
+
+def _iq4_nl(blocks: Blocks) -> GroupedWeight:
+    return _grouped(_NON_LINEAR[_nibbles(blocks[:, :, 2:])], _half(blocks, 0))
+
+
+def _ternary(digits: Blocks, scale: NDArray[np.float16]) -> GroupedWeight:
+    """Cut blocks of 256 values 0, 1, 2 (N, B, 256) into groups of 32, which share the scale."""
+    values = digits.view(np.int8) - np.int8(1)
+    groups = values.reshape(len(values), -1, GROUP_SIZE)
+    return _grouped(groups, np.repeat(scale, 256 // GROUP_SIZE, axis=1))
+
+
+def _tq2_0(blocks: Blocks) -> GroupedWeight:
+    """Four values to a byte: value i of 32 bytes lies in bits 2i and 2i + 1, 32 bytes apart."""
+    rows, count = blocks.shape[:2]
+    packed = blocks[:, :, :64].reshape(rows, count, 2, 1, 32)
+    shifts = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
+    digits = ((packed >> shifts) & 3).astype(np.uint8)
+    return _ternary(digits.reshape(rows, count, 256), _half(blocks, 64))
+
+
+def _tq1_0(blocks: Blocks) -> GroupedWeight:
+    """Five values to a byte, as a fraction of base 3: times 3, the next digit carries over."""
+    rows, count = blocks.shape[:2]
+    parts = []
+    for first, last, digits in ((0, 32, 5), (32, 48, 5), (48, 52, 4)):
+        powers = np.array([3**n for n in range(digits)], np.uint8).reshape(digits, 1)
+        shifted = blocks[:, :, None, first:last] * powers
+        parts.append(((shifted.astype(np.uint16) * 3) >> 8).astype(np.uint8))
+    flat = [part.reshape(rows, count, -1) for part in parts]
+    return _ternary(np.concatenate(flat, axis=2), _half(blocks, 52))
+
+
 _UNPACK: dict[Kind, Callable[[Blocks], GroupedWeight]] = {
     Kind.Q4_0: _q4_0,
     Kind.Q4_1: _q4_1,
+    Kind.Q5_0: _q5_0,
+    Kind.Q5_1: _q5_1,
     Kind.Q8_0: _q8_0,
+    Kind.IQ4_NL: _iq4_nl,
+    Kind.TQ1_0: _tq1_0,
+    Kind.TQ2_0: _tq2_0,
 }
-_FLOATS = (Kind.F16, Kind.F32)
-SUPPORTED_KINDS = tuple(kind.name for kind in (*_UNPACK, *_FLOATS))
+# Their scales are products of a float16 and an integer, which no float16 holds: they become floats.
+_FINE_SCALES = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K, Kind.IQ4_XS)
+_FLOATS = (Kind.F16, Kind.F32, Kind.BF16)
+SUPPORTED_KINDS = tuple(kind.name for kind in (*_UNPACK, *_FINE_SCALES, *_FLOATS))
 """Names of the tensor types that a dense layer may have."""
+
+_PART = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
+
+
+def _open(path: Path) -> _Reader:
+    """Map a file and read all but the weights."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if magic != b"GGUF":
+            raise ModelFileError(f"{path}: not a GGUF file (it starts with {magic!r})")
+        reader = _Reader(path)
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except EOFError as error:
+        raise ModelFileError(f"{path}: the file is truncated: {error}") from error
+    except (ValueError, KeyError, IndexError, OverflowError, MemoryError) as error:
+        raise ModelFileError(f"{path}: damaged, or not a GGUF file: {error}") from error
+    if reader.byte_order != "I":
+        raise UnsupportedModelError(f"{path}: the file is of the other byte order")
+    return reader
+
+
+def _floats(tensor: Any) -> NDArray[np.floating[Any]]:
+    """The values of a tensor of any kind as floats."""
+    if tensor.tensor_type in (Kind.F16, Kind.F32):
+        return tensor.data
+    return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
 
 
 class GGUFFile:
-    """An open GGUF file.
+    """An open GGUF file, or all parts of one that was split.
 
     Parameters
     ----------
-    path : file to read; it stays mapped as long as the object lives
+    path : file to read, or the first part; it stays mapped as long as the object lives
+
+    Attributes
+    ----------
+    tensors : the tensors of all parts, by name
+    turned_to_float : names of the quantized tensors that were read as floats, because their scales
+        are finer than float16
 
     Raises
     ------
@@ -129,25 +224,42 @@ class GGUFFile:
         """Map the file and read all but the weights."""
         self.path = path
         self.used: set[str] = set()
-        try:
-            with path.open("rb") as file:
-                magic = file.read(4)
-            if magic != b"GGUF":
-                raise ModelFileError(f"{path}: not a GGUF file (it starts with {magic!r})")
-            self._reader = _Reader(path)
-        except OSError as error:
-            raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from error
-        except EOFError as error:
-            raise ModelFileError(f"{path}: the file is truncated: {error}") from error
-        except (ValueError, KeyError, IndexError, OverflowError, MemoryError) as error:
-            raise ModelFileError(f"{path}: damaged, or not a GGUF file: {error}") from error
-        if self._reader.byte_order != "I":
-            raise UnsupportedModelError(f"{path}: the file is of the other byte order")
-        self.tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        self.turned_to_float: list[str] = []
+        self._reader = _open(path)
+        self._parts = [self._reader, *map(_open, self._other_parts())]
+        self.tensors = {t.name: t for part in self._parts for t in part.tensors}
+        count = self.get("split.tensors.count", int)
+        if count is not None and count != len(self.tensors):
+            raise ModelFileError(
+                f"{path}: its parts have {len(self.tensors)} tensors, not {count} as it says"
+            )
+
+    def _other_parts(self) -> list[Path]:
+        """The other files of a model that was split; their names tell the number."""
+        parts = self.get("split.count", int) or 1
+        if parts == 1:
+            return []
+        if self.get("split.no", int):
+            raise ModelFileError(f"{self.path}: not the first part of a split file: name that one")
+        found = _PART.fullmatch(self.path.name)
+        if found is None or int(found[2]) != parts:
+            raise ModelFileError(
+                f"{self.path}: the first of {parts} parts has to be called "
+                f"NAME-00001-of-{parts:05}.gguf, and the others lie beside it"
+            )
+        names = (f"{found[1]}-{part:05}-of-{found[2]}.gguf" for part in range(2, parts + 1))
+        return [self.path.with_name(name) for name in names]
+
+    def keys(self, prefix: str) -> list[str]:
+        """Return the keys of the metadata that begin so."""
+        return [key for key in self._reader.fields if key.startswith(prefix)]
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the whole file, in hexadecimal digits."""
-        return hashlib.sha256(self._reader.data.data).hexdigest()
+        """Return the SHA-256 of the whole file (of all parts), in hexadecimal digits."""
+        digest = hashlib.sha256()
+        for part in self._parts:
+            digest.update(part.data.data)
+        return digest.hexdigest()
 
     def get(self, key: str, kind: type[T]) -> T | None:
         """Return a value of the metadata, or None if there is none.
@@ -197,17 +309,19 @@ class GGUFFile:
         """
         tensor = self._tensor(name, (out_features, in_features))
         kind = tensor.tensor_type
-        if kind not in _UNPACK and kind not in _FLOATS:
+        if kind.name not in SUPPORTED_KINDS:
             raise UnsupportedModelError(
                 f"{self.path}: tensor {name!r} is of type {kind.name}; supported are "
                 f"{', '.join(SUPPORTED_KINDS)}"
             )
-        if kind in _FLOATS:
-            values = np.ascontiguousarray(tensor.data.T, dtype=np.float32)
+        if kind not in _UNPACK:
+            values = np.ascontiguousarray(_floats(tensor).T, dtype=np.float32)
             self._check_finite(name, values)
+            if kind in _FINE_SCALES:
+                self.turned_to_float.append(name)
             return FloatWeight(values)
-        groups = in_features // GROUP_SIZE
-        weight = _UNPACK[kind](tensor.data.reshape(out_features, groups, -1))
+        block, _ = gguf.GGML_QUANT_SIZES[kind]
+        weight = _UNPACK[kind](tensor.data.reshape(out_features, in_features // block, -1))
         self._check_finite(name, weight.scale)
         if weight.minimum is not None:
             self._check_finite(name, weight.minimum)
@@ -221,15 +335,15 @@ class GGUFFile:
         ModelFileError
             If it is missing, of another shape, or holds NaN or Inf.
         UnsupportedModelError
-            If it is not F32 or F16.
+            If it is not F32, F16 or BF16.
         """
         tensor = self._tensor(name, (size,))
         if tensor.tensor_type not in _FLOATS:
             raise UnsupportedModelError(
                 f"{self.path}: tensor {name!r} is of type {tensor.tensor_type.name}; "
-                "supported for vectors are F16, F32"
+                "supported for vectors are F16, F32, BF16"
             )
-        values: NDArray[np.float32] = tensor.data.astype(np.float32)
+        values: NDArray[np.float32] = _floats(tensor).astype(np.float32)
         self._check_finite(name, values)
         return values
 

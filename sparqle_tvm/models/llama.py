@@ -16,6 +16,7 @@ position of the next token, so ``prefill`` may also follow ``prefill`` or ``deco
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeAlias
@@ -41,6 +42,39 @@ Position: TypeAlias = Any
 
 
 @dataclass(frozen=True)
+class Yarn:
+    """YaRN (arXiv 2309.00071): positions are scaled where a pair turns slowly, not where fast.
+
+    Attributes
+    ----------
+    original_context : number of tokens before the context was made longer
+    attention_factor : what cosines and sines are multiplied with, besides ``1 + 0.1 ln scale``
+    beta_fast, beta_slow : turns over the original context from which on a pair keeps its own
+        frequency, and up to which it is scaled altogether
+    """
+
+    original_context: int
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+    def mixed(
+        self, frequencies: NDArray[np.float64], base: float, scale: float
+    ) -> NDArray[np.float64]:
+        """Frequencies of pairs, with the slow ones divided by `scale`."""
+        pairs = len(frequencies)
+
+        def pair_of(turns: float) -> float:
+            """The (fractional) pair that turns so often over the original context."""
+            return pairs * math.log(self.original_context / (turns * math.tau)) / math.log(base)
+
+        first = max(math.floor(pair_of(self.beta_fast)), 0)
+        last = min(math.ceil(pair_of(self.beta_slow)), 2 * pairs - 1)
+        ramp = np.clip((np.arange(pairs) - first) / max(last - first, 1e-3), 0, 1)
+        return frequencies * (1 - ramp) + frequencies / scale * ramp
+
+
+@dataclass(frozen=True)
 class LlamaConfig:
     """Shape of a llama-family decoder.
 
@@ -53,6 +87,7 @@ class LlamaConfig:
     norm_eps : epsilon of the RMS norms
     context : number of tokens that the model was trained for
     tied_head : whether the embedding is the output layer too
+    yarn : how `rope_scale` is applied, if not to all pairs alike
     """
 
     layers: int
@@ -68,6 +103,14 @@ class LlamaConfig:
     context: int
     tied_head: bool
     rope_scale: float = 1.0
+    yarn: Yarn | None = None
+
+    @property
+    def rope_magnitude(self) -> float:
+        """What rotations multiply lengths with: 1 without YaRN."""
+        if self.yarn is None:
+            return 1.0
+        return self.yarn.attention_factor * (1 + 0.1 * math.log(self.rope_scale))
 
 
 class WeightSource(Protocol):
@@ -112,11 +155,17 @@ def rope_frequencies(
 ) -> NDArray[np.float64]:
     """Return the angle per position of each pair of channels: float64, (rope_dim / 2,), radian."""
     exponent = np.arange(0, config.rope_dim, 2, dtype=np.float64) / config.rope_dim
-    frequencies = config.rope_base**-exponent / config.rope_scale
+    frequencies = config.rope_base**-exponent
+    if config.yarn is not None:
+        frequencies = config.yarn.mixed(frequencies, config.rope_base, config.rope_scale)
+    else:
+        frequencies = frequencies / config.rope_scale
     return frequencies if factors is None else frequencies / factors.astype(np.float64)
 
 
-def emit_rotary(frequencies: NDArray[np.float64], past: Position, count: Position) -> Rotary:
+def emit_rotary(
+    frequencies: NDArray[np.float64], past: Position, count: Position, magnitude: float = 1.0
+) -> Rotary:
     """Emit rotation and causal mask of `count` tokens after `past` ones, once per forward pass."""
     total = count if isinstance(past, int) and past == 0 else past + count
     keys = _emit(R.arange(total, dtype="int64"), "key_position")
@@ -129,11 +178,18 @@ def emit_rotary(frequencies: NDArray[np.float64], past: Position, count: Positio
     position = R.reshape(R.astype(queries, "float64"), (count, 1, 1))
     per_position = relax.const(frequencies.reshape(1, 1, -1), "float64")
     angle = _emit(R.multiply(position, per_position), "angle")
+
+    def rotated(turn: Callable[[relax.Expr], relax.Expr]) -> relax.Expr:
+        turned = turn(angle)
+        if magnitude != 1.0:
+            turned = R.multiply(turned, relax.const(magnitude, "float64"))
+        return R.astype(turned, "float32")
+
     mask = R.less_equal(R.reshape(keys, (1, 1, total)), R.reshape(queries, (1, count, 1)))
     return Rotary(
         past=past,
-        cos=_emit(R.astype(R.cos(angle), "float32"), "rope_cos"),
-        sin=_emit(R.astype(R.sin(angle), "float32"), "rope_sin"),
+        cos=_emit(rotated(R.cos), "rope_cos"),
+        sin=_emit(rotated(R.sin), "rope_sin"),
         mask=_emit(mask, "causal_mask"),
     )
 
@@ -288,11 +344,12 @@ class Llama(nn.Module):
         if "rope_freqs.weight" in source:
             factors = source.vector("rope_freqs.weight", config.rope_dim // 2)
         self.frequencies = rope_frequencies(config, factors)
+        self.magnitude = config.rope_magnitude
 
     def _hidden(self, tokens: relax.Expr, past: Position, *, cached: bool) -> relax.Var:
         embedding = self.output if self.config.tied_head else self.embedding
         x = embedding.embed(tokens)
-        rotary = emit_rotary(self.frequencies, past, tokens.ty.shape[1])
+        rotary = emit_rotary(self.frequencies, past, tokens.ty.shape[1], self.magnitude)
         for block in self.blocks:
             x = block(x, rotary, cached=cached)
         return self.norm(x)

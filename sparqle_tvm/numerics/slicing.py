@@ -7,7 +7,7 @@ Integers are split by a window, which `numerics.window` defines.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
 from sparqle_tvm.numerics.integers import (
     CONTAINER,
+    DIGIT,
     INT32_MAX,
     bounds,
     container,
@@ -94,7 +95,7 @@ class SlicedTensor:
             If `k`, `window`, `shape`, the zero point, a dtype or a plane's shape is wrong.
         QuantizationError
             If the planes contradict each other: pointers that fall or do not match the bitmap, set
-            padding bits, stored zeros.
+            padding bits, stored zeros, a value outside of 2k bits.
         """
         require_digit_bits(k)
         rows, columns = shape
@@ -135,12 +136,15 @@ class SlicedTensor:
 
     def msb_digits(self) -> npt.NDArray[Any]:
         """Return the dense plane of high digits, zeros included: int8 (M, K), int16 for k = 8."""
-        dense = np.zeros(self.shape, dtype=np.uint8)
+        mask, row_nnz = self.mask(), self.row_nnz()
+        dense = np.zeros(self.shape, dtype=DIGIT[self.k])
         stream = unpack_digits(self.msb, self.k, self.msb.size * 8 // self.k)
-        mask = self.mask()
-        dense[mask] = stream[stream_positions(self.row_nnz(), self.row_ptr[:-1], self.k)]
-        digits = self.digits.decode(dense)
-        return np.where(mask, digits, digits.dtype.type(0))
+        nibbles = stream[stream_positions(row_nnz, self.row_ptr[:-1], self.k)]
+        digits = self.digits
+        if not isinstance(digits.zero_point, int):
+            digits = replace(digits, zero_point=np.repeat(self.zero_point, row_nnz))
+        dense[mask] = digits.decode(nibbles)
+        return dense
 
     def mask(self) -> npt.NDArray[np.bool_]:
         """Return the precision bitmap unpacked: bool (M, K), true where an MSB digit is stored."""
@@ -384,3 +388,12 @@ def _check_planes(sliced: SlicedTensor) -> None:
     shares = np.broadcast_to(np.asarray(sliced.digits.threshold) > 0, (sliced.shape[0], 1))
     if ((stream[stored] == 0) & ~np.repeat(shares[:, 0], row_nnz)).any():
         raise QuantizationError("msb: a stored digit is zero, its bitmap bit should be clear")
+    # The smallest and the largest digit do not go with every low digit.
+    digits = sliced.digits
+    low, high = digits.bounds
+    wide = sliced.msb_digits().astype(np.int32) << k
+    wide += sliced.lsb_digits() - np.asarray(digits.bias - digits.centre, np.int32)
+    outside = (wide < low) | (wide > high)
+    if outside.any():
+        at = list(first_position(outside))
+        raise QuantizationError(f"the value at {at} does not fit {2 * k} bits")

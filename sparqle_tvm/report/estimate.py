@@ -10,6 +10,7 @@ from sparqle_tvm.report.passes import (
     describe,
     energy_table,
     limits_table,
+    others_table,
 )
 from sparqle_tvm.report.sensitivity import sensitivity_section
 from sparqle_tvm.results.estimate import Estimate
@@ -32,6 +33,7 @@ def estimate_document(found: Estimate, sensitivity: Sensitivity | None = None) -
                 (
                     cost_table(passes, accelerator),
                     limits_table(passes, accelerator),
+                    others_table(passes, accelerator),
                     components_table(passes, accelerator, table),
                     energy_table(passes, accelerator, table),
                     *found.notes,

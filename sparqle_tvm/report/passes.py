@@ -10,7 +10,7 @@ from typing import Any
 
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Table
-from sparqle_tvm.results.passes import BASELINE, PARTS, PartCost, PassResult
+from sparqle_tvm.results.passes import BASELINE, PARTS, Other, PartCost, PassResult
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.baselines import scheme_name
 from sparqle_tvm.target.cost.limits import LIMITS
@@ -97,7 +97,7 @@ def cost_table(passes: Sequence[PassResult], accelerator: Accelerator) -> Table:
         ),
         rows=tuple(rows),
         note="The MAC array alone is what would remain if memory were free. Dense layers include "
-        "the quantization and encoding of their inputs; the whole model adds attention, norms, "
+        "the quantization and encoding of their inputs; the whole model adds attention, and norms, "
         "rotary embedding, SwiGLU, residuals and the key-value cache on the vector unit.",
         group="part",
     )
@@ -124,6 +124,53 @@ def limits_table(passes: Sequence[PassResult], accelerator: Accelerator) -> Tabl
         group="part",
         repeated=2,
     )
+
+
+WHERE = {"attention": "array", "vector": "vector unit"}
+"""Who does what is neither a dense layer nor an encoding, by `Other.part`."""
+
+
+def others_table(passes: Sequence[PassResult], accelerator: Accelerator) -> Table:
+    """What the whole model has besides dense layers: cycles, and their share of all."""
+    schemes = list(passes[0].schemes)
+    columns = [Column("part", ""), Column("work", ""), Column("unit", "on")]
+    for scheme in schemes:
+        name = shown_name(accelerator, scheme)
+        columns += [
+            figure(f"{scheme}_cycles", name, formats.count),
+            figure(f"{scheme}_share", "share", formats.percent),
+        ]
+    return Table(
+        name="others",
+        title="Besides dense layers, in cycles and as a share of the whole model",
+        columns=tuple(columns),
+        rows=tuple(row for one in passes for row in _other_rows(one)),
+        note="Attention on the array is that of its programs or of their formula; the vector unit "
+        "counts by formula: its operations beside one pass of its tensors through DRAM.",
+        group="part",
+        repeated=2,
+    )
+
+
+def _other_rows(one: PassResult) -> Iterator[Row]:
+    """A row for each kind of work: attention on the array together, of all its layers."""
+    found = [other for other in one.others if other.part in WHERE]
+    parts = dict.fromkeys((other.part, other.label) for other in found if other.part == "vector")
+    kinds: list[tuple[str, str, list[Other]]] = []
+    on_array = [other for other in found if other.part == "attention"]
+    if on_array:
+        kinds.append(("attention", "attention", on_array))
+    kinds += [
+        (part, label, [o for o in found if (o.part, o.label) == (part, label)])
+        for part, label in parts
+    ]
+    for part, label, group in kinds:
+        row: Row = {"part": one.name, "work": label, "unit": WHERE[part]}
+        for scheme, cost in one.schemes.items():
+            cycles = sum(other.times * other.costs[scheme].total_cycles for other in group)
+            row[f"{scheme}_cycles"] = cycles
+            row[f"{scheme}_share"] = cycles / cost.whole_model.cycles
+        yield row
 
 
 def _limit_rows(one: PassResult, part: str) -> Iterator[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sparqle_tvm.files import plain
 from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape
@@ -15,7 +15,42 @@ from sparqle_tvm.target.cost.baselines import scheme_name, scheme_notes
 from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable
 
-JSON_VERSION = 3
+JSON_VERSION = 4
+
+AttentionUnit = Literal["array", "vector"]
+"""Who computes attention."""
+
+
+@dataclass(frozen=True)
+class AttentionSource:
+    """Who computes attention in an estimate, and where the share of live keys comes from.
+
+    Attributes
+    ----------
+    unit : {"array", "vector"}
+        The array, in integers, or the vector unit, in floats.
+    reason : str
+        Why the vector unit; empty for the array.
+    live_keys : str
+        What the share of keys whose values are needed was measured on.
+    transferred : bool
+        Whether there are more keys than in the longest context that was measured: the share there
+        is used.
+    """
+
+    unit: AttentionUnit
+    reason: str
+    live_keys: str
+    transferred: bool
+
+    @property
+    def note(self) -> str:
+        """In a sentence."""
+        if self.unit == "vector":
+            return f"Attention runs on the vector unit: {self.reason}."
+        note = f"Attention runs on the array, in 8 bits; live keys: {self.live_keys}"
+        beyond = ", of the longest context that was measured: there are more keys here"
+        return f"{note}{beyond if self.transferred else ''}."
 
 
 @dataclass(frozen=True)
@@ -52,6 +87,7 @@ class Estimate(PassResult):
 
     model: ModelShape
     kv_bits: int
+    attention: AttentionSource
     balance: Balance
     digits: DigitSource
     accelerator: Accelerator
@@ -65,7 +101,7 @@ class Estimate(PassResult):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader has to know of the figures, in sentences."""
-        notes = [self.positions_note]
+        notes = [self.positions_note, self.attention.note]
         waiting = [
             scheme_name(self.accelerator, scheme)
             for scheme, found in self.schemes.items()

@@ -16,6 +16,7 @@ from sparqle_tvm.files import Amount, Count, Positive, Share
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import energy as energy_model
 from sparqle_tvm.target.cost.analytical import EncodeCost
+from sparqle_tvm.target.cost.attention import AttentionCost
 from sparqle_tvm.target.cost.energy import EnergyBreakdown
 from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 from sparqle_tvm.target.cost.events import Events
@@ -32,7 +33,7 @@ BASELINE = "dense"
 PARTS = {"dense_layers": "dense layers", "whole_model": "whole model"}
 """Parts of a pass, with their names for readers."""
 
-Cost = CountedOp | EncodeCost | VectorCost
+Cost = CountedOp | EncodeCost | VectorCost | AttentionCost
 CountedCosts = tuple[EncodeCost, tuple[CountedOp, ...]]
 """Of an encoding, and of the dense ops that read it."""
 
@@ -172,7 +173,10 @@ class WorkCost:
     def of(cls, cost: Cost) -> WorkCost:
         """Take it from what was counted."""
         mma_cycles = weight_bytes = cache_bytes = 0
-        if isinstance(cost, EncodeCost | VectorCost):
+        if isinstance(cost, AttentionCost):
+            mma_cycles, compute_cycles = cost.mma_cycles, cost.compute_cycles
+            cache_bytes = cost.cache_bytes
+        elif isinstance(cost, EncodeCost | VectorCost):
             compute_cycles = cost.vector_cycles
             cache_bytes = cost.cache_bytes if isinstance(cost, VectorCost) else 0
         else:
@@ -232,14 +236,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Other:
-    """What is no dense layer: an encoding, or one kind of the vector unit's work.
+    """What is no dense layer: an encoding, attention, or one kind of the vector unit's work.
 
     Attributes
     ----------
     label : str
         Its name.
-    part : {"encode", "vector"}
-        Which of both.
+    part : {"encode", "attention", "vector"}
+        Which of these; attention on the array, that of the vector unit is work of it.
     times : int
         How many of the model it stands for.
     block_rows : int
@@ -249,7 +253,7 @@ class Other:
     """
 
     label: str
-    part: Literal["encode", "vector"]
+    part: Literal["encode", "attention", "vector"]
     times: Positive
     block_rows: Count
     costs: Mapping[str, WorkCost]
@@ -374,13 +378,38 @@ class CountedEncoding:
         return self.times * sum(shape.macs for shape in self.shapes)
 
 
+@dataclass(frozen=True)
+class CountedAttention:
+    """Attention on the array, counted: what `pass_result` is made of.
+
+    Attributes
+    ----------
+    label : str
+        Its name.
+    times : int
+        How many it stands for.
+    costs : mapping of str to AttentionCost
+        By scheme; of one.
+    """
+
+    label: str
+    times: int
+    costs: Mapping[str, AttentionCost]
+
+    def other(self) -> Other:
+        """It as data."""
+        costs = {scheme: WorkCost.of(cost) for scheme, cost in self.costs.items()}
+        return Other(self.label, "attention", self.times, 0, costs)
+
+
 def pass_result(
     phase: Phase,
     *,
     tokens: int,
     past: int,
     encodings: Sequence[CountedEncoding],
-    vector: Sequence[VectorCost],
+    vector: Mapping[str, Sequence[VectorCost]],
+    attention: Sequence[CountedAttention] = (),
     accelerator: Accelerator,
     table: EnergyTable,
     batch: int = 1,
@@ -394,16 +423,21 @@ def pass_result(
         As in `PassResult`.
     encodings : sequence of CountedEncoding
         All of them, under the same schemes.
-    vector : sequence of VectorCost
-        What the vector unit does, under any scheme.
+    vector : mapping of str to sequence of VectorCost
+        What the vector unit does, by scheme: the same kinds of work under all.
+    attention : sequence of CountedAttention
+        What the array does of it.
     accelerator, table, static_watts
         What turns cycles into seconds and events into joules, see `target.cost.energy`.
     """
-    macs, more = sum(e.macs for e in encodings), sum(cost.macs for cost in vector)
+    macs = sum(e.macs for e in encodings)
+    more = sum(cost.macs for cost in vector[next(iter(encodings[0].costs))])
+    more += sum(a.times * next(iter(a.costs.values())).macs for a in attention)
     parts: dict[str, dict[str, tuple[PartCost, EnergyBreakdown]]] = {}
     for scheme in encodings[0].costs:
         dense = [pair for e in encodings for pair in e.counted(scheme)]
-        whole = [*dense, *((cost, 1) for cost in vector)]
+        array = [(a.costs[scheme], a.times) for a in attention]
+        whole = [*dense, *array, *((cost, 1) for cost in vector[scheme])]
         parts[scheme] = {
             "dense_layers": _part(dense, macs, accelerator, table, static_watts),
             "whole_model": _part(whole, macs + more, accelerator, table, static_watts),
@@ -413,8 +447,11 @@ def pass_result(
         for scheme in parts
     }
     works = (
-        Other(cost.label, "vector", 1, 0, dict.fromkeys(parts, WorkCost.of(cost)))
-        for cost in vector
+        Other(
+            *(costs[0].label, "vector", 1, 0),
+            {scheme: WorkCost.of(cost) for scheme, cost in zip(parts, costs, strict=True)},
+        )
+        for costs in zip(*(vector[scheme] for scheme in parts), strict=True)
     )
     baseline = parts.get(BASELINE)
     return PassResult(
@@ -435,7 +472,7 @@ def pass_result(
             for scheme, both in parts.items()
         },
         layers=tuple(layer for e in encodings for layer in e.layers()),
-        others=(*(e.encoding() for e in encodings), *works),
+        others=(*(e.encoding() for e in encodings), *(a.other() for a in attention), *works),
     )
 
 

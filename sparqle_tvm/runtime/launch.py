@@ -16,13 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.errors import ProgramError
+from sparqle_tvm.errors import ProgramError, QuantizationError
+from sparqle_tvm.numerics.attention import SCALE_BYTES, Heads, row_factors
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.isa.access import Tensor
+from sparqle_tvm.target.isa.attention_header import AttentionHeader
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.program import Program
-from sparqle_tvm.target.program.bundle import select, unpack_bundle
+from sparqle_tvm.target.program.bundle import select, select_attention, unpack_bundle
 from sparqle_tvm.target.simulator import SimResult, pack_weights, plane_tensors, simulate
+from sparqle_tvm.target.simulator.attention import (
+    AttentionResult,
+    attention_tensors,
+    simulate_attention,
+)
 from sparqle_tvm.target.simulator.streams import transport_order
 from sparqle_tvm.target.verify import verify
 
@@ -49,7 +56,7 @@ class LaunchRecord:
 
     label: str
     rows: int
-    program: Program
+    program: Program[Any]
     result: SimResult
 
 
@@ -58,7 +65,8 @@ class _State(threading.local):
     """Per thread: where records go, if somebody listens; programs, and what was verified."""
 
     records: list[LaunchRecord] | None = None
-    programs: dict[bytes, tuple[Program, ...]] = field(default_factory=dict)
+    attention: list[AttentionLaunch] | None = None
+    programs: dict[bytes, tuple[Program[Any], ...]] = field(default_factory=dict)
     # By identity: `programs` keeps them.
     verified: set[tuple[int, int]] = field(default_factory=set)
 
@@ -128,7 +136,99 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
         _STATE.records.append(LaunchRecord(str(label), rows, program, kept))
 
 
-def _programs(data: bytes) -> tuple[Program, ...]:
+@dataclass(frozen=True, eq=False)
+class AttentionLaunch:
+    """One run of an attention program.
+
+    Attributes
+    ----------
+    label : str
+        The op.
+    rows, past : int
+        Tokens, and tokens before them.
+    program : Program
+        What ran.
+    result : AttentionResult
+        Cycles, bytes, MACs, and the work that it met; the output is not kept.
+    """
+
+    label: str
+    rows: int
+    past: int
+    program: Program[AttentionHeader]
+    result: AttentionResult
+
+
+@contextmanager
+def recording_attention() -> Iterator[list[AttentionLaunch]]:
+    """Collect the launches of attention of this thread within a ``with`` block."""
+    outer, _STATE.attention = _STATE.attention, []
+    try:
+        yield _STATE.attention
+    finally:
+        _STATE.attention = outer
+
+
+def launch_attention(
+    label: str, bundle: Any, scale: float, q: Any, k: Any, v: Any, out: Any
+) -> None:
+    """Run one attention; called by compiled modules.
+
+    Parameters
+    ----------
+    label : str
+        The op.
+    bundle : tensor of uint8 (bytes,)
+        Programs, see `target.program.bundle`.
+    scale : float
+        Of the scores.
+    q, k, v : tensors of int8 (.., T, H, D + 4)
+        What ``R.sparqle.quantize_heads`` made.
+    out : tensor of float32 (.., T, H, D)
+        Written.
+
+    Raises
+    ------
+    ProgramError
+        If the programs are damaged, none is for so many rows and keys, or the one that is does not
+        pass verification for them.
+    QuantizationError
+        If a query, key or value was NaN or infinite.
+    """
+    programs = _programs(np.from_dlpack(bundle).tobytes())
+    queries, keys, values = (
+        _heads(str(label), *named) for named in (("queries", q), ("keys", k), ("values", v))
+    )
+    outputs = np.from_dlpack(out)
+    rows, count = len(queries.values), len(keys.values)
+    if rows == 0:
+        return
+    program = select_attention(programs, rows, count)
+    factors = row_factors(queries.scale.reshape(-1), float(scale)).reshape(queries.scale.shape)
+    tensors = attention_tensors(
+        *(program.header, queries.values, factors),
+        *((keys.values, keys.scale), (values.values, values.scale)),
+    )
+    tensors[Tensor.OUT] = outputs.reshape(rows, *outputs.shape[-2:])
+    result = simulate_attention(program, tensors, rows)
+    kept = replace(result, output=None)
+    if _STATE.attention is not None:
+        _STATE.attention.append(AttentionLaunch(str(label), rows, count - rows, program, kept))
+    if _STATE.records is not None:
+        _STATE.records.append(LaunchRecord(str(label), rows, program, kept))
+
+
+def _heads(label: str, name: str, tensor: Any) -> Heads:
+    """Integers and scales of what `quantize_heads` put side by side."""
+    stored = np.from_dlpack(tensor)
+    stored = stored.reshape(-1, *stored.shape[-2:])
+    scale = np.ascontiguousarray(stored[..., -SCALE_BYTES:]).view("<f4")[..., 0]
+    if not np.isfinite(scale).all():
+        raise QuantizationError(f"{label}: {name} hold NaN or infinity; programs take numbers")
+    return Heads(np.ascontiguousarray(stored[..., :-SCALE_BYTES]), scale)
+
+
+def _programs(data: bytes) -> tuple[Program[Any], ...]:
     if data not in _STATE.programs:
         _STATE.programs[data] = unpack_bundle(data)
     return _STATE.programs[data]

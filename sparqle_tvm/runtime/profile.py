@@ -14,6 +14,7 @@ from sparqle_tvm.runtime.launch import LaunchRecord
 from sparqle_tvm.target.cost.energy import EnergyBreakdown, energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events, simulated_events
+from sparqle_tvm.target.isa.attention_header import AttentionHeader
 from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.simulator import SimResult
 from sparqle_tvm.target.simulator.counts import PlaneCounts
@@ -220,8 +221,7 @@ class Profile:
         from sparqle_tvm.runtime.timeline_picture import draw_timeline
 
         record = self[label]
-        header = record.program.header
-        title = f"{label}: {record.rows} x {header.op.n} x {header.op.k}"
+        title = " x ".join(map(str, (f"{label}: {record.rows}", *_sizes(record))))
         return draw_timeline(record.result, title=title, cycles=cycles)
 
 
@@ -229,13 +229,16 @@ _OPS = len(Engine)  # Track of the ops, next to those of the engines.
 
 
 def _shape(record: LaunchRecord) -> Json:
+    n, k = _sizes(record)
+    return {"label": record.label, "m": record.rows, "n": n, "k": k}
+
+
+def _sizes(record: LaunchRecord) -> tuple[int, int]:
+    """N and K; of attention channels of all heads, and keys."""
     header = record.program.header
-    return {
-        "label": record.label,
-        "m": record.rows,
-        "n": header.op.n,
-        "k": header.op.k,
-    }
+    if isinstance(header, AttentionHeader):
+        return header.op.heads * header.op.head_dim, record.rows + record.result.bound.past
+    return header.op.n, header.op.k
 
 
 def _measures(result: SimResult) -> Json:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sparqle_tvm.results.passes import CountedEncoding, PassResult, Phase, pass_result
+from sparqle_tvm.results.passes import (
+    CountedAttention,
+    CountedEncoding,
+    PassResult,
+    Phase,
+    pass_result,
+)
 from sparqle_tvm.results.run import SortingResult
 from sparqle_tvm.studies.simulated import simulated_pass_cost
 from sparqle_tvm.target.accelerator import Accelerator
@@ -16,6 +22,9 @@ from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import Counting, EncodedActivation, PassCost, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.op import ProgramScheme
+
+Attention = Callable[[int, int], Sequence[CountedAttention]]
+"""Attention of all layers, counted for so many tokens after so many others."""
 
 if TYPE_CHECKING:
     from sparqle_tvm.target.compile.library import ProgramLibrary, Schedules
@@ -32,6 +41,8 @@ def count_phases(
     balance: Balance = "array",
     tuned: Schedules | None = None,
     table: EnergyTable | None = None,
+    *,
+    attention: Attention | None = None,
 ) -> tuple[PassResult, PassResult]:
     """Count prefill (all tokens) and decode (the last token after the others).
 
@@ -50,8 +61,10 @@ def count_phases(
         Schedules to prefer to the default ones, on the simulator.
     table : EnergyTable, optional
         What energy is counted with; by default that of the accelerator.
+    attention : Attention, optional
+        Attention on the array; by default the vector unit computes it.
     """
-    counter = _Counter(transformer, accelerator, engine, tuned)
+    counter = _Counter(transformer, accelerator, engine, tuned, attention)
     table = table or default_table(accelerator)
     tokens = max(encoding.nnz.rows for encoding in encodings)
     last = [encoding.last_token() for encoding in encodings]
@@ -109,6 +122,7 @@ class _Counter:
     accelerator: Accelerator
     engine: Counting
     tuned: Schedules | None = None
+    attention: Attention | None = None
 
     @cached_property
     def _programs(self) -> ProgramLibrary:
@@ -126,6 +140,7 @@ class _Counter:
         """Count a pass after `past` tokens; its own tokens are those of its encodings."""
         tokens = max(encoding.nnz.rows for encoding in encodings)
         options: Any = {"tokens": tokens, "past": past, "scheme": scheme, "balance": balance}
+        options["attention"] = self.attention is None
         shape = self.transformer
         if self.engine == "simulator":
             return simulated_pass_cost(encodings, shape, programs=self._programs, **options)
@@ -162,7 +177,8 @@ class _Counter:
             tokens=tokens,
             past=past,
             encodings=counted,
-            vector=costs["dense"].vector,
+            attention=self.attention(tokens, past) if self.attention else (),
+            vector={scheme: cost.vector for scheme, cost in costs.items()},
             accelerator=self.accelerator,
             table=table,
         )

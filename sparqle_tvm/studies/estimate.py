@@ -10,17 +10,27 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.errors import InvalidArgumentError, TargetError, require_known
+from sparqle_tvm.models.attention_sparsity import measured_attention
 from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape, model_shape
 from sparqle_tvm.models.sparsity import MEASURED, MsbDistribution, msb_distribution
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.results.estimate import DigitSource, Estimate
-from sparqle_tvm.results.passes import PHASES, CountedCosts, CountedEncoding, Phase, pass_result
+from sparqle_tvm.results.estimate import AttentionSource, AttentionUnit, DigitSource, Estimate
+from sparqle_tvm.results.passes import (
+    PHASES,
+    CountedAttention,
+    CountedCosts,
+    CountedEncoding,
+    Phase,
+    pass_result,
+)
+from sparqle_tvm.studies.attention import counted_attention
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.attention_op import DIGIT_BITS
 from sparqle_tvm.target.cost.analytical import encoding_costs
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
@@ -45,6 +55,7 @@ def estimate(
     table: EnergyTable | None = None,
     schemes: Sequence[Scheme] = ALL_SCHEMES,
     kv_bits: int = 8,
+    attention: AttentionUnit | None = None,
     balance: Balance = "array",
     static_watts: float | None = None,
     seed: int = 0,
@@ -72,6 +83,10 @@ def estimate(
         What to compare.
     kv_bits : int
         Bits of a cached key or value, one of `target.cost.vector.KV_BITS`; they are stored plain.
+    attention : {"array", "vector"}, optional
+        Who computes attention: the array, in integers with keys and values of 8 bits, by programs
+        (`target.cost.attention`), or the vector unit, in floats. By default the array, if keys and
+        values have 8 bits and digits 4, and scores of a row fit the chip.
     balance : {"array", "time", "none"}
         What rows are sorted for under ``sparqle``, see `target.cost.block_rows`.
     static_watts : float, optional
@@ -108,13 +123,31 @@ def estimate(
             seed,
         )
     ]
+    mixed: list[CountedAttention] = []
+    reason = _vector_reason(attention, kv_bits, accelerator)
+    if not reason:
+        try:
+            mixed = counted_attention(shape, tokens, past, batch, accelerator, schemes, seed)
+        except TargetError as error:
+            if attention == "array":
+                raise
+            reason = str(error)
+    transformer = shape.transformer(kv_bits)
     counted = pass_result(
         phase,
         tokens=tokens,
         past=past,
         batch=batch,
         encodings=encodings,
-        vector=vector_costs(shape.transformer(kv_bits), tokens, past, accelerator, batch),
+        vector={
+            scheme: vector_costs(
+                *(transformer, tokens, past, accelerator, batch),
+                attention=not mixed,
+                scheme=scheme,
+            )
+            for scheme in schemes
+        },
+        attention=mixed,
         accelerator=accelerator,
         table=table,
         static_watts=static_watts,
@@ -126,11 +159,39 @@ def estimate(
         **{**vars(counted), "msb_sparsity": sparsity},
         model=shape,
         kv_bits=kv_bits,
+        attention=AttentionSource(
+            "array" if mixed else "vector",
+            reason,
+            measured_attention().label if mixed else "",
+            bool(mixed) and measured_attention().beyond(past + tokens),
+        ),
         balance=balance,
         digits=DigitSource.of(distribution),
         accelerator=accelerator,
         table=table,
     )
+
+
+def _vector_reason(attention: AttentionUnit | None, kv_bits: int, accelerator: Accelerator) -> str:
+    """Why the vector unit computes attention; empty if the array may.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the array is asked for what it cannot do.
+    """
+    if attention is not None:
+        require_known("attention", attention, get_args(AttentionUnit))
+    if attention == "vector":
+        return "the vector unit was asked for"
+    reason = ""
+    if kv_bits != 8:
+        reason = f"keys and values have {kv_bits} bits, programs take 8"
+    elif accelerator.digit_bits != DIGIT_BITS:
+        reason = f"digits have {accelerator.digit_bits} bits, those of attention {DIGIT_BITS}"
+    if reason and attention == "array":
+        raise InvalidArgumentError(f"attention cannot run on the array: {reason}")
+    return reason
 
 
 def _check(phase: str, seq: int, batch: int, schemes: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.errors import UnsupportedModelError
@@ -21,6 +21,7 @@ from sparqle_tvm.target.op import DenseOp
 if TYPE_CHECKING:
     from sparqle_tvm.models.llama import LlamaConfig
     from sparqle_tvm.runtime.executable import EncodingRecord, Executable
+    from sparqle_tvm.runtime.launch import AttentionLaunch
     from sparqle_tvm.studies.held_out import ChosenFunctions
 
 
@@ -36,12 +37,15 @@ class Evaluation:
         SHA-256 of all logits: equal digests, equal bits.
     hidden, head : list of EncodingRecord
         Encodings of the decoder over all tokens, and of the output layer over the last ones.
+    attention : list of AttentionLaunch
+        Programs of attention that ran, over all tokens.
     """
 
     perplexity: float
     digest: str
     hidden: list[EncodingRecord]
     head: list[EncodingRecord]
+    attention: list[AttentionLaunch] = field(default_factory=list)
 
 
 def evaluate(
@@ -62,7 +66,8 @@ def evaluate(
         position += len(logits)
     perplexity = math.exp(-total / (len(tokens) - 1))
     encodings = recorder.encodings
-    return Evaluation(perplexity, digest.hexdigest(), encodings["hidden"], encodings["head"])
+    found = encodings["hidden"], encodings["head"], recorder.attention
+    return Evaluation(perplexity, digest.hexdigest(), *found)
 
 
 class _Recorder:
@@ -71,13 +76,18 @@ class _Recorder:
     def __init__(self, executable: Executable | ChosenFunctions, names: Mapping[str, str]) -> None:
         self._executable, self._names = executable, names
         self.encodings: dict[str, list[EncodingRecord]] = {}
+        self.attention: list[AttentionLaunch] = []
 
     def __getitem__(self, name: str) -> Any:
+        from sparqle_tvm.runtime.launch import recording_attention
+
         function = self._executable[self._names[name]]
 
         def call(*arguments: Any) -> Any:
             self._executable.encodings = []
-            result = function(*arguments)
+            with recording_attention() as launches:
+                result = function(*arguments)
+            self.attention = launches or self.attention
             self.encodings[name] = list(self._executable.encodings)
             return result
 
@@ -100,7 +110,7 @@ def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActiva
     if not records:
         raise UnsupportedModelError(
             "the model has no dense layer with integer weights, so there is nothing to split; "
-            "use a file with Q4_0, Q4_1 or Q8_0 weights"
+            "use a file of Q4_0 to Q8_0, IQ4_NL, TQ1_0 or TQ2_0 weights"
         )
     encodings = []
     for record in records:

@@ -25,8 +25,10 @@ from sparqle_tvm.results.run import (
     TuningGain,
     by_kind,
 )
+from sparqle_tvm.studies.attention import counted_attention, launched_attention
 from sparqle_tvm.studies.count import (
     OUTPUT_LABEL,
+    Attention,
     count_phases,
     count_sorting,
     prefill_encodings,
@@ -49,9 +51,12 @@ from sparqle_tvm.studies.inputs import (
     read_content,
 )
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.attention_op import DIGIT_BITS
+from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.block_rows import BALANCES, Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import Counting
+from sparqle_tvm.target.cost.vector import TransformerShape
 
 if TYPE_CHECKING:
     import tvm
@@ -188,11 +193,12 @@ def run_model(
         shape = transformer_shape(imported.config)
         table = table or default_table(chosen)
         given = (encodings, shape, chosen, engine, balance)
-        passes = count_phases(*given, tuned, table)
+        mixing = _attention(attention, split, shape, chosen)
+        passes = count_phases(*given, tuned, table, attention=mixing)
         sorting = count_sorting(passes[0], *given, tuned)
         tuning = None
         if tuned is not None:
-            default = count_phases(*given, None, table)
+            default = count_phases(*given, None, table, attention=mixing)
             gains = (PhaseGain.of(*pair) for pair in zip(default, passes, strict=True))
             tuning = TuningGain(str(database), *gains)
     loss = None
@@ -246,6 +252,27 @@ def run_model(
         tuning=tuning,
         seconds=stages.seconds,
     )
+
+
+def _attention(
+    attention: AttentionType,
+    split: Evaluation,
+    shape: TransformerShape,
+    accelerator: Accelerator,
+) -> Attention | None:
+    """How attention on the array is counted: as its programs ran, or by formula; None: it is not.
+
+    Programs of some layers alone are those of ops that stayed on the host: the vector unit counts
+    for all of them.
+    """
+    if attention == "float" or accelerator.digit_bits != DIGIT_BITS:
+        return None
+    if len(split.attention) == shape.layers:
+        return lambda _, past: launched_attention(split.attention, accelerator, last=past > 0)
+    if split.attention:
+        return None
+    schemes: tuple[Scheme, ...] = ("dense", "sparqle")
+    return lambda count, past: counted_attention(shape, count, past, 1, accelerator, schemes, 0)
 
 
 def _select(

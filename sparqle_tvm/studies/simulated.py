@@ -102,13 +102,14 @@ def simulated_pass_cost(
     programs: ProgramLibrary,
     scheme: ProgramScheme,
     balance: Balance = "array",
+    attention: bool = True,
     progress: Callable[[], None] = lambda: None,
 ) -> PassCost:
     """Cost of one pass of a model, its dense layers simulated.
 
     Parameters
     ----------
-    encodings, transformer, tokens, past, scheme, balance
+    encodings, transformer, tokens, past, scheme, balance, attention
         As in `target.cost.model.pass_cost`.
     programs : ProgramLibrary
         Programs of the accelerator.
@@ -123,6 +124,7 @@ def simulated_pass_cost(
         accelerator=programs.accelerator,
         scheme=scheme,
         balance=balance,
+        attention=attention,
     )
     ops = []
     for encoding, encode in zip(encodings, counted.encodes, strict=True):

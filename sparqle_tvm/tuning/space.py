@@ -128,7 +128,7 @@ def make_space(
     default = default_of(task, accelerator)
     slots = {*depths, 2}
     # PE rows that may share an activation row: 1, 2, 4, ... while the bucket's rows exist.
-    most = max(1, accelerator.rows // task.spec.m)
+    most = max(1, accelerator.rows // task.spec.m) if accelerator.rows_share_k else 1
     knobs: dict[str, Collection[int]] = {
         "m": {*even_splits(task.rows, accelerator.rows).tolist(), default.m},
         "n": {*even_splits(task.spec.n, accelerator.cols).tolist(), default.n},

@@ -130,6 +130,11 @@ def check_decisions(op: DenseOp, accelerator: Accelerator, decisions: Decisions)
     if min(slots) < 1:
         raise CompileError(f"{_op(op)}: {slots} slots; every operand needs at least one")
     split = decisions.row_split
+    if split > 1 and not accelerator.rows_share_k:
+        raise CompileError(
+            f"{_op(op)}: row_split = {split}, but PE rows of accelerator {accelerator.name!r} "
+            "do not share K (rows_share_k)"
+        )
     if split < 1 or (split > 1 and split * op.m > accelerator.rows):
         raise CompileError(
             f"{_op(op)}: row_split = {split} of {op.m} rows needs {split * op.m} PE rows, "

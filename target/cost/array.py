@@ -23,7 +23,8 @@ def best_row_split(op: DenseOp, accelerator: Accelerator, chunk: int) -> int:
     """PE rows per activation row with which a dense pass over a K chunk takes fewest cycles.
 
     ``slices * ceil(ceil(chunk / lanes) / r)`` steps and ``ceil(log2 r)`` to add r partial sums,
-    per block of columns; r rows each for all activation rows have to exist. `chunk` is K at most.
+    per block of columns; r rows each for all activation rows have to exist, and may share a row
+    (`Accelerator.rows_share_k`). `chunk` is K at most.
     """
     steps = math.ceil(chunk / accelerator.lanes)
     slices = op.weight_slices
@@ -31,7 +32,8 @@ def best_row_split(op: DenseOp, accelerator: Accelerator, chunk: int) -> int:
     def cycles(split: int) -> int:
         return slices * math.ceil(steps / split) + (split - 1).bit_length()
 
-    return min(range(1, max(accelerator.rows // op.m, 1) + 1), key=lambda r: (cycles(r), r))
+    most = max(accelerator.rows // op.m, 1) if accelerator.rows_share_k else 1
+    return min(range(1, most + 1), key=lambda r: (cycles(r), r))
 
 
 @lru_cache(maxsize=1 << 16)

@@ -211,5 +211,6 @@ def simulated_events(result: SimResult) -> Events:
         dram_write_bytes=sum(counts.dram_write_bytes.values()),
         drained_elements=counts.drained_elements,
         vector_operations=counts.vector_operations,
+        encoded_elements=counts.encoded_elements,
         **buffers,
     )

@@ -2,17 +2,17 @@
 
 Bitmaps are not known at compile time. So tiles, and the rows that are sorted together, are chosen
 with digits as uneven as those of a language model: every row's share of stored digits drawn from a
-normal distribution of mean `TYPICAL_DENSITY` and standard deviation `TYPICAL_DEVIATION`, spread
-evenly over its columns. That is what SmolLM2-135M has on average over its layer types (512 tokens
-of prose, signed window: means 0.09 to 0.53, deviations 0.05 to 0.10). A choice that is wrong for a
-tensor costs cycles, never exactness; buffers hold every digit.
+normal distribution of mean `TYPICAL_DENSITY` and standard deviation `TYPICAL_DEVIATION`, and its
+digits anywhere among its columns. That is what SmolLM2-135M has on average over its layer types
+(512 tokens of prose, signed window: means 0.09 to 0.53, deviations 0.05 to 0.10). A choice that is
+wrong for a tensor costs cycles, never exactness; buffers hold every digit.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from sparqle_tvm.numerics.row_nnz import RowNnz, span_widths
+from sparqle_tvm.numerics.row_nnz import RowNnz
 
 TYPICAL_DENSITY = 0.31
 TYPICAL_DEVIATION = 0.1
@@ -36,5 +36,4 @@ def typical_digits(
     rng = np.random.default_rng(_SEED)
     deviation = min(TYPICAL_DEVIATION, density * TYPICAL_DEVIATION / TYPICAL_DENSITY)
     share = np.clip(rng.normal(density, deviation, size=(rows, 1)), 0, 1)
-    counts = np.rint(share * span_widths(in_features, unit))
-    return RowNnz(counts.astype(np.int32), unit, in_features)
+    return RowNnz.drawn(rng, share[:, 0], in_features, unit)

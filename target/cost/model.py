@@ -209,6 +209,7 @@ def pass_cost(
     accelerator: Accelerator,
     scheme: Scheme,
     balance: Balance = "array",
+    attention: bool = True,
 ) -> PassCost:
     """Cost of one pass of a model.
 
@@ -226,6 +227,8 @@ def pass_cost(
         How the dense layers work.
     balance : {"array", "time", "none"}
         Where encodings sort their rows, see `balance.choose_block_rows`.
+    attention : bool
+        Whether the vector unit computes attention, see `vector.vector_costs`.
     """
     parts = []
     for e in encodings:
@@ -237,5 +240,7 @@ def pass_cost(
         scheme=scheme,
         ops=tuple(op for _, ops in parts for op in ops),
         encodes=tuple(encode for encode, _ in parts),
-        vector=vector_costs(transformer, tokens, past, accelerator),
+        vector=vector_costs(
+            *(transformer, tokens, past, accelerator), attention=attention, scheme=scheme
+        ),
     )

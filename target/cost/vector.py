@@ -4,8 +4,10 @@ The vector unit spends ``macs / vector_macs_per_cycle + operations / vector_lane
 it, its tensors pass the DRAM once: float tensors at `Accelerator.float_bytes` per element, keys and
 values at `TransformerShape.kv_bits`. The slower of the two is the time. The keys and values of a
 head stay on chip while all its queries pass, scores never leave the chip, and what is quantized
-for a dense layer is written by the encode step (`analytical.EncodeCost`), not here. What passes the
-DRAM also passes the activation buffer: every byte is written and read there once.
+for a dense layer is written by the encode step (`analytical.EncodeCost`), not here. A residual and
+the norm behind it are one pass over the stream: what was added is read and written once, and the
+norm of it goes to the encode step. What passes the DRAM also passes the activation buffer: every
+byte is written and read there once.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from typing import Any
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import Size
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.analytical import Bound
+from sparqle_tvm.target.cost.analytical import ENCODE_OPS, QUANTIZE_OPS, Bound
+from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.limits import Limits, divide
+from sparqle_tvm.target.isa.attention_header import FACTOR_BYTES, SCALE_BYTES
 
 # Vector operations per element. Softmax: scale, maximum, subtract, exp, add, divide. RMS norm:
 # square, add, scale, weight. RoPE: two products and a sum. SwiGLU: exp, add, divide, two products.
@@ -146,7 +150,14 @@ def attended_pairs(tokens: int, past: int) -> int:
 
 
 def vector_costs(
-    shape: TransformerShape, tokens: int, past: int, accelerator: Accelerator, batch: int = 1
+    shape: TransformerShape,
+    tokens: int,
+    past: int,
+    accelerator: Accelerator,
+    batch: int = 1,
+    *,
+    attention: bool = True,
+    scheme: Scheme = "dense",
 ) -> tuple[VectorCost, ...]:
     """Cost of all vector-unit work of one pass; only last tokens go to the output layer.
 
@@ -162,6 +173,11 @@ def vector_costs(
         The vector unit and the memory.
     batch : int
         Sequences; each has keys and values of its own.
+    attention : bool
+        Whether the vector unit computes attention, in floats. If not, the array does, in integers
+        (`cost.attention`): queries, keys and values are quantized when they are rotated.
+    scheme : {"sparqle", "dense", "native", "a4"}
+        How queries for the array are stored.
 
     Raises
     ------
@@ -206,17 +222,14 @@ def vector_costs(
             dma_cycles=times * math.ceil(dma),
         )
 
-    return (
-        cost("embedding", 1, reads=stream * f, writes=stream * f),
-        cost("norms", 2 * layers, ops=stream * NORM_OPS, reads=stream * f),
-        cost(
-            "rope and cache",
-            layers,
-            ops=(queries + keys) * ROPE_OPS,
-            reads=(queries + 2 * keys) * f,
-            writes=queries * f + 2 * cache_bytes(keys),
-            cached=2 * cache_bytes(keys),
-        ),
+    rotated, written = (queries + keys) * ROPE_OPS, queries * f + 2 * cache_bytes(keys)
+    cached = 2 * cache_bytes(keys)
+    if not attention:
+        encoded = queries if scheme == "sparqle" else 0
+        rotated += QUANTIZE_OPS * (queries + 2 * keys) + ENCODE_OPS * encoded
+        cached += SCALE_BYTES * rows * shape.kv_heads
+        written = queries + FACTOR_BYTES * rows * shape.heads + cached
+    mixing = (
         cost(
             "attention",
             layers,
@@ -225,6 +238,18 @@ def vector_costs(
             reads=queries * f + 2 * cache_bytes(cached_elements),
             cached=2 * cache_bytes(cached_elements),
         ),
+    )
+    return (
+        cost("embedding", 1, reads=stream * f, writes=stream * f),
+        cost(
+            "rope and cache",
+            layers,
+            ops=rotated,
+            reads=(queries + 2 * keys) * f,
+            writes=written,
+            cached=cached,
+        ),
+        *(mixing if attention else ()),
         cost(
             "swiglu",
             layers,
@@ -232,16 +257,11 @@ def vector_costs(
             reads=2 * rows * shape.ffn * f,
         ),
         cost(
-            "residuals",
+            "norms and residuals",
             2 * layers,
-            ops=stream * RESIDUAL_OPS,
+            ops=stream * (NORM_OPS + RESIDUAL_OPS),
             reads=2 * stream * f,
             writes=stream * f,
         ),
-        cost(
-            "final norm",
-            1,
-            ops=batch * shape.embed * NORM_OPS,
-            reads=batch * shape.embed * f,
-        ),
+        cost("final norm", 1, ops=batch * shape.embed * NORM_OPS),
     )

@@ -40,6 +40,11 @@ class Tensor(IntEnum):
     of LSB, PBM, MSB and MSB_PTR with K = N and chunks of `DenseOp.out_chunk`, so that they are the
     inputs of a next program as they are. OUT_SCALE (1,) float32 is no tensor in DRAM but an
     argument of the launch, as M is: STORE has it in a register.
+
+    Of attention (H key heads, T keys, D channels): QUERIES (bytes,) uint8, block behind block, each
+    as it lies on chip (`isa.attention_header`); QUERY_PTR (blocks + 1,) int32, where they begin.
+    KEYS, VALUES (H, T, D) int8. KEY_SCALES (H, T, 2) float32: the scale of the key and of the value
+    of a token. OUT (M, heads, D) float32.
     """
 
     LSB = 0
@@ -62,6 +67,11 @@ class Tensor(IntEnum):
     OUT_SCALE = 17
     ZERO = 18
     W_SUM = 19
+    QUERIES = 20
+    QUERY_PTR = 21
+    KEYS = 22
+    VALUES = 23
+    KEY_SCALES = 24
 
 
 class Values(Protocol):
@@ -71,10 +81,10 @@ class Values(Protocol):
         """A number, or an array with one for each step."""
 
 
-ByteCount = Callable[[Header, Any], Any]
-"""Bytes of a row of so many columns."""
+ByteCount = Callable[[Any, Any], Any]
+"""Bytes of a row of so many columns, from the header of the program."""
 
-Traffic = Callable[[Header, Values, Any], Any]
+Traffic = Callable[[Any, Values, Any], Any]
 """Bytes that pass a buffer's port, from the operands and the bytes of the tile."""
 
 
@@ -153,12 +163,12 @@ class Tile:
     buffer: Buffer
     axis: Axis
     row_bytes: ByteCount
-    element_bytes: Callable[[Header], int] = lambda header: 1
-    divisible: Callable[[Header], bool] = lambda header: True
-    lacking: Callable[[Header], str | None] = lambda header: None
+    element_bytes: Callable[[Any], int] = lambda header: 1
+    divisible: Callable[[Any], bool] = lambda header: True
+    lacking: Callable[[Any], str | None] = lambda header: None
     stream: bool = False
 
-    def nbytes(self, header: Header, rows: Any, cols: Any = 0) -> Any:
+    def nbytes(self, header: Any, rows: Any, cols: Any = 0) -> Any:
         """Bytes that `rows` rows of `cols` columns may occupy on chip."""
         return rows * self.row_bytes(header, cols)
 
@@ -278,24 +288,24 @@ class Access:
     cols: str = "cols"
     row: str = ""
     col: str = ""
-    needed: Callable[[Header], bool] | None = None
+    needed: Callable[[Any], bool] | None = None
     loaded: bool = False
     read: Traffic | None = None
     written: Traffic | None = None
 
-    def exists(self, header: Header) -> bool:
+    def exists(self, header: Any) -> bool:
         """Whether programs with this header have it."""
         return self.needed(header) if self.needed else self.tile.lacking(header) is None
 
-    def row_bytes(self, header: Header, values: Values) -> Any:
+    def row_bytes(self, header: Any, values: Values) -> Any:
         """Bytes of a row, of every step."""
         return self.tile.row_bytes(header, values[self.cols] if self.cols else 0)
 
-    def nbytes(self, header: Header, values: Values) -> Any:
+    def nbytes(self, header: Any, values: Values) -> Any:
         """Bytes on chip, of every step."""
         return values[self.rows] * self.row_bytes(header, values)
 
-    def traffic(self, header: Header, values: Values, nbytes: Any) -> tuple[Any, Any]:
+    def traffic(self, header: Any, values: Values, nbytes: Any) -> tuple[Any, Any]:
         """Bytes read from and written to the buffer by every step."""
         read = nbytes if self.mode != Mode.WRITE else 0
         written = nbytes if self.mode != Mode.READ else 0
@@ -338,17 +348,17 @@ class Part:
     tensor: Tensor
     row_bytes: ByteCount
     cols: str = "cols"
-    pieces: Callable[[Header, Any], Any] | None = None
+    pieces: Callable[[Any, Any], Any] | None = None
     digits: bool = False
     onchip: bool = True
 
-    def in_row(self, header: Header, values: Values) -> tuple[Any, Any]:
+    def in_row(self, header: Any, values: Values) -> tuple[Any, Any]:
         """Where the tile begins in a row of the tensor, and bytes of its rows."""
         if not self.cols:
             return 0, self.row_bytes(header, 0)
         return self.row_bytes(header, values["col"]), self.row_bytes(header, values[self.cols])
 
-    def nbytes(self, header: Header, values: Values) -> Any:
+    def nbytes(self, header: Any, values: Values) -> Any:
         """Bytes of every step, of digits the most."""
         pieces = self.pieces(header, values["rows"]) if self.pieces else values["rows"]
         return pieces * self.row_bytes(header, values[self.cols] if self.cols else 0)

@@ -1,18 +1,18 @@
-"""What all instructions share, and those that control: loops and tokens."""
+"""What all instructions share, and those that control: loops, conditions and tokens."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from sparqle_tvm.target.isa.access import Access, Axis, Mode, Part, Values
-from sparqle_tvm.target.isa.header import Engine, Header, Queue
-from sparqle_tvm.target.isa.operands import CODECS, Limit, Reader
+from sparqle_tvm.target.isa.header import Engine, ProgramHeader, Queue
+from sparqle_tvm.target.isa.operands import CODECS, Affine, Limit, Reader
 
 TRACE_COLUMNS = 16
 TRACE_OPCODE, TRACE_INSTRUCTION, TRACE_ENGINE, TRACE_OPERANDS = 0, 1, 2, 3
@@ -49,7 +49,7 @@ class Requirement(NamedTuple):
     last: Any = None
 
 
-def transfer_cycles(header: Header, nbytes: Any, goes_on: Any = False) -> Any:
+def transfer_cycles(header: ProgramHeader, nbytes: Any, goes_on: Any = False) -> Any:
     """Cycles of a DMA transfer: its descriptor, unless it goes on with one, then the bytes."""
     accelerator = header.accelerator
     moved = np.asarray(-(-nbytes // accelerator.dram_bytes_per_cycle)).astype(np.int64)
@@ -61,7 +61,7 @@ class Instruction:
     """Base of all instructions: a class says everything about itself but its values.
 
     Operands are its fields. Methods that take `values` get the evaluated operands by name: numbers
-    or arrays, one for each step.
+    or arrays, one for each step. The header is that of the kind of programs that it `SERVES`.
 
     Attributes
     ----------
@@ -91,8 +91,15 @@ class Instruction:
     BITMAP : str
         Operand whose stored digits decide how long it takes, see `passes`; "" for none. It has an
         operand `row_split`: PE rows that share a row.
+    MEASURED : bool
+        Whether cycles or bytes depend on the operands of the run, by what
+        `simulator.attention_work.Work` has beside the operands of a step.
+    SERVES : str
+        Kind of the headers of programs that may have it (`ProgramHeader.KIND`); "" for any.
+    DERIVED : tuple of str
+        Numbers behind the operands in the trace that follow from those, see `derive`.
     TRACE : tuple of str
-        Operands in the order of the trace.
+        Operands in the order of the trace, then what is derived.
     """
 
     OPCODE: ClassVar[int] = -1
@@ -107,13 +114,17 @@ class Instruction:
     DRAM: ClassVar[Mode] = Mode.READ
     PIECE: ClassVar[str] = ""
     BITMAP: ClassVar[str] = ""
+    MEASURED: ClassVar[bool] = False
+    SERVES: ClassVar[str] = "dense"
+    DERIVED: ClassVar[tuple[str, ...]] = ()
     TRACE: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         """Operands are what is annotated, but for class variables."""
         own = inspect.get_annotations(cls).items()
         operands = (name for name, kind in own if not kind.startswith("ClassVar"))
-        cls.TRACE = (*cls.TRACE, *operands)
+        before = (name for name in cls.TRACE if name not in cls.DERIVED)
+        cls.TRACE = (*before, *operands, *cls.DERIVED)
 
     @property
     def engine(self) -> Engine:
@@ -126,22 +137,31 @@ class Instruction:
         return TRACE_OPERANDS + cls.TRACE.index(operand)
 
     @classmethod
-    def accesses(cls, header: Header) -> tuple[Access, ...]:
+    def derive(
+        cls, header: Any, limits: Mapping[str, int], values: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """The numbers `DERIVED` of every step, from its operands and the sizes of the run."""
+        return {}
+
+    @classmethod
+    def accesses(cls, header: Any) -> tuple[Access, ...]:
         """What it touches in programs with this header."""
         return tuple(access for access in cls.ACCESSES if access.exists(header))
 
     @classmethod
-    def problem(cls, header: Header) -> str | None:
+    def problem(cls, header: Any) -> str | None:
         """Why programs with this header cannot have it, beyond the tiles that it touches."""
         return None
 
     @classmethod
-    def requirements(cls, header: Header, rows: int, values: Values) -> Iterator[Requirement]:
+    def requirements(cls, header: Any, rows: int, values: Values) -> Iterator[Requirement]:
         """What must hold before its steps, in a program bound to `rows` rows.
 
         Here: extents are not empty and tiles lie within their tensors. Each is looked at only if
         those before it hold.
         """
+        if not cls.EXTENTS:
+            return
         limits = {"m": rows, "n": header.op.n, "k": header.op.k}
         for name, axis in cls.EXTENTS.items():
             yield Requirement(values[name] >= 1, f"{name} is empty")
@@ -155,22 +175,22 @@ class Instruction:
                 yield Requirement(inside, f"{what} leave the tensor's {limit}", first, last)
 
     @classmethod
-    def cycles(cls, header: Header, values: Values) -> Any:
+    def cycles(cls, header: Any, values: Values) -> Any:
         """Cycles of every step, DMA transfers (see `transfer_cycles`) aside."""
         return 0
 
     @classmethod
-    def passes(cls, header: Header, values: Values) -> Any:
+    def passes(cls, header: Any, values: Values) -> Any:
         """How often the array goes over the digits of `BITMAP`: each time takes their cycles."""
         raise AssertionError(f"{cls.__name__} does not say how often it goes over its digits")
 
     @classmethod
-    def dram_bytes(cls, header: Header, values: Values) -> Any:
+    def dram_bytes(cls, header: Any, values: Values) -> Any:
         """Bytes that every step moves, with all digits stored."""
         return sum(part.nbytes(header, values) for part in cls.PARTS)
 
     @classmethod
-    def events(cls, header: Header, values: Values) -> Mapping[str, Any]:
+    def events(cls, header: Any, values: Values) -> Mapping[str, Any]:
         """Work of every step by its name in `simulator.Counts`, bytes and products aside."""
         return {}
 
@@ -203,7 +223,7 @@ class Loop(Instruction):
     ----------
     loop : int
         Its variable, unique in the program: 0, 1, 2, ...
-    limit : int or "M"
+    limit : int or name of a run-time size
         Extent of what is tiled.
     step : int
         Extent of a tile.
@@ -211,6 +231,7 @@ class Loop(Instruction):
 
     OPCODE: ClassVar[int] = 0
     MNEMONIC: ClassVar[str] = "LOOP"
+    SERVES: ClassVar[str] = ""
 
     loop: int
     limit: Limit
@@ -223,15 +244,62 @@ class Loop(Instruction):
 
 @dataclass(frozen=True)
 class End(Instruction):
-    """End of the innermost open LOOP. Costs nothing, is not in the trace."""
+    """End of the innermost open LOOP or IF. Costs nothing, is not in the trace."""
 
     OPCODE: ClassVar[int] = 1
     MNEMONIC: ClassVar[str] = "END"
+    SERVES: ClassVar[str] = ""
+
+
+class Presence(IntEnum):
+    """What IF asks for: that a block exists; that it is the first or the last of its key head;
+    that it exists and sees a key of the chunk.
+    """
+
+    BLOCK = 1
+    FIRST = 2
+    LAST = 3
+    CHUNK = 4
+
+
+@dataclass(frozen=True)
+class If(Instruction):
+    """Skip the instructions up to the matching END unless the header's op has what is asked for.
+
+    Costs nothing, is not in the trace. Every engine decides alone, from the sizes of the run.
+
+    Attributes
+    ----------
+    what : int
+        A `Presence`.
+    block : Affine
+        Number of a block of rows.
+    chunk : Affine
+        Number of a chunk of keys.
+    """
+
+    OPCODE: ClassVar[int] = 32
+    MNEMONIC: ClassVar[str] = "IF"
+    SERVES: ClassVar[str] = "attention"
+
+    what: int
+    block: Affine
+    chunk: Affine = field(default_factory=Affine)
+
+    def operands(self) -> str:
+        """``chunk i1 of block i0``."""
+        if self.what == Presence.CHUNK:
+            return f"block {self.block} sees chunk {self.chunk}"
+        ends = {int(Presence.FIRST): "first", int(Presence.LAST): "last"}
+        what = f"is the {ends[self.what]} of its head" if self.what in ends else "exists"
+        return f"block {self.block} {what}"
 
 
 @dataclass(frozen=True)
 class _Token(Instruction):
     """Base of the instructions on a queue. 0 cycles."""
+
+    SERVES: ClassVar[str] = ""
 
     queue: int
 

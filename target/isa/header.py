@@ -1,16 +1,21 @@
-"""What a program assumes: the accelerator, the op, the DRAM layouts, buffers and tokens."""
+"""What a program assumes: the accelerator, the op, the DRAM layouts, buffers and tokens.
+
+Every kind of program has a header of its own, all with what `ProgramHeader` says: `Header` is that
+of a dense op, `sparqle_tvm.target.isa.attention_header.AttentionHeader` that of attention.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.isa.operands import Address, Affine, Buffer
+from sparqle_tvm.target.isa.operands import Address, Affine, Buffer, M
 from sparqle_tvm.target.op import DenseOp, group_sum_bytes, is_whole
 
 _SIZE_LIMIT = 2**31
@@ -23,6 +28,7 @@ class Engine(IntEnum):
     LOAD = 0
     MMA = 1
     STORE = 2
+    VECTOR = 3
 
 
 class Queue(IntEnum):
@@ -31,6 +37,10 @@ class Queue(IntEnum):
     A READY token says that data lies in a slot, a FREE token that a slot may be written again.
     ACT: activation planes and group sums. WGT: weights and their group parameters.
     ACC: accumulators. ROW: activation scales. CHN: channel parameters (both read by DRAIN).
+
+    Of attention: ACT: queries. WGT: keys. VAL: values. SCL: scales of keys and values. SCR: scores.
+    PRB: probabilities. LIV: the bitmap of live keys among them, that loads of values read. OSC:
+    scales of outputs (read by DRN.OUT). The queries' factors are read with the scores.
     """
 
     producer: Engine
@@ -55,6 +65,18 @@ class Queue(IntEnum):
     ROW_READY = 7, Engine.LOAD, Engine.STORE
     CHN_FREE = 8, Engine.STORE, Engine.LOAD
     CHN_READY = 9, Engine.LOAD, Engine.STORE
+    VAL_FREE = 10, Engine.MMA, Engine.LOAD
+    VAL_READY = 11, Engine.LOAD, Engine.MMA
+    SCL_FREE = 12, Engine.VECTOR, Engine.LOAD
+    SCL_READY = 13, Engine.LOAD, Engine.VECTOR
+    SCR_FREE = 14, Engine.VECTOR, Engine.MMA
+    SCR_READY = 15, Engine.MMA, Engine.VECTOR
+    PRB_FREE = 16, Engine.MMA, Engine.VECTOR
+    PRB_READY = 17, Engine.VECTOR, Engine.MMA
+    LIV_FREE = 18, Engine.LOAD, Engine.VECTOR
+    LIV_READY = 19, Engine.VECTOR, Engine.LOAD
+    OSC_FREE = 20, Engine.STORE, Engine.VECTOR
+    OSC_READY = 21, Engine.VECTOR, Engine.STORE
 
 
 @dataclass(frozen=True)
@@ -82,16 +104,72 @@ class Allocation:
         """First byte behind it."""
         return self.base + self.slots * self.slot_bytes
 
-    def at(self, rotate: tuple[int, ...] = (), offset: int | Affine = 0) -> Address:
+    def at(self, rotate: tuple[int, ...] = (), offset: int | Affine = 0, ahead: int = 0) -> Address:
         """Address in the slot of the current visit of the loops `rotate` (see `Address`)."""
         rotate = rotate if self.slots > 1 else ()
-        slots, slot_bytes = (self.slots, self.slot_bytes) if rotate else (1, 0)
-        return Address(self.buffer, self.base, rotate, slots, slot_bytes, Affine.of(offset))
+        slots, slot_bytes, ahead = (self.slots, self.slot_bytes, ahead) if rotate else (1, 0, 0)
+        offset = Affine.of(offset)
+        return Address(self.buffer, self.base, rotate, slots, slot_bytes, offset, ahead)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Header:
-    """What a program assumes of its accelerator and its operands.
+class ProgramHeader:
+    """What the headers of all kinds of programs have.
+
+    Attributes
+    ----------
+    accelerator : Accelerator
+        The machine.
+    allocations : tuple of Allocation
+        Parts of the buffers. Every access stays within one slot of one of them.
+    tokens : tuple of int
+        Tokens in each `Queue` at the beginning, and again at the end.
+    """
+
+    KIND: ClassVar[str] = ""
+    """Instructions of another kind are refused, see `Instruction.SERVES`."""
+
+    accelerator: Accelerator
+    allocations: tuple[Allocation, ...] = ()
+    tokens: tuple[int, ...] = field(default=(0,) * len(Queue))
+
+    @property
+    def label(self) -> str:
+        """Name of the op."""
+        raise NotImplementedError
+
+    def limits(self, rows: int, past: int) -> Mapping[str, int]:
+        """What the names of run-time sizes in a program stand for, see `operands.Limit`.
+
+        Raises
+        ------
+        ProgramError
+            If the program cannot be bound to so many rows, or to so many tokens before them.
+        """
+        raise NotImplementedError
+
+    def summary(self) -> Iterator[str]:
+        """The op and its formats for the listing, line by line."""
+        raise NotImplementedError
+
+    def has(self, what: int, limits: Mapping[str, int], block: Any, chunk: Any) -> Any:
+        """Whether what an IF asks for (`base.Presence`) is there, for numbers or arrays."""
+        raise NotImplementedError
+
+    def buffer_bytes(self, buffer: Buffer) -> int:
+        """Size of a buffer; of a scratchpad, what the allocations of the others leave."""
+        size = self.accelerator.memory_bytes(buffer.word)
+        if not self.accelerator.scratchpad:
+            return size
+        ends = dict.fromkeys(Buffer, 0)
+        for allocation in self.allocations:
+            ends[allocation.buffer] = max(ends[allocation.buffer], allocation.end)
+        return max(size - sum(end for other, end in ends.items() if other != buffer), 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header(ProgramHeader):
+    """What the program of a dense op assumes of its accelerator and its operands.
 
     Attributes
     ----------
@@ -104,10 +182,8 @@ class Header:
     k_chunk : int
         Columns of a K chunk: every load and MMA works on one whole chunk, the last may be
         shorter. A multiple of 8, of `lanes` and of `group_size`, or at least K.
-    allocations : tuple of Allocation
-        Parts of the buffers. Every access stays within one slot of one of them.
-    tokens : tuple of int
-        Tokens in each `Queue` at the beginning, and again at the end.
+    allocations, tokens
+        See `ProgramHeader`.
 
     Raises
     ------
@@ -115,17 +191,14 @@ class Header:
         If a field has the wrong type or value, or fields do not agree.
     """
 
-    accelerator: Accelerator
+    KIND: ClassVar[str] = "dense"
+
     op: DenseOp
     k_chunk: int
-    allocations: tuple[Allocation, ...] = ()
-    tokens: tuple[int, ...] = field(default=(0,) * len(Queue))
 
     def __post_init__(self) -> None:
         """Check every field."""
-        problem = (
-            _op_problem(self) or _machine_problem(self.accelerator) or _allocation_problem(self)
-        )
+        problem = _op_problem(self) or common_problem(self)
         if problem:
             raise ProgramError(f"header of program {self.op.label!r}: {problem}")
 
@@ -179,15 +252,40 @@ class Header:
         """Bytes of the parameters that DRAIN needs per channel; 0: it needs none."""
         return self.op.channel_parameter_bytes
 
-    def buffer_bytes(self, buffer: Buffer) -> int:
-        """Size of a buffer; of a scratchpad, what the allocations of the others leave."""
-        size = self.accelerator.memory_bytes(buffer.word)
-        if not self.accelerator.scratchpad:
-            return size
-        ends = dict.fromkeys(Buffer, 0)
-        for allocation in self.allocations:
-            ends[allocation.buffer] = max(ends[allocation.buffer], allocation.end)
-        return max(size - sum(end for other, end in ends.items() if other != buffer), 0)
+    def limits(self, rows: int, past: int) -> Mapping[str, int]:
+        """``M``: rows; there is nothing before them."""
+        if not 1 <= rows <= self.op.m:
+            raise ProgramError(
+                f"program {self.label!r} takes 1 to {self.op.m} rows, it was bound to {rows}"
+            )
+        if past:
+            raise ProgramError(f"program {self.label!r} is of a dense op: it has no past")
+        return {M: rows}
+
+    def summary(self) -> Iterator[str]:
+        """Sizes and formats."""
+        op = self.op
+        weights = f"{'' if op.weight_signed else 'u'}int{op.weight_bits} weights"
+        if op.group_size:
+            weights += f", a scale{' and a minimum' * op.has_min} per {op.group_size} along K"
+        yield f"M <= {op.m}, N = {op.n}, K = {op.k} in chunks of {self.k_chunk}, out {op.output}"
+        offset = "with offset" if op.has_offset else "no offset"
+        bits = 2 * op.digit_bits
+        window = _window(op.act_signed, bits, op.window, op.centre)
+        window += ", a zero point per row" if op.row_zeros else ""
+        yield f"{op.scheme}, {window}, {weights}, {offset}"
+        if op.output == "encoded":
+            window = _window(op.out_signed, bits, op.out_window, op.out_centre)
+            yield (
+                f"outputs in chunks of {op.out_chunk}, {window}, "
+                f"zero {op.out_zero}, in [{op.out_low}, {op.out_high}]"
+            )
+
+
+def _window(signed: bool, bits: int, window: str, centre: int) -> str:
+    """``int8 in window signed``, with the centre if that is not 0."""
+    around = f" around {centre}" if centre else ""
+    return f"{'' if signed else 'u'}int{bits} in window {window}{around}"
 
 
 def row_number_bytes(rows: int) -> int:
@@ -200,10 +298,6 @@ def _op_problem(header: Header) -> str | None:
     op, machine = header.op, header.accelerator
     if op.digit_bits != machine.digit_bits:
         return f"the op has digits of {op.digit_bits} bits, the machine of {machine.digit_bits}"
-    if len(header.tokens) != len(Queue) or not all(
-        is_whole(count, 0, _TOKEN_LIMIT) for count in header.tokens
-    ):
-        return f"tokens must be {len(Queue)} whole numbers, one per queue"
     unit = math.lcm(8, machine.lanes)
     for name, chunk, whole, multiple in (
         ("k_chunk", header.k_chunk, op.k, math.lcm(unit, max(op.group_size, 1))),
@@ -220,6 +314,15 @@ def _op_problem(header: Header) -> str | None:
     return None
 
 
+def common_problem(header: ProgramHeader) -> str | None:
+    """What is wrong with the fields that all kinds of headers have."""
+    if len(header.tokens) != len(Queue) or not all(
+        is_whole(count, 0, _TOKEN_LIMIT) for count in header.tokens
+    ):
+        return f"tokens must be {len(Queue)} whole numbers, one per queue"
+    return _machine_problem(header.accelerator) or _allocation_problem(header)
+
+
 def _machine_problem(accelerator: Accelerator) -> str | None:
     sizes = {
         name: getattr(accelerator, name)
@@ -232,7 +335,7 @@ def _machine_problem(accelerator: Accelerator) -> str | None:
     return f"accelerator: {too_large[0]} is too large" if too_large else None
 
 
-def _allocation_problem(header: Header) -> str | None:
+def _allocation_problem(header: ProgramHeader) -> str | None:
     for allocation in header.allocations:
         numbers = (allocation.base, allocation.slots, allocation.slot_bytes)
         if not all(is_whole(number, 0, _SIZE_LIMIT) for number in numbers):

@@ -17,8 +17,17 @@ from sparqle_tvm.errors import ProgramError
 M: Literal["M"] = "M"
 """The number of rows, bound at run time."""
 
-Limit = int | Literal["M"]
-"""A whole number, or `M`."""
+BLOCKS: Literal["B"] = "B"
+"""Of attention: blocks of query rows, all key heads together."""
+
+KEYS: Literal["T"] = "T"
+"""Of attention: keys, that is tokens before the rows and theirs."""
+
+Limit = int | Literal["M", "B", "T"]
+"""A whole number, or the name of a size that is bound at run time: `M`, `BLOCKS`, `KEYS`."""
+
+RUN_TIME: tuple[Literal["M", "B", "T"], ...] = (M, BLOCKS, KEYS)
+"""The names."""
 
 MAX_NUMBER = 2**36
 """Magnitude that every number in a program stays below: no evaluated operand overflows int64."""
@@ -26,7 +35,9 @@ MAX_NUMBER = 2**36
 MAX_LOOPS = 32
 """Loops in a program."""
 
-_M_CODE = -1
+# Numbers of limits that are none: no limit, then the names.
+_NO_LIMIT = -2
+_LIMIT_CODES: Mapping[str, int] = {M: -1, BLOCKS: -3, KEYS: -4}
 _NO_ADDRESS = b"\xff"
 _NUMBER = struct.Struct("<q")
 
@@ -124,7 +135,7 @@ class Extent:
     ----------
     size : int
         Extent of a whole tile.
-    limit : int, "M" or None
+    limit : int, name of a run-time size, or None
         Extent of the tensor; None: never clamped.
     start : Affine
         Where the tile begins.
@@ -154,7 +165,7 @@ class Address:
     """``base + slot_bytes * (visit mod slots) + offset``: a byte address in an on-chip buffer.
 
     `visit` counts the iterations of the loops in `rotate`, as if they were one loop, the first
-    the outermost: for loops (a, b) with trip count t of b it is ``a * t + b``.
+    the outermost: for loops (a, b) with trip count t of b it is ``(a + ahead) * t + b``.
 
     Attributes
     ----------
@@ -168,6 +179,8 @@ class Address:
         Number of slots and their distance in bytes.
     offset : Affine
         Byte offset within the slot.
+    ahead : int
+        Iterations of the outermost of these loops that the instruction works ahead of it.
     """
 
     buffer: Buffer
@@ -176,6 +189,7 @@ class Address:
     slots: int = 1
     slot_bytes: int = 0
     offset: Affine = field(default_factory=Affine)
+    ahead: int = 0
 
     @property
     def loops(self) -> tuple[int, ...]:
@@ -186,7 +200,7 @@ class Address:
         """``ACT[0 + 4096*(i0 mod 2) + 128*i1]``."""
         parts = [str(self.base)]
         if self.rotate:
-            visit = f"i{self.rotate[0]}"
+            visit = f"i{self.rotate[0]}" + (f" + {self.ahead}" if self.ahead else "")
             for loop in self.rotate[1:]:
                 visit = f"({visit})" if " " in visit else visit
                 visit = f"{visit}*n{loop} + i{loop}"
@@ -322,9 +336,9 @@ def _loop_byte(loop: int) -> bytes:
 
 def _limit_number(limit: Limit | None) -> int:
     if limit is None:
-        return _M_CODE - 1
-    if limit == M:
-        return _M_CODE
+        return _NO_LIMIT
+    if isinstance(limit, str):
+        return _LIMIT_CODES[limit]
     if int(limit) < 0:
         raise ProgramError(f"a limit is {limit}; it must not be negative")
     return int(limit)
@@ -349,7 +363,7 @@ def _address_bytes(value: Address | None) -> bytes:
     if value is None:
         return _NO_ADDRESS
     rotate = bytes((len(value.rotate),)) + b"".join(_loop_byte(loop) for loop in value.rotate)
-    numbers = (value.base, value.slots, value.slot_bytes)
+    numbers = (value.base, value.slots, value.slot_bytes, value.ahead)
     return (
         bytes((value.buffer,))
         + b"".join(_number_bytes(number) for number in numbers)
@@ -360,10 +374,10 @@ def _address_bytes(value: Address | None) -> bytes:
 
 def _read_address(reader: Reader) -> Address:
     buffer = Buffer(reader.small(len(Buffer), "buffer"))
-    base, slots, slot_bytes = reader.number(), reader.number(), reader.number()
+    base, slots, slot_bytes, ahead = (reader.number() for _ in range(4))
     count = reader.small(MAX_LOOPS + 1, "number of loops")
     rotate = tuple(reader.small(MAX_LOOPS, "loop") for _ in range(count))
-    return Address(buffer, base, rotate, slots, slot_bytes, _read_affine(reader))
+    return Address(buffer, base, rotate, slots, slot_bytes, _read_affine(reader), ahead)
 
 
 def _read_optional_address(reader: Reader) -> Address | None:
@@ -377,9 +391,10 @@ def _extent_bytes(value: Extent) -> bytes:
 
 def _read_limit(reader: Reader) -> Limit | None:
     number = reader.number()
-    if number < _M_CODE - 1:
+    if number < min(_LIMIT_CODES.values()):
         raise ProgramError(f"a limit is {number}; it must not be negative")
-    return {_M_CODE: M, _M_CODE - 1: None}.get(number, number)
+    names: dict[int, Limit | None] = {_LIMIT_CODES[name]: name for name in RUN_TIME}
+    return {**names, _NO_LIMIT: None}.get(number, number)
 
 
 def _read_extent(reader: Reader) -> Extent:

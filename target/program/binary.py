@@ -20,9 +20,11 @@ from typing import Any
 
 from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.attention_op import AttentionOp
 from sparqle_tvm.target.isa import read_instruction
+from sparqle_tvm.target.isa.attention_header import AttentionHeader
 from sparqle_tvm.target.isa.base import Instruction
-from sparqle_tvm.target.isa.header import Allocation, Header
+from sparqle_tvm.target.isa.header import Allocation, Header, ProgramHeader
 from sparqle_tvm.target.isa.operands import Buffer, Reader
 from sparqle_tvm.target.op import DenseOp
 
@@ -34,10 +36,11 @@ _COUNT = struct.Struct("<I")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 # Fields of the op that have other names in the file.
 _OP_KEYS = {"m": "m_max", "n": "out_features", "k": "in_features"}
+_ATTENTION_KEYS = ("block_rows", "key_chunk", "stays", "row_split")
 _MALFORMED = (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
 
 
-def pack(header: Header, instructions: tuple[Instruction, ...]) -> bytes:
+def pack(header: ProgramHeader, instructions: tuple[Instruction, ...]) -> bytes:
     """Write the binary form."""
     head = json.dumps(_header_json(header), sort_keys=True, separators=(",", ":")).encode()
     code = b"".join(instruction.to_bytes() for instruction in instructions)
@@ -59,7 +62,7 @@ def program_bytes(data: bytes) -> int:
     return int(_PREFIX.size + _PREFIX.unpack_from(data)[2] + _DIGEST_BYTES)
 
 
-def unpack(data: bytes) -> tuple[Header, tuple[Instruction, ...]]:
+def unpack(data: bytes) -> tuple[Header | AttentionHeader, tuple[Instruction, ...]]:
     """Read the binary form.
 
     Raises
@@ -85,7 +88,7 @@ def unpack(data: bytes) -> tuple[Header, tuple[Instruction, ...]]:
     return _read_payload(Reader(body[_PREFIX.size :]))
 
 
-def _read_payload(reader: Reader) -> tuple[Header, tuple[Instruction, ...]]:
+def _read_payload(reader: Reader) -> tuple[Header | AttentionHeader, tuple[Instruction, ...]]:
     header = _read_header(reader.take(_read_count(reader)))
     count = _read_count(reader)
     instructions = []
@@ -103,34 +106,44 @@ def _read_count(reader: Reader) -> int:
     return int(_COUNT.unpack(reader.take(_COUNT.size))[0])
 
 
-def _header_json(header: Header) -> dict[str, Any]:
-    op = {_OP_KEYS.get(name, name): value for name, value in asdict(header.op).items()}
-    # The machine tells the width of digits.
-    del op["digit_bits"]
-    return op | {
+def _header_json(header: ProgramHeader) -> dict[str, Any]:
+    common = {
+        "kind": header.KIND,
         "accelerator": asdict(header.accelerator),
-        "k_chunk": header.k_chunk,
         "allocations": [asdict(a) | {"buffer": a.buffer.name} for a in header.allocations],
         "tokens": header.tokens,
     }
+    if isinstance(header, AttentionHeader):
+        own = {name: getattr(header, name) for name in _ATTENTION_KEYS}
+        return common | own | {"op": asdict(header.op)}
+    assert isinstance(header, Header)
+    op = {_OP_KEYS.get(name, name): value for name, value in asdict(header.op).items()}
+    # The machine tells the width of digits.
+    del op["digit_bits"]
+    return common | op | {"k_chunk": header.k_chunk}
 
 
-def _read_header(text: bytes) -> Header:
+def _read_header(text: bytes) -> Header | AttentionHeader:
     try:
         values = json.loads(text)
+        kind = values.pop("kind")
         accelerator = Accelerator(**values.pop("accelerator"))
         allocations = tuple(
             Allocation(**(a | {"buffer": Buffer[a["buffer"]]})) for a in values.pop("allocations")
         )
-        k_chunk, tokens = values.pop("k_chunk"), tuple(values.pop("tokens"))
+        common: dict[str, Any] = {
+            "accelerator": accelerator,
+            "allocations": allocations,
+            "tokens": tuple(values.pop("tokens")),
+        }
+        if kind == AttentionHeader.KIND:
+            return AttentionHeader(op=AttentionOp(**values.pop("op")), **values, **common)
+        if kind != Header.KIND:
+            raise ProgramError(f"program is of an unknown kind, {kind!r}")
+        k_chunk = values.pop("k_chunk")
         names = {key: name for name, key in _OP_KEYS.items()}
         fields = {names.get(key, key): value for key, value in values.items()}
-        return Header(
-            accelerator=accelerator,
-            op=DenseOp(**fields, digit_bits=accelerator.digit_bits),
-            k_chunk=k_chunk,
-            allocations=allocations,
-            tokens=tokens,
-        )
+        op = DenseOp(**fields, digit_bits=accelerator.digit_bits)
+        return Header(op=op, k_chunk=k_chunk, **common)
     except _MALFORMED as error:
         raise ProgramError(f"program has a malformed header: {error}") from error

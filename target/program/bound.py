@@ -1,14 +1,15 @@
-"""A program bound to a number of rows: the steps, and the operands of each instruction class."""
+"""A program bound to the sizes of a run: the steps, and operands of each instruction class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Generic
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypeVar
 
 from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.isa import INSTRUCTIONS
@@ -21,9 +22,9 @@ from sparqle_tvm.target.isa.base import (
     Kind,
     Requirement,
 )
-from sparqle_tvm.target.isa.header import Engine, Header
-from sparqle_tvm.target.program.expand import place
-from sparqle_tvm.target.program.program import Program
+from sparqle_tvm.target.isa.header import Engine
+from sparqle_tvm.target.program.expand import expand, place
+from sparqle_tvm.target.program.program import HeaderKind, Program
 from sparqle_tvm.target.program.structure import instruction_error
 
 Int64s = NDArray[np.int64]
@@ -59,8 +60,8 @@ class Operands:
 
 
 @dataclass(frozen=True, eq=False)
-class BoundProgram:
-    """A program bound to M rows.
+class BoundProgram(Generic[HeaderKind]):
+    """A program bound to M rows, and of attention to the tokens before them.
 
     Attributes
     ----------
@@ -68,20 +69,23 @@ class BoundProgram:
         The program.
     rows : int
         M.
+    past : int
+        Tokens before the rows; 0 of a dense op.
     memo : dict
         What is derived from the steps and needed again in the next run, see `once`.
 
     Raises
     ------
     ProgramError
-        When the steps are asked for and the program cannot be bound to so many rows.
+        When the steps are asked for and the program cannot be bound to such sizes.
     """
 
-    program: Program
+    program: Program[HeaderKind]
     rows: int
+    past: int = 0
     memo: dict[Any, Any] = field(default_factory=dict)
 
-    def once(self, derive: Callable[[BoundProgram], Derived]) -> Derived:
+    def once(self, derive: Callable[[BoundProgram[Any]], Derived]) -> Derived:
         """What `derive` makes of this program, made the first time only."""
         if derive not in self.memo:
             self.memo[derive] = derive(self)
@@ -89,14 +93,23 @@ class BoundProgram:
         return found
 
     @property
-    def header(self) -> Header:
+    def header(self) -> HeaderKind:
         """Header of the program."""
         return self.program.header
 
     @cached_property
+    def limits(self) -> Mapping[str, int]:
+        """The sizes that limits of the program name."""
+        return self.header.limits(self.rows, self.past)
+
+    @cached_property
+    def _expanded(self) -> tuple[Int64s, Int64s | None]:
+        return expand(self.header, self.program.instructions, self.limits)
+
+    @property
     def trace(self) -> Int64s:
         """The steps, see `Program.bind`."""
-        return self.program.bind(self.rows)
+        return self._expanded[0]
 
     @cached_property
     def engines(self) -> NDArray[np.int32]:
@@ -175,8 +188,10 @@ class BoundProgram:
     def where(self, step: int) -> str:
         """``step 12 (i0 = 1, i1 = 0)``."""
         index = int(self.trace[step, TRACE_INSTRUCTION])
-        placed = next(p for p in place(self.program.instructions, self.rows) if p.index == index)
-        loops = ", ".join(f"i{loop} = {i}" for loop, i in placed.iteration(step).items())
+        placed = next(p for p in place(self.program.instructions, self.limits) if p.index == index)
+        places = self._expanded[1]
+        number = step if places is None else int(places[step])
+        loops = ", ".join(f"i{loop} = {i}" for loop, i in placed.iteration(number).items())
         return f"step {step}" + (f" ({loops})" if loops else "")
 
     def name(self, step: int) -> str:
@@ -187,7 +202,8 @@ class BoundProgram:
     def error(self, step: int, problem: str) -> ProgramError:
         """Error that names the instruction of a step, the step, and the number of rows."""
         index = int(self.trace[step, TRACE_INSTRUCTION])
-        where = f"{self.where(step)}, M = {self.rows}: "
+        past = f" after {self.past}" if self.past else ""
+        where = f"{self.where(step)}, M = {self.rows}{past}: "
         return instruction_error(index, self.instruction_at(step), where + problem)
 
     def require(self, operands: Operands, requirement: Requirement) -> None:

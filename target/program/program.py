@@ -1,33 +1,39 @@
-"""Accelerator programs: built, printed, saved, bound to a number of rows."""
+"""Accelerator programs: built, printed, saved, bound to the sizes of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any, Generic
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypeVar
 
 from sparqle_tvm.errors import ProgramError
-from sparqle_tvm.target.isa.base import End, Instruction, Loop, Signal, Wait
-from sparqle_tvm.target.isa.header import Allocation, Header, Queue
-from sparqle_tvm.target.isa.operands import Buffer, Limit
+from sparqle_tvm.target.isa.base import End, If, Instruction, Loop, Presence, Signal, Wait
+from sparqle_tvm.target.isa.header import Allocation, Header, ProgramHeader, Queue
+from sparqle_tvm.target.isa.operands import Affine, Buffer, Limit
 from sparqle_tvm.target.program.binary import pack, unpack
 from sparqle_tvm.target.program.expand import expand
 from sparqle_tvm.target.program.listing import disassemble
 from sparqle_tvm.target.program.structure import check_structure
 
+HeaderKind = TypeVar("HeaderKind", bound=ProgramHeader, default=Header)
+"""The kind of a program: that of its header, of a dense op unless something else is said."""
+
 
 @dataclass(frozen=True)
-class Program:
+class Program(Generic[HeaderKind]):
     """A program: what it assumes, and its instructions.
 
-    One program serves every number of rows M from 1 to `header.op.m`.
+    One program of a dense op serves every number of rows M from 1 to `header.op.m`; one of
+    attention every number of rows and of tokens before them that its op has.
 
     Attributes
     ----------
-    header : Header
+    header : Header or another ProgramHeader
         Accelerator, op, buffers and tokens.
     instructions : tuple of Instruction
         With LOOP and END; the engines share the list, each executes its own.
@@ -38,7 +44,7 @@ class Program:
         If the structure is broken, see `sparqle_tvm.target.program.structure`.
     """
 
-    header: Header
+    header: HeaderKind
     instructions: tuple[Instruction, ...]
 
     def __post_init__(self) -> None:
@@ -54,7 +60,7 @@ class Program:
         return pack(self.header, self.instructions)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Program:
+    def from_bytes(cls, data: bytes) -> Program[Any]:
         """Read the binary form.
 
         Raises
@@ -62,31 +68,33 @@ class Program:
         ProgramError
             If it is damaged, truncated, of an unknown version, or not a program.
         """
-        return cls(*unpack(data))
+        header, instructions = unpack(data)
+        return Program(header, instructions)
 
-    def bind(self, rows: int) -> NDArray[np.int64]:
-        """Expand to the steps for M = `rows`.
+    def bind(self, rows: int, past: int = 0) -> NDArray[np.int64]:
+        """Expand to the steps for M = `rows` and, of attention, `past` tokens before them.
 
         Returns
         -------
         ndarray of int64, shape (steps, 16)
             One row per step: opcode, index in `instructions`, engine, operands in the order of
-            the class's `TRACE`, then zeros. In program order, loops unrolled.
+            the class's `TRACE`, then zeros. In program order, loops unrolled, and without what
+            an IF leaves out.
 
         Raises
         ------
         ProgramError
-            If `rows` is not in 1 ... `header.op.m`, or there are too many steps.
+            If there is no program for these sizes, or there are too many steps.
         """
-        return expand(self.header, self.instructions, rows)
+        return expand(self.header, self.instructions, self.header.limits(rows, past))[0]
 
 
-class ProgramBuilder:
+class ProgramBuilder(Generic[HeaderKind]):
     """Builds a program: allocate buffers, set tokens, emit instructions within loops.
 
     Parameters
     ----------
-    header : Header
+    header : Header or another ProgramHeader
         The op; `allocations` and `tokens` are filled in by the builder.
 
     Examples
@@ -101,7 +109,7 @@ class ProgramBuilder:
     ...     b.signal(Queue.ACT_READY)
     """
 
-    def __init__(self, header: Header) -> None:
+    def __init__(self, header: HeaderKind) -> None:
         """Begin with no instruction."""
         self._header = header
         self._instructions: list[Instruction] = []
@@ -110,7 +118,7 @@ class ProgramBuilder:
         self._loops = 0
 
     @property
-    def header(self) -> Header:
+    def header(self) -> HeaderKind:
         """The header so far."""
         allocations, tokens = tuple(self._allocations), tuple(self._tokens)
         return replace(self._header, allocations=allocations, tokens=tokens)
@@ -156,6 +164,13 @@ class ProgramBuilder:
         yield loop
         self.emit(End())
 
+    @contextmanager
+    def when(self, what: Presence, block: int | Affine, chunk: int | Affine = 0) -> Iterator[None]:
+        """Emit a condition around a ``with`` block."""
+        self.emit(If(what, Affine.of(block), Affine.of(chunk)))
+        yield
+        self.emit(End())
+
     def emit(self, *instructions: Instruction) -> None:
         """Append instructions."""
         self._instructions.extend(instructions)
@@ -168,6 +183,6 @@ class ProgramBuilder:
         """Append a SIGNAL for each queue."""
         self.emit(*(Signal(queue) for queue in queues))
 
-    def build(self) -> Program:
+    def build(self) -> Program[HeaderKind]:
         """The program so far; verify it before running it."""
         return Program(self.header, tuple(self._instructions))

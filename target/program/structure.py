@@ -11,9 +11,17 @@ from dataclasses import fields
 from typing import Any
 
 from sparqle_tvm.errors import ProgramError
-from sparqle_tvm.target.isa.base import End, Instruction, Loop, Signal, Wait
-from sparqle_tvm.target.isa.header import Header, Queue
-from sparqle_tvm.target.isa.operands import MAX_LOOPS, MAX_NUMBER, Address, Affine, Extent, M
+from sparqle_tvm.target.isa.base import End, If, Instruction, Loop, Presence, Signal, Wait
+from sparqle_tvm.target.isa.header import ProgramHeader, Queue
+from sparqle_tvm.target.isa.operands import (
+    BLOCKS,
+    KEYS,
+    MAX_LOOPS,
+    MAX_NUMBER,
+    Address,
+    Affine,
+    Extent,
+)
 
 MAX_SLOTS = 2**16
 MAX_INSTRUCTIONS = 2**16
@@ -24,7 +32,7 @@ def instruction_error(index: int, instruction: Instruction, problem: str) -> Pro
     return ProgramError(f"instruction {index} `{instruction}`: {problem}")
 
 
-def check_structure(header: Header, instructions: tuple[Instruction, ...]) -> None:
+def check_structure(header: ProgramHeader, instructions: tuple[Instruction, ...]) -> None:
     """Check a program, see the module.
 
     Raises
@@ -34,6 +42,7 @@ def check_structure(header: Header, instructions: tuple[Instruction, ...]) -> No
     """
     if len(instructions) > MAX_INSTRUCTIONS:
         raise ProgramError(f"{len(instructions)} instructions; at most {MAX_INSTRUCTIONS}")
+    # Conditions are noted as -1: they have no variable.
     open_loops: list[int] = []
     loops = 0
     for index, instruction in enumerate(instructions):
@@ -43,23 +52,31 @@ def check_structure(header: Header, instructions: tuple[Instruction, ...]) -> No
         if isinstance(instruction, Loop):
             open_loops.append(loops)
             loops += 1
+        elif isinstance(instruction, If):
+            open_loops.append(-1)
         elif isinstance(instruction, End):
             open_loops.pop()
+    if open_loops and open_loops[-1] < 0:
+        raise ProgramError("an IF has no END")
     if open_loops:
         raise ProgramError(f"loop i{open_loops[-1]} has no END")
 
 
 def _problem(
-    header: Header, instruction: Instruction, open_loops: list[int], loops: int
+    header: ProgramHeader, instruction: Instruction, open_loops: list[int], loops: int
 ) -> str | None:
     """What is wrong with an instruction, given the loops around it and the loops before it."""
+    if instruction.SERVES not in ("", header.KIND):
+        return f"is an instruction of {instruction.SERVES} programs, this one is {header.KIND}"
     if isinstance(instruction, Loop):
-        return _loop_problem(instruction, loops)
+        return _loop_problem(header, instruction, loops)
     if isinstance(instruction, End):
         return None if open_loops else "no loop is open"
     if isinstance(instruction, Wait | Signal):
         known = instruction.queue in tuple(Queue)
         return None if known else f"queue {instruction.queue} does not exist"
+    if isinstance(instruction, If) and instruction.what not in tuple(Presence):
+        return f"there is no condition {instruction.what}"
     for field in fields(instruction):
         problem = _operand_problem(instruction, field.name, open_loops)
         if problem:
@@ -67,11 +84,13 @@ def _problem(
     return _format_problem(header, instruction)
 
 
-def _loop_problem(loop: Loop, loops: int) -> str | None:
+def _loop_problem(header: ProgramHeader, loop: Loop, loops: int) -> str | None:
     if loop.loop != loops or loops >= MAX_LOOPS:
         return f"loops are numbered in order, this is i{loops}, of at most {MAX_LOOPS}"
-    if loop.step < 1 or (loop.limit != M and loop.limit < 1):
+    if loop.step < 1 or (not isinstance(loop.limit, str) and loop.limit < 1):
         return "limit and step must be at least 1"
+    if loop.limit in (BLOCKS, KEYS) and header.KIND != "attention":
+        return f"a {header.KIND} program has no {loop.limit}"
     return None
 
 
@@ -105,11 +124,11 @@ def _numbers(value: Any) -> list[int]:
         limit = [value.limit] if isinstance(value.limit, int) else []
         return [value.size, *limit, *_numbers(value.start)]
     if isinstance(value, Address):
-        return [value.base, value.slot_bytes, *_numbers(value.offset)]
+        return [value.base, value.slot_bytes, value.ahead, *_numbers(value.offset)]
     return [value] if isinstance(value, int) else []
 
 
-def _format_problem(header: Header, instruction: Instruction) -> str | None:
+def _format_problem(header: ProgramHeader, instruction: Instruction) -> str | None:
     """Whether the header's scheme and formats have this instruction, with these operands."""
     problem = instruction.problem(header)
     if problem:

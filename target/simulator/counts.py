@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from sparqle_tvm.target.isa import INSTRUCTIONS
-from sparqle_tvm.target.isa.access import Access, Mode, Tensor, ceil_div, each
+from sparqle_tvm.target.isa.access import Access, Mode, Tensor, Values, ceil_div, each
 from sparqle_tvm.target.isa.base import Kind, Pass
 from sparqle_tvm.target.isa.compute import dense_span_steps
 from sparqle_tvm.target.isa.header import Engine, Queue
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.program.bound import BoundProgram, Int64s, Operands
+from sparqle_tvm.target.simulator.attention_work import Work
 from sparqle_tvm.target.simulator.digits import DigitTables, row_splits, tile_sums
 from sparqle_tvm.target.simulator.ranges import position
 from sparqle_tvm.target.simulator.timing import Timing, bitmap_loads
@@ -109,6 +110,8 @@ class Counts:
         and weight slice.
     vector_operations : int
         Elementwise operations of the vector unit.
+    encoded_elements : int
+        Probabilities that the vector unit cuts into digits.
     """
 
     dram_read_bytes: Mapping[Tensor, int]
@@ -122,6 +125,7 @@ class Counts:
     scale_operations: int = 0
     find_first_steps: int = 0
     vector_operations: int = 0
+    encoded_elements: int = 0
 
     @property
     def dram_bytes(self) -> int:
@@ -129,12 +133,12 @@ class Counts:
         return sum(self.dram_read_bytes.values()) + sum(self.dram_write_bytes.values())
 
 
-def stall_reasons(bound: BoundProgram) -> Int64s:
+def stall_reasons(bound: BoundProgram[Any]) -> Int64s:
     """What every step stalls for, if it does: a WAIT for its queue, others for the channel."""
     return np.where(bound.queues < 0, len(Queue), bound.queues)
 
 
-def engine_times(bound: BoundProgram, timing: Timing) -> dict[Engine, EngineTime]:
+def engine_times(bound: BoundProgram[Any], timing: Timing) -> dict[Engine, EngineTime]:
     """Busy and stalled cycles of every engine."""
     busy, waited = timing.end - timing.start, timing.start - timing.ready
     reasons = stall_reasons(bound)
@@ -160,8 +164,13 @@ def _total(operands: Operands, values: Any) -> int:
     return int(values.sum()) if isinstance(values, np.ndarray) else len(operands) * int(values)
 
 
-def count(bound: BoundProgram, timing: Timing, digits: DigitTables | None) -> Counts:
-    """Count what the steps moved and computed."""
+def count(
+    bound: BoundProgram[Any],
+    timing: Timing,
+    digits: DigitTables | None,
+    work: Work | None = None,
+) -> Counts:
+    """Count what the steps moved and computed; `digits` of a dense op, `work` of attention."""
     moved = {mode: Counter[Tensor]() for mode in Mode}
     read, written = dict.fromkeys(Buffer, 0), dict.fromkeys(Buffer, 0)
     events = Counter[str]()
@@ -170,14 +179,19 @@ def count(bound: BoundProgram, timing: Timing, digits: DigitTables | None) -> Co
     # Loads first: what a stream has was carried there by one.
     for operands in sorted(bound.classes, key=lambda operands: not operands.cls.PARTS):
         cls = operands.cls
+        values: Values = operands if work is None else work.of(operands)
         _count_parts(bound, operands, timing, moved[cls.DRAM], carried)
         for access in cls.accesses(bound.header):
-            port_in, port_out = _traffic(bound, operands, access, timing, carried)
+            port_in, port_out = _traffic(bound, operands, values, access, timing, carried)
             read[access.tile.buffer] += port_in
             written[access.tile.buffer] += port_out
-        for name, work in cls.events(bound.header, operands).items():
-            events[name] += _total(operands, work)
-        if cls.KIND == Kind.MMA and cls.PASS != Pass.MINIMA:
+        for name, done in cls.events(bound.header, values).items():
+            events[name] += _total(operands, done)
+        if cls.KIND == Kind.MMA and work is not None:
+            plane, found = _measured_plane(bound, operands, values, timing)
+            planes[cls.PASS] += plane
+            events["find_first_steps"] += found
+        elif cls.KIND == Kind.MMA and cls.PASS != Pass.MINIMA:
             if cls.BITMAP:
                 assert digits is not None
                 plane, found = _sparse_plane(bound, operands, timing, digits)
@@ -200,7 +214,7 @@ def count(bound: BoundProgram, timing: Timing, digits: DigitTables | None) -> Co
 
 
 def _count_parts(
-    bound: BoundProgram,
+    bound: BoundProgram[Any],
     operands: Operands,
     timing: Timing,
     moved: Counter[Tensor],
@@ -219,7 +233,12 @@ def _count_parts(
 
 
 def _traffic(
-    bound: BoundProgram, operands: Operands, access: Access, timing: Timing, carried: Int64s
+    bound: BoundProgram[Any],
+    operands: Operands,
+    values: Values,
+    access: Access,
+    timing: Timing,
+    carried: Int64s,
 ) -> tuple[int, int]:
     """Bytes that all steps of a class read from and write to a buffer, for one of its tiles."""
     cls, header = operands.cls, bound.header
@@ -230,16 +249,32 @@ def _traffic(
     nbytes = access.nbytes(header, operands)
     if access.tile.stream:
         nbytes = carried[timing.sources[operands.index, position(cls, header, access.operand)]]
-    read, written = access.traffic(header, operands, nbytes)
+    read, written = access.traffic(header, values, nbytes)
     return _total(operands, read), _total(operands, written)
 
 
 def _plane(
-    bound: BoundProgram, operands: Operands, timing: Timing, macs: int, waiting: int, updates: int
+    bound: BoundProgram[Any],
+    operands: Operands,
+    timing: Timing,
+    macs: int,
+    waiting: int,
+    updates: int,
 ) -> PlaneCounts:
     cycles = int((timing.end - timing.start)[operands.index].sum())
     lane_cycles = cycles * bound.header.accelerator.macs_per_cycle
     return PlaneCounts(macs, lane_cycles, waiting, lane_cycles - macs - waiting, updates)
+
+
+def _measured_plane(
+    bound: BoundProgram[Any], operands: Operands, values: Values, timing: Timing
+) -> tuple[PlaneCounts, int]:
+    """A pass of attention, and the digits and live keys that were located."""
+    products = operands.cls.products(bound.header, values)  # type: ignore[attr-defined]
+    names = ("macs", "updates", "waiting", "found")
+    macs, updates, waits, found = (_total(operands, products.get(name, 0)) for name in names)
+    lanes = bound.header.accelerator.lanes
+    return _plane(bound, operands, timing, macs, waits * lanes, updates), found
 
 
 def _dense_plane(bound: BoundProgram, operands: Operands, timing: Timing) -> PlaneCounts:

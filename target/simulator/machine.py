@@ -48,7 +48,7 @@ class SimResult:
     total_cycles: int
     engines: Mapping[Engine, EngineTime]
     counts: Counts
-    bound: BoundProgram
+    bound: BoundProgram[Any]
     timing: Timing
     encoded: Mapping[Tensor, NDArray[Any]] | None = None
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sparqle_tvm.target.isa.access import Mode
-from sparqle_tvm.target.isa.header import Header
+from sparqle_tvm.target.isa.header import ProgramHeader
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.program.bound import BoundProgram, InstructionClass, Int64s
+from sparqle_tvm.target.program.program import HeaderKind
 from sparqle_tvm.target.verify.bounds import check_bounds
 
 READS, WRITES = 5, 2
@@ -38,7 +40,7 @@ class Ranges:
     writes: Int64s
 
 
-def position(cls: InstructionClass, header: Header, operand: str) -> int:
+def position(cls: InstructionClass, header: ProgramHeader, operand: str) -> int:
     """Number of an operand among the ranges that its class reads, or among those it writes."""
     accesses = cls.accesses(header)
     mode = next(a.mode for a in accesses if a.operand == operand)
@@ -46,7 +48,7 @@ def position(cls: InstructionClass, header: Header, operand: str) -> int:
     return same.index(operand)
 
 
-def buffer_base(header: Header, buffer: Buffer) -> int:
+def buffer_base(header: ProgramHeader, buffer: Buffer) -> int:
     """Where a buffer begins in the common address space."""
     return sum(header.buffer_bytes(other) for other in Buffer if other < buffer)
 
@@ -54,22 +56,22 @@ def buffer_base(header: Header, buffer: Buffer) -> int:
 _CACHED_STEPS = 1 << 19
 """Steps of all programs that are kept bound: some hundred bytes each."""
 
-_bound: OrderedDict[tuple[Program, str, int], BoundProgram] = OrderedDict()
+_bound: OrderedDict[tuple[Program[Any], str, int, int], BoundProgram[Any]] = OrderedDict()
 
 
-def bind(program: Program, rows: int) -> BoundProgram:
+def bind(program: Program[HeaderKind], rows: int, past: int = 0) -> BoundProgram[HeaderKind]:
     """Bind and check a program; those that were used last are kept.
 
     Raises
     ------
     ProgramError
-        If it cannot be bound to `rows`, or an instruction leaves a buffer or a tensor.
+        If it cannot be bound to these sizes, or an instruction leaves a buffer or a tensor.
     """
     # Programs whose ops differ in the label only are equal, but have different names.
-    key = (program, program.header.label, rows)
+    key = (program, program.header.label, rows, past)
     bound = _bound.get(key)
     if bound is None:
-        bound = BoundProgram(program, rows)
+        bound = BoundProgram(program, rows, past)
         bound.once(find_ranges)
         _bound[key] = bound
         while len(_bound) > 1 and sum(map(len, _bound.values())) > _CACHED_STEPS:
@@ -78,7 +80,7 @@ def bind(program: Program, rows: int) -> BoundProgram:
     return bound
 
 
-def find_ranges(bound: BoundProgram) -> Ranges:
+def find_ranges(bound: BoundProgram[Any]) -> Ranges:
     """The ranges of all steps, for `BoundProgram.once`; every requirement on them is checked."""
     header = bound.header
     reads = np.zeros((len(bound), READS, 2), dtype=np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from sparqle_tvm.target.isa.header import Engine, Queue
 from sparqle_tvm.target.isa.load import whole_groups
 from sparqle_tvm.target.program.bound import BoundProgram, Int64s, Operands
 from sparqle_tvm.target.simulator import timing_kernel as kernel
+from sparqle_tvm.target.simulator.attention_work import Work
 from sparqle_tvm.target.simulator.digits import DigitTables, output_bytes, row_splits, tile_sums
 from sparqle_tvm.target.simulator.native import aligned, aligned_copy
 from sparqle_tvm.target.simulator.ranges import READS, WRITES, find_ranges, position
@@ -62,7 +64,10 @@ class _Fixed:
 
 
 def find_times(
-    bound: BoundProgram, digits: DigitTables | None, out_nnz: RowNnz | None = None
+    bound: BoundProgram[Any],
+    digits: DigitTables | None,
+    out_nnz: RowNnz | None = None,
+    work: Work | None = None,
 ) -> Timing:
     """Find out when every step runs.
 
@@ -74,6 +79,8 @@ def find_times(
         Stored digits of its activations; None for a program of scheme ``dense``.
     out_nnz : RowNnz, optional
         Stored digits of encoded outputs; by default all of them.
+    work : Work, optional
+        Of an attention program: what depends on its operands.
 
     Raises
     ------
@@ -84,6 +91,9 @@ def find_times(
     fixed = bound.once(_make_fixed)
     table, dram_bytes = aligned_copy(fixed.table, np.int64), fixed.dram_bytes.copy()
     for operands in bound.classes:
+        if work is not None:
+            _fill_work(bound, operands, work, table, dram_bytes)
+            continue
         _fill_digit_bytes(bound, operands, digits, out_nnz, table, dram_bytes)
     tokens = aligned_copy(np.array(bound.header.tokens), np.int64)
     times = aligned((len(bound), 4), np.int64)
@@ -100,6 +110,21 @@ def find_times(
         _check_loaded(bound, operands, sources)
     start, end, ready, order = times.T
     return Timing(start, end, ready, order, sources, dram_bytes)
+
+
+def _fill_work(
+    bound: BoundProgram[Any], operands: Operands, work: Work, table: Int64s, dram_bytes: Int64s
+) -> None:
+    """Fill in what steps move, and how long they take, where that depends on the operands."""
+    header, cls, at = bound.header, operands.cls, operands.index
+    if not cls.MEASURED:
+        return
+    values = work.of(operands)
+    if cls.PARTS:
+        dram_bytes[at] = cls.dram_bytes(header, values)
+        table[at, kernel.CYCLES] = transfer_cycles(header, dram_bytes[at])
+    else:
+        table[at, kernel.CYCLES] = cls.cycles(header, values)
 
 
 def _fill_digit_bytes(
@@ -126,7 +151,7 @@ def _fill_digit_bytes(
         table[at, kernel.CYCLES] = transfer_cycles(header, dram_bytes[at], bound.goes_on[at])
 
 
-def makers_of(bound: BoundProgram, tile: Tile) -> Iterator[tuple[Operands, Access]]:
+def makers_of(bound: BoundProgram[Any], tile: Tile) -> Iterator[tuple[Operands, Access]]:
     """The steps that make tiles of a kind, by class, and the access that does it."""
     for operands in bound.classes:
         for access in operands.cls.ACCESSES:
@@ -134,12 +159,12 @@ def makers_of(bound: BoundProgram, tile: Tile) -> Iterator[tuple[Operands, Acces
                 yield operands, access
 
 
-def bitmap_loads(bound: BoundProgram) -> Operands | None:
+def bitmap_loads(bound: BoundProgram[Any]) -> Operands | None:
     """The steps that load bitmaps, if there are any."""
     return next((operands for operands, _ in makers_of(bound, PBM)), None)
 
 
-def _costs(bound: BoundProgram, digits: DigitTables | None) -> Int64s:
+def _costs(bound: BoundProgram[Any], digits: DigitTables | None) -> Int64s:
     """Cycles of one pass over every bitmap that is loaded: (loads, splits)."""
     loads = bitmap_loads(bound)
     if digits is None or loads is None:
@@ -149,7 +174,7 @@ def _costs(bound: BoundProgram, digits: DigitTables | None) -> Int64s:
     return aligned_copy(np.stack(costs, axis=-1), np.int64)
 
 
-def _make_fixed(bound: BoundProgram) -> _Fixed:
+def _make_fixed(bound: BoundProgram[Any]) -> _Fixed:
     table = aligned((len(bound), kernel.COLUMNS), np.int64, fill=0)
     dram_bytes = np.zeros(len(bound), dtype=np.int64)
     table[:, kernel.KIND] = kernel.WORK
@@ -178,17 +203,22 @@ def _make_fixed(bound: BoundProgram) -> _Fixed:
     )
 
 
-def _used_queues(bound: BoundProgram, kind: Kind) -> Int64s:
+def _used_queues(bound: BoundProgram[Any], kind: Kind) -> Int64s:
     """How many steps of a kind, WAIT or SIGNAL, each queue has."""
     used = [operands["queue"] for operands in bound.of_kind(kind)]
     return np.bincount(np.concatenate([[], *used]).astype(np.int64), minlength=len(Queue))
 
 
-def _fill_class(bound: BoundProgram, operands: Operands, table: Int64s, dram_bytes: Int64s) -> None:
+def _fill_class(
+    bound: BoundProgram[Any], operands: Operands, table: Int64s, dram_bytes: Int64s
+) -> None:
     """Fill kinds and cycles of all steps of a class, and the bytes that they move at most."""
     header, cls, at = bound.header, operands.cls, operands.index
     if cls.KIND in (Kind.WAIT, Kind.SIGNAL):
         table[at, kernel.KIND] = kernel.WAIT if cls.KIND == Kind.WAIT else kernel.SIGNAL
+        return
+    if cls.MEASURED:
+        table[at, kernel.KIND] = kernel.TRANSFER if cls.PARTS else kernel.WORK
         return
     if cls.PARTS:
         dram_bytes[at] = cls.dram_bytes(header, operands)
@@ -204,7 +234,7 @@ def _fill_class(bound: BoundProgram, operands: Operands, table: Int64s, dram_byt
         table[at, kernel.BITMAP] = position(cls, header, cls.BITMAP)
 
 
-def _fill_slots(bound: BoundProgram, table: Int64s) -> Int64s:
+def _fill_slots(bound: BoundProgram[Any], table: Int64s) -> Int64s:
     """Fill ranges, and number those in which tiles are made: int64 (slots, 2), at least one."""
     ranges = bound.once(find_ranges)
     both = np.concatenate([ranges.reads, ranges.writes], axis=1)
@@ -233,7 +263,7 @@ def _fill_slots(bound: BoundProgram, table: Int64s) -> Int64s:
     return aligned_copy(ranges.writes[makes][present][first], np.int64)
 
 
-def _raise_for(bound: BoundProgram, status: Int64s, times: Int64s) -> None:
+def _raise_for(bound: BoundProgram[Any], status: Int64s, times: Int64s) -> None:
     code, step, other = (int(value) for value in status[:3])
     label = bound.header.label
     if code == kernel.DEADLOCK:
@@ -259,7 +289,7 @@ def _raise_for(bound: BoundProgram, status: Int64s, times: Int64s) -> None:
         )
 
 
-def _check_loaded(bound: BoundProgram, operands: Operands, sources: Int64s) -> None:
+def _check_loaded(bound: BoundProgram[Any], operands: Operands, sources: Int64s) -> None:
     """Check what a class needs as one load left it, see `Access.loaded`."""
     cls, header = operands.cls, bound.header
     places: dict[str, Int64s] = {}

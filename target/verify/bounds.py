@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.target.isa.base import Requirement
-from sparqle_tvm.target.isa.header import Allocation, Header
+from sparqle_tvm.target.isa.header import Allocation, ProgramHeader
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.program.bound import BoundProgram, Operands
 
 
-def check_bounds(run: BoundProgram, operands: Operands, *, slots: bool = True) -> None:
+def check_bounds(run: BoundProgram[Any], operands: Operands, *, slots: bool = True) -> None:
     """Check all steps of one instruction class.
 
     What it touches must lie in one slot of one allocation, without `slots` in the buffer.
@@ -43,7 +45,7 @@ def check_bounds(run: BoundProgram, operands: Operands, *, slots: bool = True) -
 
 
 def within_slot(
-    header: Header, buffer: Buffer, low: NDArray[np.int64], high: NDArray[np.int64]
+    header: ProgramHeader, buffer: Buffer, low: NDArray[np.int64], high: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Whether bytes [low, high) lie in one slot of one allocation of `buffer`."""
     parts = sorted(

@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.isa.base import Kind, Loop
-from sparqle_tvm.target.isa.header import Engine, Queue
 from sparqle_tvm.target.isa.operands import M
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.program.bound import BoundProgram, Operands
 from sparqle_tvm.target.verify.bounds import check_bounds
 from sparqle_tvm.target.verify.kernel import kernels
+from sparqle_tvm.target.verify.order import find_order
 from sparqle_tvm.target.verify.tiles import Fault, new_table
 from sparqle_tvm.target.verify.touches import TouchColumn, TouchTable, touch_table
 
@@ -73,52 +73,11 @@ def _verify_run(run: BoundProgram) -> None:
     for operands in run.classes:
         check_bounds(run, operands)
     table = touch_table(run)
-    order, clocks = _schedule(run, table)
+    order, clocks = find_order(run, table.kinds, table.args)
     stores = run.of_kind(Kind.STORE)
     if not stores:
         raise ProgramError(f"program {run.header.label!r} stores nothing")
     _check_tiles(run, table, order, clocks, stores)
-
-
-def _schedule(run: BoundProgram, table: TouchTable) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Order of all steps and their vector clocks; refuses deadlocks and unbalanced queues."""
-    steps = len(table.kinds)
-    by_engine = np.argsort(run.engines, kind="stable").astype(np.int32)
-    starts = np.searchsorted(run.engines[by_engine], np.arange(len(Engine) + 1)).astype(np.int32)
-    tokens = np.array(run.header.tokens, dtype=np.int32)
-    signals = np.bincount(table.args[table.kinds == Kind.SIGNAL], minlength=len(Queue))
-    fifo_starts = (np.cumsum(signals) - signals).astype(np.int32)
-    fifos, order = np.zeros(steps, dtype=np.int32), np.zeros(steps, dtype=np.int32)
-    clocks = np.zeros((steps, len(Engine)), dtype=np.int32)
-    reached = np.zeros(len(Engine), dtype=np.int32)
-    counts = np.zeros(len(Queue), dtype=np.int32)
-    kernels()["schedule"](
-        *(table.kinds, table.args, by_engine, starts, tokens, fifo_starts),
-        *(fifos, order, clocks, reached, counts),
-    )
-    _refuse_deadlock(run, by_engine, starts, reached)
-    for queue in Queue:
-        if counts[queue] != tokens[queue]:
-            _refuse_unbalanced(run, queue, int(counts[queue]))
-    return order, clocks
-
-
-def _refuse_deadlock(
-    run: BoundProgram,
-    by_engine: NDArray[np.int32],
-    starts: NDArray[np.int32],
-    reached: NDArray[np.int32],
-) -> None:
-    stuck = [int(by_engine[reached[e]]) for e in Engine if reached[e] < starts[e + 1]]
-    if stuck:
-        waits = "; ".join(run.name(step) for step in stuck[1:])
-        raise run.error(stuck[0], f"waits for ever{f', as does {waits}' if waits else ''}")
-
-
-def _refuse_unbalanced(run: BoundProgram, queue: Queue, count: int) -> None:
-    last = int(np.flatnonzero(run.queues == queue)[-1])
-    began = run.header.tokens[queue]
-    raise run.error(last, f"queue {queue.name} ends with {count} tokens, it began with {began}")
 
 
 def _check_tiles(

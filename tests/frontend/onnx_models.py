@@ -41,8 +41,11 @@ def model(
     return helper.make_model(graph, opset_imports=domains, ir_version=8)
 
 
-def mlp(*, opset: int = 17, seed: int = 0, gemm: bool = True) -> onnx.ModelProto:
-    """Two layers with biases and a ReLU; ``x`` (batch, 24) has a dynamic axis."""
+def mlp(*, opset: int = 17, seed: int = 0, gemms: int = 1) -> onnx.ModelProto:
+    """Two layers with biases and a ReLU; ``x`` (batch, 24) has a dynamic axis.
+
+    So many layers, the last ones, are a Gemm, the others MatMul and Add.
+    """
     rng = np.random.default_rng(seed)
     constants = {
         "up.weight": rng.normal(0, 0.2, (FEATURES, HIDDEN)).astype(np.float32),
@@ -50,19 +53,18 @@ def mlp(*, opset: int = 17, seed: int = 0, gemm: bool = True) -> onnx.ModelProto
         "down.weight": rng.normal(0, 0.2, (OUTPUTS, HIDDEN)).astype(np.float32),
         "down.bias": rng.normal(0, 0.3, OUTPUTS).astype(np.float32),
     }
-    if not gemm:
+    if not gemms:
         constants["down.weight"] = np.ascontiguousarray(constants["down.weight"].T)
     down = [helper.make_node("MatMul", ["r", "down.weight"], ["d"], "/down/MatMul")]
     down.append(helper.make_node("Add", ["d", "down.bias"], ["y"], "/down/Add"))
-    if gemm:
+    if gemms:
         given = ["r", "down.weight", "down.bias"]
         down = [helper.make_node("Gemm", given, ["y"], "/down/Gemm", transB=1)]
-    nodes = [
-        helper.make_node("MatMul", ["x", "up.weight"], ["h"], "/up/MatMul"),
-        helper.make_node("Add", ["h", "up.bias"], ["b"], "/up/Add"),
-        helper.make_node("Relu", ["b"], ["r"], "/Relu"),
-        *down,
-    ]
+    up = [helper.make_node("MatMul", ["x", "up.weight"], ["h"], "/up/MatMul")]
+    up.append(helper.make_node("Add", ["h", "up.bias"], ["b"], "/up/Add"))
+    if gemms == 2:
+        up = [helper.make_node("Gemm", ["x", "up.weight", "up.bias"], ["b"], "/up/Gemm")]
+    nodes = [*up, helper.make_node("Relu", ["b"], ["r"], "/Relu"), *down]
     inputs = {"x": (TensorProto.FLOAT, ["batch", FEATURES])}
     return model(nodes, inputs, ["y"], constants, opset=opset)
 

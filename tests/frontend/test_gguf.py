@@ -16,6 +16,7 @@ import sparqle_tvm.frontend
 from sparqle_tvm.errors import InvalidArgumentError, ModelFileError, UnsupportedModelError
 from sparqle_tvm.frontend.gguf import from_gguf, read_config
 from sparqle_tvm.frontend.gguf_file import GGUFFile
+from sparqle_tvm.models.llama import Yarn
 from sparqle_tvm.models.quantized import FloatWeight, GroupedWeight
 
 SMALL = TinyLlama(layers=1)
@@ -26,23 +27,69 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.gguf"
 
 
+WIDE = replace(SMALL, embed=256, ffn=512)
+
+
 @pytest.mark.parametrize(
-    ("kind", "low", "high"), [(Kind.Q4_0, -8, 7), (Kind.Q4_1, 0, 15), (Kind.Q8_0, -127, 127)]
+    ("kind", "low", "high"),
+    [
+        (Kind.Q4_0, -8, 7),
+        (Kind.Q4_1, 0, 15),
+        (Kind.Q5_0, -16, 15),
+        (Kind.Q5_1, 0, 31),
+        (Kind.Q8_0, -127, 127),
+        (Kind.IQ4_NL, -127, 113),
+        (Kind.TQ1_0, -1, 1),
+        (Kind.TQ2_0, -1, 1),
+    ],
 )
 def test_integer_weights_stay_as_stored(path: Path, kind: Kind, low: int, high: int) -> None:
-    file = GGUFFile(replace(SMALL, dense_kind=kind).write(path))
+    file = GGUFFile(replace(WIDE, dense_kind=kind).write(path))
     name = "blk.0.ffn_up.weight"
-    weight = file.weight(name, 64, 96)
+    weight = file.weight(name, 256, 512)
     assert isinstance(weight, GroupedWeight)
-    assert (weight.in_features, weight.out_features) == (64, 96)
+    assert (weight.in_features, weight.out_features) == (256, 512)
     assert weight.values.dtype == np.int8
     assert weight.values.min() == low
     assert weight.values.max() == high
     assert weight.scale.dtype == np.float16
-    assert (weight.minimum is not None) == (kind == Kind.Q4_1)
+    assert (weight.minimum is not None) == (kind in (Kind.Q4_1, Kind.Q5_1))
     tensor = file.tensors[name]
     expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     np.testing.assert_array_equal(weight.to_float().values, expected.T)
+
+
+FINE = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K, Kind.IQ4_XS)
+
+
+@pytest.mark.parametrize("kind", FINE)
+def test_weights_with_finer_scales_become_floats_by_name(path: Path, kind: Kind) -> None:
+    name = "blk.0.ffn_up.weight"
+    model = from_gguf(replace(WIDE, kinds={name: kind}).write(path), progress=False)
+    assert model.float_weights == (name,)
+    weight = model.file.weight(name, 256, 512)
+    assert isinstance(weight, FloatWeight)
+    assert weight.values.shape == (256, 512)
+    assert np.unique(weight.values).size > 16
+
+
+def test_q6_k_is_what_its_definition_says(path: Path) -> None:
+    """As ggml's dequantize_row_q6_K reads a block of 256: element by element."""
+    name = "blk.0.ffn_up.weight"
+    file = GGUFFile(replace(WIDE, kinds={name: Kind.Q6_K}).write(path))
+    found = file.weight(name, 256, 512).values
+    for row in (0, 300, 511):
+        block = file.tensors[name].data[row]
+        low, high, scales = block[:128], block[128:192], block[192:208].view(np.int8)
+        d = float(block[208:210].view(np.float16)[0])
+        for element in (0, 5, 31, 32, 63, 64, 100, 127, 128, 200, 255):
+            half, within = divmod(element, 128)
+            part, i = divmod(within, 32)
+            nibble = int(low[64 * half + 32 * (part % 2) + i]) >> (4 * (part // 2)) & 15
+            two = int(high[32 * half + i]) >> (2 * part) & 3
+            q = (nibble | two << 4) - 32
+            scale = int(scales[8 * half + 2 * part + i // 16])
+            assert found[element, row] == np.float32(np.float32(d * scale) * q)
 
 
 @pytest.mark.parametrize("kind", [Kind.F16, Kind.F32])
@@ -52,6 +99,84 @@ def test_float_weights(path: Path, kind: Kind) -> None:
     assert isinstance(weight, FloatWeight)
     assert weight.values.dtype == np.float32
     np.testing.assert_array_equal(weight.values, file.tensors["blk.0.attn_k.weight"].data.T)
+
+
+def test_bfloat16(path: Path) -> None:
+    file = GGUFFile(replace(SMALL, dense_kind=Kind.BF16).write(path))
+    found = file.weight("blk.0.attn_k.weight", 64, 32)
+    assert isinstance(found, FloatWeight)
+    stored = file.tensors["blk.0.attn_k.weight"].data.reshape(32, 64, 2).astype(np.uint32)
+    bits = (stored[..., 0] << 16) | (stored[..., 1] << 24)
+    np.testing.assert_array_equal(found.values, bits.view(np.float32).T)
+
+
+def test_a_model_in_several_files(path: Path) -> None:
+    SMALL.write(path)
+    folder = path.parent / "parts"
+    folder.mkdir()
+    replace(SMALL, tensors_per_file=4).write(folder / "model.gguf")
+    parts = sorted(folder.iterdir())
+    assert len(parts) == 3
+    whole, joined = GGUFFile(path), GGUFFile(parts[0])
+    assert set(joined.tensors) == set(whole.tensors)
+    name = "blk.0.ffn_down.weight"
+    np.testing.assert_array_equal(
+        joined.weight(name, 96, 64).values, whole.weight(name, 96, 64).values
+    )
+    assert from_gguf(parts[0], progress=False).config == from_gguf(path, progress=False).config
+    with pytest.raises(ModelFileError, match="not the first part"):
+        GGUFFile(parts[1])
+    renamed = parts[0].rename(folder / "first.gguf")
+    with pytest.raises(ModelFileError, match="NAME-00001-of-00003"):
+        GGUFFile(renamed)
+    renamed.rename(parts[0])
+    parts[2].unlink()
+    with pytest.raises(ModelFileError, match=r"00003-of-00003\.gguf: cannot be read"):
+        GGUFFile(parts[0])
+
+
+@pytest.mark.parametrize(
+    ("keys", "scale"),
+    [
+        ({"rope.scaling.factor": 4.0}, 4.0),  # linear, as llama.cpp takes it
+        ({"rope.scale_linear": 8.0}, 8.0),
+        ({"rope.scaling.factor": 4.0, "rope.scaling.type": "none"}, 1.0),
+        ({"rope.scaling.factor": 2.5, "rope.scaling.type": "linear"}, 2.5),
+        ({"rope.scaling.type": "none", "rope.scaling.original_context_length": 64}, 1.0),
+    ],
+)
+def test_scales_of_positions(path: Path, keys: dict[str, Any], scale: float) -> None:
+    overrides = {f"llama.{key}": value for key, value in keys.items()}
+    file = GGUFFile(replace(SMALL, overrides=overrides).write(path))
+    assert read_config(file).rope_scale == scale
+
+
+def test_yarn(path: Path) -> None:
+    keys = {"type": "yarn", "factor": 4.0, "attn_factor": 1.5, "yarn_beta_fast": 16.0}
+    overrides = {f"llama.rope.scaling.{key}": value for key, value in keys.items()}
+    config = read_config(GGUFFile(replace(SMALL, overrides=overrides).write(path)))
+    assert config.rope_scale == 4
+    assert config.yarn == Yarn(128, attention_factor=1.5, beta_fast=16.0)
+    assert config.rope_magnitude == pytest.approx(1.5 * (1 + 0.1 * np.log(4)))
+    overrides["llama.rope.scaling.yarn_beta_fast"] = 0.5
+    with pytest.raises(ModelFileError, match="YaRN"):
+        read_config(GGUFFile(replace(SMALL, overrides=overrides).write(path)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope.scaling.attn_factor", 1.5),
+        ("rope.dimension_sections", [8, 8]),
+        ("attention.sliding_window", 4096),
+        ("attention.scale", 0.5),
+        ("attention.causal", False),
+    ],
+)
+def test_keys_that_may_change_the_computation_are_named(path: Path, key: str, value: Any) -> None:
+    file = GGUFFile(replace(SMALL, overrides={f"llama.{key}": value}).write(path))
+    with pytest.raises(UnsupportedModelError, match=rf"llama\.{key}|not causal"):
+        read_config(file)
 
 
 def test_config(path: Path) -> None:
@@ -186,7 +311,7 @@ def test_metadata_that_does_not_fit(path: Path, key: str, value: Any, message: s
     ("overrides", "message"),
     [
         ({"llama.expert_count": 8}, "experts"),
-        ({"llama.rope.scaling.type": "yarn"}, "'yarn'"),
+        ({"llama.rope.scaling.type": "longrope"}, "'longrope'"),
         ({"llama.attention.value_length": 8}, "values of 8"),
     ],
 )
@@ -219,8 +344,8 @@ def test_missing_embedding_without_a_vocabulary_size(path: Path) -> None:
 
 
 def test_unsupported_tensor_type(path: Path) -> None:
-    tiny = replace(SMALL, kinds={"blk.0.attn_v.weight": Kind.Q5_0})
-    with pytest.raises(UnsupportedModelError, match=r"'blk.0.attn_v.weight' is of type Q5_0"):
+    tiny = replace(SMALL, kinds={"blk.0.attn_v.weight": Kind.MXFP4})
+    with pytest.raises(UnsupportedModelError, match=r"'blk.0.attn_v.weight' is of type MXFP4"):
         from_gguf(tiny.write(path), progress=False)
 
 

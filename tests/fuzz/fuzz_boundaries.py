@@ -176,7 +176,7 @@ class Onnx(Boundary):
         from onnx_models import dynamic, mlp
 
         onnx.save(mlp(), folder / "mlp.onnx")
-        dynamic(mlp(gemm=False), folder)
+        dynamic(mlp(gemms=0), folder)
 
     def open(self, folder: Path) -> Any:
         return [path.read_bytes() for path in sorted(folder.rglob("*.onnx"))]

@@ -139,6 +139,14 @@ def test_nothing_to_do_or_to_look_at(tokens, keys):
     assert found.shape == (tokens, 4, 20) and not found.any()
 
 
+def test_more_queries_than_keys_leave_the_first_without_any():
+    form = FORMS[1]
+    q, k, v = operands(form, 5, 0, 4)
+    found = functions(*form)("plain", q, k[:3], v[:3])
+    assert not found[:2].any()
+    assert_bits(found[2:], defined.attention(q[2:], k[:3], v[:3]))
+
+
 def test_rows_that_see_nan_or_infinity_are_nan_and_no_others():
     form = FORMS[2]
     q, k, v = operands(form, 20, 5, 9)

@@ -23,6 +23,13 @@ MIXED = {
     "blk.0.attn_v.weight": Kind.F16,
     "blk.1.ffn_up.weight": Kind.Q4_0,
     "blk.1.ffn_down.weight": Kind.F32,
+    "blk.0.attn_output.weight": Kind.Q5_0,
+    "blk.0.ffn_up.weight": Kind.Q5_1,
+    "blk.0.ffn_gate.weight": Kind.IQ4_NL,
+    "blk.0.ffn_down.weight": Kind.TQ1_0,
+    "blk.1.attn_q.weight": Kind.TQ2_0,
+    "blk.1.attn_k.weight": Kind.BF16,
+    "blk.1.attn_v.weight": Kind.Q4_K,
 }
 
 
@@ -75,10 +82,34 @@ def test_int8_model_equals_torch(tied: Path, tied_functions: relax.VirtualMachin
 def test_all_weight_types_and_untied_output_equal_torch(
     tmp_path: Path, activations: Activations, qmax: int | None
 ) -> None:
-    tiny = TinyLlama(embed_kind=Kind.Q4_0, output_kind=Kind.F16, kinds=MIXED, seed=3)
+    tiny = TinyLlama(
+        embed=256,
+        ffn=256,
+        embed_kind=Kind.Q4_0,
+        output_kind=Kind.Q6_K,  # as llama.cpp writes Q4_0
+        kinds=MIXED,
+        seed=3,
+    )
     path, tokens = tiny.write(tmp_path / "mixed.gguf"), random_tokens(9)
     expected = TorchLlama(path, qmax).logits(tokens)
     assert np.median(relative_error(logits_of(path, activations, tokens), expected)) < 1e-5
+
+
+def test_yarn_equals_torch(tmp_path: Path) -> None:
+    tiny = TinyLlama(
+        layers=1,
+        dense_kind=Kind.F32,
+        embed_kind=Kind.F32,
+        overrides={
+            "llama.rope.freq_base": 100.0,
+            "llama.rope.scaling.type": "yarn",
+            "llama.rope.scaling.factor": 4.0,
+            "llama.rope.scaling.original_context_length": 64,
+        },
+    )
+    path, tokens = tiny.write(tmp_path / "yarn.gguf"), random_tokens(90)
+    expected = TorchLlama(path).logits(tokens)
+    assert relative_error(logits_of(path, "float32", tokens), expected).max() < 1e-5
 
 
 def test_rope_variants_equal_torch(tmp_path: Path) -> None:

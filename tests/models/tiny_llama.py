@@ -32,6 +32,7 @@ class TinyLlama:
     extra: dict[str, np.ndarray] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
     byte_order: gguf.GGUFEndian = gguf.GGUFEndian.LITTLE
+    tensors_per_file: int = 0
 
     def metadata(self) -> dict[str, Any]:
         prefix = self.arch
@@ -80,7 +81,9 @@ class TinyLlama:
 
     def write(self, path: Path) -> Path:
         rng = np.random.default_rng(self.seed)
-        writer = gguf.GGUFWriter(path, self.arch, endianess=self.byte_order)
+        writer = gguf.GGUFWriter(
+            path, self.arch, endianess=self.byte_order, split_max_tensors=self.tensors_per_file
+        )
         for key, value in self.metadata().items():
             _add(writer, key, value)
         for name, (shape, kind) in self.shapes().items():
@@ -89,7 +92,7 @@ class TinyLlama:
                 values = 1 + 0.1 * values
             else:
                 values *= shape[-1] ** -0.5
-            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+            writer.add_tensor(name, _quantized(values, kind, rng), raw_dtype=kind)
         for name, values in self.extra.items():
             writer.add_tensor(name, values)
         writer.write_header_to_file()
@@ -97,6 +100,30 @@ class TinyLlama:
         writer.write_tensors_to_file()
         writer.close()
         return path
+
+
+# Where the float16 numbers of a block lie, of kinds that the library reads but does not write.
+_HALVES = {
+    Kind.Q2_K: (80, 82),
+    Kind.Q3_K: (108,),
+    Kind.Q4_K: (0, 2),
+    Kind.Q5_K: (0, 2),
+    Kind.Q6_K: (208,),
+    Kind.IQ4_NL: (0,),
+    Kind.IQ4_XS: (0,),
+}
+
+
+def _quantized(values: np.ndarray, kind: Kind, rng: np.random.Generator) -> np.ndarray:
+    """Values as blocks of a kind; any integers with scales of about the right size, if need be."""
+    if kind not in _HALVES:
+        return gguf.quants.quantize(values, kind)
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    blocks = rng.integers(0, 256, (len(values), values.shape[1] // block, size)).astype(np.uint8)
+    for first in _HALVES[kind]:
+        halves = rng.uniform(1e-4, 2e-4, blocks.shape[:2]).astype(np.float16)
+        blocks[:, :, first : first + 2] = halves[..., None].view(np.uint8)
+    return blocks.reshape(len(values), -1)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

@@ -350,7 +350,7 @@ def test_from_planes_refuses_inconsistent_planes():
         "lsb: bits are set behind column 4": {"lsb": _with_byte(good.lsb, (0, 2), 0xF8)},
         "pbm: bits are set behind column 4": {"pbm": _with_byte(good.pbm, (1, 0), 0x30)},
         "set in the padding": {"msb": _with_byte(good.msb, 1, 0x18)},
-        "stored digit is zero": {"msb": _with_byte(good.msb, 0, 0x60)},
+        "stored digit is zero": {"msb": _with_byte(good.msb, 0, 0x60), "window": "unsigned"},
     }
     for message, change in wrong.items():
         with pytest.raises(QuantizationError, match=message):
@@ -366,6 +366,16 @@ def test_from_planes_refuses_inconsistent_planes():
     for message, change in malformed.items():
         with pytest.raises(InvalidArgumentError, match=message):
             _rebuild(replace(good, **change))
+
+
+def test_from_planes_refuses_values_that_do_not_fit():
+    # Digit 8 goes with low digits below 8 alone, -8 with the others; 120 is 16 * 8 + 0 - 8.
+    largest, smallest = (encode(np.full((1, 2), q, np.int8)) for q in (120, -128))
+    _rebuild(largest)
+    _rebuild(smallest)
+    for planes, lsb in ((largest, 0x80), (smallest, 0x87)):
+        with pytest.raises(QuantizationError, match=r"value at \[0, [01]\] does not fit 8 bits"):
+            _rebuild(replace(planes, lsb=np.array([[lsb]], np.uint8)))
 
 
 def test_pack_digits_keeps_leading_dimensions():

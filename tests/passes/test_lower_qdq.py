@@ -141,7 +141,6 @@ def test_the_form_by_hand_is_lowered() -> None:
             {"q": ((4, 999), "int16"), "q_zero": np.int16(0), "w": np.full((999, 3), 99, "int8")},
             "sums over K = 999 can leave int32 with int16",
         ),
-        ({"w": W.view(np.uint8), "w_zero": W_ZERO.view(np.uint8)}, "leaves int8 without it"),
         (
             {"w_zero": None, "w_scale": np.float32(1)},
             "the zero point of the weight is not constant",
@@ -151,8 +150,7 @@ def test_the_form_by_hand_is_lowered() -> None:
             {"w_scale": np.ones(8, np.float32), "w_zero": np.zeros(8, np.int8), "axis": 0},
             "the weight has a scale per row of K",
         ),
-        ({"w": None}, "the weight has a zero point and is not constant"),
-        ({"w": np.full((8, 3), -127, np.int8)}, "or leaves int8 without it"),
+        ({"w": None}, "the weight has a zero point, or is no int8, and is not constant"),
         (
             {"w_scale": np.float32(1), "w_zero": np.int8(0), "w": W.reshape(24, 1)}
             | {"moved": lambda x, w: (x, op.reshape(w, (8, 3)))},
@@ -188,6 +186,7 @@ def spelled(q: Any, scale: Any, zero: Any = None, *, wide: bool = False) -> rela
 
 S, OF_W, Z = const(0.05), const(W_SCALE), const(0, "int8")
 W8 = relax.const(W)
+U8 = np.random.default_rng(5).integers(0, 256, W.shape).astype(np.uint8)
 # Functions of q (2, 4, 8), a scale and a zero point of run time, one scale per row, weights: float
 # operands of a product.
 FORMS: dict[str, Any] = {
@@ -214,6 +213,10 @@ FORMS: dict[str, Any] = {
     ),
     "of run time": lambda q, s, z, r, w: (op.dequantize(q, s, z), op.dequantize(w, s, Z)),
     "scales of rows": lambda q, s, z, r, w: (spelled(q, r), spelled(w, OF_W)),
+    "weights of 9 bits": lambda q, s, z, r, w: (
+        op.dequantize(q, s, z),
+        op.dequantize(relax.const(U8), OF_W, const([131, 0, 255], "uint8"), axis=1),
+    ),
     "rows of weights that are outputs": lambda q, s, z, r, w: (
         spelled(q, op.multiply(r, const(1))),
         op.permute_dims(spelled(relax.const(W.T.copy()), const(W_SCALE[:, None]))),

@@ -7,7 +7,7 @@ from rich.console import Console
 from run_result_helper import run_result
 
 from sparqle_tvm.report import formats
-from sparqle_tvm.report.run import run_document
+from sparqle_tvm.report.run import perplexity_section, run_document
 from sparqle_tvm.report.writers import MAX_WIDTH_COLUMNS, print_document
 from sparqle_tvm.results.run import BeforeAfter, ModelFile, PhaseGain, TuningGain
 
@@ -74,3 +74,11 @@ def test_what_tuning_gained_is_said():
     text = printed(run_result(tuning=TuningGain("folder", gain, gain)))
     assert "Schedules from folder" in text
     assert "prefill 1,000 -> 900 cycles (-10.0%); decode 1,000 -> 900" in text
+
+
+def test_attention_in_int8_says_what_it_costs_alone():
+    perplexity = {"float": 20.0, "int8_attention": 20.1, "int8": 20.5, "sparqle": 20.5}
+    (table,) = perplexity_section(run_result(perplexity=perplexity, kv="planes:2")).parts
+    assert "stored as planes:2; that alone makes of float 20.1000, +0.50%." in table.note
+    (table,) = perplexity_section(run_result()).parts
+    assert table.note == ""

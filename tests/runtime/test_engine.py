@@ -311,3 +311,37 @@ def test_threads_record_their_own_launches(parameters: Executable) -> None:
     # Nobody listens any more.
     launch("later", bundle, *launch_operands(parameters.programs[0], q, w))
     assert len(records) == 1
+
+
+@pytest.mark.parametrize("zeros", ["constant", "one", "rows"])
+def test_uint8_around_zero_points_of_every_kind(zeros: str) -> None:
+    """The accelerator multiplies q - zero point, whenever that is known: the host does the same."""
+    rng = np.random.default_rng(len(zeros))
+    w = random_int8(rng, 20, 5)
+    shape = {"constant": None, "one": (1, 1), "rows": (6, 1)}[zeros]
+    q = relax.Var("q", relax.TensorType((6, 20), "uint8"))
+    parameters = [q]
+    zero: relax.Expr = relax.const(117, "int32")
+    builder = relax.BlockBuilder()
+    if shape:
+        given = relax.Var("zero", relax.TensorType(shape, "uint8"))
+        parameters.append(given)
+        zero = relax.op.astype(given, "int32")
+    with builder.function("main", parameters):
+        with builder.dataflow():
+            wide = relax.op.subtract(relax.op.astype(q, "int32"), zero)
+            weight = relax.op.astype(relax.const(w), "int32")
+            found = builder.emit_output(relax.op.matmul(wide, weight, out_dtype="int32"))
+        builder.emit_func_output(found)
+    executable = sparqle_tvm.compile(builder.finalize(), engine="simulator")
+    (op,) = {program.header.op for program in executable.programs}
+    assert (op.act_signed, op.window, op.row_zeros) == (False, "signed", zeros != "constant")
+    values = rng.integers(0, 256, (6, 20)).astype(np.uint8)
+    # At both ends, where centres are not zero points, and between.
+    points = np.array([[0], [3], [117], [128], [252], [255]], np.uint8)
+    for index in range(6 if zeros == "one" else 1):
+        arguments = {"constant": [], "one": [points[index : index + 1]], "rows": [points]}[zeros]
+        counted_from = arguments[0].astype(int) if arguments else 117
+        result = executable["main"](values, *arguments).numpy()
+        np.testing.assert_array_equal(result, (values.astype(int) - counted_from) @ w.astype(int))
+        assert len(executable.profile()) == 1

@@ -18,12 +18,16 @@ from sparqle_tvm.results.estimate import Estimate
 from sparqle_tvm.results.passes import PARTS
 from sparqle_tvm.studies.estimate import estimate
 from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.attention_op import AttentionOp
+from sparqle_tvm.target.cost.attention import attention_cost
+from sparqle_tvm.target.cost.attention_choice import choose_plan
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES
 from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import energy_table
 from sparqle_tvm.target.cost.limits import LIMITS
 from sparqle_tvm.target.cost.model import EncodedActivation, pass_cost
 from sparqle_tvm.target.cost.vector import attended_pairs
+from sparqle_tvm.target.simulator.attention_work import Work
 
 SMALL = dataclasses.replace(MODELS["smollm2-135m"], layers=2)
 
@@ -47,16 +51,17 @@ def array_cycles(found: Estimate, scheme: str) -> int:
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_an_estimate_is_what_the_cost_model_counts(phase):
     """With digits of no variance, drawn layers are like any others: the sums have to be equal."""
-    found = small(phase, msb_sparsity=1.0)
+    found = small(phase, msb_sparsity=1.0, attention="vector")
     rows = 64 if phase == "prefill" else 1
     encodings = []
     for layer in range(2):
         for kind in ("qkv", "o", "gate_up", "down"):
             readers = SMALL.readers(kind, rows)
-            nothing = RowNnz(np.zeros((rows, 1), dtype=np.int32), readers[0].k, readers[0].k)
+            k = readers[0].k
+            nothing = RowNnz(np.zeros((rows, k // 8), dtype=np.int32), 8, k)
             encodings.append(EncodedActivation(f"{kind}{layer}", nothing, "signed", readers))
     head = SMALL.readers("output", 1)
-    nothing = RowNnz(np.zeros((1, 1), dtype=np.int32), head[0].k, head[0].k)
+    nothing = RowNnz(np.zeros((1, head[0].k // 8), dtype=np.int32), 8, head[0].k)
     encodings.append(EncodedActivation("head", nothing, "signed", head))
     for scheme in ALL_SCHEMES:
         cost = pass_cost(
@@ -80,8 +85,8 @@ def test_parts_and_limits_add_up():
     found = small()
     for scheme, estimated in found.schemes.items():
         dense, whole = estimated.dense_layers, estimated.whole_model
-        vector = [work.costs[scheme] for work in found.others if work.part == "vector"]
-        rest = sum(cost.total_cycles for cost in vector)
+        besides = [work for work in found.others if work.part in ("attention", "vector")]
+        rest = sum(work.times * work.costs[scheme].total_cycles for work in besides)
         assert dense.cycles + rest == whole.cycles
         assert dense.seconds == dense.cycles / 1e9
         for figures in (dense, whole):
@@ -117,12 +122,15 @@ def test_llama2_prefill_gains_and_decode_waits_for_weights():
         assert joules["a4"] < joules["native"] < joules["dense"]
     assert 0.1 < prefill.saved("sparqle", "dense_layers").cycles < 0.4
     assert 0.05 < prefill.saved("sparqle").energy.mid < 0.3
-    assert prefill.saved("sparqle").dram_bytes > 0
+    # Schedules are chosen for time: they may move a little more than those of the baseline.
+    assert abs(prefill.saved("sparqle").dram_bytes) < 0.05
     assert not prefill.schemes["dense"].whole_model.weight_bound
     for estimated in decode.schemes.values():
         assert estimated.whole_model.weight_bound
         assert estimated.whole_model.share("kv_cache") > 0.05
-    assert abs(decode.saved("sparqle").cycles) < 0.02
+    assert abs(decode.saved("sparqle", "dense_layers").cycles) < 0.02
+    # Values of keys without probability are not loaded.
+    assert 0.02 < decode.saved("sparqle").cycles < 0.1
 
 
 def test_sparser_saves_more():
@@ -148,7 +156,10 @@ def test_sorted_rows_shorten_the_array_s_work():
 def test_batch_shares_weights_but_not_keys():
     one, many = (small("decode", batch=batch, schemes=("dense",)) for batch in (1, 4))
     weights, cache = (
-        [sum(getattr(work.costs["dense"], name) for work in works) for works in all_works]
+        [
+            sum(getattr(work.costs["dense"], name) * work.times for work in works)
+            for works in all_works
+        ]
         for name, all_works in (
             ("weight_bytes", (one.layers, many.layers)),
             ("cache_bytes", (one.others, many.others)),
@@ -156,14 +167,15 @@ def test_batch_shares_weights_but_not_keys():
     )
     assert weights[0] == weights[1] > 0
     assert cache[1] == 4 * cache[0]
-    # 2 layers, keys and values of 64 + 1 tokens read and of 1 token written.
-    assert cache[0] == 2 * 2 * (65 + 1) * SMALL.kv_heads * SMALL.head_dim
+    # 2 layers, keys and values of 64 + 1 tokens read and of 1 token written, and 2 scales of each.
+    assert cache[0] == 2 * (65 + 1) * SMALL.kv_heads * (2 * SMALL.head_dim + 8)
     macs = [found.schemes["dense"].whole_model.macs for found in (one, many)]
     assert macs[1] == 4 * macs[0]
     sizes = [(e.tokens, e.past, e.seq, e.batch) for e in (one, many, small(batch=3))]
     assert sizes == [(1, 64, 64, 1), (1, 64, 64, 4), (64, 0, 64, 3)]
     halved = small("decode", schemes=("dense",), kv_bits=4)
-    assert 2 * sum(work.costs["dense"].cache_bytes for work in halved.others) == cache[0]
+    halved_bytes = 2 * (65 + 1) * SMALL.kv_heads * SMALL.head_dim
+    assert sum(work.costs["dense"].cache_bytes for work in halved.others) == halved_bytes
 
 
 def test_digits_are_those_of_the_distribution():
@@ -218,9 +230,9 @@ def mobile() -> Estimate:
 def test_json_is_the_whole_estimate():
     found = small(table=energy_table("45nm", "hbm2"))
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert data["version"] == 3
+    assert data["version"] == 4
     assert data.pop("notes") == list(found.notes)
-    read = typed_version(data, Estimate, 3, "estimate", ResultFileError, "")
+    read = typed_version(data, Estimate, 4, "estimate", ResultFileError, "")
     assert read.notes == found.notes
     assert read.to_json() == found.to_json()
     assert read.schemes == found.schemes
@@ -293,3 +305,71 @@ def test_bad_input(change, error, message):
     options = {"model": SMALL, "phase": "prefill", "seq": 16, **change}
     with pytest.raises(error, match=message):
         estimate(options.pop("model"), options.pop("phase"), **options)
+
+
+def test_attention_runs_on_the_array_where_it_can():
+    found = small("decode", seq=2048)
+    parts = [other for other in found.others if other.part == "attention"]
+    assert found.attention.unit == "array" and not found.attention.reason
+    assert sum(other.times for other in parts) == SMALL.layers
+    assert "attention" not in {o.label for o in found.others if o.part == "vector"}
+    baseline = {other.costs["dense"].dram_bytes for other in parts}
+    assert len(baseline) == 1
+    for other in parts:
+        # Keys of every token, values of the live ones only.
+        assert other.costs["sparqle"].cache_bytes < other.costs["dense"].cache_bytes
+    saved = found.saved("sparqle").cycles
+    vector = small("decode", seq=2048, attention="vector")
+    assert vector.attention.note == (
+        "Attention runs on the vector unit: the vector unit was asked for."
+    )
+    assert saved > vector.saved("sparqle").cycles
+    assert found.schemes["dense"].whole_model.macs == vector.schemes["dense"].whole_model.macs
+
+
+def test_beyond_what_was_measured_it_says_so():
+    assert not small("decode", seq=2048).attention.transferred
+    beyond = small("decode", seq=16384)
+    assert beyond.attention.transferred
+    assert "there are more keys here" in " ".join(beyond.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"kv_bits": 16}, "keys and values have 16 bits, programs take 8"),
+        (
+            {"target": dataclasses.replace(PRESETS["sparqle/edge"], name="k8", digit_bits=8)},
+            "digits have 8 bits",
+        ),
+    ],
+)
+def test_what_the_array_cannot_do_is_said(options, reason):
+    found = (
+        small("decode", **options)
+        if "kv_bits" in options
+        else estimate(SMALL, "decode", seq=64, msb_sparsity=0.5, **options)
+    )
+    assert found.attention.unit == "vector"
+    assert reason in found.attention.reason
+    with pytest.raises(InvalidArgumentError, match=reason):
+        estimate(SMALL, "decode", seq=64, msb_sparsity=0.5, attention="array", **options)
+
+
+def test_a_long_prefill_is_counted_at_places():
+    """Six places of a prefill are within 5 % of all of its blocks."""
+    from sparqle_tvm.studies import attention as module
+
+    op = AttentionOp(6000, 6000, 2, 3, 64, scheme="dense", window="unsigned")
+    machine = dataclasses.replace(PRESETS["sparqle/edge"], name="buffers", scratchpad=False)
+    plan = choose_plan(op, machine)
+    assert not plan.stays
+    places = module._places(op, plan)
+    assert places[0][0] < op.rows
+    some = module._cost(op, machine, "dense", [module._NOTHING_STORED] * len(places), 0)
+    header = plan.header(op, machine)
+    work = Work.uniform(header, header.limits(6000, 0), 0.0, 1.0, 0.0)
+    whole = attention_cost(op, machine, plan, work)
+    assert some.total_cycles == pytest.approx(whole.total_cycles, rel=0.05)
+    assert some.dram_bytes == pytest.approx(whole.dram_bytes, rel=0.05)
+    assert some.macs == whole.macs

@@ -23,12 +23,15 @@ EDGE = PRESETS["sparqle/edge"]
 WIDE = DenseOp(512, 4096, 576)
 
 
-def test_a_block_is_half_the_activation_buffer() -> None:
+def test_a_block_is_half_the_memory_of_activations() -> None:
+    apart = replace(EDGE, scratchpad=False)
     # A row of 576: digits 576 bytes, bitmap 72, scale 4, number 2: 654; 256 KiB hold 400.8 of it.
-    assert max_block_rows(576, 0, EDGE) == 400
+    assert max_block_rows(576, 0, apart) == 400
     # 18 group sums of 2 bytes: 690 bytes, 379.9 rows, 368 in whole groups.
-    assert max_block_rows(576, 32, EDGE) == 368
-    assert max_block_rows(200_000, 0, EDGE) == 0
+    assert max_block_rows(576, 32, apart) == 368
+    assert max_block_rows(200_000, 0, apart) == 0
+    # 1 MiB of a scratchpad of 2 MiB: 1603.3.
+    assert max_block_rows(576, 0, EDGE) == 1600
 
 
 @pytest.mark.parametrize(

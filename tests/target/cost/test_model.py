@@ -32,16 +32,33 @@ def test_vector_work_by_hand(tiny):
     # 336/8 + 252/4 = 105 cycles, 112/4 = 28 of traffic, in each of two layers
     assert (attention.vector_cycles, attention.dma_cycles) == (210, 56)
     assert (attention.total_cycles, attention.bound) == (210, "compute")
-    # Norms: 2 * 2 times 24 elements of 2 bytes read, 4 operations
-    assert (costs["norms"].operations, costs["norms"].read_bytes) == (4 * 96, 4 * 48)
+    # Residuals and norms: 2 * 2 times 24 elements, what is added read, the sum written in 2 bytes;
+    # 1 operation to add, 4 of the norm
+    both = costs["norms and residuals"]
+    assert both.operations == 4 * 24 * 5
+    assert (both.read_bytes, both.write_bytes) == (4 * 96, 4 * 48)
     # RoPE of 24 query and 12 key elements; reads those and the values, writes queries in 2 bytes,
     # keys and values in 1
     rope = costs["rope and cache"]
     assert (rope.operations, rope.read_bytes, rope.write_bytes) == (2 * 108, 2 * 96, 2 * 72)
     assert costs["swiglu"].read_bytes == 2 * (2 * 36 * 2)
-    assert costs["residuals"].dram_bytes == 4 * (3 * 48)
-    assert costs["final norm"].operations == 8 * 4
+    assert (costs["final norm"].operations, costs["final norm"].dram_bytes) == (8 * 4, 0)
     assert costs["embedding"].dram_bytes == 2 * 48
+
+
+def test_vector_work_beside_attention_on_the_array(tiny):
+    options = {"tokens": 3, "past": 5, "accelerator": tiny, "attention": False}
+    costs = {c.label: c for c in vector_costs(SHAPE, **options)}
+    assert "attention" not in costs
+    rope = costs["rope and cache"]
+    # Queries, keys and values of 24 + 12 + 12 elements are quantized: 2 operations each. Keys and
+    # values are 24 bytes and 3 times 2 scales of 4, queries 24 bytes and 3 * 2 factors of 4.
+    assert rope.operations == 2 * (108 + 2 * 48)
+    assert (rope.read_bytes, rope.write_bytes) == (2 * 96, 2 * (24 + 24 + 24 + 24))
+    assert rope.cache_bytes == 2 * 48
+    # Planes of queries: one operation more on each of 24 elements.
+    split = {c.label: c for c in vector_costs(SHAPE, **options, scheme="sparqle")}
+    assert split["rope and cache"].operations == rope.operations + 2 * 24
 
 
 def test_kv_bits_change_only_the_cache(tiny):

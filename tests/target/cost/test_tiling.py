@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import PRESETS
-from sparqle_tvm.target.cost.baselines import ALL_SCHEMES
+from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, array_of
 from sparqle_tvm.target.cost.schedule import Decisions, Tiling, overflows
 from sparqle_tvm.target.cost.tiling import choose_schedules
 from sparqle_tvm.target.op import DenseOp
@@ -60,7 +60,8 @@ def test_tiles_are_whole_and_fit(m, n, k, group, name, scheme):
     accelerator = PRESETS[name]
     shape = DenseOp(m, n, k, 4, group, group > 0)
     (d,) = choose_schedules([shape], accelerator, scheme)
-    assert d.m % accelerator.rows == d.n % accelerator.cols == d.k % accelerator.lanes == 0
+    lanes = array_of(accelerator, scheme).lanes
+    assert d.m % accelerator.rows == d.n % accelerator.cols == d.k % lanes == 0
     rows, cols, columns = min(d.m, m), min(d.n, n), min(d.k, k)
     bits = {"sparqle": 9, "a4": 4}.get(scheme, 8)
     row = columns * bits / 8 * d.activation_slots

@@ -9,13 +9,18 @@ from handmade import SMALL, Tiles, dense_program, make_header, with_op
 
 from sparqle_tvm.errors import ProgramError
 from sparqle_tvm.target.accelerator import PRESETS
+from sparqle_tvm.target.attention_op import AttentionOp
+from sparqle_tvm.target.compile.attention import attention_program
+from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.isa import INSTRUCTIONS, access, read_instruction
 from sparqle_tvm.target.isa.base import (
     TRACE_COLUMNS,
     TRACE_OPERANDS,
     End,
+    If,
     Instruction,
     Loop,
+    Presence,
     Signal,
     Wait,
     transfer_cycles,
@@ -29,7 +34,8 @@ from sparqle_tvm.target.isa.load import (
     LdRow,
     LdZro,
 )
-from sparqle_tvm.target.isa.operands import M, Reader
+from sparqle_tvm.target.isa.operands import Affine, M, Reader
+from sparqle_tvm.target.op import SCHEMES
 
 EDGE = PRESETS["sparqle/edge"]
 GROUPED = make_header(20, 10, 40, 16, group_size=8, has_min=True, has_offset=True)
@@ -46,22 +52,30 @@ ENCODED = dense_program(
 )
 
 
+ATTENTION = [
+    attention_program(
+        AttentionOp(4, 24, 2, 2, 5, scheme=scheme, window="unsigned"), SMALL, AttentionPlan(4, 8)
+    )
+    for scheme in SCHEMES
+]
+
+
 SHIFTED = {"row_zeros": True, "adds_shift": True}
 ROWS = dense_program(with_op(GROUPED, **SHIFTED), Tiles(8, 4))
 
 
 def one_of_each() -> list[Instruction]:
-    programs = (SPLIT, DENSE, ENCODED, ROWS)
+    programs = (SPLIT, DENSE, ENCODED, ROWS, *ATTENTION)
     found = {type(i): i for program in programs for i in program.instructions}
     return [found[cls] for cls in INSTRUCTIONS.values()]
 
 
 def test_opcodes_mnemonics_and_trace_fit():
-    assert sorted(INSTRUCTIONS) == list(range(21))
-    assert len({cls.MNEMONIC for cls in INSTRUCTIONS.values()}) == 21
+    assert sorted(INSTRUCTIONS) == [*range(21), *range(32, 46)]
+    assert len({cls.MNEMONIC for cls in INSTRUCTIONS.values()}) == len(INSTRUCTIONS)
     for cls in INSTRUCTIONS.values():
         if cls not in (Loop, End):
-            assert tuple(field.name for field in fields(cls)) == cls.TRACE
+            assert (*(field.name for field in fields(cls)), *cls.DERIVED) == cls.TRACE
             assert TRACE_OPERANDS + len(cls.TRACE) <= TRACE_COLUMNS
     assert MmaLsb.column("acc") == 3
     assert MmaLsb.column("k") == 9
@@ -87,7 +101,9 @@ def test_engines():
     assert Signal(Queue.ACT_FREE).engine == Engine.MMA
     by_engine = {i.engine for i in one_of_each() if i.MNEMONIC.startswith("LD")}
     assert by_engine == {Engine.LOAD}
-    assert {i.engine for i in one_of_each() if i.MNEMONIC.startswith("MMA")} == {Engine.MMA}
+    multiply = ("MMA", "QK", "PV")
+    assert {i.engine for i in one_of_each() if i.MNEMONIC.startswith(multiply)} == {Engine.MMA}
+    assert {i.engine for i in one_of_each() if i.ROLE == "vector"} == {Engine.VECTOR}
     assert Drain.ENGINE == StOut.ENGINE == Engine.STORE
 
 
@@ -100,6 +116,10 @@ def test_text():
         "<- WGT[4*i1 : +min(4, 10 - 4*i1), 16*i2 : +min(16, 40 - 16*i2)]"
     )
     assert "zero=i2 == 0" in texts["MMA.LSB"]
+    texts = {i.MNEMONIC: str(i) for i in ATTENTION[0].instructions}
+    assert texts["LD.KEY"].endswith("<- KEYS[block i1 + 1, chunk i2]")
+    assert texts["ST.ATT"].startswith("ST.ATT   OUT[block i1] <- ACC[")
+    assert str(If(Presence.LAST, Affine(2))) == "IF       block 2 is the last of its head"
 
 
 def test_bytes_on_chip():

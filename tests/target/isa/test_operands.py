@@ -101,7 +101,7 @@ def test_what_has_no_bytes_is_refused(kind, value, match):
         ("Condition", b"\x04\x00", "condition 4 does not exist"),
         ("Condition", b"\x00\x20", "loop 32 does not exist"),
         ("Limit", (-2).to_bytes(8, "little", signed=True), "no limit"),
-        ("Limit", (-3).to_bytes(8, "little", signed=True), "must not be negative"),
+        ("Limit", (-5).to_bytes(8, "little", signed=True), "must not be negative"),
         ("Affine", bytes(8) + b"\x01\x00" + bytes(8), "normal form"),
         ("Affine", bytes(8) + b"\x21", "number of loops 33"),
     ],

@@ -146,7 +146,7 @@ def test_any_trace_is_what_the_loops_do(program, rows):
 def test_places_of_an_instruction():
     program = dense_program(HEADER, Tiles(8, 4))
     trace = program.bind(13)
-    for placed in place(program.instructions, 13):
+    for placed in place(program.instructions, {"M": 13}):
         for step in np.flatnonzero(trace[:, 1] == placed.index):
             at = placed.iteration(int(step))
             steps = zip(placed.loops, placed.strides, strict=True)
@@ -163,7 +163,7 @@ def test_rows_out_of_range_are_refused(rows):
 def test_a_program_without_end_is_refused():
     # 2^35 x 2^35 steps: counted, not run.
     loops = (Loop(0, 2**35, 1), Loop(1, 2**35, 1), Wait(0), End(), End())
-    with pytest.raises(ProgramError, match=f"{2**70} steps for 1 rows, at most {MAX_STEPS}"):
+    with pytest.raises(ProgramError, match=f"{2**70} steps for M = 1, at most {MAX_STEPS}"):
         Program(HEADER, loops).bind(1)
     # No step in it, no time in it.
     assert Program(HEADER, (*loops[:2], *loops[3:])).bind(1).shape == (0, 16)

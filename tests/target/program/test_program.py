@@ -139,7 +139,7 @@ def test_sealed_like_this_a_program_is_read():
         (sealed(payload_with(b"\xff")), "malformed header"),
         (sealed(payload_with(b"[" * 100_000)), "malformed header"),
         (sealed(payload_with([])), "malformed header"),
-        (sealed(payload_with({})), "malformed header: 'accelerator'"),
+        (sealed(payload_with({})), "malformed header: 'kind'"),
         (sealed(payload_with(header_json() | {"more": 1})), "malformed header"),
         (sealed(payload_with(header_json() | {"accelerator": {}})), "malformed header"),
         (sealed(payload_with(header_json() | {"tokens": 3})), "malformed header"),

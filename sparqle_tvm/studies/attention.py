@@ -1,0 +1,227 @@
+"""Attention on the array: as programs ran it, or by formula with what was measured of live keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sparqle_tvm.models.attention_sparsity import measured_attention
+from sparqle_tvm.models.shapes import ModelShape
+from sparqle_tvm.results.passes import CountedAttention
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.attention_op import AttentionOp
+from sparqle_tvm.target.cost.attention import AttentionCost, attention_cost
+from sparqle_tvm.target.cost.attention_choice import choose_plan
+from sparqle_tvm.target.cost.attention_plan import AttentionPlan
+from sparqle_tvm.target.cost.baselines import Scheme
+from sparqle_tvm.target.cost.events import simulated_events
+from sparqle_tvm.target.cost.vector import TransformerShape
+from sparqle_tvm.target.isa.access import Tensor
+from sparqle_tvm.target.isa.attention import DrnOut
+from sparqle_tvm.target.isa.header import Engine
+from sparqle_tvm.target.op import ProgramScheme
+from sparqle_tvm.target.simulator.attention_work import Work
+
+if TYPE_CHECKING:
+    from sparqle_tvm.runtime.launch import AttentionLaunch
+    from sparqle_tvm.target.simulator.attention import AttentionResult
+
+LABEL = "attention"
+
+_CLASSES = 6
+"""Layers are counted in so many classes of equal size, by their share of live keys."""
+
+_PLACES = 6
+_PLACE_BLOCKS = 48
+"""A long prefill is counted at so many places, of so many blocks each."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What the time of an attention op depends on.
+
+    Attributes
+    ----------
+    queries, probabilities : float
+        Shares of stored MSB digits in queries, and in probabilities of live keys.
+    live, runs : float
+        Live keys of a block, and runs of them, as shares of its keys.
+    """
+
+    queries: float
+    live: float
+    runs: float
+    probabilities: float
+
+
+_NOTHING_STORED = Shares(0.0, 1.0, 0.0, 0.0)
+
+
+def counted_attention(
+    shape: ModelShape | TransformerShape,
+    tokens: int,
+    past: int,
+    batch: int,
+    accelerator: Accelerator,
+    schemes: Sequence[Scheme],
+    seed: int,
+) -> list[CountedAttention]:
+    """Count attention of all layers: the baselines once, ``sparqle`` by classes of layers.
+
+    Raises
+    ------
+    TargetError
+        If a row with so many keys does not fit the buffers.
+    """
+    heads = (shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim)
+    dense = AttentionOp(
+        tokens, past + tokens, *heads, label=LABEL, scheme="dense", window="unsigned"
+    )
+    baselines: dict[str, AttentionCost] = {
+        scheme: _cost(dense, accelerator, scheme, [_NOTHING_STORED] * _PLACES, seed)
+        for scheme in schemes
+        if scheme != "sparqle"
+    }
+    if "sparqle" not in schemes:
+        return [CountedAttention(LABEL, batch * shape.layers, baselines)]
+    op = replace(dense, scheme="sparqle", window="signed")
+    plan = choose_plan(op, accelerator)
+    found = []
+    for layers in _layer_classes(shape.layers, op.keys):
+        shares = [
+            _mean_shares(shape, layers, keys, plan.block_rows / op.group)
+            for _, keys in _places(op, plan)
+        ]
+        split = _cost(op, accelerator, "sparqle", shares, seed)
+        costs = {str(scheme): baselines.get(scheme, split) for scheme in schemes}
+        found.append(CountedAttention(LABEL, batch * len(layers), costs))
+    return found
+
+
+def launched_attention(
+    launches: Sequence[AttentionLaunch], accelerator: Accelerator, last: bool
+) -> list[CountedAttention]:
+    """Count attention as its programs ran; the baseline as programs would with the same sizes.
+
+    Parameters
+    ----------
+    launches : sequence of AttentionLaunch
+        One for each layer, of all tokens.
+    accelerator : Accelerator
+        Where they ran.
+    last : bool
+        Whether to count a step of the last token after the others instead: it meets the same
+        queries and probabilities.
+    """
+    from sparqle_tvm.target.compile.attention import attention_program
+    from sparqle_tvm.target.simulator.attention import simulate_attention_timing
+
+    counted, dense = [], dict[AttentionOp, AttentionCost]()
+    for launch in launches:
+        rows, past, result = launch.rows, launch.past, launch.result
+        if last:
+            rows, past = 1, past + rows - 1
+        op = replace(launch.program.header.op, rows=rows, keys=past + rows)
+        if last:
+            program = attention_program(op, accelerator, choose_plan(op, accelerator), verify=False)
+            assert result.work is not None
+            work = result.work.of_last_token(program.header, program.header.limits(rows, past))
+            result = simulate_attention_timing(program, rows, past, work)
+        plain = replace(op, scheme="dense", window="unsigned")
+        if plain not in dense:
+            plan = choose_plan(plain, accelerator)
+            program = attention_program(plain, accelerator, plan, verify=False)
+            header = program.header
+            work = Work.uniform(header, header.limits(rows, past), 0.0, 1.0, 0.0)
+            found = simulate_attention_timing(program, rows, past, work)
+            dense[plain] = simulated_attention_cost(found, plain)
+        costs = {"dense": dense[plain], "sparqle": simulated_attention_cost(result, op)}
+        counted.append(CountedAttention(launch.label, 1, costs))
+    return counted
+
+
+def simulated_attention_cost(result: AttentionResult, op: AttentionOp) -> AttentionCost:
+    """What a program of attention cost that ran with the sizes of `op`."""
+    counts, machine = result.counts, result.bound.header.accelerator
+    cached = (Tensor.KEYS, Tensor.VALUES, Tensor.KEY_SCALES)
+    engines = result.engines
+    return AttentionCost(
+        label=op.label,
+        scheme=op.scheme,
+        macs=op.macs,
+        mma_cycles=result.array.busy,
+        waiting_cycles=round(counts.msb.waiting_lane_cycles / machine.macs_per_cycle),
+        vector_cycles=engines[Engine.VECTOR].busy,
+        drain_cycles=engines[Engine.STORE].busy_cycles.get(DrnOut.MNEMONIC, 0),
+        dma_cycles=result.dma_cycles,
+        descriptors=counts.descriptors,
+        total_cycles=result.total_cycles,
+        cache_bytes=sum(counts.dram_read_bytes.get(tensor, 0) for tensor in cached),
+        descriptor_cycles=counts.descriptors * machine.dma_descriptor_cycles,
+        events=simulated_events(result),
+    )
+
+
+def _layer_classes(layers: int, keys: int) -> list[list[int]]:
+    """Numbers of layers, together those with alike shares of live keys."""
+    measured = measured_attention()
+    order = sorted(range(layers), key=lambda i: measured.live(i, layers, keys, 1)[0])
+    return [part.tolist() for part in np.array_split(order, min(_CLASSES, layers))]
+
+
+def _mean_shares(
+    shape: ModelShape | TransformerShape, layers: list[int], keys: int, tokens: float
+) -> Shares:
+    """What was measured at the depth of these layers, with so many keys and tokens of a block."""
+    measured = measured_attention()
+    nearest = int(np.argmin(np.abs(np.log(np.array(measured.contexts) / keys))))
+    found = []
+    for layer in layers:
+        live, runs = measured.live(layer, shape.layers, keys, max(round(tokens), 1))
+        one = measured.layer_at(layer, shape.layers)
+        # Of all keys, that is; those that are not live have none.
+        stored = min((1 - one.p_msb_sparsity[nearest]) / max(live, 1e-9), 1.0)
+        found.append((1 - one.q_msb_sparsity, live, runs, stored))
+    return Shares(*np.mean(found, axis=0).tolist())
+
+
+def _places(op: AttentionOp, plan: AttentionPlan) -> list[tuple[int, int]]:
+    """Tokens and keys of the parts that an op is counted in: the whole op `_PLACES` times, or so
+    many places of it.
+    """
+    some = max(_PLACE_BLOCKS * plan.block_rows // op.group, 1)
+    if plan.stays or op.rows <= _PLACES * some:
+        return [(op.rows, op.keys)] * _PLACES
+    middles = [op.past + op.rows * (2 * i + 1) // (2 * _PLACES) for i in range(_PLACES)]
+    return [(some, max(middle + some // 2, some)) for middle in middles]
+
+
+def _cost(
+    op: AttentionOp, accelerator: Accelerator, scheme: Scheme, shares: Sequence[Shares], seed: int
+) -> AttentionCost:
+    """Cost of an op of one layer."""
+    program: ProgramScheme = "sparqle" if scheme == "sparqle" else "dense"
+    plan = choose_plan(replace(op, scheme=program), accelerator)
+    places = _places(op, plan)
+    total: AttentionCost | None = None
+    for (rows, keys), share in zip(places, shares, strict=True):
+        some = replace(op, rows=rows, keys=keys)
+        header = plan.header(some, accelerator)
+        work = Work.uniform(
+            header,
+            header.limits(rows, keys - rows),
+            *(share.queries, share.live, share.probabilities),
+            runs=share.runs,
+            rng=np.random.default_rng(seed),
+        )
+        cost = attention_cost(some, accelerator, plan, work, scheme)
+        if rows == op.rows:
+            return cost
+        cost = cost.scaled(op.rows / len(places) / rows)
+        total = cost if total is None else total + cost
+    assert total is not None
+    # What it is does not depend on how it is counted.
+    return replace(total, macs=op.macs)

@@ -1,0 +1,544 @@
+"""Cycles, bytes and events of an attention op, without a program.
+
+What a block costs is what the instructions say of it (`isa.attention`, `isa.vector`), added up over
+its chunks. When it runs follows from a walk over the blocks in the order of the programs
+(`compile.attention`): loads, array, vector unit and stores work in order beside each other, with as
+many blocks on chip as the plan has slots, and loads and stores share the channel. Of many key
+heads, which are alike, some are walked through.
+
+The other schemes have the same blocks: ``native`` and ``a4`` one pass instead of two, with the
+lanes and the bytes of queries that they have (`cost.baselines`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.attention_op import AttentionOp
+from sparqle_tvm.target.cost.analytical import Bound
+from sparqle_tvm.target.cost.attention_plan import AttentionPlan
+from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
+from sparqle_tvm.target.cost.events import NAMES as EVENT_NAMES
+from sparqle_tvm.target.cost.events import Events
+from sparqle_tvm.target.cost.limits import Limits, divide
+from sparqle_tvm.target.isa import attention as isa
+from sparqle_tvm.target.isa.access import Mode, ceil_div
+from sparqle_tvm.target.isa.attention_header import AttentionHeader
+from sparqle_tvm.target.isa.base import Pass, transfer_cycles
+from sparqle_tvm.target.isa.load import MSB_POINTER_BYTES
+from sparqle_tvm.target.isa.operands import BLOCKS, KEYS, Buffer
+from sparqle_tvm.target.isa.vector import VecSmx
+from sparqle_tvm.target.simulator.attention_work import Work
+
+_WALKED_HEADS = 3
+_WALKED_BLOCKS = 256
+# Of many chunks the first and the last so many are looked at alone, the others in groups.
+_ALONE, _GROUPS = 2, 10
+
+Instructions = tuple[type[isa.AttentionInstruction], ...]
+
+_SPARSE: Instructions = (isa.MmaQkLsb, isa.MmaQkMsb, isa.MmaPvLsb, isa.MmaPvMsb)
+_DENSE: Instructions = (isa.MmaQkLsb, isa.MmaQkDns, isa.MmaPvLsb, isa.MmaPvDns)
+
+
+_NUMBERS = (
+    *("macs", "mma_cycles", "waiting_cycles", "vector_cycles", "drain_cycles", "dma_cycles"),
+    *("descriptors", "total_cycles", "cache_bytes", "descriptor_cycles"),
+)
+
+
+@dataclass(frozen=True)
+class AttentionCost:
+    """Cost of one attention op.
+
+    Attributes
+    ----------
+    label : str
+        The op.
+    scheme : {"sparqle", "dense", "native", "a4"}
+        How queries and probabilities are stored and multiplied.
+    macs : int
+        Multiply-accumulates at full precision.
+    mma_cycles, waiting_cycles : int
+        Cycles of the array, and of them the share of PEs that wait for the slowest row.
+    vector_cycles, drain_cycles, dma_cycles : int
+        Cycles of the vector engine, of the drain path, and of all transfers.
+    descriptors : int
+        Transfers.
+    total_cycles : int
+        Time of the op.
+    cache_bytes : int
+        Keys, values and their scales that are read.
+    descriptor_cycles : int
+        Cycles that transfers take besides their bytes.
+    events : Events
+        What costs energy; the bytes are in it.
+    """
+
+    label: str
+    scheme: Scheme
+    macs: int
+    mma_cycles: int
+    waiting_cycles: int
+    vector_cycles: int
+    drain_cycles: int
+    dma_cycles: int
+    descriptors: int
+    total_cycles: int
+    cache_bytes: int
+    descriptor_cycles: int
+    events: Events
+
+    @property
+    def dram_bytes(self) -> int:
+        """All bytes read and written."""
+        return self.events.dram_bytes
+
+    def __add__(self, other: AttentionCost) -> AttentionCost:
+        """Both, one after the other."""
+        return self._combined(other, lambda a, b: a + b)
+
+    def scaled(self, factor: float) -> AttentionCost:
+        """As many times the same, in whole numbers."""
+        return self._combined(self, lambda a, _: round(a * factor))
+
+    def _combined(self, other: AttentionCost, combine: Callable[[int, int], int]) -> AttentionCost:
+        mine, theirs = vars(self.events), vars(other.events)
+        numbers: dict[str, Any] = {
+            name: combine(getattr(self, name), getattr(other, name)) for name in _NUMBERS
+        }
+        events = Events(**{n: combine(mine[n], theirs[n]) for n in EVENT_NAMES})
+        return replace(self, **numbers, events=events)
+
+    @property
+    def compute_cycles(self) -> int:
+        """Cycles of the slower of array and vector engine."""
+        return max(self.mma_cycles, self.vector_cycles)
+
+    @property
+    def limits(self) -> Limits:
+        """What the time is limited by, see `limits`."""
+        moved = self.dma_cycles - self.descriptor_cycles
+        cache = moved * self.cache_bytes / (self.dram_bytes or 1)
+        engines = [
+            {
+                "array": float(self.mma_cycles - self.waiting_cycles),
+                "waiting_rows": float(self.waiting_cycles),
+            },
+            {
+                "kv_cache": cache,
+                "activations": moved - cache,
+                "descriptors": float(self.descriptor_cycles),
+            },
+            {"vector": float(self.vector_cycles)},
+            {"drain": float(self.drain_cycles)},
+        ]
+        return divide(self.total_cycles, engines)
+
+    @property
+    def bound(self) -> Bound:
+        """What limits the op."""
+        return "compute" if self.compute_cycles >= self.dma_cycles else "memory"
+
+
+def attention_cost(
+    op: AttentionOp,
+    accelerator: Accelerator,
+    plan: AttentionPlan,
+    work: Work,
+    scheme: Scheme | None = None,
+) -> AttentionCost:
+    """Count an attention op with its `rows` and `keys`.
+
+    Parameters
+    ----------
+    op : AttentionOp
+        The op, of a scheme that programs exist for.
+    accelerator : Accelerator
+        Where it runs.
+    plan : AttentionPlan
+        How it is cut up.
+    work : Work
+        Digits and live keys of all blocks, from a run or drawn.
+    scheme : {"sparqle", "dense", "native", "a4"}, optional
+        What is counted; by default that of the op. ``native`` and ``a4`` take an op of ``dense``.
+    """
+    scheme = scheme or cast("Scheme", op.scheme)
+    array = array_of(accelerator, scheme)
+    return _Walk(plan.header(op, array), plan, work, scheme).cost()
+
+
+class _Values:
+    """Places and tables of blocks, shape (blocks,), or of blocks and chunks, (blocks, chunks)."""
+
+    def __init__(self, numbers: Mapping[str, Any]) -> None:
+        self.numbers = numbers
+
+    def __getitem__(self, name: str, /) -> Any:
+        return self.numbers[name]
+
+
+class _Walk:
+    """Costs of the blocks of an op, and a walk over them."""
+
+    def __init__(
+        self, header: AttentionHeader, plan: AttentionPlan, work: Work, scheme: Scheme
+    ) -> None:
+        self.header, self.plan, self.scheme = header, plan, scheme
+        op = header.op
+        self.limits = header.limits(op.rows, op.keys - op.rows)
+        self.per_head = header.head_blocks(op.rows)
+        block = np.arange(self.limits[BLOCKS])
+        chunk = np.arange(ceil_div(self.limits[KEYS], header.key_chunk))
+        tables = work.tables
+        by_block = {n: t for n, t in tables.items() if t.ndim == 1}
+        summed = {n: t.sum(axis=1) for n, t in tables.items() if t.ndim == 2}
+        place = header.place(self.limits, block, 0)
+        self.blocks = _Values({**place, **by_block, **summed, "block": block})
+        grid = header.place(self.limits, block[:, None], chunk[None, :])
+        wide = {n: t[:, None] for n, t in by_block.items()}
+        chunked = {n: t for n, t in tables.items() if t.ndim == 2}
+        # What a block has of a chunk that it does not see is nothing.
+        self.seen = grid["keys"] > 0
+        self.chunks = _Values(
+            {**grid, **wide, **chunked, "block": block[:, None], "chunk": chunk[None, :]}
+        )
+        first = block % self.per_head == 0
+        # Chunks whose keys are loaded: those that a block sees, or all for the first of a head.
+        self.loads = first[:, None] & (grid["loaded"] > 0) if plan.stays else self.seen
+        passes = baseline(scheme).passes
+        self.mmas = _SPARSE if header.sparse else _DENSE[:: 2 if passes == 1 else 1]
+
+    def _of(self, cls: type[isa.AttentionInstruction], name: str) -> NDArray[np.int64]:
+        """Cycles or bytes of all steps of a class, 0 where there is no step."""
+        here = self.chunks if "chunk" in cls.TRACE else self.blocks
+        found = getattr(cls, name)(self.header, here)
+        if "chunk" not in cls.TRACE:
+            return np.broadcast_to(np.asarray(found, np.int64), self.blocks["rows"].shape)
+        present = self.loads if cls.PARTS else self.seen
+        return np.where(present, found, 0).astype(np.int64)
+
+    def _bytes(self, cls: type[isa.AttentionInstruction]) -> NDArray[np.int64]:
+        nbytes = self._of(cls, "dram_bytes")
+        digits = baseline(self.scheme).digits
+        if cls is isa.LdQry and digits == 1:
+            _, planes, _ = isa.query_sizes(self.header, self.blocks["rows"])
+            nbytes = nbytes - planes + ceil_div(planes, 2)
+        return nbytes
+
+    def _transfers(self, cls: type[isa.AttentionInstruction]) -> NDArray[np.int64]:
+        present = self.loads if "chunk" in cls.TRACE else True
+        return np.where(present, transfer_cycles(self.header, self._bytes(cls)), 0)
+
+    def cost(self) -> AttentionCost:
+        """Add everything up."""
+        header = self.header
+        transfers = {cls: self._transfers(cls) for cls in _TRANSFERS}
+        cycles = {cls: self._of(cls, "cycles") for cls in (*self.mmas, VecSmx, isa.DrnOut)}
+        nbytes = {cls: int(self._bytes(cls).sum()) for cls in _TRANSFERS}
+        total = self._time(transfers, cycles)
+        written = nbytes[isa.StAtt]
+        count = sum(int((found > 0).sum()) for found in transfers.values())
+        machine = header.accelerator
+        waits = sum(
+            int(np.where(self.seen, cls.products(header, self.chunks).get("waiting", 0), 0).sum())
+            for cls in self.mmas
+        )
+        cached = sum(nbytes[cls] for cls in (isa.LdKey, isa.LdScl, isa.LdVal))
+        return AttentionCost(
+            label=header.label,
+            scheme=self.scheme,
+            macs=header.op.macs,
+            mma_cycles=sum(int(cycles[cls].sum()) for cls in self.mmas),
+            waiting_cycles=round(waits * machine.lanes / machine.macs_per_cycle),
+            vector_cycles=int(cycles[VecSmx].sum()),
+            drain_cycles=int(cycles[isa.DrnOut].sum()),
+            descriptors=count,
+            descriptor_cycles=count * machine.dma_descriptor_cycles,
+            dma_cycles=sum(int(found.sum()) for found in transfers.values()),
+            total_cycles=total,
+            cache_bytes=cached,
+            events=replace(
+                self._events(),
+                cycles=total,
+                dram_read_bytes=sum(nbytes.values()) - written,
+                dram_write_bytes=written,
+            ),
+        )
+
+    # Time.
+
+    def _time(self, transfers: Mapping[Any, Any], cycles: Mapping[Any, Any]) -> int:
+        """Cycles from the first load to the last store."""
+        keys, values = transfers[isa.LdKey], transfers[isa.LdVal]
+        half = len(self.mmas) // 2
+        score = sum(cycles[cls] for cls in self.mmas[:half])
+        mix = sum(cycles[cls] for cls in self.mmas[half:])
+        parts = _Parts(
+            query=transfers[isa.LdQry].tolist(),
+            keys=_by_chunk(keys, self.loads),
+            scales=_by_chunk(transfers[isa.LdScl], self.loads),
+            score=_by_chunk(score, self.seen),
+            vector=cycles[VecSmx].tolist(),
+            values=_by_chunk(values, self.loads),
+            mix=_by_chunk(mix, self.seen),
+            drain=cycles[isa.DrnOut].tolist(),
+            store=transfers[isa.StAtt].tolist(),
+        )
+        heads, per_head = self.header.op.kv_heads, self.per_head
+        if heads <= _WALKED_HEADS or heads * per_head <= _WALKED_BLOCKS:
+            return int(self._walk(parts, heads * per_head))
+        # From then on every head takes as long as the one before.
+        before, last = (
+            self._walk(parts, count * per_head) for count in (_WALKED_HEADS - 1, _WALKED_HEADS)
+        )
+        return int(last + (heads - _WALKED_HEADS) * (last - before))
+
+    def _walk(self, p: _Parts, blocks: int) -> float:
+        """Time of the first `blocks` blocks: the engines with what each has to do, in order."""
+        plan, stays = self.plan, self.plan.stays
+        per_head, gathers = self.per_head, self.header.sparse and not stays
+        e = _Engines()
+        for queue, slots in (
+            *(("act", 2), ("acc", 2), ("osc", 2), ("scr", plan.score_slots)),
+            *(("prb", plan.probability_slots), ("liv", plan.probability_slots)),
+            ("scl", 1 if stays else plan.scale_slots),
+            *((name, 1 if stays else plan.chunk_slots) for name in ("wgt", "val")),
+        ):
+            e.tokens(f"{queue} free", slots)
+
+        def score(b: int) -> None:
+            first, last = b % per_head == 0, (b + 1) % per_head == 0
+            load, mma, vector = e.load, e.mma, e.vector
+            load.wait("act free").transfer(p.query[b]).signal("act")
+            if not stays or first:
+                load.wait("scl free")
+            mma.wait("act").wait("scr free")
+            if stays and first:
+                load.wait("wgt free")
+                for both in zip(p.keys[b], p.scales[b], strict=True):
+                    load.transfers(both)
+                load.signal("wgt").signal("scl")
+                mma.wait("wgt")
+            chunks = zip(p.keys[b], p.scales[b], p.score[b], strict=True) if not stays else ()
+            for keys, scales, work in chunks:
+                load.wait("wgt free").transfer(keys).transfer(scales).signal("wgt")
+                mma.wait("wgt").work(work).signal("wgt free")
+            if stays:
+                mma.work(sum(p.score[b]))
+            else:
+                load.signal("scl")
+            if stays and last:
+                mma.signal("wgt free")
+            mma.signal("scr")
+            if not stays or first:
+                vector.wait("scl")
+            vector.wait("scr").wait("prb free").wait("osc free")
+            if gathers:
+                vector.wait("liv free")
+            vector.work(p.vector[b])
+            if not stays or last:
+                vector.signal("scl free")
+            vector.signal("scr free").signal("prb").signal("osc")
+            if gathers:
+                vector.signal("liv")
+
+        def mix(b: int) -> None:
+            first, last = b % per_head == 0, (b + 1) % per_head == 0
+            load, mma, store = e.load, e.mma, e.store
+            if stays and first:
+                load.wait("val free").transfers(p.values[b]).signal("val")
+                mma.wait("val")
+            mma.wait("prb").signal("act free").wait("acc free")
+            if gathers:
+                load.wait("liv")
+            for loaded, work in zip(p.values[b], p.mix[b], strict=True) if not stays else ():
+                load.wait("val free").transfer(loaded).signal("val")
+                mma.wait("val").work(work).signal("val free")
+            if gathers:
+                load.signal("liv free")
+            if stays:
+                mma.work(sum(p.mix[b]))
+            if stays and last:
+                mma.signal("val free")
+            mma.signal("prb free").signal("acc")
+            store.wait("acc").wait("osc").work(p.drain[b]).signal("osc free")
+            store.transfer(p.store[b]).signal("acc free")
+
+        score(0)
+        for b in range(blocks):
+            if b + 1 < blocks:
+                score(b + 1)
+            mix(b)
+        return e.run()
+
+    # Events.
+
+    def _events(self) -> Events:
+        """What the instructions say that they do, bytes of DRAM aside."""
+        header, wide = self.header, baseline(self.scheme).wide
+        read, written = dict.fromkeys(Buffer, 0), dict.fromkeys(Buffer, 0)
+        products = {Pass.LSB: 0, Pass.MSB: 0}
+        updates = found = 0
+        everything: Instructions = (*_TRANSFERS, *self.mmas, VecSmx, isa.DrnOut)
+        for cls in everything:
+            chunked = "chunk" in cls.TRACE
+            here = self.chunks if chunked else self.blocks
+            present = (self.loads if cls.PARTS else self.seen) if chunked else True
+
+            def total(values: Any, present: Any = present) -> int:
+                return int(np.where(present, values, 0).sum())
+
+            for access in cls.accesses(header):
+                if access.mode == Mode.WRITE and cls.PARTS:
+                    written[access.tile.buffer] += self._carried(cls)
+                    continue
+                port_in, port_out = access.traffic(header, here, access.nbytes(header, here))
+                shape = self.seen if chunked else self.blocks["rows"]
+                read[access.tile.buffer] += total(port_in + 0 * shape)
+                written[access.tile.buffer] += total(port_out + 0 * shape)
+            if cls in self.mmas:
+                work = cls.products(header, here)
+                products[cls.PASS] += total(work["macs"])
+                updates += total(work["updates"])
+                found += total(work.get("found", 0))
+        smx, drn = (cls.events(header, self.blocks) for cls in (VecSmx, isa.DrnOut))
+        buffers: dict[str, int] = {}
+        for buffer in Buffer:
+            buffers[f"{buffer.word}_read_bytes"] = read[buffer]
+            buffers[f"{buffer.word}_write_bytes"] = written[buffer]
+        return Events(
+            lsb_products=0 if wide else products[Pass.LSB],
+            msb_products=products[Pass.MSB],
+            selected_products=products[Pass.MSB] * header.sparse,
+            wide_products=products[Pass.LSB] * wide,
+            accumulator_updates=updates,
+            find_first_steps=found,
+            drained_elements=int(drn["drained_elements"].sum()),
+            encoded_elements=int(np.sum(smx["encoded_elements"])),
+            vector_operations=int(smx["vector_operations"].sum()),
+            **buffers,
+        )
+
+    def _carried(self, cls: type[isa.AttentionInstruction]) -> int:
+        """Bytes that loads bring on chip; pointers stay outside."""
+        nbytes = int(self._bytes(cls).sum())
+        outside = sum(not part.onchip for part in cls.PARTS)
+        return nbytes - outside * MSB_POINTER_BYTES * len(self.blocks["rows"])
+
+
+_TRANSFERS: Instructions = (isa.LdQry, isa.LdKey, isa.LdScl, isa.LdVal, isa.StAtt)
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """Cycles of everything that each block needs; of chunks a list, those between put together."""
+
+    query: Any
+    keys: list[list[float]]
+    scales: list[list[float]]
+    score: list[list[float]]
+    vector: Any
+    values: list[list[float]]
+    mix: list[list[float]]
+    drain: Any
+    store: Any
+
+
+def _by_chunk(cycles: NDArray[np.int64], present: NDArray[np.bool_]) -> list[list[float]]:
+    """Cycles of the chunks that each block has: the first and the last ones alone."""
+    found = []
+    for row, count in zip(cycles, present.sum(axis=1).tolist(), strict=True):
+        middle = np.linspace(_ALONE, count - _ALONE, _GROUPS + 1).astype(int)
+        edges = [*range(_ALONE), *middle, *range(count - _ALONE + 1, count)]
+        if count <= 2 * _ALONE + _GROUPS:
+            edges = list(range(count))
+        found.append(np.add.reduceat(row[:count], edges).tolist() if count else [])
+    return found
+
+
+class _Engine:
+    """What an engine has to do, in order: (what, how many cycles, or which queue)."""
+
+    def __init__(self) -> None:
+        self.tasks: list[tuple[str, Any]] = []
+
+    def wait(self, queue: str) -> _Engine:
+        self.tasks.append(("wait", queue))
+        return self
+
+    def signal(self, queue: str) -> _Engine:
+        self.tasks.append(("signal", queue))
+        return self
+
+    def work(self, cycles: float) -> _Engine:
+        self.tasks.append(("work", cycles))
+        return self
+
+    def transfer(self, cycles: float) -> _Engine:
+        self.tasks.append(("transfer", cycles))
+        return self
+
+    def transfers(self, cycles: Iterable[float]) -> _Engine:
+        for some in cycles:
+            self.transfer(some)
+        return self
+
+
+class _Engines:
+    """Four engines, tokens between them, and one channel for what LOAD and STORE transfer."""
+
+    def __init__(self) -> None:
+        self.load, self.mma, self.vector, self.store = (_Engine() for _ in range(4))
+        self._queues: dict[str, deque[float]] = {}
+
+    def tokens(self, queue: str, count: int) -> None:
+        """Tokens that a queue holds at the beginning."""
+        self._queues[queue] = deque([0.0] * count)
+
+    def run(self) -> float:
+        """When the last engine is done. Of two transfers the one goes first that is ready first."""
+        engines = (self.load, self.mma, self.vector, self.store)
+        clocks, at, channel = [0.0] * 4, [0] * 4, 0.0
+        while True:
+            moved = True
+            while moved:
+                moved = False
+                for number, engine in enumerate(engines):
+                    begin = at[number]
+                    clocks[number], at[number] = self._advance(engine, clocks[number], begin)
+                    moved |= at[number] > begin
+            ready = [n for n in (0, 3) if at[n] < len(engines[n].tasks)]
+            ready = [n for n in ready if engines[n].tasks[at[n]][0] == "transfer"]
+            if not ready:
+                return max(clocks)
+            first = min(ready, key=lambda n: clocks[n])
+            channel = max(clocks[first], channel) + engines[first].tasks[at[first]][1]
+            clocks[first] = channel
+            at[first] += 1
+
+    def _advance(self, engine: _Engine, clock: float, at: int) -> tuple[float, int]:
+        """Do what needs no channel, up to a token that is not there."""
+        tasks = engine.tasks
+        while at < len(tasks):
+            what, value = tasks[at]
+            if what == "work":
+                clock += value
+            elif what == "signal":
+                self._queues.setdefault(value, deque()).append(clock)
+            elif what == "wait":
+                queue = self._queues.get(value)
+                if not queue:
+                    break
+                clock = max(clock, queue.popleft())
+            else:
+                break
+            at += 1
+        return clock, at

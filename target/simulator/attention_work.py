@@ -1,0 +1,241 @@
+"""What an attention program's time depends on beside sizes: stored digits and live keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparqle_tvm.target.attention_op import DIGIT_BITS
+from sparqle_tvm.target.isa.access import Values, ceil_div
+from sparqle_tvm.target.isa.attention_header import AttentionHeader
+from sparqle_tvm.target.isa.compute import BURST_BYTES, burst_bytes
+from sparqle_tvm.target.isa.operands import BLOCKS, KEYS
+from sparqle_tvm.target.program.bound import Int64s, Operands
+
+Bools = NDArray[np.bool_]
+
+QUERY_NAMES = ("q_bytes", "q_digits", "q_steps", "q_taken", "q_waits")
+CHUNK_NAMES = ("live", "value_bytes", "p_bytes", "p_digits", "p_steps", "p_taken", "p_waits")
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """Tables of int64: of queries by block (blocks,), of probabilities by (blocks, chunks).
+
+    ``bytes`` and ``digits`` are of the stored MSB digits; ``steps`` those of the slowest PE row of
+    each group of array rows, added up; ``taken`` those of all PE rows, ``waits`` what they stand
+    idle meanwhile. ``live``: keys with a probability; ``value_bytes``: what their values move.
+
+    `last` has, of a run with values, the query rows of the last token by their number: which
+    channels have an MSB digit (D,), and the probabilities uint8 (T,). A decode step would meet the
+    same.
+    """
+
+    tables: Mapping[str, Int64s]
+    last: dict[int, tuple[Bools, NDArray[np.uint8]]] = field(default_factory=dict)
+
+    def of(self, operands: Operands) -> Values:
+        """The operands of the steps of a class, and these numbers for each of them."""
+        return _Joined(operands, self.tables)
+
+    @classmethod
+    def empty(cls, header: AttentionHeader, limits: Mapping[str, int]) -> Work:
+        """Tables to fill in; they say that nothing is stored and no key is live."""
+        blocks = limits[BLOCKS]
+        chunks = ceil_div(limits[KEYS], header.key_chunk)
+        tables = {name: np.zeros(blocks, np.int64) for name in QUERY_NAMES}
+        tables |= {name: np.zeros((blocks, chunks), np.int64) for name in CHUNK_NAMES}
+        return cls(tables)
+
+    @classmethod
+    def uniform(
+        cls,
+        header: AttentionHeader,
+        limits: Mapping[str, int],
+        queries: float,
+        live: float,
+        probabilities: float,
+        *,
+        runs: float | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> Work:
+        """The same shares everywhere.
+
+        Parameters
+        ----------
+        queries, probabilities : float
+            Shares of stored MSB digits in queries, and in the probabilities of live keys.
+        live : float
+            Share of live keys.
+        runs : float, optional
+            Runs of live keys that follow each other, per key; each moves whole bursts. By default
+            every live key is a run of its own, unless all are live.
+        rng : numpy.random.Generator, optional
+            Draws digits of rows instead (binomial), so that rows wait for each other.
+        """
+        blocks = np.arange(limits[BLOCKS])
+        chunks = np.arange(ceil_div(limits[KEYS], header.key_chunk))
+        place = header.place(limits, blocks[:, None], chunks[None, :])
+        rows, keys = place["rows"], place["keys"]
+        width, sparse = header.op.head_dim, header.sparse
+        found = np.ceil(live * keys).astype(np.int64) if sparse else keys
+        moved = found if sparse and not header.stays else place["loaded"]
+        tables = dict(cls.empty(header, limits).tables)
+        row = header.op.head_dim
+        groups = np.where(moved < keys, moved, np.minimum(moved, 1))
+        if runs is not None:
+            groups = np.clip(np.ceil(runs * keys).astype(np.int64), np.minimum(moved, 1), moved)
+        length = ceil_div(moved, np.maximum(groups, 1))
+        gathers = sparse and not header.stays
+        size = groups * burst_bytes(length * row) if row % BURST_BYTES else moved * row
+        tables |= {"live": found, "value_bytes": size if gathers else moved * row}
+        if sparse:
+            query = _drawn_work(header, rows[:, 0], width + 0 * rows[:, 0], queries, rng)
+            mixed = _drawn_work(header, rows, found, probabilities, rng)
+            tables |= {f"q_{name}": table for name, table in query.items()}
+            tables |= {f"p_{name}": table for name, table in mixed.items()}
+        return cls({name: np.asarray(table, np.int64) for name, table in tables.items()})
+
+    def of_last_token(self, header: AttentionHeader, limits: Mapping[str, int]) -> Work:
+        """What a program of one token meets that is the last token of this run.
+
+        `header` is that of the program, `limits` the sizes of its run.
+        """
+        work = Work.empty(header, limits)
+        place = header.place(limits, np.arange(limits[BLOCKS]), 0)
+        for block, (row, rows) in enumerate(
+            zip(place["row"].tolist(), place["rows"].tolist(), strict=True)
+        ):
+            found = [self.last[at] for at in range(row, row + rows)]
+            work.note_queries(header, block, np.stack([bits for bits, _ in found]))
+            p = np.stack([probabilities for _, probabilities in found])
+            for chunk, begin in enumerate(range(0, p.shape[1], header.key_chunk)):
+                part = p[:, begin : begin + header.key_chunk]
+                work.note_chunk(header, block, chunk, part, part.shape[1])
+        return work
+
+    def note_queries(self, header: AttentionHeader, block: int, stored: Bools) -> None:
+        """Note which channels of the queries of a block have an MSB digit, bool (rows, D)."""
+        if header.sparse:
+            self._note("q", block, digit_work(header, stored))
+
+    def note_chunk(
+        self, header: AttentionHeader, block: int, chunk: int, p: NDArray[np.uint8], loaded: int
+    ) -> None:
+        """Note the probabilities uint8 (rows, keys) of a chunk; so many values are loaded."""
+        at = (block, chunk)
+        if not header.sparse:
+            self.tables["live"][at] = p.shape[1]
+            self.tables["value_bytes"][at] = loaded * header.op.head_dim
+            return
+        live: Bools = np.asarray(p.any(axis=0))
+        self.tables["live"][at] = np.count_nonzero(live)
+        size = loaded * header.op.head_dim
+        if not header.stays:
+            size = gather_bytes(live, header.op.head_dim)
+        self.tables["value_bytes"][at] = size
+        self._note("p", at, digit_work(header, p[:, live] >= 2**DIGIT_BITS))
+
+    def _note(self, what: str, at: Any, found: Mapping[str, int]) -> None:
+        for name, number in found.items():
+            self.tables[f"{what}_{name}"][at] = number
+
+
+@dataclass(frozen=True, eq=False)
+class _Joined:
+    """Operands of steps, and what tables say of their blocks and chunks."""
+
+    operands: Operands
+    tables: Mapping[str, Int64s]
+
+    def __getitem__(self, name: str, /) -> Any:
+        if name not in self.tables:
+            return self.operands[name]
+        table, block = self.tables[name], self.operands["block"]
+        if table.ndim == 1:
+            return table[block]
+        if "chunk" not in self.operands.cls.TRACE:
+            return table.sum(axis=1)[block]
+        return table[block, self.operands["chunk"]]
+
+
+def digit_work(header: AttentionHeader, stored: Bools) -> dict[str, int]:
+    """Bytes, digits and steps of the stored digits bool (rows, columns) of a tile."""
+    machine, split = header.accelerator, header.row_split
+    rows, columns = stored.shape
+    counts = np.count_nonzero(stored, axis=1).reshape(rows, 1)
+    row_bytes = ceil_div(counts * DIGIT_BITS, 8)
+    if split > 1:
+        width = machine.lanes * max(ceil_div(ceil_div(columns, machine.lanes), split), 1)
+        edges = range(0, columns, width)
+        parts = [np.count_nonzero(stored[:, edge : edge + width], axis=1) for edge in edges]
+        counts = np.stack(parts, axis=1) if parts else counts
+    steps = ceil_div(counts, machine.lanes)
+    starts = np.arange(0, rows, machine.rows)
+    slowest = np.maximum.reduceat(steps.max(axis=1), starts)
+    heights = np.diff(starts, append=rows)
+    taken = int(steps.sum())
+    return {
+        "bytes": int(row_bytes.sum()),
+        "digits": int(counts.sum()),
+        "steps": int(slowest.sum()),
+        "taken": taken,
+        "waits": int((slowest * heights).sum()) * split - taken,
+    }
+
+
+_SAMPLES = 64
+"""Tiles of each size that `_drawn_work` draws."""
+
+
+def _drawn_work(
+    header: AttentionHeader,
+    rows: Int64s,
+    columns: Int64s,
+    share: float,
+    rng: np.random.Generator | None,
+) -> dict[str, Int64s]:
+    """As `digit_work`, of tiles of these sizes with that share of digits: means of some of them.
+
+    Without `rng` rows are all alike.
+    """
+    machine, split = header.accelerator, header.row_split
+    rows, columns = np.broadcast_arrays(rows, columns)
+    sizes, which = np.unique(np.stack([rows.ravel(), columns.ravel()]), axis=1, return_inverse=True)
+    found: dict[str, list[float]] = {name: [] for name in _WORK_NAMES}
+    for height, width in sizes.T.tolist():
+        segments = np.array([width // split + (s < width % split) for s in range(split)])
+        shape = (_SAMPLES if rng else 1, height, split)
+        wide = np.broadcast_to(segments, shape)
+        counts = rng.binomial(wide, min(share, 1.0)) if rng else np.round(share * wide)
+        steps = ceil_div(counts, machine.lanes)
+        starts = np.arange(0, height, machine.rows)
+        slowest = np.maximum.reduceat(steps.max(axis=2), starts, axis=1)
+        heights = np.diff(starts, append=height)
+        taken = steps.sum(axis=(1, 2)).mean()
+        row_bytes = ceil_div(counts.sum(axis=2) * DIGIT_BITS, 8)
+        found["bytes"].append(row_bytes.sum(axis=1).mean())
+        found["digits"].append(counts.sum(axis=(1, 2)).mean())
+        found["steps"].append(slowest.sum(axis=1).mean())
+        found["taken"].append(taken)
+        found["waits"].append((slowest * heights).sum(axis=1).mean() * split - taken)
+    return {
+        name: np.rint(np.array(numbers))[which.reshape(-1)].reshape(rows.shape).astype(np.int64)
+        for name, numbers in found.items()
+    }
+
+
+_WORK_NAMES = ("bytes", "digits", "steps", "taken", "waits")
+
+
+def gather_bytes(live: Bools, row_bytes: int) -> int:
+    """Bytes that the rows of live keys move: whole bursts for every run of them."""
+    edges = np.flatnonzero(np.diff(live, prepend=False, append=False))
+    runs = edges[1::2] - edges[::2]
+    if row_bytes % BURST_BYTES == 0:
+        return int(runs.sum()) * row_bytes
+    return int(burst_bytes(runs * row_bytes).sum())

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+import sparqle_tvm
+from sparqle_tvm import dialect, passes
+from sparqle_tvm.errors import ProgramError, QuantizationError
+from sparqle_tvm.passes import PassReport
+from sparqle_tvm.runtime.launch import recording_attention
+from sparqle_tvm.target.accelerator import PRESETS
+
+EDGE = PRESETS["sparqle/edge"]
+
+
+def module(
+    tokens: object = None, keys: object = None, *, mask: bool = False, width: int = 16, **options
+):
+    """Attention of 6 query heads and 2 key heads; `tokens` and `keys` symbolic by default."""
+    n = tvm.tirx.Var("n", "int64") if tokens is None else tokens
+    count = tvm.tirx.Var("p", "int64") if keys is None else keys
+    builder = relax.BlockBuilder()
+    given = [
+        relax.Var(name, relax.TensorType(dims, "float32"))
+        for name, dims in (
+            ("q", (n, 6, width)),
+            ("k", (count, 2, width)),
+            ("v", (count, 2, width)),
+        )
+    ]
+    if mask:
+        given.append(relax.Var("mask", relax.TensorType((n, count), "bool")))
+    with builder.function("main", given):
+        with builder.dataflow():
+            call = dialect.attention(*given, **{"causal": 1, "scale": 0.25, **options}, label="att")
+            result = builder.emit_output(builder.emit(call))
+        builder.emit_func_output(result)
+    return builder.get()
+
+
+def operands(tokens: int, keys: int, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    shapes = ((tokens, 6, 16), (keys, 2, 16), (keys, 2, 16))
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+@pytest.fixture(scope="module")
+def both():
+    mod = module()
+    return [sparqle_tvm.compile(mod, "sparqle/edge", engine=e) for e in ("simulator", "host")]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "keys", "bucket"),
+    [(1, 1, (1, 512)), (1, 700, (1, 2048)), (5, 20, (64, 512)), (70, 600, (512, 2048))],
+)
+def test_programs_give_the_bits_of_the_host(both, tokens, keys, bucket):
+    simulator, host = both
+    given = operands(tokens, keys, seed=tokens + keys)
+    with recording_attention() as launches:
+        found = simulator["main"](*given).numpy()
+    assert np.array_equal(found, host["main"](*given).numpy())
+    (launch,) = launches
+    op = launch.program.header.op
+    assert (op.rows, op.keys) == bucket
+    assert (launch.label, launch.rows, launch.past) == ("att", tokens, keys - tokens)
+    # A decode step of the last token meets what the last rows met.
+    last = launch.result.work.last
+    assert sorted(last) == list(range(6))
+    assert all(len(p) == keys for _, p in last.values())
+
+
+def test_the_profile_has_it(both):
+    both[0]["main"](*operands(3, 9))
+    profile = both[0].profile()
+    (row,) = profile.rows()
+    assert (row["label"], row["m"], row["n"], row["k"]) == ("att", 3, 96, 9)
+    assert row["vector_busy"] > 0
+    assert profile.to_json()["totals"]["engines"]["VECTOR"]["busy_cycles"]["VEC.SMX"] > 0
+
+
+def test_too_many_keys_or_rows_are_refused(both):
+    with pytest.raises(ProgramError, match="compiled for at most 4096 rows and 32768 keys"):
+        both[0]["main"](*operands(1, 33000))
+
+
+def test_no_numbers_are_refused(both):
+    given = operands(2, 4)
+    given[1][0, 0, 0] = np.nan
+    with pytest.raises(QuantizationError, match="att: keys hold NaN or infinity"):
+        both[0]["main"](*given)
+
+
+def test_what_stays_on_the_host_is_said():
+    cases = {
+        "programs know no mask but the causal one": module(mask=True),
+        "do not fit the buffers": module(1, 60000, width=128),
+    }
+    for reason, mod in cases.items():
+        report = PassReport()
+        small = replace(EDGE, accumulator_buffer_bytes=65536)
+        after = passes.OffloadAttention(small, report=report)(mod)
+        tvm.ir.assert_structural_equal(after, mod)
+        assert any(reason in str(skip) for skip in report.skipped), (reason, report.skipped)
+
+
+def test_nothing_else_changes_and_twice_is_once():
+    mod = module(2, 8)
+    before = mod.script()
+    once = passes.OffloadAttention(EDGE)(mod)
+    assert mod.script() == before
+    assert "sparqle.launch_attention" in once.script()
+    assert "R.sparqle.attention" not in once.script()
+    tvm.ir.assert_structural_equal(passes.OffloadAttention(EDGE)(once), once)
