@@ -81,6 +81,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
             if outer is None:
                 commit()
+            elif direct:
+                # What cannot be taken back comes first, because it may fail.
+                outer[1].insert(0, commit)
             else:
                 outer[1].append(commit)
     except OSError as error:
@@ -113,6 +116,8 @@ def require_writable(path: str | os.PathLike[str]) -> None:
         If its folder is missing or not writable, or it is a folder, or a file without permission.
     """
     try:
+        if not os.fspath(path):
+            raise FileNotFoundError(None, "an empty name is none")
         found = _stat(path)
         if found is not None and stat.S_ISDIR(found.st_mode):
             raise IsADirectoryError(None, "it is a folder")
@@ -136,6 +141,8 @@ def require_folder(path: str | os.PathLike[str]) -> None:
         Says why.
     """
     try:
+        if not os.fspath(path):
+            raise FileNotFoundError(None, "an empty name is none")
         place = Path(path).absolute()
         while not os.path.lexists(place):
             place = place.parent

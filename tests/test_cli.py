@@ -236,6 +236,8 @@ def test_standard_output_that_is_full_is_one_line(words):
         (["--html", "-", "--json", "-"], "only one goes to standard output"),
         (["--json", "a", "--markdown", "a"], "this file is written by json, too"),
         (["--json", "run.json"], "this file is read by run, too"),
+        (["--json", ""], "an empty name is none"),
+        (["--run", ""], "cannot be read"),
         (["--json", "new", "--csv", "run.json"], "run.json cannot be written"),
         (["--json", "new", "--pictures", "run.json/x"], "run.json is no folder"),
     ],
@@ -256,7 +258,8 @@ def test_outputs_are_written_together_or_not_at_all(run_file, tmp_path, monkeypa
     words = ["--json", "a.json", "--markdown", "a.md", "--csv", "csv", "--html", "/dev/full"]
     assert main(["report", "--run", "run.json", *words]) == 2
     assert "/dev/full cannot be written: No space left" in capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} <= {"run.json", "csv", "a.json", "a.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "csv"}
+    assert list((tmp_path / "csv").iterdir()) == []
 
 
 def test_report_writes_the_page_to_standard_output(run_file, tmp_path, monkeypatch, capsys):

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import stat
 import struct
 import zipfile
 import zlib
@@ -114,6 +115,9 @@ def read_content(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         with open(path, "rb") as source:
+            # A device may have no end.
+            if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
+                raise ValueError("it is no file")
             arrays = _read_arrays(source)
     except OSError as error:
         raise CalibrationError(

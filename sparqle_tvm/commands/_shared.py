@@ -140,7 +140,8 @@ def check_outputs(arguments: argparse.Namespace) -> None:
     MissingExtraError
         If there are pictures to draw and no matplotlib.
     """
-    named = {name: vars(arguments)[name] for name in arguments.files if vars(arguments)[name]}
+    given = vars(arguments)
+    named = {name: given[name] for name in arguments.files if given[name] is not None}
     printed = [f"--{name}" for name, path in named.items() if path == STANDARD_OUTPUT]
     if len(printed) > 1:
         raise InvalidArgumentError(f"{' and '.join(printed)}: only one goes to standard output")
@@ -160,8 +161,8 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         if os.path.isfile(place) or not os.path.exists(place):
             seen[place] = name
     for name in arguments.folders:
-        if folder := vars(arguments)[name]:
-            require_folder(folder)
+        if given[name] is not None:
+            require_folder(given[name])
     if named.get("html") or vars(arguments).get("pictures"):
         from sparqle_tvm.report.pictures import require_matplotlib
 

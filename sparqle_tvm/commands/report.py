@@ -33,7 +33,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.report.build import build_report
     from sparqle_tvm.results.run import RunResult
 
-    if arguments.run:
+    if arguments.run is not None:
         run = RunResult.load(arguments.run)
     else:
         from sparqle_tvm.studies.run import run_model

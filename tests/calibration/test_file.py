@@ -58,6 +58,8 @@ def test_files_that_are_no_calibration(tmp_path, saved):
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(CalibrationError, match="no array of a calibration"):
         Calibration.load(tmp_path / "other.npz")
+    with pytest.raises(CalibrationError, match="it is no file"):
+        Calibration.load("/dev/zero")
     whole = saved.read_bytes()
     for size in (0, 100, len(whole) // 2, len(whole) - 10):
         saved.write_bytes(whole[:size])

@@ -54,7 +54,6 @@ def test_sampled_traces_replay_to_the_same_decisions():
     assert decisions_of(chosen.mod) == sampled
 
 
-@pytest.mark.parametrize("rows", [48, 1])
 def trace_of(decisions=None):
     task = task_of_spec(spec_of())
     space = small_space(task)
@@ -97,6 +96,7 @@ def test_other_traces_are_refused_before_tvm_sees_them(change):
         read_trace(as_record(trace))
 
 
+@pytest.mark.parametrize("rows", [48, 1])
 @pytest.mark.parametrize("accelerator", [EDGE, STARVED, CRAMPED], ids=lambda a: a.name)
 def test_the_default_is_in_the_space_and_fits(accelerator, rows):
     spec = spec_of(m=64 if rows > 1 else 1)
