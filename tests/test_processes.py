@@ -72,6 +72,12 @@ import sys, os, signal
 from sparqle_tvm import commands
 from sparqle_tvm.cli import main
 
+# Whoever runs the tests may ignore signals, and what is ignored stays so: shells do in the
+# background, nohup does.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 def run(arguments):
     try:
         os.kill(os.getpid(), {number})
@@ -106,11 +112,12 @@ def test_an_interruption_is_one_line_whatever_became_of_it(number, then):
     assert done.returncode == 128 + number
 
 
-def test_signals_that_are_ignored_stay_ignored():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_are_ignored_stay_ignored(number):
     code = "import signal, os, sys\nfrom sparqle_tvm.cli import main\n"
-    code += "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    code += f"signal.signal({int(number)}, signal.SIG_IGN)\n"
     code += "from sparqle_tvm import cli\n"
-    code += "cli.execute = lambda arguments: os.kill(os.getpid(), signal.SIGHUP)\n"
+    code += f"cli.execute = lambda arguments: os.kill(os.getpid(), {int(number)})\n"
     code += "sys.exit(main(['estimate']))\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

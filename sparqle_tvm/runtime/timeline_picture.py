@@ -26,9 +26,10 @@ _COLORS = {
     "MSB pass": "#D55E00",
     "drain": "#009E73",
     "store": "#CC79A7",
+    "vector": "#000000",
 }
 _OTHER = "0.5"
-_DARK = ("#0072B2", "#D55E00", "#009E73")
+_DARK = ("#0072B2", "#D55E00", "#009E73", "#000000")
 _STALL = "stall"
 _STALL_STYLE: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.75", "hatch": "////"}
 # More spans than this cannot be told apart; then a track shows shares of as many intervals.

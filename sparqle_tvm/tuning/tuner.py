@@ -249,8 +249,11 @@ class Tuner:
             best, message = self._best(task, entries)
             mine = [trial for trial in self.journal if trial.task == task]
             failures = sum(trial.value is None for trial in mine)
-            if not message and failures and failures == len(mine) - (task not in done):
-                message = f"no candidate worked, the default stays: {mine[-1].error}"
+            # The search may propose the default again, which works.
+            others = [trial for trial in mine if trial.decisions != default]
+            failed = others and all(trial.value is None for trial in others)
+            if not message and best == default and failed:
+                message = f"no candidate worked, the default stays: {others[-1].error}"
             cost = default_cost if best == default else self.meter.measure(task, best)
             count = done[task] + len(mine)
             found.append(

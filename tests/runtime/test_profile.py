@@ -232,7 +232,7 @@ def test_trace_that_cannot_be_written(profile, tmp_path):
     with pytest.raises(InvalidArgumentError, match="cannot be written: no such folder"):
         profile.export_trace(tmp_path / "none" / "trace.json")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InvalidArgumentError, match="cannot be written: Is a directory"):
+    with pytest.raises(InvalidArgumentError, match="cannot be written: it is a folder"):
         profile.export_trace(tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
