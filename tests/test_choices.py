@@ -13,7 +13,7 @@ from tvm import relax
 
 import sparqle_tvm
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.models.quantized import emit_channel_dense, emit_grouped_dense
+from sparqle_tvm.models.quantized import QMAX, emit_channel_dense, emit_grouped_dense
 from sparqle_tvm.numerics import (
     EncodingChoice,
     QuantizedWeights,
@@ -81,7 +81,7 @@ def expected(x: np.ndarray, choices: dict[str, EncodingChoice]) -> list[tuple[An
     for sign, (label, layer) in zip((1, -1), weights().items(), strict=True):
         choice = choices.get(label, EncodingChoice())
         source = np.float32(sign) * x[0]
-        q, scale, clipped = quantize_with_choice(source, choice, window=WINDOWS[label])
+        q, scale, clipped = quantize_with_choice(source, choice, window=WINDOWS[label], qmax=QMAX)
         scaled = scale_weights(layer, choice.factors_or_ones(K))
         found.append((dense_reference(q, scale, scaled), q, clipped))
     return found

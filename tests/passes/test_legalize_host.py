@@ -21,6 +21,7 @@ from sparqle_tvm.host.legalize import HOST_LEGALIZE_MAP
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import MatmulSpec
 from sparqle_tvm.host.panels import panel_kernel
+from sparqle_tvm.host.planes import SplitForm
 from sparqle_tvm.host.register_tile import host_tile
 from sparqle_tvm.host.split_dense import DenseKernel, split_dense_kernel
 from sparqle_tvm.passes import LegalizeHost, PassReport
@@ -54,10 +55,11 @@ def expected() -> tvm.IRModule:
     rows = tvm.tirx.Var("n", "int64")
     q = relax.Var("q", relax.TensorType((rows, 8), "int8"))
     v = relax.Var("v", relax.TensorType((3, 2), "float32"))
-    encode = encode_kernel(EncodeSpec(1, 8, k=4, window="unsigned", group_size=0))
+    form = SplitForm("unsigned", 4)
+    encode = encode_kernel(EncodeSpec(1, 8, form, group_size=0))
     dense = split_dense_kernel(
         DenseKernel(
-            DenseOp(1, 3, 8, weight_bits=8, output="int32"), lead=1, scale_shape=None, tile=tile
+            DenseOp(1, 3, 8, weight_bits=8, output="int32"), form, 1, scale_shape=None, tile=tile
         )
     )
     matmul = matmul_kernel(MatmulSpec((), (), 3, 2, "float32", "float32", "float32", tile))

@@ -95,10 +95,14 @@ class ParametersExpected:
         with R.dataflow():
             w_rows = R.reshape(R.permute_dims(w, [2, 0, 1]), (3, 8))
             d_rows = R.reshape(R.permute_dims(d, [2, 0, 1]), (3, 2))
-            enc = R.sparqle.encode(q, k=4, window="unsigned", label="up")
+            enc = R.sparqle.encode(q, k=4, window="signed", label="up")
+            by_group = R.astype(R.reshape(w_rows, (3, 2, 4)), "int32")
+            sums = R.astype(R.sum(by_group, axis=[2]), "float64")
+            total = R.sum(R.multiply(sums, R.astype(d_rows, "float64")), axis=[1])
+            offset = R.multiply(total, R.const(-8.0, "float64"))
             up = R.sparqle.split_dense_scaled(
-                enc, R.const(1, "float32"), w_rows, d_rows, R.const(np.zeros(3), "float64"), k=4,
-                window="unsigned", in_features=8, group_size=4, weight_bits=8, label="up",
+                enc, R.const(1, "float32"), w_rows, d_rows, offset, k=4,
+                window="signed", in_features=8, group_size=4, weight_bits=8, label="up",
             )  # fmt: skip
             y = R.reshape(up, (5, 3))
             R.output(y)
@@ -163,10 +167,34 @@ def swapped(sums: Any, m: Any) -> relax.Expr:
     return op.matmul(op.permute_dims(sums, [1, 0]), op.astype(m, "float64"))
 
 
+def integers(dtype: str) -> np.ndarray:
+    """Activations (5, 8): random ones, and rows of the smallest and of the largest integer."""
+    info = np.iinfo(dtype)
+    q = np.random.default_rng(0).integers(info.min, info.max, (5, 8), dtype, endpoint=True)
+    q[0], q[1] = info.min, info.max
+    return q
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16"])
+@pytest.mark.parametrize("minimum", [M, None], ids=["minimum", "none"])
+def test_all_integers_give_the_same_numbers(dtype: str, minimum: np.ndarray | None) -> None:
+    mod = by_hand(q=((5, 8), dtype), m=minimum)
+    _, report = apply(SplitGroupedDense, mod)
+    assert report.rewritten["SplitGroupedDense"] == 1
+    q = integers(dtype)
+    assert_equal_bits(Runnable(mod, SplitGroupedDense())(q), Runnable(mod)(q))
+
+
+def test_weights_that_are_parameters_give_the_same_numbers() -> None:
+    arguments = (integers("int8"), W, D)
+    split, plain = Runnable(Parameters, SplitGroupedDense()), Runnable(Parameters)
+    assert_equal_bits(split(*arguments), plain(*arguments))
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"q": ((5, 8), "uint8")}, "activations are uint8"),
+        ({"q": ((5, 8), "int32")}, "activations are int32"),
         ({"w": W.astype(np.uint8)}, "weights are uint8"),
         ({"w": None}, "computed at run time"),
         ({"acc": None}, "accumulates in int8, int32 is needed"),
