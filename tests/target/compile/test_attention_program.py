@@ -141,10 +141,24 @@ def test_buffers_are_as_full_as_the_plan_says():
     for buffer in Buffer:
         used = sum(a.slots * a.slot_bytes for a in program.header.allocations if a.buffer == buffer)
         assert used == needs[buffer]
-    small = replace(SMALL, accumulator_buffer_bytes=needs[Buffer.ACC] - 8)
-    assert not PLAN.fits(OP, small)
-    with pytest.raises(TargetError, match=r"'small'.* bytes of ACC, more than"):
-        attention_program(OP, small, PLAN)
+    apart = replace(
+        SMALL,
+        scratchpad=False,
+        **{f"{buffer.word}_buffer_bytes": nbytes for buffer, nbytes in needs.items()},
+    )
+    # One memory for all takes what does not fit its own buffer.
+    shifted = replace(
+        apart,
+        activation_buffer_bytes=needs[Buffer.ACT] + 8,
+        accumulator_buffer_bytes=needs[Buffer.ACC] - 8,
+    )
+    for fitting in (apart, replace(apart, scratchpad=True), replace(shifted, scratchpad=True)):
+        assert PLAN.fits(OP, fitting)
+    less = replace(apart, accumulator_buffer_bytes=needs[Buffer.ACC] - 8)
+    for small in (less, shifted, replace(less, scratchpad=True)):
+        assert not PLAN.fits(OP, small)
+        with pytest.raises(TargetError, match=r"'small'.* bytes of ACC, more than"):
+            attention_program(OP, small, PLAN)
 
 
 @pytest.mark.parametrize(
@@ -172,8 +186,9 @@ def test_long_contexts_get_smaller_blocks_or_are_refused():
     assert choose_plan(op, EDGE).fits(op, EDGE)
     long = AttentionOp(4096, 32768, 8, 4, 128)
     assert choose_plan(long, EDGE).block_rows < 16
+    small = replace(EDGE, weight_buffer_bytes=65536, scratchpad=False)
     with pytest.raises(TargetError, match=r"a row with 60000 keys do not fit the buffers"):
-        choose_plan(AttentionOp(1, 60000, 8, 4, 128), replace(EDGE, weight_buffer_bytes=65536))
+        choose_plan(AttentionOp(1, 60000, 8, 4, 128), small)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from sparqle_tvm.target.attention_op import AttentionOp
 from sparqle_tvm.target.compile.attention import attention_program
 from sparqle_tvm.target.cost.attention import attention_cost
 from sparqle_tvm.target.cost.attention_choice import choose_plan
+from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.cost.events import simulated_events
 from sparqle_tvm.target.isa.operands import BLOCKS
 from sparqle_tvm.target.simulator.attention import simulate_attention_timing
@@ -65,12 +67,13 @@ def test_the_formula_is_tied_to_the_simulator(seed):
 
 def test_baselines_differ_in_what_they_say():
     op = AttentionOp(64, 512, 2, 4, 64, scheme="dense", window="unsigned")
-    plan = choose_plan(op, EDGE)
+    plan = AttentionPlan(block_rows=64, key_chunk=128)
     work = Work.uniform(plan.header(op, EDGE), plan.header(op, EDGE).limits(64, 448), 1, 1, 1)
     dense, native, a4 = (
         attention_cost(op, EDGE, plan, work, scheme) for scheme in ("dense", "native", "a4")
     )
-    # Two passes, or one over twice as many steps of half the lanes, or one.
+    # Two passes, or one over steps of half the lanes, or one. Blocks of 64 / 4 tokens see whole
+    # steps of 16 keys, so there are twice as many steps of half the lanes.
     assert dense.mma_cycles == native.mma_cycles == 2 * a4.mma_cycles
     assert dense.dram_bytes == native.dram_bytes
     # Queries of half the bytes.
@@ -79,6 +82,22 @@ def test_baselines_differ_in_what_they_say():
     assert native.events.lsb_products == 0
     assert a4.events.msb_products == 0
     assert {cost.macs for cost in (dense, native, a4)} == {op.macs}
+
+
+def test_half_as_many_lanes_leave_fewer_idle_in_the_last_step():
+    op = AttentionOp(64, 512, 2, 4, 64, scheme="dense", window="unsigned")
+    plan = AttentionPlan(block_rows=16, key_chunk=512)
+    header = plan.header(op, EDGE)
+    work = Work.uniform(header, header.limits(64, 448), 1, 1, 1)
+    for scheme, passes, lanes in (("dense", 2, 16), ("native", 1, 8), ("a4", 1, 16)):
+        # 2 heads of 16 blocks of 4 tokens; rows fill the array, values of 8 bits are two slices.
+        steps = 0
+        for seen in range(452, 513, 4):
+            scores = math.ceil(seen / 16) * math.ceil(64 / lanes)
+            mixes = math.ceil(64 / 16) * math.ceil(seen / lanes)
+            steps += 2 * (scores + mixes)
+        cost = attention_cost(op, EDGE, plan, work, scheme)
+        assert cost.mma_cycles == 2 * passes * steps, scheme
 
 
 def test_many_heads_take_as_long_as_they_do_one_by_one():

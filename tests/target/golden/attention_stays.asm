@@ -3,15 +3,16 @@
 ; sparqle, window signed; keys stay for a head, row split 1
 ; B blocks of 4 query rows, chunks of 16 keys
 ; small: 4 x 4 PEs, 8 lanes of 4 bits
-; ACT 65536 bytes
+; a scratchpad of 196608 bytes
+; ACT
 ;   queries  2 x 80       at 0
 ;   probs    2 x 232      at 160
 ;   scales   2 x 16       at 624
-; WGT 65536 bytes
+; WGT
 ;   keys     1 x 624      at 0
 ;   values   1 x 624      at 624
 ;   factors  1 x 384      at 1248
-; ACC 65536 bytes
+; ACC
 ;   scores   2 x 768      at 0
 ;   outputs  2 x 208      at 1536
 ; tokens ACT_FREE 2, WGT_FREE 1, ACC_FREE 2, VAL_FREE 1, SCL_FREE 1, SCR_FREE 2, PRB_FREE 2, OSC_FREE 2
