@@ -170,14 +170,154 @@ class Locate(Block):
         return m
 
 
+class Select(Block):
+    """The weight of a lane: that of column ``index`` in ``window`` if ``sparse``, else ``weight``.
+
+    One of `columns` weights: what split precision costs a multiplier.
+    """
+
+    NAME = "sparqle_select"
+
+    def __init__(self, shape: ArrayShape, flat: bool = True) -> None:
+        self.digit_bits = shape.digit_bits
+        ports: dict[str, Any] = {
+            "window": In(shape.columns * shape.digit_bits),
+            "index": In(shape.index_bits),
+            "sparse": In(1),
+            "weight": In(shape.digit_bits),
+            "chosen": Out(shape.digit_bits),
+        }
+        super().__init__(ports, flat)
+
+    def elaborate(self, platform: Any) -> Module:
+        """A multiplexer of multiplexers."""
+        m = Module()
+        selected = self.window.word_select(self.index, self.digit_bits)
+        m.d.comb += self.chosen.eq(Mux(self.sparse, selected, self.weight))
+        return m
+
+
+class Multiply(Block):
+    """A signed digit times a weight slice, which is signed if ``weight_signed``."""
+
+    NAME = "sparqle_multiply"
+
+    def __init__(self, digit_width: int, weight_bits: int, flat: bool = True) -> None:
+        ports: dict[str, Any] = {
+            "digit": In(signed(digit_width)),
+            "weight": In(weight_bits),
+            "weight_signed": In(1),
+            "product": Out(signed(digit_width + weight_bits + 1)),
+        }
+        super().__init__(ports, flat)
+
+    def elaborate(self, platform: Any) -> Module:
+        """One multiplier."""
+        m = Module()
+        extended = Cat(self.weight, self.weight[-1] & self.weight_signed).as_signed()
+        m.d.comb += self.product.eq(self.digit * extended)
+        return m
+
+
+class Tree(Block):
+    """Adds up the products of `lanes` lanes, apart for each of `groups` weight groups.
+
+    Columns come in order, so a group has lanes beside each other, and its sum is the difference
+    of two sums of first lanes. ``ends`` says for every group how many lanes have a column of it or
+    of one before.
+    """
+
+    NAME = "sparqle_tree"
+
+    def __init__(self, lanes: int, width: int, groups: int, flat: bool = True) -> None:
+        self.lanes, self.width, self.groups = lanes, width, groups
+        self.sum_width = width + (lanes - 1).bit_length()
+        ports: dict[str, Any] = {
+            "products": In(lanes * width),
+            "ends": In(groups * lanes.bit_length()),
+            "sums": Out(groups * self.sum_width),
+        }
+        super().__init__(ports, flat)
+
+    def elaborate(self, platform: Any) -> Module:
+        """One tree of adders, or a prefix network with a multiplexer for every group."""
+        m, width = Module(), self.sum_width
+        terms = [
+            cast(Value, self.products.word_select(lane, self.width).as_signed())
+            for lane in range(self.lanes)
+        ]
+        if self.groups == 1:
+            m.d.comb += self.sums.eq(add_up(terms))
+            return m
+        wires = []
+        for i, first in enumerate((Const(0, signed(width)), *prefix_sums(terms))):
+            wire = Signal(signed(width), name=f"first_{i}")
+            m.d.comb += wire.eq(first)
+            wires.append(wire)
+        table, last = Cat(*wires), None
+        for group in range(self.groups):
+            until = Signal(signed(width), name=f"until_{group}")
+            end = self.ends.word_select(group, self.lanes.bit_length())
+            m.d.comb += until.eq(table.word_select(end, width))
+            mine = until if last is None else until - last
+            m.d.comb += self.sums.word_select(group, width).eq(mine)
+            last = until
+        return m
+
+
+class Accumulate(Block):
+    """Accumulators of a PE, one for each weight group, behind a register for the sums.
+
+    A sum is shifted left by ``place`` digits. ``clear``: it takes the place of what was there.
+    """
+
+    NAME = "sparqle_accumulate"
+
+    def __init__(
+        self, shape: ArrayShape, sum_width: int, places: int, flat: bool = True
+    ) -> None:
+        self.shape, self.sum_width, self.places = shape, sum_width, places
+        ports: dict[str, Any] = {
+            "sums": In(shape.groups * sum_width),
+            "valid": In(1),
+            "clear": In(1),
+            "place": In(range(places)),
+            "group": In(shape.group_bits),
+            "acc": Out(signed(ACCUMULATOR_BITS)),
+        }
+        super().__init__(ports, flat)
+
+    def elaborate(self, platform: Any) -> Module:
+        """Registers, shifters, adders."""
+        m, k = Module(), self.shape.digit_bits
+        valid, clear, place = Signal(), Signal(), Signal.like(self.place)
+        m.d.sync += [valid.eq(self.valid), clear.eq(self.clear), place.eq(self.place)]
+        accumulators = []
+        for group in range(self.shape.groups):
+            held = Signal(signed(self.sum_width), name=f"sum_{group}")
+            acc = Signal(signed(ACCUMULATOR_BITS), name=f"acc_{group}")
+            moved = Signal(signed(ACCUMULATOR_BITS), name=f"moved_{group}")
+            m.d.sync += held.eq(self.sums.word_select(group, self.sum_width))
+            with m.Switch(place):
+                for at in range(self.places):
+                    with m.Case(at):
+                        m.d.comb += moved.eq(held << at * k)
+            with m.If(valid):
+                m.d.sync += acc.eq(Mux(clear, 0, acc) + moved)
+            accumulators.append(acc)
+        with m.Switch(self.group):
+            for group, acc in enumerate(accumulators):
+                with m.Case(group):
+                    m.d.comb += self.acc.eq(acc)
+        return m
+
+
 class Pe(Block):
     """One PE: `lanes` multipliers, adder tree, int32 accumulators of its weight groups.
 
     ``digits`` are signed, k + 1 bits each (``native``: 2k + 1), zero where a lane has none;
     ``weights`` are those of `lanes` columns that arrive in a dense pass, ``window`` those of all
-    columns, which ``index`` selects from if ``sparse``. ``ends`` says for every group how many
-    lanes have a column of it or of one before. ``place`` is the digit place of the sum: it is
-    shifted left by ``place * k``.
+    columns, see `Select`; ``ends`` as of `Tree`, the rest as of `Accumulate`.
     """
 
     NAME = "sparqle_pe"
@@ -186,13 +326,15 @@ class Pe(Block):
         self.shape, self.kind = shape, kind
         k = shape.digit_bits
         self.digit_width = (2 * k if kind == "native" else k) + 1
+        # Slices of weights, and a second digit.
+        self.places = shape.weight_slices + (kind in ("split", "dense"))
         ports: dict[str, Any] = {
             "digits": In(shape.lanes * self.digit_width),
             "weights": In(shape.lanes * k),
             "weights_signed": In(1),
             "valid": In(1),
             "clear": In(1),
-            "place": In(range(shape.weight_slices + (kind in ("split", "dense")))),
+            "place": In(range(self.places)),
             "ends": In(shape.groups * shape.lane_count_bits),
             "group": In(shape.group_bits),
             "acc": Out(signed(ACCUMULATOR_BITS)),
@@ -205,72 +347,59 @@ class Pe(Block):
             }
         super().__init__(ports, flat)
 
+    def children(self) -> tuple[Block, ...]:
+        """Its parts."""
+        tree = self._tree(False)
+        parts = (self._multiply(False), tree, self._accumulate(tree, False))
+        return (*((Select(self.shape, False),) if self.kind == "split" else ()), *parts)
+
+    def _multiply(self, flat: bool) -> Multiply:
+        return Multiply(self.digit_width, self.shape.digit_bits, flat)
+
+    def _tree(self, flat: bool) -> Tree:
+        width = self.digit_width + self.shape.digit_bits + 1
+        return Tree(self.shape.lanes, width, self.shape.groups, flat)
+
+    def _accumulate(self, tree: Tree, flat: bool) -> Accumulate:
+        return Accumulate(self.shape, tree.sum_width, self.places, flat)
+
     def elaborate(self, platform: Any) -> Module:
-        """Select and multiply and add up; then accumulate."""
+        """Select, multiply, add up, accumulate."""
         m, shape, k = Module(), self.shape, self.shape.digit_bits
-        products = []
+        tree = self._tree(self.flat)
+        self.include(m, "tree", tree)
         for lane in range(shape.lanes):
-            weight = Signal(k, name=f"weight_{lane}")
-            arriving = self.weights.word_select(lane, k)
+            weight: Value = self.weights.word_select(lane, k)
             if self.kind == "split":
-                index = self.index.word_select(lane, shape.index_bits)
-                selected = self.window.word_select(index, k)
-                m.d.comb += weight.eq(Mux(self.sparse, selected, arriving))
-            else:
-                m.d.comb += weight.eq(arriving)
-            digit = self.digits.word_select(lane, self.digit_width).as_signed()
-            extended = Cat(weight, weight[-1] & self.weights_signed).as_signed()
-            product = Signal(signed(self.digit_width + k + 1), name=f"product_{lane}")
-            m.d.comb += product.eq(digit * extended)
-            products.append(cast(Value, product))
-        sums = self._group_sums(m, products)
-        width = max(len(each) for each in sums)
-        valid, place = Signal(), Signal.like(self.place)
-        m.d.sync += [valid.eq(self.valid), place.eq(self.place)]
-        accumulators = []
-        for group, total in enumerate(sums):
-            held = Signal(signed(width), name=f"sum_{group}")
-            acc = Signal(signed(ACCUMULATOR_BITS), name=f"acc_{group}")
-            moved = Signal(signed(ACCUMULATOR_BITS), name=f"moved_{group}")
-            m.d.sync += held.eq(total)
-            with m.Switch(place):
-                for at in range(shape.weight_slices + 1):
-                    with m.Case(at) if at < 2 ** len(place) else m.Default():
-                        m.d.comb += moved.eq(held << at * k)
-            with m.If(self.clear):
-                m.d.sync += acc.eq(Mux(valid, moved, 0))
-            with m.Elif(valid):
-                m.d.sync += acc.eq(acc + moved)
-            accumulators.append(acc)
-        with m.Switch(self.group):
-            for group, acc in enumerate(accumulators):
-                with m.Case(group):
-                    m.d.comb += self.acc.eq(acc)
+                select = Select(shape, self.flat)
+                self.include(m, f"select_{lane}", select)
+                m.d.comb += [
+                    select.window.eq(self.window),
+                    select.index.eq(self.index.word_select(lane, shape.index_bits)),
+                    select.sparse.eq(self.sparse),
+                    select.weight.eq(weight),
+                ]
+                weight = select.chosen
+            multiply = self._multiply(self.flat)
+            self.include(m, f"multiply_{lane}", multiply)
+            m.d.comb += [
+                multiply.digit.eq(self.digits.word_select(lane, self.digit_width)),
+                multiply.weight.eq(weight),
+                multiply.weight_signed.eq(self.weights_signed),
+                tree.products.word_select(lane, tree.width).eq(multiply.product),
+            ]
+        accumulate = self._accumulate(tree, self.flat)
+        self.include(m, "accumulate", accumulate)
+        m.d.comb += [
+            tree.ends.eq(self.ends),
+            accumulate.sums.eq(tree.sums),
+            accumulate.valid.eq(self.valid),
+            accumulate.clear.eq(self.clear),
+            accumulate.place.eq(self.place),
+            accumulate.group.eq(self.group),
+            self.acc.eq(accumulate.acc),
+        ]
         return m
-
-    def _group_sums(self, m: Module, products: list[Value]) -> list[Value]:
-        """Sums of the products of each group.
-
-        Columns come in order, so a group has lanes beside each other, and its sum is the
-        difference of two sums of first lanes.
-        """
-        if self.shape.groups == 1:
-            return [add_up(products)]
-        width = len(products[0]) + (len(products) - 1).bit_length()
-        firsts = [Const(0, signed(width)), *prefix_sums(products)]
-        wires = []
-        for i, first in enumerate(firsts):
-            wire = Signal(signed(width), name=f"first_{i}")
-            m.d.comb += wire.eq(first)
-            wires.append(wire)
-        table, until = Cat(*wires), []
-        for group in range(self.shape.groups):
-            end = self.ends.word_select(group, self.shape.lane_count_bits)
-            sums = Signal(signed(width), name=f"until_{group}")
-            m.d.comb += sums.eq(table.word_select(end, width))
-            until.append(cast(Value, sums))
-        first, rest = until[0], zip(until[1:], until, strict=False)
-        return [first, *(cast(Value, a - b) for a, b in rest)]
 
 
 class PeRow(Block):
