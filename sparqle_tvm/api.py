@@ -22,6 +22,7 @@ from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.runtime.exported import check
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
+from sparqle_tvm.target.cost.scheme_choice import Planes
 
 if TYPE_CHECKING:
     from sparqle_tvm.tuning.database import TuningDatabase
@@ -56,6 +57,10 @@ class CommonOptions(TypedDict, total=False):
         Where encodings sort their rows, so that few wait in the MSB pass: where encoding and array
         take fewer cycles by it (``array``, the default), or encoding and dense ops less time
         (``time``). Results do not depend on it, and kernels for this CPU do not sort.
+    planes : {"cost", "always"}
+        ``cost`` (the default): where planes would take more time than integers stored whole, the
+        programs of an encoding's readers take dense passes, and the report says so. ``always``:
+        none do. Results do not depend on it.
     database : path or TuningDatabase
         Folder that `sparqle_tvm.tune` filled: its schedules are used for the programs of the
         simulator, and ``report.tuned`` names the ops that have one.
@@ -76,6 +81,7 @@ class CommonOptions(TypedDict, total=False):
     kv: Mapping[str, KvStorage] | None
     default_kv: KvStorage
     balance: Balance
+    planes: Planes
     database: str | os.PathLike[str] | TuningDatabase | None
     stop_after: str | None
     dump: str | os.PathLike[str] | None
@@ -228,6 +234,9 @@ def _known(
         given["windows"] = {**selection.windows, **given["windows"]}
         given["choices"] = {**selection.choices, **given["choices"]}
         given["checks"] = [CheckCalibration(calibration)]
+        given["densities"] = {
+            label: 1.0 - sparsity for label, sparsity in selection.sparsities.items()
+        }
     schedules = open_database(database, accelerator)
     return Options(accelerator=accelerator, schedules=schedules, **given, **others)
 

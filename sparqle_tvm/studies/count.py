@@ -159,7 +159,7 @@ class _Counter:
         costs = {scheme: self.cost(encodings, past, scheme, balance) for scheme in schemes}
         counted, first = [], 0
         for i, e in enumerate(encodings):
-            after = first + len(e.consumers)
+            after = first + len(e.launches)
             counted.append(
                 CountedEncoding(
                     label=e.label,
@@ -168,6 +168,7 @@ class _Counter:
                     shapes=e.consumers,
                     costs={s: (c.encodes[i], c.ops[first:after]) for s, c in costs.items()},
                     block_rows=costs["sparqle"].encodes[i].block_rows,
+                    left=costs["sparqle"].left[i],
                 )
             )
             first = after
