@@ -276,6 +276,8 @@ class Other:
         Rows that an encoding sorts together under ``sparqle``; 0: none.
     costs : mapping of str to WorkCost
         By scheme; of one.
+    left_dense : LeftDense or None
+        Of an encoding as of the layers that read it.
     """
 
     label: str
@@ -283,6 +285,7 @@ class Other:
     times: Positive
     block_rows: Count
     costs: Mapping[str, WorkCost]
+    left_dense: LeftDense | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -404,7 +407,7 @@ class CountedEncoding:
     def encoding(self) -> Other:
         """The encoding as data."""
         costs = {scheme: WorkCost.of(encode) for scheme, (encode, _) in self.costs.items()}
-        return Other(self.label, "encode", self.times, self.block_rows, costs)
+        return Other(self.label, "encode", self.times, self.block_rows, costs, self.left)
 
     def counted(self, scheme: str) -> Iterator[tuple[Cost, int]]:
         """The encoding and its ops under a scheme, with how often they occur."""

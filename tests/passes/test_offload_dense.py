@@ -172,7 +172,7 @@ class GroupedExpected:
     ids=["static", "symbolic"],
 )
 def test_expected_module(before: tvm.IRModule, expected: tvm.IRModule) -> None:
-    report = assert_changed(OffloadDense, before, expected, accelerator=TINY)
+    report = assert_changed(OffloadDense, before, expected, accelerator=TINY, planes="always")
     assert report.rewritten["OffloadDense"] == 1
     assert report.skipped == []
 
