@@ -42,11 +42,11 @@ from sparqle_tvm.target.cost.schedule import (
 )
 from sparqle_tvm.target.op import DenseOp
 
-TOLERANCE = 0.003
+TOLERANCE = 0.01
 """Share of the least time, as a lower bound has it, that less energy may cost.
 
-On `sparqle/edge`, Llama2-7B's prefill: without, 12 % more energy (dense) and 3 % (split) for 0.1 %
-less time; with 2 %, 22 % and 18 % less energy for 1.2 % and 0.4 % more time.
+With less, one of two schemes may move twice the bytes of the other for a thousandth of its time,
+and what is saved is chance (``benchmarks/bench_tuning.py --only tolerance``).
 """
 
 SPREAD = 1.5
@@ -318,7 +318,8 @@ class _Group:
         goal = self._sums(np.stack([t.of_chunks(t.known_time()) for t in self.tables])).min()
         slack = (1 + TOLERANCE) * goal - self._sums(least)
         # What the others take at least leaves so much for each op.
-        limits = least + slack / self.counts[:, None]
+        with np.errstate(invalid="ignore"):
+            limits = least + slack / self.counts[:, None]
         self.tables = [
             _Table(search, search.below(limit))
             for search, limit in zip(self.searches, limits, strict=True)

@@ -102,7 +102,7 @@ def test_choice_is_that_of_walking_through_everything(machine: Accelerator, sche
 
 
 def test_grid_has_every_schedule() -> None:
-    """Against loops over sizes, orders and slots: those that fit, but for those with fewer slots."""
+    """Against loops over sizes, orders and slots: what fits, but for what has fewer slots."""
     op, machine = DenseOp(60, 200, 96, 4, 32, True), SMALL
     search = tiling._search(op, (96, 32), machine, "sparqle", 0.3)
     table = tiling._Table(search, np.flatnonzero(np.isfinite(search.bound)))
