@@ -65,7 +65,6 @@ class ImportedModel:
     sha256 : SHA-256 of the file, in hexadecimal digits
     activations : what the dense layers compute on
     file : the file that it came from, with its tensors
-    float_weights : names of the quantized weights that became float32 layers
     """
 
     mod: tvm.IRModule = field(repr=False)
@@ -74,7 +73,6 @@ class ImportedModel:
     sha256: str
     activations: Activations
     file: GGUFFile = field(repr=False)
-    float_weights: tuple[str, ...] = ()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -95,10 +93,9 @@ def from_gguf(
 ) -> ImportedModel:
     """Import a llama-family decoder.
 
-    Integer weights whose scales are float16 (Q4_0 to Q8_0, IQ4_NL, TQ1_0, TQ2_0) stay the integers
-    that they are. F16, BF16 and F32 weights become float32 layers, and so do K-quants and IQ4_XS,
-    whose scales are finer: `ImportedModel.float_weights` names these. Of a model that was split,
-    the first file is given.
+    Quantized weights stay the integers that they are, with their scales: those of K-quants and
+    IQ4_XS are products of a float16 and an integer, which are kept as float32. F16, BF16 and F32
+    weights become float32 layers. Of a model that was split, the first file is given.
 
     Parameters
     ----------
@@ -135,7 +132,6 @@ def from_gguf(
         sha256=file.sha256(),
         activations=activations,
         file=file,
-        float_weights=tuple(file.turned_to_float) if activations == "int8" else (),
     )
 
 

@@ -38,9 +38,6 @@ def quantizer_levels(k: int) -> int:
 QMAX = quantizer_levels(4)
 """Largest magnitude of the quantizer of int8 layers."""
 
-GROUP_SIZE = 32
-"""Input channels that share a scale in the quantized weight types of GGUF."""
-
 
 @dataclass(frozen=True)
 class _ChannelsLast:
@@ -61,20 +58,20 @@ class _ChannelsLast:
 
 @dataclass(frozen=True)
 class GroupedWeight(_ChannelsLast):
-    """Integer weights with one scale, and perhaps one minimum, per group of 32 input channels.
+    """Integer weights with one scale, and perhaps one minimum, per group of g input channels.
 
-    The value of a weight is ``scale * values + minimum``. K inputs, N outputs, G = K / 32 groups.
+    The value of a weight is ``scale * values + minimum``. K inputs, N outputs, G = K / g groups.
 
     Attributes
     ----------
-    values : int8 array of shape (G, 32, N)
-    scale : float16 array of shape (G, 1, N)
-    minimum : float16 array of shape (G, N), or None if the weights have none
+    values : int8 array of shape (G, g, N)
+    scale : float16 array of shape (G, 1, N), or float32 of products of a float16 and an integer
+    minimum : array of shape (G, N) of the type of `scale`, or None if the weights have none
     """
 
     values: NDArray[np.int8]
-    scale: NDArray[np.float16]
-    minimum: NDArray[np.float16] | None = None
+    scale: NDArray[np.floating[Any]]
+    minimum: NDArray[np.floating[Any]] | None = None
 
     def to_float(self) -> FloatWeight:
         """Return the same weights as float32; every product and sum is rounded once."""
@@ -168,8 +165,8 @@ def emit_grouped_dense(
 ) -> relax.Var:
     """Emit a dense layer with grouped integer weights on int8 activations.
 
-    The sum over groups is taken in float64, where it is exact: a product of an int32 partial sum
-    and a float16 scale needs at most 28 significant bits. So its order does not matter.
+    The sum over groups is taken in float64, where it is exact: scales are multiples of 2^-24, and
+    so are their products with int32 partial sums. So its order does not matter.
 
     Parameters
     ----------

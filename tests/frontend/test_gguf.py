@@ -27,6 +27,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.gguf"
 
 
+FINE = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K, Kind.IQ4_XS)
+"""Types whose scales are a float16 times an integer."""
+
 WIDE = replace(SMALL, embed=256, ffn=512)
 
 
@@ -41,6 +44,12 @@ WIDE = replace(SMALL, embed=256, ffn=512)
         (Kind.IQ4_NL, -127, 113),
         (Kind.TQ1_0, -1, 1),
         (Kind.TQ2_0, -1, 1),
+        (Kind.Q2_K, 0, 3),
+        (Kind.Q3_K, -4, 3),
+        (Kind.Q4_K, 0, 15),
+        (Kind.Q5_K, 0, 31),
+        (Kind.Q6_K, -32, 31),
+        (Kind.IQ4_XS, -127, 113),
     ],
 )
 def test_integer_weights_stay_as_stored(path: Path, kind: Kind, low: int, high: int) -> None:
@@ -52,32 +61,20 @@ def test_integer_weights_stay_as_stored(path: Path, kind: Kind, low: int, high: 
     assert weight.values.dtype == np.int8
     assert weight.values.min() == low
     assert weight.values.max() == high
-    assert weight.scale.dtype == np.float16
-    assert (weight.minimum is not None) == (kind in (Kind.Q4_1, Kind.Q5_1))
+    assert weight.scale.dtype == (np.float32 if kind in FINE else np.float16)
+    assert weight.values.shape[1] == (16 if kind in (Kind.Q2_K, Kind.Q3_K, Kind.Q6_K) else 32)
+    minima = (Kind.Q4_1, Kind.Q5_1, Kind.Q2_K, Kind.Q4_K, Kind.Q5_K)
+    assert (weight.minimum is not None) == (kind in minima)
     tensor = file.tensors[name]
     expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     np.testing.assert_array_equal(weight.to_float().values, expected.T)
-
-
-FINE = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K, Kind.IQ4_XS)
-
-
-@pytest.mark.parametrize("kind", FINE)
-def test_weights_with_finer_scales_become_floats_by_name(path: Path, kind: Kind) -> None:
-    name = "blk.0.ffn_up.weight"
-    model = from_gguf(replace(WIDE, kinds={name: kind}).write(path), progress=False)
-    assert model.float_weights == (name,)
-    weight = model.file.weight(name, 256, 512)
-    assert isinstance(weight, FloatWeight)
-    assert weight.values.shape == (256, 512)
-    assert np.unique(weight.values).size > 16
 
 
 def test_q6_k_is_what_its_definition_says(path: Path) -> None:
     """As ggml's dequantize_row_q6_K reads a block of 256: element by element."""
     name = "blk.0.ffn_up.weight"
     file = GGUFFile(replace(WIDE, kinds={name: Kind.Q6_K}).write(path))
-    found = file.weight(name, 256, 512).values
+    found = file.weight(name, 256, 512).to_float().values
     for row in (0, 300, 511):
         block = file.tensors[name].data[row]
         low, high, scales = block[:128], block[128:192], block[192:208].view(np.int8)
