@@ -73,6 +73,11 @@ class GroupedWeight(_ChannelsLast):
     scale: NDArray[np.floating[Any]]
     minimum: NDArray[np.floating[Any]] | None = None
 
+    def outputs(self, part: slice) -> GroupedWeight:
+        """Return the weights of some output channels."""
+        minimum = None if self.minimum is None else self.minimum[..., part]
+        return GroupedWeight(self.values[..., part], self.scale[..., part], minimum)
+
     def to_float(self) -> FloatWeight:
         """Return the same weights as float32; every product and sum is rounded once."""
         values = self.values.astype(np.float32)
@@ -105,6 +110,10 @@ class ChannelWeight:
         """Number N of output channels."""
         return int(self.values.shape[0])
 
+    def outputs(self, part: slice) -> ChannelWeight:
+        """Return the weights of some output channels."""
+        return ChannelWeight(self.values[part], self.scale[part])
+
     def to_float(self) -> FloatWeight:
         """Return the same weights as float32."""
         values = self.values.astype(np.float32) * self.scale[:, None]
@@ -121,6 +130,10 @@ class FloatWeight(_ChannelsLast):
     """
 
     values: NDArray[np.float32]
+
+    def outputs(self, part: slice) -> FloatWeight:
+        """Return the weights of some output channels."""
+        return FloatWeight(self.values[..., part])
 
     def to_float(self) -> FloatWeight:
         """Return itself."""
@@ -234,11 +247,13 @@ class Dense(nn.Module):
     ----------
     weight : GroupedWeight or ChannelWeight (int8 activations), or FloatWeight (float32)
     label : name of the layer in the module and in reports, as "blk_3_ffn_down"
+    bias : float32 (N,), or None
     """
 
-    def __init__(self, weight: Weight, label: str) -> None:
+    def __init__(self, weight: Weight, label: str, bias: NDArray[np.float32] | None = None) -> None:
         """Hold the weights as parameters that will be constants."""
         self.label = label
+        self.bias = None if bias is None else bound_parameter(bias)
         self.values = bound_parameter(weight.values)
         self.scale: nn.Parameter | None = None
         self.minimum: nn.Parameter | None = None
@@ -249,6 +264,10 @@ class Dense(nn.Module):
 
     def forward(self, x: relax.Expr) -> relax.Var:
         """Apply the layer: x (1, T, K) float32 gives (1, T, N) float32."""
+        y = self._product(x)
+        return y if self.bias is None else _emit(R.add(y, self.bias._expr), f"{self.label}_y")
+
+    def _product(self, x: relax.Expr) -> relax.Var:
         values = self.values._expr
         if self.scale is None:
             return emit_float_dense(x, values, self.label)
