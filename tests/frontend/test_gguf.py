@@ -148,6 +148,18 @@ def test_scales_of_positions(path: Path, keys: dict[str, Any], scale: float) -> 
     assert read_config(file).rope_scale == scale
 
 
+def test_the_context_ends_where_a_window_or_long_factors_would_begin(path: Path) -> None:
+    window = replace(SMALL, overrides={"llama.attention.sliding_window": 48})
+    assert read_config(GGUFFile(window.write(path))).context == 48
+    keys = {"type": "longrope", "attn_factor": 1.25, "original_context_length": 32}
+    overrides = {f"llama.rope.scaling.{key}": value for key, value in keys.items()}
+    config = read_config(GGUFFile(replace(SMALL, overrides=overrides).write(path)))
+    assert (config.context, config.rope_scale, config.rope_magnitude) == (32, 1.0, 1.25)
+    overrides["llama.rope.scaling.attn_factor"] = -1.0
+    with pytest.raises(ModelFileError, match="longrope"):
+        read_config(GGUFFile(replace(SMALL, overrides=overrides).write(path)))
+
+
 def test_yarn(path: Path) -> None:
     keys = {"type": "yarn", "factor": 4.0, "attn_factor": 1.5, "yarn_beta_fast": 16.0}
     overrides = {f"llama.rope.scaling.{key}": value for key, value in keys.items()}
@@ -165,7 +177,7 @@ def test_yarn(path: Path) -> None:
     [
         ("rope.scaling.attn_factor", 1.5),
         ("rope.dimension_sections", [8, 8]),
-        ("attention.sliding_window", 4096),
+        ("attention.sliding_window_pattern", 6),
         ("attention.scale", 0.5),
         ("attention.causal", False),
     ],
@@ -308,7 +320,7 @@ def test_metadata_that_does_not_fit(path: Path, key: str, value: Any, message: s
     ("overrides", "message"),
     [
         ({"llama.expert_count": 8}, "experts"),
-        ({"llama.rope.scaling.type": "longrope"}, "'longrope'"),
+        ({"llama.rope.scaling.type": "su"}, "'su'"),
         ({"llama.attention.value_length": 8}, "values of 8"),
     ],
 )
@@ -323,7 +335,9 @@ def test_other_byte_order(path: Path) -> None:
 
 
 def test_unsupported_architecture(path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="'gemma3' is not supported; supported: llama"):
+    with pytest.raises(
+        UnsupportedModelError, match="'gemma3' is not supported; supported: llama, "
+    ):
         from_gguf(replace(SMALL, arch="gemma3").write(path))
 
 
@@ -352,9 +366,9 @@ def test_unsupported_type_of_a_norm(path: Path) -> None:
         from_gguf(tiny.write(path), progress=False)
 
 
-def test_tensors_that_a_plain_llama_does_not_have(path: Path) -> None:
-    tiny = replace(SMALL, extra={"blk.0.attn_q.bias": np.zeros(64, np.float32)})
-    with pytest.raises(UnsupportedModelError, match=r"blk\.0\.attn_q\.bias"):
+def test_tensors_that_a_llama_does_not_have(path: Path) -> None:
+    tiny = replace(SMALL, extra={"blk.0.attn_q_norm.weight": np.zeros(16, np.float32)})
+    with pytest.raises(UnsupportedModelError, match=r"a llama .*blk\.0\.attn_q_norm\.weight"):
         from_gguf(tiny.write(path), progress=False)
 
 
