@@ -110,7 +110,7 @@ def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActiva
     if not records:
         raise UnsupportedModelError(
             "the model has no dense layer with integer weights, so there is nothing to split; "
-            "use a file of Q4_0 to Q8_0, IQ4_NL, TQ1_0 or TQ2_0 weights"
+            "use a file of quantized weights (Q4_0, Q4_K_M, ..)"
         )
     encodings = []
     for record in records:
@@ -119,6 +119,7 @@ def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActiva
             DenseOp(
                 *(nnz.rows, c.n, c.k, c.weight_bits, c.group_size, c.has_min, c.label),
                 digit_bits=record.info.digit_bits,
+                scale_bytes=c.scale_bytes,
             )
             for c in record.consumers
         )
