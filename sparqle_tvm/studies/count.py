@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.results.passes import (
     CountedAttention,
     CountedEncoding,
+    PassKind,
     PassResult,
-    Phase,
     pass_result,
 )
 from sparqle_tvm.results.run import SortingResult
@@ -20,7 +20,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import Counting, EncodedActivation, PassCost, pass_cost
-from sparqle_tvm.target.cost.vector import TransformerShape
+from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost
 from sparqle_tvm.target.op import ProgramScheme
 
 Attention = Callable[[int, int], Sequence[CountedAttention]]
@@ -72,6 +72,23 @@ def count_phases(
     return prefill, counter.count("decode", last, tokens - 1, balance, table)
 
 
+def count_call(
+    encodings: Sequence[EncodedActivation],
+    rest: Sequence[VectorCost],
+    accelerator: Accelerator,
+    engine: Counting,
+    balance: Balance,
+    tuned: Schedules | None,
+    table: EnergyTable,
+    *,
+    attention: Sequence[CountedAttention] = (),
+) -> PassResult:
+    """Count a call of any function, whose other work is `rest`; else as `count_phases`."""
+    mixing: Attention | None = (lambda _, __: attention) if attention else None
+    counter = _Counter(None, accelerator, engine, tuned, mixing, tuple(rest))
+    return counter.count("call", encodings, 0, balance, table)
+
+
 def count_sorting(
     prefill: PassResult,
     encodings: Sequence[EncodedActivation],
@@ -118,11 +135,12 @@ def _is_output(encoding: EncodedActivation) -> bool:
 class _Counter:
     """Counts passes of one model."""
 
-    transformer: TransformerShape
+    transformer: TransformerShape | None
     accelerator: Accelerator
     engine: Counting
     tuned: Schedules | None = None
     attention: Attention | None = None
+    rest: tuple[VectorCost, ...] = ()
 
     @cached_property
     def _programs(self) -> ProgramLibrary:
@@ -143,12 +161,14 @@ class _Counter:
         options["attention"] = self.attention is None
         shape = self.transformer
         if self.engine == "simulator":
-            return simulated_pass_cost(encodings, shape, programs=self._programs, **options)
-        return pass_cost(encodings, shape, accelerator=self.accelerator, **options)
+            found = simulated_pass_cost(encodings, shape, programs=self._programs, **options)
+        else:
+            found = pass_cost(encodings, shape, accelerator=self.accelerator, **options)
+        return found if shape is not None else replace(found, vector=self.rest)
 
     def count(
         self,
-        phase: Phase,
+        phase: PassKind,
         encodings: Sequence[EncodedActivation],
         past: int,
         balance: Balance,
