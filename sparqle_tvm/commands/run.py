@@ -25,7 +25,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     run.add_argument(
         "--model",
         default="smollm2",
-        help="smollm2 (fetched on first use), a GGUF file, model.onnx, or model.pt2 of torch.export",
+        help="smollm2 (fetched on first use), a GGUF file, model.onnx, or torch.export's model.pt2",
     )
     _add_input_arguments(run)
     run.add_argument(
@@ -80,7 +80,7 @@ def _add_input_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--inputs",
         metavar="FILE",
-        help="ONNX, PyTorch: an .npz file with the inputs by name; those that are missing are random",
+        help="ONNX, PyTorch: .npz file with the inputs by name; those that are missing are random",
     )
     run.add_argument(
         "--shape",

@@ -239,7 +239,9 @@ def _match(name: str, shape: tuple[int, ...], ty: Any, sizes: dict[Any, int]) ->
     if wrong:
         wanted = " x ".join(str(sizes.get(extent, extent)) for extent in extents)
         found = " x ".join(map(str, shape)) or "a scalar"
-        raise InvalidArgumentError(f"{name!r} is {found}, the function takes {wanted or 'a scalar'}")
+        raise InvalidArgumentError(
+            f"{name!r} is {found}, the function takes {wanted or 'a scalar'}"
+        )
 
 
 def _shape_of(

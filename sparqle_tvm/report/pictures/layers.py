@@ -125,8 +125,9 @@ def draw_layers(one: PassResult, *, narrow: bool = False) -> Figure:
     """Bars of every dense layer: its MSB sparsity, and its cycles dense (outline) and split."""
     shown = sorted(one.layers, key=lambda each: -each.costs["dense"].total_cycles)[:MOST_LAYERS]
     layers = [each for each in one.layers if each in shown]
+    labels = [each.label for each in layers]
     places, width = np.arange(len(layers)), 24 if narrow else 40
-    names = [each.label if len(each.label) <= width else f"..{each.label[-width:]}" for each in layers]
+    names = [label if len(label) <= width else f"..{label[-width:]}" for label in labels]
     with style.picture(narrow, 0.2 * len(layers) + 1.4) as figure:
         sparsity, cycles = figure.subplots(1, 2, sharey=True)
         sparsity.barh(places, [each.msb_sparsity for each in layers], 0.7, color=style.SKY)
