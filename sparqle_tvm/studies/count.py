@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ def count_phases(
     attention : Attention, optional
         Attention on the array; by default the vector unit computes it.
     """
-    counter = _Counter(transformer, accelerator, engine, tuned, attention)
+    counter = PassCounter(transformer, accelerator, engine, tuned, attention)
     table = table or default_table(accelerator)
     tokens = max(encoding.nnz.rows for encoding in encodings)
     last = [encoding.last_token() for encoding in encodings]
@@ -84,9 +84,9 @@ def count_call(
     attention: Sequence[CountedAttention] = (),
 ) -> PassResult:
     """Count a call of any function, whose other work is `rest`; else as `count_phases`."""
-    mixing: Attention | None = (lambda _, __: attention) if attention else None
-    counter = _Counter(None, accelerator, engine, tuned, mixing, tuple(rest))
-    return counter.count("call", encodings, 0, balance, table)
+    counter = PassCounter(None, accelerator, engine, tuned)
+    beside = Beside(lambda _: tuple(rest), attention)
+    return counter.count("call", encodings, 0, balance, table, beside=beside)
 
 
 def count_sorting(
@@ -103,7 +103,7 @@ def count_sorting(
     found = prefill.schemes["sparqle"]
     mma_cycles, layer_cycles = found.mma_cycles, found.dense_layers.cycles
     if any(blocks):
-        counter = _Counter(transformer, accelerator, engine, tuned)
+        counter = PassCounter(transformer, accelerator, engine, tuned)
         in_order = counter.cost(prefill_encodings(encodings), 0, "sparqle", "none")
         mma_cycles, layer_cycles = in_order.mma_cycles, in_order.dense_layers.cycles
     return SortingResult(
@@ -132,7 +132,15 @@ def _is_output(encoding: EncodedActivation) -> bool:
 
 
 @dataclass(frozen=True)
-class _Counter:
+class Beside:
+    """What a pass has beside dense layers: the vector unit's work by scheme, and attention."""
+
+    vector: Callable[[ProgramScheme], tuple[VectorCost, ...]]
+    attention: Sequence[CountedAttention] = ()
+
+
+@dataclass(frozen=True)
+class PassCounter:
     """Counts passes of one model."""
 
     transformer: TransformerShape | None
@@ -140,7 +148,6 @@ class _Counter:
     engine: Counting
     tuned: Schedules | None = None
     attention: Attention | None = None
-    rest: tuple[VectorCost, ...] = ()
 
     @cached_property
     def _programs(self) -> ProgramLibrary:
@@ -161,10 +168,8 @@ class _Counter:
         options["attention"] = self.attention is None
         shape = self.transformer
         if self.engine == "simulator":
-            found = simulated_pass_cost(encodings, shape, programs=self._programs, **options)
-        else:
-            found = pass_cost(encodings, shape, accelerator=self.accelerator, **options)
-        return found if shape is not None else replace(found, vector=self.rest)
+            return simulated_pass_cost(encodings, shape, programs=self._programs, **options)
+        return pass_cost(encodings, shape, accelerator=self.accelerator, **options)
 
     def count(
         self,
@@ -173,8 +178,14 @@ class _Counter:
         past: int,
         balance: Balance,
         table: EnergyTable,
+        *,
+        batch: int = 1,
+        beside: Beside | None = None,
     ) -> PassResult:
-        """Count a pass under both schemes."""
+        """Count a pass under both schemes; of a `batch` in decode, rows are those of sequences.
+
+        What is `beside` the dense layers is by default that of a transformer and one sequence.
+        """
         schemes: tuple[ProgramScheme, ...] = ("dense", "sparqle")
         costs = {scheme: self.cost(encodings, past, scheme, balance) for scheme in schemes}
         counted, first = [], 0
@@ -191,14 +202,19 @@ class _Counter:
                 )
             )
             first = after
-        tokens = max(encoding.nnz.rows for encoding in encodings)
+        tokens = max(encoding.nnz.rows for encoding in encodings) // batch
+        vector = {scheme: cost.vector for scheme, cost in costs.items()}
+        attention = self.attention(tokens, past) if self.attention else ()
+        if beside is not None:
+            vector, attention = {s: beside.vector(s) for s in schemes}, beside.attention
         return pass_result(
             phase,
             tokens=tokens,
             past=past,
+            batch=batch,
             encodings=counted,
-            attention=self.attention(tokens, past) if self.attention else (),
-            vector={scheme: cost.vector for scheme, cost in costs.items()},
+            attention=attention,
+            vector=vector,
             accelerator=self.accelerator,
             table=table,
         )
