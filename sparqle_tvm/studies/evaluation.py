@@ -12,7 +12,7 @@ from sparqle_tvm.errors import UnsupportedModelError
 from sparqle_tvm.models.sparsity import row_quantiles
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.results.passes import layer_type
-from sparqle_tvm.results.run import LayerSparsity
+from sparqle_tvm.results.run import LayerSparsity, MsbSparsity, by_kind, mean_sparsity
 from sparqle_tvm.target.cost.factors import EncodeFactors
 from sparqle_tvm.target.cost.model import EncodedActivation
 from sparqle_tvm.target.cost.vector import TransformerShape
@@ -148,3 +148,11 @@ def layer_sparsities(
             )
         )
     return tuple(layers)
+
+
+def msb_sparsity(
+    records: Sequence[EncodingRecord], encodings: Sequence[EncodedActivation]
+) -> MsbSparsity:
+    """MSB sparsity of all encodings, by layer and by type of layer."""
+    layers = layer_sparsities(records, encodings)
+    return MsbSparsity(mean_sparsity(layers), by_kind(layers), layers)
