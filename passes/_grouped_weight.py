@@ -100,7 +100,7 @@ class GroupedWeight:
         afterwards, in float32.
         """
         op, emit = relax.op, rewriter.emit
-        groups, size, outputs = self.values.shape
+        groups, size, _ = self.values.shape
         rest = None
         if zero is not None:
             wide = emit(op.astype(q, "int32"), "centred")

@@ -295,7 +295,7 @@ def _choose_affine(call: _Call) -> Any:
     """Scale and zero point of each block, as ``torchao.choose_qparams_affine`` has them."""
     op, x, kind = relax.op, call.expr("input"), call["mapping_type"]
     low, high = float(call["quant_min"]), float(call["quant_max"])
-    shape, inside, single = _blocks(x, call["block_size"])
+    shape, inside, _ = _blocks(x, call["block_size"])
     eps = call["eps"] if call["eps"] is not None else float(np.finfo(np.float32).smallest_normal)
     cut, zero = _viewed(call, x, shape), _float(0)
     smallest = call.emit(op.minimum(op.min(cut, inside, keepdims=True), zero))

@@ -63,10 +63,19 @@ def test_a_transformer_block_on_the_simulator(config: str) -> None:
 
 
 def test_layers_bear_their_names() -> None:
-    imported = from_exported_program(by_torchao(Block, "int8 x int4 per channel"), (rows(1, 3, 64),))
+    imported = from_exported_program(
+        by_torchao(Block, "int8 x int4 per channel"), (rows(1, 3, 64),)
+    )
     compiled = sparqle_tvm.compile(imported.mod, collect_encodings=True)
     compiled["main"](rows(1, 3, 64).numpy())
-    assert [e.info.label for e in compiled.encodings] == ["q", "k", "v", "out", "mlp_up", "mlp_down"]
+    assert [e.info.label for e in compiled.encodings] == [
+        "q",
+        "k",
+        "v",
+        "out",
+        "mlp_up",
+        "mlp_down",
+    ]
 
 
 @pytest.mark.parametrize("config", ["int8 x int8", "int8 x int4 per channel"])
