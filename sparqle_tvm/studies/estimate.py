@@ -22,20 +22,25 @@ from sparqle_tvm.models.sparsity import MEASURED, MsbDistribution, msb_distribut
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.results.estimate import AttentionSource, AttentionUnit, DigitSource, Estimate
 from sparqle_tvm.results.passes import (
+    BASELINE,
+    PARTS,
     PHASES,
     CountedAttention,
     CountedCosts,
     CountedEncoding,
+    PassResult,
     Phase,
     pass_result,
 )
 from sparqle_tvm.studies.attention import counted_attention
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import DIGIT_BITS
-from sparqle_tvm.target.cost.analytical import Encoded, costs_together
+from sparqle_tvm.target.cost.analytical import Encoded, OpCost, costs_together, costs_with
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows, sorting_questions
+from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.cost.scheme_choice import cheaper
 from sparqle_tvm.target.cost.tiling import Question, choose_together
 from sparqle_tvm.target.cost.vector import vector_costs
@@ -45,6 +50,7 @@ from sparqle_tvm.target.op import DenseOp
 if TYPE_CHECKING:
     from tvm.target import Target
 
+COMPARED = (BASELINE, "sparqle")
 MAX_COUNTS = 1 << 27
 """Counts of stored digits that are drawn for a layer, at most: they take about 1.5 GB."""
 
@@ -161,7 +167,38 @@ def estimate(
         digits=DigitSource.of(distribution),
         accelerator=accelerator,
         table=table,
+        same_tiles=_same_tiles(encodings, counted, accelerator, table, static_watts),
     )
+
+
+def _same_tiles(
+    encodings: Sequence[CountedEncoding],
+    counted: PassResult,
+    accelerator: Accelerator,
+    table: EnergyTable,
+    static_watts: float | None,
+) -> dict[str, float]:
+    """What ``sparqle`` saves of the energy of ``dense`` with its tiles, by part."""
+    if not {BASELINE, "sparqle"} <= set(counted.schemes):
+        return {}
+    ops: dict[tuple[DenseOp, Decisions], int] = {}
+    parts = []
+    for e in encodings:
+        for own, split in zip(e.costs[BASELINE][1], e.costs["sparqle"][1], strict=True):
+            key = (split.tiling.op, split.tiling.schedule)
+            if split.scheme == "sparqle":
+                parts.append((own, ops.setdefault(key, len(ops)), e.times))
+    costs = costs_with(list(ops), accelerator, BASELINE)
+
+    def joules(cost: OpCost) -> float:
+        return energy(cost.events, accelerator, table, static_watts=static_watts).joules.mid
+
+    more = sum(times * (joules(costs[i]) - joules(own)) for own, i, times in parts)
+    found = {}
+    for part in PARTS:
+        dense, split = (counted.schemes[s].part(part).energy.joules.mid for s in COMPARED)
+        found[part] = 1 - split / (dense + more)
+    return found
 
 
 def _vector_reason(attention: AttentionUnit | None, kv_bits: int, accelerator: Accelerator) -> str:
