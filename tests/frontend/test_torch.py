@@ -63,10 +63,19 @@ def test_a_transformer_block_on_the_simulator(config: str) -> None:
 
 
 def test_layers_bear_their_names() -> None:
-    imported = from_exported_program(by_torchao(Block, "int8 x int4 per channel"), (rows(1, 3, 64),))
+    imported = from_exported_program(
+        by_torchao(Block, "int8 x int4 per channel"), (rows(1, 3, 64),)
+    )
     compiled = sparqle_tvm.compile(imported.mod, collect_encodings=True)
     compiled["main"](rows(1, 3, 64).numpy())
-    assert [e.info.label for e in compiled.encodings] == ["q", "k", "v", "out", "mlp_up", "mlp_down"]
+    assert [e.info.label for e in compiled.encodings] == [
+        "q",
+        "k",
+        "v",
+        "out",
+        "mlp_up",
+        "mlp_down",
+    ]
 
 
 @pytest.mark.parametrize("config", ["int8 x int8", "int8 x int4 per channel"])
@@ -119,6 +128,8 @@ class PerToken(nn.Module):
         self.register_buffer("w", w)
         self.register_buffer("scale", scale.half().float())
         self.register_buffer("zero", torch.zeros(24, WIDTH // size, dtype=torch.int8))
+        self.register_buffer("of_channels", self.scale[:, 0].clone())
+        self.register_buffer("of_zeros", torch.zeros(24, dtype=torch.int8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = decomposed("dequantize_per_channel_group.default")(
@@ -137,7 +148,7 @@ class Symmetric(PerToken):
             q, scale, zero, -128, 127, torch.int8, torch.float32
         )
         weight = decomposed("dequantize_per_channel.default")(
-            self.w, self.scale[:, 0], self.zero[:, 0], 0, -128, 127, torch.int8
+            self.w, self.of_channels, self.of_zeros, 0, -128, 127, torch.int8
         )
         return nn.functional.linear(given, weight)
 

@@ -138,7 +138,6 @@ def reciprocal(x: Any, scale: Any) -> relax.Expr:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"steps": reciprocal}, "not quantized by divide, round, clip and astype"),
         ({"eps": 1e-12}, "not bounded below by 1e-30"),
         ({"amax": lambda x: op.max(op.abs(x), keepdims=True)}, "the scale is not per row"),
         ({"amax": lambda x: op.max(op.abs(x), axis=[0], keepdims=True)}, "not per row"),
@@ -156,6 +155,11 @@ def reciprocal(x: Any, scale: Any) -> relax.Expr:
 def test_what_is_left_alone_and_why(changes: dict[str, Any], reason: str) -> None:
     (found,) = assert_unchanged(FuseQuantize, quantizer(**changes))
     assert reason in found
+
+
+def test_another_quantization_is_nothing_to_fuse() -> None:
+    """PyTorch's multiplies with the inverse of the scale."""
+    assert assert_unchanged(FuseQuantize, quantizer(steps=reciprocal)) == []
 
 
 def test_float16_is_left_alone() -> None:
