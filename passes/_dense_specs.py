@@ -57,7 +57,7 @@ def describe(
     CompileError
         If the accelerator cannot run it.
     """
-    bits, signed = _weight_format(rewriter, op)
+    bits, signed = weight_format(rewriter, op)
     offset = remaining_offset(rewriter, op, -op.digits.bias)
     output = OUTPUTS[type(op)]
     encoded = output == "encoded"
@@ -104,7 +104,7 @@ def _digits_out(op: dialect.SplitDenseEncoded) -> dict[str, Any]:
     }
 
 
-def _weight_format(rewriter: Rewriter, op: dialect.Dense) -> tuple[int, bool]:
+def weight_format(rewriter: Rewriter, op: dialect.Dense) -> tuple[int, bool]:
     """Bits of a stored weight, and whether they are signed.
 
     An op of 4 bits means -8..7 or 0..15; where nothing tells which, the int8 are kept whole.

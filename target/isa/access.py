@@ -44,8 +44,10 @@ class Tensor(IntEnum):
 
     Of attention (H key heads, T keys, D channels): QUERIES (bytes,) uint8, block behind block, each
     as it lies on chip (`isa.attention_header`); QUERY_PTR (blocks + 1,) int32, where they begin.
-    KEYS, VALUES (H, T, D) int8. KEY_SCALES (H, T, 2) float32: the scale of the key and of the value
-    of a token. OUT (M, heads, D) float32.
+    KEYS, VALUES (H, T, D) int8, or, if the cache holds them otherwise, (bytes,) uint8: all heads as
+    `numerics.kv_cache.store_rows` lays them out; KEY_PTR, VALUE_PTR (H, T + 1) int32 are where rows
+    begin in them, and end (of keys only every eighth is stored). KEY_SCALES (H, T, 2) float32: the
+    scale of the key and of the value of a token. OUT (M, heads, D) float32.
     """
 
     LSB = 0
@@ -73,6 +75,8 @@ class Tensor(IntEnum):
     KEYS = 22
     VALUES = 23
     KEY_SCALES = 24
+    KEY_PTR = 25
+    VALUE_PTR = 26
 
 
 class Values(Protocol):
