@@ -159,11 +159,11 @@ def _crumbs(packed: Blocks) -> NDArray[np.uint8]:
 
 
 def _k_quant(
-    values: NDArray[np.uint8 | np.int8],
+    values: NDArray[Any],
     d: NDArray[np.float16],
-    scales: NDArray[np.uint8 | np.int8],
+    scales: NDArray[Any],
     d_min: NDArray[np.float16] | None = None,
-    minima: NDArray[np.uint8] | None = None,
+    minima: Any | None = None,
 ) -> GroupedWeight:
     """Values (N, B, 256) whose b groups have integer scales (N, B, b), all times d (N, B).
 
