@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.analytical import Encoded, EncodeCost, OpCost, costs_together
+from sparqle_tvm.target.cost.analytical import EncodeCost, Encoded, OpCost, costs_together
 from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY, typical_digits
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
 from sparqle_tvm.target.op import DenseOp

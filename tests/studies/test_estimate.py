@@ -59,10 +59,12 @@ def test_an_estimate_is_what_the_cost_model_counts(phase):
             readers = SMALL.readers(kind, rows)
             k = readers[0].k
             nothing = RowNnz(np.zeros((rows, k // 8), dtype=np.int32), 8, k)
-            encodings.append(EncodedActivation(f"{kind}{layer}", nothing, "signed", readers))
+            encodings.append(
+                EncodedActivation(f"{kind}{layer}", nothing, "signed", readers, density=0.0)
+            )
     head = SMALL.readers("output", 1)
     nothing = RowNnz(np.zeros((1, head[0].k // 8), dtype=np.int32), 8, head[0].k)
-    encodings.append(EncodedActivation("head", nothing, "signed", head))
+    encodings.append(EncodedActivation("head", nothing, "signed", head, density=0.0))
     for scheme in ALL_SCHEMES:
         cost = pass_cost(
             encodings,
@@ -123,7 +125,7 @@ def test_llama2_prefill_gains_and_decode_waits_for_weights():
     assert 0.1 < prefill.saved("sparqle", "dense_layers").cycles < 0.4
     assert 0.05 < prefill.saved("sparqle").energy.mid < 0.3
     # Schedules are chosen for time: they may move a little more than those of the baseline.
-    assert abs(prefill.saved("sparqle").dram_bytes) < 0.05
+    assert prefill.saved("sparqle").dram_bytes > -0.05
     assert not prefill.schemes["dense"].whole_model.weight_bound
     for estimated in decode.schemes.values():
         assert estimated.whole_model.weight_bound
