@@ -38,7 +38,8 @@ def row_counts(lead: list[Any], accelerator: Accelerator) -> list[int]:
 
 def dense_op(op: dialect.Dense, rows: int, **others: Any) -> DenseOp:
     """What an op of the dialect says of itself, for so many rows, and other fields."""
-    own = {name: getattr(op, name) for name in ("label", "weight_bits", "group_size", "has_min")}
+    names = ("label", "weight_bits", "group_size", "has_min", "scale_bytes")
+    own = {name: getattr(op, name) for name in names}
     sizes = {"m": rows, "n": op.out_features, "k": op.in_features, "digit_bits": op.k}
     return DenseOp(**{**sizes, **own, **others})
 

@@ -131,7 +131,7 @@ def pipeline(
     TuningError
         If the database is damaged, or of another accelerator.
     """
-    known = _known(
+    known = options_of(
         target, options, lift=lift, collect=collect, offload=offload, report=report or PassReport()
     )
     return compiler.sequence(compiler.phases(known), known)
@@ -181,7 +181,7 @@ def compile(
         As in :func:`pipeline`.
     """
     report = PassReport()
-    known = _known(
+    known = options_of(
         target,
         options,
         split=split,
@@ -212,7 +212,7 @@ def load(path: str | os.PathLike[str]) -> Executable:
         raise CompileError(f"{path} is no exported executable: {reason}") from error
 
 
-def _known(
+def options_of(
     target: str | tvm.target.Target | Accelerator,
     options: CommonOptions,
     *,

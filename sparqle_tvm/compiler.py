@@ -318,14 +318,21 @@ def compile(
     *,
     split: bool = True,
     host: str | tvm.target.Target | None = None,
+    after: str = "",
 ) -> Executable | tvm.IRModule:
-    """Compile a Relax module; see `sparqle_tvm.compile`."""
+    """Compile a Relax module; see `sparqle_tvm.compile`.
+
+    With `after`, it is the module of an earlier call that stopped after the phase of that name.
+    """
     if split:
         found = phases(given)
     elif given.choices or given.lift is not None:
         found = reference_phases(given)
     else:
         found = host_phases(given)
+    if after:
+        names = list(found)
+        found = {name: found[name] for name in names[names.index(after) + 1 :]}
     steps = sequence(found, given)
     chosen = checked_host(host)
     if given.stop_after is not None:

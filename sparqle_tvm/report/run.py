@@ -30,7 +30,7 @@ from sparqle_tvm.report.passes import (
 from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.results.losses import RunLoss
 from sparqle_tvm.results.passes import PassResult, share_saved
-from sparqle_tvm.results.run import LayerSparsity, RunResult, SortingResult, TuningGain
+from sparqle_tvm.results.run import LayerSparsity, Measured, RunResult, SortingResult, TuningGain
 
 _HOW = {
     "simulator": "The dense layers ran as programs on the cycle-level simulator, which computed "
@@ -166,7 +166,7 @@ def loss_columns(prefix: str = "", where: str = "") -> tuple[Column, ...]:
     )
 
 
-def sparsity_section(run: RunResult, *parts: Part) -> Section:
+def sparsity_section(run: Measured, *parts: Part) -> Section:
     """Where the digits are zero, after other parts."""
     table = Table(
         name="sparsity",
@@ -254,7 +254,7 @@ def layer_sections(run: RunResult) -> Iterator[Section]:
     )
 
 
-def detail_tables(run: RunResult) -> Iterator[Table]:
+def detail_tables(run: Measured) -> Iterator[Table]:
     """The accelerator, and every layer."""
     fields = asdict(run.accelerator)
     yield Table(

@@ -29,6 +29,8 @@ from sparqle_tvm.target.op import DenseOp
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+PassKind = Literal["prefill", "decode", "call"]
+"""Phases of a language model, and one call of a function of any model."""
 BASELINE = "dense"
 """The scheme that savings are given against."""
 
@@ -39,7 +41,9 @@ Cost = CountedOp | EncodeCost | VectorCost | AttentionCost
 CountedCosts = tuple[EncodeCost, tuple[CountedOp, ...]]
 """Of an encoding, and of what runs for the dense ops that read it, see `joint_op.join`."""
 
-_BLOCK = re.compile(r"^blk_(\d+)_")
+# Names of layers hold the number of their block: blk_3_attn_q, layer_0_query, h_7_mlp_up.
+_BLOCK = re.compile(r"^(?P<where>(?:[^\W\d]\w*?_)?)(?P<block>\d+)_(?P<rest>.+)$")
+_BLOCKS = "blk_"
 _OF_THE_OP = ("label", "m", "n", "k", "weight_bits", "group_size", "has_min", "macs")
 
 
@@ -294,10 +298,11 @@ class PassResult:
 
     Attributes
     ----------
-    phase : {"prefill", "decode"}
-        All tokens at once, or one token of each sequence.
+    phase : {"prefill", "decode", "call"}
+        All tokens at once, one token of each sequence, or a call of any function.
     tokens, past : int
-        Tokens of a sequence in the pass, and in the cache before it.
+        Tokens of a sequence in the pass (of a call the most rows that a dense layer has), and in
+        the cache before it.
     batch : int
         Sequences.
     msb_sparsity : float
@@ -310,7 +315,7 @@ class PassResult:
         The rest.
     """
 
-    phase: Phase
+    phase: PassKind
     tokens: Positive
     past: Count
     batch: Positive
@@ -331,8 +336,9 @@ class PassResult:
 
     @property
     def name(self) -> str:
-        """Phase and tokens: ``decode, 1 token after 511``."""
-        tokens = f"{self.tokens:,} token{'s' * (self.tokens > 1)}"
+        """Phase and tokens: ``decode, 1 token after 511``; ``call, 9 rows``."""
+        unit = "row" if self.phase == "call" else "token"
+        tokens = f"{self.tokens:,} {unit}{'s' * (self.tokens > 1)}"
         return f"{self.phase}, {tokens}" + (f" after {self.past:,}" if self.past else "")
 
     def saved(self, scheme: str, part: str = "whole_model") -> Saved:
@@ -446,7 +452,7 @@ class CountedAttention:
 
 
 def pass_result(
-    phase: Phase,
+    phase: PassKind,
     *,
     tokens: int,
     past: int,
@@ -563,11 +569,12 @@ def share_saved(before: float, after: float) -> float:
 
 
 def layer_type(label: str) -> str:
-    """``blk_3_attn_q`` -> ``attn_q``: the same for all blocks."""
-    return _BLOCK.sub("", label)
+    """``blk_3_attn_q`` -> ``attn_q``, ``layer_0_query`` -> ``layer_query``: same for all blocks."""
+    found = _BLOCK.match(label)
+    return found["where"].removeprefix(_BLOCKS) + found["rest"] if found else label
 
 
 def block_of(label: str) -> int | None:
     """``blk_3_attn_q`` -> 3; None for what lies in no block (the output layer)."""
     found = _BLOCK.match(label)
-    return int(found[1]) if found else None
+    return int(found["block"]) if found else None

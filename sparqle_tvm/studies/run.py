@@ -19,12 +19,10 @@ from sparqle_tvm.numerics.kv_cache import parse_kv
 from sparqle_tvm.progress import Stages
 from sparqle_tvm.results.run import (
     ModelFile,
-    MsbSparsity,
     PhaseGain,
     RunResult,
     Text,
     TuningGain,
-    by_kind,
 )
 from sparqle_tvm.studies.attention import counted_attention, launched_attention
 from sparqle_tvm.studies.count import (
@@ -38,7 +36,7 @@ from sparqle_tvm.studies.evaluation import (
     Evaluation,
     encoded_activations,
     evaluate,
-    layer_sparsities,
+    msb_sparsity,
     transformer_shape,
 )
 from sparqle_tvm.studies.inputs import (
@@ -234,7 +232,6 @@ def run_model(
     del imported  # one model in memory at a time
     with stages("import (float)"):
         imported = from_gguf(path, activations="float32", progress=progress)
-    layers = layer_sparsities(records, prefill_encodings(encodings))
     perplexity = {"int8": plain.perplexity, "sparqle": split.perplexity}
     perplexity |= _float_perplexity(stages, imported, ids, chosen, stored)
     return RunResult(
@@ -248,7 +245,7 @@ def run_model(
         loss=loss,
         perplexity=perplexity,
         kv=kv,
-        msb_sparsity=MsbSparsity(passes[0].msb_sparsity, by_kind(layers), layers),
+        msb_sparsity=msb_sparsity(records, prefill_encodings(encodings)),
         prefill=passes[0],
         decode=passes[1],
         balance=sorting,

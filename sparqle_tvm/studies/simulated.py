@@ -100,7 +100,7 @@ def simulate_op(
 
 def simulated_pass_cost(
     encodings: Sequence[EncodedActivation],
-    transformer: TransformerShape,
+    transformer: TransformerShape | None,
     *,
     tokens: int,
     past: int,

@@ -159,6 +159,7 @@ def _specs(
             window=window_of(info.window).name if scheme == "sparqle" else PLAIN,
             weight_bits=consumer.weight_bits,
             group_size=consumer.group_size,
+            scale_bytes=consumer.scale_bytes,
             has_min=consumer.has_min,
             scheme=scheme,
             label=consumer.label,

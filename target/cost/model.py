@@ -228,7 +228,7 @@ class PassCost:
 
 def pass_cost(
     encodings: Sequence[EncodedActivation],
-    transformer: TransformerShape,
+    transformer: TransformerShape | None,
     *,
     tokens: int,
     past: int,
@@ -244,8 +244,8 @@ def pass_cost(
     ----------
     encodings : sequence of EncodedActivation
         All encodings of the pass in order, that of the output layer (one token) included.
-    transformer : TransformerShape
-        Sizes of the rest of the model.
+    transformer : TransformerShape or None
+        Sizes of the rest of the model; None: nothing of it is counted.
     tokens, past : int
         Tokens of the pass, and tokens in the cache before.
     accelerator : Accelerator
@@ -277,7 +277,9 @@ def pass_cost(
         scheme=scheme,
         ops=tuple(op for _, ops in parts for op in ops),
         encodes=tuple(encode for encode, _ in parts),
-        vector=vector_costs(
+        vector=()
+        if transformer is None
+        else vector_costs(
             *(transformer, tokens, past, accelerator), attention=attention, scheme=scheme
         ),
         left=tuple(left),
