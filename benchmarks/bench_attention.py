@@ -21,9 +21,9 @@ from tvm.relax.utils import copy_with_new_vars
 import sparqle_tvm
 from sparqle_tvm.calibration.budget import parse_share
 from sparqle_tvm.frontend import from_gguf
-from sparqle_tvm.models.attention_sparsity import MeasuredAttention, measured_attention
+from sparqle_tvm.models.attention_sparsity import measured_attention
 from sparqle_tvm.models.builtin import fetch_builtin
-from sparqle_tvm.numerics.kv_cache import HeadStorage, parse_kv, with_factor
+from sparqle_tvm.numerics.kv_cache import parse_kv
 from sparqle_tvm.passes import QuantizeAttention
 from sparqle_tvm.studies.evaluation import evaluate
 from sparqle_tvm.studies.inputs import read_tokens
@@ -120,17 +120,11 @@ def bits_of(kv: str) -> tuple[float, float]:
             if chosen:
                 found = measured.storage(place, layers, table.shape[1])
                 mine = found.keys if side == "k" else found.values
-            bits += [
-                mine.mean_bits(s, head) for head, s in enumerate(sparsity(measured, mine, table))
-            ]
+            what, heads = ("key" if side == "k" else "value"), table.shape[1]
+            stored = measured.stored(what, place, layers, heads, mine.levels)
+            bits += [mine.mean_bits(1 - s, head) for head, s in enumerate(stored)]
         sides.append(float(np.mean(bits)))
     return sides[0], sides[1]
-
-
-def sparsity(measured: MeasuredAttention, storage: HeadStorage, table: np.ndarray) -> list[float]:
-    """MSB sparsity by head at the storage's levels, between the measured ones."""
-    levels = [with_factor(factor).levels for factor in measured.factors][::-1]
-    return [float(np.interp(storage.levels, levels, column[::-1])) for column in table.T]
 
 
 if __name__ == "__main__":

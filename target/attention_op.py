@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.attention import MAX_KEYS
-from sparqle_tvm.numerics.kv_cache import row_bytes
+from sparqle_tvm.numerics.kv_cache import CacheName, row_bytes
 from sparqle_tvm.numerics.window import WINDOWS, WindowName
 from sparqle_tvm.target.op import SCHEMES, ProgramScheme, is_whole
 
@@ -17,8 +17,6 @@ DIGIT_BITS = 4
 
 KEY_SLICES = 2
 """Slices of a key or a value; each is one more pass of the array."""
-
-CacheName = Literal["key", "value"]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,8 @@ from sparqle_tvm.numerics.integers import plane_bytes
 from sparqle_tvm.numerics.slicing import SlicedTensor, encode
 
 DIGIT_BITS = 4
+
+CacheName = Literal["key", "value"]
 
 POINTER_BYTES = 4
 KEY_GROUP = 8

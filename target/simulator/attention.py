@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.numerics.kv_cache import dense_bytes, store_rows
+from sparqle_tvm.numerics.kv_cache import CacheName, dense_bytes, store_rows
 from sparqle_tvm.numerics.slicing import encode
-from sparqle_tvm.target.attention_op import AttentionOp, CacheName
+from sparqle_tvm.target.attention_op import AttentionOp
 from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.attention_header import AttentionHeader, plane_bytes
 from sparqle_tvm.target.isa.operands import BLOCKS
