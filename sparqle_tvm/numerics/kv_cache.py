@@ -176,7 +176,8 @@ def store_rows(values: npt.NDArray[np.int8], bits: int, in_planes: bool) -> Stor
         packed: npt.NDArray[np.uint8] = values.view(np.uint8)
         if bits < 8:
             codes = np.unpackbits(packed.reshape(tokens, width, 1), axis=2, bitorder="little")
-            packed = np.packbits(codes[..., :bits].reshape(tokens, -1), axis=1, bitorder="little")
+            plain = codes[..., :bits].reshape(tokens, width * bits)
+            packed = np.packbits(plain, axis=1, bitorder="little")
         return StoredRows(packed.reshape(-1), size * np.arange(tokens + 1, dtype=np.int64))
     planes = encode(np.ascontiguousarray(values), window="signed", name="heads")
     dense = np.concatenate([planes.lsb, planes.pbm], axis=1)
