@@ -84,7 +84,7 @@ class _Offload(Rewriter):
             for dim, buckets in ((tokens, ROW_BUCKETS), (keys, KEY_BUCKETS))
         )
         sizes = (int(kv_heads), int(heads) // int(kv_heads), int(channels))
-        cache = {
+        cache: dict[str, Any] = {
             "key_bits": HeadStorage(op.key_levels).plain_bits,
             "value_bits": HeadStorage(op.value_levels).plain_bits,
             "key_planes": op.key_planes,

@@ -93,8 +93,8 @@ class AttentionOp:
             bits, planes = getattr(self, f"{name}_bits"), getattr(self, f"{name}_planes")
             if not is_whole(bits, 2, 9):
                 return f"{name}_bits = {bits!r} must be a whole number from 2 to 8"
-            known = isinstance(planes, str) and planes and not {*planes} - {"p", "-"}
-            if not known or len(planes) not in (1, self.kv_heads):
+            letters = isinstance(planes, str) and planes and not {*planes} - {"p", "-"}
+            if not letters or len(planes) not in (1, self.kv_heads):
                 return (
                     f"{name}_planes = {planes!r} must be p or - for each of {self.kv_heads} key "
                     "heads, or for all"

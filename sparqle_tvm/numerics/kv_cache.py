@@ -236,7 +236,9 @@ def load_rows(
     dense, msb = rows[fixed], rows[_rest(rows.size, fixed)]
     row_ptr = begins - begins[0] - dense_bytes(head_dim) * np.arange(tokens + 1)
     sliced = SlicedTensor.from_planes(
-        *(np.ascontiguousarray(part) for part in (dense[:, :low], dense[:, low:], msb)),
+        np.ascontiguousarray(dense[:, :low]),
+        np.ascontiguousarray(dense[:, low:]),
+        msb,
         row_ptr.astype(np.int32),
         shape=(tokens, head_dim),
     )

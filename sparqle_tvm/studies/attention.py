@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -84,7 +84,10 @@ def counted_attention(
         If a row with so many keys does not fit the buffers.
     """
     storage = parse_kv(kv)
-    bits = {"key_bits": storage.keys.plain_bits, "value_bits": storage.values.plain_bits}
+    bits: dict[str, Any] = {
+        "key_bits": storage.keys.plain_bits,
+        "value_bits": storage.values.plain_bits,
+    }
     heads = (shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim)
     dense = AttentionOp(
         *(tokens, past + tokens, *heads),
@@ -110,7 +113,9 @@ def counted_attention(
         ]
         rows = cache_rows(op, shape.layers, kv, layers)
         # On its way into the chip a cache is expanded if it is not int8 in some layer and head.
-        planes = {f"{what}_planes": "p" if r.digits.any() else "-" for what, r in rows.items()}
+        planes: dict[str, Any] = {
+            f"{what}_planes": "p" if r.digits.any() else "-" for what, r in rows.items()
+        }
         split = _cost(replace(op, **planes), accelerator, "sparqle", shares, seed, rows)
         costs = {str(scheme): baselines.get(scheme, split) for scheme in schemes}
         found.append(CountedAttention(LABEL, batch * len(layers), costs))
@@ -215,6 +220,12 @@ def _places(op: AttentionOp, plan: AttentionPlan) -> list[tuple[int, int]]:
     return [(some, max(middle + some // 2, some)) for middle in middles]
 
 
+def _plain_bits(kv: str) -> dict[str, Any]:
+    """Options of an op: bits of the integers of keys and values, stored plain."""
+    storage = parse_kv(kv)
+    return {"key_bits": storage.keys.plain_bits, "value_bits": storage.values.plain_bits}
+
+
 def cache_rows(
     op: AttentionOp, layers: int, kv: str, chosen: Sequence[int]
 ) -> dict[CacheName, MeanRows]:
@@ -240,7 +251,10 @@ def cache_token(
 ) -> CacheToken:
     """What a token takes in the cache of a layer; baselines have the same integers, plain."""
     storage, width = parse_kv(kv), shape.head_dim
-    bits = {"key_bits": storage.keys.plain_bits, "value_bits": storage.values.plain_bits}
+    bits: dict[str, Any] = {
+        "key_bits": storage.keys.plain_bits,
+        "value_bits": storage.values.plain_bits,
+    }
     op = AttentionOp(1, 1, shape.kv_heads, 1, width, **bits)
     if scheme != "sparqle":
         plain = op.row_bytes("key") + op.row_bytes("value")

@@ -56,7 +56,7 @@ def attention_tensors(
     scales = factors.reshape(by_head).transpose(1, 0, 2).reshape(-1)
     stream, pointers = _query_blocks(header, np.ascontiguousarray(rows), scales, tokens, count)
     both = np.stack([keys[1], values[1]], axis=-1).transpose(1, 0, 2)
-    found = {
+    found: dict[Tensor, NDArray[Any]] = {
         Tensor.QUERIES: stream,
         Tensor.QUERY_PTR: pointers,
         Tensor.KEY_SCALES: np.ascontiguousarray(both, np.float32),

@@ -91,8 +91,11 @@ class MeanRows:
     @classmethod
     def mean(cls, layers: Sequence[MeanRows]) -> MeanRows:
         """Of several layers."""
-        columns = ([getattr(x, name) for x in layers] for name in ("bytes", "digits", "pointers"))
-        return cls(*(np.mean(column, axis=0) for column in columns), all(x.int8 for x in layers))
+        nbytes, digits, pointers = (
+            np.mean([getattr(x, name) for x in layers], axis=0)
+            for name in ("bytes", "digits", "pointers")
+        )
+        return cls(nbytes, digits, pointers, all(x.int8 for x in layers))
 
 
 @dataclass(frozen=True, eq=False)
