@@ -319,14 +319,16 @@ def compile(
     split: bool = True,
     host: str | tvm.target.Target | None = None,
     after: str = "",
+    reference: bool = False,
 ) -> Executable | tvm.IRModule:
     """Compile a Relax module; see `sparqle_tvm.compile`.
 
     With `after`, it is the module of an earlier call that stopped after the phase of that name.
+    With `reference`, what is not split is in integers as of `reference_phases`, always.
     """
     if split:
         found = phases(given)
-    elif given.choices or given.lift is not None:
+    elif reference or given.choices or given.lift is not None:
         found = reference_phases(given)
     else:
         found = host_phases(given)
