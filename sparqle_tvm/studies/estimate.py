@@ -41,8 +41,9 @@ from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows, sorting_questions
 from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
+from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.schedule import Decisions
-from sparqle_tvm.target.cost.scheme_choice import cheaper
+from sparqle_tvm.target.cost.scheme_choice import EncodingCosts, cheaper
 from sparqle_tvm.target.cost.tiling import Question, choose_together
 from sparqle_tvm.target.cost.vector import vector_costs
 from sparqle_tvm.target.joint_op import joined
@@ -195,19 +196,22 @@ def _same_tiles(
     parts = []
     for e in encodings:
         for own, split in zip(e.costs[BASELINE][1], e.costs["sparqle"][1], strict=True):
-            key = (split.tiling.op, split.tiling.schedule)
+            assert isinstance(split, OpCost)  # counted by formula, all of them
+            schedule = split.tiling.schedule
+            assert isinstance(schedule, Decisions)
+            key = (split.tiling.op, schedule)
             if split.scheme == "sparqle":
-                parts.append((own, ops.setdefault(key, len(ops)), e.times))
-    costs = costs_with(list(ops), accelerator, BASELINE)
+                parts.append((own.events, ops.setdefault(key, len(ops)), e.times))
+    costs = costs_with(list(ops), accelerator, "dense")
 
-    def joules(cost: OpCost) -> float:
-        return energy(cost.events, accelerator, table, static_watts=static_watts).joules.mid
+    def joules(events: Events) -> float:
+        return energy(events, accelerator, table, static_watts=static_watts).joules.mid
 
-    more = sum(times * (joules(costs[i]) - joules(own)) for own, i, times in parts)
+    more = sum(times * (joules(costs[i].events) - joules(own)) for own, i, times in parts)
     found = {}
     for part in PARTS:
-        dense, split = (counted.schemes[s].part(part).energy.joules.mid for s in COMPARED)
-        found[part] = 1 - split / (dense + more)
+        spent = {s: counted.schemes[s].part(part).energy.joules.mid for s in COMPARED}
+        found[part] = 1 - spent["sparqle"] / (spent[BASELINE] + more)
     return found
 
 
@@ -286,7 +290,7 @@ def _count(
         block = 0
         if "sparqle" in schemes:
             block = choose_block_rows(readers, accelerator, balance)
-        numbers = {}
+        numbers: dict[str, int] = {}
         for scheme in baselines:
             numbers[scheme] = len(asked)
             asked.append(Encoded(kind, nothing, readers, scheme))
@@ -309,7 +313,7 @@ def _count(
     costs = costs_together(asked, accelerator)
     done = []
     for encoding, nnz, numbers in counted:
-        found = {scheme: costs[i] for scheme, i in numbers.items()}
+        found: dict[str, EncodingCosts] = {scheme: costs[i] for scheme, i in numbers.items()}
         left, block = None, encoding.block_rows
         if "sparqle" in schemes:
             left = cheaper(found["sparqle"], found["dense"], nnz, accelerator.digit_bits)
