@@ -29,7 +29,7 @@ PACKAGE_ROOTS = {"sparqle_tvm": "sparqle_tvm", "passes": "sparqle_tvm.passes"} |
 LAYERS = (
     ("errors",),
     ("_versions", "escaping", "files", "processes", "progress", "threads", "tirscript"),
-    ("numerics",),
+    ("numerics", "showing"),
     ("dialect", "target.accelerator", "target.op"),
     ("target.attention_op",),
     ("host", "target.isa"),

@@ -33,7 +33,7 @@ from sparqle_tvm.files import (
     write_json,
     write_text,
 )
-from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.accelerator import ENGINE_FEATURE, Accelerator
 from sparqle_tvm.target.cost.schedule import Decisions, overflows
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.tuning.space import Trace, read_trace, reason_against
@@ -287,8 +287,12 @@ def _read_records(
 
 
 def _features(target: Mapping[str, Any]) -> dict[str, Any]:
-    """What a target says, but the tag, which TVM adds."""
-    return {key: value for key, value in target.items() if key != "tag"}
+    """What a target says of the accelerator: not kind, tag and processor."""
+    return {
+        key: value
+        for key, value in target.items()
+        if key.startswith("feature.") and key != ENGINE_FEATURE
+    }
 
 
 _Record: Any = tuple[
