@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 from typing import Any
 
 import tvm
 from tvm import relax
-from tvm.relax.expr_functor import mutator
+from tvm.relax.expr_functor import PyExprVisitor, mutator, visitor
 
 from sparqle_tvm import dialect
 from sparqle_tvm.passes._match import dims_of, dtype_of, op_name
@@ -32,14 +33,15 @@ class _Look(Rewriter):
         super().__init__(mod, owner)
         self.module = mod
         self.products = self.split = self.legalized = 0
+        self.times = 1
         self.sources: dict[Any, str] = {}
         self.known = {(entry.function, entry.label) for entry in owner.report.skipped}
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         kind = dialect.op_name(call) or op_name(call)
         if (dense := dialect.Dense.of(call)) is not None:
-            self.products += 1
-            self.split += 1
+            self.products += self.times
+            self.split += self.times
             noted = Split(self.function, dense.label, _form(dense), dense.window)
             self.owner.report.note_split(noted)
         elif kind == "relax.matmul":
@@ -90,7 +92,7 @@ class _Look(Rewriter):
             if len(dims_of(weight)) != 2 or dtype_of(activation) not in _FLOATS:
                 return
             reason = f"its activations are {dtype_of(activation)}, only the weights are quantized"
-        self.products += 1
+        self.products += self.times
         if (self.function, self.label) not in self.known:
             self.skip(op, self.label, f"{reason} ({' x '.join(filter(None, sources))})")
 
@@ -134,13 +136,29 @@ class ReportLeft(RewritePass):
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Return ``mod`` itself."""
-        look = _Look(mod, self)
+        look, calls = _Look(mod, self), _CallCounter()
+        for _, func in relax_functions(mod):
+            calls.visit_expr(func)
         for gv, func in relax_functions(mod):
+            # Equal fused functions are one.
+            look.times = max(1, calls.found[gv])
             look.begin(str(gv.name_hint), func)
             look.visit_expr(func)
         look.function = ""
         look.finish()
         return mod
+
+
+@visitor
+class _CallCounter(PyExprVisitor):
+    """How often each function of a module is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[Any] = Counter()
+
+    def visit_call_(self, op: relax.Call) -> None:
+        self.found[op.op] += isinstance(op.op, tvm.ir.GlobalVar)
 
 
 def _form(dense: dialect.Dense) -> str:

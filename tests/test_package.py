@@ -116,6 +116,16 @@ def test_every_package_folder_is_listed():
     assert mapping == {"sparqle_tvm.passes": "passes", "sparqle_tvm.target": "target"}
 
 
+def test_editors_find_the_package_as_it_is_installed():
+    links = ROOT / "typings" / "sparqle_tvm"
+    found = {link.name: link.resolve() for link in links.iterdir()}
+    here = {path.name: path for path in (ROOT / "sparqle_tvm").iterdir() if path.name[:3] != "__p"}
+    assert found == {**here, "passes": ROOT / "passes", "target": ROOT / "target"}
+    assert all(not link.readlink().is_absolute() for link in links.iterdir())
+    tools = PYPROJECT["tool"]
+    assert tools["pyright"]["stubPath"] == tools["mypy"]["mypy_path"] == "typings"
+
+
 def test_every_module_lies_in_a_package():
     for file in module_files().values():
         assert (file.parent / "__init__.py").exists(), f"{file.parent} has no __init__.py"

@@ -1,4 +1,4 @@
-"""What a TVM user types, in fresh processes: TVM's own calls build, order passes, export and load."""
+"""What a TVM user types, in fresh processes: TVM's own calls build, tune, export and load."""
 
 from __future__ import annotations
 
@@ -201,8 +201,8 @@ def test_without_the_plugin_kernels_run_and_programs_say_what_is_missing(exporte
 ENGINE = "host"
 {LOAD}
 assert not any(name.startswith("sparqle_tvm") for name in sys.modules)
-vm = relax.VirtualMachine(tvm.runtime.load_module("simulator.so"), tvm.cpu())
 try:
+    vm = relax.VirtualMachine(tvm.runtime.load_module("simulator.so"), tvm.cpu())
     vm["main"](tvm.runtime.tensor(values["q"]))
     raise SystemExit("it ran")
 except Exception as error:

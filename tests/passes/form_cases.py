@@ -1,4 +1,4 @@
-"""Integer forms of dense ops and of what follows them, as Relax writes them; docs/forms.md lists them.
+"""Integer forms of dense ops and of what follows them, as Relax writes them, for docs/forms.md.
 
 ``python tests/passes/form_cases.py`` writes the document anew.
 """
@@ -111,7 +111,7 @@ def relax_text(name: str) -> str:
     lines = module(name)["main"].script(show_meta=False).splitlines()
     begin = next(i for i, line in enumerate(lines) if "with R.dataflow()" in line) + 1
     end = next(i for i, line in enumerate(lines) if "R.output(" in line)
-    bindings = [re.sub(r"^(\w+): R\.[^=]* = ", r"\1 = ", line.strip()) for line in lines[begin:end]]
+    bindings = [re.sub(r"^(\w+): .*?\) = ", r"\1 = ", line.strip()) for line in lines[begin:end]]
     return "\n".join(bindings)
 
 
