@@ -59,9 +59,10 @@ class CommonOptions(TypedDict, total=False):
         Where encodings sort their rows, so that few wait in the MSB pass: where encoding and array
         take fewer cycles by it (``array``, the default), or encoding and dense ops less time
         (``time``). Results do not depend on it, and kernels for this CPU do not sort.
-    database : path or TuningDatabase
-        Folder that `sparqle_tvm.tune` filled: its schedules are used for the programs of the
-        simulator, and ``report.tuned`` names the ops that have one.
+    database : path, TuningDatabase or ms.database.Database
+        What `sparqle_tvm.tune` or MetaSchedule's ``tune_relax`` filled, or its folder: its
+        schedules are used for the programs of the simulator, and ``report.tuned`` names the ops
+        that have one.
     stop_after : str
         Name of the last phase that is done; by default all are.
     dump : path
@@ -79,7 +80,7 @@ class CommonOptions(TypedDict, total=False):
     kv: Mapping[str, KvStorage] | None
     default_kv: KvStorage
     balance: Balance
-    database: str | os.PathLike[str] | TuningDatabase | None
+    database: str | os.PathLike[str] | TuningDatabase | Any | None
     stop_after: str | None
     dump: str | os.PathLike[str] | None
 
@@ -274,7 +275,7 @@ def _known(
 
 
 def open_database(
-    database: str | os.PathLike[str] | TuningDatabase | None, accelerator: Accelerator
+    database: str | os.PathLike[str] | TuningDatabase | Any | None, accelerator: Accelerator
 ) -> TuningDatabase | None:
     """Open a tuning database for an accelerator; None stays None.
 

@@ -255,7 +255,7 @@ class Accelerator:
                 f"target {target} is not a sparqle accelerator: it needs the kind {TARGET_KIND} "
                 f"and the key {TARGET_KEY!r}; known presets: {', '.join(PRESETS)}"
             )
-        return cls._from_features(dict(target.attrs))
+        return cls.from_features(dict(target.attrs))
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Accelerator:
@@ -286,7 +286,8 @@ class Accelerator:
         return cls.from_target(Target(tag))
 
     @classmethod
-    def _from_features(cls, attrs: Mapping[str, Any]) -> Accelerator:
+    def from_features(cls, attrs: Mapping[str, Any]) -> Accelerator:
+        """The accelerator of the attributes ``feature.*`` of a target; TargetError as above."""
         given = {
             str(key).removeprefix(_FEATURE_PREFIX): value
             for key, value in attrs.items()
