@@ -9,6 +9,7 @@ import numpy as np
 
 from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT
 from sparqle_tvm.numerics.window import largest_integer
+from sparqle_tvm.passes._activation import Activation, match_activation
 from sparqle_tvm.passes._constants import Constant
 from sparqle_tvm.passes._match import axes_of, dims_of, dtype_of, op_name, same_dims, static_shape
 from sparqle_tvm.passes._rewrite import Rewriter
@@ -22,8 +23,8 @@ class GroupedDense:
 
     Attributes
     ----------
-    q : relax.Expr
-        (.., K) integer activations.
+    activation : Activation
+        (.., K) integers, less a zero point.
     weight : relax.Expr
         (G, g, N) integers.
     w_scale : relax.Expr
@@ -34,11 +35,16 @@ class GroupedDense:
         Name of the integer product.
     """
 
-    q: Any
+    activation: Activation
     weight: Any
     w_scale: Any
     w_min: Any | None
     label: str
+
+    @property
+    def q(self) -> Any:
+        """The integers of the activation."""
+        return self.activation.q
 
 
 def match_grouped(rewriter: Rewriter, call: Any) -> GroupedDense | None:
@@ -104,7 +110,14 @@ def _match_operands(
     w_min = None if minimum is None else _match_minimum(rewriter, minimum, by_group)
     if minimum is not None and (w_min is None or static_shape(w_min) != [w_shape[0], w_shape[2]]):
         return "what is added to the group sums is no minimum per group"
-    return GroupedDense(cut.args[0], weight, w_scale, w_min, label)
+    activation = match_activation(rewriter, cut.args[0])
+    if isinstance(activation, str):
+        return activation
+    if activation.by_rows and not activation.centred:
+        return "zero points of rows are not moved to a centre, as LowerQDQ does it"
+    if w_min is not None and (activation.zero_point or activation.zero_points is not None):
+        return "weights with minima are multiplied by activations with a zero point"
+    return GroupedDense(activation, weight, w_scale, w_min, label)
 
 
 def _match_minimum(rewriter: Rewriter, expr: Any, by_group: Any) -> Any | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,10 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
-from sparqle_tvm.numerics.integers import INT32_MAX, bounds
+from sparqle_tvm.numerics.integers import INT32_MAX
 from sparqle_tvm.numerics.window import WINDOWS, default_window
-from sparqle_tvm.passes._match import axes_of, dims_of, dtype_of, op_name, same_dims, static_shape
+from sparqle_tvm.passes._activation import Activation, match_activation
+from sparqle_tvm.passes._match import axes_of, dims_of, dtype_of, op_name, static_shape
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.passes._value_range import dtype_range, value_range, weight_bits
 from sparqle_tvm.passes._weights import (
@@ -26,15 +26,6 @@ from sparqle_tvm.passes._weights import (
 )
 
 
-@dataclass(frozen=True)
-class _Activation:
-    """Integers, less a zero point: a constant, or one that comes at run time."""
-
-    q: Any
-    zero_point: int = 0
-    zero_points: Any = None
-
-
 @mutator
 class _Split(Rewriter):
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
@@ -43,7 +34,9 @@ class _Split(Rewriter):
         wide, weight = (self._cast_once(operand) for operand in call.args)
         if not dtype_of(wide).startswith(("int", "uint")):
             return None
-        activation = self._activation(wide)
+        activation = match_activation(self, wide)
+        if isinstance(activation, Activation) and activation.centred:
+            activation = "its zero points are clipped"
         narrow, shift = weight if dtype_of(weight) == "int8" else self._narrow(weight), None
         if narrow is None:
             narrow, shift = self._centred(weight)
@@ -69,7 +62,11 @@ class _Split(Rewriter):
         """An operand; widened in several steps, it is widened in one."""
         last = self.match(expr, "astype")
         inner = None if last is None else self.match(last.args[0], "astype")
-        if inner is None or not _holds(dtype_of(last.args[0]), dtype_of(inner.args[0])):
+        if (
+            last is None
+            or inner is None
+            or not _holds(dtype_of(last.args[0]), dtype_of(inner.args[0]))
+        ):
             return expr
         return self._cast_once(self.emit(relax.op.astype(inner.args[0], dtype_of(expr))))
 
@@ -92,7 +89,7 @@ class _Split(Rewriter):
             np.int32
         )
 
-    def _build(self, activation: _Activation, weight: Any) -> relax.Expr:
+    def _build(self, activation: Activation, weight: Any) -> relax.Expr:
         q, label = activation.q, self.label
         k, signed = DIGIT_BITS[dtype_of(q)], not dtype_of(q).startswith("u")
         rows = weight_outputs_first(self, weight)
@@ -121,47 +118,6 @@ class _Split(Rewriter):
         # Rows differ in what their sums lack, which is 0 unless a zero point is at an end.
         shift, sums = zero_shift(self, digits, zero_points), weight_sums(self, rows, None)
         return relax.op.add(self.emit(dense, label), self.emit(relax.op.multiply(shift, sums)))
-
-    def _activation(self, wide: Any) -> _Activation | str:
-        """What is multiplied, as integers of 8 or 16 bits and a zero point, or what is wrong."""
-        found = f"activations are {dtype_of(wide)}, {' or '.join(DIGIT_BITS)} is needed"
-        if dtype_of(wide) in DIGIT_BITS and self.match(wide, "subtract") is None:
-            cast = self.match(wide, "astype")
-            if cast is None or dtype_of(cast.args[0]) not in DIGIT_BITS:
-                return _Activation(wide)
-        value, zero = self.value(wide), None
-        if op_name(value) == "relax.subtract":
-            value, zero = self.value(value.args[0]), value.args[1]
-        if op_name(value) != "relax.astype" or dtype_of(value.args[0]) not in DIGIT_BITS:
-            return _Activation(wide) if dtype_of(wide) in DIGIT_BITS else found
-        q = value.args[0]
-        # The difference must not wrap: the two have one bit more than q.
-        exact = ("int32", "int64") if DIGIT_BITS[dtype_of(q)] == 8 else ("int16", "int32", "int64")
-        if dtype_of(wide) not in exact:
-            return _Activation(wide) if dtype_of(wide) in DIGIT_BITS else found
-        return _Activation(q) if zero is None else self._with_zero(q, zero)
-
-    def _with_zero(self, q: Any, zero: Any) -> _Activation | str:
-        """q with a constant zero point, or one of run time, in the dtype of q."""
-        k, dtype = DIGIT_BITS[dtype_of(q)], dtype_of(q)
-        constant = self.constants.value(zero)
-        if constant is not None:
-            if constant.size != 1:
-                return "the activation has several constant zero points"
-            low, high = bounds(k, not dtype.startswith("u"))
-            found = int(constant.reshape(-1)[0])
-            if low <= found <= high:
-                return _Activation(q, found)
-            return f"the zero point {found} is no {dtype}, as the activation is"
-        cast = self.match(zero, "astype")
-        if cast is None or dtype_of(cast.args[0]) != dtype:
-            return f"the zero point comes at run time and is no {dtype}, as the activation is"
-        source = cast.args[0]
-        if not dialect.is_single(source.ty):
-            row = [*dims_of(q)[:-1], tvm.tirx.IntImm("int64", 1)]
-            if not same_dims(dims_of(source), row):
-                return "the zero points are neither one number nor one for each row"
-        return _Activation(q, zero_points=source)
 
     def _narrow(self, weight: Any) -> Any | None:
         """A weight that was widened from int8, or a constant within int8, as int8."""

@@ -139,8 +139,8 @@ def pipeline(
         target = current
     if target is not None:
         return build(target, options)
-    if options.get("calibration") is not None:
-        options["calibration"] = as_calibration(options["calibration"])
+    if (calibration := options.get("calibration")) is not None:
+        options["calibration"] = as_calibration(calibration)
     without: Any = {name: value for name, value in options.items() if name != "database"}
     build(DEFAULT_TARGET, without)  # what is wrong with the options is said now
     return _ForTarget(lambda target: build(target, options))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sparqle_tvm.calibration.loss import CHUNK_TOKENS
 from sparqle_tvm.errors import MissingExtraError
-from sparqle_tvm.models.llama import LlamaConfig, rope_frequencies
+from sparqle_tvm.models.decoder import DecoderConfig, rope_frequencies
 
 if TYPE_CHECKING:
     from sparqle_tvm.frontend import ImportedModel
@@ -117,7 +117,7 @@ class _TorchLlama:
     def _vector(self, name: str, size: int) -> Any:
         return self.torch.from_numpy(self._file.vector(name, size).copy())
 
-    def _rope_factors(self, config: LlamaConfig) -> npt.NDArray[np.float32] | None:
+    def _rope_factors(self, config: DecoderConfig) -> npt.NDArray[np.float32] | None:
         if "rope_freqs.weight" not in self._file.tensors:
             return None
         return self._file.vector("rope_freqs.weight", config.rope_dim // 2)

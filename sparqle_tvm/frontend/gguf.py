@@ -16,7 +16,7 @@ from tqdm import tqdm
 from sparqle_tvm.errors import InvalidArgumentError, ModelFileError, UnsupportedModelError
 from sparqle_tvm.frontend.gguf_file import GGUFFile
 from sparqle_tvm.frontend.tokenizer import Tokenizer, tokenizer_from_gguf
-from sparqle_tvm.models.llama import LlamaConfig, Yarn, export_llama
+from sparqle_tvm.models.decoder import DecoderConfig, Yarn, export_decoder
 from sparqle_tvm.models.quantized import Weight
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class ImportedModel:
 
     Attributes
     ----------
-    mod : the module, with the functions that `sparqle_tvm.models.llama` describes
+    mod : the module, with the functions that `sparqle_tvm.models.decoder` describes
     config : its shape
     name : name of the model in the file, or else the name of the file
     sha256 : SHA-256 of the file, in hexadecimal digits
@@ -69,7 +69,7 @@ class ImportedModel:
     """
 
     mod: tvm.IRModule = field(repr=False)
-    config: LlamaConfig
+    config: DecoderConfig
     name: str
     sha256: str
     activations: Activations
@@ -123,7 +123,7 @@ def from_gguf(
     with tqdm(
         total=len(file.tensors), desc="import", unit="tensor", disable=not progress, leave=False
     ) as bar:
-        mod = export_llama(config, _Source(file, activations, bar))
+        mod = export_decoder(config, _Source(file, activations, bar))
     if file.unused():
         raise UnsupportedModelError(
             f"{file.path}: tensors that a plain llama does not have: {', '.join(file.unused()[:5])}"
@@ -139,7 +139,7 @@ def from_gguf(
     )
 
 
-def read_config(file: GGUFFile) -> LlamaConfig:
+def read_config(file: GGUFFile) -> DecoderConfig:
     """Read the shape of the model from the metadata.
 
     Raises
@@ -163,7 +163,7 @@ def read_config(file: GGUFFile) -> LlamaConfig:
     kv_heads = file.get(f"{arch}.attention.head_count_kv", int) or heads
     head_dim = file.get(f"{arch}.attention.key_length", int) or embed // max(heads, 1)
     value_dim = file.get(f"{arch}.attention.value_length", int) or head_dim
-    config = LlamaConfig(
+    config = DecoderConfig(
         layers=file.require(f"{arch}.block_count", int),
         embed=embed,
         ffn=file.require(f"{arch}.feed_forward_length", int),
@@ -232,7 +232,7 @@ def _refuse_unknown(file: GGUFFile, arch: str) -> None:
         raise UnsupportedModelError(f"{file.path}: attention that is not causal is not supported")
 
 
-def _check(file: GGUFFile, config: LlamaConfig, value_dim: int) -> None:
+def _check(file: GGUFFile, config: DecoderConfig, value_dim: int) -> None:
     """Raise unless the sizes fit together."""
     sizes = (config.layers, config.embed, config.ffn, config.heads, config.kv_heads, config.vocab)
     reason = ""
@@ -260,7 +260,7 @@ def _is_sound(yarn: Yarn, base: float) -> bool:
 
 
 class _Source:
-    """The weights of a file, as `export_llama` asks for them."""
+    """The weights of a file, as `export_decoder` asks for them."""
 
     def __init__(self, file: GGUFFile, activations: Activations, bar: tqdm[None]) -> None:
         self._file, self._activations, self._bar = file, activations, bar

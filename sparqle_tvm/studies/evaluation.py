@@ -19,7 +19,7 @@ from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.op import DenseOp
 
 if TYPE_CHECKING:
-    from sparqle_tvm.models.llama import LlamaConfig
+    from sparqle_tvm.models.decoder import DecoderConfig
     from sparqle_tvm.runtime.executable import EncodingRecord, Executable
     from sparqle_tvm.runtime.launch import AttentionLaunch
     from sparqle_tvm.studies.held_out import ChosenFunctions
@@ -94,7 +94,7 @@ class _Recorder:
         return call
 
 
-def transformer_shape(config: LlamaConfig) -> TransformerShape:
+def transformer_shape(config: DecoderConfig) -> TransformerShape:
     """Sizes of a model, as the cost model wants them."""
     return TransformerShape.of(config)
 

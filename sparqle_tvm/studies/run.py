@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
     from sparqle_tvm.calibration import Budget, Calibration, Selection
     from sparqle_tvm.frontend import ImportedModel
-    from sparqle_tvm.models.llama import LlamaConfig
+    from sparqle_tvm.models.decoder import DecoderConfig
     from sparqle_tvm.runtime.executable import EncodingRecord
     from sparqle_tvm.tuning.database import TuningDatabase
 
@@ -349,7 +349,7 @@ def _evaluate(
         return evaluate(executable, ids)
 
 
-def _uncounted(config: LlamaConfig, records: Sequence[EncodingRecord]) -> tuple[str, ...]:
+def _uncounted(config: DecoderConfig, records: Sequence[EncodingRecord]) -> tuple[str, ...]:
     """Dense layers of the model that read no encoding, because their weights are floats."""
     expected = [f"blk_{i}_{name}" for i in range(config.layers) for name in _DENSE_OF_A_BLOCK]
     counted = {consumer.label for record in records for consumer in record.consumers}

@@ -53,14 +53,12 @@ from sparqle_tvm.tuning.space import (
 )
 from sparqle_tvm.tuning.task import TuningTask, task_of
 
-Named = str | tvm.target.Target | Accelerator
-
 _PROGRAM, _CANDIDATE = "program.bin", "candidate.json"
 
 
 def dense_module(
     mod: tvm.IRModule,
-    target: Named,
+    target: str | tvm.target.Target | Accelerator,
     *,
     rows: Sequence[int] = (512, 1),
     data: ActivationData | None = None,
@@ -117,7 +115,7 @@ def _add_calls(builder: relax.BlockBuilder, task: TuningTask) -> None:
 
 
 def space_generator(
-    target: Named,
+    target: str | tvm.target.Target | Accelerator,
     *,
     seed: int = 0,
     space_of: Callable[[TuningTask], Space] | None = None,
@@ -159,7 +157,7 @@ def evolution(random_share: float = 0.13) -> Any:
     )
 
 
-def search_strategy(target: Named) -> Any:
+def search_strategy(target: str | tvm.target.Target | Accelerator) -> Any:
     """`evolution` after a first trial of the default schedule, so that nothing worse is chosen."""
     return DefaultFirst(Accelerator.from_target(target))
 
@@ -327,7 +325,7 @@ class _Done(ms.runner.PyRunnerFuture):
 
 
 def cost_model(
-    target: Named,
+    target: str | tvm.target.Target | Accelerator,
     *,
     data: ActivationData | None = None,
     ranking: Ranking = "learned",
@@ -347,11 +345,15 @@ def cost_model(
     return CandidateModel(_predictors(target, data), ranking, seed)
 
 
-def feature_extractor(target: Named, *, data: ActivationData | None = None) -> Any:
+def feature_extractor(
+    target: str | tvm.target.Target | Accelerator, *, data: ActivationData | None = None
+) -> Any:
     """Numbers of candidates for MetaSchedule's own models, as ``ms.cost_model.XGBModel``."""
     return KnobFeatures(_predictors(target, data))
 
 
-def _predictors(target: Named, data: ActivationData | None) -> Callable[[TuningTask], Predictor]:
+def _predictors(
+    target: str | tvm.target.Target | Accelerator, data: ActivationData | None
+) -> Callable[[TuningTask], Predictor]:
     accelerator, drawn = Accelerator.from_target(target), data or ActivationData()
     return cache(lambda task: Predictor(task, accelerator, drawn.draw(task)[0]))

@@ -172,7 +172,7 @@ class Tuner:
         shared = len(set(task.group)) > 1
         per_chunk = -(-count // len(space.knobs["k"])) if shared else count
         left = dict.fromkeys(space.knobs["k"], per_chunk)
-        default, chosen = self.defaults[task][0], []
+        default, chosen = self.defaults[task][0], list[Decisions]()
         for point in points:
             if len(chosen) == count:
                 break

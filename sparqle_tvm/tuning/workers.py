@@ -7,10 +7,11 @@ same wherever they come from, and they are handed out in the order of the candid
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from types import TracebackType
+from typing import Any
 
 from sparqle_tvm.errors import SparqleError
 from sparqle_tvm.processes import WorkerLostError, on_workers, require_workers
@@ -46,7 +47,7 @@ class Workers:
         require_workers(workers)
         self.meter, self.workers, self.scheduler = meter, workers, scheduler
         self._stack = ExitStack()
-        self._calls: tuple[object, ...] = ()
+        self._calls: tuple[Callable[..., Any], Callable[..., Any]] | None = None
         self._losses = 0
 
     def __enter__(self) -> Workers:
@@ -60,7 +61,7 @@ class Workers:
         trace: TracebackType | None,
     ) -> None:
         """End the workers."""
-        self._calls = ()
+        self._calls = None
         self._stack.__exit__(kind, error, trace)
 
     def measure(self, candidates: Sequence[Candidate]) -> Iterator[Measurement | str]:
@@ -76,7 +77,7 @@ class Workers:
             except WorkerLostError:
                 # What it was at is measured again, by new processes.
                 self._losses += 1
-                self._calls = ()
+                self._calls = None
                 self._stack.close()
                 if self._losses > _LOSSES:
                     raise
@@ -85,7 +86,7 @@ class Workers:
     def _collect(
         self, candidates: Sequence[Candidate], found: dict[int, Measurement | str]
     ) -> None:
-        if not self._calls:
+        if self._calls is None:
             self._calls = on_workers(self._stack, self.workers, self.scheduler)
         submit, completed = self._calls
         packed = pickle.dumps(self.meter.bare())

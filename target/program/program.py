@@ -54,7 +54,7 @@ class Program(Generic[HeaderKind]):
 
     def __repr__(self) -> str:
         """Its op and its size."""
-        op = getattr(self.header.op, "label", "") or type(self.header.op).__name__
+        op = getattr(getattr(self.header, "op", None), "label", "") or "an op"
         machine = self.header.accelerator.name
         return f"<Program: {op} for {machine}, {len(self.instructions)} instructions>"
 

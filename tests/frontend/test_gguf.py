@@ -16,7 +16,7 @@ import sparqle_tvm.frontend
 from sparqle_tvm.errors import InvalidArgumentError, ModelFileError, UnsupportedModelError
 from sparqle_tvm.frontend.gguf import from_gguf, read_config
 from sparqle_tvm.frontend.gguf_file import GGUFFile
-from sparqle_tvm.models.llama import Yarn
+from sparqle_tvm.models.decoder import Yarn
 from sparqle_tvm.models.quantized import FloatWeight, GroupedWeight
 
 SMALL = TinyLlama(layers=1)

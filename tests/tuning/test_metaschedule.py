@@ -42,7 +42,6 @@ for task in ours:
     # The same workloads as those of sparqle_tvm.tune.
     same = tvm_ffi.structural_equal
     assert any(same(t.dispatched[0], task.workload()) for t in found)
-        if hasattr(tvm.ir, "structural_equal") else True
 
 objects = dict(
     builder=tuning.builder(), runner=tuning.runner("latency"),

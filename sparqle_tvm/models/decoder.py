@@ -75,7 +75,7 @@ class Yarn:
 
 
 @dataclass(frozen=True)
-class LlamaConfig:
+class DecoderConfig:
     """Shape of a llama-family decoder.
 
     Attributes
@@ -151,7 +151,7 @@ def _emit(expr: relax.Expr, name: str) -> relax.Var:
 
 
 def rope_frequencies(
-    config: LlamaConfig, factors: NDArray[np.float32] | None = None
+    config: DecoderConfig, factors: NDArray[np.float32] | None = None
 ) -> NDArray[np.float64]:
     """Return the angle per position of each pair of channels: float64, (rope_dim / 2,), radian."""
     exponent = np.arange(0, config.rope_dim, 2, dtype=np.float64) / config.rope_dim
@@ -268,7 +268,7 @@ def _block_dense(
 class Attention(nn.Module):
     """Self-attention of one block, with its two caches."""
 
-    def __init__(self, config: LlamaConfig, layer: int, source: WeightSource) -> None:
+    def __init__(self, config: DecoderConfig, layer: int, source: WeightSource) -> None:
         """Take the weights of a layer from `source`."""
         dense = partial(_block_dense, source, layer)
         self.config = config
@@ -301,7 +301,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """One block: attention and SwiGLU, each behind a norm and added to the residual stream."""
 
-    def __init__(self, config: LlamaConfig, layer: int, source: WeightSource) -> None:
+    def __init__(self, config: DecoderConfig, layer: int, source: WeightSource) -> None:
         """Take the weights of a layer from `source`."""
 
         def norm(name: str) -> RMSNorm:
@@ -324,10 +324,10 @@ class Block(nn.Module):
         return _emit(R.add(x, self.down(gated)), "residual")
 
 
-class Llama(nn.Module):
+class Decoder(nn.Module):
     """A llama-family decoder, its weights taken from `source` one after another."""
 
-    def __init__(self, config: LlamaConfig, source: WeightSource) -> None:
+    def __init__(self, config: DecoderConfig, source: WeightSource) -> None:
         """Take all weights from `source`."""
         self.config = config
         embedding = Dense(
@@ -387,7 +387,7 @@ class Llama(nn.Module):
         return nn.Tensor(_expr=self.output(hidden._expr))
 
 
-def cache_function(config: LlamaConfig) -> relax.Function:
+def cache_function(config: DecoderConfig) -> relax.Function:
     """Return ``create_cache``: the key and value caches of each block, in the model's order.
 
     ``nn.KVCache`` calls its creation pure, which would let common-subexpression elimination
@@ -408,7 +408,7 @@ def cache_function(config: LlamaConfig) -> relax.Function:
     return builder.finalize()["create_cache"]
 
 
-def export_llama(config: LlamaConfig, source: WeightSource) -> tvm.IRModule:
+def export_decoder(config: DecoderConfig, source: WeightSource) -> tvm.IRModule:
     """Build the module described above, with the weights bound as constants.
 
     All functions share one copy of each constant.
@@ -418,7 +418,7 @@ def export_llama(config: LlamaConfig, source: WeightSource) -> tvm.IRModule:
     SparqleError
         Whatever `source` raises for weights it does not have.
     """
-    model = Llama(config, source)
+    model = Decoder(config, source)
     tokens = nn.spec.Tensor([1, "seq_len"], "int32")
     states = nn.spec.Tensor([1, "rows", config.embed], "float32")
     specs = {
