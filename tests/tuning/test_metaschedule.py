@@ -52,7 +52,8 @@ database = ms.relax_integration.tune_relax(
     tasks, {}, target, "relax", max_trials_global=12, **objects
 )
 records = database.get_all_tuning_records()
-assert len(records) == 12
+# TVM ends with a whole batch.
+assert 12 <= len(records) < 16, len(records)
 opened = tuning.TuningDatabase("relax")
 meter = tuning.Meter(opened.settings.accelerator)
 assert meter.accelerator.name == "sparqle/edge"
@@ -91,7 +92,8 @@ ms.tune_tir(tir, target, "tir", max_trials_global=4, **{
     "cost_model": ms.cost_model.XGBModel(extractor=tuning.feature_extractor(target),
                                          num_tuning_cores=1, verbose_eval=0),
 })
-assert len(ms.database.JSONDatabase(work_dir="tir").get_all_tuning_records()) == 4
+found = ms.database.JSONDatabase(work_dir="tir").get_all_tuning_records()
+assert 4 <= len(found) < 8, len(found)
 
 # sparqle_tvm.tune goes on in a folder of its own, whose records TVM reads, and takes up.
 result = sparqle_tvm.tune(mod, target, trials=4, work_dir="tune", rows=(48,), progress=False)
@@ -100,7 +102,7 @@ assert len(again.get_all_tuning_records()) == 4
 ms.relax_integration.tune_relax(
     tasks, {}, target, "tune", max_trials_global=4, database=again, **objects
 )
-assert len(tuning.TuningDatabase("tune").entries) == 8
+assert 8 <= len(tuning.TuningDatabase("tune").entries) < 12
 
 # A model is built with either, by the pipeline or by compile; the bits stay.
 values = rng.integers(-128, 128, (48, 96)).astype("int8")
