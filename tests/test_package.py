@@ -216,5 +216,5 @@ def test_make_says_which_python_it_needs(tmp_path):
         check=False,
     )
     assert done.returncode != 0
-    assert "Python 3.11 is needed" in done.stderr
+    assert "Python 3.11 to 3.13 is needed" in done.stderr
     assert not (tmp_path / "venv").exists()
