@@ -25,6 +25,8 @@ _ELEMENTWISE = LAYOUT_OPS | {
 }
 # How AnnotateTIROpPattern calls functions that sum products.
 _PRODUCT = 4
+# In the place of a dtype: made of a product, to which narrow integers were added at most.
+_MADE_OF_PRODUCT = "product"
 
 
 @mutator
@@ -98,6 +100,10 @@ class _Look(Rewriter):
 
     def _source(self, expr: Any) -> str:
         """Dtype of the narrow integers that a tensor is made of by moves, casts and scales."""
+        found = self._traced(expr)
+        return "" if found == _MADE_OF_PRODUCT else found
+
+    def _traced(self, expr: Any) -> str:
         if expr not in self.sources:
             self.sources[expr] = self._found(self.value(expr))
         return self.sources[expr]
@@ -112,10 +118,14 @@ class _Look(Rewriter):
             fields = value.args[1]
             arguments = list(fields.fields) if isinstance(fields, relax.Tuple) else [fields]
             if self._is_product(value.args[0]):
-                return ""
+                return _MADE_OF_PRODUCT
+        elif op_name(value) == "relax.matmul" or dialect.Dense.of(value) is not None:
+            return _MADE_OF_PRODUCT
         elif op_name(value) not in _ELEMENTWISE:
             return ""
-        found = [self._source(each) for each in arguments if dtype_of(self.value(each))]
+        found = [self._traced(each) for each in arguments if dtype_of(self.value(each))]
+        if _MADE_OF_PRODUCT in found:
+            return _MADE_OF_PRODUCT
         return next((dtype for dtype in found if dtype), "")
 
 

@@ -22,6 +22,7 @@ from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.runtime.exported import check
 from sparqle_tvm.target.accelerator import ENGINE_FEATURE, TARGET_KEY, Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
+from sparqle_tvm.target.cost.scheme_choice import Planes
 
 if TYPE_CHECKING:
     from sparqle_tvm.tuning.database import TuningDatabase
@@ -42,7 +43,8 @@ class CommonOptions(TypedDict, total=False):
     choices : mapping of label to EncodingChoice
         Factors and bands for single encodings (lossy); see ``passes.RaiseMsbSparsity``.
     calibration : Calibration or path
-        Of this model; gives windows and factors, those named in `windows` and `choices` aside.
+        Of this model; gives windows, factors and densities, those named in `windows`, `choices`
+        and `densities` aside.
     budget : calibration.Budget
         What the factors may lose; by default nothing, so that there are none.
     engine : {"host", "simulator"}
@@ -59,6 +61,13 @@ class CommonOptions(TypedDict, total=False):
         Where encodings sort their rows, so that few wait in the MSB pass: where encoding and array
         take fewer cycles by it (``array``, the default), or encoding and dense ops less time
         (``time``). Results do not depend on it, and kernels for this CPU do not sort.
+    densities : mapping of label to float
+        Share of stored MSB digits to expect of single encodings, 0 to 1: schedules are chosen for
+        it. By default what the calibration expects, else what is typical.
+    planes : {"cost", "always"}
+        ``cost`` (the default): where planes would take more time than integers stored whole, the
+        programs of an encoding's readers take dense passes, and the report says so. ``always``:
+        none do. Results do not depend on it.
     database : path, TuningDatabase or ms.database.Database
         What `sparqle_tvm.tune` or MetaSchedule's ``tune_relax`` filled, or its folder: its
         schedules are used for the programs of the simulator, and ``report.tuned`` names the ops
@@ -80,6 +89,8 @@ class CommonOptions(TypedDict, total=False):
     kv: Mapping[str, KvStorage] | None
     default_kv: KvStorage
     balance: Balance
+    densities: Mapping[str, float] | None
+    planes: Planes
     database: str | os.PathLike[str] | TuningDatabase | Any | None
     stop_after: str | None
     dump: str | os.PathLike[str] | None
@@ -131,7 +142,7 @@ def pipeline(
     passed["report"] = report if report is not None else PassReport()
 
     def build(target: Any, options: CommonOptions) -> tvm.transform.Pass:
-        known = _known(target, options, **passed)
+        known = options_of(target, options, **passed)
         return compiler.sequence(compiler.phases(known), known)
 
     current = tvm.target.Target.current(allow_none=True)
@@ -206,7 +217,7 @@ def compile(
         As in :func:`pipeline`.
     """
     report = PassReport()
-    known = _known(
+    known = options_of(
         target,
         options,
         split=split,
@@ -239,7 +250,7 @@ def load(path: str | os.PathLike[str]) -> Executable:
         raise CompileError(f"{path} is no exported executable: {reason}") from error
 
 
-def _known(
+def options_of(
     target: str | tvm.target.Target | Accelerator,
     options: CommonOptions,
     *,
@@ -262,7 +273,7 @@ def _known(
         calibration = budget = database = None
     if calibration is None and budget is not None:
         raise InvalidArgumentError("a budget needs a calibration to choose factors from")
-    for name in ("windows", "choices", "kv"):
+    for name in ("windows", "choices", "densities", "kv"):
         given[name] = given.get(name) or {}
     if calibration is not None:
         calibration = as_calibration(calibration)
@@ -270,6 +281,7 @@ def _known(
         given["windows"] = {**selection.windows, **given["windows"]}
         given["choices"] = {**selection.choices, **given["choices"]}
         given["checks"] = [CheckCalibration(calibration)]
+        given["densities"] = {**selection.densities, **given["densities"]}
     schedules = open_database(database, accelerator)
     return Options(accelerator=accelerator, schedules=schedules, **given, **others)
 

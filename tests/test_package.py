@@ -31,7 +31,7 @@ LAYERS = (
     ("_versions", "escaping", "files", "processes", "progress", "threads", "tirscript"),
     ("numerics", "showing"),
     ("dialect", "target.accelerator", "target.op"),
-    ("target.attention_op",),
+    ("target.attention_op", "target.joint_op"),
     ("host", "target.isa"),
     ("target.program",),
     ("target.verify",),

@@ -99,8 +99,9 @@ def _exported(
         return torch.export.export(module.eval(), example, dynamic_shapes=dynamic_shapes)
     except Exception as error:  # of the module itself, of the tracer
         raise UnsupportedModelError(
-            f"torch.export cannot export {type(module).__name__}: {reason_of(error)}; try "
-            "torch.export.draft_export on it, which says what stands in its way"
+            f"torch.export cannot export {type(module).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+            "; torch.export.draft_export says what stands in its way"
         ) from error
     finally:
         module.train(training)
@@ -294,7 +295,7 @@ def _choose_affine(call: _Call) -> Any:
     """Scale and zero point of each block, as ``torchao.choose_qparams_affine`` has them."""
     op, x, kind = relax.op, call.expr("input"), call["mapping_type"]
     low, high = float(call["quant_min"]), float(call["quant_max"])
-    shape, inside, single = _blocks(x, call["block_size"])
+    shape, inside, _ = _blocks(x, call["block_size"])
     eps = call["eps"] if call["eps"] is not None else float(np.finfo(np.float32).smallest_normal)
     cut, zero = _viewed(call, x, shape), _float(0)
     smallest = call.emit(op.minimum(op.min(cut, inside, keepdims=True), zero))
@@ -349,7 +350,7 @@ def _quantize(
         found = call.emit(op.round(found))
         found = found if added is None else call.emit(op.add(found, added))
     low, high = float(call["quant_min"]), float(call["quant_max"])
-    return _viewed(call, call.emit(op.astype(op.clip(found, low, high), dtype), "q"), own)
+    return _viewed(call, call.emit(op.astype(op.clip(found, low, high), dtype), "quantized"), own)
 
 
 def _wide(call: _Call, x: relax.Expr) -> relax.Expr:
@@ -402,11 +403,11 @@ def _quantize_static(call: _Call) -> relax.Expr:
     x = _wide(call, call.expr("input"))
     if (low, high) == (limits.min, limits.max):
         made = op.quantize(x, _float(scale or 0), relax.const(np.array(zero, dtype)), 0, dtype)
-        return call.emit(made, "q")
+        return call.emit(made, "quantized")
     rounded = call.emit(op.round(op.divide(x, _float(scale or 0))))
     if zero:
         rounded = call.emit(op.add(rounded, _float(zero)))
-    return call.emit(op.astype(op.clip(rounded, float(low), float(high)), dtype), "q")
+    return call.emit(op.astype(op.clip(rounded, float(low), float(high)), dtype), "quantized")
 
 
 def _dequantize_static(call: _Call) -> relax.Expr:

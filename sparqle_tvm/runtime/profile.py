@@ -17,6 +17,7 @@ from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.isa.attention_header import AttentionHeader
 from sparqle_tvm.target.isa.header import Engine
+from sparqle_tvm.target.joint_op import part_labels
 from sparqle_tvm.target.simulator import SimResult
 from sparqle_tvm.target.simulator.counts import PlaneCounts
 from sparqle_tvm.target.simulator.timeline import MAX_EVENTS, stretches, timeline, track
@@ -69,7 +70,7 @@ class Profile:
         return iter(self.records)
 
     def __getitem__(self, label: str) -> LaunchRecord:
-        """The first record of the op ``label``.
+        """The first record of the op ``label``, or of the joint op that it is a part of.
 
         Raises
         ------
@@ -77,7 +78,7 @@ class Profile:
             If no op of that name ran.
         """
         for record in self.records:
-            if record.label == label:
+            if label in (record.label, *part_labels(record.label)):
                 return record
         labels = ", ".join(dict.fromkeys(record.label for record in self.records)) or "none"
         raise InvalidArgumentError(f"the profile has no op {label!r}; ops that ran: {labels}")

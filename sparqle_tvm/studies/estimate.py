@@ -35,7 +35,9 @@ from sparqle_tvm.target.cost.analytical import encoding_costs
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
+from sparqle_tvm.target.cost.scheme_choice import EncodingCosts, LeftDense, cheaper
 from sparqle_tvm.target.cost.vector import vector_costs
+from sparqle_tvm.target.joint_op import joined
 
 if TYPE_CHECKING:
     from tvm.target import Target
@@ -218,7 +220,8 @@ def _count(
     seed: int,
 ) -> Iterator[CountedEncoding]:
     """Count the layers of a type: one for each class of digits, which the baselines share."""
-    readers = shape.readers(kind, rows, accelerator.digit_bits)
+    layers = shape.readers(kind, rows, accelerator.digit_bits)
+    readers = joined(layers)
     k, group = readers[0].k, max(readers[0].group_size, 1)
     unit = math.lcm(8, accelerator.lanes, group)
     if rows * -(-k // unit) > MAX_COUNTS:
@@ -228,27 +231,32 @@ def _count(
         )
     # A baseline takes no more from the digits than how many rows and columns there are.
     nothing = RowNnz(np.zeros((rows, 1), dtype=np.int32), k, k)
-    baselines = {
+    wanted = [*schemes, *(["dense"] if "sparqle" in schemes and "dense" not in schemes else [])]
+    baselines: dict[str, EncodingCosts] = {
         scheme: encoding_costs(kind, nothing, readers, accelerator, scheme)
-        for scheme in schemes
+        for scheme in wanted
         if scheme != "sparqle"
     }
     block = choose_block_rows(readers, accelerator, balance)
     for which, times in enumerate(distribution.layer_counts(kind, shape.times(kind))):
         nnz = distribution.draw(kind, which, rows, k, unit, seed)
-        found: dict[str, CountedCosts] = {
-            scheme: encoding_costs(kind, nnz, readers, accelerator, scheme, block)
-            if scheme == "sparqle"
-            else baselines[scheme]
-            for scheme in schemes
-        }
+        left: LeftDense | None = None
+        found: dict[str, CountedCosts] = {}
+        for scheme in schemes:
+            if scheme != "sparqle":
+                found[scheme] = baselines[scheme]
+                continue
+            split = encoding_costs(kind, nnz, readers, accelerator, scheme, block)
+            left = cheaper(split, baselines["dense"], nnz, accelerator.digit_bits)
+            found[scheme] = split if left is None else baselines["dense"]
         yield CountedEncoding(
             label=kind,
             window="",
             msb_sparsity=nnz.msb_sparsity,
-            shapes=readers,
+            shapes=layers,
             costs=found,
             type=kind,
             times=times,
-            block_rows=block if "sparqle" in schemes else 0,
+            block_rows=block if "sparqle" in schemes and left is None else 0,
+            left=left,
         )

@@ -327,12 +327,11 @@ def encode_cost(
     accelerator, scheme, block_rows
         As in `dense_op_cost`.
     factors : EncodeFactors
-        Whether it has factors and bands; only the scheme ``sparqle`` uses them.
+        Whether it has factors and bands; baselines have none.
     zero_bytes : int
         Bytes of the zero point of a row, if it is found at run time, else 0.
     """
     rows, k = nnz.rows, nnz.in_features
-    factors = factors if scheme == "sparqle" else NO_FACTORS
     factor_bytes = factors.read_bytes(k)
     digits, metadata = storage.plane_bytes(nnz, schedule.k, accelerator, scheme)
     metadata += storage.row_metadata_bytes(rows, k, sum_group_size, accelerator.digit_bits)

@@ -175,7 +175,7 @@ class Offloaded:
     """A module on the simulator, with or without balance."""
 
     def __init__(self, mod: Any, goal: str) -> None:
-        offload = OffloadDense(TINY)
+        offload = OffloadDense(TINY, planes="always")
         self.run = Runnable(mod, BalanceRows(TINY, goal), offload)  # type: ignore[arg-type]
         self.blocks = {
             program.header.op.block_rows for program in offload.library.programs.values()

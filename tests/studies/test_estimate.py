@@ -133,15 +133,28 @@ def test_llama2_prefill_gains_and_decode_waits_for_weights():
     assert 0.02 < decode.saved("sparqle").cycles < 0.1
 
 
-def test_sparser_saves_more():
-    saved = [
-        llama("prefill", msb_sparsity=s, schemes=("dense", "sparqle"))
-        .saved("sparqle", "dense_layers")
-        .energy
-        for s in (0.0, 0.5, 0.9)
+def test_sparser_saves_more_and_nothing_costs_more():
+    found = [
+        llama("prefill", msb_sparsity=s, schemes=("dense", "sparqle")) for s in (0.0, 0.5, 0.9)
     ]
-    assert saved[0].mid < 0 < saved[1].mid < saved[2].mid
-    assert all(band.low < band.mid < band.high for band in saved)
+    assert all(layer.left_dense for layer in found[0].layers)
+    assert not any(layer.left_dense for layer in found[2].layers)
+    saved = [one.saved("sparqle", "dense_layers").energy for one in found]
+    assert saved[0].mid == 0 < saved[1].mid < saved[2].mid
+    assert all(band.low < band.mid < band.high for band in saved[1:])
+
+
+def test_layers_that_run_as_one_have_their_shares():
+    """q, k and v of equal channels take a third each, of one load of their activations."""
+    found = llama("prefill", schemes=("dense", "sparqle"))
+    for scheme in found.schemes:
+        dense_layers = found.schemes[scheme].dense_layers
+        parts = [(layer.costs[scheme], layer.times) for layer in found.layers]
+        parts += [(o.costs[scheme], o.times) for o in found.others if o.part == "encode"]
+        assert sum(cost.total_cycles * times for cost, times in parts) == dense_layers.cycles
+        assert sum(cost.dram_bytes * times for cost, times in parts) == dense_layers.dram_bytes
+        alike = [x.costs[scheme].dram_bytes for x in found.layers if x.label in ("q", "k", "v")]
+        assert max(alike[:3]) - min(alike[:3]) <= 1
 
 
 def test_sorted_rows_shorten_the_array_s_work():
