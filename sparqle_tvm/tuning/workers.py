@@ -6,11 +6,13 @@ same wherever they come from, and they are handed out in the order of the candid
 
 from __future__ import annotations
 
+import copyreg
+import io
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from sparqle_tvm.errors import SparqleError
@@ -89,11 +91,27 @@ class Workers:
         if self._calls is None:
             self._calls = on_workers(self._stack, self.workers, self.scheduler)
         submit, completed = self._calls
-        packed = pickle.dumps(self.meter.bare())
+        packed = _packed(self.meter.bare())
         left = [number for number in range(len(candidates)) if number not in found]
         numbers = {submit(_measured_there, packed, *candidates[i]): i for i in left}
         for future in completed(list(numbers)):
             found[numbers[future]] = future.result()
+
+
+def _packed(meter: Meter) -> bytes:
+    """A meter for another process; of an energy table, read-only mappings too."""
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file)
+    pickler.dispatch_table = {
+        **copyreg.dispatch_table,
+        MappingProxyType: lambda view: (_read_only, (dict(view),)),
+    }
+    pickler.dump(meter)
+    return file.getvalue()
+
+
+def _read_only(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    return MappingProxyType(mapping)
 
 
 @lru_cache(maxsize=2)

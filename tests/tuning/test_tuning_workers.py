@@ -11,6 +11,7 @@ from tuning_cases import STARVED, small_space, spec_of, task_of_spec
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.processes import WorkerLostError
+from sparqle_tvm.target.cost.energy_table import energy_table
 from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.tuning import Measurement, Meter, Tuner, TuningTask, default_of
 from sparqle_tvm.tuning.workers import Workers
@@ -21,7 +22,8 @@ POINTS = [p for p in small_space(TASK).points() if Meter(STARVED).refuses(TASK, 
 
 
 def journal(folder: Path, **where: object) -> list[object]:
-    tuner = Tuner(Meter(STARVED), "latency", folder, **where)  # type: ignore[arg-type]
+    meter = Meter(STARVED, table=energy_table("7nm", "HBM2"))
+    tuner = Tuner(meter, "edp", folder, **where)  # type: ignore[arg-type]
     return [(t.decisions, t.value, t.error) for t in tuner.run([TASK], TRIALS).journal]
 
 
