@@ -26,7 +26,7 @@ PARTS = ("select", "multiply", "tree", "accumulate", "locate")
 
 
 def areas(block: Block, liberty: Path) -> dict[str, float]:
-    """Area of each module, its own logic alone, and of ``top``, all of it, in square micrometres."""
+    """Area of each module, its own logic alone, and ``top``, all of it: square micrometres."""
     with tempfile.TemporaryDirectory() as folder:
         files = write_rtlil(block, Path(folder))
         printed = yosys(
@@ -65,6 +65,7 @@ def document(liberty: Path) -> str:
         "decoder": areas(Decoder(edge.lanes, edge.digit_bits, False), liberty),
     }
     multiply = rows["dense"]["multiply"]
+    segmented = grouped["tree"] / split[64]["tree"]
     return "\n".join(
         [
             "# Area of the datapath",
@@ -111,7 +112,7 @@ def document(liberty: Path) -> str:
             + ", ".join(map(str, split))
             + " columns. The instructions count a step for any `lanes` stored digits of a K "
             "chunk, however long: hardware as described here pays for that by the column.",
-            f"- A tree that keeps two weight groups apart has {grouped['tree'] / split[64]['tree']:.2f} "
+            f"- A tree that keeps two weight groups apart has {segmented:.2f} "
             "times the area of a plain one.",
             f"- Finding the digits of a step takes {split[64]['locate'] / 1e3:.0f} per row with 64 "
             f"columns, {split[64]['locate'] / split[64]['top']:.1%} of the row.",

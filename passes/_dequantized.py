@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,8 @@ class Dequantized:
     zero : np.ndarray, relax.Expr or None
         What is taken off them: constants, what comes at run time, or nothing.
     scale : relax.Expr
-        One number; or one for each index of `axis`; or of the shape (.., 1), one for each row.
+        One number; or one for each index of `axis`; or of the shape (.., 1), one for each row; or
+        one for each group of a tensor of three axes: (A, G, 1) or (G, 1, A).
     axis : int or None
         Axis of the values that a vector of scales, or of zero points, goes along.
     factors : tuple of float
@@ -48,8 +49,11 @@ class Dequantized:
 
     @property
     def per_row(self) -> bool:
-        """Whether each row has a scale of its own."""
-        return self.axis is None and not dialect.is_single(self.scale.ty)
+        """Whether each row has a scale, or a zero point of run time, of its own."""
+        several = [self.scale] if isinstance(self.zero, np.ndarray) else [self.scale, self.zero]
+        return self.axis is None and any(
+            each is not None and not dialect.is_single(each.ty) for each in several
+        )
 
     @property
     def transposed(self) -> bool:
@@ -58,6 +62,10 @@ class Dequantized:
             return False
         axes = axes_of(self.moves[0].attrs.axes)
         return axes == list(range(len(axes)))[::-1]
+
+    def after(self, count: int) -> Dequantized:
+        """The same without the first moves."""
+        return replace(self, moves=self.moves[count:])
 
     def moved(self, rewriter: Rewriter, values: relax.Expr) -> relax.Expr:
         """Integers in the place of the values, moved as these are."""
@@ -148,7 +156,8 @@ def _from_arithmetic(rewriter: Rewriter, call: relax.Call) -> Dequantized | None
             return Dequantized(values, zero, scale, None)
         if len(along) == 1 and rank == 2 and shape[along[0]] > 0:
             return Dequantized(values, zero, scale, along[0])
-        if along and shape[-1] == 1 and not several:
+        of_groups = rank == 3 and shape[1:].count(1) == 1 and -1 not in shape
+        if along and ((shape[-1] == 1 and not several) or of_groups):
             return Dequantized(values, zero, scale, None)
         return None
     return None

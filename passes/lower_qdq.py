@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from sparqle_tvm import dialect
 from sparqle_tvm.numerics.integers import INT32_MAX
 from sparqle_tvm.passes._constants import make_const
 from sparqle_tvm.passes._dequantized import Dequantized, match_dequantized
-from sparqle_tvm.passes._match import dtype_of, op_name, static_shape
+from sparqle_tvm.passes._grouped_weight import GroupedWeight
+from sparqle_tvm.passes._match import dims_of, dtype_of, op_name, same_dims, static_shape
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.passes._value_range import dtype_range
 from sparqle_tvm.passes._weights import DIGIT_BITS, is_weight
@@ -28,6 +30,9 @@ class _Lower(Rewriter):
         activation, weight = (match_dequantized(self, arg) for arg in call.args)
         if activation is None or weight is None:
             return None
+        activation = self._by_rows(activation)
+        if GroupedWeight.is_one(weight):
+            return self._grouped(call, activation, weight)
         reason = self._obstacle(activation, weight)
         if reason:
             self.skip("matmul", self.label, reason)
@@ -38,18 +43,32 @@ class _Lower(Rewriter):
             return found
         return relax.op.astype(self.emit(found), dtype_of(call))
 
+    def _grouped(
+        self, call: relax.Call, activation: Dequantized, weight: Dequantized
+    ) -> relax.Expr | None:
+        """The product with a weight that has scales per group of K."""
+        found = GroupedWeight.of(self, weight)
+        if isinstance(found, GroupedWeight):
+            found = self._obstacle_of_activation(activation) or found
+        if isinstance(found, str):
+            self.skip("matmul", self.label, found)
+            return None
+        self.count()
+        first = activation.moved(self, activation.values)
+        scale, zero = self._scale(activation), self._zero(activation)
+        return found.product(self, call, first, scale, zero, self.label)
+
     def _obstacle(self, activation: Dequantized, weight: Dequantized) -> str:
         """Why the product of the two cannot be an integer matmul, ``""`` if it can."""
-        shape, taken = static_shape(weight.values), ("int8", "uint8")
-        if dtype_of(activation.values) not in DIGIT_BITS or dtype_of(weight.values) not in taken:
+        shape = static_shape(weight.values)
+        if dtype_of(weight.values) not in ("int8", "uint8"):
             found = f"{dtype_of(activation.values)} x {dtype_of(weight.values)}"
             return f"quantized as {found}, {' or '.join(DIGIT_BITS)} x int8 is needed"
+        reason = self._obstacle_of_activation(activation)
+        if reason:
+            return reason
         if not (weight.zero is None or isinstance(weight.zero, np.ndarray)):
             return "the zero point of the weight is not constant"
-        if activation.axis is not None or (activation.per_row and activation.moves):
-            return "the activation has a scale or zero point per column of K"
-        if not self._takes(activation):
-            return "the zero point of the activation is not one number of the activation's type"
         if not is_weight(weight.values, self) or not is_weight(weight.scale, self):
             return "the second operand is computed at run time, it is no weight"
         if shape is None or len(shape) != 2:
@@ -63,13 +82,43 @@ class _Lower(Rewriter):
             return "the weight has a zero point, or is no int8, and is not constant"
         return self._overflow(activation, shifted, shape[1] if weight.transposed else shape[0])
 
+    def _obstacle_of_activation(self, activation: Dequantized) -> str:
+        """Why an activation cannot be multiplied as integers, ``""`` if it can."""
+        if dtype_of(activation.values) not in DIGIT_BITS:
+            found = dtype_of(activation.values)
+            return f"the activation is {found}, {' or '.join(DIGIT_BITS)} is needed"
+        if activation.axis is not None or (activation.per_row and activation.moves):
+            return "the activation has a scale or zero point per column of K"
+        if not self._takes(activation):
+            return (
+                "the zero point of the activation is neither one number nor one for each row, of "
+                "the activation's type"
+            )
+        return ""
+
+    def _by_rows(self, activation: Dequantized) -> Dequantized:
+        """Scales along the rows of a matrix as (M, 1), which is what those of any rank are."""
+        if activation.axis != 0 or activation.values.ty.ndim != 2:
+            return activation
+        rows = [dims_of(activation.values)[0], tvm.tirx.IntImm("int64", 1)]
+
+        def column(each: Any) -> Any:
+            if not isinstance(each, relax.Expr) or dialect.is_single(each.ty):
+                return each
+            return self.emit(relax.op.reshape(each, rows)) if each.ty.ndim == 1 else each
+
+        scale, zero = column(activation.scale), column(activation.zero)
+        return replace(activation, axis=None, scale=scale, zero=zero)
+
     def _takes(self, activation: Dequantized) -> bool:
-        """Whether a zero point is one number, at run time of the type of the integers."""
+        """Whether a zero point is one number, or at run time of the type of the integers."""
         zero = activation.zero
         if zero is None or isinstance(zero, np.ndarray):
             return zero is None or zero.size == 1
-        same = dtype_of(zero) == dtype_of(activation.values)
-        return same and dialect.is_single(zero.ty)
+        if dtype_of(zero) != dtype_of(activation.values):
+            return False
+        rows = [*dims_of(activation.values)[:-1], tvm.tirx.IntImm("int64", 1)]
+        return dialect.is_single(zero.ty) or same_dims(dims_of(zero), rows)
 
     def _overflow(self, activation: Dequantized, shifted: Any, columns: int) -> str:
         """Whether the int32 sum could be too small for what the floats hold, and where."""
@@ -107,10 +156,10 @@ class _Lower(Rewriter):
         second = weight.moved(self, second)
         first, zero = activation.moved(self, activation.values), self._zero(activation)
         if zero is not None or (dtype_of(first), dtype_of(second)) != ("int8", "int8"):
-            first = self.emit(op.astype(first, "int32"), "q")
+            first = self.emit(op.astype(first, "int32"), "wide")
             if dtype_of(second) != "int32":
                 second = self.emit(op.astype(second, "int32"), "weight")
-            first = first if zero is None else self.emit(op.subtract(first, zero), "q")
+            first = first if zero is None else self.emit(op.subtract(first, zero), "centred")
         acc = self.emit(op.matmul(first, second, out_dtype="int32"), self.label)
         wide = self.emit(op.astype(acc, "float32"))
         scaled = self.emit(op.multiply(wide, self._scale(activation)))
@@ -153,9 +202,10 @@ def _number(zero: Any) -> int | None:
 class LowerQDQ(RewritePass):
     """Compute ``matmul(dequantize(q), dequantize(w))`` in integers.
 
-    Precondition: int8 or uint8 (int16 or uint16) activations with one scale or one per row, and one
-    zero point, which may come at run time; int8 weights with one scale or one per output column,
-    constants or parameters, and a constant zero point (uint8 ones are constants). Floats may be
+    Precondition: int8 or uint8 (int16 or uint16) activations with one scale and zero point, or with
+    one per row, which may come at run time; int8 weights with one scale or one per output column,
+    constants or parameters, and a constant zero point (uint8 ones are constants); or constant
+    weights with a scale per group of K, see `GroupedWeight`. Floats may be
     spelled out (``float(q) * s``), of 16 bits, moved, and multiplied with a number. The integer sum
     is exact, and fits int32 whatever the activations are; the result differs from the float matmul
     it replaces by that one's rounding.

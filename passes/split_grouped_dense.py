@@ -29,13 +29,23 @@ class _SplitGrouped(Rewriter):
         groups, size, outputs = int_shape(found.weight)
         columns, k = groups * size, DIGIT_BITS[dtype_of(found.q)]
         signed = not dtype_of(found.q).startswith("u")
-        smallest = value_range(found.q, self.value)[0]
-        window, _ = default_window(k, signed=signed, smallest=smallest)
-        digits = WINDOWS[window].digits(k, signed=signed)
+        smallest, zero_point = value_range(found.q, self.value)[0], found.activation.zero_point
+        zero_points = found.activation.zero_points
+        known = None if zero_points is not None else zero_point
+        window, _ = default_window(k, signed=signed, zero_point=known, smallest=smallest)
+        digits = WINDOWS[window].digits(k, signed=signed, zero_point=zero_point)
         weight = arranged(self, found.weight, [2, 0, 1], (outputs, columns))
         w_scale = arranged(self, found.w_scale, [2, 0, 1], (outputs, groups))
         sum_size = size if found.w_min is not None else 0
-        encode = dialect.Encode(found.q, k=k, window=window, group_size=sum_size, label=found.label)
+        encode = dialect.Encode(
+            found.q,
+            zero_points,
+            k=k,
+            window=window,
+            zero_point=zero_point,
+            group_size=sum_size,
+            label=found.label,
+        )
         encoding = self.emit(encode.call(), "encoding")
         w_min = sums = None
         if found.w_min is not None:
@@ -46,12 +56,13 @@ class _SplitGrouped(Rewriter):
             relax.const(1.0, "float32"),
             weight,
             w_scale,
-            dense_offset(self, weight, w_scale, digits),
+            dense_offset(self, weight, w_scale, digits, zero_points),
             w_min,
             sums,
             k=k,
             window=window,
             act_signed=int(signed),
+            zero_point=zero_point,
             in_features=columns,
             group_size=size,
             weight_bits=weight_bits(value_range(found.weight, self.value)),
@@ -61,11 +72,13 @@ class _SplitGrouped(Rewriter):
 
 @tvm.transform.module_pass(opt_level=0)
 class SplitGroupedDense(RewritePass):
-    """Rewrite a dense with float16 scales (and minima) per group of K into split form.
+    """Rewrite a dense with scales (and minima) per group of K into split form.
 
     Precondition: the partial sums of the groups are int32 and are added up in float64, so that
-    the sum is exact and its order free; weights (G, g, N) int8, scales (G, 1, N) float16,
-    minima (G, N) float16.
+    the sum is exact and its order free; activations as of `SplitPrecision`, but that zero points of
+    rows are moved to a centre before they are taken off, and that minima go without zero points;
+    weights (G, g, N) int8, scales (G, 1, N) float16, minima (G, N) float16; or both float32 and
+    constant multiples of 2^-24.
 
     Before::
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,12 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
-from sparqle_tvm.numerics.integers import bounds
+from sparqle_tvm.numerics.integers import INT32_MAX
 from sparqle_tvm.numerics.window import WINDOWS, default_window
-from sparqle_tvm.passes._constants import make_const
-from sparqle_tvm.passes._match import axes_of, dims_of, dtype_of, op_name, same_dims, static_shape
+from sparqle_tvm.passes._activation import Activation, match_activation
+from sparqle_tvm.passes._match import axes_of, dims_of, dtype_of, op_name, static_shape
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
-from sparqle_tvm.passes._value_range import value_range, weight_bits
+from sparqle_tvm.passes._value_range import dtype_range, value_range, weight_bits
 from sparqle_tvm.passes._weights import (
     DIGIT_BITS,
     dense_offset,
@@ -27,24 +26,17 @@ from sparqle_tvm.passes._weights import (
 )
 
 
-@dataclass(frozen=True)
-class _Activation:
-    """Integers, less a zero point: a constant, or one that comes at run time."""
-
-    q: Any
-    zero_point: int = 0
-    zero_points: Any = None
-
-
 @mutator
 class _Split(Rewriter):
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         if op_name(call) != "relax.matmul":
             return None
-        wide, weight = call.args
+        wide, weight = (self._cast_once(operand) for operand in call.args)
         if not dtype_of(wide).startswith(("int", "uint")):
             return None
-        activation = self._activation(wide)
+        activation = match_activation(self, wide)
+        if isinstance(activation, Activation) and activation.centred:
+            activation = "its zero points are clipped"
         narrow, shift = weight if dtype_of(weight) == "int8" else self._narrow(weight), None
         if narrow is None:
             narrow, shift = self._centred(weight)
@@ -56,12 +48,27 @@ class _Split(Rewriter):
             return None
         self.count()
         dense = self._build(activation, narrow)
+        if dtype_of(call) == "int64":
+            dense = relax.op.astype(self.emit(dense, self.label), "int64")
         if shift is None:
             return dense
         op = relax.op
-        sums = self.emit(op.sum(op.astype(wide, "int32"), axis=[-1], keepdims=True), "row_sums")
-        term = self.emit(op.multiply(sums, make_const(shift)), "shift")
+        dtype = dtype_of(call)
+        sums = self.emit(op.sum(op.astype(wide, dtype), axis=[-1], keepdims=True), "row_sums")
+        term = self.emit(op.multiply(sums, relax.const(shift.astype(dtype), dtype)), "shift")
         return op.add(self.emit(dense, self.label), term)
+
+    def _cast_once(self, expr: Any) -> Any:
+        """An operand; widened in several steps, it is widened in one."""
+        last = self.match(expr, "astype")
+        inner = None if last is None else self.match(last.args[0], "astype")
+        if (
+            last is None
+            or inner is None
+            or not _holds(dtype_of(last.args[0]), dtype_of(inner.args[0]))
+        ):
+            return expr
+        return self._cast_once(self.emit(relax.op.astype(inner.args[0], dtype_of(expr))))
 
     def _centred(self, weight: Any) -> tuple[Any, np.ndarray | None]:
         """A constant of 9 bits as int8, and what its columns are less by: (N,) int32.
@@ -82,7 +89,7 @@ class _Split(Rewriter):
             np.int32
         )
 
-    def _build(self, activation: _Activation, weight: Any) -> relax.Expr:
+    def _build(self, activation: Activation, weight: Any) -> relax.Expr:
         q, label = activation.q, self.label
         k, signed = DIGIT_BITS[dtype_of(q)], not dtype_of(q).startswith("u")
         rows = weight_outputs_first(self, weight)
@@ -112,47 +119,6 @@ class _Split(Rewriter):
         shift, sums = zero_shift(self, digits, zero_points), weight_sums(self, rows, None)
         return relax.op.add(self.emit(dense, label), self.emit(relax.op.multiply(shift, sums)))
 
-    def _activation(self, wide: Any) -> _Activation | str:
-        """What is multiplied, as integers of 8 or 16 bits and a zero point, or what is wrong."""
-        found = f"activations are {dtype_of(wide)}, {' or '.join(DIGIT_BITS)} is needed"
-        if dtype_of(wide) in DIGIT_BITS and self.match(wide, "subtract") is None:
-            cast = self.match(wide, "astype")
-            if cast is None or dtype_of(cast.args[0]) not in DIGIT_BITS:
-                return _Activation(wide)
-        value, zero = self.value(wide), None
-        if op_name(value) == "relax.subtract":
-            value, zero = self.value(value.args[0]), value.args[1]
-        if op_name(value) != "relax.astype" or dtype_of(value.args[0]) not in DIGIT_BITS:
-            return _Activation(wide) if dtype_of(wide) in DIGIT_BITS else found
-        q = value.args[0]
-        # The difference must not wrap: the two have one bit more than q.
-        exact = ("int32", "int64") if DIGIT_BITS[dtype_of(q)] == 8 else ("int16", "int32", "int64")
-        if dtype_of(wide) not in exact:
-            return _Activation(wide) if dtype_of(wide) in DIGIT_BITS else found
-        return _Activation(q) if zero is None else self._with_zero(q, zero)
-
-    def _with_zero(self, q: Any, zero: Any) -> _Activation | str:
-        """q with a constant zero point, or one of run time, in the dtype of q."""
-        k, dtype = DIGIT_BITS[dtype_of(q)], dtype_of(q)
-        constant = self.constants.value(zero)
-        if constant is not None:
-            if constant.size != 1:
-                return "the activation has several constant zero points"
-            low, high = bounds(k, not dtype.startswith("u"))
-            found = int(constant.reshape(-1)[0])
-            if low <= found <= high:
-                return _Activation(q, found)
-            return f"the zero point {found} is no {dtype}, as the activation is"
-        cast = self.match(zero, "astype")
-        if cast is None or dtype_of(cast.args[0]) != dtype:
-            return f"the zero point comes at run time and is no {dtype}, as the activation is"
-        source = cast.args[0]
-        if not dialect.is_single(source.ty):
-            row = [*dims_of(q)[:-1], tvm.tirx.IntImm("int64", 1)]
-            if not same_dims(dims_of(source), row):
-                return "the zero points are neither one number nor one for each row"
-        return _Activation(q, zero_points=source)
-
     def _narrow(self, weight: Any) -> Any | None:
         """A weight that was widened from int8, or a constant within int8, as int8."""
         cast = self.match(weight, "astype")
@@ -172,7 +138,7 @@ class _Split(Rewriter):
 
     def _obstacle(self, call: relax.Call, activation: Any, weight: Any) -> str:
         """Why this integer matmul cannot be split, ``""`` if it can."""
-        if dtype_of(call) != "int32":
+        if dtype_of(call) not in ("int32", "int64"):
             return f"accumulates in {dtype_of(call)}, int32 is needed"
         if not is_weight(weight, self):
             return "the second operand is computed at run time, it is no weight"
@@ -190,7 +156,18 @@ class _Split(Rewriter):
             return "K = 0"
         if not hasattr(dims[-1], "value"):
             return f"K = {dims[-1]} of the activations is symbolic"
+        low, high = dtype_range(dtype_of(activation))
+        if dtype_of(call) == "int64" and shape[0] * 128 * (high - low) > INT32_MAX:
+            return f"accumulates in int64, and a sum of {shape[0]} products may not fit int32"
         return ""
+
+
+def _holds(wide: str, narrow: str) -> bool:
+    """Whether one integer type has all values of another."""
+    if not all(each.startswith(("int", "uint")) for each in (wide, narrow)):
+        return False
+    (low, high), (least, most) = dtype_range(wide), dtype_range(narrow)
+    return low <= least and most <= high
 
 
 @tvm.transform.module_pass(opt_level=0)
@@ -199,9 +176,10 @@ class SplitPrecision(RewritePass):
 
     Precondition: int8 or uint8 (int16 or uint16) activations (.., K) with K static, as they are or
     widened and less a zero point; int8 weights of two dimensions that are constants, parameters,
-    or unpacked or widened from those; int32 result. A zero point is a constant or comes at run
-    time in the dtype of the activations, one in all or one per row. The window is that of
-    ``numerics.default_window``: centred on the zero point wherever that pays.
+    or unpacked or widened from those; int32 result, or int64 where int32 holds every sum. A zero
+    point is a constant or comes at run time in the dtype of the activations, one in all or one per
+    row. The window is that of ``numerics.default_window``: centred on the zero point wherever that
+    pays.
 
     Before::
 

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from sparqle_tvm.api import compile, load, pipeline
     from sparqle_tvm.calibration import Calibration
     from sparqle_tvm.compiler import host_pipeline
+    from sparqle_tvm.studies.analyze import analyze
     from sparqle_tvm.studies.calibrate import calibrate
     from sparqle_tvm.tuning import tune
 
 __all__ = [
     "Calibration",
     "__version__",
+    "analyze",
     "calibrate",
     "calibration",
     "compile",
@@ -42,6 +44,7 @@ __all__ = [
 # Public name -> module that it is taken from.
 _HOMES = {
     "Calibration": "calibration",
+    "analyze": "studies.analyze",
     "calibrate": "studies.calibrate",
     "compile": "api",
     "host_pipeline": "compiler",

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from sparqle_tvm.calibration.loss import CHUNK_TOKENS
-from sparqle_tvm.errors import MissingExtraError
-from sparqle_tvm.models.llama import LlamaConfig, rope_frequencies
+from sparqle_tvm.errors import MissingExtraError, UnsupportedModelError
+from sparqle_tvm.models.decoder import DecoderConfig, rope_frequencies
 
 if TYPE_CHECKING:
     from sparqle_tvm.frontend import ImportedModel
@@ -60,8 +60,14 @@ def squared_gradients(
     ------
     MissingExtraError
         If torch is not installed.
+    UnsupportedModelError
+        If the model is not a plain llama.
     """
     torch = require_torch()
+    if not imported.config.is_llama or any(n.endswith(".bias") for n in imported.file.tensors):
+        raise UnsupportedModelError(
+            "gradients are known of llama models only; use the importance of the weights"
+        )
     model = _TorchLlama(torch, imported)
     generator = torch.Generator().manual_seed(_SEED)
     sums: dict[str, npt.NDArray[np.float64]] = {}
@@ -117,7 +123,7 @@ class _TorchLlama:
     def _vector(self, name: str, size: int) -> Any:
         return self.torch.from_numpy(self._file.vector(name, size).copy())
 
-    def _rope_factors(self, config: LlamaConfig) -> npt.NDArray[np.float32] | None:
+    def _rope_factors(self, config: DecoderConfig) -> npt.NDArray[np.float32] | None:
         if "rope_freqs.weight" not in self._file.tensors:
             return None
         return self._file.vector("rope_freqs.weight", config.rope_dim // 2)

@@ -9,10 +9,20 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sparqle_tvm.commands import calibrate, disasm, estimate, pareto, report, run, sweep, tune
+from sparqle_tvm.commands import (
+    calibrate,
+    disasm,
+    estimate,
+    generate,
+    pareto,
+    report,
+    run,
+    sweep,
+    tune,
+)
 from sparqle_tvm.commands._shared import add_output_arguments, check_outputs
 
-COMMANDS = (run, calibrate, pareto, estimate, report, sweep, tune, disasm)
+COMMANDS = (run, generate, calibrate, pareto, estimate, report, sweep, tune, disasm)
 """All of them, in the order that ``sparqle --help`` shows."""
 
 

@@ -31,10 +31,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def _report(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.report.build import build_report
-    from sparqle_tvm.results.run import RunResult
+    from sparqle_tvm.results.analysis import load_result
 
     if arguments.run is not None:
-        run = RunResult.load(arguments.run)
+        run = load_result(arguments.run)
     else:
         from sparqle_tvm.studies.run import run_model
 

@@ -1,8 +1,9 @@
-"""``sparqle run``: a model on a text, measured and counted."""
+"""``sparqle run``: a model on a text, or on arrays, measured and counted."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from sparqle_tvm.commands import _shared as shared
@@ -15,11 +16,18 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "run",
         _run,
         folders=("dump",),
-        help="run a model on a text, and count what split precision saves",
-        description="Run a language model on a text with float, int8 and split int8 activations. "
-        "Prints perplexity, whether the split form is exact, MSB sparsity, cycles and DRAM bytes.",
+        help="run a model, and count what split precision saves",
+        description="Run a language model (GGUF) on a text with float, int8 and split int8 "
+        "activations, or any quantized model (ONNX, PyTorch) on arrays. Prints whether the split "
+        "form is exact, MSB sparsity, cycles, DRAM bytes and energy, of a language model also "
+        "perplexity.",
     )
-    shared.add_model_argument(run)
+    run.add_argument(
+        "--model",
+        default="smollm2",
+        help="smollm2 (fetched on first use), a GGUF file, model.onnx, or torch.export's model.pt2",
+    )
+    _add_input_arguments(run)
     run.add_argument(
         "--text", metavar="FILE", help="UTF-8 text; prose of Python's documentation if not given"
     )
@@ -32,8 +40,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
     run.add_argument(
         "--attention",
         choices=("int8", "float"),
-        default="int8",
-        help="how the int8 and the split model compute attention; int8 shows what it costs",
+        help="how the int8 and the split model compute attention; int8, which a text runs with if "
+        "not told otherwise, shows what it costs",
     )
     run.add_argument(
         "--kv",
@@ -66,6 +74,31 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     _add_calibration_arguments(run)
     return run
+
+
+def _add_input_arguments(run: argparse.ArgumentParser) -> None:
+    run.add_argument(
+        "--inputs",
+        metavar="FILE",
+        help="ONNX, PyTorch: .npz file with the inputs by name; those that are missing are random",
+    )
+    run.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="NAME=1x128",
+        help="ONNX, PyTorch: the shape of a random input, where the model leaves it open; their "
+        "sparsity is no measurement",
+    )
+    run.add_argument("--seed", type=int, default=0, help="ONNX, PyTorch: of random inputs")
+
+
+# Options of `run` that a model of either kind has not.
+_OF_TEXTS = (
+    *("text", "tokens", "kv", "calibration", "max_perplexity_increase", "target_msb_sparsity"),
+    *("loss", "loss_tokens", "dump"),
+)
+_OF_ARRAYS = ("inputs", "shape", "seed")
 
 
 def _add_calibration_arguments(run: argparse.ArgumentParser) -> None:
@@ -103,18 +136,64 @@ def _budget_of(arguments: argparse.Namespace) -> Any:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from sparqle_tvm.report.run import run_document
-    from sparqle_tvm.studies.run import run_model
+    from sparqle_tvm.studies.inputs import is_language_model
     from sparqle_tvm.target.accelerator import Accelerator
 
+    of_text = is_language_model(arguments.model)
+    _refuse(arguments, _OF_ARRAYS if of_text else _OF_TEXTS, of_text)
     table = shared.energy_table_of(arguments, Accelerator.from_target(arguments.target))
+    (_run_text if of_text else _run_arrays)(arguments, table)
+
+
+def _refuse(arguments: argparse.Namespace, names: Sequence[str], of_text: bool) -> None:
+    """Refuse options that a model of this kind does not listen to."""
+    from sparqle_tvm.errors import InvalidArgumentError
+
+    parser = argparse.ArgumentParser()
+    add(parser.add_subparsers())
+    default = vars(parser.parse_args(["run"]))
+    for name in names:
+        if getattr(arguments, name) != default[name]:
+            kind = "a GGUF model runs on a text" if of_text else "this model runs on arrays"
+            raise InvalidArgumentError(
+                f"--{name.replace('_', '-')}: {kind}, and has no such option"
+            )
+
+
+def _run_arrays(arguments: argparse.Namespace, table: Any) -> None:
+    from sparqle_tvm.report.analysis import analysis_document
+    from sparqle_tvm.studies.analyze import analyze
+    from sparqle_tvm.studies.call_inputs import load_inputs, parse_shapes
+    from sparqle_tvm.studies.inputs import load_module
+
+    shapes, inputs = parse_shapes(arguments.shape), load_inputs(arguments.inputs)
+    result = analyze(
+        load_module(arguments.model),
+        inputs,
+        arguments.target,
+        shapes=shapes,
+        seed=arguments.seed,
+        engine=arguments.engine,
+        table=table,
+        attention=arguments.attention or "float",
+        balance=arguments.balance,
+        database=arguments.database,
+        progress=True,
+    )
+    shared.show(arguments.json, lambda: analysis_document(result), result.to_json)
+
+
+def _run_text(arguments: argparse.Namespace, table: Any) -> None:
+    from sparqle_tvm.report.run import run_document
+    from sparqle_tvm.studies.run import run_model
+
     result = run_model(
         arguments.model,
         arguments.text,
         arguments.tokens,
         arguments.target,
         engine=arguments.engine,
-        attention=arguments.attention,
+        attention=arguments.attention or "int8",
         kv=arguments.kv,
         balance=arguments.balance,
         database=arguments.database,

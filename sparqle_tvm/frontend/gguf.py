@@ -1,4 +1,4 @@
-"""Import a llama-family language model from a GGUF file."""
+"""Import a language model from a GGUF file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from sparqle_tvm.errors import InvalidArgumentError, ModelFileError, UnsupportedModelError
 from sparqle_tvm.frontend.gguf_file import GGUFFile
 from sparqle_tvm.frontend.tokenizer import Tokenizer, tokenizer_from_gguf
-from sparqle_tvm.models.llama import LlamaConfig, Yarn, export_llama
+from sparqle_tvm.models.decoder import DecoderConfig, Yarn, export_decoder
 from sparqle_tvm.models.quantized import Weight
 
 if TYPE_CHECKING:
@@ -24,15 +24,24 @@ if TYPE_CHECKING:
 
 Activations = Literal["int8", "float32"]
 
-ARCHITECTURES = ("llama",)
-"""Values of "general.architecture" that can be imported."""
-
+_BITNET: Mapping[str, Any] = {"rope_halves": True, "sub_norms": True}
+ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
+    "llama": {},  # and mistral, whose files say llama
+    "qwen2": {"rope_halves": True},
+    "qwen3": {"rope_halves": True, "head_norms": True},
+    "gemma": {"rope_halves": True, "gate": "gelu"},
+    "phi3": {"rope_halves": True, "fused": True},
+    "bitnet": _BITNET,
+    "bitnet-b1.58": {**_BITNET, "gate": "relu2"},
+}
+"""Values of "general.architecture" that can be imported, with the fields of `DecoderConfig` in
+which they differ from a llama. Biases are found by their tensors."""
 
 KNOWN_KEYS: Mapping[str, frozenset[str]] = {
     "attention": frozenset(
         {
             *("head_count", "head_count_kv", "key_length", "value_length", "causal"),
-            "layer_norm_rms_epsilon",
+            *("layer_norm_rms_epsilon", "sliding_window"),
         }
     ),
     "rope": frozenset(
@@ -50,7 +59,7 @@ YARN_KEYS: Mapping[str, str] = {
     "yarn_beta_fast": "beta_fast",
     "yarn_beta_slow": "beta_slow",
 }
-"""Keys below ``rope.scaling.`` that YaRN has, and what they are fields of."""
+"""Keys below ``rope.scaling.`` that YaRN has, and what they are fields of; longrope has one."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +68,20 @@ class ImportedModel:
 
     Attributes
     ----------
-    mod : the module, with the functions that `sparqle_tvm.models.llama` describes
+    mod : the module, with the functions that `sparqle_tvm.models.decoder` describes
     config : its shape
     name : name of the model in the file, or else the name of the file
     sha256 : SHA-256 of the file, in hexadecimal digits
     activations : what the dense layers compute on
     file : the file that it came from, with its tensors
-    float_weights : names of the quantized weights that became float32 layers
     """
 
     mod: tvm.IRModule = field(repr=False)
-    config: LlamaConfig
+    config: DecoderConfig
     name: str
     sha256: str
     activations: Activations
     file: GGUFFile = field(repr=False)
-    float_weights: tuple[str, ...] = ()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -93,12 +100,11 @@ class ImportedModel:
 def from_gguf(
     path: str | PathLike[str], *, activations: Activations = "int8", progress: bool = True
 ) -> ImportedModel:
-    """Import a llama-family decoder.
+    """Import a decoder of one of `ARCHITECTURES`.
 
-    Integer weights whose scales are float16 (Q4_0 to Q8_0, IQ4_NL, TQ1_0, TQ2_0) stay the integers
-    that they are. F16, BF16 and F32 weights become float32 layers, and so do K-quants and IQ4_XS,
-    whose scales are finer: `ImportedModel.float_weights` names these. Of a model that was split,
-    the first file is given.
+    Quantized weights stay the integers that they are, with their scales: those of K-quants and
+    IQ4_XS are products of a float16 and an integer, which are kept as float32. F16, BF16 and F32
+    weights become float32 layers. Of a model that was split, the first file is given.
 
     Parameters
     ----------
@@ -123,10 +129,11 @@ def from_gguf(
     with tqdm(
         total=len(file.tensors), desc="import", unit="tensor", disable=not progress, leave=False
     ) as bar:
-        mod = export_llama(config, _Source(file, activations, bar))
+        mod = export_decoder(config, _Source(file, activations, bar))
     if file.unused():
         raise UnsupportedModelError(
-            f"{file.path}: tensors that a plain llama does not have: {', '.join(file.unused()[:5])}"
+            f"{file.path}: tensors that a {file.require('general.architecture', str)} does not "
+            f"have here: {', '.join(file.unused()[:5])}"
         )
     return ImportedModel(
         mod=mod,
@@ -135,11 +142,10 @@ def from_gguf(
         sha256=file.sha256(),
         activations=activations,
         file=file,
-        float_weights=tuple(file.turned_to_float) if activations == "int8" else (),
     )
 
 
-def read_config(file: GGUFFile) -> LlamaConfig:
+def read_config(file: GGUFFile) -> DecoderConfig:
     """Read the shape of the model from the metadata.
 
     Raises
@@ -163,7 +169,7 @@ def read_config(file: GGUFFile) -> LlamaConfig:
     kv_heads = file.get(f"{arch}.attention.head_count_kv", int) or heads
     head_dim = file.get(f"{arch}.attention.key_length", int) or embed // max(heads, 1)
     value_dim = file.get(f"{arch}.attention.value_length", int) or head_dim
-    config = LlamaConfig(
+    config = DecoderConfig(
         layers=file.require(f"{arch}.block_count", int),
         embed=embed,
         ffn=file.require(f"{arch}.feed_forward_length", int),
@@ -177,8 +183,10 @@ def read_config(file: GGUFFile) -> LlamaConfig:
         context=file.require(f"{arch}.context_length", int),
         tied_head="output.weight" not in file.tensors,
         rope_scale=_rope_scale(file, arch),
+        embed_scale=embed**0.5 if arch == "gemma" and embed > 0 else 1.0,
+        **ARCHITECTURES[arch],
     )
-    config = replace(config, yarn=_yarn(file, arch, config.context))
+    config = replace(config, yarn=_yarn(file, arch, config.context), **_within(file, arch, config))
     _check(file, config, value_dim)
     return config
 
@@ -196,13 +204,36 @@ def _rope_scale(file: GGUFFile, arch: str) -> float:
     if factor is None:
         factor = file.get(f"{arch}.rope.scale_linear", float)
     kind = file.get(f"{arch}.rope.scaling.type", str) or ("none" if factor is None else "linear")
-    if kind == "none":
+    if kind == "none" or _is_longrope(file, arch):
         return 1.0
     if kind not in ("linear", "yarn"):
         raise UnsupportedModelError(
-            f"{file.path}: RoPE scaling {kind!r} is not supported; supported: none, linear, yarn"
+            f"{file.path}: RoPE scaling {kind!r} is not supported; supported: none, linear, yarn, "
+            "longrope"
         )
     return factor if factor is not None else file.require(f"{arch}.rope.scaling.factor", float)
+
+
+def _is_longrope(file: GGUFFile, arch: str) -> bool:
+    kind = file.get(f"{arch}.rope.scaling.type", str)
+    return kind == "longrope" or (kind is None and "rope_factors_short.weight" in file.tensors)
+
+
+def _within(file: GGUFFile, arch: str, config: DecoderConfig) -> dict[str, Any]:
+    """The context in which the model is the same for all texts, and the factor of longrope.
+
+    A sliding window hides nothing from texts that are not longer; short factors of longrope are
+    for texts up to the original context.
+    """
+    context = config.context
+    window = file.get(f"{arch}.attention.sliding_window", int)
+    if window:
+        context = min(context, window)
+    if not _is_longrope(file, arch):
+        return {"context": context}
+    original = file.get(f"{arch}.rope.scaling.original_context_length", int) or context
+    factor = file.get(f"{arch}.rope.scaling.attn_factor", float)
+    return {"context": min(context, original), "rope_factor": 1.0 if factor is None else factor}
 
 
 def _yarn(file: GGUFFile, arch: str, context: int) -> Yarn | None:
@@ -218,11 +249,12 @@ def _yarn(file: GGUFFile, arch: str, context: int) -> Yarn | None:
 
 def _refuse_unknown(file: GGUFFile, arch: str) -> None:
     """Raise if the file has a key that changes attention or positions and that nobody reads."""
-    yarn = file.get(f"{arch}.rope.scaling.type", str) == "yarn"
+    scaling = set(YARN_KEYS) if file.get(f"{arch}.rope.scaling.type", str) == "yarn" else set()
+    scaling |= {"attn_factor"} if _is_longrope(file, arch) else set()
     for part, known in KNOWN_KEYS.items():
         prefix = f"{arch}.{part}."
         found = {key.removeprefix(prefix) for key in file.keys(prefix)} - known
-        unknown = sorted(found - {f"scaling.{key}" for key in YARN_KEYS if yarn})
+        unknown = sorted(found - {f"scaling.{key}" for key in scaling})
         if unknown:
             raise UnsupportedModelError(
                 f"{file.path}: metadata {prefix + unknown[0]!r} is not known, and may change what "
@@ -232,7 +264,7 @@ def _refuse_unknown(file: GGUFFile, arch: str) -> None:
         raise UnsupportedModelError(f"{file.path}: attention that is not causal is not supported")
 
 
-def _check(file: GGUFFile, config: LlamaConfig, value_dim: int) -> None:
+def _check(file: GGUFFile, config: DecoderConfig, value_dim: int) -> None:
     """Raise unless the sizes fit together."""
     sizes = (config.layers, config.embed, config.ffn, config.heads, config.kv_heads, config.vocab)
     reason = ""
@@ -244,6 +276,8 @@ def _check(file: GGUFFile, config: LlamaConfig, value_dim: int) -> None:
         reason = f"{config.rope_dim} channels of {config.head_dim} cannot be rotated in pairs"
     elif not (config.rope_base > 0 and config.rope_scale > 0 and config.norm_eps >= 0):
         reason = "a RoPE base, a RoPE scale or a norm epsilon is out of range"
+    elif config.rope_factor <= 0:
+        reason = "the factor of longrope is out of range"
     elif config.yarn is not None and not _is_sound(config.yarn, config.rope_base):
         reason = "the numbers of the YaRN scaling are out of range"
     if reason:
@@ -260,7 +294,7 @@ def _is_sound(yarn: Yarn, base: float) -> bool:
 
 
 class _Source:
-    """The weights of a file, as `export_llama` asks for them."""
+    """The weights of a file, as `export_decoder` asks for them."""
 
     def __init__(self, file: GGUFFile, activations: Activations, bar: tqdm[None]) -> None:
         self._file, self._activations, self._bar = file, activations, bar

@@ -7,7 +7,6 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -22,54 +21,15 @@ from sparqle_tvm.errors import (
     UnsupportedModelError,
 )
 
+from sparqle_tvm.frontend.graph_model import GraphModel, graph_input, reason_of
+
 if TYPE_CHECKING:
     import onnx
 
 
-@dataclass(frozen=True)
-class OnnxInput:
-    """An input of a model.
-
-    Attributes
-    ----------
-    name : str
-        As the file has it.
-    shape : tuple of str
-        Its axes: a number, or the name (or expression of names) of a dynamic one; of a tensor of
-        unknown rank nothing.
-    dtype : str
-        Of its elements.
-    """
-
-    name: str
-    shape: tuple[str, ...]
-    dtype: str
-
-
-@dataclass(frozen=True)
-class OnnxModel:
-    """An ONNX model as an IRModule, and how it is called.
-
-    Attributes
-    ----------
-    mod : tvm.IRModule
-        With the function ``main``, whose arguments are the inputs in their order; it returns the
-        output, or a tuple of outputs. Products are named after the nodes they come from.
-    name : str
-        Of the graph.
-    inputs : tuple of OnnxInput
-    outputs : tuple of str
-    """
-
-    mod: tvm.IRModule = field(repr=False)
-    name: str
-    inputs: tuple[OnnxInput, ...]
-    outputs: tuple[str, ...]
-
-
 def from_onnx(
     source: str | PathLike[str] | onnx.ModelProto, *, sizes: Mapping[str, int] | None = None
-) -> OnnxModel:
+) -> GraphModel:
     """Import a model of opset 13 to 21; integer weights stay the integers that they are.
 
     Dynamic quantization (DynamicQuantizeLinear and MatMulInteger), static QDQ, and the quantized
@@ -114,28 +74,16 @@ def from_onnx(
         except SparqleError as error:
             raise type(error)(f"{name}: {error}") from error
         except Exception as error:  # of TVM, of protobuf, of NumPy: whatever it stumbles over
-            raise UnsupportedModelError(f"{name}: {_reason(error)}") from error
+            raise UnsupportedModelError(f"{name}: {reason_of(error)}") from error
     known = {each.name for each in model.graph.initializer}
     names = [each.name for each in model.graph.input if each.name not in known]
     params = mod["main"].params
-    return OnnxModel(
+    return GraphModel(
         mod=mod,
         name=model.graph.name or name,
-        inputs=tuple(_input(*each) for each in zip(names, params, strict=True)),
+        inputs=tuple(graph_input(*each) for each in zip(names, params, strict=True)),
         outputs=tuple(each.name for each in model.graph.output),
     )
-
-
-def _input(name: str, param: relax.Var) -> OnnxInput:
-    shape = param.ty.shape
-    dims = shape.values if isinstance(shape, relax.ShapeExpr) else []
-    texts = (str(d.value if isinstance(d, tvm.tirx.IntImm) else d) for d in dims)
-    return OnnxInput(name, tuple(texts), str(param.ty.dtype))
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def label_of(name: str, op: str) -> str:
@@ -168,7 +116,7 @@ def _importer() -> Any:
                     found = super()._convert_operator(op_name, inputs, attrs, opset)
             except Exception as error:  # whatever TVM makes of it
                 raise UnsupportedModelError(
-                    f"node {name!r} ({op_name}) is not supported: {_reason(error)}"
+                    f"node {name!r} ({op_name}) is not supported: {reason_of(error)}"
                 ) from error
             if op_name in PRODUCTS and isinstance(found, relax.Call):
                 return self.bb.emit(found, label_of(name, op_name))

@@ -1,7 +1,8 @@
-"""From a run to its report."""
+"""From a run or an analysis to its report."""
 
 from __future__ import annotations
 
+from sparqle_tvm.report.analysis import analysis_report
 from sparqle_tvm.report.by_formula import constants_table, estimable, estimate_sections
 from sparqle_tvm.report.document import Document, Part, Section
 from sparqle_tvm.report.run import (
@@ -11,11 +12,14 @@ from sparqle_tvm.report.run import (
     layer_sections,
     perplexity_section,
 )
+from sparqle_tvm.results.analysis import Analysis
 from sparqle_tvm.results.run import RunResult
 
 
-def build_report(run: RunResult) -> Document:
-    """Put together all that a report of a run has: its own figures, and those by formula."""
+def build_report(run: RunResult | Analysis) -> Document:
+    """Put together all that a report has: of a language model also what formulas say."""
+    if isinstance(run, Analysis):
+        return analysis_report(run)
     model = estimable(run)
     details: list[Part] = [*detail_tables(run)]
     if isinstance(model, str):

@@ -23,13 +23,14 @@ from sparqle_tvm.report.passes import (
     cost_table,
     describe,
     figure,
+    left_dense_tables,
     limits_table,
     others_table,
 )
 from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.results.losses import RunLoss
 from sparqle_tvm.results.passes import PassResult, share_saved
-from sparqle_tvm.results.run import LayerSparsity, RunResult, SortingResult, TuningGain
+from sparqle_tvm.results.run import LayerSparsity, Measured, RunResult, SortingResult, TuningGain
 
 _HOW = {
     "simulator": "The dense layers ran as programs on the cycle-level simulator, which computed "
@@ -94,6 +95,7 @@ def cost_section(run: RunResult) -> Section:
         cost_table(run.passes, run.accelerator),
         limits_table(run.passes, run.accelerator),
         others_table(run.passes, run.accelerator),
+        *left_dense_tables(run.passes),
         _energy_note(run),
     ]
     if run.balance is not None:
@@ -164,7 +166,7 @@ def loss_columns(prefix: str = "", where: str = "") -> tuple[Column, ...]:
     )
 
 
-def sparsity_section(run: RunResult, *parts: Part) -> Section:
+def sparsity_section(run: Measured, *parts: Part) -> Section:
     """Where the digits are zero, after other parts."""
     table = Table(
         name="sparsity",
@@ -252,7 +254,7 @@ def layer_sections(run: RunResult) -> Iterator[Section]:
     )
 
 
-def detail_tables(run: RunResult) -> Iterator[Table]:
+def detail_tables(run: Measured) -> Iterator[Table]:
     """The accelerator, and every layer."""
     fields = asdict(run.accelerator)
     yield Table(

@@ -22,11 +22,15 @@ from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.limits import LIMITS, add
 from sparqle_tvm.target.cost.model import CountedOp
+from sparqle_tvm.target.cost.scheme_choice import LeftDense
 from sparqle_tvm.target.cost.vector import VectorCost
+from sparqle_tvm.target.joint_op import join, portions
 from sparqle_tvm.target.op import DenseOp
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+PassKind = Literal["prefill", "decode", "call"]
+"""Phases of a language model, and one call of a function of any model."""
 BASELINE = "dense"
 """The scheme that savings are given against."""
 
@@ -35,9 +39,11 @@ PARTS = {"dense_layers": "dense layers", "whole_model": "whole model"}
 
 Cost = CountedOp | EncodeCost | VectorCost | AttentionCost
 CountedCosts = tuple[EncodeCost, tuple[CountedOp, ...]]
-"""Of an encoding, and of the dense ops that read it."""
+"""Of an encoding, and of what runs for the dense ops that read it, see `joint_op.join`."""
 
-_BLOCK = re.compile(r"^blk_(\d+)_")
+# Names of layers hold the number of their block: blk_3_attn_q, layer_0_query, h_7_mlp_up.
+_BLOCK = re.compile(r"^(?P<where>(?:[^\W\d]\w*?_)?)(?P<block>\d+)_(?P<rest>.+)$")
+_BLOCKS = "blk_"
 _OF_THE_OP = ("label", "m", "n", "k", "weight_bits", "group_size", "has_min", "macs")
 
 
@@ -193,6 +199,25 @@ class WorkCost:
             limits=cost.limits,
         )
 
+    def divided(self, channels: Sequence[int]) -> list[WorkCost]:
+        """The shares of ops that run as one, by their channels; they add up to this."""
+        if len(channels) == 1:
+            return [self]
+        limits = {name: portions(cycles, channels) for name, cycles in self.limits.items()}
+        whole = ("mma_cycles", "compute_cycles", "dma_cycles")
+        parts = {name: portions(getattr(self, name), channels) for name in (*whole, *_BYTES)}
+        return [
+            WorkCost(
+                total_cycles=sum(share[i] for share in limits.values()),
+                limits={name: share[i] for name, share in limits.items()},
+                **{name: share[i] for name, share in parts.items()},
+            )
+            for i in range(len(channels))
+        ]
+
+
+_BYTES = ("dram_bytes", "weight_bytes", "cache_bytes")
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -215,7 +240,11 @@ class Layer:
     macs : int
         Multiply-accumulates at full precision.
     costs : mapping of str to WorkCost
-        By scheme; of one layer.
+        By scheme; of one layer. Of layers that read one encoding and run as one op (q, k and v;
+        gate and up) each has its share by channels.
+    left_dense : LeftDense or None
+        Why the compiler leaves it dense under ``sparqle``, with what encoding and readers take
+        either way; None: it is split.
     """
 
     label: str
@@ -232,6 +261,7 @@ class Layer:
     has_min: bool
     macs: Positive
     costs: Mapping[str, WorkCost]
+    left_dense: LeftDense | None = None
 
 
 @dataclass(frozen=True)
@@ -250,6 +280,8 @@ class Other:
         Rows that an encoding sorts together under ``sparqle``; 0: none.
     costs : mapping of str to WorkCost
         By scheme; of one.
+    left_dense : LeftDense or None
+        Of an encoding as of the layers that read it.
     """
 
     label: str
@@ -257,6 +289,7 @@ class Other:
     times: Positive
     block_rows: Count
     costs: Mapping[str, WorkCost]
+    left_dense: LeftDense | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,10 +298,11 @@ class PassResult:
 
     Attributes
     ----------
-    phase : {"prefill", "decode"}
-        All tokens at once, or one token of each sequence.
+    phase : {"prefill", "decode", "call"}
+        All tokens at once, one token of each sequence, or a call of any function.
     tokens, past : int
-        Tokens of a sequence in the pass, and in the cache before it.
+        Tokens of a sequence in the pass (of a call the most rows that a dense layer has), and in
+        the cache before it.
     batch : int
         Sequences.
     msb_sparsity : float
@@ -281,7 +315,7 @@ class PassResult:
         The rest.
     """
 
-    phase: Phase
+    phase: PassKind
     tokens: Positive
     past: Count
     batch: Positive
@@ -302,8 +336,9 @@ class PassResult:
 
     @property
     def name(self) -> str:
-        """Phase and tokens: ``decode, 1 token after 511``."""
-        tokens = f"{self.tokens:,} token{'s' * (self.tokens > 1)}"
+        """Phase and tokens: ``decode, 1 token after 511``; ``call, 9 rows``."""
+        unit = "row" if self.phase == "call" else "token"
+        tokens = f"{self.tokens:,} {unit}{'s' * (self.tokens > 1)}"
         return f"{self.phase}, {tokens}" + (f" after {self.past:,}" if self.past else "")
 
     def saved(self, scheme: str, part: str = "whole_model") -> Saved:
@@ -336,7 +371,9 @@ class CountedEncoding:
     shapes : tuple of DenseOp
         The ops.
     costs : mapping of str to CountedCosts
-        By scheme; ops in the order of `shapes`.
+        By scheme; joint ops of `shapes` in their order.
+    left : LeftDense or None
+        Why ``sparqle`` leaves it dense.
     """
 
     label: str
@@ -347,24 +384,36 @@ class CountedEncoding:
     type: str = ""
     times: int = 1
     block_rows: int = 0
+    left: LeftDense | None = None
 
     def layers(self) -> Iterator[Layer]:
-        """Its ops as data."""
-        for i, shape in enumerate(self.shapes):
+        """Its ops as data; those that run as one have their shares."""
+        shares: dict[int, list[dict[str, WorkCost]]] = {}
+        for i, joint in enumerate(join(self.shapes)):
+            channels = [part.n for part in joint.parts]
+            divided = {
+                scheme: WorkCost.of(ops[i]).divided(channels)
+                for scheme, (_, ops) in self.costs.items()
+            }
+            for j, part in enumerate(joint.parts):
+                share = {scheme: parts[j] for scheme, parts in divided.items()}
+                shares.setdefault(id(part), []).append(share)
+        for shape in self.shapes:
             yield Layer(
                 type=self.type or layer_type(shape.label),
                 block=block_of(shape.label),
                 times=self.times,
                 window=self.window,
                 msb_sparsity=self.msb_sparsity,
-                costs={scheme: WorkCost.of(ops[i]) for scheme, (_, ops) in self.costs.items()},
+                costs=shares[id(shape)].pop(0),
+                left_dense=self.left,
                 **{name: getattr(shape, name) for name in _OF_THE_OP},
             )
 
     def encoding(self) -> Other:
         """The encoding as data."""
         costs = {scheme: WorkCost.of(encode) for scheme, (encode, _) in self.costs.items()}
-        return Other(self.label, "encode", self.times, self.block_rows, costs)
+        return Other(self.label, "encode", self.times, self.block_rows, costs, self.left)
 
     def counted(self, scheme: str) -> Iterator[tuple[Cost, int]]:
         """The encoding and its ops under a scheme, with how often they occur."""
@@ -403,7 +452,7 @@ class CountedAttention:
 
 
 def pass_result(
-    phase: Phase,
+    phase: PassKind,
     *,
     tokens: int,
     past: int,
@@ -520,11 +569,12 @@ def share_saved(before: float, after: float) -> float:
 
 
 def layer_type(label: str) -> str:
-    """``blk_3_attn_q`` -> ``attn_q``: the same for all blocks."""
-    return _BLOCK.sub("", label)
+    """``blk_3_attn_q`` -> ``attn_q``, ``layer_0_query`` -> ``layer_query``: same for all blocks."""
+    found = _BLOCK.match(label)
+    return found["where"].removeprefix(_BLOCKS) + found["rest"] if found else label
 
 
 def block_of(label: str) -> int | None:
     """``blk_3_attn_q`` -> 3; None for what lies in no block (the output layer)."""
     found = _BLOCK.match(label)
-    return int(found[1]) if found else None
+    return int(found["block"]) if found else None

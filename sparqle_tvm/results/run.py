@@ -172,28 +172,65 @@ class TuningGain:
     decode: PhaseGain
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """All that `sparqle run` found out about a model and a text.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is known of every model that ran, whatever it came from: a run, or an analysis.
 
     Attributes
     ----------
-    model, transformer, text : ModelFile, TransformerShape, Text
-        What was run, its sizes, and on what.
+    model : ModelFile
+        What was run.
     accelerator, table : Accelerator, EnergyTable
         What was counted for, and what energy was counted with.
     engine : {"simulator", "analytical"}
         Whether the dense layers were simulated or counted by formula.
     exact : bool
-        Whether the logits of all tokens are those of the int8 model, bit for bit (with scale
-        factors: those of the int8 form with the same factors).
+        Whether all results are those of the form that is not split, bit for bit.
+    msb_sparsity : MsbSparsity
+        Where the digits are zero.
+    seconds : mapping
+        Wall time of the stages on the host.
+    """
+
+    model: ModelFile
+    accelerator: Accelerator
+    table: EnergyTable
+    engine: Counting
+    exact: bool
+    msb_sparsity: MsbSparsity
+    seconds: Mapping[str, Amount] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what does not belong together."""
+        known = default_table(self.accelerator)
+        for name in ("operations", "sram", "parameters"):
+            if set(getattr(self.table, name)) != set(getattr(known, name)):
+                raise InvalidArgumentError(f"the energy table has other {name}")
+        if len({len(layer.row_density) for layer in self.msb_sparsity.layers}) > 1:
+            raise InvalidArgumentError("row_density must have as many points in every layer")
+
+    @property
+    def passes(self) -> tuple[PassResult, ...]:
+        """What was counted, pass by pass."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult(Measured):
+    """All that `sparqle run` found out about a language model and a text.
+
+    It is exact if the logits of all tokens are those of the int8 model (with scale factors: those
+    of the int8 form with the same factors).
+
+    Attributes
+    ----------
+    transformer, text : TransformerShape, Text
+        Sizes of the model, and what it ran on.
     perplexity : mapping
         Keys ``float``, ``int8``, ``sparqle``; ``int8_attention``, with attention alone in
         integers, if `int8` and `sparqle` have it so.
     kv : str
         How attention in integers stores keys and values, see `numerics.kv_cache.parse_kv`.
-    msb_sparsity : MsbSparsity
-        Where the digits are zero.
     prefill, decode : PassResult
         All tokens at once; the last token after the others.
     balance : SortingResult, optional
@@ -204,19 +241,11 @@ class RunResult:
         What the schedules of a tuning database bring; `prefill` and `decode` have them.
     loss : RunLoss, optional
         What scale factors lose against plain int8; None if there are none.
-    seconds : mapping
-        Wall time of the stages of this run on the host.
     """
 
-    model: ModelFile
     text: Text
     transformer: TransformerShape
-    accelerator: Accelerator
-    table: EnergyTable
-    engine: Counting
-    exact: bool
     perplexity: Mapping[str, Amount]
-    msb_sparsity: MsbSparsity
     prefill: PassResult
     decode: PassResult
     kv: str = "int8"
@@ -224,18 +253,12 @@ class RunResult:
     uncounted: tuple[str, ...] = ()
     tuning: TuningGain | None = None
     loss: RunLoss | None = None
-    seconds: Mapping[str, Amount] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a run whose parts do not belong together."""
+        super().__post_init__()
         if set(self.perplexity) - {"int8_attention"} != {"float", "int8", "sparqle"}:
             raise InvalidArgumentError("perplexity must be that of float, int8 and sparqle")
-        known = default_table(self.accelerator)
-        for name in ("operations", "sram", "parameters"):
-            if set(getattr(self.table, name)) != set(getattr(known, name)):
-                raise InvalidArgumentError(f"the energy table has other {name}")
-        if len({len(layer.row_density) for layer in self.msb_sparsity.layers}) > 1:
-            raise InvalidArgumentError("row_density must have as many points in every layer")
 
     @property
     def passes(self) -> tuple[PassResult, PassResult]:

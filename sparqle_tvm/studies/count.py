@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sparqle_tvm.results.passes import (
     CountedAttention,
     CountedEncoding,
+    PassKind,
     PassResult,
-    Phase,
     pass_result,
 )
 from sparqle_tvm.results.run import SortingResult
@@ -20,7 +20,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import Counting, EncodedActivation, PassCost, pass_cost
-from sparqle_tvm.target.cost.vector import TransformerShape
+from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost
 from sparqle_tvm.target.op import ProgramScheme
 
 Attention = Callable[[int, int], Sequence[CountedAttention]]
@@ -64,12 +64,29 @@ def count_phases(
     attention : Attention, optional
         Attention on the array; by default the vector unit computes it.
     """
-    counter = _Counter(transformer, accelerator, engine, tuned, attention)
+    counter = PassCounter(transformer, accelerator, engine, tuned, attention)
     table = table or default_table(accelerator)
     tokens = max(encoding.nnz.rows for encoding in encodings)
     last = [encoding.last_token() for encoding in encodings]
     prefill = counter.count("prefill", prefill_encodings(encodings), 0, balance, table)
     return prefill, counter.count("decode", last, tokens - 1, balance, table)
+
+
+def count_call(
+    encodings: Sequence[EncodedActivation],
+    rest: Sequence[VectorCost],
+    accelerator: Accelerator,
+    engine: Counting,
+    balance: Balance,
+    tuned: Schedules | None,
+    table: EnergyTable,
+    *,
+    attention: Sequence[CountedAttention] = (),
+) -> PassResult:
+    """Count a call of any function, whose other work is `rest`; else as `count_phases`."""
+    counter = PassCounter(None, accelerator, engine, tuned)
+    beside = Beside(lambda _: tuple(rest), attention)
+    return counter.count("call", encodings, 0, balance, table, beside=beside)
 
 
 def count_sorting(
@@ -86,7 +103,7 @@ def count_sorting(
     found = prefill.schemes["sparqle"]
     mma_cycles, layer_cycles = found.mma_cycles, found.dense_layers.cycles
     if any(blocks):
-        counter = _Counter(transformer, accelerator, engine, tuned)
+        counter = PassCounter(transformer, accelerator, engine, tuned)
         in_order = counter.cost(prefill_encodings(encodings), 0, "sparqle", "none")
         mma_cycles, layer_cycles = in_order.mma_cycles, in_order.dense_layers.cycles
     return SortingResult(
@@ -115,10 +132,18 @@ def _is_output(encoding: EncodedActivation) -> bool:
 
 
 @dataclass(frozen=True)
-class _Counter:
+class Beside:
+    """What a pass has beside dense layers: the vector unit's work by scheme, and attention."""
+
+    vector: Callable[[ProgramScheme], tuple[VectorCost, ...]]
+    attention: Sequence[CountedAttention] = ()
+
+
+@dataclass(frozen=True)
+class PassCounter:
     """Counts passes of one model."""
 
-    transformer: TransformerShape
+    transformer: TransformerShape | None
     accelerator: Accelerator
     engine: Counting
     tuned: Schedules | None = None
@@ -148,18 +173,24 @@ class _Counter:
 
     def count(
         self,
-        phase: Phase,
+        phase: PassKind,
         encodings: Sequence[EncodedActivation],
         past: int,
         balance: Balance,
         table: EnergyTable,
+        *,
+        batch: int = 1,
+        beside: Beside | None = None,
     ) -> PassResult:
-        """Count a pass under both schemes."""
+        """Count a pass under both schemes; of a `batch` in decode, rows are those of sequences.
+
+        What is `beside` the dense layers is by default that of a transformer and one sequence.
+        """
         schemes: tuple[ProgramScheme, ...] = ("dense", "sparqle")
         costs = {scheme: self.cost(encodings, past, scheme, balance) for scheme in schemes}
         counted, first = [], 0
         for i, e in enumerate(encodings):
-            after = first + len(e.consumers)
+            after = first + len(e.launches)
             counted.append(
                 CountedEncoding(
                     label=e.label,
@@ -168,17 +199,23 @@ class _Counter:
                     shapes=e.consumers,
                     costs={s: (c.encodes[i], c.ops[first:after]) for s, c in costs.items()},
                     block_rows=costs["sparqle"].encodes[i].block_rows,
+                    left=costs["sparqle"].left[i],
                 )
             )
             first = after
-        tokens = max(encoding.nnz.rows for encoding in encodings)
+        tokens = max(encoding.nnz.rows for encoding in encodings) // batch
+        vector = {scheme: cost.vector for scheme, cost in costs.items()}
+        attention = self.attention(tokens, past) if self.attention else ()
+        if beside is not None:
+            vector, attention = {s: beside.vector(s) for s in schemes}, beside.attention
         return pass_result(
             phase,
             tokens=tokens,
             past=past,
+            batch=batch,
             encodings=counted,
-            attention=self.attention(tokens, past) if self.attention else (),
-            vector={scheme: cost.vector for scheme, cost in costs.items()},
+            attention=attention,
+            vector=vector,
             accelerator=self.accelerator,
             table=table,
         )

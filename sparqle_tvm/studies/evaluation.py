@@ -12,14 +12,15 @@ from sparqle_tvm.errors import UnsupportedModelError
 from sparqle_tvm.models.sparsity import row_quantiles
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.results.passes import layer_type
-from sparqle_tvm.results.run import LayerSparsity
+from sparqle_tvm.results.run import LayerSparsity, MsbSparsity, by_kind, mean_sparsity
+from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY
 from sparqle_tvm.target.cost.factors import EncodeFactors
 from sparqle_tvm.target.cost.model import EncodedActivation
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.op import DenseOp
 
 if TYPE_CHECKING:
-    from sparqle_tvm.models.llama import LlamaConfig
+    from sparqle_tvm.models.decoder import DecoderConfig
     from sparqle_tvm.runtime.executable import EncodingRecord, Executable
     from sparqle_tvm.runtime.launch import AttentionLaunch
     from sparqle_tvm.studies.held_out import ChosenFunctions
@@ -94,13 +95,17 @@ class _Recorder:
         return call
 
 
-def transformer_shape(config: LlamaConfig) -> TransformerShape:
+def transformer_shape(config: DecoderConfig) -> TransformerShape:
     """Sizes of a model, as the cost model wants them."""
     return TransformerShape.of(config)
 
 
-def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActivation]:
+def encoded_activations(
+    records: Sequence[EncodingRecord], densities: Mapping[str, float] | None = None
+) -> list[EncodedActivation]:
     """Turn the bitmaps of a pass into what the cost model takes.
+
+    `densities` are those that programs were chosen for, by label; others are typical.
 
     Raises
     ------
@@ -110,7 +115,7 @@ def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActiva
     if not records:
         raise UnsupportedModelError(
             "the model has no dense layer with integer weights, so there is nothing to split; "
-            "use a file of Q4_0 to Q8_0, IQ4_NL, TQ1_0 or TQ2_0 weights"
+            "use a file of quantized weights (Q4_0, Q4_K_M, ..)"
         )
     encodings = []
     for record in records:
@@ -119,11 +124,15 @@ def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActiva
             DenseOp(
                 *(nnz.rows, c.n, c.k, c.weight_bits, c.group_size, c.has_min, c.label),
                 digit_bits=record.info.digit_bits,
+                scale_bytes=c.scale_bytes,
             )
             for c in record.consumers
         )
         factors = EncodeFactors(record.info.has_factors, record.info.has_bands)
-        encodings.append(EncodedActivation(record.label, nnz, record.window, shapes, factors))
+        density = (densities or {}).get(record.label, TYPICAL_DENSITY)
+        encodings.append(
+            EncodedActivation(record.label, nnz, record.window, shapes, factors, density)
+        )
     return encodings
 
 
@@ -147,3 +156,11 @@ def layer_sparsities(
             )
         )
     return tuple(layers)
+
+
+def msb_sparsity(
+    records: Sequence[EncodingRecord], encodings: Sequence[EncodedActivation]
+) -> MsbSparsity:
+    """MSB sparsity of all encodings, by layer and by type of layer."""
+    layers = layer_sparsities(records, encodings)
+    return MsbSparsity(mean_sparsity(layers), by_kind(layers), layers)

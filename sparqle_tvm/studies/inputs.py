@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sparqle_tvm.errors import InvalidArgumentError, TargetError, TextError
+from sparqle_tvm.errors import (
+    InvalidArgumentError,
+    MissingExtraError,
+    ModelFileError,
+    TargetError,
+    TextError,
+)
 from sparqle_tvm.models.attention_sparsity import measured_attention
 from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.numerics.kv_cache import KvStorage, parse_kv
@@ -34,6 +41,51 @@ def model_path(model: str | PathLike[str], *, progress: bool = True) -> Path:
     from sparqle_tvm.models.builtin import fetch_builtin
 
     return fetch_builtin(BUILTIN_MODEL, progress=progress)
+
+
+ARRAY_MODELS = (".onnx", ".pt2")
+"""Endings of model files that say nothing of texts."""
+
+
+def is_language_model(model: str | PathLike[str]) -> bool:
+    """Whether a model runs on a text: the built-in one, and GGUF files."""
+    return Path(model).suffix.lower() not in ARRAY_MODELS
+
+
+def load_module(model: str | PathLike[str]) -> Any:
+    """Import a model that runs on arrays, by the ending of its file.
+
+    Raises
+    ------
+    ModelFileError, UnsupportedModelError, MissingExtraError
+        As the frontend raises them.
+    """
+    from sparqle_tvm import frontend
+
+    if Path(model).suffix.lower() == ".pt2":
+        return frontend.from_exported_program(_exported_program(Path(model)))
+    return frontend.from_onnx(model)
+
+
+def _exported_program(path: Path) -> Any:
+    """Read what ``torch.export.save`` wrote; PyTorch's loader is as safe as it is."""
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError(
+            "PyTorch models need torch, which is not installed: pip install 'sparqle-tvm[torch]'"
+        ) from error
+    if not path.is_file():
+        raise ModelFileError(f"{path} cannot be read: there is no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.load(path)
+    except Exception as error:  # of zipfile, of PyTorch: whatever they stumble over
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise ModelFileError(
+            f"{path} is not what torch.export.save of this PyTorch writes: {reason}"
+        ) from error
 
 
 def import_model(

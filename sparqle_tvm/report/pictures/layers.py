@@ -1,4 +1,4 @@
-"""Where the cycles of a run go, block by block, and where its MSB digits are zero."""
+"""Where the cycles of a run go, block by block or layer by layer, and where MSB digits are zero."""
 
 from __future__ import annotations
 
@@ -114,6 +114,43 @@ def draw_sparsity(phase: PassResult, *, narrow: bool = False) -> Figure:
         bar.outline.set_visible(False)
         style.percents(bar.ax.xaxis)
         bar.set_label("share of zero MSB digits")
+    return figure
+
+
+MOST_LAYERS = 40
+"""A picture layer by layer shows no more: those with most cycles."""
+
+
+def draw_layers(one: PassResult, *, narrow: bool = False) -> Figure:
+    """Bars of every dense layer: its MSB sparsity, and its cycles dense (outline) and split."""
+    shown = sorted(one.layers, key=lambda each: -each.costs["dense"].total_cycles)[:MOST_LAYERS]
+    layers = [each for each in one.layers if each in shown]
+    labels = [each.label for each in layers]
+    places, width = np.arange(len(layers)), 24 if narrow else 40
+    names = [label if len(label) <= width else f"..{label[-width:]}" for label in labels]
+    with style.picture(narrow, 0.2 * len(layers) + 1.4) as figure:
+        sparsity, cycles = figure.subplots(1, 2, sharey=True)
+        sparsity.barh(places, [each.msb_sparsity for each in layers], 0.7, color=style.SKY)
+        sparsity.set_xlim(0, 1)
+        style.percents(sparsity.xaxis)
+        sparsity.set_title("MSB sparsity")
+        sparsity.set_yticks(places, names)
+        sparsity.invert_yaxis()
+        counted = {
+            scheme: np.array([each.costs[scheme].total_cycles for each in layers]) / 1e3
+            for scheme in ("dense", "sparqle")
+        }
+        cycles.barh(places, counted["sparqle"], 0.7, color=style.ORANGE)
+        cycles.barh(places, counted["dense"], 0.7, fill=False, edgecolor=style.INK, linewidth=0.9)
+        cycles.set_title("thousand cycles")
+        for axes in (sparsity, cycles):
+            axes.grid(False, axis="y")
+            style.no_ticks(axes, "y")
+        handles = [
+            Patch(facecolor=style.ORANGE, label="split"),
+            Patch(fill=False, edgecolor=style.INK, label="dense baseline"),
+        ]
+        style.legend(figure, handles, 2)
     return figure
 
 

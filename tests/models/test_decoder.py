@@ -14,7 +14,7 @@ from torch_reference import TorchLlama
 from tvm import relax
 
 from sparqle_tvm.frontend.gguf import Activations, ImportedModel, from_gguf
-from sparqle_tvm.models.llama import CACHE_RESERVE_TOKENS, FUNCTIONS
+from sparqle_tvm.models.decoder import CACHE_RESERVE_TOKENS, FUNCTIONS
 from sparqle_tvm.models.quantized import QMAX
 
 MIXED = {
