@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.analytical import EncodeCost, OpCost, encoding_costs
+from sparqle_tvm.target.cost.analytical import EncodeCost, Encoded, OpCost, costs_together
 from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY, typical_digits
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
 from sparqle_tvm.target.op import DenseOp
@@ -119,7 +119,9 @@ def _left_dense(
         return None
     unit = math.lcm(8, accelerator.lanes, *(max(op.group_size, 1) for op in ops))
     nnz = typical_digits(ops[0].m, ops[0].k, unit, density)
-    block, plain = ops[0].block_rows, [replace(op, block_rows=0) for op in ops]
-    split = encoding_costs("", nnz, plain, accelerator, "sparqle", block, factors, density)
-    dense = encoding_costs("", nnz, plain, accelerator, "dense", factors=factors)
-    return cheaper(split, dense, nnz, accelerator.digit_bits)
+    block, plain = ops[0].block_rows, tuple(replace(op, block_rows=0) for op in ops)
+    asked = [
+        Encoded("", nnz, plain, "sparqle", block, factors, density),
+        Encoded("", nnz, plain, "dense", factors=factors),
+    ]
+    return cheaper(*costs_together(asked, accelerator), nnz, accelerator.digit_bits)
