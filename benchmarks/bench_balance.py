@@ -51,7 +51,7 @@ def figures(encodings: list[EncodedActivation], accelerator: Accelerator, blocks
     totals = np.zeros(4)
     shares, weights = [], []
     for encoding, block in zip(encodings, blocks, strict=True):
-        part = (encoding.label, encoding.nnz, encoding.consumers, accelerator)
+        part = (encoding.label, encoding.nnz, encoding.launches, accelerator)
         _, dense = encoding_costs(*part, "dense")
         encode, ops = encoding_costs(*part, "sparqle", block)
         totals += (
@@ -77,11 +77,9 @@ def simulated_op_cycles(
 ) -> int:
     """Time of the dense ops on the simulator."""
     return sum(
-        simulate_op(
-            *(shape, e.nnz, "sparqle", programs, e.consumers), block_rows=block
-        ).total_cycles
+        simulate_op(*(shape, e.nnz, "sparqle", programs, e.launches), block_rows=block).total_cycles
         for e, block in zip(encodings, blocks, strict=True)
-        for shape in e.consumers
+        for shape in e.launches
     )
 
 

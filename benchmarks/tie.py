@@ -89,11 +89,11 @@ def tie_encoding(
         If no tile fits the buffers.
     """
     _, costs = encoding_costs(
-        encoding.label, encoding.nnz, encoding.consumers, accelerator, scheme, block_rows
+        encoding.label, encoding.nnz, encoding.launches, accelerator, scheme, block_rows
     )
     return tuple(
         _tie(shape, encoding.nnz, cost, accelerator, scheme, block_rows)
-        for shape, cost in zip(encoding.consumers, costs, strict=True)
+        for shape, cost in zip(encoding.launches, costs, strict=True)
     )
 
 

@@ -16,6 +16,7 @@ from sparqle_tvm.passes.drain_encoded import DrainEncoded
 from sparqle_tvm.passes.fold_constants import FoldConstants
 from sparqle_tvm.passes.fold_scales import FoldScales
 from sparqle_tvm.passes.fuse_quantize import FuseQuantize
+from sparqle_tvm.passes.join_dense import JoinDense
 from sparqle_tvm.passes.legalize_host import LegalizeHost
 from sparqle_tvm.passes.lift_choices import LiftChoices
 from sparqle_tvm.passes.lower_qdq import LowerQDQ
@@ -44,6 +45,7 @@ __all__ = [
     "FoldConstants",
     "FoldScales",
     "FuseQuantize",
+    "JoinDense",
     "LegalizeHost",
     "LiftChoices",
     "LiftedEncoding",

@@ -38,7 +38,8 @@ def row_counts(lead: list[Any], accelerator: Accelerator) -> list[int]:
 
 def dense_op(op: dialect.Dense, rows: int, **others: Any) -> DenseOp:
     """What an op of the dialect says of itself, for so many rows, and other fields."""
-    own = {name: getattr(op, name) for name in ("label", "weight_bits", "group_size", "has_min")}
+    names = ("label", "weight_bits", "group_size", "has_min", "scale_bytes")
+    own = {name: getattr(op, name) for name in names}
     sizes = {"m": rows, "n": op.out_features, "k": op.in_features, "digit_bits": op.k}
     return DenseOp(**{**sizes, **own, **others})
 
@@ -56,7 +57,7 @@ def describe(
     CompileError
         If the accelerator cannot run it.
     """
-    bits, signed = _weight_format(rewriter, op)
+    bits, signed = weight_format(rewriter, op)
     offset = remaining_offset(rewriter, op, -op.digits.bias)
     output = OUTPUTS[type(op)]
     encoded = output == "encoded"
@@ -103,7 +104,7 @@ def _digits_out(op: dialect.SplitDenseEncoded) -> dict[str, Any]:
     }
 
 
-def _weight_format(rewriter: Rewriter, op: dialect.Dense) -> tuple[int, bool]:
+def weight_format(rewriter: Rewriter, op: dialect.Dense) -> tuple[int, bool]:
     """Bits of a stored weight, and whether they are signed.
 
     An op of 4 bits means -8..7 or 0..15; where nothing tells which, the int8 are kept whole.

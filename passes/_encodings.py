@@ -77,6 +77,7 @@ class DenseInfo:
     weight_bits: int
     group_size: int
     has_min: bool
+    scale_bytes: int
 
 
 @dataclass
@@ -151,6 +152,7 @@ def _describe_dense(op: dialect.Dense) -> DenseInfo:
         weight_bits=op.weight_bits,
         group_size=op.group_size,
         has_min=op.has_min,
+        scale_bytes=op.scale_bytes,
     )
 
 

@@ -1,8 +1,9 @@
-"""The form of a dense with float16 scales per group of K, and how it is recognised."""
+"""The form of a dense with scales per group of K, and how it is recognised."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from sparqle_tvm.passes._rewrite import Rewriter
 from sparqle_tvm.passes._value_range import value_range
 from sparqle_tvm.passes._weights import DIGIT_BITS, adds_exactly, is_weight
 
+_FACTORS = ("float16", "float32")
+
 
 @dataclass(frozen=True)
 class GroupedDense:
@@ -28,9 +31,9 @@ class GroupedDense:
     weight : relax.Expr
         (G, g, N) integers.
     w_scale : relax.Expr
-        (G, 1, N) float16.
+        (G, 1, N) float16 or float32.
     w_min : relax.Expr or None
-        (G, N) float16.
+        (G, N) of the same type.
     label : str
         Name of the integer product.
     """
@@ -104,12 +107,17 @@ def _match_operands(
         return "activations are not cut into groups along K"
     if dtype_of(matmul) != "int32":
         return f"accumulates in {dtype_of(matmul)}, int32 is needed"
-    w_scale = _as_float16(rewriter, d)
+    w_scale = _narrow(rewriter, d)
     if w_scale is None or static_shape(w_scale) != [w_shape[0], 1, w_shape[2]]:
-        return "group scales are not float16 of shape (G, 1, N)"
+        return "group scales are no float16 or float32 of shape (G, 1, N)"
     w_min = None if minimum is None else _match_minimum(rewriter, minimum, by_group)
     if minimum is not None and (w_min is None or static_shape(w_min) != [w_shape[0], w_shape[2]]):
         return "what is added to the group sums is no minimum per group"
+    if w_min is not None and dtype_of(w_min) != dtype_of(w_scale):
+        wide = [_widened(rewriter, factors) for factors in (w_scale, w_min)]
+        if None in wide:
+            return f"minima are {dtype_of(w_min)}, the scales {dtype_of(w_scale)}"
+        w_scale, w_min = wide
     activation = match_activation(rewriter, cut.args[0])
     if isinstance(activation, str):
         return activation
@@ -130,20 +138,31 @@ def _match_minimum(rewriter: Rewriter, expr: Any, by_group: Any) -> Any | None:
         return None
     transposed = axes_of(moved.attrs.axes) in ([], [1, 0])
     same = widened.args[0].same_as(by_group)
-    return _as_float16(rewriter, matmul.args[1]) if transposed and same else None
+    return _narrow(rewriter, matmul.args[1]) if transposed and same else None
 
 
-def _as_float16(rewriter: Rewriter, expr: Any) -> Any | None:
-    """The float16 tensor that ``expr`` widens to float64, ``None`` if it is no such cast."""
+def _narrow(rewriter: Rewriter, expr: Any) -> Any | None:
+    """The float16 or float32 that ``expr`` widens to float64, ``None`` if it is no such cast."""
     value = rewriter.value(expr)
     if isinstance(value, Constant) and dtype_of(value) == "float64":
         wide = value.value.numpy()
-        narrow = wide.astype(np.float16)
-        exact = np.array_equal(narrow.astype(np.float64), wide)
-        return rewriter.constants.once((value, "float16"), lambda: narrow) if exact else None
-    if op_name(value) == "relax.astype" and dtype_of(value.args[0]) == "float16":
+        for dtype in _FACTORS:
+            with np.errstate(over="ignore"):
+                narrow = wide.astype(dtype)
+            if np.array_equal(narrow.astype(np.float64), wide):
+                return rewriter.constants.once((value, dtype), partial(np.asarray, narrow))
+        return None
+    if op_name(value) == "relax.astype" and dtype_of(value.args[0]) in _FACTORS:
         return value.args[0]
     return None
+
+
+def _widened(rewriter: Rewriter, factors: Any) -> Any | None:
+    """A constant of scales or minima as float32, ``None`` if it is none."""
+    value = rewriter.constants.value(factors)
+    if value is None or value.dtype == np.float32:
+        return None if value is None else factors
+    return rewriter.constants.once((factors, "float32"), lambda: value.astype(np.float32))
 
 
 def _obstacle(rewriter: Rewriter, dense: GroupedDense) -> str:
@@ -164,5 +183,8 @@ def _obstacle(rewriter: Rewriter, dense: GroupedDense) -> str:
     sum_q = size * 2 * (largest_integer(DIGIT_BITS[dtype_of(dense.q)]) + 1)
     bounds = value_range(dense.weight, rewriter.value)
     if not adds_exactly(rewriter, dense.w_scale, dense.w_min, bounds, sum_q):
-        return f"the group scales allow sums of {EXACT_SUM_LIMIT:g}, where float64 rounds"
+        return (
+            f"float64 would round: the group scales allow sums of {EXACT_SUM_LIMIT:g}, or are "
+            "float32 that are not known to be multiples of 2^-24"
+        )
     return ""

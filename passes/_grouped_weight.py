@@ -100,15 +100,15 @@ class GroupedWeight:
         afterwards, in float32.
         """
         op, emit = relax.op, rewriter.emit
-        groups, size, outputs = self.values.shape
+        groups, size, _ = self.values.shape
         rest = None
         if zero is not None:
-            wide = emit(op.astype(q, "int32"), "q")
+            wide = emit(op.astype(q, "int32"), "wide")
             if not dialect.is_single(zero.ty):
                 moved = centred(rewriter, zero, centre_range(q))
                 rest = emit(op.subtract(moved, zero), "zero_shift")
                 zero = moved
-            q = emit(op.subtract(wide, zero), "q")
+            q = emit(op.subtract(wide, zero), "centred")
         cut = emit(op.reshape(q, [-1, groups, size]))
         by_group = emit(op.permute_dims(cut, [1, 0, 2]))
         acc = emit(op.matmul(by_group, make_const(self.values), out_dtype="int32"), label)

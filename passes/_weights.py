@@ -11,6 +11,7 @@ from sparqle_tvm import dialect
 from sparqle_tvm.errors import CompileError
 from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT
 from sparqle_tvm.numerics.integers import to_int32
+from sparqle_tvm.numerics.quantization import is_fixed_point
 from sparqle_tvm.numerics.window import Digits
 from sparqle_tvm.passes._constants import Constant, make_const
 from sparqle_tvm.passes._match import dtype_of, int_shape, op_name
@@ -88,7 +89,7 @@ def weight_sums(
 ) -> relax.Expr:
     """The sums of the channels of a weight (N, K) int8, times a whole number.
 
-    Without scales ``factor * sum_k w`` as (N,) int32; with those of G groups, (N, G) float16,
+    Without scales ``factor * sum_k w`` as (N,) int32; with those of G groups, (N, G),
     ``factor * sum_g d_g * sum_{k in g} w`` as (N,) float64, in which each term is exact.
     """
     constants = rewriter.constants
@@ -198,7 +199,7 @@ def remaining_offset(rewriter: Rewriter, op: dialect.Dense, undone: int) -> rela
 
 
 def _is_exact(sums: np.ndarray) -> bool:
-    """Whether float64 adds these to sums of integers times float16 without rounding."""
+    """Whether float64 adds these to sums of integers times group scales without rounding."""
     scaled = np.ldexp(sums, 24)
     return bool(np.all(scaled == np.rint(scaled)) and np.all(np.abs(sums) < EXACT_SUM_LIMIT))
 
@@ -208,12 +209,13 @@ def adds_exactly(
 ) -> bool:
     """Whether float64 adds the groups of a dense without rounding, as far as can be known.
 
-    Scales and minima that are no constants are taken to be small enough.
+    Scales and minima that are no constants are taken to be small enough, and in float32 to be no
+    multiples of 2^-24.
 
     Parameters
     ----------
     w_scale, w_min : relax.Expr
-        (G, 1, N) and (G, N) float16; the minima may be ``None``.
+        (G, 1, N) and (G, N) float16 or float32; the minima may be ``None``.
     bounds : tuple of float
         Smallest and largest weight.
     sum_q : int
@@ -222,6 +224,9 @@ def adds_exactly(
     bound = np.float64(0.0)
     for factors, largest in ((w_scale, max(map(abs, bounds))), (w_min, 1.0)):
         values = rewriter.constants.value(factors) if factors is not None else None
+        wide = factors is not None and dtype_of(factors) == "float32"
+        if wide and (values is None or not is_fixed_point(values)):
+            return False
         if values is not None:
             by_group = np.abs(values.astype(np.float64)).reshape(len(values), -1)
             bound = bound + sum_q * largest * by_group.sum(axis=0)

@@ -15,7 +15,7 @@ from sparqle_tvm.errors import TargetError
 from sparqle_tvm.passes._dense_specs import dense_op, row_counts
 from sparqle_tvm.passes._encodings import Encodings
 from sparqle_tvm.passes._match import dims_of
-from sparqle_tvm.passes._report import PassReport
+from sparqle_tvm.passes._report import LOG, PassReport
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
@@ -89,10 +89,11 @@ class _Balance(Rewriter):
             try:
                 chosen = self._best(readers)
             except TargetError as error:
-                chosen, reason = None, str(error)
-            if chosen is not None:
+                reason = str(error)
+            else:
+                if chosen is None:
+                    LOG.info("%s: sorting rows costs more cycles than it saves", made.label)
                 return chosen
-        reason = reason or "it costs more cycles than it saves"
         self.skip(f"relax.sparqle.{made.NAME}", made.label, reason)
         return None
 
@@ -118,6 +119,8 @@ class BalanceRows(RewritePass):
     not depend on it, and on a host it is dropped. How many rows are sorted together, and whether
     at all, is chosen for the number of rows (`target.cost.block_rows`); if that is symbolic, for
     the row counts that programs are made for.
+
+    Where it does not pay, nothing is left undone, and the report has no entry.
 
     Precondition: the encoding is read by ``split_dense_scaled`` only, or field by field.
 

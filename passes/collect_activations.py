@@ -34,6 +34,8 @@ class ObservedDense:
         Name of the op.
     out_features, weight_bits, group_size : int
         N, bits of a weight, and channels that share a scale (0: all).
+    scale_bytes : int
+        Bytes of a scale of a group.
     weight, scale, minimum : relax constant or None
         (N, K) int8; (N,) float32 or (N, G) float16; (N, G) float16. None where there is none, or
         where it is no constant.
@@ -48,6 +50,7 @@ class ObservedDense:
     out_features: int
     weight_bits: int
     group_size: int
+    scale_bytes: int
     weight: Any
     scale: Any
     minimum: Any
@@ -173,6 +176,7 @@ class _Find:
             out_features=op.out_features,
             weight_bits=op.weight_bits,
             group_size=op.group_size,
+            scale_bytes=op.scale_bytes,
             weight=self._constant(op.weight),
             scale=self._constant(op.w_scale) if isinstance(op, dialect.ScaledDense) else None,
             minimum=self._constant(op.w_min),

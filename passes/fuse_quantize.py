@@ -65,15 +65,13 @@ class _Fuse(Rewriter):
         """``(x, scale, qmax)`` of ``astype(clip(round(x / scale)))``, or why it is not that.
 
         The reason is empty if there is nothing to fuse: what a function is given, or the result of
-        another op, with a static scale, a zero point, or the inverse of a scale.
+        another op, with a static scale, a zero point, or no division by a scale.
         """
         if self.chain(q, "astype", "clip", "round") is None:
             return ""
         calls = self.chain(q, "astype", "clip", "round", "divide")
         if calls is None:
-            # Times the inverse of a scale: PyTorch's quantization, which is not this one.
-            inverse = self.chain(q, "astype", "clip", "round", "multiply") is not None
-            return "" if inverse else "the activation is not quantized by divide, round and clip"
+            return ""
         _, clip, _, divided = calls
         low, high = const_scalar(clip.args[1]), const_scalar(clip.args[2])
         x, scale = divided.args

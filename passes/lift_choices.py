@@ -104,8 +104,11 @@ class _Lift(Rewriter):
             return dense.changed(w_scale=scale)
 
         def scaled(operand: relax.Expr) -> relax.Var:
-            product = op.multiply(op.astype(operand, "float32"), factors)
-            return self.emit(op.astype(product, "float16"), "w_scale")
+            if dtype_of(operand) == "float16":
+                product = op.multiply(op.astype(operand, "float32"), factors)
+                return self.emit(op.astype(product, "float16"), "w_scale")
+            unit, product = relax.const(2.0**24, "float32"), op.multiply(operand, factors)
+            return self.emit(op.divide(op.round(op.multiply(product, unit)), unit), "w_scale")
 
         changes = {"w_scale": scaled(dense.w_scale)}
         if weights.minimum is not None:

@@ -156,10 +156,10 @@ class _Lower(Rewriter):
         second = weight.moved(self, second)
         first, zero = activation.moved(self, activation.values), self._zero(activation)
         if zero is not None or (dtype_of(first), dtype_of(second)) != ("int8", "int8"):
-            first = self.emit(op.astype(first, "int32"), "q")
+            first = self.emit(op.astype(first, "int32"), "wide")
             if dtype_of(second) != "int32":
                 second = self.emit(op.astype(second, "int32"), "weight")
-            first = first if zero is None else self.emit(op.subtract(first, zero), "q")
+            first = first if zero is None else self.emit(op.subtract(first, zero), "centred")
         acc = self.emit(op.matmul(first, second, out_dtype="int32"), self.label)
         wide = self.emit(op.astype(acc, "float32"))
         scaled = self.emit(op.multiply(wide, self._scale(activation)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,10 @@ from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, apply_rewriter
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.library import ProgramLibrary, Schedules
+from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY
+from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
 from sparqle_tvm.target.cost.schedule import Decisions
+from sparqle_tvm.target.cost.scheme_choice import Planes, left_dense
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program.bundle import pack_bundle
 from sparqle_tvm.target.simulator.dram import pack_weights
@@ -52,9 +57,10 @@ class _Offload(Rewriter):
         if op is None or before is None:
             return None
         drained = self.bound if isinstance(op, dialect.SplitDenseEncoded) else None
+        made = dialect.Encoder.of(self.value(op.encoding))
         try:
             specs, offset = describe(self, op, self.owner.accelerator)
-            bundle = self.owner.bundle(specs, before.encoding, drained)
+            bundle, left = self.owner.bundle(specs, before.encoding, drained, made)
         except (CompileError, InvalidArgumentError, TargetError) as error:
             self.skip(str(call.op.name), op.label, str(error))
             return None
@@ -62,6 +68,10 @@ class _Offload(Rewriter):
             self.bundles.append(bundle)
         self.count()
         operands = self._operands(op, specs[0], offset)
+        if left:
+            self.skip(str(call.op.name), op.label, f"left dense {left}")
+            # What the planes stand for does not stand in a program that multiplies integers.
+            operands = [tvm.ir.StringImm(op.window), *operands]
         return relax.op.call_dps_packed(
             LAUNCH,
             relax.Tuple([tvm.ir.StringImm(op.label), bundle, *operands]),
@@ -104,8 +114,10 @@ class OffloadDense(RewritePass):
     itself: of the offset only what is left besides that (a bias) is handed over, if anything is.
     What the code generator does not take stays on the host, correct, and is reported. Ops with a
     row order work on sorted rows. Zero points that are known at run time only come along with the
-    encoding; digits centred on them are multiplied as they are. A function ``sparqle_programs``
-    that returns all programs is added.
+    encoding; digits centred on them are multiplied as they are. Where planes would take more time
+    than integers of 2k bits (`target.cost.scheme_choice`), the program of a row count takes two
+    dense passes, and the report says so. A function ``sparqle_programs`` that returns all programs
+    is added.
 
     Precondition: the module is in split-precision form.
 
@@ -124,6 +136,10 @@ class OffloadDense(RewritePass):
         The machine.
     tuned : Schedules, optional
         Schedules to prefer to the default ones; the report names the ops that have some.
+    densities : mapping of str to float, optional
+        Share of stored MSB digits to expect of encodings, by label; by default a typical one.
+    planes : {"cost", "always"}
+        ``always``: no program takes dense passes, whatever it costs.
 
     Attributes
     ----------
@@ -143,10 +159,13 @@ class OffloadDense(RewritePass):
         accelerator: Accelerator,
         *,
         tuned: Schedules | None = None,
+        densities: Mapping[str, float] | None = None,
+        planes: Planes = "cost",
         report: PassReport | None = None,
     ) -> None:
         super().__init__(report=report)
         self.accelerator = accelerator
+        self.densities, self.planes = dict(densities or {}), planes
         self.library = ProgramLibrary(accelerator, tuned)
         self.readers: dict[Any, list[Specs]] = {}
         self.chunks: dict[Any, tuple[int, ...]] = {}
@@ -158,12 +177,16 @@ class OffloadDense(RewritePass):
         apply_rewriter(mod, _Plan(mod, self))
         return super().transform_module(mod, _ctx)
 
-    def bundle(self, specs: Specs, encoding: Any, drained: Any) -> relax.Expr:
-        """The programs of ``specs`` as a (bytes,) uint8 constant, made once.
+    def bundle(
+        self, specs: Specs, encoding: Any, drained: Any, made: dialect.Encoder | None = None
+    ) -> tuple[relax.Expr, str]:
+        """The programs of ``specs`` as a (bytes,) uint8 constant, made once, and what is dense.
 
-        ``encoding`` is the variable they read, ``drained`` that of the encoding they make or None.
+        ``encoding`` is the variable they read, ``drained`` that of the encoding they make or None,
+        ``made`` the op that encodes. The text tells for which row counts programs take dense
+        passes, and why; it is empty if none do.
         """
-        groups = list(zip(*self.readers[encoding], strict=True))
+        groups, left = list(zip(*self.readers[encoding], strict=True)), ""
         chunks = self.chunks.get(encoding)
         if chunks is not None or any(reader.output == "encoded" for reader in groups[0]):
             # The chunk between two programs is chosen with the tiles of both, not by tuning.
@@ -175,13 +198,44 @@ class OffloadDense(RewritePass):
                 )
             )
         else:
+            density = self.densities.get(made.label, TYPICAL_DENSITY) if made else TYPICAL_DENSITY
             together = list(zip(specs, groups, strict=True))
+            if self.planes == "cost":
+                together, left = self._cheaper(together, made, density)
             if any(self.library.from_database(spec, group) is not None for spec, group in together):
                 self.report.note_tuned(specs[0].label)
-            key = tuple((spec, self.library.decisions(spec, group)) for spec, group in together)
+            key = tuple(
+                (spec, self.library.decisions(spec, group, density=density))
+                for spec, group in together
+            )
         if key not in self._bundles:
             data = pack_bundle([self.library.program(*chosen) for chosen in key])
             self._bundles[key] = relax.const(np.frombuffer(data, np.uint8), "uint8")
         if drained is not None:
             self.chunks[drained] = tuple(spec.out_chunk for spec, _ in key)
-        return self._bundles[key]
+        return self._bundles[key], left
+
+    def _cheaper(
+        self, together: list[tuple[DenseOp, Specs]], made: dialect.Encoder | None, density: float
+    ) -> tuple[list[tuple[DenseOp, Specs]], str]:
+        """Ops with the readers of their encoding as the scheme that is cheaper; what is dense."""
+        factors = NO_FACTORS
+        if made is not None:
+            factors = EncodeFactors(made.factors is not None, made.bands is not None)
+        chosen, texts = [], []
+        for spec, group in together:
+            try:
+                left = left_dense(group, self.accelerator, factors, density)
+            except TargetError:
+                # Some reader has no tile: it stays on the host, and the rest is split.
+                left = None
+            if left is not None:
+                texts.append(f"at {spec.m} row{'s' * (spec.m > 1)} ({left.reason})")
+                spec, group = _dense(spec), tuple(map(_dense, group))
+            chosen.append((spec, group))
+        return chosen, ", ".join(texts)
+
+
+def _dense(spec: DenseOp) -> DenseOp:
+    """The op on whole integers; it has no rows to sort."""
+    return replace(spec, block_rows=0).in_scheme("dense")

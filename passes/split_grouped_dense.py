@@ -72,12 +72,13 @@ class _SplitGrouped(Rewriter):
 
 @tvm.transform.module_pass(opt_level=0)
 class SplitGroupedDense(RewritePass):
-    """Rewrite a dense with float16 scales (and minima) per group of K into split form.
+    """Rewrite a dense with scales (and minima) per group of K into split form.
 
     Precondition: the partial sums of the groups are int32 and are added up in float64, so that
     the sum is exact and its order free; activations as of `SplitPrecision`, but that zero points of
-    rows are moved to a centre before they are taken off, and that minima go without zero points; weights (G, g, N) int8, scales (G, 1, N) float16,
-    minima (G, N) float16.
+    rows are moved to a centre before they are taken off, and that minima go without zero points;
+    weights (G, g, N) int8, scales (G, 1, N) float16, minima (G, N) float16; or both float32 and
+    constant multiples of 2^-24.
 
     Before::
 

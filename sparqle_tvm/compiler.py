@@ -17,7 +17,7 @@ import tvm
 from tvm import relax
 
 from sparqle_tvm import dialect, passes
-from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.errors import InvalidArgumentError, TargetError, require_known
 from sparqle_tvm.files import write_text
 from sparqle_tvm.host.processor import checked_host, require_cpu
 from sparqle_tvm.numerics import EncodingChoice
@@ -27,6 +27,7 @@ from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.library import Schedules
 from sparqle_tvm.target.cost.block_rows import BALANCES, Balance
+from sparqle_tvm.target.cost.scheme_choice import PLANES, Planes
 
 # What runs the dense ops: kernels for this CPU, or accelerator programs on the simulator.
 Executor = Literal["host", "simulator"]
@@ -50,11 +51,14 @@ class Options:
         Passes to use, and their report, as of `sparqle_tvm.pipeline`.
     schedules : Schedules, optional
         Schedules that programs are generated with, where they have one.
+    densities : mapping of str to float
+        Share of stored MSB digits of encodings by label, where it is known: what schedules of
+        programs are chosen for, and what is left dense. Others are typical (`cost.expected`).
 
     Raises
     ------
     InvalidArgumentError
-        If engine, attention or the goal of the balance is unknown, or the simulator has no
+        If engine, attention, planes or the goal of the balance is unknown, or the simulator has no
         accelerator.
     """
 
@@ -68,9 +72,11 @@ class Options:
     kv: Mapping[str, KvStorage] = field(default_factory=dict)
     default_kv: KvStorage = PLAIN_INT8
     balance: Balance = "array"
+    planes: Planes = "cost"
     lift: passes.LiftChoices | None = None
     collect: passes.CollectEncodings | None = None
     schedules: Schedules | None = None
+    densities: Mapping[str, float] = field(default_factory=dict)
     offload: passes.OffloadDense | None = None
     report: passes.PassReport = field(default_factory=passes.PassReport)
     stop_after: str | None = None
@@ -87,6 +93,7 @@ class Options:
         if self.balance not in BALANCES:
             known = ", ".join(BALANCES)
             raise InvalidArgumentError(f'balance "{self.balance}" is not one of {known}')
+        require_known("planes", self.planes, PLANES)
         if self.engine == "simulator" and self.accelerator is None:
             raise InvalidArgumentError("the simulator needs an accelerator")
 
@@ -142,19 +149,28 @@ def _choosing_passes(given: Options) -> list[tvm.transform.Pass]:
                 report=given.report,
             )
         )
+        steps.append(passes.ReportLeft(report=given.report))  # the windows are other ones now
     if given.choices:
         steps.append(passes.RaiseMsbSparsity(given.choices, report=given.report))
     return steps + [step for step in (given.lift, given.collect) if step is not None]
 
 
 def _offloading_passes(given: Options) -> list[tvm.transform.Pass]:
-    """Rows sorted and programs generated, if the simulator runs the dense ops."""
+    """Ops joined, rows sorted, programs generated, if the simulator runs the dense ops."""
     machine, report = given.accelerator, given.report
     if given.engine == "host" or machine is None:
         return []
     return [
+        passes.JoinDense(report=report),
         passes.BalanceRows(machine, given.balance, report=report),
-        given.offload or passes.OffloadDense(machine, tuned=given.schedules, report=report),
+        given.offload
+        or passes.OffloadDense(
+            machine,
+            tuned=given.schedules,
+            densities=given.densities,
+            planes=given.planes,
+            report=report,
+        ),
         passes.OffloadAttention(machine, report=report),
     ]
 
@@ -236,7 +252,7 @@ def sequence(phases: Phases, given: Options, *, name: str = "sparqle") -> tvm.tr
     files = [f"{number:02}_{phase}.py" for number, phase in enumerate(phases, start=1)]
     steps: list[tvm.transform.Pass] = []
     if stop_after is None or stop_after == list(phases)[-1]:
-        steps.append(_CheckTarget())
+        steps.append(_CheckTarget(given.accelerator))
     if dump is not None:
         steps.append(_EmptyDump(Path(dump)))
     for done, (phase, found) in enumerate(phases.items()):
@@ -250,11 +266,23 @@ def sequence(phases: Phases, given: Options, *, name: str = "sparqle") -> tvm.tr
 
 @tvm.transform.module_pass(opt_level=0, name="CheckTarget")
 class _CheckTarget:
-    """Refuse to compile for anything but a CPU: it would fail at the first call."""
+    """Refuse to compile for anything but a CPU, or for another accelerator than the target's."""
+
+    def __init__(self, accelerator: Accelerator | None) -> None:
+        self.accelerator = accelerator
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Return ``mod`` itself."""
-        require_cpu(tvm.target.Target.current(allow_none=True))
+        current, ours = tvm.target.Target.current(allow_none=True), self.accelerator
+        require_cpu(current)
+        if ours is not None and Accelerator.describes(current):
+            theirs = Accelerator.from_target(current)
+            if theirs != ours:
+                raise TargetError(
+                    f"the pipeline is for {ours.name!r}, and the module is built for "
+                    f"{theirs.name!r} (or they differ in a figure); name one of them: "
+                    'relax_pipeline="sparqle" takes that of the target'
+                )
         return mod
 
 

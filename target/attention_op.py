@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.attention import MAX_KEYS
+from sparqle_tvm.numerics.kv_cache import CacheName, row_bytes
 from sparqle_tvm.numerics.window import WINDOWS, WindowName
 from sparqle_tvm.target.op import SCHEMES, ProgramScheme, is_whole
 
@@ -43,6 +44,11 @@ class AttentionOp:
         as integers of two digits, all multiplied.
     window : {"signed", "unsigned"}
         Of the queries; ``dense`` has ``unsigned``. That of probabilities is ``unsigned``.
+    key_bits, value_bits : int
+        Of plain keys and values in the cache.
+    key_planes, value_planes : str
+        How the cache holds them, as `numerics.kv_cache.HeadStorage`: ``p`` for planes, ``-`` for
+        plain, a letter per key head or one for all. ``dense`` has no planes.
 
     Raises
     ------
@@ -59,6 +65,10 @@ class AttentionOp:
     causal: bool = True
     scheme: ProgramScheme = "sparqle"
     window: WindowName = "signed"
+    key_bits: int = 8
+    value_bits: int = 8
+    key_planes: str = "-"
+    value_planes: str = "-"
 
     def __post_init__(self) -> None:
         """Refuse what does not hold together."""
@@ -79,11 +89,41 @@ class AttentionOp:
                 return f"{name} = {getattr(self, name)!r} must be one of {known}"
         if self.scheme == "dense" and WINDOWS[self.window].centred:
             return f"window {self.window!r} needs scheme 'sparqle': dense has no biased digits"
+        for name in ("key", "value"):
+            bits, planes = getattr(self, f"{name}_bits"), getattr(self, f"{name}_planes")
+            if not is_whole(bits, 2, 9):
+                return f"{name}_bits = {bits!r} must be a whole number from 2 to 8"
+            letters = isinstance(planes, str) and planes and not {*planes} - {"p", "-"}
+            if not letters or len(planes) not in (1, self.kv_heads):
+                return (
+                    f"{name}_planes = {planes!r} must be p or - for each of {self.kv_heads} key "
+                    "heads, or for all"
+                )
+            if self.scheme == "dense" and "p" in planes:
+                return "scheme 'dense' has plain keys and values"
         if self.rows > self.keys:
             return f"{self.rows} rows see themselves: they need as many keys, not {self.keys}"
         if self.keys > MAX_KEYS:
             return f"{self.keys} keys: sums of 32 bits hold {MAX_KEYS} products at most"
         return ""
+
+    def in_planes(self, what: CacheName) -> tuple[bool, ...]:
+        """Which key heads have planes of keys, or of values."""
+        planes = self.key_planes if what == "key" else self.value_planes
+        return tuple(planes[head % len(planes)] == "p" for head in range(self.kv_heads))
+
+    def is_stored(self, what: CacheName) -> bool:
+        """Whether the cache holds keys, or values, otherwise than as int8."""
+        bits = self.key_bits if what == "key" else self.value_bits
+        return bits < 8 or any(self.in_planes(what))
+
+    def row_bytes(self, what: CacheName) -> int:
+        """Bytes of a plain key, or value."""
+        return row_bytes(self.head_dim, self.key_bits if what == "key" else self.value_bits)
+
+    def plain(self) -> AttentionOp:
+        """The same with a plain cache of these bits."""
+        return replace(self, key_planes="-", value_planes="-")
 
     @property
     def heads(self) -> int:

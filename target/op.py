@@ -37,7 +37,10 @@ class DenseOp:
     weight_bits : {2, 4, 8}
         Bits of a stored weight.
     group_size : int
-        Weights along K that share a float16 scale; 0: one scale per channel.
+        Weights along K that share a scale; 0: one scale per channel.
+    scale_bytes : {2, 4}
+        Bytes of a group's scale, and of its minimum: float16, or float32 where they are products
+        of a float16 and an integer (the K-quants of GGUF).
     has_min : bool
         The groups have a minimum besides the scale (GGUF ``Q4_1``); needs group sums.
     label : str
@@ -103,6 +106,7 @@ class DenseOp:
     centre: int = 0
     row_zeros: bool = False
     adds_shift: bool = False
+    scale_bytes: int = 2
     block_rows: int = 0
     output: Output = "float32"
     out_chunk: int = 0
@@ -130,6 +134,7 @@ class DenseOp:
             "out_window": get_args(WindowName),
             "weight_bits": DIGIT_BITS,
             "digit_bits": DIGIT_BITS,
+            "scale_bytes": (2, 4),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -152,6 +157,8 @@ class DenseOp:
     def _contradiction(self) -> str:
         if self.has_min and not self.group_size:
             return "minima need groups; set group_size"
+        if self.scale_bytes != 2 and not self.group_size:
+            return "scale_bytes is of the scales of groups; set group_size"
         if self.group_size and self.output == "int32":
             return "int32 outputs cannot have groups; group scales need output 'float32'"
         if self.scheme == "dense" and WINDOWS[self.window].centred:
@@ -276,8 +283,13 @@ class DenseOp:
 
     @property
     def group_parameter_bytes(self) -> int:
-        """Bytes of a weight group's float16 scale and minimum, as far as there are any."""
-        return 2 * (1 + self.has_min) if self.group_size else 0
+        """Bytes of a weight group's scale and minimum, as far as there are any."""
+        return self.scale_bytes * (1 + self.has_min) if self.group_size else 0
+
+    @property
+    def group_dtype(self) -> str:
+        """Type of the scale and the minimum of a weight group."""
+        return f"float{8 * self.scale_bytes}"
 
     @property
     def channel_parameter_bytes(self) -> int:

@@ -44,6 +44,8 @@ class Selection:
         Expected loss above that of no factors, in the importance's unit (see `Search`).
     msb_sparsity : float
         Expected MAC-weighted share of zero MSBs, 0 to 1.
+    densities : dict of str to float
+        Expected share of stored MSBs of each encoding, 0 to 1.
     """
 
     choices: dict[str, EncodingChoice]
@@ -52,6 +54,7 @@ class Selection:
     multiplier: float
     loss: float
     msb_sparsity: float
+    densities: dict[str, float]
 
 
 class Search:
@@ -116,13 +119,19 @@ class Search:
         best = self._best(multiplier)
         choices: dict[str, EncodingChoice] = {}
         options: dict[str, npt.NDArray[np.int64]] = {}
+        densities: dict[str, float] = {}
         for e, part in zip(self.calibration, np.split(best, self._ends[:-1]), strict=True):
             options[e.label] = np.broadcast_to(part, (e.units,)).astype(np.int64)
+            stored = e.stored[WINDOW_INDEX[self.windows[e.label]]]
+            digits = int(stored[options[e.label], np.arange(e.units)].sum())
+            densities[e.label] = digits / (e.rows * e.columns)
             if (part != UNCHANGED).any():
                 columns = np.arange(e.columns) // e.unit
                 choices[e.label] = EncodingChoice(FACTORS[options[e.label][columns]])
         loss, sparsity = self._expect(best)
-        return Selection(choices, dict(self.windows), options, multiplier, loss, sparsity)
+        return Selection(
+            choices, dict(self.windows), options, multiplier, loss, sparsity, densities
+        )
 
     def _best(self, multiplier: float) -> npt.NDArray[np.int64]:
         """The best option of every group; without a price, no factors at all."""

@@ -96,6 +96,7 @@ def encoded_activation(
             dense.minimum is not None,
             dense.label,
             digit_bits=info.digit_bits,
+            scale_bytes=dense.scale_bytes,
         )
         for dense in info.dense
     )

@@ -250,10 +250,11 @@ def _scaled_shape(op: ops.ScaledDense) -> list[Any]:
         return shape
     if columns % group:
         raise op.error(f"K = {columns} is not a multiple of group_size = {group}")
-    _expect(op, "w_scale", [outputs, columns // group], "float16")
+    factors = "float32" if op.scale_bytes == 4 else "float16"
+    _expect(op, "w_scale", [outputs, columns // group], factors)
     _expect(op, "offset", [outputs], "float64")
     if op.w_min is not None:
-        _expect(op, "w_min", [outputs, columns // group], "float16")
+        _expect(op, "w_min", [outputs, columns // group], factors)
         _expect(op, "group_sums", [*lead, columns // group], "int32")
     return shape
 

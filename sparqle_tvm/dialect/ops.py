@@ -381,6 +381,12 @@ class Dense(Op):
         return self.w_min is not None
 
     @property
+    def scale_bytes(self) -> int:
+        """Bytes of the scale of a group of weights: of a float16, or of a float32."""
+        scale = getattr(self, "w_scale", None)
+        return 4 if self.group_size and scale is not None and scale.ty.dtype == "float32" else 2
+
+    @property
     def digits(self) -> Digits:
         """What the stored digits stand for, with the constant zero point."""
         found = window_of(self.window)
@@ -467,9 +473,10 @@ class SplitDenseScaled(ScaledDense):
     With ``group_size`` 0: ``(float32(acc + offset) * act_scale) * w_scale``, ``w_scale`` (N,)
     float32 and ``offset`` (N,) int32. With groups along K:
     ``float32(sum_g p_g * w_scale_g + w_min_g * group_sums_g + offset) * act_scale``, the sum in
-    float64, ``w_scale`` and ``w_min`` (N, G) float16, ``offset`` (N,) float64. As float16
-    factors make every term a multiple of 2^-24 with at most 28 significant bits, that sum is
-    exact below 2^29, and the order of its terms cannot matter.
+    float64, ``w_scale`` and ``w_min`` (N, G) float16, or both float32 and multiples of 2^-24,
+    as products of float16 and integers are; ``offset`` (N,) float64. Every term is a multiple of
+    2^-24 (float16 is one too), so that sum is exact below 2^29, and the order of its terms cannot
+    matter.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Import a llama-family language model from a GGUF file."""
+"""Import a language model from a GGUF file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +24,24 @@ if TYPE_CHECKING:
 
 Activations = Literal["int8", "float32"]
 
-ARCHITECTURES = ("llama",)
-"""Values of "general.architecture" that can be imported."""
-
+_BITNET: Mapping[str, Any] = {"rope_halves": True, "sub_norms": True}
+ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
+    "llama": {},  # and mistral, whose files say llama
+    "qwen2": {"rope_halves": True},
+    "qwen3": {"rope_halves": True, "head_norms": True},
+    "gemma": {"rope_halves": True, "gate": "gelu"},
+    "phi3": {"rope_halves": True, "fused": True},
+    "bitnet": _BITNET,
+    "bitnet-b1.58": {**_BITNET, "gate": "relu2"},
+}
+"""Values of "general.architecture" that can be imported, with the fields of `DecoderConfig` in
+which they differ from a llama. Biases are found by their tensors."""
 
 KNOWN_KEYS: Mapping[str, frozenset[str]] = {
     "attention": frozenset(
         {
             *("head_count", "head_count_kv", "key_length", "value_length", "causal"),
-            "layer_norm_rms_epsilon",
+            *("layer_norm_rms_epsilon", "sliding_window"),
         }
     ),
     "rope": frozenset(
@@ -50,7 +59,7 @@ YARN_KEYS: Mapping[str, str] = {
     "yarn_beta_fast": "beta_fast",
     "yarn_beta_slow": "beta_slow",
 }
-"""Keys below ``rope.scaling.`` that YaRN has, and what they are fields of."""
+"""Keys below ``rope.scaling.`` that YaRN has, and what they are fields of; longrope has one."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,6 @@ class ImportedModel:
     sha256 : SHA-256 of the file, in hexadecimal digits
     activations : what the dense layers compute on
     file : the file that it came from, with its tensors
-    float_weights : names of the quantized weights that became float32 layers
     """
 
     mod: tvm.IRModule = field(repr=False)
@@ -74,7 +82,6 @@ class ImportedModel:
     sha256: str
     activations: Activations
     file: GGUFFile = field(repr=False)
-    float_weights: tuple[str, ...] = ()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -93,12 +100,11 @@ class ImportedModel:
 def from_gguf(
     path: str | PathLike[str], *, activations: Activations = "int8", progress: bool = True
 ) -> ImportedModel:
-    """Import a llama-family decoder.
+    """Import a decoder of one of `ARCHITECTURES`.
 
-    Integer weights whose scales are float16 (Q4_0 to Q8_0, IQ4_NL, TQ1_0, TQ2_0) stay the integers
-    that they are. F16, BF16 and F32 weights become float32 layers, and so do K-quants and IQ4_XS,
-    whose scales are finer: `ImportedModel.float_weights` names these. Of a model that was split,
-    the first file is given.
+    Quantized weights stay the integers that they are, with their scales: those of K-quants and
+    IQ4_XS are products of a float16 and an integer, which are kept as float32. F16, BF16 and F32
+    weights become float32 layers. Of a model that was split, the first file is given.
 
     Parameters
     ----------
@@ -126,7 +132,8 @@ def from_gguf(
         mod = export_decoder(config, _Source(file, activations, bar))
     if file.unused():
         raise UnsupportedModelError(
-            f"{file.path}: tensors that a plain llama does not have: {', '.join(file.unused()[:5])}"
+            f"{file.path}: tensors that a {file.require('general.architecture', str)} does not "
+            f"have here: {', '.join(file.unused()[:5])}"
         )
     return ImportedModel(
         mod=mod,
@@ -135,7 +142,6 @@ def from_gguf(
         sha256=file.sha256(),
         activations=activations,
         file=file,
-        float_weights=tuple(file.turned_to_float) if activations == "int8" else (),
     )
 
 
@@ -177,8 +183,10 @@ def read_config(file: GGUFFile) -> DecoderConfig:
         context=file.require(f"{arch}.context_length", int),
         tied_head="output.weight" not in file.tensors,
         rope_scale=_rope_scale(file, arch),
+        embed_scale=embed**0.5 if arch == "gemma" and embed > 0 else 1.0,
+        **ARCHITECTURES[arch],
     )
-    config = replace(config, yarn=_yarn(file, arch, config.context))
+    config = replace(config, yarn=_yarn(file, arch, config.context), **_within(file, arch, config))
     _check(file, config, value_dim)
     return config
 
@@ -196,13 +204,36 @@ def _rope_scale(file: GGUFFile, arch: str) -> float:
     if factor is None:
         factor = file.get(f"{arch}.rope.scale_linear", float)
     kind = file.get(f"{arch}.rope.scaling.type", str) or ("none" if factor is None else "linear")
-    if kind == "none":
+    if kind == "none" or _is_longrope(file, arch):
         return 1.0
     if kind not in ("linear", "yarn"):
         raise UnsupportedModelError(
-            f"{file.path}: RoPE scaling {kind!r} is not supported; supported: none, linear, yarn"
+            f"{file.path}: RoPE scaling {kind!r} is not supported; supported: none, linear, yarn, "
+            "longrope"
         )
     return factor if factor is not None else file.require(f"{arch}.rope.scaling.factor", float)
+
+
+def _is_longrope(file: GGUFFile, arch: str) -> bool:
+    kind = file.get(f"{arch}.rope.scaling.type", str)
+    return kind == "longrope" or (kind is None and "rope_factors_short.weight" in file.tensors)
+
+
+def _within(file: GGUFFile, arch: str, config: DecoderConfig) -> dict[str, Any]:
+    """The context in which the model is the same for all texts, and the factor of longrope.
+
+    A sliding window hides nothing from texts that are not longer; short factors of longrope are
+    for texts up to the original context.
+    """
+    context = config.context
+    window = file.get(f"{arch}.attention.sliding_window", int)
+    if window:
+        context = min(context, window)
+    if not _is_longrope(file, arch):
+        return {"context": context}
+    original = file.get(f"{arch}.rope.scaling.original_context_length", int) or context
+    factor = file.get(f"{arch}.rope.scaling.attn_factor", float)
+    return {"context": min(context, original), "rope_factor": 1.0 if factor is None else factor}
 
 
 def _yarn(file: GGUFFile, arch: str, context: int) -> Yarn | None:
@@ -218,11 +249,12 @@ def _yarn(file: GGUFFile, arch: str, context: int) -> Yarn | None:
 
 def _refuse_unknown(file: GGUFFile, arch: str) -> None:
     """Raise if the file has a key that changes attention or positions and that nobody reads."""
-    yarn = file.get(f"{arch}.rope.scaling.type", str) == "yarn"
+    scaling = set(YARN_KEYS) if file.get(f"{arch}.rope.scaling.type", str) == "yarn" else set()
+    scaling |= {"attn_factor"} if _is_longrope(file, arch) else set()
     for part, known in KNOWN_KEYS.items():
         prefix = f"{arch}.{part}."
         found = {key.removeprefix(prefix) for key in file.keys(prefix)} - known
-        unknown = sorted(found - {f"scaling.{key}" for key in YARN_KEYS if yarn})
+        unknown = sorted(found - {f"scaling.{key}" for key in scaling})
         if unknown:
             raise UnsupportedModelError(
                 f"{file.path}: metadata {prefix + unknown[0]!r} is not known, and may change what "
@@ -244,6 +276,8 @@ def _check(file: GGUFFile, config: DecoderConfig, value_dim: int) -> None:
         reason = f"{config.rope_dim} channels of {config.head_dim} cannot be rotated in pairs"
     elif not (config.rope_base > 0 and config.rope_scale > 0 and config.norm_eps >= 0):
         reason = "a RoPE base, a RoPE scale or a norm epsilon is out of range"
+    elif config.rope_factor <= 0:
+        reason = "the factor of longrope is out of range"
     elif config.yarn is not None and not _is_sound(config.yarn, config.rope_base):
         reason = "the numbers of the YaRN scaling are out of range"
     if reason:

@@ -16,7 +16,7 @@ from gguf import GGUFValueType
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import ModelFileError, UnsupportedModelError
-from sparqle_tvm.models.quantized import GROUP_SIZE, FloatWeight, GroupedWeight, Weight
+from sparqle_tvm.models.quantized import FloatWeight, GroupedWeight, Weight
 
 T = TypeVar("T")
 
@@ -74,9 +74,11 @@ def _half(blocks: Blocks, first_byte: int) -> NDArray[np.float16]:
 
 
 def _grouped(
-    values: NDArray[np.int8], scale: NDArray[np.float16], minimum: NDArray[np.float16] | None = None
+    values: NDArray[np.int8],
+    scale: NDArray[np.floating[Any]],
+    minimum: NDArray[np.floating[Any]] | None = None,
 ) -> GroupedWeight:
-    """Lay out values (N, G, 32), scale (N, G) and minimum (N, G) as `GroupedWeight` wants them."""
+    """Lay out values (N, G, g), scale (N, G) and minimum (N, G) as `GroupedWeight` wants them."""
     return GroupedWeight(
         np.ascontiguousarray(values.transpose(1, 2, 0)),
         np.ascontiguousarray(scale.T)[:, None, :],
@@ -129,17 +131,12 @@ def _iq4_nl(blocks: Blocks) -> GroupedWeight:
 def _ternary(digits: Blocks, scale: NDArray[np.float16]) -> GroupedWeight:
     """Cut blocks of 256 values 0, 1, 2 (N, B, 256) into groups of 32, which share the scale."""
     values = digits.view(np.int8) - np.int8(1)
-    groups = values.reshape(len(values), -1, GROUP_SIZE)
-    return _grouped(groups, np.repeat(scale, 256 // GROUP_SIZE, axis=1))
+    return _grouped(values.reshape(len(values), -1, 32), np.repeat(scale, 8, axis=1))
 
 
 def _tq2_0(blocks: Blocks) -> GroupedWeight:
     """Four values to a byte: value i of 32 bytes lies in bits 2i and 2i + 1, 32 bytes apart."""
-    rows, count = blocks.shape[:2]
-    packed = blocks[:, :, :64].reshape(rows, count, 2, 1, 32)
-    shifts = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
-    digits = ((packed >> shifts) & 3).astype(np.uint8)
-    return _ternary(digits.reshape(rows, count, 256), _half(blocks, 64))
+    return _ternary(_crumbs(blocks[:, :, :64]), _half(blocks, 64))
 
 
 def _tq1_0(blocks: Blocks) -> GroupedWeight:
@@ -154,6 +151,102 @@ def _tq1_0(blocks: Blocks) -> GroupedWeight:
     return _ternary(np.concatenate(flat, axis=2), _half(blocks, 52))
 
 
+def _crumbs(packed: Blocks) -> NDArray[np.uint8]:
+    """Two bits each of (N, B, 64) bytes: (N, B, 256); bits 2i, 2i + 1 of 32 bytes are 32 values."""
+    shifts = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
+    digits = (packed.reshape(*packed.shape[:2], 2, 1, 32) >> shifts) & np.uint8(3)
+    return digits.reshape(*packed.shape[:2], 256)
+
+
+def _k_quant(
+    values: NDArray[Any],
+    d: NDArray[np.float16],
+    scales: NDArray[Any],
+    d_min: NDArray[np.float16] | None = None,
+    minima: Any | None = None,
+) -> GroupedWeight:
+    """Values (N, B, 256) whose b groups have integer scales (N, B, b), all times d (N, B).
+
+    A product of a float16 and an integer of 8 bits is exact in float32, and a multiple of 2^-24.
+    """
+    rows, groups = len(values), scales.shape[1] * scales.shape[2]
+
+    def product(factor: NDArray[np.float16], integers: Any) -> NDArray[np.float32]:
+        exact = factor.astype(np.float32)[..., None] * integers.astype(np.float32)
+        return exact.reshape(rows, groups)
+
+    minimum = None if d_min is None or minima is None else -product(d_min, minima)
+    return _grouped(values.astype(np.int8).reshape(rows, groups, -1), product(d, scales), minimum)
+
+
+def _q2_k(blocks: Blocks) -> GroupedWeight:
+    values, scales = _crumbs(blocks[:, :, 16:80]), blocks[:, :, :16]
+    return _k_quant(values, _half(blocks, 80), scales & 15, _half(blocks, 82), scales >> 4)
+
+
+def _q3_k(blocks: Blocks) -> GroupedWeight:
+    """Two low bits each, the third (inverted) in a mask; scales of 6 bits in 12 bytes."""
+    rows, count = blocks.shape[:2]
+    mask = blocks[:, :, :32].reshape(rows, count, 1, 32)
+    high = (mask >> np.arange(8, dtype=np.uint8).reshape(8, 1)) & np.uint8(1)
+    values = _crumbs(blocks[:, :, 32:96]).view(np.int8) + np.int8(4) * high.reshape(
+        rows, count, 256
+    ).view(np.int8)
+    low, upper = blocks[:, :, 96:104], blocks[:, :, None, 104:108]
+    pairs = (upper >> np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)) & np.uint8(3)
+    scales = np.concatenate([low & 15, low >> 4], axis=2) | pairs.reshape(rows, count, 16) << 4
+    return _k_quant(values - np.int8(4), _half(blocks, 108), scales.view(np.int8) - np.int8(32))
+
+
+def _six_bit_pairs(packed: Blocks) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Eight scales and eight minima of 6 bits each, of 12 bytes."""
+    first, second, rest = packed[:, :, :4], packed[:, :, 4:8], packed[:, :, 8:]
+    scales = np.concatenate([first & 63, (rest & 15) | (first >> 6 << 4)], axis=2)
+    return scales, np.concatenate([second & 63, (rest >> 4) | (second >> 6 << 4)], axis=2)
+
+
+def _k_nibbles(packed: Blocks) -> NDArray[np.uint8]:
+    """Nibbles of (N, B, 128) bytes: (N, B, 256); the low halves of 32 bytes, then the high ones."""
+    parts = packed.reshape(*packed.shape[:2], 4, 1, 32)
+    nibbles = np.concatenate([parts & 15, parts >> 4], axis=3)
+    return nibbles.reshape(*packed.shape[:2], 256)
+
+
+def _q4_k(blocks: Blocks) -> GroupedWeight:
+    scales, minima = _six_bit_pairs(blocks[:, :, 4:16])
+    values = _k_nibbles(blocks[:, :, 16:])
+    return _k_quant(values, _half(blocks, 0), scales, _half(blocks, 2), minima)
+
+
+def _q5_k(blocks: Blocks) -> GroupedWeight:
+    scales, minima = _six_bit_pairs(blocks[:, :, 4:16])
+    bit = np.arange(8, dtype=np.uint8).reshape(8, 1)
+    fifth = (blocks[:, :, None, 16:48] >> bit) & np.uint8(1)
+    values = _k_nibbles(blocks[:, :, 48:]) | fifth.reshape(*blocks.shape[:2], 256) << 4
+    return _k_quant(values, _half(blocks, 0), scales, _half(blocks, 2), minima)
+
+
+def _q6_k(blocks: Blocks) -> GroupedWeight:
+    """Low nibbles, 64 bytes for 128 values; two high bits each; 16 scales of 8 bits."""
+    shape = blocks.shape[:2]
+    low = blocks[:, :, :128].reshape(*shape, 2, 1, 64)
+    nibbles = np.concatenate([low & 15, low >> 4], axis=3).reshape(*shape, 256)
+    values = (nibbles | _crumbs(blocks[:, :, 128:192]) << 4).view(np.int8) - np.int8(32)
+    return _k_quant(values, _half(blocks, 208), blocks[:, :, 192:208].view(np.int8))
+
+
+def _iq4_xs(blocks: Blocks) -> GroupedWeight:
+    """The values of IQ4_NL, with scales of 6 bits per 32."""
+    shape = blocks.shape[:2]
+    high = np.ascontiguousarray(blocks[:, :, 2:4]).view(np.uint16)
+    pairs = (high >> np.arange(0, 16, 2, dtype=np.uint16) & 3).astype(np.uint8)
+    low = blocks[:, :, 4:8, None] >> np.array([0, 4], np.uint8) & 15
+    scales = (low.reshape(*shape, 8) | pairs << 4).view(np.int8) - np.int8(32)
+    packed = blocks[:, :, 8:].reshape(*shape, 8, 1, 16)
+    nibbles = np.concatenate([packed & 15, packed >> 4], axis=3)
+    return _k_quant(_NON_LINEAR[nibbles.reshape(*shape, 256)], _half(blocks, 0), scales)
+
+
 _UNPACK: dict[Kind, Callable[[Blocks], GroupedWeight]] = {
     Kind.Q4_0: _q4_0,
     Kind.Q4_1: _q4_1,
@@ -163,11 +256,15 @@ _UNPACK: dict[Kind, Callable[[Blocks], GroupedWeight]] = {
     Kind.IQ4_NL: _iq4_nl,
     Kind.TQ1_0: _tq1_0,
     Kind.TQ2_0: _tq2_0,
+    Kind.Q2_K: _q2_k,
+    Kind.Q3_K: _q3_k,
+    Kind.Q4_K: _q4_k,
+    Kind.Q5_K: _q5_k,
+    Kind.Q6_K: _q6_k,
+    Kind.IQ4_XS: _iq4_xs,
 }
-# Their scales are products of a float16 and an integer, which no float16 holds: they become floats.
-_FINE_SCALES = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K, Kind.IQ4_XS)
 _FLOATS = (Kind.F16, Kind.F32, Kind.BF16)
-SUPPORTED_KINDS = tuple(kind.name for kind in (*_UNPACK, *_FINE_SCALES, *_FLOATS))
+SUPPORTED_KINDS = tuple(kind.name for kind in (*_UNPACK, *_FLOATS))
 """Names of the tensor types that a dense layer may have."""
 
 _PART = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
@@ -186,6 +283,10 @@ def _open(path: Path) -> _Reader:
     except EOFError as error:
         raise ModelFileError(f"{path}: the file is truncated: {error}") from error
     except (ValueError, KeyError, IndexError, OverflowError, MemoryError) as error:
+        if Kind.__name__ in str(error):
+            raise UnsupportedModelError(
+                f"{path}: a tensor is of a type that is not known here: {error}"
+            ) from error
         raise ModelFileError(f"{path}: damaged, or not a GGUF file: {error}") from error
     if reader.byte_order != "I":
         raise UnsupportedModelError(f"{path}: the file is of the other byte order")
@@ -209,22 +310,20 @@ class GGUFFile:
     Attributes
     ----------
     tensors : the tensors of all parts, by name
-    turned_to_float : names of the quantized tensors that were read as floats, because their scales
-        are finer than float16
 
     Raises
     ------
     ModelFileError
         If there is no such file, or it is truncated, damaged, or not GGUF.
     UnsupportedModelError
-        If it was written for machines of the other byte order.
+        If it was written for machines of the other byte order, or a tensor is of a type that the
+        library does not know.
     """
 
     def __init__(self, path: Path) -> None:
         """Map the file and read all but the weights."""
         self.path = path
         self.used: set[str] = set()
-        self.turned_to_float: list[str] = []
         self._reader = _open(path)
         self._parts = [self._reader, *map(_open, self._other_parts())]
         self.tensors = {t.name: t for part in self._parts for t in part.tensors}
@@ -317,8 +416,6 @@ class GGUFFile:
         if kind not in _UNPACK:
             values = np.ascontiguousarray(_floats(tensor).T, dtype=np.float32)
             self._check_finite(name, values)
-            if kind in _FINE_SCALES:
-                self.turned_to_float.append(name)
             return FloatWeight(values)
         block, _ = gguf.GGML_QUANT_SIZES[kind]
         weight = _UNPACK[kind](tensor.data.reshape(out_features, in_features // block, -1))

@@ -318,6 +318,18 @@ def _linear(to: _Rewriter, given: Sequence[str], attrs: Mapping[str, Any]) -> No
 
 
 def _qlinear_matmul(to: _Rewriter, given: Sequence[str], _: Mapping[str, Any]) -> None:
+    known = [to.value(given[place]) for place in (1, 4, 6)]
+    scales = [each for each in known if each is not None]
+    if to.value(given[3]) is not None and len(scales) == len(known):
+        # The sum times one ratio, as onnxruntime rounds it: what is quantized is in output steps.
+        a_scale, b_scale, scale = scales
+        ratio = np.asarray(a_scale * b_scale / scale, np.float32)
+        acc = to.product("MatMulInteger", [given[0], given[3], given[2], given[5]])
+        wide = to.emit("Cast", [acc], "float", to=onnx.TensorProto.FLOAT)
+        ratio = ratio.reshape(() if ratio.size == 1 else -1)
+        found = to.emit("Mul", [wide, to.constant(ratio, "ratio")], "steps")
+        to.quantized(found, to.constant(np.array(1, np.float32), "step"), given[7])
+        return
     a = to.dequantize(given[0:3], "a", -2)
     b = to.dequantize(given[3:6], "b", -1)
     to.quantized(to.product("MatMul", [a, b]), *given[6:8])
@@ -368,6 +380,31 @@ def _gemm(to: _Rewriter, given: Sequence[str], attrs: Mapping[str, Any]) -> None
     if beta != 1.0:
         bias = to.times(bias, to.constant(np.array(beta, np.float32), "beta"), "bias")
     to.result("Add", [found, bias])
+
+
+def _qlinear_add(to: _Rewriter, given: Sequence[str], attrs: Mapping[str, Any]) -> None:
+    """``round(fixed + a * ratio_a + b * ratio_b)``, zero points inside of it.
+
+    The scales of a sum are often alike, so that many sums lie exactly between two integers: they
+    are rounded as onnxruntime does it only if they are computed as it does it.
+    """
+    known = [to.value(name) for name in (*given[1:3], *given[4:8])]
+    values = [each.reshape(()) for each in known if each is not None and each.size == 1]
+    if len(values) < len(known):
+        _of_two("Add")(to, given, attrs)
+        return
+    scale_a, zero_a, scale_b, zero_b, scale, zero = values
+    ratios = [np.float32(each / scale) for each in (scale_a, scale_b)]
+    shift = np.float32(ratios[0] * np.float32(zero_a)) + np.float32(ratios[1] * np.float32(zero_b))
+    found = to.constant(np.array(np.float32(zero) - shift, np.float32), "fixed")
+    for name, ratio, which in zip((given[0], given[3]), ratios, "ab", strict=True):
+        wide = to.emit("Cast", [name], f"{which}_wide", to=onnx.TensorProto.FLOAT)
+        times = to.constant(np.array(ratio, np.float32), f"{which}_ratio")
+        found = to.emit("Add", [found, to.emit("Mul", [wide, times], which)], f"with_{which}")
+    limits = np.iinfo(zero.dtype)
+    edges = [to.constant(np.array(v, np.float32), "edge") for v in (limits.min, limits.max)]
+    clipped = to.emit("Clip", [to.emit("Round", [found], "rounded"), *edges], "clipped")
+    to.result("Cast", [clipped], to=helper.np_dtype_to_tensor_dtype(zero.dtype))
 
 
 def _of_two(op: str) -> Rewrite:
@@ -438,7 +475,7 @@ REWRITES: Mapping[str, Rewrite] = {
     "Gemm": _gemm,
     "QLinearMatMul": _qlinear_matmul,
     "QGemm": _qgemm,
-    "QLinearAdd": _of_two("Add"),
+    "QLinearAdd": _qlinear_add,
     "QLinearMul": _of_two("Mul"),
     "QLinearSigmoid": _of_one("Sigmoid"),
     "QLinearLeakyRelu": _of_one("LeakyRelu"),

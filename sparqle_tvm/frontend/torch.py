@@ -99,8 +99,9 @@ def _exported(
         return torch.export.export(module.eval(), example, dynamic_shapes=dynamic_shapes)
     except Exception as error:  # of the module itself, of the tracer
         raise UnsupportedModelError(
-            f"torch.export cannot export {type(module).__name__}: {reason_of(error)}; try "
-            "torch.export.draft_export on it, which says what stands in its way"
+            f"torch.export cannot export {type(module).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+            "; torch.export.draft_export says what stands in its way"
         ) from error
     finally:
         module.train(training)
@@ -110,7 +111,7 @@ def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedP
     """The program in core ops, but for those that the importer takes as they are."""
     import torch
 
-    table = torch.export.default_decompositions()
+    table: Any = torch.export.default_decompositions()
     for op in [op for op in table if _KEPT.match(str(op))]:
         table.pop(op)
     return program.run_decompositions(table)
@@ -171,7 +172,9 @@ def _importer(program: torch.export.ExportedProgram) -> Any:
         def _check_unsupported_func_type(self, nodes: Any) -> None:
             calls = [node for node in nodes if node.op == "call_function"]
             unknown = {
-                str(n.target): layer_of(n) for n in calls if n.target.__name__ not in self.convert_map
+                str(n.target): layer_of(n)
+                for n in calls
+                if n.target.__name__ not in self.convert_map
             }
             if unknown:
                 where = ", ".join(f"{op} (in {layer})" for op, layer in sorted(unknown.items()))
@@ -292,7 +295,7 @@ def _choose_affine(call: _Call) -> Any:
     """Scale and zero point of each block, as ``torchao.choose_qparams_affine`` has them."""
     op, x, kind = relax.op, call.expr("input"), call["mapping_type"]
     low, high = float(call["quant_min"]), float(call["quant_max"])
-    shape, inside, single = _blocks(x, call["block_size"])
+    shape, inside, _ = _blocks(x, call["block_size"])
     eps = call["eps"] if call["eps"] is not None else float(np.finfo(np.float32).smallest_normal)
     cut, zero = _viewed(call, x, shape), _float(0)
     smallest = call.emit(op.minimum(op.min(cut, inside, keepdims=True), zero))
@@ -347,7 +350,7 @@ def _quantize(
         found = call.emit(op.round(found))
         found = found if added is None else call.emit(op.add(found, added))
     low, high = float(call["quant_min"]), float(call["quant_max"])
-    return _viewed(call, call.emit(op.astype(op.clip(found, low, high), dtype), "q"), own)
+    return _viewed(call, call.emit(op.astype(op.clip(found, low, high), dtype), "quantized"), own)
 
 
 def _wide(call: _Call, x: relax.Expr) -> relax.Expr:
@@ -400,11 +403,11 @@ def _quantize_static(call: _Call) -> relax.Expr:
     x = _wide(call, call.expr("input"))
     if (low, high) == (limits.min, limits.max):
         made = op.quantize(x, _float(scale or 0), relax.const(np.array(zero, dtype)), 0, dtype)
-        return call.emit(made, "q")
+        return call.emit(made, "quantized")
     rounded = call.emit(op.round(op.divide(x, _float(scale or 0))))
     if zero:
         rounded = call.emit(op.add(rounded, _float(zero)))
-    return call.emit(op.astype(op.clip(rounded, float(low), float(high)), dtype), "q")
+    return call.emit(op.astype(op.clip(rounded, float(low), float(high)), dtype), "quantized")
 
 
 def _dequantize_static(call: _Call) -> relax.Expr:
@@ -482,13 +485,11 @@ def _choose_token_asymmetric(call: _Call) -> Any:
     smallest = call.emit(op.minimum(op.min(x, [-1], keepdims=True), zero))
     largest = call.emit(op.maximum(op.max(x, [-1], keepdims=True), zero))
     scale = op.divide(op.subtract(largest, smallest), _float(255))
-    scale = call.emit(op.maximum(scale, _float(np.finfo(np.float32).eps)), "scale")
+    scale = call.emit(op.maximum(scale, _float(float(np.finfo(np.float32).eps))), "scale")
     low, high = _float(-128), _float(127)
     below, above = call.emit(op.divide(smallest, scale)), call.emit(op.divide(largest, scale))
     error = op.add(op.add(low, below), op.add(high, above))
-    chosen = op.where(
-        op.greater(error, zero), op.subtract(low, below), op.subtract(high, above)
-    )
+    chosen = op.where(op.greater(error, zero), op.subtract(low, below), op.subtract(high, above))
     rounded = op.round(op.clip(chosen, -128.0, 127.0))
     return scale, call.emit(op.astype(rounded, "int8"), "zero_point")
 

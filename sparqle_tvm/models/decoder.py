@@ -1,4 +1,6 @@
-"""Llama-family decoders in ``relax.frontend.nn``: grouped-query attention, RoPE, SwiGLU.
+"""Decoders in ``relax.frontend.nn``: grouped-query attention, RoPE, a gated MLP.
+
+One decoder for llama and those that differ in a few fields of `DecoderConfig`.
 
 The exported module holds its weights as constants and has the functions
 
@@ -18,8 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import tvm
@@ -36,6 +37,16 @@ FUNCTIONS = ("prefill", "decode", "hidden", "head")
 
 CACHE_RESERVE_TOKENS = 256
 """Tokens that a new cache has room for; it doubles when they are used up."""
+
+ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+"""Tensors of what the frequencies of pairs are divided by; the first that there is counts.
+
+Longrope has two sets, for texts up to the original context and for longer ones. Which one it is
+would change with the length of a text, so longer ones are not offered: `DecoderConfig.context`.
+"""
+
+Gate = Literal["silu", "gelu", "relu2"]
+"""What the gate of an MLP goes through; gelu is the one made of a tanh, relu2 a square."""
 
 Position: TypeAlias = Any
 """An int, or an integer expression of ``tvm.tirx``: a number of tokens."""
@@ -76,7 +87,7 @@ class Yarn:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Shape of a llama-family decoder.
+    """Shape of a decoder, and what it has that a llama does not.
 
     Attributes
     ----------
@@ -88,6 +99,13 @@ class DecoderConfig:
     context : number of tokens that the model was trained for
     tied_head : whether the embedding is the output layer too
     yarn : how `rope_scale` is applied, if not to all pairs alike
+    rope_factor : what rotations multiply lengths with (longrope), besides what YaRN does
+    rope_halves : whether channel i turns with i + rope_dim / 2 instead of its neighbour
+    embed_scale : what embeddings are multiplied with
+    gate : function of the MLP's gate
+    head_norms : whether queries and keys are normalised, each head by itself
+    sub_norms : whether the inputs of the last layers of attention and MLP are normalised
+    fused : whether query, key and value are one tensor of the file, gate and up another
     """
 
     layers: int
@@ -104,12 +122,26 @@ class DecoderConfig:
     tied_head: bool
     rope_scale: float = 1.0
     yarn: Yarn | None = None
+    rope_factor: float = 1.0
+    rope_halves: bool = False
+    embed_scale: float = 1.0
+    gate: Gate = "silu"
+    head_norms: bool = False
+    sub_norms: bool = False
+    fused: bool = False
+
+    @property
+    def is_llama(self) -> bool:
+        """Whether no field says that it differs from a llama."""
+        llama = DecoderConfig.__dataclass_fields__
+        names = ("rope_factor", "rope_halves", "embed_scale", "gate", "head_norms", "sub_norms")
+        return all(getattr(self, name) == llama[name].default for name in (*names, "fused"))
 
     @property
     def rope_magnitude(self) -> float:
-        """What rotations multiply lengths with: 1 without YaRN."""
+        """What rotations multiply lengths with: 1 in a plain llama."""
         if self.yarn is None:
-            return 1.0
+            return self.rope_factor
         return self.yarn.attention_factor * (1 + 0.1 * math.log(self.rope_scale))
 
 
@@ -194,20 +226,22 @@ def emit_rotary(
     )
 
 
-def emit_rope(x: relax.Expr, rotary: Rotary, rope_dim: int) -> relax.Var:
+def emit_rope(x: relax.Expr, rotary: Rotary, rope_dim: int, *, halves: bool = False) -> relax.Var:
     """Rotate neighbouring channels (0, 1), (2, 3), ... of x (T, heads, head_dim).
 
-    GGUF stores the query and key weights of this family permuted for that convention.
+    With `halves` (0, d / 2), (1, d / 2 + 1), ... of d = `rope_dim`. GGUF stores the query and key
+    weights of a llama permuted for neighbours, those of others as they were trained.
     """
     count, heads, head_dim = x.ty.shape
     rotated = x if rope_dim == int(head_dim) else R.strided_slice(x, [2], [0], [rope_dim])
-    pairs = _emit(R.reshape(rotated, (count, heads, rope_dim // 2, 2)), "rope_pairs")
-    even = R.squeeze(R.strided_slice(pairs, [3], [0], [1]), [3])
-    odd = R.squeeze(R.strided_slice(pairs, [3], [1], [2]), [3])
+    apart, axis = ((2, rope_dim // 2), 2) if halves else ((rope_dim // 2, 2), 3)
+    pairs = _emit(R.reshape(rotated, (count, heads, *apart)), "rope_pairs")
+    even = R.squeeze(R.strided_slice(pairs, [axis], [0], [1]), [axis])
+    odd = R.squeeze(R.strided_slice(pairs, [axis], [1], [2]), [axis])
     even, odd = _emit(even, "rope_even"), _emit(odd, "rope_odd")
     new_even = R.subtract(R.multiply(even, rotary.cos), R.multiply(odd, rotary.sin))
     new_odd = R.add(R.multiply(even, rotary.sin), R.multiply(odd, rotary.cos))
-    stacked = R.concat([R.expand_dims(new_even, 3), R.expand_dims(new_odd, 3)], axis=3)
+    stacked = R.concat([R.expand_dims(new_even, axis), R.expand_dims(new_odd, axis)], axis=axis)
     result = R.reshape(stacked, (count, heads, rope_dim))
     if rope_dim != int(head_dim):
         rest = R.strided_slice(x, [2], [rope_dim], [int(head_dim)])
@@ -258,27 +292,71 @@ class RMSNorm(nn.Module):
         return _emit(R.nn.rms_norm(x, self.weight._expr, axes=[-1], epsilon=self.eps), "norm")
 
 
-def _block_dense(
-    source: WeightSource, layer: int, name: str, in_features: int, out_features: int
-) -> Dense:
-    weight = source.dense(f"blk.{layer}.{name}.weight", in_features, out_features)
-    return Dense(weight, f"blk_{layer}_{name}")
+def _emit_gate(gate: Gate, x: relax.Expr) -> relax.Expr:
+    if gate == "relu2":
+        positive = _emit(R.nn.relu(x), "relu")
+        return R.multiply(positive, positive)
+    return R.nn.silu(x) if gate == "silu" else R.nn.gelu_tanh(x)
+
+
+class _BlockSource:
+    """The tensors of one block."""
+
+    def __init__(self, config: DecoderConfig, layer: int, source: WeightSource) -> None:
+        self.config, self.layer, self._source = config, layer, source
+
+    def dense(self, name: str, in_features: int, out_features: int) -> Dense:
+        """A dense layer, with a bias if there is one."""
+        place = f"blk.{self.layer}.{name}"
+        weight = self._source.dense(f"{place}.weight", in_features, out_features)
+        return self._layer(name, weight, self._bias(name, out_features))
+
+    def cut(self, whole: str, names: dict[str, int]) -> list[Dense]:
+        """Dense layers with so many outputs each, which `fused` models have as one tensor."""
+        config = self.config
+        if not config.fused:
+            return [self.dense(name, config.embed, size) for name, size in names.items()]
+        total, layers, begin = sum(names.values()), [], 0
+        weight = self._source.dense(f"blk.{self.layer}.{whole}.weight", config.embed, total)
+        bias = self._bias(whole, total)
+        for name, size in names.items():
+            part = slice(begin, begin + size)
+            own = None if bias is None else bias[part]
+            layers.append(self._layer(name, weight.outputs(part), own))
+            begin += size
+        return layers
+
+    def norm(self, name: str, size: int) -> RMSNorm:
+        """The norm of that name."""
+        weight = self._source.vector(f"blk.{self.layer}.{name}.weight", size)
+        return RMSNorm(weight, self.config.norm_eps)
+
+    def _bias(self, name: str, size: int) -> NDArray[np.float32] | None:
+        place = f"blk.{self.layer}.{name}.bias"
+        return self._source.vector(place, size) if place in self._source else None
+
+    def _layer(self, name: str, weight: Weight, bias: NDArray[np.float32] | None) -> Dense:
+        return Dense(weight, f"blk_{self.layer}_{name}", bias)
 
 
 class Attention(nn.Module):
     """Self-attention of one block, with its two caches."""
 
-    def __init__(self, config: DecoderConfig, layer: int, source: WeightSource) -> None:
+    def __init__(self, source: _BlockSource) -> None:
         """Take the weights of a layer from `source`."""
-        dense = partial(_block_dense, source, layer)
-        self.config = config
-        self.label = f"blk_{layer}_attn"
+        self.config = config = source.config
+        self.label = f"blk_{source.layer}_attn"
         q_features = config.heads * config.head_dim
         kv_shape = [config.kv_heads, config.head_dim]
-        self.q = dense("attn_q", config.embed, q_features)
-        self.k = dense("attn_k", config.embed, config.kv_heads * config.head_dim)
-        self.v = dense("attn_v", config.embed, config.kv_heads * config.head_dim)
-        self.out = dense("attn_output", q_features, config.embed)
+        kv_features = config.kv_heads * config.head_dim
+        inputs = {"attn_q": q_features, "attn_k": kv_features, "attn_v": kv_features}
+        self.q, self.k, self.v = source.cut("attn_qkv", inputs)
+        self.out = source.dense("attn_output", q_features, config.embed)
+        if config.head_norms:
+            self.q_norm = source.norm("attn_q_norm", config.head_dim)
+            self.k_norm = source.norm("attn_k_norm", config.head_dim)
+        if config.sub_norms:
+            self.sub_norm = source.norm("attn_sub_norm", q_features)
         self.k_cache = nn.KVCache(CACHE_RESERVE_TOKENS, kv_shape, dtype="float32")
         self.v_cache = nn.KVCache(CACHE_RESERVE_TOKENS, kv_shape, dtype="float32")
 
@@ -286,46 +364,51 @@ class Attention(nn.Module):
         """Attend: x (1, T, E) to (1, T, E); `cached` appends to the caches and looks into them."""
         config, count = self.config, x.ty.shape[1]
         kv_shape = (count, config.kv_heads, config.head_dim)
-        q = R.reshape(self.q(x), (count, config.heads, config.head_dim))
-        q = emit_rope(_emit(q, "q_heads"), rotary, config.rope_dim)
-        k = emit_rope(_emit(R.reshape(self.k(x), kv_shape), "k_heads"), rotary, config.rope_dim)
+        q = _emit(R.reshape(self.q(x), (count, config.heads, config.head_dim)), "q_heads")
+        k = _emit(R.reshape(self.k(x), kv_shape), "k_heads")
+        if config.head_norms:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = (
+            emit_rope(heads, rotary, config.rope_dim, halves=config.rope_halves) for heads in (q, k)
+        )
         v = _emit(R.reshape(self.v(x), kv_shape), "v_heads")
         if cached:
             self.k_cache.append(nn.Tensor(_expr=k))
             self.v_cache.append(nn.Tensor(_expr=v))
             total = rotary.past + count
             k, v = self.k_cache.view(total)._expr, self.v_cache.view(total)._expr
-        return self.out(emit_attention(q, k, v, rotary.mask, self.label))
+        mixed = emit_attention(q, k, v, rotary.mask, self.label)
+        return self.out(self.sub_norm(mixed) if config.sub_norms else mixed)
 
 
 class Block(nn.Module):
-    """One block: attention and SwiGLU, each behind a norm and added to the residual stream."""
+    """One block: attention and a gated MLP, each behind a norm, added to the residual stream."""
 
     def __init__(self, config: DecoderConfig, layer: int, source: WeightSource) -> None:
         """Take the weights of a layer from `source`."""
-
-        def norm(name: str) -> RMSNorm:
-            weight = source.vector(f"blk.{layer}.{name}.weight", config.embed)
-            return RMSNorm(weight, config.norm_eps)
-
-        dense = partial(_block_dense, source, layer)
-        self.attn_norm = norm("attn_norm")
-        self.attn = Attention(config, layer, source)
-        self.ffn_norm = norm("ffn_norm")
-        self.gate = dense("ffn_gate", config.embed, config.ffn)
-        self.up = dense("ffn_up", config.embed, config.ffn)
-        self.down = dense("ffn_down", config.ffn, config.embed)
+        block = _BlockSource(config, layer, source)
+        self.config = config
+        self.attn_norm = block.norm("attn_norm", config.embed)
+        self.attn = Attention(block)
+        self.ffn_norm = block.norm("ffn_norm", config.embed)
+        self.gate, self.up = block.cut("ffn_up", {"ffn_gate": config.ffn, "ffn_up": config.ffn})
+        self.down = block.dense("ffn_down", config.ffn, config.embed)
+        if config.sub_norms:
+            self.sub_norm = block.norm("ffn_sub_norm", config.ffn)
 
     def forward(self, x: relax.Expr, rotary: Rotary, *, cached: bool) -> relax.Var:
         """Apply the block to x (1, T, E)."""
         x = _emit(R.add(x, self.attn(self.attn_norm(x), rotary, cached=cached)), "residual")
         normed = self.ffn_norm(x)
-        gated = _emit(R.multiply(R.nn.silu(self.gate(normed)), self.up(normed)), "gated")
+        gate = _emit_gate(self.config.gate, self.gate(normed))
+        gated = _emit(R.multiply(gate, self.up(normed)), "gated")
+        if self.config.sub_norms:
+            gated = self.sub_norm(gated)
         return _emit(R.add(x, self.down(gated)), "residual")
 
 
 class Decoder(nn.Module):
-    """A llama-family decoder, its weights taken from `source` one after another."""
+    """A decoder, its weights taken from `source` one after another."""
 
     def __init__(self, config: DecoderConfig, source: WeightSource) -> None:
         """Take all weights from `source`."""
@@ -341,14 +424,17 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList([Block(config, i, source) for i in range(config.layers)])
         self.norm = RMSNorm(source.vector("output_norm.weight", config.embed), config.norm_eps)
         factors = None
-        if "rope_freqs.weight" in source:
-            factors = source.vector("rope_freqs.weight", config.rope_dim // 2)
+        found = [name for name in ROPE_FACTORS if name in source]
+        if found:
+            factors, *_ = [source.vector(name, config.rope_dim // 2) for name in found]
         self.frequencies = rope_frequencies(config, factors)
         self.magnitude = config.rope_magnitude
 
     def _hidden(self, tokens: relax.Expr, past: Position, *, cached: bool) -> relax.Var:
         embedding = self.output if self.config.tied_head else self.embedding
         x = embedding.embed(tokens)
+        if self.config.embed_scale != 1.0:
+            x = _emit(R.multiply(x, relax.const(self.config.embed_scale, "float32")), "embedding")
         rotary = emit_rotary(self.frequencies, past, tokens.ty.shape[1], self.magnitude)
         for block in self.blocks:
             x = block(x, rotary, cached=cached)

@@ -38,9 +38,6 @@ def quantizer_levels(k: int) -> int:
 QMAX = quantizer_levels(4)
 """Largest magnitude of the quantizer of int8 layers."""
 
-GROUP_SIZE = 32
-"""Input channels that share a scale in the quantized weight types of GGUF."""
-
 
 @dataclass(frozen=True)
 class _ChannelsLast:
@@ -61,20 +58,25 @@ class _ChannelsLast:
 
 @dataclass(frozen=True)
 class GroupedWeight(_ChannelsLast):
-    """Integer weights with one scale, and perhaps one minimum, per group of 32 input channels.
+    """Integer weights with one scale, and perhaps one minimum, per group of g input channels.
 
-    The value of a weight is ``scale * values + minimum``. K inputs, N outputs, G = K / 32 groups.
+    The value of a weight is ``scale * values + minimum``. K inputs, N outputs, G = K / g groups.
 
     Attributes
     ----------
-    values : int8 array of shape (G, 32, N)
-    scale : float16 array of shape (G, 1, N)
-    minimum : float16 array of shape (G, N), or None if the weights have none
+    values : int8 array of shape (G, g, N)
+    scale : float16 array of shape (G, 1, N), or float32 of products of a float16 and an integer
+    minimum : array of shape (G, N) of the type of `scale`, or None if the weights have none
     """
 
     values: NDArray[np.int8]
-    scale: NDArray[np.float16]
-    minimum: NDArray[np.float16] | None = None
+    scale: NDArray[np.floating[Any]]
+    minimum: NDArray[np.floating[Any]] | None = None
+
+    def outputs(self, part: slice) -> GroupedWeight:
+        """Return the weights of some output channels."""
+        minimum = None if self.minimum is None else self.minimum[..., part]
+        return GroupedWeight(self.values[..., part], self.scale[..., part], minimum)
 
     def to_float(self) -> FloatWeight:
         """Return the same weights as float32; every product and sum is rounded once."""
@@ -108,6 +110,10 @@ class ChannelWeight:
         """Number N of output channels."""
         return int(self.values.shape[0])
 
+    def outputs(self, part: slice) -> ChannelWeight:
+        """Return the weights of some output channels."""
+        return ChannelWeight(self.values[part], self.scale[part])
+
     def to_float(self) -> FloatWeight:
         """Return the same weights as float32."""
         values = self.values.astype(np.float32) * self.scale[:, None]
@@ -124,6 +130,10 @@ class FloatWeight(_ChannelsLast):
     """
 
     values: NDArray[np.float32]
+
+    def outputs(self, part: slice) -> FloatWeight:
+        """Return the weights of some output channels."""
+        return FloatWeight(self.values[..., part])
 
     def to_float(self) -> FloatWeight:
         """Return itself."""
@@ -168,8 +178,8 @@ def emit_grouped_dense(
 ) -> relax.Var:
     """Emit a dense layer with grouped integer weights on int8 activations.
 
-    The sum over groups is taken in float64, where it is exact: a product of an int32 partial sum
-    and a float16 scale needs at most 28 significant bits. So its order does not matter.
+    The sum over groups is taken in float64, where it is exact: scales are multiples of 2^-24, and
+    so are their products with int32 partial sums. So its order does not matter.
 
     Parameters
     ----------
@@ -237,11 +247,13 @@ class Dense(nn.Module):
     ----------
     weight : GroupedWeight or ChannelWeight (int8 activations), or FloatWeight (float32)
     label : name of the layer in the module and in reports, as "blk_3_ffn_down"
+    bias : float32 (N,), or None
     """
 
-    def __init__(self, weight: Weight, label: str) -> None:
+    def __init__(self, weight: Weight, label: str, bias: NDArray[np.float32] | None = None) -> None:
         """Hold the weights as parameters that will be constants."""
         self.label = label
+        self.bias = None if bias is None else bound_parameter(bias)
         self.values = bound_parameter(weight.values)
         self.scale: nn.Parameter | None = None
         self.minimum: nn.Parameter | None = None
@@ -252,6 +264,10 @@ class Dense(nn.Module):
 
     def forward(self, x: relax.Expr) -> relax.Var:
         """Apply the layer: x (1, T, K) float32 gives (1, T, N) float32."""
+        y = self._product(x)
+        return y if self.bias is None else _emit(R.add(y, self.bias._expr), f"{self.label}_y")
+
+    def _product(self, x: relax.Expr) -> relax.Var:
         values = self.values._expr
         if self.scale is None:
             return emit_float_dense(x, values, self.label)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -172,6 +172,19 @@ def measured(digit_bits: int) -> MsbDistribution:
     require_digit_bits(digit_bits)
     data = json.loads(measured_file(digit_bits).read_text(encoding="utf-8"))
     return _distribution(data["label"], True, data["layer_types"], digit_bits, MEASURED)
+
+
+def measured_densities(labels: Iterable[str], digit_bits: int) -> dict[str, float]:
+    """Share of stored MSB digits to expect of encodings by the names of ops that read them.
+
+    That of their layer type as measured; names of no known type are left out.
+    """
+    found, known = {}, measured(digit_bits)
+    for label in labels:
+        kind = layer_type_of([label])
+        if kind is not None:
+            found[label] = 1.0 - known.msb_sparsity(kind)
+    return found
 
 
 @lru_cache(maxsize=64)

@@ -230,7 +230,8 @@ def scale_weights(
 ) -> QuantizedWeights:
     """Weights whose scales (and minima) take in the factors of their activation.
 
-    Per group ``d'[n, g] = float16(d[n, g] * f[g])``, minima alike, the product in float32; per
+    Per group ``d'[n, g] = float16(d[n, g] * f[g])``, minima alike, the product in float32 (float32
+    scales are rounded to the next multiple of 2^-24 instead); per
     output channel ``scale'[n] = scale[n] * f`` in float32. The integers stay as they are. A
     window's constant (`bias_term`, `grouped_bias_term`) has to be taken from the result.
 
@@ -252,9 +253,12 @@ def scale_weights(
     if not weights.group_size:
         return QuantizedWeights(weights.values, weights.scale * by_group[0], None, weights.bits)
 
-    def scaled(part: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
+    def scaled(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        product = part.astype(np.float32) * by_group
+        if part.dtype == np.float32:
+            return np.asarray(np.ldexp(np.rint(np.ldexp(product, 24)), -24))
         return to_float16(
-            part.astype(np.float32) * by_group,
+            product,
             lambda row, group, value: (
                 f"{name}: the factor {by_group[group]:g} makes the scale of group {group}, output "
                 f"channel {row}, {value:g}, beyond float16; choose a smaller factor"

@@ -12,7 +12,7 @@ from sparqle_tvm.numerics.integers import first_position, int_matmul, max_magnit
 from sparqle_tvm.numerics.quantization import QuantizedWeights
 from sparqle_tvm.numerics.window import window_of
 
-# Sums of multiples of 2^-24 (products of integers and float16) stay exact in float64 below this.
+# Sums of multiples of 2^-24 (integers times group scales) stay exact in float64 below this.
 EXACT_SUM_LIMIT = 2.0**29
 
 

@@ -5,17 +5,35 @@ digits in the window around 0: exact for every int8, and smaller than 8 bits fro
 factor on the scale leaves fewer levels, 127 / factor, so more high digits are zero; that is lossy,
 and the same values would fit fewer plain bits: 6 for the factor 4, 5 for 8. Beside the integers
 lies a float32 scale per token and head in every case.
+
+A head is stored token behind token (`store_rows`): plain, a row of integers padded to a byte; in
+planes LSB digits, bitmap and stored MSB digits of the token, each padded to a byte. So a token is
+appended and nothing before it is written again, and tokens side by side are one piece of memory.
+Rows in planes differ in length: pointers of `POINTER_BYTES` say where those begin, of keys, which
+are read in chunks, one for `KEY_GROUP` tokens, of values, which may be read one by one, one each.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.attention import HEAD_LEVELS
+from sparqle_tvm.numerics.integers import plane_bytes
+from sparqle_tvm.numerics.slicing import SlicedTensor, encode
 
 DIGIT_BITS = 4
+
+CacheName = Literal["key", "value"]
+
+POINTER_BYTES = 4
+KEY_GROUP = 8
+"""Tokens of keys in planes that one pointer is stored for."""
 
 
 @dataclass(frozen=True)
@@ -122,3 +140,118 @@ def plain(bits: int) -> HeadStorage:
 def prefers_planes(msb_sparsity: float) -> bool:
     """Whether planes take less than 8 bits: from a quarter of zero high digits on."""
     return with_factor(1).mean_bits(msb_sparsity) < plain(8).mean_bits(msb_sparsity)
+
+
+def row_bytes(head_dim: int, bits: int = 8) -> int:
+    """Bytes of a plain row."""
+    return plane_bytes(head_dim, bits)
+
+
+def dense_bytes(head_dim: int) -> int:
+    """Bytes of a row in planes, its stored MSB digits aside."""
+    return plane_bytes(head_dim, DIGIT_BITS) + plane_bytes(head_dim, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRows:
+    """Keys, or values, of a head as they lie in memory.
+
+    Attributes
+    ----------
+    stream : uint8 (bytes,)
+        Row behind row.
+    begins : int64 (T + 1,)
+        Where rows begin, and the end.
+    """
+
+    stream: npt.NDArray[np.uint8]
+    begins: npt.NDArray[np.int64]
+
+
+def store_rows(values: npt.NDArray[np.int8], bits: int, in_planes: bool) -> StoredRows:
+    """Lay out the rows (T, D) int8 of a head: in planes, or as plain integers of `bits` bits."""
+    tokens, width = values.shape
+    if not in_planes:
+        size = row_bytes(width, bits)
+        packed: npt.NDArray[np.uint8] = values.view(np.uint8)
+        if bits < 8:
+            codes = np.unpackbits(packed.reshape(tokens, width, 1), axis=2, bitorder="little")
+            plain = codes[..., :bits].reshape(tokens, width * bits)
+            packed = np.packbits(plain, axis=1, bitorder="little")
+        return StoredRows(packed.reshape(-1), size * np.arange(tokens + 1, dtype=np.int64))
+    planes = encode(np.ascontiguousarray(values), window="signed", name="heads")
+    dense = np.concatenate([planes.lsb, planes.pbm], axis=1)
+    begins = planes.row_ptr + dense.shape[1] * np.arange(tokens + 1, dtype=np.int64)
+    stream = np.empty(int(begins[-1]), np.uint8)
+    fixed = _fixed(begins, dense.shape[1])
+    stream[fixed] = dense
+    stream[_rest(stream.size, fixed)] = planes.msb
+    return StoredRows(stream, begins)
+
+
+def stored_digits(
+    stream: npt.NDArray[np.uint8], begins: npt.NDArray[np.int64], head_dim: int
+) -> npt.NDArray[np.int64]:
+    """Stored MSB digits of every row in planes, by its bitmap: int64 (T,)."""
+    first = begins[:-1, None] + plane_bytes(head_dim, DIGIT_BITS)
+    bitmaps = stream[first + np.arange(plane_bytes(head_dim, 1))]
+    return np.asarray(np.unpackbits(bitmaps, axis=1).sum(axis=1, dtype=np.int64))
+
+
+def load_rows(
+    stream: npt.NDArray[np.uint8],
+    begins: npt.NDArray[np.int64],
+    head_dim: int,
+    bits: int,
+    in_planes: bool,
+) -> npt.NDArray[np.int8]:
+    """Expand rows that `store_rows` laid out: (T, D) int8.
+
+    Parameters
+    ----------
+    stream : uint8 (bytes,)
+        The rows; `begins`, int64 (T + 1,), says where they begin in it, and where they end.
+    head_dim, bits, in_planes
+        As they were stored.
+
+    Raises
+    ------
+    InvalidArgumentError, QuantizationError
+        If these are no planes.
+    """
+    rows = stream[int(begins[0]) : int(begins[-1])]
+    tokens = len(begins) - 1
+    if not in_planes:
+        table = rows.reshape(tokens, row_bytes(head_dim, bits))
+        if bits == 8:
+            return table.view(np.int8)
+        codes = np.unpackbits(table, axis=1, count=head_dim * bits, bitorder="little")
+        codes = codes.reshape(tokens, head_dim, bits)
+        # The top bit is the sign of all above it.
+        sign = np.repeat(codes[..., -1:], 8 - bits, axis=2)
+        whole = np.packbits(np.concatenate([codes, sign], axis=2), axis=2, bitorder="little")
+        return np.asarray(whole[..., 0].view(np.int8))
+    low = plane_bytes(head_dim, DIGIT_BITS)
+    fixed = _fixed(begins - begins[0], dense_bytes(head_dim))
+    dense, msb = rows[fixed], rows[_rest(rows.size, fixed)]
+    row_ptr = begins - begins[0] - dense_bytes(head_dim) * np.arange(tokens + 1)
+    sliced = SlicedTensor.from_planes(
+        np.ascontiguousarray(dense[:, :low]),
+        np.ascontiguousarray(dense[:, low:]),
+        msb,
+        row_ptr.astype(np.int32),
+        shape=(tokens, head_dim),
+    )
+    return np.asarray(sliced.decode(), np.int8)
+
+
+def _fixed(begins: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+    """Places (T, size) of what every row has."""
+    return np.asarray(begins[:-1, None] + np.arange(size))
+
+
+def _rest(size: int, fixed: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which bytes are not among those."""
+    rest = np.ones(size, np.bool_)
+    rest[fixed] = False
+    return rest

@@ -41,9 +41,11 @@ class QuantizedWeights:
     ----------
     values : int8 (N, K)
         Integers, signed in [-2^(bits-1), 2^(bits-1) - 1] or unsigned in [0, 2^bits - 1].
-    scale : float32 (N,) or float16 (N, G)
-        Per output channel, or per group along K.
-    minimum : float16 (N, G) or None
+    scale : float32 (N,), or float16 or float32 (N, G)
+        Per output channel, or per group along K. In float32 those of groups are multiples of 2^-24,
+        as products of a float16 and an integer are (GGUF's K-quants): so sums over groups are as
+        exact as with float16.
+    minimum : (N, G) of the type of `scale`, or None
         Added to each weight of a group; only with group scales.
     bits : {2, 4, 8}
         Width of the values.
@@ -51,7 +53,7 @@ class QuantizedWeights:
 
     values: npt.NDArray[np.int8]
     scale: npt.NDArray[Any]
-    minimum: npt.NDArray[np.float16] | None = None
+    minimum: npt.NDArray[Any] | None = None
     bits: int = 4
 
     def __post_init__(self) -> None:
@@ -62,16 +64,19 @@ class QuantizedWeights:
         groups = self.scale.shape[1] if self.scale.ndim == 2 else 0
         per_group = (
             self.scale.shape == (rows, groups)
-            and self.scale.dtype == np.float16
+            and self.scale.dtype in (np.float16, np.float32)
             and groups > 0
             and columns % groups == 0
         )
         if not (per_channel or per_group):
             raise InvalidArgumentError(
-                f"weight scale: expected float32 ({rows},) or float16 ({rows}, G) with G a "
-                f"divisor of K = {columns}, got {self.scale.dtype} {self.scale.shape}"
+                f"weight scale: expected float32 ({rows},), or ({rows}, G) float16 or "
+                f"float32 with G a divisor of K = {columns}, got {self.scale.dtype} "
+                f"{self.scale.shape}"
             )
         require_finite(self.scale, "weight scale")
+        if per_group:
+            _require_fixed_point(self.scale, "weight scale")
         if self.minimum is None:
             return
         if per_channel or self.minimum.shape != self.scale.shape:
@@ -79,11 +84,13 @@ class QuantizedWeights:
                 f"weight minimum: needs group scales of its own shape {self.minimum.shape}, "
                 f"got scale {self.scale.shape}"
             )
-        if self.minimum.dtype != np.float16:
+        if self.minimum.dtype != self.scale.dtype:
             raise InvalidArgumentError(
-                f"weight minimum: expected float16, got {self.minimum.dtype}"
+                f"weight minimum: expected {self.scale.dtype} as the scale, "
+                f"got {self.minimum.dtype}"
             )
         require_finite(self.minimum, "weight minimum")
+        _require_fixed_point(self.minimum, "weight minimum")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -112,8 +119,21 @@ class QuantizedWeights:
         rows, groups = self.scale.shape
         real = values.reshape(rows, groups, -1) * self.scale[:, :, None].astype(np.float32)
         if self.minimum is not None:
-            real += self.minimum[:, :, None]
+            real += self.minimum[:, :, None].astype(np.float32)
         return real.reshape(values.shape)
+
+
+def is_fixed_point(x: npt.NDArray[Any]) -> bool:
+    """Whether all are multiples of 2^-24, as every float16 is."""
+    return x.dtype == np.float16 or bool((np.ldexp(x, 24) % 1 == 0).all())
+
+
+def _require_fixed_point(x: npt.NDArray[Any], name: str) -> None:
+    if not is_fixed_point(x):
+        raise QuantizationError(
+            f"{name}: a float32 of a group is no multiple of 2^-24, so sums over groups would "
+            "round; round it to one, or use float16"
+        )
 
 
 def require_finite(x: npt.NDArray[Any], name: str) -> None:

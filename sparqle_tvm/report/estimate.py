@@ -9,6 +9,7 @@ from sparqle_tvm.report.passes import (
     cost_table,
     describe,
     energy_table,
+    left_dense_tables,
     limits_table,
     others_table,
 )
@@ -34,6 +35,7 @@ def estimate_document(found: Estimate, sensitivity: Sensitivity | None = None) -
                     cost_table(passes, accelerator),
                     limits_table(passes, accelerator),
                     others_table(passes, accelerator),
+                    *left_dense_tables(passes),
                     components_table(passes, accelerator, table),
                     energy_table(passes, accelerator, table),
                     *found.notes,

@@ -10,7 +10,14 @@ from typing import Any
 
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Table
-from sparqle_tvm.results.passes import BASELINE, PARTS, Other, PartCost, PassResult
+from sparqle_tvm.results.passes import (
+    BASELINE,
+    PARTS,
+    Other,
+    PartCost,
+    PassResult,
+    layer_type,
+)
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.baselines import scheme_name
 from sparqle_tvm.target.cost.limits import LIMITS
@@ -184,6 +191,42 @@ def _limit_rows(one: PassResult, part: str) -> Iterator[Row]:
                 **{f"{s}_cycles": cost.limits[limit] for s, cost in costs.items()},
                 **{f"{s}_share": cost.share(limit) for s, cost in costs.items()},
             }
+
+
+def left_dense_tables(passes: Sequence[PassResult]) -> Iterator[Table]:
+    """The encodings that are left dense, by kind; none if all are split."""
+    rows: list[Row] = []
+    for one in passes:
+        encodings = [other for other in one.others if other.part == "encode"]
+        for kind in dict.fromkeys(layer_type(other.label) for other in encodings):
+            mine = [other for other in encodings if layer_type(other.label) == kind]
+            left = [(o.times, o.left_dense) for o in mine if o.left_dense is not None]
+            if left:
+                row: Row = {"part": one.name, "kind": kind, "of": sum(o.times for o in mine)}
+                row["left"] = sum(times for times, _ in left)
+                row["split_cycles"] = sum(times * why.split_cycles for times, why in left)
+                row["dense_cycles"] = sum(times * why.dense_cycles for times, why in left)
+                digits = sum(times * why.msb_sparsity for times, why in left)
+                rows.append(row | {"msb_sparsity": digits / row["left"]})
+    if rows:
+        yield Table(
+            name="left_dense",
+            title="Left dense, because planes would take more time",
+            columns=(
+                Column("part", ""),
+                Column("kind", "encoding"),
+                figure("left", "left dense", formats.count),
+                figure("of", "of", formats.count),
+                figure("msb_sparsity", "MSB sparsity", formats.percent),
+                figure("split_cycles", "cycles, split", formats.grouped),
+                figure("dense_cycles", "dense", formats.grouped),
+            ),
+            rows=tuple(rows),
+            note="Encodings with all layers that read them. Integers are stored whole and take two "
+            "dense passes, in the column of the split form too; cycles and MSB sparsity are those "
+            "that this was decided with.",
+            group="part",
+        )
 
 
 def energy_table(

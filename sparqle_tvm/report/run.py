@@ -23,6 +23,7 @@ from sparqle_tvm.report.passes import (
     cost_table,
     describe,
     figure,
+    left_dense_tables,
     limits_table,
     others_table,
 )
@@ -94,6 +95,7 @@ def cost_section(run: RunResult) -> Section:
         cost_table(run.passes, run.accelerator),
         limits_table(run.passes, run.accelerator),
         others_table(run.passes, run.accelerator),
+        *left_dense_tables(run.passes),
         _energy_note(run),
     ]
     if run.balance is not None:

@@ -22,7 +22,9 @@ from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.limits import LIMITS, add
 from sparqle_tvm.target.cost.model import CountedOp
+from sparqle_tvm.target.cost.scheme_choice import LeftDense
 from sparqle_tvm.target.cost.vector import VectorCost
+from sparqle_tvm.target.joint_op import join, portions
 from sparqle_tvm.target.op import DenseOp
 
 Phase = Literal["prefill", "decode"]
@@ -37,7 +39,7 @@ PARTS = {"dense_layers": "dense layers", "whole_model": "whole model"}
 
 Cost = CountedOp | EncodeCost | VectorCost | AttentionCost
 CountedCosts = tuple[EncodeCost, tuple[CountedOp, ...]]
-"""Of an encoding, and of the dense ops that read it."""
+"""Of an encoding, and of what runs for the dense ops that read it, see `joint_op.join`."""
 
 # Names of layers hold the number of their block: blk_3_attn_q, layer_0_query, h_7_mlp_up.
 _BLOCK = re.compile(r"^(?P<where>(?:[^\W\d]\w*?_)?)(?P<block>\d+)_(?P<rest>.+)$")
@@ -197,6 +199,25 @@ class WorkCost:
             limits=cost.limits,
         )
 
+    def divided(self, channels: Sequence[int]) -> list[WorkCost]:
+        """The shares of ops that run as one, by their channels; they add up to this."""
+        if len(channels) == 1:
+            return [self]
+        limits = {name: portions(cycles, channels) for name, cycles in self.limits.items()}
+        whole = ("mma_cycles", "compute_cycles", "dma_cycles")
+        parts = {name: portions(getattr(self, name), channels) for name in (*whole, *_BYTES)}
+        return [
+            WorkCost(
+                total_cycles=sum(share[i] for share in limits.values()),
+                limits={name: share[i] for name, share in limits.items()},
+                **{name: share[i] for name, share in parts.items()},
+            )
+            for i in range(len(channels))
+        ]
+
+
+_BYTES = ("dram_bytes", "weight_bytes", "cache_bytes")
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -219,7 +240,11 @@ class Layer:
     macs : int
         Multiply-accumulates at full precision.
     costs : mapping of str to WorkCost
-        By scheme; of one layer.
+        By scheme; of one layer. Of layers that read one encoding and run as one op (q, k and v;
+        gate and up) each has its share by channels.
+    left_dense : LeftDense or None
+        Why the compiler leaves it dense under ``sparqle``, with what encoding and readers take
+        either way; None: it is split.
     """
 
     label: str
@@ -236,6 +261,7 @@ class Layer:
     has_min: bool
     macs: Positive
     costs: Mapping[str, WorkCost]
+    left_dense: LeftDense | None = None
 
 
 @dataclass(frozen=True)
@@ -254,6 +280,8 @@ class Other:
         Rows that an encoding sorts together under ``sparqle``; 0: none.
     costs : mapping of str to WorkCost
         By scheme; of one.
+    left_dense : LeftDense or None
+        Of an encoding as of the layers that read it.
     """
 
     label: str
@@ -261,6 +289,7 @@ class Other:
     times: Positive
     block_rows: Count
     costs: Mapping[str, WorkCost]
+    left_dense: LeftDense | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,7 +371,9 @@ class CountedEncoding:
     shapes : tuple of DenseOp
         The ops.
     costs : mapping of str to CountedCosts
-        By scheme; ops in the order of `shapes`.
+        By scheme; joint ops of `shapes` in their order.
+    left : LeftDense or None
+        Why ``sparqle`` leaves it dense.
     """
 
     label: str
@@ -353,24 +384,36 @@ class CountedEncoding:
     type: str = ""
     times: int = 1
     block_rows: int = 0
+    left: LeftDense | None = None
 
     def layers(self) -> Iterator[Layer]:
-        """Its ops as data."""
-        for i, shape in enumerate(self.shapes):
+        """Its ops as data; those that run as one have their shares."""
+        shares: dict[int, list[dict[str, WorkCost]]] = {}
+        for i, joint in enumerate(join(self.shapes)):
+            channels = [part.n for part in joint.parts]
+            divided = {
+                scheme: WorkCost.of(ops[i]).divided(channels)
+                for scheme, (_, ops) in self.costs.items()
+            }
+            for j, part in enumerate(joint.parts):
+                share = {scheme: parts[j] for scheme, parts in divided.items()}
+                shares.setdefault(id(part), []).append(share)
+        for shape in self.shapes:
             yield Layer(
                 type=self.type or layer_type(shape.label),
                 block=block_of(shape.label),
                 times=self.times,
                 window=self.window,
                 msb_sparsity=self.msb_sparsity,
-                costs={scheme: WorkCost.of(ops[i]) for scheme, (_, ops) in self.costs.items()},
+                costs=shares[id(shape)].pop(0),
+                left_dense=self.left,
                 **{name: getattr(shape, name) for name in _OF_THE_OP},
             )
 
     def encoding(self) -> Other:
         """The encoding as data."""
         costs = {scheme: WorkCost.of(encode) for scheme, (encode, _) in self.costs.items()}
-        return Other(self.label, "encode", self.times, self.block_rows, costs)
+        return Other(self.label, "encode", self.times, self.block_rows, costs, self.left)
 
     def counted(self, scheme: str) -> Iterator[tuple[Cost, int]]:
         """The encoding and its ops under a scheme, with how often they occur."""

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from sparqle_tvm.errors import ProgramError, QuantizationError
 from sparqle_tvm.numerics.attention import SCALE_BYTES, Heads, row_factors
 from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.numerics.slicing import SlicedTensor
+from sparqle_tvm.numerics.window import PLAIN
 from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.attention_header import AttentionHeader
 from sparqle_tvm.target.isa.header import Header
@@ -30,6 +32,7 @@ from sparqle_tvm.target.simulator.attention import (
     attention_tensors,
     simulate_attention,
 )
+from sparqle_tvm.target.simulator.dram import pack_activations
 from sparqle_tvm.target.simulator.streams import transport_order
 from sparqle_tvm.target.verify import verify
 
@@ -94,11 +97,12 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
     bundle : tensor of uint8 (bytes,)
         Programs, see `target.program.bundle`.
     operands : tensors
-        lsb, pbm, msb, row_ptr, weight; the offset if the program has one; for float32 outputs
-        act_scale and w_scale; with minima w_min and group_sums; zero points if rows have their own
-        (or one for all); sums of the weights if the op adds shifts; the row order if there is one;
-        last the output, which is written. The weight is packed uint8, or int8 (N, K). Encoded
-        outputs take what float32 ones do, then out_scale; written are lsb, pbm, msb and row_ptr.
+        If a program takes dense passes, first the window of the planes, a text. Then lsb, pbm, msb,
+        row_ptr, weight; the offset if the program has one; for float32 outputs act_scale and
+        w_scale; with minima w_min and group_sums; zero points if rows have their own (or one for
+        all); sums of the weights if the op adds shifts; the row order if there is one; last the
+        output, which is written. The weight is packed uint8, or int8 (N, K). Encoded outputs take
+        what float32 ones do, then out_scale; written are lsb, pbm, msb and row_ptr.
 
     Raises
     ------
@@ -107,6 +111,9 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
         the one that is does not pass verification for these rows (looked at the first time).
     """
     programs = _programs(np.from_dlpack(bundle).tobytes())
+    window = PLAIN
+    if any(program.header.op.scheme == "dense" for program in programs) and operands:
+        window, *operands = operands
     arrays = [np.from_dlpack(operand) for operand in operands]
     count = ENCODED_OUTPUTS if programs[0].header.op.output == "encoded" else 1
     inputs, outs = arrays[:-count], arrays[-count:]
@@ -120,7 +127,7 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
     _verify(program, rows)
     # An order comes along if programs for more or fewer rows need it, too.
     ordered = any(other.header.op.block_rows for other in programs)
-    tensors = _tensors(program.header, rows, inputs, ordered)
+    tensors = _tensors(program.header, rows, inputs, ordered, str(window))
     tensors |= zip(OUTPUTS[count], (out.reshape(rows, -1) for out in outs[:2]), strict=False)
     result = simulate(program, tensors)
     if result.encoded is not None:
@@ -241,9 +248,13 @@ def _verify(program: Program, rows: int) -> None:
 
 
 def _tensors(
-    header: Header, rows: int, inputs: list[NDArray[Any]], ordered: bool
+    header: Header, rows: int, inputs: list[NDArray[Any]], ordered: bool, window: str
 ) -> dict[Tensor, NDArray[Any]]:
-    """The operands as they lie in the accelerator's DRAM; if `ordered`, the last is an order."""
+    """The operands as they lie in the accelerator's DRAM; if `ordered`, the last is an order.
+
+    Planes come in transport form; where the accelerator stores integers of 2k bits, they are put
+    together again by their `window`.
+    """
     count = 5 + header.op.has_offset + 2 * header.op.scaled + 2 * header.op.has_min + ordered
     count += header.op.row_zeros + header.op.adds_shift + (header.op.output == "encoded")
     if len(inputs) != count:
@@ -254,6 +265,8 @@ def _tensors(
     lsb, pbm, msb, row_ptr, weight, *others = inputs
     packed = pack_weights(weight, header.op.weight_bits) if weight.dtype == np.int8 else weight
     by_row = {Tensor.LSB: lsb.reshape(rows, -1), Tensor.PBM: pbm.reshape(rows, -1)}
+    if header.op.scheme == "dense":
+        by_row = {Tensor.ACT: _integers(header, rows, inputs[:4], window)}
     by_channel = {Tensor.WGT: packed}
     if header.op.has_offset:
         by_channel[Tensor.OFFSET] = others.pop(0)
@@ -273,8 +286,29 @@ def _tensors(
         by_row[Tensor.ZERO] = np.ascontiguousarray(np.broadcast_to(zeros, rows))
     if header.op.adds_shift:
         by_channel[Tensor.W_SUM] = others.pop(0)
+    if header.op.scheme == "dense":
+        return {**by_row, **by_channel}
     order = others[0] if header.op.block_rows else None
     return {**plane_tensors(header, by_row, msb, row_ptr, order), **by_channel}
+
+
+def _integers(
+    header: Header, rows: int, planes: list[NDArray[Any]], window: str
+) -> NDArray[np.uint8]:
+    """The integers of an encoding as `Tensor.ACT`."""
+    lsb, pbm, msb, row_ptr = planes
+    op = header.op
+    sliced = SlicedTensor(
+        lsb=lsb.reshape(rows, -1),
+        pbm=pbm.reshape(rows, -1),
+        msb=msb[: row_ptr[rows]],
+        row_ptr=row_ptr,
+        shape=(rows, op.k),
+        k=op.digit_bits,
+        window=window,
+        signed=op.act_signed,
+    )
+    return pack_activations(sliced.decode(), op.digit_bits)
 
 
 def balance_rows(pbm: Any, in_features: int, block_rows: int, lanes: int, out: Any) -> None:

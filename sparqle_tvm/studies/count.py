@@ -190,7 +190,7 @@ class PassCounter:
         costs = {scheme: self.cost(encodings, past, scheme, balance) for scheme in schemes}
         counted, first = [], 0
         for i, e in enumerate(encodings):
-            after = first + len(e.consumers)
+            after = first + len(e.launches)
             counted.append(
                 CountedEncoding(
                     label=e.label,
@@ -199,6 +199,7 @@ class PassCounter:
                     shapes=e.consumers,
                     costs={s: (c.encodes[i], c.ops[first:after]) for s, c in costs.items()},
                     block_rows=costs["sparqle"].encodes[i].block_rows,
+                    left=costs["sparqle"].left[i],
                 )
             )
             first = after

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -18,28 +19,40 @@ from sparqle_tvm.errors import InvalidArgumentError, TargetError, require_known
 from sparqle_tvm.models.attention_sparsity import measured_attention
 from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape, model_shape
 from sparqle_tvm.models.sparsity import MEASURED, MsbDistribution, msb_distribution
+from sparqle_tvm.numerics.kv_cache import parse_kv
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.results.estimate import AttentionSource, AttentionUnit, DigitSource, Estimate
 from sparqle_tvm.results.passes import (
+    BASELINE,
+    PARTS,
     PHASES,
     CountedAttention,
     CountedCosts,
     CountedEncoding,
+    PassResult,
     Phase,
     pass_result,
 )
-from sparqle_tvm.studies.attention import counted_attention
+from sparqle_tvm.studies.attention import cache_token, counted_attention
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import DIGIT_BITS
-from sparqle_tvm.target.cost.analytical import encoding_costs
+from sparqle_tvm.target.cost.analytical import Encoded, OpCost, costs_together, costs_with
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
-from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
+from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows, sorting_questions
+from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
+from sparqle_tvm.target.cost.events import Events
+from sparqle_tvm.target.cost.schedule import Decisions
+from sparqle_tvm.target.cost.scheme_choice import EncodingCosts, cheaper
+from sparqle_tvm.target.cost.tiling import Question, choose_together
 from sparqle_tvm.target.cost.vector import vector_costs
+from sparqle_tvm.target.joint_op import joined
+from sparqle_tvm.target.op import DenseOp
 
 if TYPE_CHECKING:
     from tvm.target import Target
 
+COMPARED = (BASELINE, "sparqle")
 MAX_COUNTS = 1 << 27
 """Counts of stored digits that are drawn for a layer, at most: they take about 1.5 GB."""
 
@@ -55,6 +68,7 @@ def estimate(
     table: EnergyTable | None = None,
     schemes: Sequence[Scheme] = ALL_SCHEMES,
     kv_bits: int = 8,
+    kv: str = "int8",
     attention: AttentionUnit | None = None,
     balance: Balance = "array",
     static_watts: float | None = None,
@@ -83,6 +97,9 @@ def estimate(
         What to compare.
     kv_bits : int
         Bits of a cached key or value, one of `target.cost.vector.KV_BITS`; they are stored plain.
+    kv : str
+        How the cache stores keys and values of attention on the array, see
+        `numerics.kv_cache.parse_kv`, with digits as measured; baselines have them plain.
     attention : {"array", "vector"}, optional
         Who computes attention: the array, in integers with keys and values of 8 bits, by programs
         (`target.cost.attention`), or the vector unit, in floats. By default the array, if keys and
@@ -109,29 +126,19 @@ def estimate(
     table = default_table(accelerator) if table is None else table
     tokens = seq if phase == "prefill" else 1
     past = 0 if phase == "prefill" else seq
-    encodings = [
-        counted
-        for kind in LAYER_TYPES
-        for counted in _count(
-            shape,
-            kind,
-            batch * (1 if kind == "output" else tokens),
-            distribution,
-            accelerator,
-            schemes,
-            balance,
-            seed,
-        )
-    ]
+    encodings = _count(*(shape, tokens, batch, distribution, accelerator, schemes, balance, seed))
     mixed: list[CountedAttention] = []
     reason = _vector_reason(attention, kv_bits, accelerator)
+    parse_kv(kv)
     if not reason:
         try:
-            mixed = counted_attention(shape, tokens, past, batch, accelerator, schemes, seed)
+            mixed = counted_attention(shape, tokens, past, batch, accelerator, schemes, seed, kv)
         except TargetError as error:
             if attention == "array":
                 raise
             reason = str(error)
+    if not mixed and kv != "int8":
+        raise InvalidArgumentError(f"kv={kv!r} is about attention on the array: {reason}")
     transformer = shape.transformer(kv_bits)
     counted = pass_result(
         phase,
@@ -144,6 +151,7 @@ def estimate(
                 *(transformer, tokens, past, accelerator, batch),
                 attention=not mixed,
                 scheme=scheme,
+                stored=cache_token(shape, kv, scheme) if mixed and kv != "int8" else None,
             )
             for scheme in schemes
         },
@@ -159,6 +167,7 @@ def estimate(
         **{**vars(counted), "msb_sparsity": sparsity},
         model=shape,
         kv_bits=kv_bits,
+        kv=kv,
         attention=AttentionSource(
             "array" if mixed else "vector",
             reason,
@@ -169,7 +178,41 @@ def estimate(
         digits=DigitSource.of(distribution),
         accelerator=accelerator,
         table=table,
+        same_tiles=_same_tiles(encodings, counted, accelerator, table, static_watts),
     )
+
+
+def _same_tiles(
+    encodings: Sequence[CountedEncoding],
+    counted: PassResult,
+    accelerator: Accelerator,
+    table: EnergyTable,
+    static_watts: float | None,
+) -> dict[str, float]:
+    """What ``sparqle`` saves of the energy of ``dense`` with its tiles, by part."""
+    if not {BASELINE, "sparqle"} <= set(counted.schemes):
+        return {}
+    ops: dict[tuple[DenseOp, Decisions], int] = {}
+    parts = []
+    for e in encodings:
+        for own, split in zip(e.costs[BASELINE][1], e.costs["sparqle"][1], strict=True):
+            assert isinstance(split, OpCost)  # counted by formula, all of them
+            schedule = split.tiling.schedule
+            assert isinstance(schedule, Decisions)
+            key = (split.tiling.op, schedule)
+            if split.scheme == "sparqle":
+                parts.append((own.events, ops.setdefault(key, len(ops)), e.times))
+    costs = costs_with(list(ops), accelerator, "dense")
+
+    def joules(events: Events) -> float:
+        return energy(events, accelerator, table, static_watts=static_watts).joules.mid
+
+    more = sum(times * (joules(costs[i].events) - joules(own)) for own, i, times in parts)
+    found = {}
+    for part in PARTS:
+        spent = {s: counted.schemes[s].part(part).energy.joules.mid for s in COMPARED}
+        found[part] = 1 - spent["sparqle"] / (spent[BASELINE] + more)
+    return found
 
 
 def _vector_reason(attention: AttentionUnit | None, kv_bits: int, accelerator: Accelerator) -> str:
@@ -209,46 +252,92 @@ def _check(phase: str, seq: int, batch: int, schemes: Sequence[str]) -> None:
 
 def _count(
     shape: ModelShape,
-    kind: str,
-    rows: int,
+    tokens: int,
+    batch: int,
     distribution: MsbDistribution,
     accelerator: Accelerator,
     schemes: Sequence[Scheme],
     balance: Balance,
     seed: int,
-) -> Iterator[CountedEncoding]:
-    """Count the layers of a type: one for each class of digits, which the baselines share."""
-    readers = shape.readers(kind, rows, accelerator.digit_bits)
-    k, group = readers[0].k, max(readers[0].group_size, 1)
+) -> list[CountedEncoding]:
+    """Count all layers: one for each class of digits, which the baselines share."""
+    shapes = {
+        kind: shape.readers(
+            kind, batch * (1 if kind == "output" else tokens), accelerator.digit_bits
+        )
+        for kind in LAYER_TYPES
+    }
+    kinds = {kind: joined(layers) for kind, layers in shapes.items()}
+    # Split precision is held to dense, asked for or not.
+    baselines = [scheme for scheme in schemes if scheme != "sparqle"]
+    if "sparqle" in schemes and "dense" not in schemes:
+        baselines.append("dense")
+    questions = [
+        Question(readers, accelerator, scheme) for readers in kinds.values() for scheme in baselines
+    ]
+    if "sparqle" in schemes and balance != "none":
+        for readers in kinds.values():
+            questions += sorting_questions(readers, accelerator)
+    choose_together(questions)
+    asked: list[Encoded] = []
+    counted: list[tuple[CountedEncoding, RowNnz, dict[str, int]]] = []
+    for kind, readers in kinds.items():
+        layers = distribution.layer_counts(kind, shape.times(kind))
+        drawn = _draw(kind, readers, len(layers), distribution, accelerator, seed)
+        # A baseline takes no more from the digits than how many rows and columns there are.
+        rows, k = readers[0].m, readers[0].k
+        nothing = RowNnz(np.zeros((rows, 1), dtype=np.int32), k, k)
+        block = 0
+        if "sparqle" in schemes:
+            block = choose_block_rows(readers, accelerator, balance)
+        numbers: dict[str, int] = {}
+        for scheme in baselines:
+            numbers[scheme] = len(asked)
+            asked.append(Encoded(kind, nothing, readers, scheme))
+        density = 1.0 - distribution.msb_sparsity(kind)
+        for nnz, times in zip(drawn, layers, strict=True):
+            if "sparqle" in schemes:
+                numbers = {**numbers, "sparqle": len(asked)}
+                asked.append(Encoded(kind, nnz, readers, "sparqle", block, density=density))
+            encoding = CountedEncoding(
+                label=kind,
+                window="",
+                msb_sparsity=nnz.msb_sparsity,
+                shapes=shapes[kind],
+                costs={},
+                type=kind,
+                times=times,
+                block_rows=block,
+            )
+            counted.append((encoding, nnz, numbers))
+    costs = costs_together(asked, accelerator)
+    done = []
+    for encoding, nnz, numbers in counted:
+        found: dict[str, EncodingCosts] = {scheme: costs[i] for scheme, i in numbers.items()}
+        left, block = None, encoding.block_rows
+        if "sparqle" in schemes:
+            left = cheaper(found["sparqle"], found["dense"], nnz, accelerator.digit_bits)
+        if left is not None:
+            found["sparqle"], block = found["dense"], 0
+        wanted: dict[str, CountedCosts] = {scheme: found[scheme] for scheme in schemes}
+        done.append(replace(encoding, costs=wanted, left=left, block_rows=block))
+    return done
+
+
+def _draw(
+    kind: str,
+    readers: Sequence[DenseOp],
+    classes: int,
+    distribution: MsbDistribution,
+    accelerator: Accelerator,
+    seed: int,
+) -> Iterator[RowNnz]:
+    """Stored digits of the layers of a type, for each of its classes."""
+    rows, k, group = readers[0].m, readers[0].k, max(readers[0].group_size, 1)
     unit = math.lcm(8, accelerator.lanes, group)
     if rows * -(-k // unit) > MAX_COUNTS:
         raise InvalidArgumentError(
             f"a pass of {rows:,} rows through layers of {k:,} inputs takes too much memory to "
             f"count; take at most {MAX_COUNTS * unit // k:,} tokens of all sequences together"
         )
-    # A baseline takes no more from the digits than how many rows and columns there are.
-    nothing = RowNnz(np.zeros((rows, 1), dtype=np.int32), k, k)
-    baselines = {
-        scheme: encoding_costs(kind, nothing, readers, accelerator, scheme)
-        for scheme in schemes
-        if scheme != "sparqle"
-    }
-    block = choose_block_rows(readers, accelerator, balance)
-    for which, times in enumerate(distribution.layer_counts(kind, shape.times(kind))):
-        nnz = distribution.draw(kind, which, rows, k, unit, seed)
-        found: dict[str, CountedCosts] = {
-            scheme: encoding_costs(kind, nnz, readers, accelerator, scheme, block)
-            if scheme == "sparqle"
-            else baselines[scheme]
-            for scheme in schemes
-        }
-        yield CountedEncoding(
-            label=kind,
-            window="",
-            msb_sparsity=nnz.msb_sparsity,
-            shapes=readers,
-            costs=found,
-            type=kind,
-            times=times,
-            block_rows=block if "sparqle" in schemes else 0,
-        )
+    return (distribution.draw(kind, which, rows, k, unit, seed) for which in range(classes))

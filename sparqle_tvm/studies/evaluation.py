@@ -13,6 +13,7 @@ from sparqle_tvm.models.sparsity import row_quantiles
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.results.passes import layer_type
 from sparqle_tvm.results.run import LayerSparsity, MsbSparsity, by_kind, mean_sparsity
+from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY
 from sparqle_tvm.target.cost.factors import EncodeFactors
 from sparqle_tvm.target.cost.model import EncodedActivation
 from sparqle_tvm.target.cost.vector import TransformerShape
@@ -99,8 +100,12 @@ def transformer_shape(config: DecoderConfig) -> TransformerShape:
     return TransformerShape.of(config)
 
 
-def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActivation]:
+def encoded_activations(
+    records: Sequence[EncodingRecord], densities: Mapping[str, float] | None = None
+) -> list[EncodedActivation]:
     """Turn the bitmaps of a pass into what the cost model takes.
+
+    `densities` are those that programs were chosen for, by label; others are typical.
 
     Raises
     ------
@@ -110,7 +115,7 @@ def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActiva
     if not records:
         raise UnsupportedModelError(
             "the model has no dense layer with integer weights, so there is nothing to split; "
-            "use a file of Q4_0 to Q8_0, IQ4_NL, TQ1_0 or TQ2_0 weights"
+            "use a file of quantized weights (Q4_0, Q4_K_M, ..)"
         )
     encodings = []
     for record in records:
@@ -119,11 +124,15 @@ def encoded_activations(records: Sequence[EncodingRecord]) -> list[EncodedActiva
             DenseOp(
                 *(nnz.rows, c.n, c.k, c.weight_bits, c.group_size, c.has_min, c.label),
                 digit_bits=record.info.digit_bits,
+                scale_bytes=c.scale_bytes,
             )
             for c in record.consumers
         )
         factors = EncodeFactors(record.info.has_factors, record.info.has_bands)
-        encodings.append(EncodedActivation(record.label, nnz, record.window, shapes, factors))
+        density = (densities or {}).get(record.label, TYPICAL_DENSITY)
+        encodings.append(
+            EncodedActivation(record.label, nnz, record.window, shapes, factors, density)
+        )
     return encodings
 
 

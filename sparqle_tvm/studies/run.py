@@ -13,6 +13,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError, require_known
+from sparqle_tvm.models.sparsity import measured_densities
 from sparqle_tvm.numerics.attention import AttentionType
 from sparqle_tvm.numerics.kv_cache import parse_kv
 from sparqle_tvm.progress import Stages
@@ -172,6 +173,8 @@ def run_model(
     with stages("import (int8)"):
         imported = from_gguf(path, activations="int8", progress=progress)
         ids = load_tokens(imported.tokenizer, content, tokens)
+    densities = measured_densities(_dense_layers(imported.config), chosen.digit_bits)
+    densities |= selection.densities if selection is not None else {}
     stored: dict[str, Any] = {"attention": attention, **kv_options(kv, imported)}
     # The split form first: what cannot be split is refused before minutes are spent on the rest.
     split = _evaluate(
@@ -179,6 +182,7 @@ def run_model(
         engine="simulator" if engine == "simulator" else "host",
         **stored,
         balance=balance,
+        densities=densities,
         collect_encodings=True,
         database=tuned,
         calibration=known,
@@ -187,11 +191,11 @@ def run_model(
     )
     records = [*split.hidden, *split.head]
     with stages("count"):
-        encodings = encoded_activations(records)
+        encodings = encoded_activations(records, densities)
         shape = transformer_shape(imported.config)
         table = table or default_table(chosen)
         given = (encodings, shape, chosen, engine, balance)
-        mixing = _attention(attention, split, shape, chosen)
+        mixing = _attention(attention, kv, split, shape, chosen)
         passes = count_phases(*given, tuned, table, attention=mixing)
         sorting = count_sorting(passes[0], *given, tuned)
         tuning = None
@@ -253,6 +257,7 @@ def run_model(
 
 def _attention(
     attention: AttentionType,
+    kv: str,
     split: Evaluation,
     shape: TransformerShape,
     accelerator: Accelerator,
@@ -269,7 +274,9 @@ def _attention(
     if split.attention:
         return None
     schemes: tuple[Scheme, ...] = ("dense", "sparqle")
-    return lambda count, past: counted_attention(shape, count, past, 1, accelerator, schemes, 0)
+    return lambda count, past: counted_attention(
+        *(shape, count, past, 1, accelerator, schemes, 0, kv)
+    )
 
 
 def _select(
@@ -348,6 +355,11 @@ def _evaluate(
 
 def _uncounted(config: DecoderConfig, records: Sequence[EncodingRecord]) -> tuple[str, ...]:
     """Dense layers of the model that read no encoding, because their weights are floats."""
-    expected = [f"blk_{i}_{name}" for i in range(config.layers) for name in _DENSE_OF_A_BLOCK]
     counted = {consumer.label for record in records for consumer in record.consumers}
-    return tuple(label for label in [*expected, OUTPUT_LABEL] if label not in counted)
+    return tuple(label for label in _dense_layers(config) if label not in counted)
+
+
+def _dense_layers(config: DecoderConfig) -> list[str]:
+    """Labels of the dense layers of a model."""
+    names = [f"blk_{i}_{name}" for i in range(config.layers) for name in _DENSE_OF_A_BLOCK]
+    return [*names, OUTPUT_LABEL]

@@ -15,6 +15,7 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.events import simulated_events
+from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY
 from sparqle_tvm.target.cost.limits import simulated_limits
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, SimulatedOp, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape
@@ -40,6 +41,7 @@ def program_for(
     programs: ProgramLibrary,
     readers: Sequence[DenseOp] = (),
     block_rows: int = 0,
+    density: float = TYPICAL_DENSITY,
 ) -> Program:
     """The program that `simulate_op` runs; row counts share that of their bucket."""
 
@@ -48,7 +50,7 @@ def program_for(
         return replace(other.in_scheme(scheme), m=rows, block_rows=block_rows)
 
     mine, group = compiled(op), [compiled(reader) for reader in readers or (op,)]
-    return programs.program(mine, programs.decisions(mine, group, op.m))
+    return programs.program(mine, programs.decisions(mine, group, op.m, density))
 
 
 def simulate_op(
@@ -58,6 +60,7 @@ def simulate_op(
     programs: ProgramLibrary,
     readers: Sequence[DenseOp] = (),
     block_rows: int = 0,
+    density: float = TYPICAL_DENSITY,
 ) -> SimulatedOp:
     """Run one dense op without values.
 
@@ -73,10 +76,12 @@ def simulate_op(
         Takes and keeps the program.
     readers : sequence of DenseOp
         All ops that read the same encoding; by default only this one.
+    density : float
+        Share of stored digits that the schedule is chosen for.
     """
     from sparqle_tvm.target.simulator import simulate_timing
 
-    program = program_for(op, scheme, programs, readers, block_rows)
+    program = program_for(op, scheme, programs, readers, block_rows, density)
     result = simulate_timing(program, op.m, nnz if scheme == "sparqle" else None)
     return SimulatedOp(
         label=op.label,
@@ -125,16 +130,18 @@ def simulated_pass_cost(
         scheme=scheme,
         balance=balance,
         attention=attention,
+        program_rows=lambda rows: bucket(rows, programs.accelerator.rows),
     )
     ops = []
-    for encoding, encode in zip(encodings, counted.encodes, strict=True):
-        for op in encoding.consumers:
+    for encoding, encode, left in zip(encodings, counted.encodes, counted.left, strict=True):
+        for op in encoding.launches:
             ops.append(
                 simulate_op(
-                    *(op, encoding.nnz, scheme, programs),
-                    readers=encoding.consumers,
+                    *(op, encoding.nnz, scheme if left is None else "dense", programs),
+                    readers=encoding.launches,
                     block_rows=encode.block_rows,
+                    density=encoding.density,
                 )
             )
             progress()
-    return PassCost(scheme, tuple(ops), counted.encodes, counted.vector)
+    return replace(counted, ops=tuple(ops))

@@ -19,6 +19,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.cost.schedule import even_splits
 from sparqle_tvm.target.cost.tiling import best_chunks
+from sparqle_tvm.target.joint_op import joined
 from sparqle_tvm.target.op import DenseOp, ProgramScheme
 from sparqle_tvm.tuning.measure import ActivationData
 from sparqle_tvm.tuning.space import chunk_unit, default_of
@@ -42,7 +43,8 @@ def extract_tasks(
 ) -> tuple[TuningTask, ...]:
     """Find the different dense ops of a module.
 
-    The module goes through the passes of `compiler.split_passes`. Equal ops that share their
+    The module goes through the passes of `compiler.split_passes`. Ops that read one encoding are
+    joint ops, as they run (`target.joint_op`). Equal ops that share their
     encoding with equal ops are one task, weighted by how often they occur.
 
     Parameters
@@ -76,8 +78,8 @@ def extract_tasks(
         for count in sorted(counts, reverse=True):
             specs = _specs(info, count, accelerator, scheme)
             ops = labels.setdefault((count, tuple(sorted(specs, key=repr))), {})
-            for spec, consumer in zip(specs, info.consumers, strict=True):
-                ops.setdefault(spec, []).append(consumer.label)
+            for spec in specs:
+                ops.setdefault(spec, []).append(spec.label)
     tasks: list[TuningTask] = []
     for (count, group), ops in labels.items():
         tasks += tasks_of_group(group, count, accelerator, ops, data=data)
@@ -146,8 +148,9 @@ def _encodings(mod: tvm.IRModule, calibration: Calibration | None) -> Iterator[E
 
 def _specs(
     info: EncodingInfo, rows: int, accelerator: Accelerator, scheme: ProgramScheme
-) -> list[DenseOp]:
-    return [
+) -> tuple[DenseOp, ...]:
+    """What runs for the readers of an encoding: joint ops."""
+    ops = [
         DenseOp(
             m=info.rows or bucket(rows, accelerator.rows),
             n=consumer.n,
@@ -156,8 +159,11 @@ def _specs(
             window=window_of(info.window).name if scheme == "sparqle" else PLAIN,
             weight_bits=consumer.weight_bits,
             group_size=consumer.group_size,
+            scale_bytes=consumer.scale_bytes,
             has_min=consumer.has_min,
             scheme=scheme,
+            label=consumer.label,
         )
         for consumer in info.consumers
     ]
+    return joined(ops)

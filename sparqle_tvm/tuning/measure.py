@@ -20,6 +20,7 @@ from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events, simulated_events
 from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.cost.schedule import Decisions
+from sparqle_tvm.target.joint_op import part_labels
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import draw_nnz, simulate_timing
 from sparqle_tvm.tuning.space import reason_against
@@ -143,7 +144,9 @@ class ActivationData:
         """Activations of an op; ops of one group get the same."""
         rows, columns = task.rows, task.spec.k
         known = self.calibration
-        labels = [] if known is None else [name for name in task.labels if name in known]
+        # The parts of a joint op read the same rows.
+        firsts = [part_labels(label)[0] for label in task.labels]
+        labels = [] if known is None else [name for name in firsts if name in known]
         if known is None or not labels:
             rng = np.random.default_rng((self.seed, rows, columns))
             return tuple(
@@ -196,6 +199,10 @@ class Meter:
     def __post_init__(self) -> None:
         """Refuse an unknown engine."""
         require_known("engine", self.engine, get_args(Counting))
+
+    def bare(self) -> Meter:
+        """The same without the activations that were drawn, for other processes."""
+        return replace(self, _drawn={})
 
     @property
     def energy_table(self) -> EnergyTable:

@@ -131,4 +131,5 @@ def schedule_key(spec: DenseOp) -> DenseOp:
         digit_bits=spec.digit_bits,
         scheme=spec.scheme,
         window=PLAIN,
+        scale_bytes=spec.scale_bytes,
     )

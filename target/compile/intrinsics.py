@@ -147,7 +147,7 @@ def _variant(op: DenseOp) -> str:
     flags = ("_min" if op.has_min else "") + ("_offset" if op.has_offset else "")
     flags += "_shift" if op.adds_shift else ""
     digits = f"{op.scheme}{op.digit_bits}_{op.act_dtype}_{op.window}"
-    return f"{digits}_g{op.group_size}{flags}_{op.output}{limits}"
+    return f"{digits}_g{op.group_size}_s{op.scale_bytes}{flags}_{op.output}{limits}"
 
 
 def _define(name: str, op: DenseOp, extents: tuple[int, int, int]) -> _Definition:

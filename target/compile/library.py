@@ -10,6 +10,7 @@ from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.schedule import schedule_with
+from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY
 from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.cost.tiling import choose_drained, choose_schedules, schedule_of_chunk
 from sparqle_tvm.target.op import DenseOp
@@ -35,8 +36,9 @@ class ProgramLibrary:
 
     In its methods `readers` are all ops that read the encoding, the op among them. Those that no
     tile of their own fits do not count: they run elsewhere. `rows` are the tokens, if they are
-    known, and `k_chunk` is the chunk, if the program that makes the encoding determines it. Where
-    no tile fits the buffers, all raise TargetError.
+    known, `k_chunk` is the chunk, if the program that makes the encoding determines it, and
+    `density` is the share of stored digits to expect. Where no tile fits the buffers, all raise
+    TargetError.
 
     Attributes
     ----------
@@ -60,27 +62,37 @@ class ProgramLibrary:
         return found[list(readers).index(op)] if found is not None else None
 
     def decisions(
-        self, op: DenseOp, readers: Sequence[DenseOp], rows: int | None = None
+        self,
+        op: DenseOp,
+        readers: Sequence[DenseOp],
+        rows: int | None = None,
+        density: float = TYPICAL_DENSITY,
     ) -> Decisions:
         """The schedule of an op that shares its K chunk with the other readers of its encoding."""
         tuned = self.from_database(op, readers, rows)
         if tuned is not None:
             return tuned
-        return self.default(op, readers)
+        return self.default(op, readers, density=density)
 
     def default(
-        self, op: DenseOp, readers: Sequence[DenseOp], k_chunk: int | None = None
+        self,
+        op: DenseOp,
+        readers: Sequence[DenseOp],
+        k_chunk: int | None = None,
+        density: float = TYPICAL_DENSITY,
     ) -> Decisions:
         """The default schedule of an op that shares its K chunk with the other readers."""
         if k_chunk is not None:
             return schedule_of_chunk(op, k_chunk, self.accelerator, op.scheme)
         try:
-            return self._joint(op, readers)
+            return self._joint(op, readers, density)
         except TargetError:
-            return self._joint(op, [r for r in readers if r == op or self._fits(r)])
+            return self._joint(op, [r for r in readers if r == op or self._fits(r)], density)
 
-    def _joint(self, op: DenseOp, readers: Sequence[DenseOp]) -> Decisions:
-        schedules = choose_schedules(readers, self.accelerator, op.scheme)
+    def _joint(
+        self, op: DenseOp, readers: Sequence[DenseOp], density: float = TYPICAL_DENSITY
+    ) -> Decisions:
+        schedules = choose_schedules(readers, self.accelerator, op.scheme, density)
         return schedules[list(readers).index(op)]
 
     def _fits(self, op: DenseOp) -> bool:

@@ -39,8 +39,8 @@ def split_dense_primfunc(op: DenseOp, multiple: tuple[int, int, int] = (1, 1, 1)
     ``group_sums``    (M, G) int32       if ``has_min``
     ``act_scale``     (M,) float32       unless the output is int32
     ``w``             (N, K) int8        weights
-    ``w_scale``       (N, G) float16     with groups; (N,) float32 per channel; not for int32
-    ``w_min``         (N, G) float16     if ``has_min``
+    ``w_scale``       (N, G) group_dtype with groups; (N,) float32 per channel; not for int32
+    ``w_min``         (N, G) group_dtype if ``has_min``
     ``offset``        (N,) int32         if ``has_offset``; float64 with groups
     ``zero``          (M,) act_dtype     if ``adds_shift``: zero points
     ``w_sum``         (N,) int32         if ``adds_shift``: sums of weights; float64 with groups
@@ -111,9 +111,9 @@ def arrays_of(op: DenseOp) -> dict[str, tuple[str, str]]:
         ("group_sums", op.has_min, "mg", "int32"),
         ("act_scale", scaled, "m", "float32"),
         ("w", True, "nk", "int8"),
-        ("w_scale", grouped, "ng", "float16"),
+        ("w_scale", grouped, "ng", op.group_dtype),
         ("w_scale", scaled and not grouped, "n", "float32"),
-        ("w_min", op.has_min, "ng", "float16"),
+        ("w_min", op.has_min, "ng", op.group_dtype),
         ("offset", op.has_offset, "n", op.accumulator_dtype),
         ("zero", op.adds_shift, "m", op.act_dtype),
         ("w_sum", op.adds_shift, "n", op.accumulator_dtype),

@@ -13,9 +13,11 @@ those of `cost.storage`, with the reloads of the tiling. Loads, array, drain and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+
+import numpy as np
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.row_nnz import RowNnz
@@ -27,10 +29,10 @@ from sparqle_tvm.target.cost.events import Events, op_events
 from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
 from sparqle_tvm.target.cost.limits import Limits, divide
-from sparqle_tvm.target.cost.overlap import OpLoads, Timeline
+from sparqle_tvm.target.cost.overlap import OpLoads, Timeline, Times, walk
 from sparqle_tvm.target.cost.schedule import Decisions, Tiling
 from sparqle_tvm.target.cost.sorting import block_waits, sort_work
-from sparqle_tvm.target.cost.tiling import choose_schedules
+from sparqle_tvm.target.cost.tiling import Question, choose_schedules, choose_together
 from sparqle_tvm.target.isa.header import row_number_bytes
 from sparqle_tvm.target.op import DenseOp
 
@@ -218,6 +220,20 @@ def dense_op_cost(
     InvalidArgumentError
         If `nnz` is not that of (m, k) activations, or `outputs` of (m, n) outputs.
     """
+    timeline, cost = _prepared(op, nnz, schedule, accelerator, scheme, block_rows, outputs)
+    return cost(timeline.run())
+
+
+def _prepared(
+    op: DenseOp,
+    nnz: RowNnz,
+    schedule: Decisions,
+    accelerator: Accelerator,
+    scheme: Scheme,
+    block_rows: int = 0,
+    outputs: RowNnz | None = None,
+) -> tuple[Timeline, Callable[[Times], OpCost]]:
+    """What is to be walked through for `dense_op_cost`, and what makes the cost of its times."""
     _check_nnz(op, nnz)
     if outputs is not None:
         _check_nnz(replace(op, k=op.n), outputs)
@@ -245,7 +261,6 @@ def dense_op_cost(
         encoded_bytes=encoded_bytes,
     )
     timeline = Timeline(loads, schedule, lsb + msb)
-    times = timeline.run()
     tiles = tiling.activation_loads * tiling.m_tiles * tiling.k_tiles
     centres = op.m * tiling.k_tiles * storage.centre_bytes(op, scheme)
     metadata = tiling.activation_loads * (bitmap + sums + centres)
@@ -254,7 +269,6 @@ def dense_op_cost(
     weights = tiling.weight_loads * storage.weight_bytes(op, op.k)
     weights += tiling.channel_loads * op.channel_parameter_bytes
     activation_bytes, weight_bytes = tiling.activation_loads * digits, op.n * weights
-    total_cycles = math.ceil(times.total_cycles[0])
     dma_cycles = math.ceil(timeline.dma_cycles[0])
     drain_cycles = math.ceil(timeline.drain_cycles)
     waiting = 0
@@ -266,39 +280,45 @@ def dense_op_cost(
         / accelerator.dram_bytes_per_cycle,
     }
     moved["descriptors"] = max(dma_cycles - sum(moved.values()), 0.0)
-    return OpCost(
-        label=op.label,
-        scheme=scheme,
-        macs=op.macs,
-        tiling=tiling,
-        lsb_cycles=lsb,
-        msb_cycles=msb,
-        waiting_cycles=waiting,
-        drain_cycles=drain_cycles,
-        activation_bytes=activation_bytes,
-        metadata_bytes=metadata,
-        weight_bytes=weight_bytes,
-        output_bytes=output_bytes,
-        dma_cycles=dma_cycles,
-        total_cycles=total_cycles,
-        events=replace(
-            op_events(op, nnz, schedule, accelerator, scheme, block_rows),
-            cycles=total_cycles,
-            dram_read_bytes=activation_bytes + metadata + weight_bytes,
-            dram_write_bytes=output_bytes,
-        ),
-        limits=divide(
-            total_cycles,
-            [
-                {"array": lsb + msb - waiting, "waiting_rows": waiting},
-                moved,
-                {"drain": drain_cycles},
-            ],
-            begin=float(times.begin_cycles[0]),
-            end=float(times.tail_cycles[0]),
-            waits={cause: float(cycles[0]) for cause, cycles in times.waits.items()},
-        ),
-    )
+    events = op_events(op, nnz, schedule, accelerator, scheme, block_rows)
+
+    def cost(times: Times) -> OpCost:
+        total_cycles = math.ceil(times.total_cycles[0])
+        return OpCost(
+            label=op.label,
+            scheme=scheme,
+            macs=op.macs,
+            tiling=tiling,
+            lsb_cycles=lsb,
+            msb_cycles=msb,
+            waiting_cycles=waiting,
+            drain_cycles=drain_cycles,
+            activation_bytes=activation_bytes,
+            metadata_bytes=metadata,
+            weight_bytes=weight_bytes,
+            output_bytes=output_bytes,
+            dma_cycles=dma_cycles,
+            total_cycles=total_cycles,
+            events=replace(
+                events,
+                cycles=total_cycles,
+                dram_read_bytes=activation_bytes + metadata + weight_bytes,
+                dram_write_bytes=output_bytes,
+            ),
+            limits=divide(
+                total_cycles,
+                [
+                    {"array": lsb + msb - waiting, "waiting_rows": waiting},
+                    moved,
+                    {"drain": drain_cycles},
+                ],
+                begin=float(times.begin_cycles[0]),
+                end=float(times.tail_cycles[0]),
+                waits={cause: float(cycles[0]) for cause, cycles in times.waits.items()},
+            ),
+        )
+
+    return timeline, cost
 
 
 def encode_cost(
@@ -327,12 +347,11 @@ def encode_cost(
     accelerator, scheme, block_rows
         As in `dense_op_cost`.
     factors : EncodeFactors
-        Whether it has factors and bands; only the scheme ``sparqle`` uses them.
+        Whether it has factors and bands; baselines have none.
     zero_bytes : int
         Bytes of the zero point of a row, if it is found at run time, else 0.
     """
     rows, k = nnz.rows, nnz.in_features
-    factors = factors if scheme == "sparqle" else NO_FACTORS
     factor_bytes = factors.read_bytes(k)
     digits, metadata = storage.plane_bytes(nnz, schedule.k, accelerator, scheme)
     metadata += storage.row_metadata_bytes(rows, k, sum_group_size, accelerator.digit_bits)
@@ -378,6 +397,66 @@ def encode_cost(
     )
 
 
+def costs_with(
+    ops: Sequence[tuple[DenseOp, Decisions]], accelerator: Accelerator, scheme: Scheme
+) -> list[OpCost]:
+    """Costs of ops under a baseline with given schedules, which need not be those it would have."""
+    prepared = []
+    for op, schedule in ops:
+        nothing = RowNnz(np.zeros((op.m, 1), dtype=np.int32), op.k, op.k)
+        prepared.append(_prepared(op, nothing, schedule, accelerator, scheme))
+    times = walk([line for line, _ in prepared]) if prepared else []
+    return [cost(found) for (_, cost), found in zip(prepared, times, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """An encoding whose cost is asked for, with all dense ops that read it.
+
+    Attributes
+    ----------
+    label : str
+        Its name.
+    nnz : RowNnz
+        Its stored MSB digits.
+    consumers : tuple of DenseOp
+        The ops.
+    scheme : {"sparqle", "dense", "native", "a4"}
+        How it is stored and computed.
+    block_rows : int
+        Rows that are sorted together, see `block_rows.choose_block_rows`; 0: none.
+    factors : EncodeFactors
+        Whether it has factors and bands.
+    density : float
+        Share of stored digits that the schedules are chosen for.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is no consumer, or an op does not fit the bitmap.
+    """
+
+    label: str
+    nnz: RowNnz
+    consumers: tuple[DenseOp, ...]
+    scheme: Scheme
+    block_rows: int = 0
+    factors: EncodeFactors = NO_FACTORS
+    density: float = TYPICAL_DENSITY
+
+    def __post_init__(self) -> None:
+        """Check that digits and ops belong together."""
+        if not self.consumers:
+            raise InvalidArgumentError(f"encoding {self.label!r} has no dense op that reads it")
+        for op in self.consumers:
+            _check_nnz(op, self.nnz)
+
+    def question(self, accelerator: Accelerator) -> Question:
+        """What schedules are chosen by."""
+        ops = tuple(replace(op, block_rows=self.block_rows) for op in self.consumers)
+        return Question(ops, accelerator, self.scheme, self.density)
+
+
 def encoding_costs(
     label: str,
     nnz: RowNnz,
@@ -390,9 +469,7 @@ def encoding_costs(
 ) -> tuple[EncodeCost, tuple[OpCost, ...]]:
     """Cost of one encoding and of all dense ops that read it, with tiles chosen together.
 
-    `block_rows` rows are sorted together, see `block_rows.choose_block_rows`; 0: none. `factors`
-    tells whether the encoding has factors and bands, `density` what share of stored digits the
-    schedules are chosen for.
+    For the arguments see `Encoded`.
 
     Raises
     ------
@@ -401,24 +478,51 @@ def encoding_costs(
     TargetError
         If no tile fits the buffers.
     """
-    if not consumers:
-        raise InvalidArgumentError(f"encoding {label!r} has no dense op that reads it")
-    for op in consumers:
-        _check_nnz(op, nnz)
-    chosen_for = [replace(op, block_rows=block_rows) for op in consumers]
-    schedules = choose_schedules(chosen_for, accelerator, scheme, density)
-    sums = storage.sum_group_size(consumers)
-    encode = encode_cost(
-        *(label, nnz, schedules[0], sums, accelerator, scheme, block_rows, factors),
-        zero_bytes=consumers[0].zero_bytes,
-    )
-    # Ops that differ in nothing but their names (gate and up) are counted once.
-    pairs = list(zip(consumers, schedules, strict=True))
-    counted = {
-        pair: dense_op_cost(pair[0], nnz, pair[1], accelerator, scheme, block_rows)
-        for pair in dict.fromkeys(pairs)
-    }
-    return encode, tuple(replace(counted[pair], label=pair[0].label) for pair in pairs)
+    asked = Encoded(label, nnz, tuple(consumers), scheme, block_rows, factors, density)
+    return costs_together([asked], accelerator)[0]
+
+
+def costs_together(
+    asked: Sequence[Encoded], accelerator: Accelerator
+) -> list[tuple[EncodeCost, tuple[OpCost, ...]]]:
+    """`encoding_costs` of many encodings, which takes hardly longer than of one.
+
+    Raises
+    ------
+    TargetError
+        If no tile fits the buffers.
+    """
+    choose_together(one.question(accelerator) for one in asked)
+    lines: list[Timeline] = []
+    finish: list[tuple[EncodeCost, list[tuple[int, str]]]] = []
+    costs: list[Callable[[Times], OpCost]] = []
+    for one in asked:
+        question = one.question(accelerator)
+        schedules = choose_schedules(
+            question.ops, question.accelerator, question.scheme, question.density
+        )
+        encode = encode_cost(
+            *(one.label, one.nnz, schedules[0], storage.sum_group_size(one.consumers)),
+            *(accelerator, one.scheme, one.block_rows, one.factors),
+            zero_bytes=one.consumers[0].zero_bytes,
+        )
+        # Ops that differ in nothing but their names (gate and up) are counted once.
+        pairs = list(zip(one.consumers, schedules, strict=True))
+        numbers: dict[tuple[DenseOp, Decisions], int] = {}
+        for op, schedule in pairs:
+            if (op, schedule) not in numbers:
+                numbers[op, schedule] = len(lines)
+                line, cost = _prepared(
+                    op, one.nnz, schedule, accelerator, one.scheme, one.block_rows
+                )
+                lines.append(line)
+                costs.append(cost)
+        finish.append((encode, [(numbers[pair], pair[0].label) for pair in pairs]))
+    counted = [cost(times) for cost, times in zip(costs, walk(lines), strict=True)]
+    return [
+        (encode, tuple(replace(counted[i], label=label) for i, label in numbers))
+        for encode, numbers in finish
+    ]
 
 
 def _check_nnz(op: DenseOp, nnz: RowNnz) -> None:

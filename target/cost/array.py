@@ -117,14 +117,20 @@ def _segment_steps(header: Header, nnz: RowNnz, split: int, reduce: np.ufunc) ->
     lanes = header.accelerator.lanes
     if split == 1 and (header.accelerator.msb_across_groups or not header.op.group_size):
         return -(-nnz.per_chunk(header.k_chunk) // lanes)
-    chunks = []
-    for begin in range(0, nnz.in_features, header.k_chunk):
-        width = min(header.k_chunk, nnz.in_features - begin)
+    whole, rest = divmod(nnz.in_features, header.k_chunk)
+    parts = []
+    # All chunks but the last are cut alike.
+    for first, count, width in ((0, whole, header.k_chunk), (whole, 1, rest)):
+        if not count * width:
+            continue
         segments, starts, _ = np.array(step_spans(header, width, split)).T
-        counts = np.diff(_counts_before(nnz, np.append(begin + starts, begin + width)), axis=1)
-        first = np.flatnonzero(np.diff(segments, prepend=-1))
-        chunks.append(reduce.reduce(np.add.reduceat(-(-counts // lanes), first, axis=1), axis=1))
-    return np.stack(chunks, axis=1)
+        begins = np.arange(first, first + count)[:, None] * header.k_chunk
+        columns = begins + np.append(starts, width)
+        before = _counts_before(nnz, columns.reshape(-1)).reshape(nnz.rows, count, -1)
+        steps = -(-np.diff(before, axis=2) // lanes)
+        at = np.flatnonzero(np.diff(segments, prepend=-1))
+        parts.append(reduce.reduce(np.add.reduceat(steps, at, axis=2), axis=2))
+    return np.concatenate(parts, axis=1)
 
 
 def _counts_before(nnz: RowNnz, columns: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -410,6 +410,9 @@ class _Walk:
                 updates += total(work["updates"])
                 found += total(work.get("found", 0))
         smx, drn = (cls.events(header, self.blocks) for cls in (VecSmx, isa.DrnOut))
+        for load in (isa.LdKey, isa.LdVal):
+            expanded = load.events(header, self.chunks)["find_first_steps"]
+            found += int(np.where(self.loads, expanded, 0).sum())
         buffers: dict[str, int] = {}
         for buffer in Buffer:
             buffers[f"{buffer.word}_read_bytes"] = read[buffer]
@@ -429,9 +432,11 @@ class _Walk:
 
     def _carried(self, cls: type[isa.AttentionInstruction]) -> int:
         """Bytes that loads bring on chip; pointers stay outside."""
-        nbytes = int(self._bytes(cls).sum())
+        nbytes = self._bytes(cls)
+        if "chunk" in cls.TRACE:
+            return int(np.where(self.loads, cls.carried(self.header, self.chunks, nbytes), 0).sum())
         outside = sum(not part.onchip for part in cls.PARTS)
-        return nbytes - outside * MSB_POINTER_BYTES * len(self.blocks["rows"])
+        return int((nbytes - outside * MSB_POINTER_BYTES).sum())
 
 
 _TRANSFERS: Instructions = (isa.LdQry, isa.LdKey, isa.LdScl, isa.LdVal, isa.StAtt)

@@ -31,11 +31,11 @@ _TYPICAL = (0.5, 0.25, 0.05)
 """Shares of stored query digits, live keys, and stored digits among their probabilities."""
 
 
-@lru_cache(maxsize=1024)
 def choose_plan(op: AttentionOp, accelerator: Accelerator) -> AttentionPlan:
     """Choose the plan with which an op of `rows` and `keys` takes fewest cycles.
 
-    Of many rows the last ones decide, of many key heads some: a plan is the same for all.
+    Of many rows the last ones decide, of many key heads some: a plan is the same for all, whether
+    they are in planes or plain.
 
     Raises
     ------
@@ -43,6 +43,11 @@ def choose_plan(op: AttentionOp, accelerator: Accelerator) -> AttentionPlan:
         If scores and probabilities of the smallest block do not fit the buffers: the op cannot run
         on the array.
     """
+    return _chosen(op.plain(), accelerator)
+
+
+@lru_cache(maxsize=1024)
+def _chosen(op: AttentionOp, accelerator: Accelerator) -> AttentionPlan:
     best = None
     rows = max(_COMPARED_ROWS * accelerator.rows // op.group, 1)
     heads = 1 if op.group * op.rows > 8 * accelerator.rows else 3

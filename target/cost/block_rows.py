@@ -13,12 +13,15 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.analytical import dense_op_cost, encode_cost
+from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles
 from sparqle_tvm.target.cost.expected import typical_digits
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.cost.sorting import max_block_rows
-from sparqle_tvm.target.cost.tiling import choose_schedules
+from sparqle_tvm.target.cost.tiling import Question, choose_schedules
 from sparqle_tvm.target.op import DenseOp
 
 Balance = Literal["array", "time", "none"]
@@ -74,23 +77,46 @@ def _choose(consumers: tuple[DenseOp, ...], accelerator: Accelerator, goal: Bala
     sums = storage.sum_group_size(consumers)
 
     def cycles(block: int) -> int:
-        # Schedules depend on whether rows are sorted, hardly on how many.
-        sorted_rows = blocks[-1] if block else 0
-        ops = [replace(op, block_rows=sorted_rows) for op in consumers]
+        ops = [replace(op, block_rows=block) for op in consumers]
         schedules = choose_schedules(ops, accelerator, "sparqle")
         nnz = typical_digits(rows, k, min(schedules[0].k, k))
         encode = encode_cost(
             *("", nnz, schedules[0], sums, accelerator, "sparqle", block),
             zero_bytes=consumers[0].zero_bytes,
         )
-        costs = (
-            dense_op_cost(op, nnz, schedule, accelerator, "sparqle", block)
-            for op, schedule in zip(consumers, schedules, strict=True)
-        )
-        work = (op.mma_cycles if goal == "array" else op.total_cycles for op in costs)
-        return encode.total_cycles + sum(work)
+        pairs = list(zip(consumers, schedules, strict=True))
+        cost = _array_cycles if goal == "array" else _time
+        distinct = {pair: cost(*pair, nnz, accelerator, block) for pair in pairs}
+        return encode.total_cycles + sum(distinct[pair] for pair in pairs)
 
     return min((0, *blocks), key=cycles)
+
+
+def _array_cycles(
+    op: DenseOp, schedule: Decisions, nnz: RowNnz, accelerator: Accelerator, block: int
+) -> int:
+    if block:
+        nnz = nnz.sorted(block, accelerator.lanes)
+    lsb = lsb_pass_cycles(op, schedule.k, accelerator, schedule.row_split)
+    return lsb + msb_pass_cycles(op, nnz, schedule.k, accelerator, schedule.row_split)
+
+
+def _time(
+    op: DenseOp, schedule: Decisions, nnz: RowNnz, accelerator: Accelerator, block: int
+) -> int:
+    return dense_op_cost(op, nnz, schedule, accelerator, "sparqle", block).total_cycles
+
+
+def sorting_questions(
+    consumers: Sequence[DenseOp], accelerator: Accelerator
+) -> tuple[Question, Question]:
+    """What schedules `choose_block_rows` asks for: `tiling.choose_together` takes many of them."""
+    rows = 2 * accelerator.rows
+    plain, sorted_ = (
+        Question(tuple(replace(op, block_rows=block) for op in consumers), accelerator, "sparqle")
+        for block in (0, rows)
+    )
+    return plain, sorted_
 
 
 def _blocks(consumers: tuple[DenseOp, ...], accelerator: Accelerator) -> Iterator[int]:

@@ -138,6 +138,7 @@ def op_events(
     blocks = math.ceil(op.n / accelerator.cols) * slices
     all_passes = passes + (scheme == "sparqle")
     groups = math.ceil(op.k / op.group_size) if op.group_size else 0
+    planes = sum(storage.plane_bytes(nnz, schedule.k, accelerator, scheme))
     return Events(
         lsb_products=0 if wide else products,
         msb_products=products * (passes - 1) + stored * op.n * slices,
@@ -147,14 +148,13 @@ def op_events(
         scale_operations=op.m * op.n * groups * (all_passes + op.has_min),
         find_first_steps=stored * blocks,
         drained_elements=op.m * op.n,
-        **buffer_bytes(op, nnz, schedule.k, Tiling(op, schedule), accelerator, scheme, block_rows),
+        **buffer_bytes(op, planes, Tiling(op, schedule), accelerator, scheme, block_rows),
     )
 
 
 def buffer_bytes(
     op: DenseOp,
-    nnz: RowNnz,
-    chunk: int,
+    planes: Any,
     tiling: Tiling,
     accelerator: Accelerator,
     scheme: Scheme,
@@ -162,13 +162,13 @@ def buffer_bytes(
 ) -> dict[str, Any]:
     """Traffic of the buffers by the rule of `simulator.counts.Counts`, by the names of `Events`.
 
-    `tiling` may be that of many candidates with K chunks of `chunk` columns.
+    `planes` are the bytes of digits and bitmap of all activations, once. `tiling` may be that of
+    many candidates, with `planes` for each.
     """
     passes = baseline(scheme).passes + (scheme == "sparqle")
     slices = op.weight_slices
     blocks = math.ceil(op.n / accelerator.cols) * slices
     row_groups = math.ceil(op.m / accelerator.rows)
-    digits, bitmap = storage.plane_bytes(nnz, chunk, accelerator, scheme)
     sums = storage.sum_bytes(op.m, op.k, op.sum_group_size, op.digit_bits)
     row_parameters = op.m * storage.row_parameter_bytes(op, block_rows)
     centres = op.m * tiling.k_tiles * storage.centre_bytes(op, scheme)
@@ -180,9 +180,9 @@ def buffer_bytes(
     accumulators = elements * op.accumulator_bytes
     updates = accumulators * (passes + op.has_min) * tiling.k_tiles
     return {
-        "activation_write_bytes": tiling.activation_loads * (digits + bitmap + sums + centres)
+        "activation_write_bytes": tiling.activation_loads * (planes + sums + centres)
         + tiling.row_loads * row_parameters,
-        "activation_read_bytes": blocks * (digits + bitmap + centres)
+        "activation_read_bytes": blocks * (planes + centres)
         + tiling.n_tiles * (sums + row_parameters),
         "weight_write_bytes": tiling.weight_loads * weights + tiling.channel_loads * channels,
         "weight_read_bytes": passes * row_groups * packed + group_reads + tiling.m_tiles * channels,

@@ -7,7 +7,7 @@ the vector unit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -18,9 +18,12 @@ from sparqle_tvm.target.cost.analytical import Bound, EncodeCost, OpCost, encodi
 from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
 from sparqle_tvm.target.cost.events import Events
+from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
 from sparqle_tvm.target.cost.limits import Limits, add
+from sparqle_tvm.target.cost.scheme_choice import LeftDense, left_dense
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
+from sparqle_tvm.target.joint_op import joined
 from sparqle_tvm.target.op import DenseOp, ProgramScheme
 
 Counting = Literal["simulator", "analytical"]
@@ -98,6 +101,8 @@ class EncodedActivation:
         The dense ops; their `m` and `k` are those of `nnz`, their window that of the encoding.
     factors : EncodeFactors
         Whether it has factors and bands.
+    density : float
+        Share of stored MSB digits that its programs were chosen for, 0 to 1.
     """
 
     label: str
@@ -105,6 +110,7 @@ class EncodedActivation:
     window: str
     consumers: tuple[DenseOp, ...]
     factors: EncodeFactors = NO_FACTORS
+    density: float = TYPICAL_DENSITY
 
     def __post_init__(self) -> None:
         """Give its window to its readers: what they have to read depends on it."""
@@ -120,9 +126,25 @@ class EncodedActivation:
         """Multiply-accumulates of all dense ops that read it."""
         return sum(shape.macs for shape in self.consumers)
 
+    @property
+    def launches(self) -> tuple[DenseOp, ...]:
+        """What runs for its consumers, see `joint_op.join`."""
+        return joined(self.consumers)
+
     def block_rows(self, accelerator: Accelerator, balance: Balance = "array") -> int:
         """Rows that it sorts together, see `balance.choose_block_rows`."""
-        return choose_block_rows(self.consumers, accelerator, balance)
+        return choose_block_rows(self.launches, accelerator, balance)
+
+    def left_dense(
+        self, accelerator: Accelerator, block_rows: int, rows: int | None = None
+    ) -> LeftDense | None:
+        """Whether its programs take dense passes, see `scheme_choice.left_dense`.
+
+        `rows` are those that programs are made for, if not its own.
+        """
+        m = rows or self.nnz.rows
+        ops = [replace(op, m=m, block_rows=block_rows) for op in self.launches]
+        return left_dense(ops, accelerator, self.factors, self.density)
 
     def last_token(self) -> EncodedActivation:
         """The same encoding with its last token only."""
@@ -172,17 +194,21 @@ class PassCost:
     scheme : {"sparqle", "dense", "native", "a4"}
         How the dense layers work.
     ops : tuple of CountedOp
-        The dense layers in order, counted (`analytical`) or simulated (`simulated`).
+        The dense layers in order, counted (`analytical`) or simulated (`simulated`); those that
+        read one encoding as joint ops (`joint_op.join`).
     encodes : tuple of EncodeCost
         The quantization (and encoding) of their inputs.
     vector : tuple of VectorCost
         The rest of the model.
+    left : tuple of LeftDense or None
+        For every encoding why it is left dense, if it is.
     """
 
     scheme: Scheme
     ops: tuple[CountedOp, ...]
     encodes: tuple[EncodeCost, ...]
     vector: tuple[VectorCost, ...]
+    left: tuple[LeftDense | None, ...]
 
     @property
     def dense_layers(self) -> Totals:
@@ -210,6 +236,7 @@ def pass_cost(
     scheme: Scheme,
     balance: Balance = "array",
     attention: bool = True,
+    program_rows: Callable[[int], int] = int,
 ) -> PassCost:
     """Cost of one pass of a model.
 
@@ -229,12 +256,22 @@ def pass_cost(
         Where encodings sort their rows, see `balance.choose_block_rows`.
     attention : bool
         Whether the vector unit computes attention, see `vector.vector_costs`.
+    program_rows : callable
+        For how many rows the program is made that serves so many; by default as many.
     """
-    parts = []
+    parts, left = [], []
     for e in encodings:
-        block = e.block_rows(accelerator, balance) if scheme == "sparqle" else 0
+        block, factors, own, why = 0, NO_FACTORS, scheme, None
+        if scheme == "sparqle":
+            block, factors = e.block_rows(accelerator, balance), e.factors
+            why = e.left_dense(accelerator, block, program_rows(e.nnz.rows))
+            if why is not None:
+                block, own = 0, "dense"
+        left.append(why)
         parts.append(
-            encoding_costs(e.label, e.nnz, e.consumers, accelerator, scheme, block, e.factors)
+            encoding_costs(
+                *(e.label, e.nnz, e.launches, accelerator, own, block, factors, e.density)
+            )
         )
     return PassCost(
         scheme=scheme,
@@ -245,4 +282,5 @@ def pass_cost(
         else vector_costs(
             *(transformer, tokens, past, accelerator), attention=attention, scheme=scheme
         ),
+        left=tuple(left),
     )

@@ -9,7 +9,7 @@ between, every iteration takes as long as the one before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,7 +130,10 @@ class Timeline:
             schedule = Candidates.of([schedule])
         self.loads, self.schedule = loads, schedule
         self.tiling = Tiling(loads.op, schedule)
-        self.array_cycles = np.broadcast_to(np.asarray(mma_cycles, np.float64), (len(schedule),))
+        self.array_cycles = np.broadcast_to(
+            np.asarray(mma_cycles, np.float64),
+            np.broadcast_shapes(np.shape(mma_cycles), schedule.k.shape),
+        )
         self.drain_cycles = loads.op.m * loads.op.n / loads.accelerator.drain_elements_per_cycle
         self.dma_cycles = self._all_transfers(loads)
 
@@ -146,14 +149,14 @@ class Timeline:
 
     def _all_transfers(self, loads: OpLoads) -> Any:
         op, t = loads.op, self.tiling
-        m, n, k = t.m_tiles, t.n_tiles, t.k_tiles
-        found = t.activation_loads * loads.activation(op.m, op.k, m * k, k)
-        found = found + t.weight_loads * loads.weight(op.n, op.k, n * k)
-        found = found + t.row_loads * loads.row(op.m, m) + t.channel_loads * loads.channel(op.n, n)
+        m, n = t.m_tiles, t.n_tiles
         whole = np.where(n > 1, self.schedule.n, op.n)
         last = op.n - (n - 1) * whole
         stores = loads.store(op.m, whole, m) * (n - 1) + loads.store(op.m, last, m)
-        return found + stores
+        # What depends on little comes first: on a grid of schedules the rest is much larger.
+        few = t.row_loads * loads.row(op.m, m) + t.channel_loads * loads.channel(op.n, n) + stores
+        activations, weights = self._loads(loads)
+        return activations + weights + few
 
     def least_cycles(self) -> NDArray[np.float64]:
         """A lower bound of the time: the busiest engine, and what it cannot work beside.
@@ -171,22 +174,24 @@ class Timeline:
         whole = np.where(t.n_tiles > 1, d.n, op.n)
         outputs = loads.store(op.m, whole, t.m_tiles) * (t.n_tiles - 1)
         outputs = outputs + loads.store(op.m, n, t.m_tiles)
-        activations, weights = self._loads()
-        rests = np.where(d.activation_slots == 1, activations - first_activation, 0)
-        rests = rests + np.where(d.weight_slots == 1, weights - first_weight, 0)
-        alone = np.where(t.keeps_rows, t.k_tiles * first_activation - first_activation, 0)
-        alone = alone + np.where(t.keeps_channels, t.k_tiles * first_weight - first_weight, 0)
-        stored = self.drain_cycles + outputs - drain - store
-        stored = np.where(d.accumulator_slots == 1, stored, 0)
-        rests = np.maximum(np.maximum(rests - alone, stored), 0)
-        array = first + self.array_cycles + drain + store + rests
+        array = first + self.array_cycles + drain + store
+        slots = (d.activation_slots, d.weight_slots, d.accumulator_slots)
+        if any(np.any(number == 1) for number in slots):
+            activations, weights = self._loads(loads)
+            rests = np.where(d.activation_slots == 1, activations - first_activation, 0)
+            rests = rests + np.where(d.weight_slots == 1, weights - first_weight, 0)
+            alone = np.where(t.keeps_rows, t.k_tiles * first_activation - first_activation, 0)
+            alone = alone + np.where(t.keeps_channels, t.k_tiles * first_weight - first_weight, 0)
+            stored = self.drain_cycles + outputs - drain - store
+            stored = np.where(d.accumulator_slots == 1, stored, 0)
+            array = array + np.maximum(np.maximum(rests - alone, stored), 0)
         transfers = self.dma_cycles + drain
         stores = first + self.drain_cycles + outputs
         return np.asarray(np.maximum(np.maximum(array, transfers), stores))
 
-    def _loads(self) -> tuple[Any, Any]:
+    def _loads(self, loads: OpLoads) -> tuple[Any, Any]:
         """Transfers of all activations and of all weights, however often."""
-        op, loads, t = self.loads.op, self.loads, self.tiling
+        op, t = loads.op, self.tiling
         return (
             t.activation_loads * loads.activation(op.m, op.k, t.m_tiles * t.k_tiles, t.k_tiles),
             t.weight_loads * loads.weight(op.n, op.k, t.n_tiles * t.k_tiles),
@@ -194,7 +199,23 @@ class Timeline:
 
     def run(self) -> Times:
         """Walk through the nest."""
-        return _Walk(self).run()
+        return walk([self])[0]
+
+
+def walk(timelines: Sequence[Timeline]) -> list[Times]:
+    """Walk through the nests of many ops together, which takes hardly longer than one of them."""
+    found = _Walk(timelines).run()
+    ends = np.cumsum([len(part.schedule) for part in timelines])[:-1]
+
+    def split(values: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        return np.split(values, ends)
+
+    totals, begins = split(found.total_cycles), split(found.begin_cycles)
+    waits = {cause: split(values) for cause, values in found.waits.items()}
+    return [
+        Times(totals[i], {cause: parts[i] for cause, parts in waits.items()}, begins[i], tail)
+        for i, tail in enumerate(split(found.tail_cycles))
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,59 +257,91 @@ _CLOCKS = 19
 _IN_CHUNKS = [_LOAD, _MMA, _DRAM, _GAP, _GAP_END, *range(_ACT, _ACC)]
 
 
-class _Walk:
-    """The state of the engines on the way through the nest."""
+def _tables(timeline: Timeline) -> dict[str, Any]:
+    """What the walk needs to know of the schedules of an op: arrays of (.., candidates)."""
+    d, t, loads = timeline.schedule, timeline.tiling, timeline.loads
+    count, array = len(d), loads.accelerator
+    m, n, k = _Axis(loads.op.m, d.m), _Axis(loads.op.n, d.n), _Axis(loads.op.k, d.k)
 
-    def __init__(self, timeline: Timeline) -> None:
-        self.timeline = timeline
-        d, t, loads = timeline.schedule, timeline.tiling, timeline.loads
-        count = len(d)
-        self.at = np.arange(count)
-        self.by_rows, self.keeps = np.asarray(d.rows_outer), np.asarray(d.keep_outer)
-        self.keeps_rows, self.keeps_channels = t.keeps_rows, t.keeps_channels
-        m, n, k = _Axis(loads.op.m, d.m), _Axis(loads.op.n, d.n), _Axis(loads.op.k, d.k)
-        self.trips = (
-            np.where(self.by_rows, m.tiles, n.tiles),
-            np.where(self.by_rows, n.tiles, m.tiles),
-            k.tiles,
-        )
-        array, whole = loads.accelerator, [k.tiles - 1, 1]
+    def table(function: Any, *axes: _Axis) -> Any:
+        """Cycles by whether the tile is the last along each axis; the first axis counts 1."""
+        found = []
+        for bits in range(1 << len(axes)):
+            ends = [axis.extents[bits >> i & 1] for i, axis in enumerate(axes)]
+            found.append(np.broadcast_to(function(*ends), (count,)))
+        return np.stack(found).astype(np.float64)
 
-        def table(function: Any, *axes: _Axis) -> Any:
-            """Cycles by whether the tile is the last along each axis; the first axis counts 1."""
-            found = []
-            for bits in range(1 << len(axes)):
-                ends = [axis.extents[bits >> i & 1] for i, axis in enumerate(axes)]
-                found.append(np.broadcast_to(function(*ends), (count,)))
-            return np.stack(found).astype(np.float64)
+    def transfer(function: Any, *axes: _Axis) -> Any:
+        return np.ceil(table(function, *axes))
 
-        def transfer(function: Any, *axes: _Axis) -> Any:
-            return np.ceil(table(function, *axes))
+    def mma(rows: Any, cols: Any, columns: Any) -> Any:
+        row_share = ceil_div(rows, array.rows) / ceil_div(loads.op.m, array.rows)
+        col_share = ceil_div(cols, array.cols) / ceil_div(loads.op.n, array.cols)
+        return timeline.array_cycles * row_share * col_share * columns / loads.op.k
 
-        def mma(rows: Any, cols: Any, columns: Any) -> Any:
-            row_share = ceil_div(rows, array.rows) / ceil_div(loads.op.m, array.rows)
-            col_share = ceil_div(cols, array.cols) / ceil_div(loads.op.n, array.cols)
-            return timeline.array_cycles * row_share * col_share * columns / loads.op.k
-
-        self.activation = transfer(loads.activation, m, k)
-        self.weight = transfer(loads.weight, n, k)
-        self.row, self.channel = transfer(loads.row, m), transfer(loads.channel, n)
-        self.mma = table(mma, m, n, k)
-        self.drain = table(lambda a, b: a * b / array.drain_elements_per_cycle, m, n)
-        self.store = transfer(loads.store, m, n)
+    activation, weight = transfer(loads.activation, m, k), transfer(loads.weight, n, k)
+    by_rows = np.asarray(d.rows_outer)
+    return {
+        "by_rows": by_rows,
+        "keeps_rows": t.keeps_rows,
+        "keeps_channels": t.keeps_channels,
+        "activation_slots": d.activation_slots,
+        "weight_slots": d.weight_slots,
+        "slots": d.accumulator_slots - 1,
+        "numbers": np.full(count, loads.block_rows > 0),
+        "trips": np.stack(
+            [
+                np.where(by_rows, m.tiles, n.tiles),
+                np.where(by_rows, n.tiles, m.tiles),
+                k.tiles,
+            ]
+        ),
+        "activation": activation,
+        "weight": weight,
         # All K chunks of an operand that stays.
-        parts = [self.activation[0:2], self.activation[2:4]]
-        self.whole_activation = parts[0] * whole[0] + parts[1]
-        parts = [self.weight[0:2], self.weight[2:4]]
-        self.whole_weight = parts[0] * whole[0] + parts[1]
+        "whole_activation": activation[0:2] * (k.tiles - 1) + activation[2:4],
+        "whole_weight": weight[0:2] * (k.tiles - 1) + weight[2:4],
+        "row": transfer(loads.row, m),
+        "channel": transfer(loads.channel, n),
+        "mma": table(mma, m, n, k),
+        "drain": table(lambda a, b: a * b / array.drain_elements_per_cycle, m, n),
+        "store": transfer(loads.store, m, n),
+    }
+
+
+class _Walk:
+    """The state of the engines on the way through the nests."""
+
+    by_rows: Any
+    keeps_rows: Any
+    keeps_channels: Any
+    activation_slots: Any
+    weight_slots: Any
+    slots: Any
+    numbers: Any
+    trips: Any
+    activation: Any
+    weight: Any
+    whole_activation: Any
+    whole_weight: Any
+    row: Any
+    channel: Any
+    mma: Any
+    drain: Any
+    store: Any
+
+    def __init__(self, timelines: Sequence[Timeline]) -> None:
+        parts = [_tables(timeline) for timeline in timelines]
+        for name in parts[0]:
+            setattr(self, name, np.concatenate([part[name] for part in parts], axis=-1))
+        count = len(self.by_rows)
+        self.at = np.arange(count)
         self.clock = np.zeros((_CLOCKS, count))
         self.clock[_DRAINED : _WAITING + 1] = _NEVER
         self.line = np.zeros((3, count))  # store of DRAINED; drain and store of WAITING
         self.waits = np.zeros((len(CAUSES), count))
         self.busy = np.zeros((4, count))  # LOAD and STORE with the channel, STORE in all, array
         self.begin: Any = None
-        self.slots = d.accumulator_slots - 1
-        self.numbers = loads.block_rows > 0
 
     def run(self) -> Times:
         """From the first load to the last store."""
@@ -331,8 +384,7 @@ class _Walk:
                 (_ACT, self.activation[rows + 2 * last, self.at], self.keeps_rows),
                 (_WGT, self.weight[channels + 2 * last, self.at], self.keeps_channels),
             ):
-                slots = self.timeline.schedule
-                wanted = slots.activation_slots if ring == _ACT else slots.weight_slots
+                wanted = self.activation_slots if ring == _ACT else self.weight_slots
                 mask = active & ~keeps
                 free = clock[ring + wanted - 1, self.at]
                 loaded.append(np.where(mask, self._load(dur, free, mask), self.kept * keeps))
@@ -401,11 +453,11 @@ class _Walk:
 
     def _outer_loads(self, active: Any, rows: Any, channels: Any) -> None:
         """What is loaded in the outer loop: the operand that stays, and its parameters."""
-        clock, d = self.clock, self.timeline.schedule
+        clock = self.clock
         self.kept = np.zeros(len(self.at))
         for ring, wanted, dur, keeps in (
-            (_ACT, d.activation_slots, self.whole_activation[rows, self.at], self.keeps_rows),
-            (_WGT, d.weight_slots, self.whole_weight[channels, self.at], self.keeps_channels),
+            (_ACT, self.activation_slots, self.whole_activation[rows, self.at], self.keeps_rows),
+            (_WGT, self.weight_slots, self.whole_weight[channels, self.at], self.keeps_channels),
         ):
             mask = active & keeps
             if mask.any():
@@ -476,8 +528,8 @@ class _Walk:
         clock = self.clock
         if (mask & (self._pending() > self.slots)).any():
             # LOAD is ahead: a load that begins before the drain ends delays the store.
-            d, keeps = self.timeline.schedule, self.keeps_rows
-            slots = np.where(keeps, _WGT + d.weight_slots, _ACT + d.activation_slots) - 1
+            keeps = self.keeps_rows
+            slots = np.where(keeps, _WGT + self.weight_slots, _ACT + self.activation_slots) - 1
             dur = np.where(keeps, self.weight[channels, self.at], self.activation[rows, self.at])
             inner = np.where(self.by_rows, self.channel[channels, self.at], self.row[rows, self.at])
             begin = np.maximum(clock[_LOAD], clock[slots, self.at])

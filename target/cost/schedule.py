@@ -10,7 +10,7 @@ The loop nest is (rows, channels, K chunks) with `rows_outer`, else (channels, r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -70,7 +70,10 @@ class Decisions:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Candidates:
-    """Many `Decisions` at once: every field is an array of shape (candidates,)."""
+    """Many `Decisions` at once: every field is an array of shape (candidates,).
+
+    Or a grid of them: arrays that numpy broadcasts, of which formulas take those they need.
+    """
 
     m: NDArray[np.int64]
     n: NDArray[np.int64]
@@ -186,28 +189,28 @@ def buffer_needs(
     header = Header(accelerator=accelerator, op=op, k_chunk=max(op.k, op.group_size))
     tiling = Tiling(op, schedule)
     chunks, outputs = tiling.k_tiles, tiling.m_tiles * tiling.n_tiles
-    rows_outer, every = schedule.rows_outer, outputs * chunks
+    rows_outer = schedule.rows_outer
     outer = np.where(rows_outer, tiling.m_tiles, tiling.n_tiles)
     tile = {
         axis: np.minimum(getattr(op, axis), getattr(schedule, axis)) for axis in ("m", "n", "k")
     }
-    # Visits of the loops at which a tile is loaded, tiles per visit, and slots wanted.
     slots = schedule.accumulator_slots
     rows, channels = tiling.keeps_rows, tiling.keeps_channels
-    visits = {
+    # Visits of the loops at which a tile is loaded, tiles per visit, and slots wanted.
+    visits: dict[Queue, tuple[Callable[[], Any], Any, Any]] = {
         Queue.ACT_FREE: (
-            np.where(rows, outer, every),
+            lambda: np.where(rows, outer, outputs * chunks),
             np.where(rows, chunks, 1),
             schedule.activation_slots,
         ),
         Queue.WGT_FREE: (
-            np.where(channels, outer, every),
+            lambda: np.where(channels, outer, outputs * chunks),
             np.where(channels, chunks, 1),
             schedule.weight_slots,
         ),
-        Queue.ROW_FREE: (np.where(rows_outer, outer, outputs), 1, slots),
-        Queue.CHN_FREE: (np.where(rows_outer, outputs, outer), 1, slots),
-        Queue.ACC_FREE: (outputs, 1, slots),
+        Queue.ROW_FREE: (lambda: np.where(rows_outer, outer, outputs), 1, slots),
+        Queue.CHN_FREE: (lambda: np.where(rows_outer, outputs, outer), 1, slots),
+        Queue.ACC_FREE: (lambda: outputs, 1, slots),
     }
     needs: dict[Buffer, Any] = dict.fromkeys(Buffer, 0)
     for name in storages_of(op):
@@ -215,8 +218,10 @@ def buffer_needs(
             continue
         storage = STORAGES[name]
         count, per_visit, wanted = visits[storage.free]
-        slot_bytes = aligned(storage.tile_bytes(header, tile)) * per_visit
-        needs[storage.buffer] = needs[storage.buffer] + slot_bytes * np.where(count > 1, wanted, 1)
+        nbytes = aligned(storage.tile_bytes(header, tile)) * per_visit
+        if np.any(np.greater(wanted, 1)):
+            nbytes = nbytes * np.where(count() > 1, wanted, 1)
+        needs[storage.buffer] = needs[storage.buffer] + nbytes
     return {buffer: _number(np.asarray(nbytes)) for buffer, nbytes in needs.items()}
 
 

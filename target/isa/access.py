@@ -29,12 +29,13 @@ class Tensor(IntEnum):
     row by row, each (row, chunk) padded to a byte. MSB_PTR: int32 byte offsets into it, one per
     (chunk, group of `accelerator.rows` rows), chunk-major, and one for the end. ACT (M, K) of 2k
     bits. ACT_SCALE (M,) float32. GROUP_SUMS (M, K/g) int16, or int32 if g > 128. WGT (N, K) packed
-    at `weight_bits`, low element first. W_SCALE (N, K/g) float16 or (N,) float32. W_MIN (N, K/g)
-    float16. OFFSET (N,) float64 with groups, else int32. OUT (M, N) int32 or float32. ROW_ORDER
-    (M,) uint16, or int32 if `DenseOp.m` > 2^16: with `block_rows`, all tensors of activations lie
-    in this order, that is their row i is row ROW_ORDER[i] of OUT. ZERO (M,) uint8 or int8 (16 bits
-    for k = 8), the type of the activations: zero points of rows. W_SUM (N,) int32, float64 with
-    groups: sums of a channel's weights, with groups each times its group's scale.
+    at `weight_bits`, low element first. W_SCALE (N, K/g) float16 or float32, or (N,) float32.
+    W_MIN (N, K/g) as W_SCALE. OFFSET (N,) float64 with groups, else int32. OUT (M, N) int32 or
+    float32. ROW_ORDER (M,) uint16, or int32 if `DenseOp.m` > 2^16: with `block_rows`, all tensors
+    of activations lie in this order, that is their row i is row ROW_ORDER[i] of OUT. ZERO (M,)
+    uint8 or int8 (16 bits for k = 8), the type of the activations: zero points of rows. W_SUM (N,)
+    int32, float64 with groups: sums of a channel's weights, with groups each times its group's
+    scale.
 
     Encoded outputs (`DenseOp.output`): OUT_LSB, OUT_PBM, OUT_MSB and OUT_MSB_PTR have the formats
     of LSB, PBM, MSB and MSB_PTR with K = N and chunks of `DenseOp.out_chunk`, so that they are the
@@ -43,8 +44,10 @@ class Tensor(IntEnum):
 
     Of attention (H key heads, T keys, D channels): QUERIES (bytes,) uint8, block behind block, each
     as it lies on chip (`isa.attention_header`); QUERY_PTR (blocks + 1,) int32, where they begin.
-    KEYS, VALUES (H, T, D) int8. KEY_SCALES (H, T, 2) float32: the scale of the key and of the value
-    of a token. OUT (M, heads, D) float32.
+    KEYS, VALUES (H, T, D) int8, or, if the cache holds them otherwise, (bytes,) uint8: all heads as
+    `numerics.kv_cache.store_rows` lays them out; KEY_PTR, VALUE_PTR (H, T + 1) int32 are where rows
+    begin in them, and end (of keys only every eighth is stored). KEY_SCALES (H, T, 2) float32: the
+    scale of the key and of the value of a token. OUT (M, heads, D) float32.
     """
 
     LSB = 0
@@ -72,6 +75,8 @@ class Tensor(IntEnum):
     KEYS = 22
     VALUES = 23
     KEY_SCALES = 24
+    KEY_PTR = 25
+    VALUE_PTR = 26
 
 
 class Values(Protocol):

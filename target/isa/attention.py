@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from sparqle_tvm.numerics.kv_cache import CacheName
 from sparqle_tvm.target.attention_op import KEY_SLICES
 from sparqle_tvm.target.isa.access import Access, Mode, Part, Tensor, Tile, Values, ceil_div
 from sparqle_tvm.target.isa.attention_header import (
@@ -183,14 +184,50 @@ class _KeyLoad(AttentionInstruction):
         return f"{self.dst} <- {self.PARTS[0].tensor.name}[{self._place()}]"
 
 
+def _most_bytes(what: CacheName) -> Callable[[Any, Any], Any]:
+    """The most bytes that a key, or a value, moves: plain, or in planes with every digit."""
+
+    def size(header: AttentionHeader, cols: Any) -> int:
+        op = header.op
+        if not any(op.in_planes(what)):
+            return op.row_bytes(what)
+        digits, bits = plane_bytes(op.head_dim)
+        return int(2 * digits + bits + MSB_POINTER_BYTES)
+
+    return size
+
+
 @dataclass(frozen=True)
 class LdKey(_KeyLoad):
-    """Load keys: (loaded, D) int8."""
+    """Load keys: (loaded, D) int8 on chip, whatever they are in the cache.
+
+    Of a head in planes rows are expanded on their way, a step of find-first for each stored MSB
+    digit; moved are the rows up to the next pointer, which stands at every eighth token, and two
+    pointers. Plain keys of fewer bits are widened.
+    """
 
     OPCODE: ClassVar[int] = 34
     MNEMONIC: ClassVar[str] = "LD.KEY"
+    MEASURED: ClassVar[bool] = True
     ACCESSES: ClassVar[tuple[Access, ...]] = (Access("dst", KEYS, Mode.WRITE, "loaded", "", "key"),)
-    PARTS: ClassVar[tuple[Part, ...]] = (_KeyPart(Tensor.KEYS, lambda h, cols: h.op.head_dim, ""),)
+    PARTS: ClassVar[tuple[Part, ...]] = (
+        _KeyPart(Tensor.KEYS, _most_bytes("key"), "", digits=True),
+    )
+
+    @classmethod
+    def dram_bytes(cls, header: AttentionHeader, values: Values) -> Any:
+        """Bytes moved, see the class."""
+        return values["key_bytes"]
+
+    @classmethod
+    def carried(cls, header: AttentionHeader, values: Values, nbytes: Any) -> Any:
+        """Expanded: D bytes of every key."""
+        return values["loaded"] * header.op.head_dim
+
+    @classmethod
+    def events(cls, header: AttentionHeader, values: Values) -> Mapping[str, Any]:
+        """Digits that are located in bitmaps."""
+        return {"find_first_steps": values["key_digits"]}
 
 
 @dataclass(frozen=True)
@@ -220,7 +257,8 @@ class LdVal(_KeyLoad):
     If values do not stay (and the program is of scheme ``sparqle``), only those of live keys are
     moved, by `live_map`: a gather, in one transfer, of runs of rows that follow each other,
     whole bursts of `BURST_BYTES` each. What lies in the place of another key does not matter: its
-    probability is 0 in every row.
+    probability is 0 in every row. Values in planes, or of fewer bits, are expanded as keys are
+    (`LdKey`); they have a pointer for every token, and each run of them moves two.
 
     Attributes
     ----------
@@ -244,7 +282,7 @@ class LdVal(_KeyLoad):
         ),
     )
     PARTS: ClassVar[tuple[Part, ...]] = (
-        _KeyPart(Tensor.VALUES, lambda h, cols: h.op.head_dim, "", digits=True),
+        _KeyPart(Tensor.VALUES, _most_bytes("value"), "", digits=True),
     )
 
     live_map: Address | None = None
@@ -253,6 +291,18 @@ class LdVal(_KeyLoad):
     def dram_bytes(cls, header: AttentionHeader, values: Values) -> Any:
         """Bytes moved: whole bursts for every run of live keys, or all."""
         return values["value_bytes"]
+
+    @classmethod
+    def carried(cls, header: AttentionHeader, values: Values, nbytes: Any) -> Any:
+        """What is moved, or what that is expanded to."""
+        if not header.op.is_stored("value"):
+            return nbytes
+        return values["live" if _gathers(header) else "loaded"] * header.op.head_dim
+
+    @classmethod
+    def events(cls, header: AttentionHeader, values: Values) -> Mapping[str, Any]:
+        """Digits that are located in bitmaps."""
+        return {"find_first_steps": values["value_digits"]}
 
     def operands(self) -> str:
         """``dst <- VALUES[block i0, chunk i1], live by ..``."""

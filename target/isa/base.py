@@ -190,6 +190,11 @@ class Instruction:
         return sum(part.nbytes(header, values) for part in cls.PARTS)
 
     @classmethod
+    def carried(cls, header: Any, values: Values, nbytes: Any) -> Any:
+        """Bytes that a load writes on chip, of `nbytes` that it moved there: all, or expanded."""
+        return nbytes
+
+    @classmethod
     def events(cls, header: Any, values: Values) -> Mapping[str, Any]:
         """Work of every step by its name in `simulator.Counts`, bytes and products aside."""
         return {}

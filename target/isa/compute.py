@@ -136,7 +136,7 @@ class MmaLsb(_Multiply):
     m x n x k digits, all weight slices. Digits of the window ``unsigned`` are read as they lie
     in ACT, 0 to 2^k - 1; those of ``signed``, stored as digit + 2^(k-1), with their top bit
     flipped, which makes them two's complement. Without groups acc is int32. With groups, the int32
-    sum of each group times its float16 scale is added to the 64-bit accumulator. Accumulators lie
+    sum of each group times its scale is added to the 64-bit accumulator. Accumulators lie
     row by row, (m, n), `Header.accumulator_bytes` each. If `zero`, they are cleared first.
 
     Cycles: ``ceil(m / rows) * ceil(n / cols) * ceil(k / lanes)`` per weight slice; if not

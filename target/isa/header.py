@@ -267,7 +267,9 @@ class Header(ProgramHeader):
         op = self.op
         weights = f"{'' if op.weight_signed else 'u'}int{op.weight_bits} weights"
         if op.group_size:
-            weights += f", a scale{' and a minimum' * op.has_min} per {op.group_size} along K"
+            wide = "float32 " * (op.scale_bytes == 4)
+            minimum = " and a minimum" * op.has_min
+            weights += f", a {wide}scale{minimum} per {op.group_size} along K"
         yield f"M <= {op.m}, N = {op.n}, K = {op.k} in chunks of {self.k_chunk}, out {op.output}"
         offset = "with offset" if op.has_offset else "no offset"
         bits = 2 * op.digit_bits

@@ -174,8 +174,9 @@ class LdWgt(TileLoad):
 class LdGrp(TileLoad):
     """Load group parameters of weights into WGT.
 
-    (rows, ceil(cols / g)) float16 scales, row by row; if `has_min`, (rows, ceil(cols / g))
-    float16 minima behind all scales. Only with groups. Rows are output channels.
+    (rows, ceil(cols / g)) scales of `DenseOp.group_dtype`, row by row; if `has_min`,
+    (rows, ceil(cols / g)) minima of that type behind all scales. Only with groups. Rows are
+    output channels.
     """
 
     OPCODE: ClassVar[int] = 9
@@ -185,8 +186,13 @@ class LdGrp(TileLoad):
     EXTENTS: ClassVar[Mapping[str, Axis]] = _WEIGHTS
     ACCESSES: ClassVar[tuple[Access, ...]] = (loads("dst", access.GRP),)
     PARTS: ClassVar[tuple[Part, ...]] = (
-        Part(Tensor.W_SCALE, lambda header, cols: 2 * groups_of(header, cols)),
-        Part(Tensor.W_MIN, lambda header, cols: 2 * header.op.has_min * groups_of(header, cols)),
+        Part(Tensor.W_SCALE, lambda header, cols: header.op.scale_bytes * groups_of(header, cols)),
+        Part(
+            Tensor.W_MIN,
+            lambda header, cols: (
+                header.op.scale_bytes * header.op.has_min * groups_of(header, cols)
+            ),
+        ),
     )
 
 

@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.numerics.kv_cache import CacheName, dense_bytes, store_rows
 from sparqle_tvm.numerics.slicing import encode
+from sparqle_tvm.target.attention_op import AttentionOp
 from sparqle_tvm.target.isa.access import Tensor
-from sparqle_tvm.target.isa.attention_header import AttentionHeader
+from sparqle_tvm.target.isa.attention_header import AttentionHeader, plane_bytes
 from sparqle_tvm.target.isa.operands import BLOCKS
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.program.bound import BoundProgram
-from sparqle_tvm.target.simulator.attention_values import run_attention
+from sparqle_tvm.target.simulator.attention_values import CACHED, run_attention
 from sparqle_tvm.target.simulator.attention_work import Work
 from sparqle_tvm.target.simulator.counts import count, engine_times
 from sparqle_tvm.target.simulator.machine import SimResult
@@ -54,13 +56,33 @@ def attention_tensors(
     scales = factors.reshape(by_head).transpose(1, 0, 2).reshape(-1)
     stream, pointers = _query_blocks(header, np.ascontiguousarray(rows), scales, tokens, count)
     both = np.stack([keys[1], values[1]], axis=-1).transpose(1, 0, 2)
-    return {
+    found: dict[Tensor, NDArray[Any]] = {
         Tensor.QUERIES: stream,
         Tensor.QUERY_PTR: pointers,
-        Tensor.KEYS: np.ascontiguousarray(keys[0].transpose(1, 0, 2)),
-        Tensor.VALUES: np.ascontiguousarray(values[0].transpose(1, 0, 2)),
         Tensor.KEY_SCALES: np.ascontiguousarray(both, np.float32),
     }
+    for what, tensors in CACHED.items():
+        found |= _stored(op, what, keys[0] if what == "key" else values[0], *tensors)
+    return found
+
+
+def _stored(
+    op: AttentionOp, what: CacheName, values: NDArray[np.int8], tensor: Tensor, pointers: Tensor
+) -> dict[Tensor, NDArray[Any]]:
+    """Keys, or values, int8 (T, H, D), as the cache holds them."""
+    by_head = np.ascontiguousarray(values.transpose(1, 0, 2))
+    if not op.is_stored(what):
+        return {tensor: by_head}
+    bits = op.key_bits if what == "key" else op.value_bits
+    limit = 2 ** (bits - 1)
+    if bits < 8 and values.size and not -limit <= values.min() <= values.max() < limit:
+        raise InvalidArgumentError(f"{op.label!r}: a {what} does not fit {bits} bits")
+    planes = op.in_planes(what)
+    heads = [store_rows(h, bits, p) for h, p in zip(by_head, planes, strict=True)]
+    ends = np.cumsum([0, *(head.begins[-1] for head in heads[:-1])])
+    begins = np.stack([head.begins + end for head, end in zip(heads, ends, strict=True)])
+    stream = np.concatenate([head.stream for head in heads])
+    return {tensor: stream, pointers: begins.astype(np.int32)}
 
 
 def _query_blocks(
@@ -127,9 +149,9 @@ def simulate_attention(
         If a tensor is missing or has the wrong format.
     """
     header = program.header
-    if Tensor.KEYS not in tensors:
-        raise InvalidArgumentError(f"{header.label!r} needs the tensor KEYS")
-    shape = np.shape(tensors[Tensor.KEYS])
+    if Tensor.KEY_SCALES not in tensors:
+        raise InvalidArgumentError(f"{header.label!r} needs the tensor KEY_SCALES")
+    shape = np.shape(tensors[Tensor.KEY_SCALES])
     count = shape[1] if len(shape) == 3 else 0
     bound = bind(program, rows, count - rows)
     checked = _checked(header, bound, rows, count, tensors)
@@ -173,11 +195,13 @@ def _checked(
     formats: dict[Tensor, tuple[tuple[int, ...] | None, type]] = {
         Tensor.QUERIES: (None, np.uint8),
         Tensor.QUERY_PTR: ((bound.limits[BLOCKS] + 1,), np.int32),
-        Tensor.KEYS: (keys, np.int8),
-        Tensor.VALUES: (keys, np.int8),
         Tensor.KEY_SCALES: ((op.kv_heads, count, 2), np.float32),
         Tensor.OUT: ((rows, op.heads, op.head_dim), np.float32),
     }
+    for what, (tensor, pointers) in CACHED.items():
+        formats[tensor] = (keys, np.int8)
+        if op.is_stored(what):
+            formats |= {tensor: (None, np.uint8), pointers: ((op.kv_heads, count + 1), np.int32)}
     out = np.full((rows, op.heads, op.head_dim), np.nan, np.float32)
     found = {Tensor.OUT: out, **tensors}
     for tensor, (shape, dtype) in formats.items():
@@ -190,7 +214,25 @@ def _checked(
                 f"got {array.dtype} {array.shape}"
             )
     _check_pointers(header, bound, found[Tensor.QUERIES], found[Tensor.QUERY_PTR])
+    for what, (tensor, pointers) in CACHED.items():
+        if op.is_stored(what):
+            _check_rows(op, what, found[tensor], found[pointers])
     return found
+
+
+def _check_rows(
+    op: AttentionOp, what: CacheName, stream: NDArray[np.uint8], pointers: NDArray[np.int32]
+) -> None:
+    """Rows lie behind each other, each as long as it may be."""
+    planes, dense = np.array(op.in_planes(what))[:, None], dense_bytes(op.head_dim)
+    sizes = np.diff(pointers.astype(np.int64), axis=1)
+    plain = op.row_bytes(what)
+    few = sizes < np.where(planes, dense, plain)
+    many = sizes > np.where(planes, dense + plane_bytes(op.head_dim)[0], plain)
+    if pointers.min() < 0 or pointers.max() > stream.size or few.any() or many.any():
+        raise InvalidArgumentError(
+            f"{op.label!r}: pointers do not fit the {what}s; lay them out by attention_tensors"
+        )
 
 
 def _check_pointers(

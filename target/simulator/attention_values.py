@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.numerics import attention as numerics
 from sparqle_tvm.numerics.integers import pack_digits, unpack_digits
+from sparqle_tvm.numerics.kv_cache import CacheName, load_rows
 from sparqle_tvm.numerics.slicing import stream_positions
 from sparqle_tvm.numerics.window import window_of
 from sparqle_tvm.target.attention_op import DIGIT_BITS
@@ -25,13 +26,18 @@ from sparqle_tvm.target.isa.base import TRACE_OPERANDS
 from sparqle_tvm.target.isa.operands import KEYS, Buffer, M
 from sparqle_tvm.target.isa.vector import VecSmx
 from sparqle_tvm.target.program.bound import BoundProgram
-from sparqle_tvm.target.simulator.attention_work import Work
+from sparqle_tvm.target.simulator.attention_work import CacheRows, Work
 from sparqle_tvm.target.simulator.native import aligned
 
 Bytes = NDArray[np.uint8]
 Step = Mapping[str, int]
 
 _UNWRITTEN = 0x7F
+
+CACHED: Mapping[CacheName, tuple[Tensor, Tensor]] = {
+    "key": (Tensor.KEYS, Tensor.KEY_PTR),
+    "value": (Tensor.VALUES, Tensor.VALUE_PTR),
+}
 
 
 def run_attention(
@@ -61,6 +67,13 @@ class _Machine:
             for buffer in Buffer
         }
         self.work = Work.empty(bound.header, bound.limits)
+        op = bound.header.op
+        cache = {
+            what: CacheRows.read(op, what, tensors[tensor], tensors[pointers])
+            for what, (tensor, pointers) in CACHED.items()
+            if op.is_stored(what)
+        }
+        self.work.note_cache(bound.header, bound.limits, cache)
         self.dim = bound.header.op.head_dim
         self._bits_of_block: dict[int, NDArray[np.bool_]] = {}
         self._digits = window_of(bound.header.op.window).digits(DIGIT_BITS)
@@ -89,9 +102,19 @@ class _Machine:
             self._bits_of_block[o["block"]] = bits
 
     def load_keys(self, o: Step) -> None:
-        self.table(Buffer.WGT, o["dst"], np.int8, o["loaded"], self.dim)[...] = self.of_head(
-            Tensor.KEYS, o
+        self.table(Buffer.WGT, o["dst"], np.int8, o["loaded"], self.dim)[...] = self._cached(
+            "key", o
         )
+
+    def _cached(self, what: CacheName, o: Step) -> NDArray[Any]:
+        """Rows of keys, or values, of a chunk, int8 (loaded, D), expanded if need be."""
+        op, (tensor, _) = self.header.op, CACHED[what]
+        if not op.is_stored(what):
+            return self.of_head(tensor, o)
+        head, key = divmod(o["key"], self.limits[KEYS])
+        begins = self.work.cache[what].begins[head, key : key + o["loaded"] + 1]
+        bits = op.key_bits if what == "key" else op.value_bits
+        return load_rows(self.tensors[tensor], begins, self.dim, bits, op.in_planes(what)[head])
 
     def load_scales(self, o: Step) -> None:
         scales = self.table(Buffer.WGT, o["dst"], np.float32, o["loaded"], 2)
@@ -99,7 +122,7 @@ class _Machine:
 
     def load_values(self, o: Step) -> None:
         there = self.table(Buffer.WGT, o["dst"], np.int8, o["loaded"], self.dim)
-        values = self.of_head(Tensor.VALUES, o)
+        values = self._cached("value", o)
         if o["live_map"] < 0:
             there[...] = values
             return
@@ -167,7 +190,8 @@ class _Machine:
             self._write_probabilities(address, part)
             head_keys = self.limits[KEYS] if header.stays else total
             loaded = min(chunk, head_keys - begin)
-            self.work.note_chunk(header, o["block"], number, part, loaded)
+            head, key = divmod(o["key"], self.limits[KEYS])
+            self.work.note_chunk(header, o["block"], number, part, loaded, (head, key + begin))
 
     def _note_last_token(self, o: Step, p: Bytes) -> None:
         """Keep the rows of the last token, numbered as those of a run of that token alone."""

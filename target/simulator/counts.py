@@ -107,7 +107,7 @@ class Counts:
         Partial sums of weight groups (of group sums in MMA.MIN) that were scaled and added.
     find_first_steps : int
         MSB digits that PE rows located in the bitmap: stored digits, once per block of columns
-        and weight slice.
+        and weight slice; and those of keys and values in planes, when a load expands them.
     vector_operations : int
         Elementwise operations of the vector unit.
     encoded_elements : int
@@ -245,7 +245,9 @@ def _traffic(
     if access.mode == Mode.WRITE and cls.PARTS:
         # Loads write what they carry, wherever its parts go.
         first = access is cls.accesses(header)[0]
-        return 0, int(carried[operands.index].sum()) if first else 0
+        if not first:
+            return 0, 0
+        return 0, _total(operands, cls.carried(header, values, carried[operands.index]))
     nbytes = access.nbytes(header, operands)
     if access.tile.stream:
         nbytes = carried[timing.sources[operands.index, position(cls, header, access.operand)]]

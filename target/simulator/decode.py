@@ -138,10 +138,9 @@ def decode_parameters(spec: ValueSpec, a: Action) -> None:
         with loop(panels) as panel:
             first = panel * channels
             with loop(T.min(T.int64(channels), n - first)) as channel, loop(groups) as group:
-                source = address + ((kind * n + first + channel) * groups + group) * 2
-                low, high = cast("int64", wgt[source]), cast("int64", wgt[source + 1])
+                number = (kind * n + first + channel) * groups + group
                 where = ((kind * panels + panel) * groups + group) * channels + channel
-                pool[entry + where] = _half_to_double(low + T.shift_left(high, T.int64(8)))
+                pool[entry + where] = _factor(spec, wgt, address + number * spec.scale_bytes)
 
 
 def _digit(packed: Any, shift: Any, bits: int, sign: Any) -> Any:
@@ -222,6 +221,16 @@ def _put_elements(
             if spec.dot.biased:
                 digit = T.bitwise_xor(digit, sign)
             pool[cell * spec.dot.depth + i] = cast(spec.dot.weight, digit)
+
+
+def _factor(spec: ValueSpec, wgt: Array, source: Any) -> Any:
+    """A scale or minimum as float64: little-endian float16, or a float32 that is no subnormal."""
+    bits: Any = T.int64(0)
+    for i in range(spec.scale_bytes):
+        bits = bits + T.shift_left(cast("int64", wgt[source + i]), T.int64(8 * i))
+    if spec.scale_bytes == 2:
+        return _half_to_double(bits)
+    return cast("float64", T.reinterpret("float32", cast("int32", bits)))
 
 
 def _half_to_double(half: Any) -> Any:

@@ -224,11 +224,11 @@ def tensor_formats(header: Header, rows: int) -> dict[Tensor, tuple[tuple[int, .
     if header.op.block_rows:
         formats[Tensor.ROW_ORDER] = ((rows,), "uint16" if header.order_bytes == 2 else "int32")
     if header.op.group_size:
-        formats[Tensor.W_SCALE] = ((channels, groups), "float16")
+        formats[Tensor.W_SCALE] = ((channels, groups), header.op.group_dtype)
     elif header.op.scaled:
         formats[Tensor.W_SCALE] = ((channels,), "float32")
     if header.op.has_min:
-        formats[Tensor.W_MIN] = ((channels, groups), "float16")
+        formats[Tensor.W_MIN] = ((channels, groups), header.op.group_dtype)
         formats[Tensor.GROUP_SUMS] = ((rows, groups), f"int{8 * header.sum_bytes}")
     if header.op.has_offset:
         formats[Tensor.OFFSET] = ((channels,), header.op.accumulator_dtype)

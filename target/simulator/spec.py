@@ -74,6 +74,8 @@ class ValueSpec:
         Whether it is two's complement.
     group_size : int
         Weights along K that share a scale, 0: none.
+    scale_bytes : int
+        Bytes of a group's scale, and of its minimum: float16 or float32.
     has_min : bool
         Whether groups have a minimum.
     sum_bytes : int
@@ -94,6 +96,7 @@ class ValueSpec:
     weight_bits: int
     weight_signed: bool
     group_size: int
+    scale_bytes: int
     has_min: bool
     sum_bytes: int
     encoded: bool
@@ -114,6 +117,7 @@ class ValueSpec:
             weight_bits=header.op.weight_bits,
             weight_signed=header.op.weight_signed,
             group_size=header.op.group_size,
+            scale_bytes=header.op.scale_bytes,
             has_min=header.op.has_min,
             sum_bytes=header.sum_bytes if header.op.has_min else 0,
             encoded=header.op.output == "encoded",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from tiny_llama import TinyLlama
 import sparqle_tvm.frontend
 from sparqle_tvm.errors import InvalidArgumentError, ModelFileError, UnsupportedModelError
 from sparqle_tvm.frontend.gguf import from_gguf, read_config
-from sparqle_tvm.frontend.gguf_file import GGUFFile
+from sparqle_tvm.frontend.gguf_file import SUPPORTED_KINDS, GGUFFile
 from sparqle_tvm.models.decoder import Yarn
 from sparqle_tvm.models.quantized import FloatWeight, GroupedWeight
+from sparqle_tvm.passes._value_range import weight_bits
 
 SMALL = TinyLlama(layers=1)
 
@@ -26,6 +28,9 @@ SMALL = TinyLlama(layers=1)
 def path(tmp_path: Path) -> Path:
     return tmp_path / "model.gguf"
 
+
+FINE = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K, Kind.IQ4_XS)
+"""Types whose scales are a float16 times an integer."""
 
 WIDE = replace(SMALL, embed=256, ffn=512)
 
@@ -41,6 +46,12 @@ WIDE = replace(SMALL, embed=256, ffn=512)
         (Kind.IQ4_NL, -127, 113),
         (Kind.TQ1_0, -1, 1),
         (Kind.TQ2_0, -1, 1),
+        (Kind.Q2_K, 0, 3),
+        (Kind.Q3_K, -4, 3),
+        (Kind.Q4_K, 0, 15),
+        (Kind.Q5_K, 0, 31),
+        (Kind.Q6_K, -32, 31),
+        (Kind.IQ4_XS, -127, 113),
     ],
 )
 def test_integer_weights_stay_as_stored(path: Path, kind: Kind, low: int, high: int) -> None:
@@ -52,32 +63,39 @@ def test_integer_weights_stay_as_stored(path: Path, kind: Kind, low: int, high: 
     assert weight.values.dtype == np.int8
     assert weight.values.min() == low
     assert weight.values.max() == high
-    assert weight.scale.dtype == np.float16
-    assert (weight.minimum is not None) == (kind in (Kind.Q4_1, Kind.Q5_1))
+    assert weight.scale.dtype == (np.float32 if kind in FINE else np.float16)
+    assert weight.values.shape[1] == (16 if kind in (Kind.Q2_K, Kind.Q3_K, Kind.Q6_K) else 32)
+    minima = (Kind.Q4_1, Kind.Q5_1, Kind.Q2_K, Kind.Q4_K, Kind.Q5_K)
+    assert (weight.minimum is not None) == (kind in minima)
     tensor = file.tensors[name]
     expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     np.testing.assert_array_equal(weight.to_float().values, expected.T)
 
 
-FINE = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K, Kind.IQ4_XS)
+TABLE = re.compile(r"^\| (\w+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| (\d) \|$", re.MULTILINE)
+DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 
 
-@pytest.mark.parametrize("kind", FINE)
-def test_weights_with_finer_scales_become_floats_by_name(path: Path, kind: Kind) -> None:
-    name = "blk.0.ffn_up.weight"
-    model = from_gguf(replace(WIDE, kinds={name: kind}).write(path), progress=False)
-    assert model.float_weights == (name,)
-    weight = model.file.weight(name, 256, 512)
-    assert isinstance(weight, FloatWeight)
-    assert weight.values.shape == (256, 512)
-    assert np.unique(weight.values).size > 16
+def test_the_table_of_weight_types_is_what_is_imported(path: Path) -> None:
+    rows = {row[0]: row[1:] for row in TABLE.findall(DOCUMENT.read_text(encoding="utf-8"))}
+    assert {*rows, "F16", "F32", "BF16"} == set(SUPPORTED_KINDS)
+    for name, row in rows.items():
+        block, nbytes = gguf.GGML_QUANT_SIZES[Kind[name]]
+        file = GGUFFile(replace(WIDE, dense_kind=Kind[name]).write(path))
+        weight = file.weight("blk.0.ffn_up.weight", 256, 512)
+        bits = weight_bits((weight.values.min(), weight.values.max()))
+        group = weight.values.shape[1]
+        parameters = [weight.scale, *([] if weight.minimum is None else [weight.minimum])]
+        loaded = bits + sum(8 * part.itemsize for part in parameters) / group
+        expected = group, 8 * nbytes / block, loaded, -(-bits // 4)
+        assert tuple(map(float, row)) == expected, name
 
 
 def test_q6_k_is_what_its_definition_says(path: Path) -> None:
     """As ggml's dequantize_row_q6_K reads a block of 256: element by element."""
     name = "blk.0.ffn_up.weight"
     file = GGUFFile(replace(WIDE, kinds={name: Kind.Q6_K}).write(path))
-    found = file.weight(name, 256, 512).values
+    found = file.weight(name, 256, 512).to_float().values
     for row in (0, 300, 511):
         block = file.tensors[name].data[row]
         low, high, scales = block[:128], block[128:192], block[192:208].view(np.int8)
@@ -151,6 +169,18 @@ def test_scales_of_positions(path: Path, keys: dict[str, Any], scale: float) -> 
     assert read_config(file).rope_scale == scale
 
 
+def test_the_context_ends_where_a_window_or_long_factors_would_begin(path: Path) -> None:
+    window = replace(SMALL, overrides={"llama.attention.sliding_window": 48})
+    assert read_config(GGUFFile(window.write(path))).context == 48
+    keys = {"type": "longrope", "attn_factor": 1.25, "original_context_length": 32}
+    overrides = {f"llama.rope.scaling.{key}": value for key, value in keys.items()}
+    config = read_config(GGUFFile(replace(SMALL, overrides=overrides).write(path)))
+    assert (config.context, config.rope_scale, config.rope_magnitude) == (32, 1.0, 1.25)
+    overrides["llama.rope.scaling.attn_factor"] = -1.0
+    with pytest.raises(ModelFileError, match="longrope"):
+        read_config(GGUFFile(replace(SMALL, overrides=overrides).write(path)))
+
+
 def test_yarn(path: Path) -> None:
     keys = {"type": "yarn", "factor": 4.0, "attn_factor": 1.5, "yarn_beta_fast": 16.0}
     overrides = {f"llama.rope.scaling.{key}": value for key, value in keys.items()}
@@ -168,7 +198,7 @@ def test_yarn(path: Path) -> None:
     [
         ("rope.scaling.attn_factor", 1.5),
         ("rope.dimension_sections", [8, 8]),
-        ("attention.sliding_window", 4096),
+        ("attention.sliding_window_pattern", 6),
         ("attention.scale", 0.5),
         ("attention.causal", False),
     ],
@@ -311,7 +341,7 @@ def test_metadata_that_does_not_fit(path: Path, key: str, value: Any, message: s
     ("overrides", "message"),
     [
         ({"llama.expert_count": 8}, "experts"),
-        ({"llama.rope.scaling.type": "longrope"}, "'longrope'"),
+        ({"llama.rope.scaling.type": "su"}, "'su'"),
         ({"llama.attention.value_length": 8}, "values of 8"),
     ],
 )
@@ -326,7 +356,9 @@ def test_other_byte_order(path: Path) -> None:
 
 
 def test_unsupported_architecture(path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="'gemma3' is not supported; supported: llama"):
+    with pytest.raises(
+        UnsupportedModelError, match="'gemma3' is not supported; supported: llama, "
+    ):
         from_gguf(replace(SMALL, arch="gemma3").write(path))
 
 
@@ -349,15 +381,29 @@ def test_unsupported_tensor_type(path: Path) -> None:
         from_gguf(tiny.write(path), progress=False)
 
 
+def test_tensor_type_of_a_fork(path: Path) -> None:
+    """I2_S is number 36 in bitnet.cpp; the library gguf has no such number."""
+    content = bytearray(
+        replace(SMALL, kinds={"blk.0.attn_v.weight": Kind.Q8_0}).write(path).read_bytes()
+    )
+    name = b"blk.0.attn_v.weight"
+    kind = content.index(name) + len(name) + 4 + 2 * 8
+    assert content[kind] == Kind.Q8_0
+    content[kind] = 36
+    path.write_bytes(content)
+    with pytest.raises(UnsupportedModelError, match=r"type that is not known.*36"):
+        GGUFFile(path)
+
+
 def test_unsupported_type_of_a_norm(path: Path) -> None:
     tiny = replace(SMALL, kinds={"output_norm.weight": Kind.Q8_0})
     with pytest.raises(UnsupportedModelError, match=r"'output_norm.weight' is of type Q8_0"):
         from_gguf(tiny.write(path), progress=False)
 
 
-def test_tensors_that_a_plain_llama_does_not_have(path: Path) -> None:
-    tiny = replace(SMALL, extra={"blk.0.attn_q.bias": np.zeros(64, np.float32)})
-    with pytest.raises(UnsupportedModelError, match=r"blk\.0\.attn_q\.bias"):
+def test_tensors_that_a_llama_does_not_have(path: Path) -> None:
+    tiny = replace(SMALL, extra={"blk.0.attn_q_norm.weight": np.zeros(16, np.float32)})
+    with pytest.raises(UnsupportedModelError, match=r"a llama .*blk\.0\.attn_q_norm\.weight"):
         from_gguf(tiny.write(path), progress=False)
 
 

@@ -30,7 +30,7 @@ class TorchLlama:
             for tensor in reader.tensors
         }
         kinds = gguf.GGMLQuantizationType
-        floats = (kinds.F16, kinds.F32, kinds.BF16, kinds.Q4_K, kinds.Q6_K)
+        floats = (kinds.F16, kinds.F32, kinds.BF16)
         self.floats = {t.name for t in reader.tensors if t.tensor_type in floats}
 
         def value(key: str):

@@ -187,7 +187,7 @@ def test_quantized_weights_are_checked():
     for bad in (
         np.ones(3, np.float32),
         np.ones(2, np.float16),
-        scale.astype(np.float32),
+        scale.astype(np.float64),
         np.ones((2, 3), np.float16),
     ):
         with pytest.raises(InvalidArgumentError, match="weight scale: expected"):
@@ -196,6 +196,12 @@ def test_quantized_weights_are_checked():
         QuantizedWeights(values, np.ones(2, np.float32), scale)
     with pytest.raises(InvalidArgumentError, match="weight minimum: expected float16"):
         QuantizedWeights(values, scale, scale.astype(np.float32))
+    QuantizedWeights(values, scale.astype(np.float32), -scale.astype(np.float32) * 63)
+    for name in ("scale", "minimum"):
+        parts = {"scale": scale.astype(np.float32), "minimum": scale.astype(np.float32)}
+        parts[name] = parts[name] / np.float32(3)
+        with pytest.raises(QuantizationError, match=f"weight {name}: .* no multiple of 2"):
+            QuantizedWeights(values, **parts)
     with pytest.raises(QuantizationError, match="weight scale: inf"):
         QuantizedWeights(values, np.full((2, 2), np.inf, np.float16))
     with pytest.raises(QuantizationError, match="int4 range"):

@@ -172,7 +172,7 @@ class GroupedExpected:
     ids=["static", "symbolic"],
 )
 def test_expected_module(before: tvm.IRModule, expected: tvm.IRModule) -> None:
-    report = assert_changed(OffloadDense, before, expected, accelerator=TINY)
+    report = assert_changed(OffloadDense, before, expected, accelerator=TINY, planes="always")
     assert report.rewritten["OffloadDense"] == 1
     assert report.skipped == []
 
@@ -240,7 +240,7 @@ def test_equal_ops_share_their_programs() -> None:
     other = np.zeros((5, 16), np.int8)
     mod = dense_module(W, W + 0, other, rows=2, weight_bits=4, functions=("decode", "prefill"))
     report = PassReport()
-    offload = OffloadDense(TINY, report=report)
+    offload = OffloadDense(TINY, report=report, planes="always")
     calls = [operands_of(launch) for launch in launches(offload(mod))]
     assert report.rewritten["OffloadDense"] == len(calls) == 6
     assert [str(call[0].value) for call in calls] == [
@@ -266,10 +266,10 @@ def test_equal_ops_share_their_programs() -> None:
 def test_all_programs_can_be_reached() -> None:
     # Functions that come later are offloaded by a second run; it keeps what the first one left.
     first = dense_module(W, np.zeros((5, 16), np.int8), W + 0, rows=2, weight_bits=4)
-    offload = OffloadDense(TINY)
+    offload = OffloadDense(TINY, planes="always")
     mod = offload(first)
     mod.update(dense_module(W, rows=3, weight_bits=4, functions=("later",)))
-    again = OffloadDense(TINY)
+    again = OffloadDense(TINY, planes="always")
     fields = again(mod)[PROGRAMS_FUNCTION].body.body.fields
     bundles = [field.value.numpy().tobytes() for field in fields]
     found = [program for bundle in bundles for program in unpack_bundle(bundle)]
@@ -278,7 +278,7 @@ def test_all_programs_can_be_reached() -> None:
 
 
 def test_symbolic_rows_have_a_program_per_bucket() -> None:
-    offload = OffloadDense(TINY)
+    offload = OffloadDense(TINY, planes="always")
     (launch,) = launches(offload(dense_module((3, 16))))
     programs = unpack_bundle(operands_of(launch)[1].value.numpy().tobytes())
     assert [program.header.op.m for program in programs] == BUCKETS
@@ -300,7 +300,7 @@ def test_symbolic_rows_have_a_program_per_bucket() -> None:
     ],
 )
 def test_how_weights_are_stored(weight: Any, bits: int, stored: tuple[int, bool]) -> None:
-    offload = OffloadDense(TINY)
+    offload = OffloadDense(TINY, planes="always")
     (launch,) = launches(offload(dense_module(weight, rows=1, weight_bits=bits)))
     ((spec, _),) = offload.library.programs
     assert (spec.weight_bits, spec.weight_signed) == stored
@@ -347,7 +347,7 @@ def test_readers_of_one_encoding_share_the_chunk() -> None:
     wide, narrow = np.full((32, 512), 100, np.int8), np.zeros((4, 512), np.int8)
 
     def chunks(*weights: np.ndarray) -> list[int]:
-        offload = OffloadDense(machine)
+        offload = OffloadDense(machine, planes="always")
         mod = dense_module(*weights, rows=16, weight_bits=4)
         return [
             program.header.k_chunk
@@ -394,7 +394,7 @@ def test_a_reader_that_fits_no_buffer_is_left_alone() -> None:
 
 def test_nothing_is_loaded_for_a_window() -> None:
     assert OWN.any()
-    offload = OffloadDense(TINY)
+    offload = OffloadDense(TINY, planes="always")
     (launch,) = launches(offload(scaled_module(OWN)))
     ((spec, _),) = offload.library.programs
     assert not spec.has_offset
@@ -405,7 +405,7 @@ def test_nothing_is_loaded_for_a_window() -> None:
 @pytest.mark.parametrize(("window", "own"), [("signed", OWN), ("unsigned", 0 * OWN)])
 def test_what_is_left_of_an_offset_is_loaded(window: str, own: np.ndarray) -> None:
     mod = scaled_module(own + REST, window)
-    offload = OffloadDense(TINY)
+    offload = OffloadDense(TINY, planes="always")
     (launch,) = launches(offload(mod))
     ((spec, _),) = offload.library.programs
     assert spec.has_offset
@@ -494,7 +494,7 @@ def test_exact_numbers(
     w = rng.integers(low, low + 16, (channels, columns)).astype(np.int8)
     w[0, 0] = low + 15
     mod = dense_module(w.shape if parameter else w, window=window, weight_bits=4)
-    run = Runnable(mod, OffloadDense(TINY))
+    run = Runnable(mod, OffloadDense(TINY, planes="always"))
     for rows in (0, 1, 21):
         q = rng.integers(-128, 128, (rows, columns)).astype(np.int8)
         # Without the bias that undoes the window: it is zero here.

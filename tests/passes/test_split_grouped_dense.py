@@ -185,6 +185,17 @@ def test_all_integers_give_the_same_numbers(dtype: str, minimum: np.ndarray | No
     assert_equal_bits(Runnable(mod, SplitGroupedDense())(q), Runnable(mod)(q))
 
 
+@pytest.mark.parametrize("minimum", [M, M.astype(np.float32) * 41, None], ids=str)
+def test_float32_scales_that_are_products_with_integers(minimum: np.ndarray | None) -> None:
+    """As those of GGUF's K-quants; minima become float32 with them."""
+    mod = by_hand(d=D.astype(np.float32) * np.float32(-59), m=minimum)
+    split, report = apply(SplitGroupedDense, mod)
+    assert report.rewritten["SplitGroupedDense"] == 1
+    assert "float32" in split.script()
+    q = integers("int8")
+    assert_equal_bits(Runnable(mod, SplitGroupedDense())(q), Runnable(mod)(q))
+
+
 def test_weights_that_are_parameters_give_the_same_numbers() -> None:
     arguments = (integers("int8"), W, D)
     split, plain = Runnable(Parameters, SplitGroupedDense()), Runnable(Parameters)
@@ -198,15 +209,16 @@ def test_weights_that_are_parameters_give_the_same_numbers() -> None:
         ({"w": W.astype(np.uint8)}, "weights are uint8"),
         ({"w": None}, "computed at run time"),
         ({"acc": None}, "accumulates in int8, int32 is needed"),
-        ({"d": D.astype(np.float32)}, "group scales are not float16"),
-        ({"d": D[:1]}, "group scales are not float16 of shape (G, 1, N)"),
+        ({"d": D.astype(np.float32) / np.float32(3)}, "known to be multiples of 2^-24"),
+        ({"d": D.astype(np.int32)}, "group scales are no float16 or float32"),
+        ({"d": D[:1]}, "no float16 or float32 of shape (G, 1, N)"),
         ({"q": ((8, 5), "int8"), "cut": (5, 2, 4)}, "K of the activations is not G * group"),
         ({"q": ((10, 8), "int8"), "cut": (20, 1, 4), "m": None}, "not cut into groups along K"),
         ({"cut": (2, 5, 4), "axes": [0, 1, 2]}, "not cut into groups along K"),
         ({"low": lambda sums, m: relax.const(np.ones((5, 3)), "float64")}, "no minimum per group"),
-        ({"m": M.astype(np.float32)}, "no minimum per group"),
-        ({"d": D * np.float16(60000)}, "allow sums of 5.36871e+08, where float64 rounds"),
-        ({"m": np.full_like(M, np.inf)}, "where float64 rounds"),
+        ({"m": M.astype(np.int32)}, "no minimum per group"),
+        ({"d": D * np.float16(60000)}, "allow sums of 5.36871e+08"),
+        ({"m": np.full_like(M, np.inf)}, "float64 would round"),
     ],
 )
 def test_what_is_left_alone_and_why(changes: dict[str, Any], reason: str) -> None:

@@ -39,6 +39,8 @@ SPECS = {
     "ternary": DenseOp(m=4, n=4, k=16, weight_bits=2),
     "unsigned weights": DenseOp(m=3, n=6, k=32, weight_signed=False, group_size=16),
     "grouped": DenseOp(m=7, n=10, k=64, group_size=32),
+    "float32 scales": DenseOp(m=7, n=10, k=64, group_size=16, scale_bytes=4, weight_bits=8),
+    "float32 minima": DenseOp(m=6, n=9, k=96, group_size=32, scale_bytes=4, has_min=True),
     "minima": DenseOp(m=6, n=9, k=96, group_size=32, has_min=True),
     "digits of 2": DenseOp(m=5, n=6, k=32, digit_bits=2, group_size=16, has_min=True),
     "digits of 8": DenseOp(m=5, n=6, k=16, digit_bits=8, weight_bits=8),
@@ -148,6 +150,10 @@ def random_operands(spec: DenseOp, seed: int) -> Operands:
         scale = (rng.random((spec.n, spec.groups)) * 0.1 + 0.01).astype(np.float16)
         if spec.has_min:
             minimum = (-rng.random((spec.n, spec.groups))).astype(np.float16)
+        if spec.scale_bytes == 4:  # products with integers, as those of K-quants
+            scale = scale.astype(np.float32) * rng.integers(-63, 64, scale.shape, dtype=np.int8)
+            if minimum is not None:
+                minimum = minimum.astype(np.float32) * np.float32(41)
     else:
         scale = (rng.random(spec.n) * 0.1 + 0.01).astype(np.float32)
     weights = QuantizedWeights(w, scale, minimum, spec.weight_bits)

@@ -92,9 +92,9 @@ class Tensors:
             sums=rng.integers(-99, 99, (rows, groups)).astype(f"i{header.sum_bytes}"),
             row=rng.integers(1, 99, rows).astype(np.float32),
             weights=weights,
-            scales=scales.astype(np.float16 if header.op.group_size else np.float32),
+            scales=scales.astype(factor_type(header) if header.op.group_size else np.float32),
             w_sums=w_sums.astype(np.float64 if header.op.group_size else np.int32),
-            minima=rng.integers(1, 99, (n, groups)).astype(np.float16),
+            minima=rng.integers(1, 99, (n, groups)).astype(factor_type(header)),
             offset=rng.integers(-999, 999, n).astype(
                 np.float64 if header.op.group_size else np.int32
             ),
@@ -128,6 +128,11 @@ class Tensors:
                 minima = self.minima[:, group].astype(np.float64)
                 acc += np.outer(self.sums[:, group].astype(np.float64), minima)
         return acc.astype(np.float32) * self.row[:, None]
+
+
+def factor_type(header: Header) -> type:
+    """What the scale and the minimum of a group are stored as."""
+    return {2: np.float16, 4: np.float32}[header.op.scale_bytes]
 
 
 def lowest_activation(header: Header) -> int:
@@ -374,7 +379,8 @@ class Machine:
         if o["zero"]:
             acc[...] = 0
         groups = -(-columns // h.op.group_size) if h.op.group_size else 1
-        parameters = self._get(Buffer.WGT, o["grp"], n * groups * 4).copy().view(np.float16)
+        factors = self._get(Buffer.WGT, o["grp"], n * groups * 2 * h.op.scale_bytes).copy()
+        parameters = factors.view(factor_type(h))
         if cls is MmaMin:
             sums = self._get(Buffer.ACT, o["sum"], m * groups * h.sum_bytes).copy()
             sums = sums.view(f"i{h.sum_bytes}").reshape(m, groups).astype(np.float64)

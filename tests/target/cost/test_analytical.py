@@ -18,7 +18,7 @@ from sparqle_tvm.target.cost.analytical import (
     encoding_costs,
 )
 from sparqle_tvm.target.cost.array import best_row_split, lsb_pass_cycles, msb_pass_cycles
-from sparqle_tvm.target.cost.factors import EncodeFactors
+from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
 from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.op import DenseOp
 
@@ -175,8 +175,13 @@ def test_encode_with_factors_and_bands_by_hand(tiny):
     assert both.events.dram_write_bytes == plain.events.dram_write_bytes
     # (44 + 48) / 4 bytes, one tile of 2 descriptors * 10
     assert both.dma_cycles == 43
-    dense = encode_cost("x", nnz, ONE_TILE, 0, tiny, "dense", factors=EncodeFactors(True, True))
-    assert dense == encode_cost("x", nnz, ONE_TILE, 0, tiny, "dense")
+    # Integers that are left whole have been scaled and clipped all the same.
+    plain, both = (
+        encode_cost("x", nnz, ONE_TILE, 0, tiny, "dense", factors=factors)
+        for factors in (NO_FACTORS, EncodeFactors(True, True))
+    )
+    assert both.vector_cycles == plain.vector_cycles + 18
+    assert both.dram_bytes == plain.dram_bytes + 48
 
 
 def test_what_is_written_is_what_one_load_reads():

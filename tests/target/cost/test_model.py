@@ -91,7 +91,7 @@ def encodings(m: int) -> list[EncodedActivation]:
 @pytest.mark.parametrize("scheme", ["sparqle", "dense"])
 def test_parts_add_up(scheme):
     cost = pass_cost(encodings(20), SHAPE, tokens=20, past=0, accelerator=EDGE, scheme=scheme)
-    assert [op.label for op in cost.ops] == ["q", "k", "out"]
+    assert [op.label for op in cost.ops] == ["q+k", "out"]
     assert [encode.label for encode in cost.encodes] == ["x", "y"]
     vector_cycles = sum(v.total_cycles for v in cost.vector)
     vector_bytes = sum(v.dram_bytes for v in cost.vector)

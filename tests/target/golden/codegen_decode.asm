@@ -10,10 +10,10 @@
 ;   sum      1 x 96       at 1728
 ;   row      1 x 8        at 1824
 ; WGT
-;   wgt      2 x 221184   at 0
-;   grp      2 x 55296    at 442368
+;   wgt      2 x 147456   at 0
+;   grp      2 x 36864    at 294912
 ; ACC
-;   acc      2 x 2304     at 0
+;   acc      2 x 1536     at 0
 ; tokens ACT_FREE 1, WGT_FREE 2, ACC_FREE 2, ROW_FREE 1
  0: WAIT     LOAD, ACT_FREE
  1: LD.LSB   ACT[0] <- LSB[0 : +min(1, M), 0 : +1536]
@@ -26,21 +26,21 @@
  8: SIGNAL   LOAD, ROW_READY
  9: WAIT     MMA, ACT_READY
 10: WAIT     STORE, ROW_READY
-11: LOOP     i0 < n0 = ceil(576 / 288)
+11: LOOP     i0 < n0 = ceil(576 / 192)
 12:   WAIT     LOAD, WGT_FREE
-13:   LD.WGT   WGT[0 + 221184*(i0 mod 2)] <- WGT[288*i0 : +288, 0 : +1536]
-14:   LD.GRP   WGT[442368 + 55296*(i0 mod 2)] <- W_SCALE[288*i0 : +288, 0 : +1536]
+13:   LD.WGT   WGT[0 + 147456*(i0 mod 2)] <- WGT[192*i0 : +192, 0 : +1536]
+14:   LD.GRP   WGT[294912 + 36864*(i0 mod 2)] <- W_SCALE[192*i0 : +192, 0 : +1536]
 15:   SIGNAL   LOAD, WGT_READY
 16:   WAIT     MMA, WGT_READY
 17:   WAIT     MMA, ACC_FREE
-18:   MMA.LSB  acc=ACC[0 + 2304*(i0 mod 2)], lsb=ACT[0], wgt=WGT[0 + 221184*(i0 mod 2)], grp=WGT[442368 + 55296*(i0 mod 2)], m=min(1, M), n=288, k=1536, zero=always, row_split=16
-19:   MMA.MSB  acc=ACC[0 + 2304*(i0 mod 2)], pbm=ACT[768], msb=ACT[960], zro=None, wgt=WGT[0 + 221184*(i0 mod 2)], grp=WGT[442368 + 55296*(i0 mod 2)], m=min(1, M), n=288, k=1536, zero=never, row_split=16
-20:   MMA.MIN  acc=ACC[0 + 2304*(i0 mod 2)], sum=ACT[1728], grp=WGT[442368 + 55296*(i0 mod 2)], m=min(1, M), n=288, k=1536, zero=never
+18:   MMA.LSB  acc=ACC[0 + 1536*(i0 mod 2)], lsb=ACT[0], wgt=WGT[0 + 147456*(i0 mod 2)], grp=WGT[294912 + 36864*(i0 mod 2)], m=min(1, M), n=192, k=1536, zero=always, row_split=16
+19:   MMA.MSB  acc=ACC[0 + 1536*(i0 mod 2)], pbm=ACT[768], msb=ACT[960], zro=None, wgt=WGT[0 + 147456*(i0 mod 2)], grp=WGT[294912 + 36864*(i0 mod 2)], m=min(1, M), n=192, k=1536, zero=never, row_split=16
+20:   MMA.MIN  acc=ACC[0 + 1536*(i0 mod 2)], sum=ACT[1728], grp=WGT[294912 + 36864*(i0 mod 2)], m=min(1, M), n=192, k=1536, zero=never
 21:   SIGNAL   MMA, WGT_FREE
 22:   SIGNAL   MMA, ACC_READY
 23:   WAIT     STORE, ACC_READY
-24:   DRAIN    acc=ACC[0 + 2304*(i0 mod 2)], row=ACT[1824], chn=None, m=min(1, M), n=288
-25:   ST.OUT   OUT[0 : +min(1, M), 288*i0 : +288] <- ACC[0 + 2304*(i0 mod 2)]
+24:   DRAIN    acc=ACC[0 + 1536*(i0 mod 2)], row=ACT[1824], chn=None, m=min(1, M), n=192
+25:   ST.OUT   OUT[0 : +min(1, M), 192*i0 : +192] <- ACC[0 + 1536*(i0 mod 2)]
 26:   SIGNAL   STORE, ACC_FREE
 27: END ; i0
 28: SIGNAL   MMA, ACT_FREE
