@@ -218,7 +218,7 @@ def _count(
     }
     kinds = {kind: joined(layers) for kind, layers in shapes.items()}
     # Split precision is held to dense, asked for or not.
-    baselines = [scheme for scheme in schemes if scheme != "sparqle"]
+    baselines: list[Scheme] = [scheme for scheme in schemes if scheme != "sparqle"]
     if "sparqle" in schemes and "dense" not in schemes:
         baselines.append("dense")
     questions = [
@@ -239,7 +239,7 @@ def _count(
         block = 0
         if "sparqle" in schemes:
             block = choose_block_rows(readers, accelerator, balance)
-        numbers = {}
+        numbers: dict[str, int] = {}
         for scheme in baselines:
             numbers[scheme] = len(asked)
             asked.append(Encoded(kind, nothing, readers, scheme))
@@ -262,10 +262,11 @@ def _count(
     costs = costs_together(asked, accelerator)
     done = []
     for encoding, nnz, numbers in counted:
-        found = {scheme: costs[i] for scheme, i in numbers.items()}
+        found: dict[str, CountedCosts] = {scheme: costs[i] for scheme, i in numbers.items()}
         left, block = None, encoding.block_rows
         if "sparqle" in schemes:
-            left = cheaper(found["sparqle"], found["dense"], nnz, accelerator.digit_bits)
+            split, dense = (costs[numbers[scheme]] for scheme in ("sparqle", "dense"))
+            left = cheaper(split, dense, nnz, accelerator.digit_bits)
         if left is not None:
             found["sparqle"], block = found["dense"], 0
         wanted: dict[str, CountedCosts] = {scheme: found[scheme] for scheme in schemes}
