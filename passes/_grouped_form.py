@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -149,7 +150,7 @@ def _narrow(rewriter: Rewriter, expr: Any) -> Any | None:
             with np.errstate(over="ignore"):
                 narrow = wide.astype(dtype)
             if np.array_equal(narrow.astype(np.float64), wide):
-                return rewriter.constants.once((value, dtype), lambda narrow=narrow: narrow)
+                return rewriter.constants.once((value, dtype), partial(np.asarray, narrow))
         return None
     if op_name(value) == "relax.astype" and dtype_of(value.args[0]) in _FACTORS:
         return value.args[0]

@@ -103,7 +103,7 @@ class GroupedWeight:
         groups, size, _ = self.values.shape
         rest = None
         if zero is not None:
-            wide = emit(op.astype(q, "int32"), "centred")
+            wide = emit(op.astype(q, "int32"), "wide")
             if not dialect.is_single(zero.ty):
                 moved = centred(rewriter, zero, centre_range(q))
                 rest = emit(op.subtract(moved, zero), "zero_shift")

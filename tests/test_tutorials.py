@@ -18,6 +18,7 @@ def test_there_are_tutorials():
         "04_sparsity.ipynb",
         "05_tuning.ipynb",
         "06_attention.ipynb",
+        "07_your_model.ipynb",
     ]
 
 

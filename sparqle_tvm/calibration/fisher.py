@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from sparqle_tvm.calibration.loss import CHUNK_TOKENS
-from sparqle_tvm.errors import MissingExtraError
+from sparqle_tvm.errors import MissingExtraError, UnsupportedModelError
 from sparqle_tvm.models.decoder import DecoderConfig, rope_frequencies
 
 if TYPE_CHECKING:
@@ -60,8 +60,14 @@ def squared_gradients(
     ------
     MissingExtraError
         If torch is not installed.
+    UnsupportedModelError
+        If the model is not a plain llama.
     """
     torch = require_torch()
+    if not imported.config.is_llama or any(n.endswith(".bias") for n in imported.file.tensors):
+        raise UnsupportedModelError(
+            "gradients are known of llama models only; use the importance of the weights"
+        )
     model = _TorchLlama(torch, imported)
     generator = torch.Generator().manual_seed(_SEED)
     sums: dict[str, npt.NDArray[np.float64]] = {}

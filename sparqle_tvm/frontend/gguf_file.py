@@ -159,11 +159,11 @@ def _crumbs(packed: Blocks) -> NDArray[np.uint8]:
 
 
 def _k_quant(
-    values: NDArray[np.uint8 | np.int8],
+    values: NDArray[Any],
     d: NDArray[np.float16],
-    scales: NDArray[np.uint8 | np.int8],
+    scales: NDArray[Any],
     d_min: NDArray[np.float16] | None = None,
-    minima: NDArray[np.uint8] | None = None,
+    minima: Any | None = None,
 ) -> GroupedWeight:
     """Values (N, B, 256) whose b groups have integer scales (N, B, b), all times d (N, B).
 
@@ -283,6 +283,10 @@ def _open(path: Path) -> _Reader:
     except EOFError as error:
         raise ModelFileError(f"{path}: the file is truncated: {error}") from error
     except (ValueError, KeyError, IndexError, OverflowError, MemoryError) as error:
+        if Kind.__name__ in str(error):
+            raise UnsupportedModelError(
+                f"{path}: a tensor is of a type that is not known here: {error}"
+            ) from error
         raise ModelFileError(f"{path}: damaged, or not a GGUF file: {error}") from error
     if reader.byte_order != "I":
         raise UnsupportedModelError(f"{path}: the file is of the other byte order")
@@ -312,7 +316,8 @@ class GGUFFile:
     ModelFileError
         If there is no such file, or it is truncated, damaged, or not GGUF.
     UnsupportedModelError
-        If it was written for machines of the other byte order.
+        If it was written for machines of the other byte order, or a tensor is of a type that the
+        library does not know.
     """
 
     def __init__(self, path: Path) -> None:

@@ -318,8 +318,9 @@ def _linear(to: _Rewriter, given: Sequence[str], attrs: Mapping[str, Any]) -> No
 
 
 def _qlinear_matmul(to: _Rewriter, given: Sequence[str], _: Mapping[str, Any]) -> None:
-    scales = [to.value(given[place]) for place in (1, 4, 6)]
-    if to.value(given[3]) is not None and all(each is not None for each in scales):
+    known = [to.value(given[place]) for place in (1, 4, 6)]
+    scales = [each for each in known if each is not None]
+    if to.value(given[3]) is not None and len(scales) == len(known):
         # The sum times one ratio, as onnxruntime rounds it: what is quantized is in output steps.
         a_scale, b_scale, scale = scales
         ratio = np.asarray(a_scale * b_scale / scale, np.float32)

@@ -111,7 +111,7 @@ def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedP
     """The program in core ops, but for those that the importer takes as they are."""
     import torch
 
-    table = torch.export.default_decompositions()
+    table: Any = torch.export.default_decompositions()
     for op in [op for op in table if _KEPT.match(str(op))]:
         table.pop(op)
     return program.run_decompositions(table)
@@ -172,7 +172,9 @@ def _importer(program: torch.export.ExportedProgram) -> Any:
         def _check_unsupported_func_type(self, nodes: Any) -> None:
             calls = [node for node in nodes if node.op == "call_function"]
             unknown = {
-                str(n.target): layer_of(n) for n in calls if n.target.__name__ not in self.convert_map
+                str(n.target): layer_of(n)
+                for n in calls
+                if n.target.__name__ not in self.convert_map
             }
             if unknown:
                 where = ", ".join(f"{op} (in {layer})" for op, layer in sorted(unknown.items()))
@@ -483,13 +485,11 @@ def _choose_token_asymmetric(call: _Call) -> Any:
     smallest = call.emit(op.minimum(op.min(x, [-1], keepdims=True), zero))
     largest = call.emit(op.maximum(op.max(x, [-1], keepdims=True), zero))
     scale = op.divide(op.subtract(largest, smallest), _float(255))
-    scale = call.emit(op.maximum(scale, _float(np.finfo(np.float32).eps)), "scale")
+    scale = call.emit(op.maximum(scale, _float(float(np.finfo(np.float32).eps))), "scale")
     low, high = _float(-128), _float(127)
     below, above = call.emit(op.divide(smallest, scale)), call.emit(op.divide(largest, scale))
     error = op.add(op.add(low, below), op.add(high, above))
-    chosen = op.where(
-        op.greater(error, zero), op.subtract(low, below), op.subtract(high, above)
-    )
+    chosen = op.where(op.greater(error, zero), op.subtract(low, below), op.subtract(high, above))
     rounded = op.round(op.clip(chosen, -128.0, 127.0))
     return scale, call.emit(op.astype(rounded, "int8"), "zero_point")
 

@@ -131,6 +131,13 @@ class DecoderConfig:
     fused: bool = False
 
     @property
+    def is_llama(self) -> bool:
+        """Whether no field says that it differs from a llama."""
+        llama = DecoderConfig.__dataclass_fields__
+        names = ("rope_factor", "rope_halves", "embed_scale", "gate", "head_norms", "sub_norms")
+        return all(getattr(self, name) == llama[name].default for name in (*names, "fused"))
+
+    @property
     def rope_magnitude(self) -> float:
         """What rotations multiply lengths with: 1 in a plain llama."""
         if self.yarn is None:

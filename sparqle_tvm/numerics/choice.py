@@ -256,7 +256,7 @@ def scale_weights(
     def scaled(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
         product = part.astype(np.float32) * by_group
         if part.dtype == np.float32:
-            return np.ldexp(np.rint(np.ldexp(product, 24)), -24)
+            return np.asarray(np.ldexp(np.rint(np.ldexp(product, 24)), -24))
         return to_float16(
             product,
             lambda row, group, value: (

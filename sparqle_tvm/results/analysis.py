@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sparqle_tvm.errors import InvalidArgumentError, ResultFileError
-from sparqle_tvm.files import Count, plain, read_json, typed_version
+from sparqle_tvm.files import Amount, Count, plain, read_json, typed_version
 from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.results.run import Measured, RunResult
 
@@ -60,12 +60,17 @@ class Launch:
 class Analysis(Measured):
     """All that is known of a function of a module and a call of it.
 
-    It is exact if every output is that of the module without split precision, bit for bit.
+    It is exact if every output is that of the module without split precision, bit for bit, or if
+    that multiplies floats, of the same integers multiplied whole.
 
     Attributes
     ----------
     function : str
         What was called.
+    against : {"module", "integers"}
+        What the outputs were compared with: the module as it came, or its integers.
+    difference : float
+        Of the outputs to those of the module as it came: norm, as a share.
     inputs : tuple of InputValue
         With what.
     seed : int or None
@@ -88,6 +93,8 @@ class Analysis(Measured):
     """
 
     function: str
+    against: Literal["module", "integers"]
+    difference: Amount
     inputs: tuple[InputValue, ...]
     seed: int | None
     call: PassResult | None

@@ -15,7 +15,7 @@ from sparqle_tvm.target.cost.baselines import scheme_name, scheme_notes
 from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable
 
-JSON_VERSION = 4
+JSON_VERSION = 5
 
 AttentionUnit = Literal["array", "vector"]
 """Who computes attention."""
@@ -83,15 +83,37 @@ class Estimate(PassResult):
 
     Its layers stand for all of a type (`models.shapes.LAYER_TYPES`) and one class of digits. The
     fields are the question, as `studies.estimate.estimate` takes it.
+
+    Attributes
+    ----------
+    same_tiles : mapping of str to float
+        By part, the share of energy that ``sparqle`` would save if ``dense`` had its tiles: what
+        planes save. The rest of what is saved comes from other tiles. Empty without both schemes.
     """
 
     model: ModelShape
     kv_bits: int
+    kv: str = "int8"
     attention: AttentionSource
     balance: Balance
     digits: DigitSource
     accelerator: Accelerator
     table: EnergyTable
+    same_tiles: Mapping[str, float]
+
+    @property
+    def tiles_note(self) -> str:
+        """What split precision would save of the energy with the same tiles; empty if not asked."""
+        if not self.same_tiles:
+            return ""
+        part = "whole_model"
+        saved, same = self.saved("sparqle", part).energy.mid, self.same_tiles[part]
+        note = (
+            f"With its tiles for the baseline too, split precision saves {same:.1%} of the energy"
+        )
+        if saved > 0 and same < saved / 2:
+            return f"{note}: most of the {saved:.1%} that it saves come from other tiles."
+        return f"{note}, each with its own {saved:.1%}."
 
     @property
     def seq(self) -> int:
@@ -101,7 +123,7 @@ class Estimate(PassResult):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader has to know of the figures, in sentences."""
-        notes = [self.positions_note, self.attention.note]
+        notes = [self.positions_note, self.attention.note, self.cache_note, self.tiles_note]
         waiting = [
             scheme_name(self.accelerator, scheme)
             for scheme, found in self.schemes.items()
@@ -117,6 +139,16 @@ class Estimate(PassResult):
             f"table. {scheme_notes(self.accelerator)}"
         )
         return tuple(filter(None, (*notes, self.table.unchecked_note)))
+
+    @property
+    def cache_note(self) -> str:
+        """How the cache is stored; empty if as int8."""
+        if self.kv == "int8":
+            return ""
+        return (
+            f"Keys and values are stored as {self.kv} (digits as measured on SmolLM2-135M); the "
+            "baselines have the same integers, plain."
+        )
 
     @property
     def positions_note(self) -> str:

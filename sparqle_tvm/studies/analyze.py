@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import numpy as np
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sparqle_tvm.compiler import Options
     from sparqle_tvm.runtime.executable import EncodingRecord, Executable
 
-STAGE_COUNT = 5
+STAGE_COUNT = 5  # and one more if floats are multiplied
 _REMEDY = "quantize it first: docs/models.md says which forms are taken"
 
 
@@ -51,7 +51,7 @@ def analyze(
 ) -> Analysis:
     """Compile a function, call it, and count what its dense layers cost, split and dense.
 
-    The function is compiled twice, in split precision and without it, and both are called with the
+    The function is compiled in split precision and without it, and both are called with the
     inputs; cycles and bytes are those of the bitmaps of this call.
 
     Parameters
@@ -96,6 +96,8 @@ def analyze(
     SparqleError
         Other classes of it, as `sparqle_tvm.compile` raises them.
     """
+    from tvm import relax
+
     from sparqle_tvm import api, compiler, passes
     from sparqle_tvm.progress import Stages
     from sparqle_tvm.runtime.launch import recording_attention
@@ -108,6 +110,8 @@ def analyze(
     module, names = getattr(mod, "mod", mod), [each.name for each in getattr(mod, "inputs", ())]
     module, func = _only(module, function, params or {})
     call = checked_call(func, inputs, names=names, shapes=shapes, seed=seed)
+    # Of this call alone: programs for any number of rows would be made for nothing.
+    module = relax.transform.BindSymbolicVars(call.sizes(func), function)(module)
     stages = Stages(STAGE_COUNT, progress)
     report = passes.PassReport()
     collect = passes.CollectEncodings(report=report)
@@ -122,10 +126,19 @@ def analyze(
         split = compiler.compile(halfway, given, after="drain")
     with stages("run (split)"), recording_attention() as attention:
         found = list(_leaves(split[function](*call.values)))
+    whole = replace(given, engine="host", collect=None, report=passes.PassReport())
     with stages("compile (plain)"):
-        plain = api.compile(module, machine, split=False, **_reference_options(given, options))
+        plain = compiler.compile(module, replace(whole, choices={}), split=False)
     with stages("run (plain)"):
+        original = list(_leaves(plain[function](*call.values)))
+    exact = _digest(found) == _digest(original)
+    against: Literal["module", "integers"] = "module"
+    if not exact:
+        # It multiplies floats that stand for integers, whose sums it rounds.
+        with stages("compile (integers)"):
+            plain = compiler.compile(module, whole, split=False, reference=True)
         exact = _digest(found) == _digest(_leaves(plain[function](*call.values)))
+        against = "integers"
     with stages("count"):
         records = _counted_records(split, report)
         encodings = encoded_activations(records) if records else []
@@ -148,6 +161,8 @@ def analyze(
         table=table,
         engine=engine,
         exact=exact,
+        against=against,
+        difference=_difference(found, original),
         msb_sparsity=msb_sparsity(records, encodings) if cost else MsbSparsity(0.0, (), ()),
         call=cost,
         why_nothing="" if cost else _why_nothing(left),
@@ -195,13 +210,12 @@ def _as_tensor(value: Any) -> Any:
     return tvm.runtime.tensor(value) if isinstance(value, np.ndarray) else value
 
 
-def _reference_options(given: Options, options: CommonOptions) -> dict[str, Any]:
-    """Options of the form that is not split: the same factors, attention and storage."""
-    kept = ("attention", "kv", "default_kv")
-    reference: dict[str, Any] = {key: options[key] for key in kept if key in options}
-    if given.choices:
-        reference |= {"choices": given.choices, "windows": given.windows}
-    return reference
+def _difference(found: Sequence[np.ndarray], original: Sequence[np.ndarray]) -> float:
+    """Norm of the difference of all outputs, as a share of the norm; 0 if there is nothing."""
+    pairs = [(np.float64(a), np.float64(b)) for a, b in zip(found, original, strict=True)]
+    norm = sum(float(np.square(b).sum()) for _, b in pairs)
+    off = sum(float(np.square(a - b).sum()) for a, b in pairs)
+    return (off / norm) ** 0.5 if norm and np.isfinite(off / norm) else 0.0
 
 
 def _leaves(result: Any) -> Iterator[np.ndarray]:

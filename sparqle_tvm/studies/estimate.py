@@ -19,23 +19,30 @@ from sparqle_tvm.errors import InvalidArgumentError, TargetError, require_known
 from sparqle_tvm.models.attention_sparsity import measured_attention
 from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape, model_shape
 from sparqle_tvm.models.sparsity import MEASURED, MsbDistribution, msb_distribution
+from sparqle_tvm.numerics.kv_cache import parse_kv
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.results.estimate import AttentionSource, AttentionUnit, DigitSource, Estimate
 from sparqle_tvm.results.passes import (
+    BASELINE,
+    PARTS,
     PHASES,
     CountedAttention,
     CountedCosts,
     CountedEncoding,
+    PassResult,
     Phase,
     pass_result,
 )
-from sparqle_tvm.studies.attention import counted_attention
+from sparqle_tvm.studies.attention import cache_token, counted_attention
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import DIGIT_BITS
-from sparqle_tvm.target.cost.analytical import Encoded, costs_together
+from sparqle_tvm.target.cost.analytical import Encoded, OpCost, costs_together, costs_with
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows, sorting_questions
+from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
+from sparqle_tvm.target.cost.events import Events
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.cost.scheme_choice import cheaper
 from sparqle_tvm.target.cost.tiling import Question, choose_together
 from sparqle_tvm.target.cost.vector import vector_costs
@@ -45,6 +52,7 @@ from sparqle_tvm.target.op import DenseOp
 if TYPE_CHECKING:
     from tvm.target import Target
 
+COMPARED = (BASELINE, "sparqle")
 MAX_COUNTS = 1 << 27
 """Counts of stored digits that are drawn for a layer, at most: they take about 1.5 GB."""
 
@@ -60,6 +68,7 @@ def estimate(
     table: EnergyTable | None = None,
     schemes: Sequence[Scheme] = ALL_SCHEMES,
     kv_bits: int = 8,
+    kv: str = "int8",
     attention: AttentionUnit | None = None,
     balance: Balance = "array",
     static_watts: float | None = None,
@@ -88,6 +97,9 @@ def estimate(
         What to compare.
     kv_bits : int
         Bits of a cached key or value, one of `target.cost.vector.KV_BITS`; they are stored plain.
+    kv : str
+        How the cache stores keys and values of attention on the array, see
+        `numerics.kv_cache.parse_kv`, with digits as measured; baselines have them plain.
     attention : {"array", "vector"}, optional
         Who computes attention: the array, in integers with keys and values of 8 bits, by programs
         (`target.cost.attention`), or the vector unit, in floats. By default the array, if keys and
@@ -117,13 +129,16 @@ def estimate(
     encodings = _count(*(shape, tokens, batch, distribution, accelerator, schemes, balance, seed))
     mixed: list[CountedAttention] = []
     reason = _vector_reason(attention, kv_bits, accelerator)
+    parse_kv(kv)
     if not reason:
         try:
-            mixed = counted_attention(shape, tokens, past, batch, accelerator, schemes, seed)
+            mixed = counted_attention(shape, tokens, past, batch, accelerator, schemes, seed, kv)
         except TargetError as error:
             if attention == "array":
                 raise
             reason = str(error)
+    if not mixed and kv != "int8":
+        raise InvalidArgumentError(f"kv={kv!r} is about attention on the array: {reason}")
     transformer = shape.transformer(kv_bits)
     counted = pass_result(
         phase,
@@ -136,6 +151,7 @@ def estimate(
                 *(transformer, tokens, past, accelerator, batch),
                 attention=not mixed,
                 scheme=scheme,
+                stored=cache_token(shape, kv, scheme) if mixed and kv != "int8" else None,
             )
             for scheme in schemes
         },
@@ -151,6 +167,7 @@ def estimate(
         **{**vars(counted), "msb_sparsity": sparsity},
         model=shape,
         kv_bits=kv_bits,
+        kv=kv,
         attention=AttentionSource(
             "array" if mixed else "vector",
             reason,
@@ -161,7 +178,41 @@ def estimate(
         digits=DigitSource.of(distribution),
         accelerator=accelerator,
         table=table,
+        same_tiles=_same_tiles(encodings, counted, accelerator, table, static_watts),
     )
+
+
+def _same_tiles(
+    encodings: Sequence[CountedEncoding],
+    counted: PassResult,
+    accelerator: Accelerator,
+    table: EnergyTable,
+    static_watts: float | None,
+) -> dict[str, float]:
+    """What ``sparqle`` saves of the energy of ``dense`` with its tiles, by part."""
+    if not {BASELINE, "sparqle"} <= set(counted.schemes):
+        return {}
+    ops: dict[tuple[DenseOp, Decisions], int] = {}
+    parts = []
+    for e in encodings:
+        for own, split in zip(e.costs[BASELINE][1], e.costs["sparqle"][1], strict=True):
+            assert isinstance(split, OpCost)  # counted by formula, all of them
+            schedule = split.tiling.schedule
+            assert isinstance(schedule, Decisions)
+            key = (split.tiling.op, schedule)
+            if split.scheme == "sparqle":
+                parts.append((own.events, ops.setdefault(key, len(ops)), e.times))
+    costs = costs_with(list(ops), accelerator, "dense")
+
+    def joules(events: Events) -> float:
+        return energy(events, accelerator, table, static_watts=static_watts).joules.mid
+
+    more = sum(times * (joules(costs[i].events) - joules(own)) for own, i, times in parts)
+    found = {}
+    for part in PARTS:
+        spent = {s: counted.schemes[s].part(part).energy.joules.mid for s in COMPARED}
+        found[part] = 1 - spent["sparqle"] / (spent[BASELINE] + more)
+    return found
 
 
 def _vector_reason(attention: AttentionUnit | None, kv_bits: int, accelerator: Accelerator) -> str:

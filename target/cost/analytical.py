@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import Accelerator
@@ -393,6 +395,18 @@ def encode_cost(
         waiting_cycles=waiting_cycles,
         factor_bytes=factor_bytes,
     )
+
+
+def costs_with(
+    ops: Sequence[tuple[DenseOp, Decisions]], accelerator: Accelerator, scheme: Scheme
+) -> list[OpCost]:
+    """Costs of ops under a baseline with given schedules, which need not be those it would have."""
+    prepared = []
+    for op, schedule in ops:
+        nothing = RowNnz(np.zeros((op.m, 1), dtype=np.int32), op.k, op.k)
+        prepared.append(_prepared(op, nothing, schedule, accelerator, scheme))
+    times = walk([line for line, _ in prepared]) if prepared else []
+    return [cost(found) for (_, cost), found in zip(prepared, times, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)

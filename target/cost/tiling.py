@@ -693,7 +693,7 @@ class _Table:
     def values(self, phase: str) -> NDArray[np.float64]:
         """Time or energy, see the class."""
         if phase == "time":
-            return self.time
+            return np.asarray(self.time)
         found = self.energy + self._cycle_pj() * self.time
         return np.where(self.time <= self.limit, found, np.inf)
 

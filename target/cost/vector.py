@@ -40,7 +40,7 @@ KV_BITS = (4, 8, 16)
 
 @dataclass(frozen=True)
 class TransformerShape:
-    """Sizes of a llama-family decoder.
+    """Sizes of a decoder.
 
     Attributes
     ----------
@@ -52,6 +52,9 @@ class TransformerShape:
         Number of tokens.
     kv_bits : int
         Bits of a key or value element in the cache, one of `KV_BITS`.
+    head_norms, sub_norms : bool
+        Whether each head's query and key is normalised, and the inputs of the last layers of
+        attention and MLP.
     """
 
     layers: Size
@@ -62,11 +65,13 @@ class TransformerShape:
     head_dim: Size
     vocab: Size
     kv_bits: int = 8
+    head_norms: bool = False
+    sub_norms: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be."""
         for name, value in vars(self).items():
-            if value < 1:
+            if not isinstance(value, bool) and value < 1:
                 raise InvalidArgumentError(f"transformer shape: {name} = {value} must be positive")
         if self.kv_bits not in KV_BITS:
             raise InvalidArgumentError(
@@ -76,9 +81,29 @@ class TransformerShape:
 
     @classmethod
     def of(cls, described: Any, kv_bits: int = 8) -> TransformerShape:
-        """The sizes of whatever has them all as attributes, as a model's configuration has."""
-        sizes = {f.name: getattr(described, f.name) for f in fields(cls) if f.name != "kv_bits"}
-        return cls(**sizes, kv_bits=kv_bits)
+        """The sizes of whatever has them as attributes, as a model's configuration has."""
+        norms = ("head_norms", "sub_norms")
+        names = [f.name for f in fields(cls) if f.name not in ("kv_bits", *norms)]
+        sizes: dict[str, Any] = {name: getattr(described, name) for name in names}
+        return cls(
+            **sizes, kv_bits=kv_bits, **{name: getattr(described, name, False) for name in norms}
+        )
+
+
+@dataclass(frozen=True)
+class CacheToken:
+    """What is written of a token into the cache of a layer, mean of the layers.
+
+    Attributes
+    ----------
+    bytes : float
+        Of its keys and values with their pointers, without their scales.
+    encoded_elements : float
+        Elements that are cut into digits.
+    """
+
+    bytes: float
+    encoded_elements: float
 
 
 @dataclass(frozen=True)
@@ -158,6 +183,7 @@ def vector_costs(
     *,
     attention: bool = True,
     scheme: Scheme = "dense",
+    stored: CacheToken | None = None,
 ) -> tuple[VectorCost, ...]:
     """Cost of all vector-unit work of one pass; only last tokens go to the output layer.
 
@@ -178,6 +204,8 @@ def vector_costs(
         (`cost.attention`): queries, keys and values are quantized when they are rotated.
     scheme : {"sparqle", "dense", "native", "a4"}
         How queries for the array are stored.
+    stored : CacheToken, optional
+        How the keys and values of a token are written for the array; by default as int8.
 
     Raises
     ------
@@ -222,13 +250,19 @@ def vector_costs(
             dma_cycles=times * math.ceil(dma),
         )
 
-    rotated, written = (queries + keys) * ROPE_OPS, queries * f + 2 * cache_bytes(keys)
+    rotated = (queries + keys) * (ROPE_OPS + NORM_OPS * shape.head_norms)
+    written = queries * f + 2 * cache_bytes(keys)
     cached = 2 * cache_bytes(keys)
     if not attention:
         encoded = queries if scheme == "sparqle" else 0
+        if stored is not None:
+            encoded += round(rows * stored.encoded_elements)
+            cached = math.ceil(rows * stored.bytes)
         rotated += QUANTIZE_OPS * (queries + 2 * keys) + ENCODE_OPS * encoded
         cached += SCALE_BYTES * rows * shape.kv_heads
         written = queries + FACTOR_BYTES * rows * shape.heads + cached
+    # Of the outputs of attention, and of those of the gated MLP.
+    sub_normed = (queries + rows * shape.ffn) * NORM_OPS * shape.sub_norms
     mixing = (
         cost(
             "attention",
@@ -253,7 +287,7 @@ def vector_costs(
         cost(
             "swiglu",
             layers,
-            ops=rows * shape.ffn * SWIGLU_OPS,
+            ops=rows * shape.ffn * SWIGLU_OPS + sub_normed,
             reads=2 * rows * shape.ffn * f,
         ),
         cost(

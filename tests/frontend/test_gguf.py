@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from tiny_llama import TinyLlama
 import sparqle_tvm.frontend
 from sparqle_tvm.errors import InvalidArgumentError, ModelFileError, UnsupportedModelError
 from sparqle_tvm.frontend.gguf import from_gguf, read_config
-from sparqle_tvm.frontend.gguf_file import GGUFFile
+from sparqle_tvm.frontend.gguf_file import SUPPORTED_KINDS, GGUFFile
 from sparqle_tvm.models.decoder import Yarn
 from sparqle_tvm.models.quantized import FloatWeight, GroupedWeight
+from sparqle_tvm.passes._value_range import weight_bits
 
 SMALL = TinyLlama(layers=1)
 
@@ -68,6 +70,25 @@ def test_integer_weights_stay_as_stored(path: Path, kind: Kind, low: int, high: 
     tensor = file.tensors[name]
     expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     np.testing.assert_array_equal(weight.to_float().values, expected.T)
+
+
+TABLE = re.compile(r"^\| (\w+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| (\d) \|$", re.MULTILINE)
+DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
+
+
+def test_the_table_of_weight_types_is_what_is_imported(path: Path) -> None:
+    rows = {row[0]: row[1:] for row in TABLE.findall(DOCUMENT.read_text(encoding="utf-8"))}
+    assert {*rows, "F16", "F32", "BF16"} == set(SUPPORTED_KINDS)
+    for name, row in rows.items():
+        block, nbytes = gguf.GGML_QUANT_SIZES[Kind[name]]
+        file = GGUFFile(replace(WIDE, dense_kind=Kind[name]).write(path))
+        weight = file.weight("blk.0.ffn_up.weight", 256, 512)
+        bits = weight_bits((weight.values.min(), weight.values.max()))
+        group = weight.values.shape[1]
+        parameters = [weight.scale, *([] if weight.minimum is None else [weight.minimum])]
+        loaded = bits + sum(8 * part.itemsize for part in parameters) / group
+        expected = group, 8 * nbytes / block, loaded, -(-bits // 4)
+        assert tuple(map(float, row)) == expected, name
 
 
 def test_q6_k_is_what_its_definition_says(path: Path) -> None:
@@ -358,6 +379,20 @@ def test_unsupported_tensor_type(path: Path) -> None:
     tiny = replace(SMALL, kinds={"blk.0.attn_v.weight": Kind.MXFP4})
     with pytest.raises(UnsupportedModelError, match=r"'blk.0.attn_v.weight' is of type MXFP4"):
         from_gguf(tiny.write(path), progress=False)
+
+
+def test_tensor_type_of_a_fork(path: Path) -> None:
+    """I2_S is number 36 in bitnet.cpp; the library gguf has no such number."""
+    content = bytearray(
+        replace(SMALL, kinds={"blk.0.attn_v.weight": Kind.Q8_0}).write(path).read_bytes()
+    )
+    name = b"blk.0.attn_v.weight"
+    kind = content.index(name) + len(name) + 4 + 2 * 8
+    assert content[kind] == Kind.Q8_0
+    content[kind] = 36
+    path.write_bytes(content)
+    with pytest.raises(UnsupportedModelError, match=r"type that is not known.*36"):
+        GGUFFile(path)
 
 
 def test_unsupported_type_of_a_norm(path: Path) -> None:

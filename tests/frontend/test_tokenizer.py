@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from tiny_llama import TinyLlama
 from tokenizers import pre_tokenizers
 
@@ -44,7 +46,7 @@ def tokenizer(folder: Path, **changes: Any) -> Tokenizer:
     "text",
     ["hello hello", "  two  spaces\n\ttabs ", "naïve ☃ 😀", "x = 123456;", "", "<|end|>hello"],
 )
-@pytest.mark.parametrize("pre", ["smollm", "llama-bpe", "gpt-2"])
+@pytest.mark.parametrize("pre", ["smollm", "llama-bpe", "gpt-2", "qwen2"])
 def test_round_trip(tmp_path: Path, pre: str, text: str) -> None:
     tiny = tokenizer(tmp_path, pre=pre)
     assert tiny.decode(tiny.encode(text)) == text
@@ -54,8 +56,83 @@ def test_merges_and_leading_space(tmp_path: Path) -> None:
     assert tokenizer(tmp_path).encode("hello hello") == [ID["hello"], ID["Ġhello"]]
 
 
-def test_smollm_splits_digits_one_by_one(tmp_path: Path) -> None:
-    assert tokenizer(tmp_path).encode("a123") == [ID["a"], ID["1"], ID["2"], ID["3"]]
+@pytest.mark.parametrize("pre", ["smollm", "qwen2"])
+def test_digits_one_by_one(tmp_path: Path, pre: str) -> None:
+    found = tokenizer(tmp_path, pre=pre).encode("a123")
+    assert found == [ID["a"], ID["1"], ID["2"], ID["3"]]
+
+
+def test_qwen2_takes_a_mark_with_the_word_behind_it(tmp_path: Path) -> None:
+    """And an apostrophe with its letters, whatever their case."""
+    merges = ["( h", "' S", "S '", "Ċ Ċ", "Ġ Ċ"]
+    tokens = [*SPECIAL, *LETTERS, *(merge.replace(" ", "") for merge in merges)]
+    types = [3, 3] + [1] * (len(tokens) - 2)
+    tiny = tokenizer(tmp_path, pre="qwen2", tokens=tokens, token_type=types, merges=merges)
+    assert [tokens[i] for i in tiny.encode("(hS'S \n\n")] == ["(h", "S", "'S", "Ġ", "ĊĊ"]
+    assert [tokens[i] for i in tokenizer(tmp_path, pre="gpt-2").encode("(h")] == ["(", "h"]
+
+
+PROSE = "The quick brown fox jumps over the lazy dog, while the dog dreams of faster foxes. " * 9
+
+
+@pytest.fixture(scope="module")
+def pieces() -> Any:
+    """The library sentencepiece, with a BPE vocabulary that it learned itself."""
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(PROSE.split(". ")),
+        model_writer=trained,
+        model_type="bpe",
+        vocab_size=360,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
+
+
+def sentencepiece_metadata(pieces: Any) -> dict[str, Any]:
+    ids = range(pieces.get_piece_size())
+    types = [
+        2 if pieces.is_unknown(i) else 3 if pieces.is_control(i) else 6 if pieces.is_byte(i) else 1
+        for i in ids
+    ]
+    return {
+        "model": "llama",
+        "pre": None,
+        "merges": None,
+        "tokens": [pieces.id_to_piece(i) for i in ids],
+        "scores": [float(pieces.get_score(i)) for i in ids],
+        "token_type": types,
+        "bos_token_id": pieces.bos_id(),
+        "eos_token_id": pieces.eos_id(),
+        "add_bos_token": None,
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["the fox", "  two  spaces", "naïve ☃ 😀", "dreams, while\n\tfoxes", "", " ", PROSE],
+)
+def test_sentencepiece_as_its_own_library(tmp_path: Path, pieces: Any, text: str) -> None:
+    tiny = tokenizer(tmp_path, **sentencepiece_metadata(pieces))
+    ids = tiny.encode(text)
+    assert ids == [pieces.bos_id(), *pieces.encode(text)]
+    assert tiny.decode(ids[1:]) == text
+
+
+def test_sentencepiece_without_a_space_in_front(tmp_path: Path, pieces: Any) -> None:
+    metadata = {**sentencepiece_metadata(pieces), "add_space_prefix": False}
+    tiny = tokenizer(tmp_path, **metadata)
+    assert [metadata["tokens"][i] for i in tiny.encode("the")[1:]] != ["▁the"]
+    assert tiny.decode(tiny.encode(" the<s>")[1:]) == " the<s>"
+
+
+def test_sentencepiece_needs_a_score_for_each_token(tmp_path: Path, pieces: Any) -> None:
+    metadata = sentencepiece_metadata(pieces)
+    with pytest.raises(ModelFileError, match="no score per token"):
+        tokenizer(tmp_path, **{**metadata, "scores": metadata["scores"][1:]})
 
 
 @pytest.mark.parametrize("pre", ["llama-bpe", "gpt-2"])
@@ -87,8 +164,11 @@ def test_attributes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "llama"}, "tokenizer 'llama' is not supported"),
-        ({"pre": "qwen2"}, "pre-tokenizer 'qwen2' is not supported; supported: smollm"),
+        ({"model": "t5"}, "tokenizer 't5' is not supported"),
+        (
+            {"pre": "deepseek-llm"},
+            "pre-tokenizer 'deepseek-llm' is not supported; supported: smollm",
+        ),
     ],
 )
 def test_unsupported(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -128,6 +128,8 @@ class PerToken(nn.Module):
         self.register_buffer("w", w)
         self.register_buffer("scale", scale.half().float())
         self.register_buffer("zero", torch.zeros(24, WIDTH // size, dtype=torch.int8))
+        self.register_buffer("of_channels", self.scale[:, 0].clone())
+        self.register_buffer("of_zeros", torch.zeros(24, dtype=torch.int8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = decomposed("dequantize_per_channel_group.default")(
@@ -146,7 +148,7 @@ class Symmetric(PerToken):
             q, scale, zero, -128, 127, torch.int8, torch.float32
         )
         weight = decomposed("dequantize_per_channel.default")(
-            self.w, self.scale[:, 0], self.zero[:, 0], 0, -128, 127, torch.int8
+            self.w, self.of_channels, self.of_zeros, 0, -128, 127, torch.int8
         )
         return nn.functional.linear(given, weight)
 

@@ -62,10 +62,10 @@ def _intx(granularity: Any, **options: Any) -> Any:
 CONFIGS: dict[str, Any] = {
     "int8 x int8": lambda: ao.Int8DynamicActivationInt8WeightConfig(),
     "int8 x int4 per channel": lambda: _intx(PerAxis(0)),
-    "int8 x int4 in groups": lambda: _intx(PerGroup(32), weight_scale_dtype=torch.float16),
+    "int8 x int4 in groups": lambda: _intx(PerGroup(32)),
+    "int8 x int4 in groups, float16": lambda: _intx(PerGroup(32), weight_scale_dtype=torch.float16),
     "int8 x int4 in groups, zero points": lambda: _intx(
         PerGroup(32),
-        weight_scale_dtype=torch.float16,
         weight_mapping_type=ao.quant_primitives.MappingType.ASYMMETRIC,
     ),
 }

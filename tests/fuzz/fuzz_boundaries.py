@@ -13,6 +13,7 @@ import io
 import json
 import random
 import re
+import resource
 import shutil
 import sqlite3
 import zipfile
@@ -116,27 +117,44 @@ class ProgramValues(Boundary):
             raise Wrong(f"{spec} with {rows} rows")
 
 
+def _peak_bytes() -> int:
+    """Most memory that this process had."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 class Gguf(Boundary):
     """Model files: damaged bytes, and metadata that no model has."""
 
     name, share = "gguf", 12
 
     def prepare(self, folder: Path) -> None:
-        from tiny_files import write_tiny_model
+        from gguf import GGMLQuantizationType as Kind
+        from tiny_files import sentencepiece_tokenizer, write_tiny_model
+        from tiny_llama import TinyLlama
 
         write_tiny_model(folder)
+        kinds = [Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K, Kind.IQ4_XS]
+        names = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up")
+        wide = TinyLlama(
+            *(1, 256, 256),
+            vocab=260,
+            kinds={f"blk.0.{name}.weight": kind for name, kind in zip(names, kinds, strict=True)},
+            arch="qwen2",
+            tokenizer=sentencepiece_tokenizer(),
+        )
+        wide.write(folder / "wide.gguf")
 
     def open(self, folder: Path) -> Any:
-        data = (folder / "tiny.gguf").read_bytes()
-        return data, data.index(b"token_embd.weight") + 2000
+        files = [(folder / name).read_bytes() for name in ("tiny.gguf", "wide.gguf")]
+        return [(data, data.index(b"token_embd.weight") + 2000) for data in files]
 
     def case(self, rng: random.Random, state: Any, folder: Path) -> None:
         from tiny_files import byte_tokenizer, write_tiny_model
 
         from sparqle_tvm.frontend import from_gguf
 
-        data, header = state
-        path = folder / "tiny.gguf"
+        data, header = rng.choice(state)
+        path, before = folder / "tiny.gguf", _peak_bytes()
         if rng.random() < 0.75:
             path.write_bytes(damaged_bytes(rng, data, rng.choice((header, header, None))))
         else:
@@ -150,11 +168,15 @@ class Gguf(Boundary):
                 return
             if rng.random() < 0.2:
                 path.write_bytes(self._nested(path.read_bytes(), rng.choice((2, 50_000))))
-        imported = from_gguf(path, activations=rng.choice(("int8", "float32")), progress=False)
-        ids = imported.tokenizer.encode("the quick fox")
-        if not all(0 <= i < imported.tokenizer.vocab for i in ids):
-            raise Wrong(f"token ids {ids}")
-        imported.tokenizer.decode(ids)
+        try:
+            imported = from_gguf(path, activations=rng.choice(("int8", "float32")), progress=False)
+            ids = imported.tokenizer.encode("the quick fox")
+            if not all(0 <= i < imported.tokenizer.vocab for i in ids):
+                raise Wrong(f"token ids {ids}")
+            imported.tokenizer.decode(ids)
+        finally:
+            if _peak_bytes() - before > 2 * path.stat().st_size + 2**30:
+                raise Wrong(f"{_peak_bytes() - before} bytes of memory")
 
     @staticmethod
     def _nested(data: bytes, depth: int) -> bytes:
@@ -657,6 +679,42 @@ class SparsityJson(RunFile):
         estimate("smollm2-135m", "decode", seq=64, msb_sparsity=path)
 
 
+class Arrays(Boundary):
+    """Inputs of a model as .npz files: damaged bytes, and headers that promise too much."""
+
+    name, share = "arrays", 6
+
+    def prepare(self, folder: Path) -> None:
+        numbers = np.random.default_rng(0)
+        np.savez(folder / "plain.npz", x=numbers.normal(size=(5, 7)), ids=np.arange(9))
+        np.savez_compressed(folder / "packed.npz", x=numbers.normal(size=(50, 7)))
+
+    def open(self, folder: Path) -> Any:
+        return [path.read_bytes() for path in sorted(folder.glob("*.npz"))]
+
+    def case(self, rng: random.Random, state: Any, folder: Path) -> None:
+        from sparqle_tvm.studies.call_inputs import parse_shapes, read_arrays
+
+        path, whole = folder / "in.npz", rng.choice(state)
+        if rng.random() < 0.2:
+            parse_shapes([rng.choice(STRANGE_TEXTS), f"x={rng.choice(STRANGE_TEXTS)}"])
+            return
+        if rng.random() < 0.6:
+            path.write_bytes(damaged_bytes(rng, whole))
+        else:
+            shape = rng.choice(("(-1,)", "(2**63,)", "(10**12, 10**12)", "(3.5,)", "()", "[[]]"))
+            kind = rng.choice(("<f4", "|O", "<U99999999", "nothing", "<i8"))
+            text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+            text = text.ljust(rng.choice((118, 120)), b" ")
+            header = b"\x93NUMPY" + bytes((rng.choice((0, 1, 2, 3, 9)), 0))
+            with zipfile.ZipFile(path, "w") as archive:
+                data = header + len(text).to_bytes(rng.choice((2, 4)), "little") + text
+                archive.writestr(rng.choice(("x.npy", "x", "")), data + bytes(64))
+        for array in read_arrays(path).values():
+            if array.dtype.hasobject or array.nbytes > 1 << 20:
+                raise Wrong(f"an array of {array.nbytes} bytes, {array.dtype}")
+
+
 class TextFile(Boundary):
     """Texts to run."""
 
@@ -787,6 +845,7 @@ BOUNDARIES: dict[str, Boundary] = {
         RunFile,
         Names,
         SparsityJson,
+        Arrays,
         TextFile,
         CommandLine,
     )

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from build_helper import all_logits, build, tensor
+from gguf import GGMLQuantizationType as Kind
+from tiny_llama import TinyLlama
 from tiny_transformers import TinyTransformers
 
 import sparqle_tvm
@@ -151,3 +153,34 @@ def test_split_equals_int8(tmp_path: Path, name: str) -> None:
         argument = prompt if step == "prefill" else tensor([7])
         results = [e[step](argument, e["create_cache"]())[0].numpy() for e in (plain, split)]
         np.testing.assert_array_equal(*results)
+
+
+MIXES = {
+    "Q4_0": {"dense_kind": Kind.Q4_0, "output_kind": Kind.Q6_K, "embed_kind": Kind.Q4_0},
+    "Q4_K_M": {
+        "dense_kind": Kind.Q4_K,
+        "kinds": {"blk.0.attn_v.weight": Kind.Q6_K, "blk.0.ffn_down.weight": Kind.Q6_K},
+        "embed_kind": Kind.Q6_K,
+    },
+    "Q2_K": {
+        "dense_kind": Kind.Q3_K,
+        "kinds": {"blk.0.attn_q.weight": Kind.Q2_K, "blk.0.attn_v.weight": Kind.Q5_K},
+        "embed_kind": Kind.IQ4_XS,
+    },
+}
+"""Files as llama.cpp's quantizer writes them by default: what is told by the name, and besides."""
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_default_files_are_exact_on_host_and_simulator(tmp_path: Path, name: str) -> None:
+    tiny = TinyLlama(layers=1, embed=256, ffn=256, **MIXES[name])
+    mod = from_gguf(tiny.write(tmp_path / "tiny.gguf"), progress=False).mod
+    prompt, results = tensor(tokens_of(5)), []
+    for options in ({"split": False}, {}, {"engine": "simulator"}):
+        executable = sparqle_tvm.compile(mod, **options)
+        results.append(executable["prefill"](prompt, executable["create_cache"]())[0].numpy())
+        if options != {"split": False}:
+            # Seven layers and the head: prefill, decode, and hidden with head.
+            assert executable.report.rewritten["SplitGroupedDense"] == 3 * 8
+    np.testing.assert_array_equal(results[1], results[0])
+    np.testing.assert_array_equal(results[2], results[0])

@@ -24,6 +24,18 @@ def byte_tokenizer() -> dict[str, Any]:
     }
 
 
+def sentencepiece_tokenizer() -> dict[str, Any]:
+    """Metadata of a sentencepiece tokenizer with a token per byte, and one more."""
+    tokens = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256)), "t", "tt"]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * 260,
+        "tokenizer.ggml.token_type": [2, 3, *[6] * 256, 1, 1],
+        "tokenizer.ggml.bos_token_id": 1,
+    }
+
+
 def write_tiny_model(folder: Path, **options: Any) -> Path:
     """Write a model of two blocks that knows bytes; `options` go to `TinyLlama`."""
     model = TinyLlama(**{"vocab": 257, "tokenizer": byte_tokenizer(), **options})

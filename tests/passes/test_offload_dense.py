@@ -533,10 +533,10 @@ def test_some_row_counts_are_left_dense() -> None:
     w = rng.integers(-8, 8, (64, 64), dtype=np.int8)
     mod = dense_module(w)
     split, chosen = (
-        Runnable(mod, OffloadDense(TINY, densities={"x": 0.4}, planes=planes))
+        Runnable(mod, OffloadDense(TINY, densities={"x": 0.7}, planes=planes))
         for planes in ("always", "cost")
     )
-    offload = OffloadDense(TINY, densities={"x": 0.4})
+    offload = OffloadDense(TINY, densities={"x": 0.7})
     offload(mod)
     assert {spec.scheme for spec, _ in offload.library.programs} == {"dense", "sparqle"}
     for rows in (1, 3, 40):

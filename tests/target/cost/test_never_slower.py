@@ -9,13 +9,16 @@ import pytest
 from bench_never_slower import random_accelerator
 
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
-from sparqle_tvm.target.cost.analytical import encoding_costs
+from sparqle_tvm.target.cost.analytical import costs_with, dense_op_cost, encoding_costs
 from sparqle_tvm.target.cost.baselines import Scheme
+from sparqle_tvm.target.cost.energy import energy
+from sparqle_tvm.target.cost.energy_table import default_table
 from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY, typical_digits
-from sparqle_tvm.target.cost.tiling import SPREAD
+from sparqle_tvm.target.cost.tiling import SPREAD, choose_schedules
 from sparqle_tvm.target.op import DenseOp
 
 EDGE = PRESETS["sparqle/edge"]
+TABLE = default_table(EDGE)
 LEAST = -0.01
 """Saved at least: the encode has a third pass of the vector unit, and buffers hold every digit."""
 
@@ -68,3 +71,37 @@ def test_larger_buffers_are_not_slower(op: DenseOp, scheme: Scheme) -> None:
         for large in grid:
             if all(a <= b for a, b in zip(small, large, strict=True)):
                 assert found[large] <= 1.01 * found[small], (small, large)
+
+
+@pytest.mark.parametrize("scratchpad", [True, False])
+def test_savings_are_monotone_in_the_buffers(scratchpad: bool) -> None:
+    """Of time by 1 %, and of energy with the same tiles for both: no tile that is worse saves.
+
+    Of the energy planes save more if activations are loaded more often, so it may move by 2 %.
+    """
+    ops = [DenseOp(512, n, k) for n, k in ((4096, 4096), (11008, 4096), (4096, 11008))]
+    time, joules = [], []
+    for factor in (0.5, 0.7, 1, 1.4, 2, 2.8, 4):
+        sizes = {
+            f"{name}_buffer_bytes": int(factor * getattr(EDGE, f"{name}_buffer_bytes"))
+            for name in ("activation", "weight", "accumulator")
+        }
+        machine = replace(EDGE, scratchpad=scratchpad, dram_bytes_per_cycle=32.0, **sizes)
+        sums = np.zeros(4)
+        for op in ops:
+            (own,), (split,) = (
+                choose_schedules((op,), machine, scheme) for scheme in ("dense", "sparqle")
+            )
+            nnz = typical_digits(op.m, op.k, 8)
+            cost = dense_op_cost(op, nnz, split, machine, "sparqle")
+            best, same = costs_with([(op, own), (op, split)], machine, "dense")
+            sums += [
+                *(best.total_cycles, cost.total_cycles),
+                # The same memory for all: its accesses cost more if it is larger.
+                *(energy(e, EDGE, TABLE).joules.mid for e in (same.events, cost.events)),
+            ]
+        time.append(1 - sums[1] / sums[0])
+        joules.append(1 - sums[3] / sums[2])
+    for saved, most in ((time, 0.01), (joules, 0.02)):
+        assert min(saved) > 0
+        assert (np.maximum.accumulate(saved) - saved <= most).all(), saved
