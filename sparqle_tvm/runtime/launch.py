@@ -111,10 +111,10 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
         the one that is does not pass verification for these rows (looked at the first time).
     """
     programs = _programs(np.from_dlpack(bundle).tobytes())
-    window = PLAIN
-    if any(program.header.op.scheme == "dense" for program in programs) and operands:
-        window, *operands = operands
-    arrays = [np.from_dlpack(operand) for operand in operands]
+    window, given = PLAIN, list(operands)
+    if any(program.header.op.scheme == "dense" for program in programs) and given:
+        window = given.pop(0)
+    arrays = [np.from_dlpack(operand) for operand in given]
     count = ENCODED_OUTPUTS if programs[0].header.op.output == "encoded" else 1
     inputs, outs = arrays[:-count], arrays[-count:]
     rows = outs[0].size // outs[0].shape[-1] if outs[0].shape[-1] else 0
