@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import tvm
     from tvm import relax
 
-        from sparqle_tvm.compiler import Options
+    from sparqle_tvm.api import CommonOptions
+    from sparqle_tvm.compiler import Options
     from sparqle_tvm.runtime.executable import EncodingRecord, Executable
 
 STAGE_COUNT = 5  # and one more if floats are multiplied
@@ -116,7 +117,10 @@ def analyze(
     collect = passes.CollectEncodings(report=report)
     given = api.options_of(
         machine,
-        {**options, "engine": "simulator" if engine == "simulator" else "host"},
+        cast(
+            "CommonOptions",
+            {**options, "engine": "simulator" if engine == "simulator" else "host"},
+        ),
         report=report,
         collect=collect,
     )
