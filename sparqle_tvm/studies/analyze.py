@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import tvm
     from tvm import relax
 
-    from sparqle_tvm.api import CommonOptions
     from sparqle_tvm.compiler import Options
     from sparqle_tvm.runtime.executable import EncodingRecord, Executable
 
@@ -47,7 +46,7 @@ def analyze(
     table: EnergyTable | None = None,
     name: str = "",
     progress: bool = False,
-    **options: Unpack[CommonOptions],
+    **options: Any,
 ) -> Analysis:
     """Compile a function, call it, and count what its dense layers cost, split and dense.
 
@@ -117,7 +116,7 @@ def analyze(
     collect = passes.CollectEncodings(report=report)
     given = api.options_of(
         machine,
-        {**options, "engine": "simulator" if engine == "simulator" else "host"},
+        cast("Any", {**options, "engine": "simulator" if engine == "simulator" else "host"}),
         report=report,
         collect=collect,
     )
@@ -149,7 +148,7 @@ def analyze(
         )
     drained = _drained(halfway[function])
     random = any(each.source == "random" for each in call.described)
-    # That sorting rows does not pay leaves no op as it was.
+    # In which order rows lie leaves no product as it was.
     skipped = (e for e in report.skipped if e.pass_name != "BalanceRows")
     left = tuple(LeftAlone(e.pass_name, e.function, e.op, e.label, e.reason) for e in skipped)
     return Analysis(
@@ -191,8 +190,8 @@ def _only(
         str(gv.name_hint): f for gv, f in mod.functions.items() if isinstance(f, relax.Function)
     }
     if function not in functions:
-        known = ", ".join(functions) or "none"
-        raise InvalidArgumentError(f"the module has no function {function!r}; it has {known}")
+        names = ", ".join(functions) or "none"
+        raise InvalidArgumentError(f"the module has no function {function!r}; it has {names}")
     if params:
         known = [str(param.name) for param in functions[function].params]
         unknown = [each for each in params if each not in known]

@@ -162,4 +162,3 @@ class SplitArray(Block):
         return Cat(
             part.word_select(column, width) for column in range(shape.cols) for part in parts
         )
-

@@ -273,9 +273,7 @@ class Accumulate(Block):
 
     NAME = "sparqle_accumulate"
 
-    def __init__(
-        self, shape: ArrayShape, sum_width: int, places: int, flat: bool = True
-    ) -> None:
+    def __init__(self, shape: ArrayShape, sum_width: int, places: int, flat: bool = True) -> None:
         self.shape, self.sum_width, self.places = shape, sum_width, places
         ports: dict[str, Any] = {
             "sums": In(shape.groups * sum_width),
