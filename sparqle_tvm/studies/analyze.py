@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import tvm
     from tvm import relax
 
+    from sparqle_tvm.api import CommonOptions
     from sparqle_tvm.compiler import Options
     from sparqle_tvm.runtime.executable import EncodingRecord, Executable
 
@@ -116,7 +117,10 @@ def analyze(
     collect = passes.CollectEncodings(report=report)
     given = api.options_of(
         machine,
-        cast("Any", {**options, "engine": "simulator" if engine == "simulator" else "host"}),
+        cast(
+            "CommonOptions",
+            {**options, "engine": "simulator" if engine == "simulator" else "host"},
+        ),
         report=report,
         collect=collect,
     )
@@ -148,7 +152,7 @@ def analyze(
         )
     drained = _drained(halfway[function])
     random = any(each.source == "random" for each in call.described)
-    # In which order rows lie leaves no product as it was.
+    # That sorting rows does not pay leaves no op as it was.
     skipped = (e for e in report.skipped if e.pass_name != "BalanceRows")
     left = tuple(LeftAlone(e.pass_name, e.function, e.op, e.label, e.reason) for e in skipped)
     return Analysis(
@@ -190,11 +194,11 @@ def _only(
         str(gv.name_hint): f for gv, f in mod.functions.items() if isinstance(f, relax.Function)
     }
     if function not in functions:
-        names = ", ".join(functions) or "none"
-        raise InvalidArgumentError(f"the module has no function {function!r}; it has {names}")
+        known = ", ".join(functions) or "none"
+        raise InvalidArgumentError(f"the module has no function {function!r}; it has {known}")
     if params:
-        known = [str(param.name) for param in functions[function].params]
-        unknown = [each for each in params if each not in known]
+        takes = [str(param.name) for param in functions[function].params]
+        unknown = [each for each in params if each not in takes]
         if unknown:
             raise InvalidArgumentError(f"{function} has no parameter {unknown[0]!r}")
         bound = {each: _as_tensor(value) for each, value in params.items()}

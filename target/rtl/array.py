@@ -22,7 +22,7 @@ from sparqle_tvm.target.rtl.shape import ACCUMULATOR_BITS, ArrayShape
 
 
 class SplitArray(Block):
-    """The array of a split-precision accelerator, see the module; ``waiting``: rows without bits."""
+    """The array, see the module. ``waiting``: rows that have no bits left in a sparse step."""
 
     NAME = "sparqle_array"
 
