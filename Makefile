@@ -2,15 +2,15 @@
 # make test  all tests (the real-model ones fetch 93 MB once)
 # make bench figures; make lint: style and types; make clean: remove what was built
 #
-# Needs Python 3.11, pip and make. The virtual environment is set up once per extra (stamp files).
+# Needs Python 3.11, 3.12 or 3.13, pip and make. The virtual environment is set up once per extra (stamp files).
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 
 ifeq ($(origin PYTHON), undefined)
-is_311 = import sys; sys.exit(sys.version_info[:2] != (3, 11))
-PYTHON := $(shell for p in python3.11 python3 python; do \
-  $$p -c '$(is_311)' 2>/dev/null && echo $$p && break; done)
+is_known = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+  $$p -c '$(is_known)' 2>/dev/null && echo $$p && break; done)
 endif
 
 .PHONY: run test bench lint clean
@@ -32,7 +32,7 @@ lint: $(VENV)/.installed-dev
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
-	  echo "Python 3.11 is needed (found: $(or $(PYTHON),none)):" \
+	  echo "Python 3.11 to 3.13 is needed (found: $(or $(PYTHON),none)):" \
 	    "install it, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	"$(PYTHON)" -m venv "$(VENV)"
 

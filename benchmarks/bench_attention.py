@@ -1,18 +1,25 @@
 """What attention in int8 costs SmolLM2-135M, and what the storage of keys and values does.
 
     python benchmarks/bench_attention.py [--tokens 4096] [--kv STORAGE ..] [--budget 1%]
+    python benchmarks/bench_attention.py --simulate 512 [--decode 16] [--kv planes]
 
 The model, dense layers in int8, runs on the half of the built-in prose that calibration does not
 see: with attention in float32, and in int8 with keys and values stored in several ways. Bits per
 element are without the scale (a float32 per token and head), digits as measured by
 ``attention_table.py``. With a budget, the last line names the smallest storage within it, as
 ``sparqle run --kv`` takes it: a larger perplexity than with keys and values in int8 counts.
+
+With ``--simulate`` a prefill of so many tokens runs on the simulator, with attention as programs
+(the cache as the first ``--kv`` says) and with attention in floats on the host: seconds of both.
+With ``--decode`` so many tokens are decoded after it, and all logits held to those of the host.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tvm
@@ -21,12 +28,12 @@ from tvm.relax.utils import copy_with_new_vars
 import sparqle_tvm
 from sparqle_tvm.calibration.budget import parse_share
 from sparqle_tvm.frontend import from_gguf
-from sparqle_tvm.models.attention_sparsity import MeasuredAttention, measured_attention
+from sparqle_tvm.models.attention_sparsity import measured_attention
 from sparqle_tvm.models.builtin import fetch_builtin
-from sparqle_tvm.numerics.kv_cache import HeadStorage, parse_kv, with_factor
+from sparqle_tvm.numerics.kv_cache import parse_kv
 from sparqle_tvm.passes import QuantizeAttention
 from sparqle_tvm.studies.evaluation import evaluate
-from sparqle_tvm.studies.inputs import read_tokens
+from sparqle_tvm.studies.inputs import kv_options, read_tokens
 
 KV = ("int8", "planes", "planes:2", "planes:4", "planes:6", "planes:4,4", "int6", "int5", "int4")
 
@@ -46,7 +53,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--kv", nargs="+", default=KV, metavar="STORAGE")
     parser.add_argument("--budget", type=parse_share, metavar="SHARE")
+    parser.add_argument("--simulate", type=int, metavar="TOKENS")
+    parser.add_argument("--decode", type=int, default=0, metavar="TOKENS")
     arguments = parser.parse_args()
+    if arguments.simulate:
+        simulate(arguments.simulate, arguments.decode, arguments.kv[0])
+        return
     imported = from_gguf(fetch_builtin("smollm2"), activations="int8", progress=False)
     name, ids = read_tokens(imported, None, arguments.tokens, heldout=True)
     tokens = [int(i) for i in ids]
@@ -77,6 +89,38 @@ def main() -> None:
         within = [x for x in found if x.perplexity <= allowed]
         best = min(within, key=lambda x: x.key_bits + x.value_bits)
         print(f"smallest within {arguments.budget:.2%}: --kv {best.kv}")
+
+
+def simulate(tokens: int, decoded: int, kv: str) -> None:
+    """Time a prefill on the simulator with and without attention, and compare with the host."""
+    imported = from_gguf(fetch_builtin("smollm2"), activations="int8", progress=False)
+    _, ids = read_tokens(imported, None, tokens + decoded, heldout=True)
+    given = np.array([ids], np.int32)
+    stored: dict[str, Any] = {"attention": "int8", **kv_options(kv, imported)}
+    forms = {
+        "float attention": {"engine": "simulator"},
+        f"attention, kv {kv}": {"engine": "simulator", **stored},
+        "host": stored,
+    }
+    seconds, logits = {}, {}
+    for name, options in forms.items():
+        executable = sparqle_tvm.compile(imported.mod, "sparqle/edge", **options)
+        cache = executable["create_cache"]()
+        begin = time.perf_counter()
+        found, cache = executable["prefill"](given[:, :tokens], cache)
+        seconds[name] = time.perf_counter() - begin
+        logits[name] = [found.numpy()]
+        for at in range(tokens, tokens + decoded if name != "float attention" else 0):
+            found, cache = executable["decode"](given[:, at : at + 1], cache)
+            logits[name].append(found.numpy())
+        print(f"{name:24} prefill of {tokens} tokens: {seconds[name]:7.1f} s", flush=True)
+    floating, programs, host = forms
+    print(f"with attention as programs: {seconds[programs] / seconds[floating]:.2f} times as long")
+    pairs = zip(logits[programs], logits[host], strict=True)
+    same = all(np.array_equal(a, b) for a, b in pairs)
+    print(f"logits of prefill and {decoded} decoded tokens: {'equal' if same else 'NOT equal'}")
+    if not same:
+        raise SystemExit(1)
 
 
 def variants(mod: tvm.IRModule, options: list[str]) -> tvm.IRModule:
@@ -120,17 +164,11 @@ def bits_of(kv: str) -> tuple[float, float]:
             if chosen:
                 found = measured.storage(place, layers, table.shape[1])
                 mine = found.keys if side == "k" else found.values
-            bits += [
-                mine.mean_bits(s, head) for head, s in enumerate(sparsity(measured, mine, table))
-            ]
+            what, heads = ("key" if side == "k" else "value"), table.shape[1]
+            stored = measured.stored(what, place, layers, heads, mine.levels)
+            bits += [mine.mean_bits(1 - s, head) for head, s in enumerate(stored)]
         sides.append(float(np.mean(bits)))
     return sides[0], sides[1]
-
-
-def sparsity(measured: MeasuredAttention, storage: HeadStorage, table: np.ndarray) -> list[float]:
-    """MSB sparsity by head at the storage's levels, between the measured ones."""
-    levels = [with_factor(factor).levels for factor in measured.factors][::-1]
-    return [float(np.interp(storage.levels, levels, column[::-1])) for column in table.T]
 
 
 if __name__ == "__main__":

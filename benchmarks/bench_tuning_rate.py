@@ -1,10 +1,11 @@
 """How many schedules a minute the search measures, and where the time goes.
 
-    python benchmarks/bench_tuning_rate.py [--trials 80] [--json FILE]
+    python benchmarks/bench_tuning_rate.py [--trials 80] [--workers 2] [--json FILE]
 
 One process, the dense layers of a block of SmolLM2-135M at 512 tokens, on ``sparqle/edge``: with
 the simulator, and with the analytical model. Processor time counts, so that what else runs on the
-machine does not. Then the steps of one trial, each by itself.
+machine does not. Then the steps of one trial, each by itself, and candidates measured per minute
+of a clock by this process and by several: of use on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.compile.codegen import generate
@@ -24,7 +27,15 @@ from sparqle_tvm.target.compile.schedule import schedule_with
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.verify import verify
-from sparqle_tvm.tuning import Meter, Tuner, TuningTask, default_of, tasks_of_group
+from sparqle_tvm.tuning import (
+    Meter,
+    Tuner,
+    TuningTask,
+    default_of,
+    make_space,
+    tasks_of_group,
+)
+from sparqle_tvm.tuning.workers import Workers
 
 EDGE = PRESETS["sparqle/edge"]
 TOKENS = 512
@@ -51,6 +62,18 @@ def rate(tasks: list[TuningTask], meter: Meter, trials: int) -> float:
         found = tuner.run(tasks, trials)
         seconds = time.process_time() - begin
     return 60 * len(found.journal) / seconds
+
+
+def by_workers(task: TuningTask, count: int, workers: int) -> float:
+    """Candidates per minute of a clock, once the workers are there."""
+    drawn = make_space(task, EDGE).draw(np.random.default_rng(0), 20 * count)
+    points = [p for p in drawn if Meter(EDGE).refuses(task, p) is None][:count]
+    candidates = [(task, point) for point in points]
+    with Workers(Meter(EDGE), workers) as there:
+        list(there.measure(candidates))  # every worker has imported TVM then
+        begin = time.perf_counter()
+        list(there.measure(candidates))
+        return 60 * len(candidates) / (time.perf_counter() - begin)
 
 
 def mean_ms(call: Callable[[], Any], repeats: int = 10) -> float:
@@ -81,6 +104,7 @@ def steps(task: TuningTask) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=80)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     tasks = smollm2_tasks()
@@ -91,6 +115,11 @@ def main() -> None:
     figures["step_ms"] = steps(tasks[-1])
     for name, milliseconds in figures["step_ms"].items():
         print(f"  {name:10} {milliseconds:8.2f} ms")
+    figures["workers"] = {}
+    for workers in (1, arguments.workers):
+        found = by_workers(tasks[-1], arguments.trials, workers)
+        figures["workers"][workers] = found
+        print(f"{workers} workers   {found:,.0f} candidates per minute of a clock")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 

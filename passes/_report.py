@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
+
+from sparqle_tvm.showing import html_table, text_table
 
 LOG = logging.getLogger("sparqle_tvm.passes")
 
@@ -32,12 +34,36 @@ class Skipped:
         return f"{self.pass_name} left {self.op} {self.label}{where} alone: {self.reason}"
 
 
-@dataclass
-class PassReport:
-    """Collects, over the passes of a pipeline, what was rewritten and what was skipped.
+@dataclass(frozen=True)
+class Split:
+    """A dense op in split-precision form.
 
     Attributes
     ----------
+    function, label : str
+        The function that holds it and its name there.
+    form : str
+        What was multiplied: ``int8 x int4, groups of 32``.
+    window : str
+        That of its activations.
+    """
+
+    function: str
+    label: str
+    form: str
+    window: str
+
+
+@dataclass(repr=False)
+class PassReport:
+    """Collects, over the passes of a pipeline, what was rewritten and what was skipped.
+
+    Printed, it is a table of all dense ops; notebooks show it as one.
+
+    Attributes
+    ----------
+    split : dict of (function, label) to Split
+        The dense ops that are split, in program order.
     rewritten : Counter[str]
         Number of rewrites by pass name.
     skipped : list of Skipped
@@ -46,6 +72,9 @@ class PassReport:
         Labels of the ops with schedules from a tuning database, in program order.
     """
 
+    HEAD: ClassVar = ("function", "op", "form", "window", "why not")
+
+    split: dict[tuple[str, str], Split] = field(default_factory=dict)
     rewritten: Counter[str] = field(default_factory=Counter)
     skipped: list[Skipped] = field(default_factory=list)
     tuned: list[str] = field(default_factory=list)
@@ -66,9 +95,35 @@ class PassReport:
             self.tuned.append(label)
             LOG.info("%s: schedule from the tuning database", label)
 
+    def note_split(self, op: Split) -> None:
+        """Note a dense op that is split; what was noted of it before is replaced."""
+        self.split[op.function, op.label] = op
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """Of every op that was split or left alone: function, op, form, window, why not."""
+        done = [(s.function, s.label, s.form, s.window, "") for s in self.split.values()]
+        left = [
+            (s.function, s.label or s.op, s.op if s.label else "", "", s.reason)
+            for s in self.skipped
+        ]
+        return done + left
+
+    def __repr__(self) -> str:
+        """Counts."""
+        counts = f"{len(self.split)} dense ops split, {len(self.skipped)} notes on ops left alone"
+        return f"<PassReport: {counts}>"
+
+    def __str__(self) -> str:
+        """The table."""
+        return text_table(self.HEAD, self.rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self)[1:-1], self.HEAD, self.rows())
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON data."""
         return {
+            "split": [asdict(entry) for entry in self.split.values()],
             "rewritten": dict(self.rewritten),
             "skipped": [asdict(entry) for entry in self.skipped],
             "tuned": list(self.tuned),

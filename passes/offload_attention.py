@@ -12,6 +12,7 @@ from tvm.relax.expr_functor import mutator
 from sparqle_tvm import dialect
 from sparqle_tvm.errors import InvalidArgumentError, TargetError
 from sparqle_tvm.numerics.attention import HEAD_LEVELS
+from sparqle_tvm.numerics.kv_cache import HeadStorage
 from sparqle_tvm.passes._match import dims_of
 from sparqle_tvm.passes._programs import programs_function
 from sparqle_tvm.passes._report import PassReport
@@ -83,8 +84,14 @@ class _Offload(Rewriter):
             for dim, buckets in ((tokens, ROW_BUCKETS), (keys, KEY_BUCKETS))
         )
         sizes = (int(kv_heads), int(heads) // int(kv_heads), int(channels))
+        cache: dict[str, Any] = {
+            "key_bits": HeadStorage(op.key_levels).plain_bits,
+            "value_bits": HeadStorage(op.value_levels).plain_bits,
+            "key_planes": op.key_planes,
+            "value_planes": op.value_planes,
+        }
         return [
-            AttentionOp(rows, count, *sizes, label=op.label, causal=bool(op.causal))
+            AttentionOp(rows, count, *sizes, label=op.label, causal=bool(op.causal), **cache)
             for count in key_counts
             for rows in row_counts
             if rows <= count

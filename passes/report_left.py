@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 from typing import Any
 
 import tvm
 from tvm import relax
-from tvm.relax.expr_functor import mutator
+from tvm.relax.expr_functor import PyExprVisitor, mutator, visitor
 
 from sparqle_tvm import dialect
 from sparqle_tvm.passes._match import dims_of, dtype_of, op_name
-from sparqle_tvm.passes._report import Skipped
+from sparqle_tvm.passes._report import LOG, Split
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, relax_functions
 from sparqle_tvm.passes._value_range import LAYOUT_OPS
 
@@ -33,14 +34,18 @@ class _Look(Rewriter):
     def __init__(self, mod: tvm.IRModule, owner: Any) -> None:
         super().__init__(mod, owner)
         self.module = mod
-        self.products = 0
+        self.products = self.split = self.legalized = 0
+        self.times = 1
         self.sources: dict[Any, str] = {}
         self.known = {(entry.function, entry.label) for entry in owner.report.skipped}
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         kind = dialect.op_name(call) or op_name(call)
-        if dialect.Dense.of(call) is not None:
-            self.products += 1
+        if (dense := dialect.Dense.of(call)) is not None:
+            self.products += self.times
+            self.split += self.times
+            noted = Split(self.function, dense.label, _form(dense), dense.window)
+            self.owner.report.note_split(noted)
         elif kind == "relax.matmul":
             self._report("matmul", "its form is not one that is split", call.args)
         elif kind == "relax.call_tir" and self._is_product(call.args[0]):
@@ -48,8 +53,26 @@ class _Look(Rewriter):
             fields = arguments.fields if isinstance(arguments, relax.Tuple) else [arguments]
             if len(fields) > 1:
                 reason = "ops are legalized already: split them before that"
+                before = self.products
                 self._report("call_tir", reason, fields)
+                self.legalized += self.products - before
         return None
+
+    def finish(self) -> None:
+        """One entry, and a warning, if nothing of the whole module is split."""
+        if self.split:
+            return
+        count = f"0 of {self.products} matmuls rewritten: "
+        if not self.products:
+            reason = "no matmul multiplies integers of 16 bits or less: is the model quantized?"
+        elif self.legalized == self.products:
+            reason = f"{count}they were legalized to call_tir before SplitPrecision"
+        elif self.legalized:
+            reason = f"{count}{self.legalized} were legalized to call_tir before SplitPrecision"
+        else:
+            reason = f"{count}none has a form that is split, each has an entry of its own"
+        self.skip("module", "", reason)
+        LOG.warning("%s", reason)
 
     @cached_property
     def _annotated(self) -> tvm.IRModule:
@@ -71,7 +94,7 @@ class _Look(Rewriter):
             if len(dims_of(weight)) != 2 or dtype_of(activation) not in _FLOATS:
                 return
             reason = f"its activations are {dtype_of(activation)}, only the weights are quantized"
-        self.products += 1
+        self.products += self.times
         if (self.function, self.label) not in self.known:
             self.skip(op, self.label, f"{reason} ({' x '.join(filter(None, sources))})")
 
@@ -108,11 +131,13 @@ class _Look(Rewriter):
 
 @tvm.transform.module_pass(opt_level=0)
 class ReportLeft(RewritePass):
-    """Report every product of narrow integers that no pass has split, and changes nothing.
+    """Report every dense op that is split, and every product of narrow integers that is not.
 
-    A ``matmul``, or a ``call_tir`` that sums products, whose second operand is made of integers of
-    4 to 16 bits has an entry in the report, whether a pass looked at it or not. If a module has no
-    such product at all, one entry says that. Entries of other passes are not repeated.
+    The module stays as it is. A ``matmul``, or a ``call_tir`` that sums products, whose second
+    operand is made of integers of 4 to 16 bits has an entry in the report, whether a pass looked at
+    it or not. If nothing of the module is split, one entry, and a warning in the log, says why:
+    there is no such product, all were legalized too early, or each has its reason. Entries of other
+    passes are not repeated.
 
     Precondition: the passes that split have run.
     """
@@ -121,11 +146,36 @@ class ReportLeft(RewritePass):
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Return ``mod`` itself."""
-        look = _Look(mod, self)
+        look, calls = _Look(mod, self), _CallCounter()
+        for _, func in relax_functions(mod):
+            calls.visit_expr(func)
         for gv, func in relax_functions(mod):
+            # Equal fused functions are one.
+            look.times = max(1, calls.found[gv])
             look.begin(str(gv.name_hint), func)
             look.visit_expr(func)
-        if not look.products:
-            reason = "no matmul multiplies integers of 16 bits or less: is the model quantized?"
-            self.report.skip(Skipped(self.name, "", "module", "", reason))
+        look.function = ""
+        look.finish()
         return mod
+
+
+@visitor
+class _CallCounter(PyExprVisitor):
+    """How often each function of a module is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[Any] = Counter()
+
+    def visit_call_(self, op: relax.Call) -> None:
+        self.found[op.op] += isinstance(op.op, tvm.ir.GlobalVar)
+
+
+def _form(dense: dialect.Dense) -> str:
+    """What is multiplied: ``uint8 (zero point 3) x int4, groups of 32``."""
+    sign = "" if dense.act_signed else "u"
+    zero = " (zero point of run time)" if dense.zero_points is not None else ""
+    if dense.zero_point:
+        zero = f" (zero point {dense.zero_point})"
+    groups = f", groups of {dense.group_size}" if dense.group_size else ""
+    return f"{sign}int{2 * dense.k}{zero} x int{dense.weight_bits}{groups}"

@@ -10,12 +10,12 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
+from sparqle_tvm.numerics.integers import INT32_MAX
 from sparqle_tvm.numerics.window import WINDOWS, default_window
 from sparqle_tvm.passes._activation import Activation, match_activation
-from sparqle_tvm.passes._constants import make_const
 from sparqle_tvm.passes._match import axes_of, dims_of, dtype_of, op_name, static_shape
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
-from sparqle_tvm.passes._value_range import value_range, weight_bits
+from sparqle_tvm.passes._value_range import dtype_range, value_range, weight_bits
 from sparqle_tvm.passes._weights import (
     DIGIT_BITS,
     dense_offset,
@@ -31,7 +31,7 @@ class _Split(Rewriter):
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         if op_name(call) != "relax.matmul":
             return None
-        wide, weight = call.args
+        wide, weight = (self._cast_once(operand) for operand in call.args)
         if not dtype_of(wide).startswith(("int", "uint")):
             return None
         activation = match_activation(self, wide)
@@ -48,12 +48,27 @@ class _Split(Rewriter):
             return None
         self.count()
         dense = self._build(activation, narrow)
+        if dtype_of(call) == "int64":
+            dense = relax.op.astype(self.emit(dense, self.label), "int64")
         if shift is None:
             return dense
         op = relax.op
-        sums = self.emit(op.sum(op.astype(wide, "int32"), axis=[-1], keepdims=True), "row_sums")
-        term = self.emit(op.multiply(sums, make_const(shift)), "shift")
+        dtype = dtype_of(call)
+        sums = self.emit(op.sum(op.astype(wide, dtype), axis=[-1], keepdims=True), "row_sums")
+        term = self.emit(op.multiply(sums, relax.const(shift.astype(dtype), dtype)), "shift")
         return op.add(self.emit(dense, self.label), term)
+
+    def _cast_once(self, expr: Any) -> Any:
+        """An operand; widened in several steps, it is widened in one."""
+        last = self.match(expr, "astype")
+        inner = None if last is None else self.match(last.args[0], "astype")
+        if (
+            last is None
+            or inner is None
+            or not _holds(dtype_of(last.args[0]), dtype_of(inner.args[0]))
+        ):
+            return expr
+        return self._cast_once(self.emit(relax.op.astype(inner.args[0], dtype_of(expr))))
 
     def _centred(self, weight: Any) -> tuple[Any, np.ndarray | None]:
         """A constant of 9 bits as int8, and what its columns are less by: (N,) int32.
@@ -123,7 +138,7 @@ class _Split(Rewriter):
 
     def _obstacle(self, call: relax.Call, activation: Any, weight: Any) -> str:
         """Why this integer matmul cannot be split, ``""`` if it can."""
-        if dtype_of(call) != "int32":
+        if dtype_of(call) not in ("int32", "int64"):
             return f"accumulates in {dtype_of(call)}, int32 is needed"
         if not is_weight(weight, self):
             return "the second operand is computed at run time, it is no weight"
@@ -141,7 +156,18 @@ class _Split(Rewriter):
             return "K = 0"
         if not hasattr(dims[-1], "value"):
             return f"K = {dims[-1]} of the activations is symbolic"
+        low, high = dtype_range(dtype_of(activation))
+        if dtype_of(call) == "int64" and shape[0] * 128 * (high - low) > INT32_MAX:
+            return f"accumulates in int64, and a sum of {shape[0]} products may not fit int32"
         return ""
+
+
+def _holds(wide: str, narrow: str) -> bool:
+    """Whether one integer type has all values of another."""
+    if not all(each.startswith(("int", "uint")) for each in (wide, narrow)):
+        return False
+    (low, high), (least, most) = dtype_range(wide), dtype_range(narrow)
+    return low <= least and most <= high
 
 
 @tvm.transform.module_pass(opt_level=0)
@@ -150,9 +176,10 @@ class SplitPrecision(RewritePass):
 
     Precondition: int8 or uint8 (int16 or uint16) activations (.., K) with K static, as they are or
     widened and less a zero point; int8 weights of two dimensions that are constants, parameters,
-    or unpacked or widened from those; int32 result. A zero point is a constant or comes at run
-    time in the dtype of the activations, one in all or one per row. The window is that of
-    ``numerics.default_window``: centred on the zero point wherever that pays.
+    or unpacked or widened from those; int32 result, or int64 where int32 holds every sum. A zero
+    point is a constant or comes at run time in the dtype of the activations, one in all or one per
+    row. The window is that of ``numerics.default_window``: centred on the zero point wherever that
+    pays.
 
     Before::
 

@@ -59,7 +59,7 @@ def _at_first_call(name: str) -> Callable[..., None]:
 
 
 def _register_pipeline() -> None:
-    """Name the pipeline for ``relax.get_pipeline("sparqle", target=..., ...)``."""
+    """Name the pipeline for ``relax_pipeline="sparqle"`` and ``relax.get_pipeline("sparqle")``."""
     from tvm.relax.pipeline import PIPELINE_MAP, register_pipeline
 
     if PIPELINE_NAME not in PIPELINE_MAP:

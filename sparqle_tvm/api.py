@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import tvm
@@ -20,12 +20,15 @@ from sparqle_tvm.numerics.kv_cache import KvStorage
 from sparqle_tvm.passes import PassReport
 from sparqle_tvm.runtime.executable import Executable
 from sparqle_tvm.runtime.exported import check
-from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.accelerator import ENGINE_FEATURE, TARGET_KEY, Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.scheme_choice import Planes
 
 if TYPE_CHECKING:
     from sparqle_tvm.tuning.database import TuningDatabase
+
+
+DEFAULT_TARGET = "sparqle/edge"
 
 
 class CommonOptions(TypedDict, total=False):
@@ -65,9 +68,10 @@ class CommonOptions(TypedDict, total=False):
         ``cost`` (the default): where planes would take more time than integers stored whole, the
         programs of an encoding's readers take dense passes, and the report says so. ``always``:
         none do. Results do not depend on it.
-    database : path or TuningDatabase
-        Folder that `sparqle_tvm.tune` filled: its schedules are used for the programs of the
-        simulator, and ``report.tuned`` names the ops that have one.
+    database : path, TuningDatabase or ms.database.Database
+        What `sparqle_tvm.tune` or MetaSchedule's ``tune_relax`` filled, or its folder: its
+        schedules are used for the programs of the simulator, and ``report.tuned`` names the ops
+        that have one.
     stop_after : str
         Name of the last phase that is done; by default all are.
     dump : path
@@ -87,13 +91,13 @@ class CommonOptions(TypedDict, total=False):
     balance: Balance
     densities: Mapping[str, float] | None
     planes: Planes
-    database: str | os.PathLike[str] | TuningDatabase | None
+    database: str | os.PathLike[str] | TuningDatabase | Any | None
     stop_after: str | None
     dump: str | os.PathLike[str] | None
 
 
 def pipeline(
-    target: str | tvm.target.Target | Accelerator = "sparqle/edge",
+    target: str | tvm.target.Target | Accelerator | None = None,
     *,
     lift: passes.LiftChoices | None = None,
     collect: passes.CollectEncodings | None = None,
@@ -101,15 +105,17 @@ def pipeline(
     report: passes.PassReport | None = None,
     **options: Unpack[CommonOptions],
 ) -> tvm.transform.Pass:
-    """The whole compilation for ``relax.build(mod, "llvm", relax_pipeline=pipeline(...))``.
+    """The whole compilation for ``relax.build(mod, "sparqle/edge", relax_pipeline=pipeline())``.
 
     Its phases are ``import``, ``split``, ``choose``, ``drain``, ``offload`` and ``lower``;
     `compiler.phases` lists their passes.
 
     Parameters
     ----------
-    target : str, tvm.target.Target or Accelerator
-        The accelerator, as ``"sparqle/edge"``.
+    target : str, tvm.target.Target or Accelerator, optional
+        The accelerator; by default that of the target that is built for, and ``sparqle/edge`` if
+        that is a plain CPU. The attribute ``feature.engine`` of a target is the default of
+        `engine`.
     lift : passes.LiftChoices, optional
         Makes functions take factors and bands as parameters.
     collect : passes.CollectEncodings, optional
@@ -125,21 +131,50 @@ def pipeline(
     Raises
     ------
     TargetError
-        If the target is not a sparqle accelerator.
+        If the target is not a sparqle accelerator; when applied, if it is another one than the
+        target that is built for.
     InvalidArgumentError
         If the engine, the goal of the balance or the phase is unknown.
     TuningError
         If the database is damaged, or of another accelerator.
     """
-    known = options_of(
-        target, options, lift=lift, collect=collect, offload=offload, report=report or PassReport()
-    )
-    return compiler.sequence(compiler.phases(known), known)
+    passed: dict[str, Any] = {"lift": lift, "collect": collect, "offload": offload}
+    passed["report"] = report if report is not None else PassReport()
+
+    def build(target: Any, options: CommonOptions) -> tvm.transform.Pass:
+        known = options_of(target, options, **passed)
+        return compiler.sequence(compiler.phases(known), known)
+
+    current = tvm.target.Target.current(allow_none=True)
+    if target is None and Accelerator.describes(current):
+        target = current
+    if target is not None:
+        return build(target, options)
+    if (calibration := options.get("calibration")) is not None:
+        options["calibration"] = as_calibration(calibration)
+    without: Any = {name: value for name, value in options.items() if name != "database"}
+    build(DEFAULT_TARGET, without)  # what is wrong with the options is said now
+    return _ForTarget(lambda target: build(target, options))
+
+
+@tvm.transform.module_pass(opt_level=0, name="sparqle")
+class _ForTarget:
+    """The pipeline for the target that is built for, which is known when it is applied."""
+
+    def __init__(self, build: Callable[[Any], tvm.transform.Pass]) -> None:
+        self.build = build
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Apply the pipeline."""
+        current = tvm.target.Target.current(allow_none=True)
+        if current is not None and TARGET_KEY in list(current.keys):
+            return self.build(current)(mod)
+        return self.build(DEFAULT_TARGET)(mod)
 
 
 def compile(
     mod: tvm.IRModule,
-    target: str | tvm.target.Target | Accelerator = "sparqle/edge",
+    target: str | tvm.target.Target | Accelerator = DEFAULT_TARGET,
     *,
     host: str | tvm.target.Target | None = None,
     split: bool = True,
@@ -154,9 +189,10 @@ def compile(
     mod : tvm.IRModule
         Relax functions with quantized dense ops; it is not changed.
     target : str, tvm.target.Target or Accelerator
-        The accelerator, as ``"sparqle/edge"``.
+        The accelerator, as ``"sparqle/edge"``. The attribute ``feature.engine`` of a target is the
+        default of `engine`.
     host : str or tvm.target.Target, optional
-        CPU that runs everything else; by default this one.
+        CPU that runs everything else; by default that of the target, or this one.
     split : bool
         False leaves the split-precision passes out (the plain int8 or float model); with choices,
         it is int8 with their factors and bands, the reference for the split form.
@@ -189,6 +225,8 @@ def compile(
         collect=passes.CollectEncodings(report=report) if collect_encodings and split else None,
         report=report,
     )
+    if host is None and isinstance(target, tvm.target.Target):
+        host = target
     return compiler.compile(mod, known, split=split, host=host)
 
 
@@ -221,6 +259,10 @@ def options_of(
 ) -> Options:
     """What the compiler is told: windows and factors within the budget, and opened schedules."""
     accelerator, given = Accelerator.from_target(target), dict[str, Any](options)
+    if isinstance(target, str) and not target.endswith(".toml"):
+        target = tvm.target.Target(target)
+    if isinstance(target, tvm.target.Target) and ENGINE_FEATURE in target.attrs:
+        given.setdefault("engine", str(target.attrs[ENGINE_FEATURE]))
     for name in given:
         if name not in CommonOptions.__annotations__:
             raise TypeError(f"unexpected keyword argument '{name}'")
@@ -245,7 +287,7 @@ def options_of(
 
 
 def open_database(
-    database: str | os.PathLike[str] | TuningDatabase | None, accelerator: Accelerator
+    database: str | os.PathLike[str] | TuningDatabase | Any | None, accelerator: Accelerator
 ) -> TuningDatabase | None:
     """Open a tuning database for an accelerator; None stays None.
 

@@ -17,7 +17,7 @@ import tvm
 from tvm import relax
 
 from sparqle_tvm import dialect, passes
-from sparqle_tvm.errors import InvalidArgumentError, require_known
+from sparqle_tvm.errors import InvalidArgumentError, TargetError, require_known
 from sparqle_tvm.files import write_text
 from sparqle_tvm.host.processor import checked_host, require_cpu
 from sparqle_tvm.numerics import EncodingChoice
@@ -149,6 +149,7 @@ def _choosing_passes(given: Options) -> list[tvm.transform.Pass]:
                 report=given.report,
             )
         )
+        steps.append(passes.ReportLeft(report=given.report))  # the windows are other ones now
     if given.choices:
         steps.append(passes.RaiseMsbSparsity(given.choices, report=given.report))
     return steps + [step for step in (given.lift, given.collect) if step is not None]
@@ -251,7 +252,7 @@ def sequence(phases: Phases, given: Options, *, name: str = "sparqle") -> tvm.tr
     files = [f"{number:02}_{phase}.py" for number, phase in enumerate(phases, start=1)]
     steps: list[tvm.transform.Pass] = []
     if stop_after is None or stop_after == list(phases)[-1]:
-        steps.append(_CheckTarget())
+        steps.append(_CheckTarget(given.accelerator))
     if dump is not None:
         steps.append(_EmptyDump(Path(dump)))
     for done, (phase, found) in enumerate(phases.items()):
@@ -265,11 +266,23 @@ def sequence(phases: Phases, given: Options, *, name: str = "sparqle") -> tvm.tr
 
 @tvm.transform.module_pass(opt_level=0, name="CheckTarget")
 class _CheckTarget:
-    """Refuse to compile for anything but a CPU: it would fail at the first call."""
+    """Refuse to compile for anything but a CPU, or for another accelerator than the target's."""
+
+    def __init__(self, accelerator: Accelerator | None) -> None:
+        self.accelerator = accelerator
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Return ``mod`` itself."""
-        require_cpu(tvm.target.Target.current(allow_none=True))
+        current, ours = tvm.target.Target.current(allow_none=True), self.accelerator
+        require_cpu(current)
+        if ours is not None and Accelerator.describes(current):
+            theirs = Accelerator.from_target(current)
+            if theirs != ours:
+                raise TargetError(
+                    f"the pipeline is for {ours.name!r}, and the module is built for "
+                    f"{theirs.name!r} (or they differ in a figure); name one of them: "
+                    'relax_pipeline="sparqle" takes that of the target'
+                )
         return mod
 
 

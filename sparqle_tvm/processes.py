@@ -1,15 +1,23 @@
-"""Child processes that end when their parent does, however it ends, and leave signals to it."""
+"""Child processes that end when their parent does, and leave signals to it; workers in them."""
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from multiprocessing import active_children, get_context
 from typing import Any
+
+from sparqle_tvm.errors import InvalidArgumentError
+
+MAX_WORKERS = 1024
 
 # Runs a module as `python -m` does, until somebody closes the pipe that is its standard input.
 _RUN_MODULE = """
@@ -54,3 +62,96 @@ def signals_left_to_parent() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class WorkerLostError(InvalidArgumentError):
+    """A worker process ended before its time; what it was at is lost."""
+
+
+def require_workers(workers: int | None) -> None:
+    """Refuse a number of processes that cannot be: InvalidArgumentError."""
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
+        raise InvalidArgumentError(
+            f"workers = {workers}: at least one process is needed, {MAX_WORKERS} at most"
+        )
+
+
+def on_workers(
+    stack: ExitStack, workers: int | None, scheduler: str | None
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """How to submit a call to workers, and to wait for some calls.
+
+    Parameters
+    ----------
+    stack : ExitStack
+        Ends the workers when it is left.
+    workers : int, optional
+        Processes of this machine; by default one for each core.
+    scheduler : str, optional
+        Address of a Dask scheduler (``tcp://host:8786``) whose workers do it instead. Dask gives
+        the calls of a worker that dies to another.
+
+    Returns
+    -------
+    submit, completed : callable
+        ``submit(function, *operands)`` gives a future; ``completed(futures)`` goes over them as
+        they are done, and raises WorkerLostError if a process ended before its time.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If Dask is not installed or no scheduler answers.
+    """
+    return _on_dask(stack, scheduler) if scheduler else on_processes(stack, workers)
+
+
+def on_processes(
+    stack: ExitStack, workers: int | None
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """How to submit a call to processes (by default one for each core), and to wait for some."""
+    count = workers or len(os.sched_getaffinity(0))
+    # Not forked: the parent may have threads.
+    others = set(active_children())
+    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=end_with_parent)
+
+    def close(error: type[BaseException] | None, *_: object) -> None:
+        # After an error or a signal nobody waits for what the processes are at.
+        for process in set(active_children()) - others if error else ():
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
+
+    def submit(*call: Any) -> Future[Any]:
+        with signals_left_to_parent():
+            return pool.submit(*call)
+
+    def completed(futures: Sequence[Future[Any]]) -> Iterator[Future[Any]]:
+        for future in as_completed(futures):
+            if isinstance(future.exception(), BrokenProcessPool):
+                raise WorkerLostError(
+                    "a worker process ended before its time, maybe for want of memory; what is "
+                    "done is kept, start again to go on, with fewer --workers"
+                )
+            yield future
+
+    stack.push(close)
+    return submit, completed
+
+
+def _on_dask(stack: ExitStack, address: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    try:
+        distributed: Any = importlib.import_module("distributed")
+    except ImportError as error:
+        raise InvalidArgumentError(
+            'a Dask cluster needs the extra "dask": pip install "sparqle-tvm[dask]"'
+        ) from error
+    try:
+        client = stack.enter_context(distributed.Client(address, timeout="10s"))
+    except (OSError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"no Dask scheduler answers at {address!r}: {error}; start one with `dask scheduler`"
+        ) from error
+
+    def submit(function: Callable[..., Any], *operands: Any) -> Any:
+        return client.submit(function, *operands, pure=False)
+
+    return submit, distributed.as_completed

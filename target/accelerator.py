@@ -24,9 +24,14 @@ from sparqle_tvm.numerics.integers import DIGIT_BITS
 if TYPE_CHECKING:
     from tvm.target import Target
 
-TARGET_KIND = "ext_dev"
+TARGET_KIND = "llvm"
 TARGET_KEY = "sparqle"
+"""A target of this kind with this key is an accelerator: its host and its simulator are CPUs."""
 _FEATURE_PREFIX = "feature."
+ENGINE_FEATURE = "feature.engine"
+"""Attribute of a target, if it has one: what runs the dense ops, as ``compile(engine=...)``."""
+# What TVM adds to targets of ARM processors.
+_FEATURES_OF_CPUS = ("feature.is_", "feature.has_")
 MEMORIES = ("LPDDR4", "LPDDR5", "DDR4", "HBM2")
 """Types of DRAM. Each has a table of energy, ``target/cost/data/memory_*.toml``."""
 _CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
@@ -191,9 +196,25 @@ class Accelerator:
         return cycles / (self.clock_ghz * 1e9)
 
     def to_target_config(self) -> dict[str, Any]:
-        """Describe this accelerator as a TVM target configuration (a ``dict`` for ``Target``)."""
+        """Describe this accelerator as a TVM target configuration (a ``dict`` for ``Target``).
+
+        Its attributes are the target's ``feature.*``; what is no dense op is compiled for the
+        processor of this machine (``mcpu``).
+        """
+        from tvm.target import codegen
+
         features = {_FEATURE_PREFIX + key: value for key, value in asdict(self).items()}
-        return {"kind": TARGET_KIND, "keys": [TARGET_KEY], **features}
+        host = {"keys": [TARGET_KEY, "cpu"], "mcpu": codegen.llvm_get_system_cpu()}
+        return {"kind": TARGET_KIND, **host, **features}
+
+    @staticmethod
+    def describes(target: Target | None) -> bool:
+        """Whether a target is one of an accelerator."""
+        return (
+            target is not None
+            and target.kind.name == TARGET_KIND
+            and TARGET_KEY in list(target.keys)
+        )
 
     @classmethod
     def from_target(cls, target: str | Target | Accelerator) -> Accelerator:
@@ -223,12 +244,18 @@ class Accelerator:
                 f"{target!r} is no target; give the name of a preset ({', '.join(PRESETS)}), an "
                 "accelerator file, an Accelerator or a tvm.target.Target"
             )
-        if target.kind.name != TARGET_KIND or TARGET_KEY not in list(target.keys):
+        if not cls.describes(target):
+            if TARGET_KEY in list(target.keys):
+                raise TargetError(
+                    f"target of kind {target.kind.name!r} with the key {TARGET_KEY!r}: "
+                    f"accelerators are of kind {TARGET_KIND!r} now; use "
+                    "tvm.target.Target('sparqle/edge'), or Accelerator.to_target_config()"
+                )
             raise TargetError(
                 f"target {target} is not a sparqle accelerator: it needs the kind {TARGET_KIND} "
                 f"and the key {TARGET_KEY!r}; known presets: {', '.join(PRESETS)}"
             )
-        return cls._from_features(dict(target.attrs))
+        return cls.from_features(dict(target.attrs))
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Accelerator:
@@ -259,11 +286,13 @@ class Accelerator:
         return cls.from_target(Target(tag))
 
     @classmethod
-    def _from_features(cls, attrs: Mapping[str, Any]) -> Accelerator:
+    def from_features(cls, attrs: Mapping[str, Any]) -> Accelerator:
+        """The accelerator of the attributes ``feature.*`` of a target; TargetError as above."""
         given = {
             str(key).removeprefix(_FEATURE_PREFIX): value
             for key, value in attrs.items()
             if str(key).startswith(_FEATURE_PREFIX)
+            and not str(key).startswith((ENGINE_FEATURE, *_FEATURES_OF_CPUS))
         }
         cls._require_fields(given, f"target features of accelerator {given.get('name', '?')!r}")
         return cls(**given)

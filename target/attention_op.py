@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.attention import MAX_KEYS
-from sparqle_tvm.numerics.kv_cache import row_bytes
+from sparqle_tvm.numerics.kv_cache import CacheName, row_bytes
 from sparqle_tvm.numerics.window import WINDOWS, WindowName
 from sparqle_tvm.target.op import SCHEMES, ProgramScheme, is_whole
 
@@ -17,8 +17,6 @@ DIGIT_BITS = 4
 
 KEY_SLICES = 2
 """Slices of a key or a value; each is one more pass of the array."""
-
-CacheName = Literal["key", "value"]
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,8 @@ class AttentionOp:
             bits, planes = getattr(self, f"{name}_bits"), getattr(self, f"{name}_planes")
             if not is_whole(bits, 2, 9):
                 return f"{name}_bits = {bits!r} must be a whole number from 2 to 8"
-            known = isinstance(planes, str) and planes and not {*planes} - {"p", "-"}
-            if not known or len(planes) not in (1, self.kv_heads):
+            letters = isinstance(planes, str) and planes and not {*planes} - {"p", "-"}
+            if not letters or len(planes) not in (1, self.kv_heads):
                 return (
                     f"{name}_planes = {planes!r} must be p or - for each of {self.kv_heads} key "
                     "heads, or for all"

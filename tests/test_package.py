@@ -29,14 +29,14 @@ PACKAGE_ROOTS = {"sparqle_tvm": "sparqle_tvm", "passes": "sparqle_tvm.passes"} |
 LAYERS = (
     ("errors",),
     ("_versions", "escaping", "files", "processes", "progress", "threads", "tirscript"),
-    ("numerics",),
+    ("numerics", "showing"),
     ("dialect", "target.accelerator", "target.op"),
     ("target.attention_op", "target.joint_op"),
     ("host", "target.isa"),
     ("target.program",),
     ("target.verify",),
     ("target.simulator",),
-    ("target.cost",),
+    ("target.cost", "target.rtl"),
     ("target.compile",),
     ("models", "passes"),
     ("frontend", "runtime"),
@@ -114,6 +114,16 @@ def test_every_package_folder_is_listed():
     assert sorted(PYPROJECT["tool"]["setuptools"]["packages"]) == sorted(folders)
     mapping = PYPROJECT["tool"]["setuptools"]["package-dir"]
     assert mapping == {"sparqle_tvm.passes": "passes", "sparqle_tvm.target": "target"}
+
+
+def test_editors_find_the_package_as_it_is_installed():
+    links = ROOT / "typings" / "sparqle_tvm"
+    found = {link.name: link.resolve() for link in links.iterdir()}
+    here = {path.name: path for path in (ROOT / "sparqle_tvm").iterdir() if path.name[:3] != "__p"}
+    assert found == {**here, "passes": ROOT / "passes", "target": ROOT / "target"}
+    assert all(not link.readlink().is_absolute() for link in links.iterdir())
+    tools = PYPROJECT["tool"]
+    assert tools["pyright"]["stubPath"] == tools["mypy"]["mypy_path"] == "typings"
 
 
 def test_every_module_lies_in_a_package():
@@ -206,5 +216,5 @@ def test_make_says_which_python_it_needs(tmp_path):
         check=False,
     )
     assert done.returncode != 0
-    assert "Python 3.11 is needed" in done.stderr
+    assert "Python 3.11 to 3.13 is needed" in done.stderr
     assert not (tmp_path / "venv").exists()

@@ -15,7 +15,7 @@ from sparqle_tvm.errors import VersionError
 IS_REGISTERED = """
 import tvm
 target = tvm.target.Target("sparqle/edge")
-assert target.kind.name == "ext_dev" and "sparqle" in list(target.keys)
+assert target.kind.name == "llvm" and "sparqle" in list(target.keys)
 tvm.ir.Op.get("relax.sparqle.encode")
 from tvm.script import relax as R
 assert callable(R.sparqle.split_dense)

@@ -99,6 +99,14 @@ def add_engine_argument(parser: argparse.ArgumentParser, text: str) -> None:
     )
 
 
+def add_workers_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--workers`` and ``--dask``."""
+    parser.add_argument("--workers", type=int, help="processes (one for each core)")
+    parser.add_argument(
+        "--dask", metavar="ADDRESS", help="Dask scheduler whose workers do it, tcp://host:port"
+    )
+
+
 def add_importance_argument(parser: argparse.ArgumentParser, text: str) -> None:
     """Add ``--importance``, with its help text."""
     parser.add_argument("--importance", choices=("weights", "fisher"), default="weights", help=text)

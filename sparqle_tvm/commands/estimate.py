@@ -46,6 +46,13 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--kv-bits", type=int, default=8, help="bits of a cached key or value: 4, 8 or 16"
     )
     estimate.add_argument(
+        "--kv",
+        default="int8",
+        metavar="STORAGE",
+        help="how the cache stores keys and values of attention on the array: int8, planes (exact, "
+        "what is smaller), planes:F or planes:F,G with factors on their scales, int6, int5, int4",
+    )
+    estimate.add_argument(
         "--attention",
         choices=("array", "vector"),
         help="who computes it: the array, in 8 bits (the default where it can), or the vector "
@@ -83,6 +90,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
         "msb_sparsity": arguments.msb_sparsity,
         "table": shared.energy_table_of(arguments, accelerator),
         "kv_bits": arguments.kv_bits,
+        "kv": arguments.kv,
         "attention": arguments.attention,
         "balance": arguments.balance,
         "static_watts": arguments.static_watts,

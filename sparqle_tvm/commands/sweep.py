@@ -29,7 +29,7 @@ EXAMPLES = """examples:
   sparqle sweep --fix model=llama2-7b --fix phase=prefill \\
     --axis seq=128,512,2048 --axis msb_sparsity=0:0.9:10 --out sweep.csv
   sparqle sweep sweep.toml --out sweep.json --workers 8
-  sparqle sweep sweep.toml --out sweep.csv --scheduler tcp://head:8786
+  sparqle sweep sweep.toml --out sweep.csv --dask tcp://head:8786
 
   How much time is saved over prompt length and bandwidth, and where that turns into a loss:
   sparqle sweep --axis seq=128,512,2048 --axis dram_bytes_per_cycle=4,8,16,32,64 \\
@@ -100,8 +100,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         metavar="FILE",
         help="the table of all points, .csv or .json (sweep.csv; --find makes none)",
     )
-    sweep.add_argument("--workers", type=int, help="processes (one for each core)")
-    sweep.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler, tcp://host:port")
+    shared.add_workers_arguments(sweep)
     sweep.add_argument(
         "--restart", action="store_true", help="begin anew instead of going on where it was"
     )
@@ -124,7 +123,7 @@ def _find(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.report.pivot import crossing_document
     from sparqle_tvm.studies.sweep import Scan, find_crossings, parse_find, parse_over, quantity
 
-    for option in ("pivot", "out", "scheduler", "restart"):
+    for option in ("pivot", "out", "dask", "restart"):
         if getattr(arguments, option):
             raise InvalidArgumentError(f"--find does not go with --{option}")
     name, level = parse_find(arguments.find)
@@ -156,7 +155,7 @@ def _run(arguments: argparse.Namespace) -> None:
         points,
         out,
         workers=arguments.workers,
-        scheduler=arguments.scheduler,
+        scheduler=arguments.dask,
         restart=arguments.restart,
     )
     if not arguments.pivot:

@@ -62,6 +62,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--baseline", action="store_true", help="tune the baseline of two dense passes as well"
     )
     tune.add_argument("--seed", type=int, default=0, help="of all random numbers")
+    shared.add_workers_arguments(tune)
     shared.add_table_arguments(tune)
     return tune
 
@@ -108,5 +109,7 @@ def _tune(arguments: argparse.Namespace) -> None:
         table=table,
         schemes=("sparqle", "dense") if arguments.baseline else ("sparqle",),
         single=(OUTPUT_LABEL,),
+        workers=arguments.workers,
+        scheduler=arguments.dask,
     )
     shared.show(arguments.json, lambda: tuning_document(result), result.to_json)

@@ -172,7 +172,9 @@ def _importer(program: torch.export.ExportedProgram) -> Any:
         def _check_unsupported_func_type(self, nodes: Any) -> None:
             calls = [node for node in nodes if node.op == "call_function"]
             unknown = {
-                str(n.target): layer_of(n) for n in calls if n.target.__name__ not in self.convert_map
+                str(n.target): layer_of(n)
+                for n in calls
+                if n.target.__name__ not in self.convert_map
             }
             if unknown:
                 where = ", ".join(f"{op} (in {layer})" for op, layer in sorted(unknown.items()))
@@ -487,9 +489,7 @@ def _choose_token_asymmetric(call: _Call) -> Any:
     low, high = _float(-128), _float(127)
     below, above = call.emit(op.divide(smallest, scale)), call.emit(op.divide(largest, scale))
     error = op.add(op.add(low, below), op.add(high, above))
-    chosen = op.where(
-        op.greater(error, zero), op.subtract(low, below), op.subtract(high, above)
-    )
+    chosen = op.where(op.greater(error, zero), op.subtract(low, below), op.subtract(high, above))
     rounded = op.round(op.clip(chosen, -128.0, 127.0))
     return scale, call.emit(op.astype(rounded, "int8"), "zero_point")
 

@@ -46,5 +46,5 @@ def require_cpu(target: tvm.target.Target | None) -> None:
     if target is not None and str(target.kind.name) != "llvm":
         raise TargetError(
             f"target {target.kind.name!r} is no CPU that kernels can be compiled for: build for "
-            '"llvm", and name the accelerator in sparqle_tvm.pipeline("sparqle/edge") or compile'
+            '"sparqle/edge" (or another accelerator, tvm.target.list_tags() has them) or for "llvm"'
         )

@@ -14,7 +14,13 @@ import numpy as np
 
 from sparqle_tvm.errors import InvalidArgumentError, ResultFileError
 from sparqle_tvm.files import read_json, typed
-from sparqle_tvm.numerics.kv_cache import HeadStorage, KvStorage, prefers_planes
+from sparqle_tvm.numerics.kv_cache import (
+    CacheName,
+    HeadStorage,
+    KvStorage,
+    prefers_planes,
+    with_factor,
+)
 
 _FILE = Path(__file__).parent / "data" / "attention_smollm2.json"
 
@@ -132,6 +138,16 @@ class MeasuredAttention:
             for x in (found.k_msb_sparsity, found.v_msb_sparsity)
         )
         return KvStorage(keys, values)
+
+    def stored(
+        self, what: CacheName, layer: int, layers: int, kv_heads: int, levels: int
+    ) -> list[float]:
+        """Shares of stored high digits of keys, or values, by head; between measured levels."""
+        found = self.layer_at(layer, layers)
+        table = found.k_msb_sparsity if what == "key" else found.v_msb_sparsity
+        known = [with_factor(factor).levels for factor in self.factors][::-1]
+        columns = zip(*(_spread(row, kv_heads) for row in table), strict=True)
+        return [1 - float(np.interp(levels, known, column[::-1])) for column in columns]
 
     def beyond(self, keys: int) -> bool:
         """Whether so many keys are more than were measured."""

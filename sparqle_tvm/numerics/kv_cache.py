@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,8 @@ from sparqle_tvm.numerics.integers import plane_bytes
 from sparqle_tvm.numerics.slicing import SlicedTensor, encode
 
 DIGIT_BITS = 4
+
+CacheName = Literal["key", "value"]
 
 POINTER_BYTES = 4
 KEY_GROUP = 8
@@ -173,7 +176,8 @@ def store_rows(values: npt.NDArray[np.int8], bits: int, in_planes: bool) -> Stor
         packed: npt.NDArray[np.uint8] = values.view(np.uint8)
         if bits < 8:
             codes = np.unpackbits(packed.reshape(tokens, width, 1), axis=2, bitorder="little")
-            packed = np.packbits(codes[..., :bits].reshape(tokens, -1), axis=1, bitorder="little")
+            plain = codes[..., :bits].reshape(tokens, width * bits)
+            packed = np.packbits(plain, axis=1, bitorder="little")
         return StoredRows(packed.reshape(-1), size * np.arange(tokens + 1, dtype=np.int64))
     planes = encode(np.ascontiguousarray(values), window="signed", name="heads")
     dense = np.concatenate([planes.lsb, planes.pbm], axis=1)
@@ -232,7 +236,9 @@ def load_rows(
     dense, msb = rows[fixed], rows[_rest(rows.size, fixed)]
     row_ptr = begins - begins[0] - dense_bytes(head_dim) * np.arange(tokens + 1)
     sliced = SlicedTensor.from_planes(
-        *(np.ascontiguousarray(part) for part in (dense[:, :low], dense[:, low:], msb)),
+        np.ascontiguousarray(dense[:, :low]),
+        np.ascontiguousarray(dense[:, low:]),
+        msb,
         row_ptr.astype(np.int32),
         shape=(tokens, head_dim),
     )

@@ -93,6 +93,7 @@ class Estimate(PassResult):
 
     model: ModelShape
     kv_bits: int
+    kv: str = "int8"
     attention: AttentionSource
     balance: Balance
     digits: DigitSource
@@ -122,7 +123,7 @@ class Estimate(PassResult):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader has to know of the figures, in sentences."""
-        notes = [self.positions_note, self.attention.note, self.tiles_note]
+        notes = [self.positions_note, self.attention.note, self.cache_note, self.tiles_note]
         waiting = [
             scheme_name(self.accelerator, scheme)
             for scheme, found in self.schemes.items()
@@ -138,6 +139,16 @@ class Estimate(PassResult):
             f"table. {scheme_notes(self.accelerator)}"
         )
         return tuple(filter(None, (*notes, self.table.unchecked_note)))
+
+    @property
+    def cache_note(self) -> str:
+        """How the cache is stored; empty if as int8."""
+        if self.kv == "int8":
+            return ""
+        return (
+            f"Keys and values are stored as {self.kv} (digits as measured on SmolLM2-135M); the "
+            "baselines have the same integers, plain."
+        )
 
     @property
     def positions_note(self) -> str:

@@ -22,6 +22,7 @@ from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.runtime.exported import Manifest, seal
 from sparqle_tvm.runtime.launch import recording
 from sparqle_tvm.runtime.profile import Profile
+from sparqle_tvm.showing import html_table
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.program.bundle import PROGRAMS_FUNCTION, unpack_bundle
 from sparqle_tvm.threads import ensure_threads, use_threads
@@ -228,8 +229,30 @@ class Executable:
         }
 
     def profile(self) -> Profile:
-        """What the accelerator did in this thread's last call; empty if no op is offloaded."""
-        return self._last.profile
+        """What the accelerator did in this thread's last call; empty if no op is offloaded.
+
+        An empty profile says why: ``Profile.reason``.
+        """
+        last = self._last.profile
+        if len(last):
+            return last
+        if not self.programs:
+            return Profile(
+                [],
+                reason="the module has no accelerator programs: its dense ops run as kernels of "
+                'this CPU (compile with engine="simulator" for programs and their profile)',
+            )
+        return Profile([], reason="no function with accelerator programs was called in this thread")
+
+    def __repr__(self) -> str:
+        """What it was made of, and what runs it."""
+        programs = len(self.programs)
+        runs = f"{programs} accelerator programs" if programs else "kernels of this CPU"
+        split = f"{len(self.report.split)} dense ops split, " if self.report.split else ""
+        return f"<Executable: {split}{runs}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self)[1:-1], passes.PassReport.HEAD, self.report.rows())
 
     def inspect_source(self) -> str:
         """The assembly of every program."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.files import write_json
 from sparqle_tvm.runtime.launch import LaunchRecord
+from sparqle_tvm.showing import html_table
 from sparqle_tvm.target.cost.energy import EnergyBreakdown, energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events, simulated_events
@@ -36,10 +37,29 @@ class Profile:
     ----------
     records : sequence of LaunchRecord
         What ``sparqle.launch`` noted.
+    reason : str
+        Why there are none.
     """
 
-    def __init__(self, records: Sequence[LaunchRecord]) -> None:
+    def __init__(self, records: Sequence[LaunchRecord], *, reason: str = "") -> None:
         self.records = list(records)
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        """Totals, or why there are none."""
+        if not self.records:
+            return f"<Profile: empty, {self.reason or 'no op ran on the accelerator'}>"
+        cycles, moved = self.total_cycles, self.dram_bytes
+        return f"<Profile: {len(self)} ops, {cycles:,} cycles, {moved:,} bytes from and to DRAM>"
+
+    def _repr_html_(self) -> str:
+        rows = self.rows()
+        head = list(rows[0]) if rows else []
+        values = [
+            [round(value, 3) if isinstance(value, float) else value for value in row.values()]
+            for row in rows
+        ]
+        return html_table(repr(self)[1:-1], head, values)
 
     def __len__(self) -> int:
         """Number of ops that ran."""
@@ -97,7 +117,8 @@ class Profile:
         """
         if not self.records:
             raise InvalidArgumentError(
-                'the profile is empty; compile with engine="simulator" and call a function first'
+                "the profile is empty: "
+                + (self.reason or 'compile with engine="simulator" and call a function first')
             )
         machine = self.records[0].program.header.accelerator
         chosen = default_table(machine) if table is None else table

@@ -96,6 +96,8 @@ def analyze(
     SparqleError
         Other classes of it, as `sparqle_tvm.compile` raises them.
     """
+    from tvm import relax
+
     from sparqle_tvm import api, compiler, passes
     from sparqle_tvm.progress import Stages
     from sparqle_tvm.runtime.launch import recording_attention
@@ -108,6 +110,8 @@ def analyze(
     module, names = getattr(mod, "mod", mod), [each.name for each in getattr(mod, "inputs", ())]
     module, func = _only(module, function, params or {})
     call = checked_call(func, inputs, names=names, shapes=shapes, seed=seed)
+    # Of this call alone: programs for any number of rows would be made for nothing.
+    module = relax.transform.BindSymbolicVars(call.sizes(func), function)(module)
     stages = Stages(STAGE_COUNT, progress)
     report = passes.PassReport()
     collect = passes.CollectEncodings(report=report)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sparqle_tvm.models.attention_sparsity import measured_attention
 from sparqle_tvm.models.shapes import ModelShape
+from sparqle_tvm.numerics.kv_cache import KEY_GROUP, CacheName, parse_kv
 from sparqle_tvm.results.passes import CountedAttention
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import AttentionOp
@@ -18,12 +19,13 @@ from sparqle_tvm.target.cost.attention_choice import choose_plan
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.events import simulated_events
-from sparqle_tvm.target.cost.vector import TransformerShape
+from sparqle_tvm.target.cost.vector import CacheToken, TransformerShape
 from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.attention import DrnOut
 from sparqle_tvm.target.isa.header import Engine
+from sparqle_tvm.target.isa.load import MSB_POINTER_BYTES
 from sparqle_tvm.target.op import ProgramScheme
-from sparqle_tvm.target.simulator.attention_work import Work
+from sparqle_tvm.target.simulator.attention_work import MeanRows, Work
 
 if TYPE_CHECKING:
     from sparqle_tvm.runtime.launch import AttentionLaunch
@@ -68,17 +70,31 @@ def counted_attention(
     accelerator: Accelerator,
     schemes: Sequence[Scheme],
     seed: int,
+    kv: str = "int8",
 ) -> list[CountedAttention]:
     """Count attention of all layers: the baselines once, ``sparqle`` by classes of layers.
 
+    The cache is stored as `kv` says (`cache_rows`); baselines have the same integers, plain.
+
     Raises
     ------
+    InvalidArgumentError
+        If `kv` is no storage.
     TargetError
         If a row with so many keys does not fit the buffers.
     """
+    storage = parse_kv(kv)
+    bits: dict[str, Any] = {
+        "key_bits": storage.keys.plain_bits,
+        "value_bits": storage.values.plain_bits,
+    }
     heads = (shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim)
     dense = AttentionOp(
-        tokens, past + tokens, *heads, label=LABEL, scheme="dense", window="unsigned"
+        *(tokens, past + tokens, *heads),
+        label=LABEL,
+        scheme="dense",
+        window="unsigned",
+        **bits,
     )
     baselines: dict[str, AttentionCost] = {
         scheme: _cost(dense, accelerator, scheme, [_NOTHING_STORED] * _PLACES, seed)
@@ -95,7 +111,12 @@ def counted_attention(
             _mean_shares(shape, layers, keys, plan.block_rows / op.group)
             for _, keys in _places(op, plan)
         ]
-        split = _cost(op, accelerator, "sparqle", shares, seed)
+        rows = cache_rows(op, shape.layers, kv, layers)
+        # On its way into the chip a cache is expanded if it is not int8 in some layer and head.
+        planes: dict[str, Any] = {
+            f"{what}_planes": "p" if r.digits.any() else "-" for what, r in rows.items()
+        }
+        split = _cost(replace(op, **planes), accelerator, "sparqle", shares, seed, rows)
         costs = {str(scheme): baselines.get(scheme, split) for scheme in schemes}
         found.append(CountedAttention(LABEL, batch * len(layers), costs))
     return found
@@ -130,7 +151,7 @@ def launched_attention(
             assert result.work is not None
             work = result.work.of_last_token(program.header, program.header.limits(rows, past))
             result = simulate_attention_timing(program, rows, past, work)
-        plain = replace(op, scheme="dense", window="unsigned")
+        plain = replace(op.plain(), scheme="dense", window="unsigned")
         if plain not in dense:
             plan = choose_plan(plain, accelerator)
             program = attention_program(plain, accelerator, plan, verify=False)
@@ -199,8 +220,62 @@ def _places(op: AttentionOp, plan: AttentionPlan) -> list[tuple[int, int]]:
     return [(some, max(middle + some // 2, some)) for middle in middles]
 
 
+def _plain_bits(kv: str) -> dict[str, Any]:
+    """Options of an op: bits of the integers of keys and values, stored plain."""
+    storage = parse_kv(kv)
+    return {"key_bits": storage.keys.plain_bits, "value_bits": storage.values.plain_bits}
+
+
+def cache_rows(
+    op: AttentionOp, layers: int, kv: str, chosen: Sequence[int]
+) -> dict[CacheName, MeanRows]:
+    """What a key and a value take in the cache, mean of the chosen ones of so many layers.
+
+    With ``planes`` each head is stored as is smaller, by what was measured at the same depth.
+    """
+    measured, storage = measured_attention(), parse_kv(kv)
+    found: dict[CacheName, list[MeanRows]] = {"key": [], "value": []}
+    for layer in chosen:
+        if kv == "planes":
+            storage = measured.storage(layer, layers, op.kv_heads)
+        one = replace(op, key_planes=storage.keys.planes, value_planes=storage.values.planes)
+        for what, rows in found.items():
+            levels = storage.keys.levels if what == "key" else storage.values.levels
+            stored = measured.stored(what, layer, layers, op.kv_heads, levels)
+            rows.append(MeanRows.of(one, what, stored))
+    return {what: MeanRows.mean(rows) for what, rows in found.items()}
+
+
+def cache_token(
+    shape: ModelShape | TransformerShape, kv: str, scheme: Scheme = "sparqle"
+) -> CacheToken:
+    """What a token takes in the cache of a layer; baselines have the same integers, plain."""
+    storage, width = parse_kv(kv), shape.head_dim
+    bits: dict[str, Any] = {
+        "key_bits": storage.keys.plain_bits,
+        "value_bits": storage.values.plain_bits,
+    }
+    op = AttentionOp(1, 1, shape.kv_heads, 1, width, **bits)
+    if scheme != "sparqle":
+        plain = op.row_bytes("key") + op.row_bytes("value")
+        return CacheToken(shape.kv_heads * plain, 0.0)
+    rows = cache_rows(op, shape.layers, kv, range(shape.layers))
+    nbytes = encoded = 0.0
+    for what, found in rows.items():
+        # Of the two pointers that a load moves, one is stored for so many tokens.
+        shared = 2 * (KEY_GROUP if what == "key" else 1)
+        nbytes += float(np.sum(found.bytes + found.pointers / shared))
+        encoded += width * float(np.sum(found.pointers)) / MSB_POINTER_BYTES
+    return CacheToken(nbytes, encoded)
+
+
 def _cost(
-    op: AttentionOp, accelerator: Accelerator, scheme: Scheme, shares: Sequence[Shares], seed: int
+    op: AttentionOp,
+    accelerator: Accelerator,
+    scheme: Scheme,
+    shares: Sequence[Shares],
+    seed: int,
+    stored: Mapping[CacheName, MeanRows] | None = None,
 ) -> AttentionCost:
     """Cost of an op of one layer."""
     program: ProgramScheme = "sparqle" if scheme == "sparqle" else "dense"
@@ -216,6 +291,7 @@ def _cost(
             *(share.queries, share.live, share.probabilities),
             runs=share.runs,
             rng=np.random.default_rng(seed),
+            stored=stored,
         )
         cost = attention_cost(some, accelerator, plan, work, scheme)
         if rows == op.rows:

@@ -19,6 +19,7 @@ from sparqle_tvm.errors import InvalidArgumentError, TargetError, require_known
 from sparqle_tvm.models.attention_sparsity import measured_attention
 from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape, model_shape
 from sparqle_tvm.models.sparsity import MEASURED, MsbDistribution, msb_distribution
+from sparqle_tvm.numerics.kv_cache import parse_kv
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.results.estimate import AttentionSource, AttentionUnit, DigitSource, Estimate
 from sparqle_tvm.results.passes import (
@@ -32,7 +33,7 @@ from sparqle_tvm.results.passes import (
     Phase,
     pass_result,
 )
-from sparqle_tvm.studies.attention import counted_attention
+from sparqle_tvm.studies.attention import cache_token, counted_attention
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import DIGIT_BITS
 from sparqle_tvm.target.cost.analytical import Encoded, OpCost, costs_together, costs_with
@@ -67,6 +68,7 @@ def estimate(
     table: EnergyTable | None = None,
     schemes: Sequence[Scheme] = ALL_SCHEMES,
     kv_bits: int = 8,
+    kv: str = "int8",
     attention: AttentionUnit | None = None,
     balance: Balance = "array",
     static_watts: float | None = None,
@@ -95,6 +97,9 @@ def estimate(
         What to compare.
     kv_bits : int
         Bits of a cached key or value, one of `target.cost.vector.KV_BITS`; they are stored plain.
+    kv : str
+        How the cache stores keys and values of attention on the array, see
+        `numerics.kv_cache.parse_kv`, with digits as measured; baselines have them plain.
     attention : {"array", "vector"}, optional
         Who computes attention: the array, in integers with keys and values of 8 bits, by programs
         (`target.cost.attention`), or the vector unit, in floats. By default the array, if keys and
@@ -124,13 +129,16 @@ def estimate(
     encodings = _count(*(shape, tokens, batch, distribution, accelerator, schemes, balance, seed))
     mixed: list[CountedAttention] = []
     reason = _vector_reason(attention, kv_bits, accelerator)
+    parse_kv(kv)
     if not reason:
         try:
-            mixed = counted_attention(shape, tokens, past, batch, accelerator, schemes, seed)
+            mixed = counted_attention(shape, tokens, past, batch, accelerator, schemes, seed, kv)
         except TargetError as error:
             if attention == "array":
                 raise
             reason = str(error)
+    if not mixed and kv != "int8":
+        raise InvalidArgumentError(f"kv={kv!r} is about attention on the array: {reason}")
     transformer = shape.transformer(kv_bits)
     counted = pass_result(
         phase,
@@ -143,6 +151,7 @@ def estimate(
                 *(transformer, tokens, past, accelerator, batch),
                 attention=not mixed,
                 scheme=scheme,
+                stored=cache_token(shape, kv, scheme) if mixed and kv != "int8" else None,
             )
             for scheme in schemes
         },
@@ -158,6 +167,7 @@ def estimate(
         **{**vars(counted), "msb_sparsity": sparsity},
         model=shape,
         kv_bits=kv_bits,
+        kv=kv,
         attention=AttentionSource(
             "array" if mixed else "vector",
             reason,

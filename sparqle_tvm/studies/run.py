@@ -195,7 +195,7 @@ def run_model(
         shape = transformer_shape(imported.config)
         table = table or default_table(chosen)
         given = (encodings, shape, chosen, engine, balance)
-        mixing = _attention(attention, split, shape, chosen)
+        mixing = _attention(attention, kv, split, shape, chosen)
         passes = count_phases(*given, tuned, table, attention=mixing)
         sorting = count_sorting(passes[0], *given, tuned)
         tuning = None
@@ -257,6 +257,7 @@ def run_model(
 
 def _attention(
     attention: AttentionType,
+    kv: str,
     split: Evaluation,
     shape: TransformerShape,
     accelerator: Accelerator,
@@ -273,7 +274,9 @@ def _attention(
     if split.attention:
         return None
     schemes: tuple[Scheme, ...] = ("dense", "sparqle")
-    return lambda count, past: counted_attention(shape, count, past, 1, accelerator, schemes, 0)
+    return lambda count, past: counted_attention(
+        *(shape, count, past, 1, accelerator, schemes, 0, kv)
+    )
 
 
 def _select(

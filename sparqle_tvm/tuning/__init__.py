@@ -13,6 +13,15 @@ from sparqle_tvm.tuning.measure import (
     Objective,
     RecordedMeter,
 )
+from sparqle_tvm.tuning.metaschedule import (
+    builder,
+    cost_model,
+    dense_module,
+    feature_extractor,
+    runner,
+    search_strategy,
+    space_generator,
+)
 from sparqle_tvm.tuning.predict import Prediction, Predictor
 from sparqle_tvm.tuning.result import TaskResult, TuningResult
 from sparqle_tvm.tuning.space import KNOBS, Space, default_of, make_space
@@ -38,9 +47,16 @@ __all__ = [
     "TuningDatabase",
     "TuningResult",
     "TuningTask",
+    "builder",
+    "cost_model",
     "default_of",
+    "dense_module",
     "extract_tasks",
+    "feature_extractor",
     "make_space",
+    "runner",
+    "search_strategy",
+    "space_generator",
     "tasks_of_group",
     "tune",
 ]

@@ -1,11 +1,4 @@
-"""What was tried, and the rounds of the search.
-
-Candidates are measured in this process, one after the other. A spawned worker imports TVM first,
-which takes as long as some dozens of measurements; a pool within a search hung, for a cause that
-was not found. Nor can other machines help yet: TVM's RPC would carry bytes to a function that
-answers with a figure, but ``tvm.exec.rpc_server`` loads shared libraries, not the Python package
-of a simulator, and `RPCRunner` times a built module, where ours is a program to simulate.
-"""
+"""What was tried, and the rounds of the search."""
 
 from __future__ import annotations
 
@@ -43,8 +36,8 @@ class Trial:
     error: str = ""
 
 
-Try = Callable[[TuningTask, Decisions, Any], Trial]
-"""Measures decisions, with the trace that makes them, and keeps the result."""
+Try = Callable[[Sequence[tuple[TuningTask, Decisions, Any]]], Sequence[Trial]]
+"""Measures decisions of tasks, with the traces that make them, and keeps the results."""
 
 
 class Rounds:
@@ -96,10 +89,8 @@ class Rounds:
 
     def _measure(self, context: Any, candidates: list[Any]) -> list[float]:
         """Figures of candidates in their order, infinite for those that failed."""
-        found = []
-        for schedule in (candidate.sch for candidate in candidates):
-            mod = schedule.mod
-            found.append(self.measure(task_of(mod), decisions_of(mod), schedule.trace))
+        schedules = [candidate.sch for candidate in candidates]
+        found = self.measure([(task_of(s.mod), decisions_of(s.mod), s.trace) for s in schedules])
         results = [
             ms.runner.RunnerResult(None, trial.error)
             if trial.value is None

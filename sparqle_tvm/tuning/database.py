@@ -20,6 +20,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
 
 from sparqle_tvm.errors import SparqleError, TuningError
@@ -33,15 +34,17 @@ from sparqle_tvm.files import (
     write_json,
     write_text,
 )
-from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.accelerator import ENGINE_FEATURE, Accelerator
 from sparqle_tvm.target.cost.schedule import Decisions, overflows
 from sparqle_tvm.target.op import DenseOp
-from sparqle_tvm.tuning.space import Trace, read_trace, reason_against
-from sparqle_tvm.tuning.task import TuningTask, schedule_key
+from sparqle_tvm.tuning.space import Trace, decisions_of, read_trace, reason_against
+from sparqle_tvm.tuning.task import TuningTask, schedule_key, task_of
 
 WORKLOADS, RECORDS = "database_workload.json", "database_tuning_record.json"
 SETTINGS = "tuning.json"
 VERSION = 1
+FAILED = 1e10
+"""What MetaSchedule writes as the figure of a candidate that failed."""
 
 LOG = logging.getLogger("sparqle_tvm.tuning")
 
@@ -120,16 +123,50 @@ class TuningDatabase:
 
     def __init__(self, folder: str | PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.settings = Settings.read(self.folder / SETTINGS)
+        if (self.folder / RECORDS).exists() and not (self.folder / SETTINGS).exists():
+            self.settings = _settings_of_records(self.folder / RECORDS)
+        else:
+            self.settings = Settings.read(self.folder / SETTINGS)
         self.tasks = tuple(_read_workloads(self.folder / WORKLOADS))
         self.entries = tuple(
             _read_records(self.folder / RECORDS, self.tasks, self.settings.accelerator)
         )
 
     @classmethod
-    def open(cls, database: str | PathLike[str] | TuningDatabase) -> TuningDatabase:
-        """The database of a folder; one that is open is returned as it is."""
+    def open(cls, database: str | PathLike[str] | TuningDatabase | Any) -> TuningDatabase:
+        """The database of a folder, or of a ``ms.database.Database``; an open one stays as it is.
+
+        Raises
+        ------
+        TuningError
+            As the constructor; if records are not of dense ops, or of several accelerators.
+        """
+        if isinstance(database, ms.database.Database):
+            return cls._of_records(database)
         return database if isinstance(database, TuningDatabase) else cls(database)
+
+    @classmethod
+    def _of_records(cls, database: Any) -> TuningDatabase:
+        found = cls.__new__(cls)
+        found.folder, entries, machines = Path("the database"), [], set()
+        for record in database.get_all_tuning_records():
+            sch = s_tir.Schedule(record.workload.mod)
+            try:
+                task = task_of(record.workload.mod)
+                machines.add(Accelerator.from_target(record.target))
+                record.trace.apply_to_schedule(sch, remove_postproc=True)
+                decisions = decisions_of(sch.mod)
+            except SparqleError as error:
+                raise TuningError(f"the database has other records: {error}") from error
+            figure = float(record.run_secs[0])
+            if 0 < figure < math.inf and figure != FAILED:
+                entries.append(Entry(task, decisions, figure))
+        if len(machines) != 1:
+            raise TuningError(f"the database has records of {len(machines)} accelerators, not one")
+        found.settings = _settings_of(machines.pop())
+        found.tasks = tuple(dict.fromkeys(entry.task for entry in entries))
+        found.entries = tuple(entries)
+        return found
 
     def check_accelerator(self, accelerator: Accelerator) -> None:
         """Refuse to use schedules of another machine: TuningError."""
@@ -273,22 +310,42 @@ def _read_records(
     for number, line in _lines(path):
         with _reading(path, number, "no record of a tuned op", remedy):
             data = parse_json(line, "it", TuningError, "")
-            index, (trace, (figure,), target, rest) = typed(data, _Record, "it", TuningError)
+            index, (trace, (figure,), target, _) = typed(data, _Record, "it", TuningError)
             if not 0 <= index < len(tasks):
                 raise ValueError(f"there is no workload {index!r}")
             if not 0 < figure < math.inf:
                 raise ValueError(f"the figure {figure!r} is not a positive number")
-            if _features(target) != features or rest:
+            if _features(target) != features:
                 raise ValueError("it is of another target")
             decisions = read_trace(trace)
             if misfit := reason_against(tasks[index], accelerator, decisions):
                 raise ValueError(misfit)
-        yield Entry(tasks[index], decisions, figure)
+        if figure != FAILED:
+            yield Entry(tasks[index], decisions, figure)
+
+
+def _settings_of(accelerator: Accelerator) -> Settings:
+    """What is known of a database that MetaSchedule's own calls filled."""
+    return Settings(accelerator, "unknown", "unknown", "unknown", {})
+
+
+def _settings_of_records(path: Path) -> Settings:
+    """The accelerator of the first record of a database without settings."""
+    for number, line in _lines(path):
+        with _reading(path, number, "no record of a tuned op", "tune again"):
+            data = parse_json(line, "it", TuningError, "")
+            _, (_, _, target, _) = typed(data, _Record, "it", TuningError)
+            return _settings_of(Accelerator.from_features(target))
+    raise TuningError(f"{path} has no records; tune again")
 
 
 def _features(target: Mapping[str, Any]) -> dict[str, Any]:
-    """What a target says, but the tag, which TVM adds."""
-    return {key: value for key, value in target.items() if key != "tag"}
+    """What a target says of the accelerator: not kind, tag and processor."""
+    return {
+        key: value
+        for key, value in target.items()
+        if key.startswith("feature.") and key != ENGINE_FEATURE
+    }
 
 
 _Record: Any = tuple[

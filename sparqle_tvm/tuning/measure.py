@@ -200,6 +200,10 @@ class Meter:
         """Refuse an unknown engine."""
         require_known("engine", self.engine, get_args(Counting))
 
+    def bare(self) -> Meter:
+        """The same without the activations that were drawn, for other processes."""
+        return replace(self, _drawn={})
+
     @property
     def energy_table(self) -> EnergyTable:
         """What an event costs."""

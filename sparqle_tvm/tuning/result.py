@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sparqle_tvm.showing import html_table
 from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.tuning.candidates import Trial
 from sparqle_tvm.tuning.database import Settings
@@ -63,6 +64,29 @@ class TuningResult:
     journal: tuple[Trial, ...]
     work_dir: Path
     settings: Settings
+
+    def __repr__(self) -> str:
+        """What all ops gained."""
+        before, after = self.total("default").cycles, self.total("best").cycles
+        trials = sum(found.trials for found in self.tasks)
+        return (
+            f"<TuningResult: {len(self.tasks)} ops, {trials} trials for {self.settings.objective}, "
+            f"{before:,.0f} -> {after:,.0f} cycles>"
+        )
+
+    def _repr_html_(self) -> str:
+        head = ("M x N x K", "times", "cycles before", "after", "pJ before", "after", "tile")
+        rows = [
+            (
+                found.task.name,
+                found.task.weight,
+                *(round(cost.cycles) for cost in (found.default_cost, found.best_cost)),
+                *(round(cost.energy_pj) for cost in (found.default_cost, found.best_cost)),
+                " x ".join(map(str, found.best.tile)),
+            )
+            for found in self.tasks
+        ]
+        return html_table(repr(self)[1:-1], head, rows)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data: settings, every op before and after, and the totals."""

@@ -30,7 +30,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.library import ProgramLibrary
 from sparqle_tvm.target.compile.schedule import check_decisions
 from sparqle_tvm.target.cost.schedule import Decisions, even_splits, overflows
-from sparqle_tvm.tuning.task import TuningTask
+from sparqle_tvm.tuning.task import TuningTask, task_of
 
 KNOB_ATTR = "sparqle.knob."
 """Annotations of the root block: the decision of every knob."""
@@ -221,22 +221,22 @@ def reason_against(task: TuningTask, accelerator: Accelerator, decisions: Decisi
 class RejectMisfits(ms.postproc.PyPostproc):
     """Refuses candidates that cannot be measured, before they are: see `Meter.refuses`."""
 
-    def __init__(
-        self, task: TuningTask, refuses: Callable[[TuningTask, Decisions], str | None]
-    ) -> None:
+    def __init__(self, refuses: Callable[[TuningTask, Decisions], str | None]) -> None:
         super().__init__()
-        self.task, self.refuses = task, refuses
+        self.task: TuningTask | None = None
+        self.refuses = refuses
 
     def _initialize_with_tune_context(self, context: Any) -> None:
-        pass
+        self.task = task_of(context.mod)
 
     def apply(self, sch: s_tir.Schedule) -> bool:
         """Whether the candidate may be built."""
-        return self.refuses(self.task, decisions_of(sch.mod)) is None
+        task = self.task or task_of(sch.mod)
+        return self.refuses(task, decisions_of(sch.mod)) is None
 
     def clone(self) -> Any:
         """Another one of the same."""
-        return RejectMisfits(self.task, self.refuses)
+        return RejectMisfits(self.refuses)
 
 
 @derived_object

@@ -43,6 +43,8 @@ def tune(
     schemes: Sequence[ProgramScheme] = ("sparqle",),
     single: Collection[str] = (),
     progress: bool = True,
+    workers: int | None = 1,
+    scheduler: str | None = None,
 ) -> TuningResult:
     """Search better schedules for the dense ops of a module, with TVM's MetaSchedule.
 
@@ -82,6 +84,11 @@ def tune(
         Labels of ops that work on one token only, as the output layer's.
     progress : bool
         Show a bar with the best figure so far.
+    workers : int, optional
+        Processes that measure; 1, the default, is this one, None one for each core. The same is
+        found with any number.
+    scheduler : str, optional
+        Address of a Dask scheduler (``tcp://host:8786``) whose workers measure instead.
 
     Returns
     -------
@@ -108,7 +115,15 @@ def tune(
     for scheme in schemes:
         tasks += extract_tasks(mod, accelerator, rows=rows, data=data, scheme=scheme, single=single)
     with tqdm(total=trials, unit="trial", desc="tune", disable=not progress, leave=False) as bar:
-        tuner = Tuner(meter, objective, work_dir, seed=seed, on_trial=_Gain(bar).note)
+        tuner = Tuner(
+            meter,
+            objective,
+            work_dir,
+            seed=seed,
+            on_trial=_Gain(bar).note,
+            workers=workers,
+            scheduler=scheduler,
+        )
         bar.update(sum(entry.task in tasks for entry in tuner.known.entries))
         return tuner.run(tasks, trials)
 

@@ -14,28 +14,27 @@ import numpy as np
 import tvm
 from tvm.s_tir import meta_schedule as ms
 
-from sparqle_tvm.errors import InvalidArgumentError, MissingExtraError, SparqleError
+from sparqle_tvm.errors import InvalidArgumentError, MissingExtraError
 from sparqle_tvm.target.accelerator import register_tags
 from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.tuning import database as files
 from sparqle_tvm.tuning.candidates import Rounds, Trial
 from sparqle_tvm.tuning.measure import Measurement, Meter, Objective
+from sparqle_tvm.tuning.metaschedule import evolution, space_generator
 from sparqle_tvm.tuning.predict import Predictor
 from sparqle_tvm.tuning.ranking import CandidateModel, Ranking
 from sparqle_tvm.tuning.result import TaskResult, TuningResult
-from sparqle_tvm.tuning.space import MutateKnob, RejectMisfits, Space, default_of, make_space
+from sparqle_tvm.tuning.space import Space, default_of, make_space
 from sparqle_tvm.tuning.task import TuningTask, task_of
+from sparqle_tvm.tuning.workers import Workers
 
 LOG = logging.getLogger("sparqle_tvm.tuning")
 
 # Points of which the prediction chooses what is simulated first.
 _DRAWN = 3000
 
-# Candidates of a task that are measured together, and the search that finds them.
+# Candidates of a task that are measured together.
 _BATCH = {"simulator": 8, "analytical": 32}
-_POPULATION = 64
-_GENERATIONS = 3
-_RANDOM_SHARE = 0.13
 
 
 class Tuner:
@@ -57,6 +56,8 @@ class Tuner:
         Other spaces than `make_space`.
     on_trial : callable, optional
         Called with every `Trial`.
+    workers, scheduler
+        Where candidates are measured, see `Workers`; what is found does not depend on it.
 
     Raises
     ------
@@ -74,12 +75,15 @@ class Tuner:
         ranking: Ranking = "learned",
         spaces: dict[TuningTask, Space] | None = None,
         on_trial: Callable[[Trial], None] | None = None,
+        workers: int | None = 1,
+        scheduler: str | None = None,
     ) -> None:
         _require_metaschedule()
         self.meter, self.objective = meter, Objective.parse(objective)
         self.work_dir, self.seed, self.ranking = Path(work_dir), seed, ranking
         self.spaces = dict(spaces or {})
         self.on_trial = on_trial
+        self.workers = Workers(meter, workers, scheduler)
         self.settings = files.Settings(
             meter.accelerator,
             str(self.objective),
@@ -118,6 +122,11 @@ class Tuner:
                 "one, its default schedule"
             )
         done = Counter(entry.task for entry in self.known.entries)
+        with self.workers:
+            self._run(tasks, trials, done)
+        return self._result(tasks, done)
+
+    def _run(self, tasks: Sequence[TuningTask], trials: int, done: Counter[TuningTask]) -> None:
         for task in tasks:
             self._measure_default(task, known=task in done)
         open_tasks = [task for task in tasks if self._space(task).size > 1]
@@ -130,7 +139,6 @@ class Tuner:
         left = trials - done.total() - len(self.journal)
         if left > 0 and open_tasks:
             self._search(open_tasks, left)
-        return self._result(tasks, done)
 
     def _space(self, task: TuningTask) -> Space:
         if task not in self.spaces:
@@ -164,24 +172,27 @@ class Tuner:
         shared = len(set(task.group)) > 1
         per_chunk = -(-count // len(space.knobs["k"])) if shared else count
         left = dict.fromkeys(space.knobs["k"], per_chunk)
+        default, chosen = self.defaults[task][0], list[Decisions]()
         for point in points:
-            if count < 1:
-                return
-            default = self.defaults[task][0]
+            if len(chosen) == count:
+                break
             if point == default or left[point.k] < 1 or self.meter.refuses(task, point):
                 continue
             left[point.k] -= 1
-            count -= 1
-            self._try(task, point, space.trace(task, point))
+            chosen.append(point)
+        self._try([(task, point, space.trace(task, point)) for point in chosen])
 
-    def _try(self, task: TuningTask, decisions: Decisions, trace: Any) -> Trial:
-        """Measure decisions; those of which no program can be made are a failed trial."""
-        try:
-            cost = self.meter.measure(task, decisions)
-        except SparqleError as error:
-            LOG.info("%s: %s failed: %s", task.name, decisions, error)
-            return self._note(Trial(task, decisions, None, str(error)))
-        return self._keep(task, decisions, trace, cost)
+    def _try(self, candidates: Sequence[tuple[TuningTask, Decisions, Any]]) -> list[Trial]:
+        """Measure decisions; those of which no program can be made are failed trials."""
+        costs = self.workers.measure([(task, decisions) for task, decisions, _ in candidates])
+        trials = []
+        for (task, decisions, trace), cost in zip(candidates, costs, strict=True):
+            if isinstance(cost, str):
+                LOG.info("%s: %s failed: %s", task.name, decisions, cost)
+                trials.append(self._note(Trial(task, decisions, None, cost)))
+            else:
+                trials.append(self._keep(task, decisions, trace, cost))
+        return trials
 
     def _keep(self, task: TuningTask, decisions: Decisions, trace: Any, cost: Measurement) -> Trial:
         """Write a record of what was measured."""
@@ -209,24 +220,11 @@ class Tuner:
 
     def context(self, task: TuningTask, index: int = 0) -> Any:
         """MetaSchedule's context of a task (`ms.TuneContext`); `index` tells tasks' seeds apart."""
-        space = self._space(task)
         seed = 1 + (self.seed * 1009 + index) % (2**31 - 2)
-        generator = ms.space_generator.ScheduleFn(
-            space.schedule,
-            sch_rules=[],
-            postprocs=[RejectMisfits(task, self.meter.refuses)],
-            mutator_probs={MutateKnob(seed): 1.0},
+        generator = space_generator(
+            self.meter.accelerator, seed=seed, space_of=self._space, refuses=self.meter.refuses
         )
-        strategy = ms.search_strategy.EvolutionarySearch(
-            population_size=_POPULATION,
-            init_measured_ratio=0.25,
-            init_min_unmeasured=1,
-            max_fail_count=20,
-            genetic_num_iters=_GENERATIONS,
-            genetic_mutate_prob=0.85,
-            genetic_max_fail_count=10,
-            eps_greedy=1.0 if self.ranking == "random" else _RANDOM_SHARE,
-        )
+        strategy = evolution(1.0) if self.ranking == "random" else evolution()
         return _tune_context(task, self.target, generator, strategy, seed)
 
     def _teach(self, model: Any, contexts: Sequence[Any], tasks: Sequence[TuningTask]) -> None:

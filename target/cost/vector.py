@@ -91,6 +91,22 @@ class TransformerShape:
 
 
 @dataclass(frozen=True)
+class CacheToken:
+    """What is written of a token into the cache of a layer, mean of the layers.
+
+    Attributes
+    ----------
+    bytes : float
+        Of its keys and values with their pointers, without their scales.
+    encoded_elements : float
+        Elements that are cut into digits.
+    """
+
+    bytes: float
+    encoded_elements: float
+
+
+@dataclass(frozen=True)
 class VectorCost:
     """Cost of one kind of vector-unit work, over all layers.
 
@@ -167,6 +183,7 @@ def vector_costs(
     *,
     attention: bool = True,
     scheme: Scheme = "dense",
+    stored: CacheToken | None = None,
 ) -> tuple[VectorCost, ...]:
     """Cost of all vector-unit work of one pass; only last tokens go to the output layer.
 
@@ -187,6 +204,8 @@ def vector_costs(
         (`cost.attention`): queries, keys and values are quantized when they are rotated.
     scheme : {"sparqle", "dense", "native", "a4"}
         How queries for the array are stored.
+    stored : CacheToken, optional
+        How the keys and values of a token are written for the array; by default as int8.
 
     Raises
     ------
@@ -236,6 +255,9 @@ def vector_costs(
     cached = 2 * cache_bytes(keys)
     if not attention:
         encoded = queries if scheme == "sparqle" else 0
+        if stored is not None:
+            encoded += round(rows * stored.encoded_elements)
+            cached = math.ceil(rows * stored.bytes)
         rotated += QUANTIZE_OPS * (queries + 2 * keys) + ENCODE_OPS * encoded
         cached += SCALE_BYTES * rows * shape.kv_heads
         written = queries + FACTOR_BYTES * rows * shape.heads + cached

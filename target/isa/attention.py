@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sparqle_tvm.target.attention_op import KEY_SLICES, CacheName
+from sparqle_tvm.numerics.kv_cache import CacheName
+from sparqle_tvm.target.attention_op import KEY_SLICES
 from sparqle_tvm.target.isa.access import Access, Mode, Part, Tensor, Tile, Values, ceil_div
 from sparqle_tvm.target.isa.attention_header import (
     FACTOR_BYTES,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from typing_extensions import TypeVar
 
 from sparqle_tvm.errors import ProgramError
+from sparqle_tvm.showing import html_table
 from sparqle_tvm.target.isa.base import End, If, Instruction, Loop, Presence, Signal, Wait
 from sparqle_tvm.target.isa.header import Allocation, Header, ProgramHeader, Queue
 from sparqle_tvm.target.isa.operands import Affine, Buffer, Limit
@@ -50,6 +51,16 @@ class Program(Generic[HeaderKind]):
     def __post_init__(self) -> None:
         """Check the structure."""
         check_structure(self.header, self.instructions)
+
+    def __repr__(self) -> str:
+        """Its op and its size."""
+        op = getattr(getattr(self.header, "op", None), "label", "") or "an op"
+        machine = self.header.accelerator.name
+        return f"<Program: {op} for {machine}, {len(self.instructions)} instructions>"
+
+    def _repr_html_(self) -> str:
+        lines = [[line] for line in self.disassemble().splitlines()]
+        return html_table(repr(self)[1:-1], ["listing"], lines)
 
     def disassemble(self) -> str:
         """Listing: what is assumed, then one instruction per line, loops indented."""

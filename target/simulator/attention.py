@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.numerics.kv_cache import dense_bytes, store_rows
+from sparqle_tvm.numerics.kv_cache import CacheName, dense_bytes, store_rows
 from sparqle_tvm.numerics.slicing import encode
-from sparqle_tvm.target.attention_op import AttentionOp, CacheName
+from sparqle_tvm.target.attention_op import AttentionOp
 from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.attention_header import AttentionHeader, plane_bytes
 from sparqle_tvm.target.isa.operands import BLOCKS
@@ -56,7 +56,7 @@ def attention_tensors(
     scales = factors.reshape(by_head).transpose(1, 0, 2).reshape(-1)
     stream, pointers = _query_blocks(header, np.ascontiguousarray(rows), scales, tokens, count)
     both = np.stack([keys[1], values[1]], axis=-1).transpose(1, 0, 2)
-    found = {
+    found: dict[Tensor, NDArray[Any]] = {
         Tensor.QUERIES: stream,
         Tensor.QUERY_PTR: pointers,
         Tensor.KEY_SCALES: np.ascontiguousarray(both, np.float32),

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.numerics import attention as numerics
 from sparqle_tvm.numerics.integers import pack_digits, unpack_digits
-from sparqle_tvm.numerics.kv_cache import load_rows
+from sparqle_tvm.numerics.kv_cache import CacheName, load_rows
 from sparqle_tvm.numerics.slicing import stream_positions
 from sparqle_tvm.numerics.window import window_of
-from sparqle_tvm.target.attention_op import DIGIT_BITS, CacheName
+from sparqle_tvm.target.attention_op import DIGIT_BITS
 from sparqle_tvm.target.isa import INSTRUCTIONS
 from sparqle_tvm.target.isa import attention as isa
 from sparqle_tvm.target.isa.access import Tensor

@@ -9,8 +9,8 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.numerics.kv_cache import KEY_GROUP, dense_bytes, stored_digits
-from sparqle_tvm.target.attention_op import DIGIT_BITS, AttentionOp, CacheName
+from sparqle_tvm.numerics.kv_cache import KEY_GROUP, CacheName, dense_bytes, stored_digits
+from sparqle_tvm.target.attention_op import DIGIT_BITS, AttentionOp
 from sparqle_tvm.target.isa.access import Values, ceil_div
 from sparqle_tvm.target.isa.attention_header import AttentionHeader
 from sparqle_tvm.target.isa.compute import BURST_BYTES, burst_bytes
@@ -54,6 +54,48 @@ class CacheRows:
             digits = stored_digits(stream, begins[head], op.head_dim)
             found[head, 1:] = np.cumsum(digits)
         return cls(begins, found)
+
+
+@dataclass(frozen=True, eq=False)
+class MeanRows:
+    """Keys, or values, in the cache: what one takes on average, by key head (H,).
+
+    Attributes
+    ----------
+    bytes : float64 (H,)
+        Of a row.
+    digits : float64 (H,)
+        Stored MSB digits of a row.
+    pointers : float64 (H,)
+        Bytes of pointers that a load of a piece of memory moves.
+    int8 : bool
+        Whether all of them are plain int8.
+    """
+
+    bytes: NDArray[Any]
+    digits: NDArray[Any]
+    pointers: NDArray[Any]
+    int8: bool
+
+    @classmethod
+    def of(cls, op: AttentionOp, what: CacheName, stored: Sequence[float] = (1.0,)) -> MeanRows:
+        """As an op stores them, with shares of stored MSB digits by head (or one for all)."""
+        planes = np.array(op.in_planes(what))
+        share = np.broadcast_to(np.asarray(stored, float), planes.shape)
+        digits = np.where(planes, share * op.head_dim, 0.0)
+        # A row's digits are padded to a byte: by half a digit, if there are any.
+        padded = digits * DIGIT_BITS / 8 + np.where((share > 0) & (share < 1), 0.25, 0)
+        size = np.where(planes, dense_bytes(op.head_dim) + padded, op.row_bytes(what))
+        return cls(size, digits, MSB_POINTER_BYTES * planes.astype(float), not op.is_stored(what))
+
+    @classmethod
+    def mean(cls, layers: Sequence[MeanRows]) -> MeanRows:
+        """Of several layers."""
+        nbytes, digits, pointers = (
+            np.mean([getattr(x, name) for x in layers], axis=0)
+            for name in ("bytes", "digits", "pointers")
+        )
+        return cls(nbytes, digits, pointers, all(x.int8 for x in layers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +143,7 @@ class Work:
         *,
         runs: float | None = None,
         rng: np.random.Generator | None = None,
-        stored: Mapping[CacheName, Sequence[float]] | None = None,
+        stored: Mapping[CacheName, MeanRows] | None = None,
     ) -> Work:
         """The same shares everywhere.
 
@@ -116,9 +158,8 @@ class Work:
             every live key is a run of its own, unless all are live.
         rng : numpy.random.Generator, optional
             Draws digits of rows instead (binomial), so that rows wait for each other.
-        stored : mapping of {"key", "value"} to sequence of float, optional
-            Shares of stored MSB digits by key head, for heads whose keys, or values, are in planes;
-            all of them by default.
+        stored : mapping of {"key", "value"} to MeanRows, optional
+            How large keys and values are in the cache; by default planes have all MSB digits.
         """
         blocks = np.arange(limits[BLOCKS])
         chunks = np.arange(ceil_div(limits[KEYS], header.key_chunk))
@@ -132,9 +173,9 @@ class Work:
         if runs is not None:
             groups = np.clip(np.ceil(runs * keys).astype(np.int64), np.minimum(moved, 1), moved)
         gathers = sparse and not header.stays
-        shares = stored or {}
+        sizes = stored or {what: MeanRows.of(header.op, what) for what in CACHE_NAMES}
         head = (blocks // header.head_blocks(limits[M]))[:, None]
-        key, value = (_mean_rows(header.op, what, shares.get(what)) for what in CACHE_NAMES)
+        key, value = (sizes[what] for what in CACHE_NAMES)
         tables |= {
             "live": found,
             "key_bytes": np.rint(key.bytes[head] * place["loaded"]) + key.pointers[head],
@@ -347,38 +388,14 @@ def _gathered(
     return int((high - low).sum()) + pointers, int(digits.sum())
 
 
-@dataclass(frozen=True, eq=False)
-class _MeanRows:
-    """Bytes and stored digits of a key, or a value, on average, by key head (H,).
-
-    `pointers`: bytes of the pointers that a piece of memory needs; `aligned`: whether rows are
-    whole bursts, or int8 with a burst each.
-    """
-
-    bytes: NDArray[Any]
-    digits: NDArray[Any]
-    pointers: Int64s
-    aligned: bool
-
-
-def _mean_rows(op: AttentionOp, what: CacheName, stored: Sequence[float] | None) -> _MeanRows:
-    planes = np.array(op.in_planes(what))
-    share = np.ones(op.kv_heads) if stored is None else np.asarray(stored, float)
-    digits = np.where(planes, share * op.head_dim, 0.0)
-    # A row's digits are padded to a byte: by half a digit, if there are any.
-    padded = digits * DIGIT_BITS / 8 + np.where((share > 0) & (share < 1), 0.25, 0)
-    size = np.where(planes, dense_bytes(op.head_dim) + padded, op.row_bytes(what))
-    return _MeanRows(size, digits, planes * MSB_POINTER_BYTES, not op.is_stored(what))
-
-
 def _moved_bytes(
-    rows: _MeanRows, head: Int64s, moved: Int64s, groups: Int64s | None
+    rows: MeanRows, head: Int64s, moved: Int64s, groups: Int64s | None
 ) -> NDArray[Any]:
     """Bytes of loads of so many values of a head, in so many runs if they are gathered."""
     size, pointers = rows.bytes[head], rows.pointers[head]
     if groups is None:
         return np.asarray(np.rint(moved * size) + pointers)
-    if not rows.aligned:
+    if not rows.int8:
         # A run begins and ends anywhere in a burst.
         edges = np.where(groups > 0, BURST_BYTES - 1 + pointers, 0)
         return np.asarray(np.rint(moved * size) + groups * edges)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.kv_cache import (
     PLAIN_INT8,
     HeadStorage,
     KvStorage,
+    load_rows,
     parse_kv,
     plain,
     prefers_planes,
+    store_rows,
+    stored_digits,
     with_factor,
 )
 
@@ -75,3 +81,44 @@ def test_storage_refuses(levels, planes):
 def test_widths_that_are_none(bits):
     with pytest.raises(InvalidArgumentError, match="plain keys and values have 2 to 8"):
         plain(bits)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    tokens=st.integers(0, 20),
+    width=st.integers(1, 33),
+    bits=st.integers(2, 8),
+    planes=st.booleans(),
+)
+def test_what_is_stored_is_loaded(seed, tokens, width, bits, planes):
+    rng = np.random.default_rng(seed)
+    limit = 2 ** (bits - 1)
+    values = rng.integers(-limit, limit, (tokens, width)).astype(np.int8)
+    rows = store_rows(values, bits, planes)
+    assert np.array_equal(load_rows(rows.stream, rows.begins, width, bits, planes), values)
+    # Some of them alone.
+    first, last = sorted(rng.integers(0, tokens + 1, 2).tolist())
+    some = load_rows(rows.stream, rows.begins[first : last + 1], width, bits, planes)
+    assert np.array_equal(some, values[first:last])
+
+
+def test_a_token_is_appended_and_nothing_is_written_again():
+    rng = np.random.default_rng(0)
+    values = rng.integers(-128, 128, (9, 13)).astype(np.int8)
+    for bits, planes in ((8, True), (8, False), (5, False)):
+        some = (values >> (8 - bits)) if not planes else values
+        stream = np.concatenate([store_rows(token[None], bits, planes).stream for token in some])
+        assert np.array_equal(stream, store_rows(some, bits, planes).stream)
+
+
+def test_a_row_in_planes_by_hand():
+    # Window -8..7: 3, -8 and 7 have no high digit, 8 and -9 have; 20 is 16 + 4.
+    values = np.array([[3, -8, 7], [8, -9, 20]], np.int8)
+    rows = store_rows(values, 8, True)
+    # Stored low digits are (v + 8) mod 16: 11, 0, 15 and 0, 15, 12.
+    assert rows.stream[:3].tolist() == [11, 15, 0b000]
+    assert rows.stream[3:6].tolist() == [0 + 16 * 15, 12, 0b111]
+    # High digits 1, -1 and 1, the last byte half full.
+    assert rows.stream[6:].tolist() == [1 + 16 * 15, 1]
+    assert rows.begins.tolist() == [0, 3, 8]
+    assert stored_digits(rows.stream, rows.begins, 3).tolist() == [0, 3]

@@ -74,6 +74,20 @@ def test_programs_give_the_bits_of_the_host(both, tokens, keys, bucket):
     assert all(len(p) == keys for _, p in last.values())
 
 
+def test_a_cache_in_planes_gives_the_same_bits():
+    """Keys of one head in planes, values of fewer levels; programs know of both."""
+    mod = module(3, 40, key_planes="p-", value_planes="p", value_levels=31)
+    given = operands(3, 40)
+    simulator, host = (
+        sparqle_tvm.compile(mod, "sparqle/edge", engine=e) for e in ("simulator", "host")
+    )
+    with recording_attention() as launches:
+        found = simulator["main"](*given).numpy()
+    assert np.array_equal(found, host["main"](*given).numpy())
+    op = launches[0].program.header.op
+    assert (op.key_planes, op.value_planes, op.key_bits, op.value_bits) == ("p-", "p", 8, 6)
+
+
 def test_the_profile_has_it(both):
     both[0]["main"](*operands(3, 9))
     profile = both[0].profile()

@@ -76,20 +76,23 @@ def test_a_product_that_no_pass_looks_at_is_named_once_per_function() -> None:
 
 
 def test_a_product_that_a_pass_has_named_is_not_named_again() -> None:
-    (entry,) = entries(module(lambda emit, q: op.matmul(q, relax.const(W), out_dtype="int16")))
+    narrow = module(lambda emit, q: op.matmul(q, relax.const(W), out_dtype="int16"), integer)
+    (entry,) = entries(narrow)
     assert entry[3] == "accumulates in int16, int32 is needed"
 
 
 def test_products_that_were_legalized_before() -> None:
     with tvm.target.Target("llvm"):
         mod = relax.transform.LegalizeOps()(module(integer, exotic))
-    found = entries(mod)
+    *found, last = entries(mod)
     assert [entry[:3] for entry in found] == [("f0", "call_tir", "y"), ("f1", "call_tir", "y")]
     assert all("legalized already" in entry[3] for entry in found)
+    message = "0 of 2 matmuls rewritten: they were legalized to call_tir before SplitPrecision"
+    assert last == ("", "module", "", message)
 
 
 def test_weights_alone_are_not_enough() -> None:
-    (entry,) = entries(module(weights_only))
+    (entry,) = entries(module(weights_only, integer))
     assert "its activations are float32, only the weights are quantized" in entry[3]
 
 
@@ -114,4 +117,28 @@ def test_a_long_chain_of_sums_is_walked_once() -> None:
             x = emit(op.add(x, x))
         return op.matmul(x, emit(dequantized(relax.const(W))))
 
-    assert len(entries(module(chain))) == 1
+    assert len(entries(module(chain, integer))) == 1
+
+
+def test_nothing_split_is_a_warning_and_something_split_is_none(caplog: Any) -> None:
+    entries(module(integer, exotic))
+    assert not caplog.records
+    entries(module(exotic))
+    (record,) = caplog.records
+    expected = "0 of 1 matmuls rewritten: none has a form that is split"
+    assert record.levelname == "WARNING" and record.getMessage().startswith(expected)
+
+
+def test_the_report_is_a_table_of_what_is_split_and_what_is_not() -> None:
+    report = PassReport()
+    steps = compiler.split_passes(report=report, windows={"y": "unsigned"})
+    tvm.transform.Sequential(steps)(module(integer, exotic))
+    head, split, left = str(report).splitlines()
+    assert head.split() == ["function", "op", "form", "window", "why", "not"]
+    assert split.split() == ["f0", "y", "int8", "x", "int8", "unsigned"]
+    assert left.split()[:3] == ["f1", "y", "matmul"] and left.endswith("(int8 x int8)")
+    assert repr(report) == "<PassReport: 1 dense ops split, 1 notes on ops left alone>"
+    page = report._repr_html_()
+    assert page.count("<tr>") == 3 and "why not" in page
+    entry = {"function": "f0", "label": "y", "form": "int8 x int8", "window": "unsigned"}
+    assert report.to_dict()["split"] == [entry]

@@ -101,6 +101,7 @@ def test_a_report_keeps_a_note_once_and_logs_it(caplog: pytest.LogCaptureFixture
     assert caplog.messages[0] == "SplitPrecision left matmul up of prefill alone: K = 0"
     report.rewrite("FoldScales", 2)
     assert json.loads(json.dumps(report.to_dict())) == {
+        "split": [],
         "rewritten": {"FoldScales": 2},
         "skipped": [
             {"pass_name": "SplitPrecision", "function": function, "op": "matmul", "label": "up"}

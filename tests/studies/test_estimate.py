@@ -403,3 +403,31 @@ def test_a_long_prefill_is_counted_at_places():
     assert some.total_cycles == pytest.approx(whole.total_cycles, rel=0.05)
     assert some.dram_bytes == pytest.approx(whole.dram_bytes, rel=0.05)
     assert some.macs == whole.macs
+
+
+def test_a_cache_in_planes_is_read_faster():
+    found = {
+        kv: estimate("llama3-8b", "decode", seq=32768, kv=kv, schemes=("dense", "sparqle"))
+        for kv in ("int8", "planes", "planes:4", "int6")
+    }
+    cycles = {
+        kv: {
+            s: sum(o.times * o.costs[s].total_cycles for o in e.others if o.part == "attention")
+            for s in ("dense", "sparqle")
+        }
+        for kv, e in found.items()
+    }
+    # The same integers, plain: exact planes change nothing for the baseline, fewer bits do.
+    assert cycles["planes"]["dense"] == cycles["int8"]["dense"]
+    assert cycles["planes:4"]["dense"] < cycles["int8"]["dense"]
+    assert cycles["int6"]["dense"] < 0.9 * cycles["int8"]["dense"]
+    assert cycles["planes:4"]["sparqle"] < cycles["planes"]["sparqle"] < cycles["int8"]["sparqle"]
+    assert "stored as planes:4" in " ".join(found["planes:4"].notes)
+    assert found["planes"].to_json()["kv"] == "planes"
+
+
+def test_a_cache_in_planes_needs_the_array():
+    with pytest.raises(InvalidArgumentError, match="is about attention on the array"):
+        small("decode", kv="planes", attention="vector")
+    with pytest.raises(InvalidArgumentError, match="is no storage of keys and values"):
+        small("decode", kv="planes:0.5x")

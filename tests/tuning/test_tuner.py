@@ -219,6 +219,13 @@ def test_settings_are_held(tuned, tmp_path):
     with pytest.raises(TuningError, match="damaged"):
         TuningDatabase(folder)
     (folder / SETTINGS).unlink()
+    # As MetaSchedule's own calls leave a database: the records say of which accelerator.
+    bare = TuningDatabase(folder)
+    assert bare.settings.accelerator == STARVED and bare.settings.objective == "unknown"
+    assert bare.entries == TuningDatabase(tuned[0]).entries
+    with pytest.raises(TuningError, match="use another folder"):
+        Tuner(Meter(STARVED), "latency", folder)
+    (folder / RECORDS).unlink()
     with pytest.raises(TuningError, match="no tuning database"):
         TuningDatabase(folder)
     with pytest.raises(TuningError, match="without"):

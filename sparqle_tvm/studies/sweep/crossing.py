@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.integers import DIGIT_BITS
-from sparqle_tvm.studies.sweep.execute import evaluate_point, on_processes, require_workers
+from sparqle_tvm.processes import on_processes, require_workers
+from sparqle_tvm.studies.sweep.execute import evaluate_point
 from sparqle_tvm.studies.sweep.figures import Quantity
 from sparqle_tvm.studies.sweep.points import DEFAULTS, ESTIMATE_KINDS, Point, Sweep, parse_axis
 from sparqle_tvm.target.accelerator import Accelerator

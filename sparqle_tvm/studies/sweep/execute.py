@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +14,12 @@ from tqdm import tqdm
 
 from sparqle_tvm.errors import InvalidArgumentError, SparqleError
 from sparqle_tvm.files import Share, typed
-from sparqle_tvm.processes import end_with_parent, signals_left_to_parent
+from sparqle_tvm.processes import on_workers, require_workers
 from sparqle_tvm.studies.sweep.checkpoint import REMEDY, SUFFIX, Checkpoint, remove_checkpoint
 from sparqle_tvm.studies.sweep.figures import COLUMNS, SWEEP_SCHEMES, figures
 from sparqle_tvm.studies.sweep.points import ACCELERATOR_NAMES, DEFAULTS, Point, Sweep
 from sparqle_tvm.studies.sweep.table import SweepResult
 
-MAX_WORKERS = 1024
 BATCH_POINTS = 8
 """Points that a worker takes at a time, and that are kept together."""
 
@@ -156,66 +151,6 @@ def _evaluated(
     """Results in the order in which they are ready."""
     if not batches:
         return
-    submit, completed = _on_dask(stack, scheduler) if scheduler else on_processes(stack, workers)
+    submit, completed = on_workers(stack, workers, scheduler)
     for future in completed([submit(_evaluate_batch, batch) for batch in batches]):
         yield future.result()
-
-
-def require_workers(workers: int | None) -> None:
-    """Refuse a number of processes that cannot be: InvalidArgumentError."""
-    if workers is not None and not 1 <= workers <= MAX_WORKERS:
-        raise InvalidArgumentError(
-            f"workers = {workers}: a sweep needs at least one process, {MAX_WORKERS} at most"
-        )
-
-
-def on_processes(
-    stack: ExitStack, workers: int | None
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """How to submit a call to processes (by default one for each core), and to wait for some."""
-    count = workers or len(os.sched_getaffinity(0))
-    # Not forked: the parent may have threads.
-    others = set(active_children())
-    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=end_with_parent)
-
-    def close(error: type[BaseException] | None, *_: object) -> None:
-        # After an error or a signal nobody waits for what the processes are at.
-        for process in set(active_children()) - others if error else ():
-            process.terminate()
-        pool.shutdown(cancel_futures=True)
-
-    def submit(*call: Any) -> Future[Any]:
-        with signals_left_to_parent():
-            return pool.submit(*call)
-
-    def completed(futures: Sequence[Future[Any]]) -> Iterator[Future[Any]]:
-        for future in as_completed(futures):
-            if isinstance(future.exception(), BrokenProcessPool):
-                raise InvalidArgumentError(
-                    "a process of the sweep ended before its time, maybe for want of memory; what "
-                    "is done is kept, start again to go on, with fewer --workers"
-                )
-            yield future
-
-    stack.push(close)
-    return submit, completed
-
-
-def _on_dask(stack: ExitStack, address: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    try:
-        distributed: Any = importlib.import_module("distributed")
-    except ImportError as error:
-        raise InvalidArgumentError(
-            'a sweep on a Dask cluster needs the extra "dask": pip install "sparqle-tvm[dask]"'
-        ) from error
-    try:
-        client = stack.enter_context(distributed.Client(address, timeout="10s"))
-    except (OSError, ValueError) as error:
-        raise InvalidArgumentError(
-            f"no Dask scheduler answers at {address!r}: {error}; start one with `dask scheduler`"
-        ) from error
-
-    def submit(function: Callable[..., Any], batch: Batch) -> Any:
-        return client.submit(function, batch, pure=False)
-
-    return submit, distributed.as_completed

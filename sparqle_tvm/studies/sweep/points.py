@@ -40,6 +40,7 @@ ESTIMATE_KINDS: Mapping[str, tuple[type, ...]] = {
     "batch": (int,),
     "msb_sparsity": (str, float, int),
     "kv_bits": (int,),
+    "kv": (str,),
     "target": (str,),
     "node": (str,),
     "memory": (str,),

@@ -120,6 +120,80 @@ def test_values_that_are_not_loaded_make_no_difference():
     assert np.array_equal(again.output, result.output)
 
 
+def test_planes_of_the_cache_counted_by_hand():
+    """Keys of a head in planes, of the other plain; values of both in planes, gathered."""
+    op = replace(OP, rows=1, keys=20, group=1, key_planes="p-", value_planes="p")
+    rng = np.random.default_rng(4)
+    operands = Operands.random(op, 1, 18, rng)
+    program = attention_program(op, SMALL, AttentionPlan(block_rows=1, key_chunk=16))
+    result = simulate_attention(program, operands.tensors(program.header), 1)
+    assert np.array_equal(result.output, operands.expected(op))
+
+    def digits(heads, head):
+        # What does not lie in -8..7 has a high digit.
+        rows = heads.values[:, head].astype(int)
+        return ((rows < -8) | (rows > 7)).sum(axis=1)
+
+    # 13 channels: 7 bytes of LSB digits and 2 of bits, two stored digits to a byte; 19 keys are
+    # chunks of 16 and 3, two pointers of 4 bytes each; a plain row has 13 bytes.
+    stored = digits(operands.keys, 0)
+    sizes = 9 + -(-stored // 2)
+    expected = sizes.sum() + 2 * 8 + 19 * 13
+    read = result.counts.dram_read_bytes
+    assert read[Tensor.KEYS] == expected
+    located = stored.sum()
+    moved, begin = 0, 0
+    for head in range(2):
+        of_values = digits(operands.values, head)
+        ends = begin + np.cumsum(np.append(0, 9 + -(-of_values // 2)))
+        begin = ends[-1]
+        live = live_keys(operands, head)
+        located += of_values[live].sum()
+        for first in (0, 16):
+            keys = [key for key in live if first <= key < first + 16]
+            runs = [key for key in keys if key - 1 not in keys]
+            for key in runs:
+                last = key
+                while last + 1 in keys:
+                    last += 1
+                # Bursts of 32 bytes from the first to the last byte, two pointers.
+                moved += 32 * (-(-ends[last + 1] // 32) - ends[key] // 32) + 8
+    assert read[Tensor.VALUES] == moved
+    found = result.work.tables
+    assert located == found["key_digits"].sum() + found["value_digits"].sum()
+    # On chip they are int8 again: keys of both heads, values of live keys, scales and queries.
+    plain = replace(op, key_planes="-", value_planes="-")
+    other = attention_program(plain, SMALL, AttentionPlan(block_rows=1, key_chunk=16))
+    as_int8 = simulate_attention(other, operands.tensors(other.header), 1)
+    assert np.array_equal(as_int8.output, result.output)
+    steps = result.counts.find_first_steps - as_int8.counts.find_first_steps
+    assert steps == located
+
+
+def live_keys(operands, head):
+    """Keys that some row of one query token needs, a query head for each key head."""
+    from sparqle_tvm.numerics import attention as numerics
+
+    found = numerics.attend_rows(
+        np.ascontiguousarray(operands.q[:, head]),
+        np.ascontiguousarray(operands.factors[:, head]),
+        *(operands.keys, operands.values, head),
+    )
+    return np.flatnonzero(found.probabilities.any(axis=0)).tolist()
+
+
+def test_a_damaged_cache_is_refused():
+    op = replace(OP, key_planes="p")
+    program = attention_program(op, SMALL, PLAN)
+    tensors = Operands.random(op, 6, 20, np.random.default_rng(0)).tensors(program.header)
+    pointers = tensors[Tensor.KEY_PTR].copy()
+    pointers[1, 5] += 40
+    with pytest.raises(InvalidArgumentError, match="pointers do not fit the keys"):
+        simulate_attention(program, {**tensors, Tensor.KEY_PTR: pointers}, 6)
+    with pytest.raises(InvalidArgumentError, match="KEYS must be uint8"):
+        simulate_attention(program, {**tensors, Tensor.KEYS: np.zeros((2, 26, 13), np.int8)}, 6)
+
+
 def test_time_alone_is_that_of_the_run():
     rng = np.random.default_rng(3)
     for _ in range(5):

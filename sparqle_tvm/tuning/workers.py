@@ -1,0 +1,132 @@
+"""Candidates measured here, on processes of this machine, or on the workers of a Dask cluster.
+
+What a candidate costs depends on nothing but the meter and the decisions, so the figures are the
+same wherever they come from, and they are handed out in the order of the candidates.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import lru_cache
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+from sparqle_tvm.errors import SparqleError
+from sparqle_tvm.processes import WorkerLostError, on_workers, require_workers
+from sparqle_tvm.target.cost.schedule import Decisions
+from sparqle_tvm.tuning.measure import Measurement, Meter
+from sparqle_tvm.tuning.task import TuningTask
+
+# How often processes may end before their time before that is an error.
+_LOSSES = 3
+
+Candidate = tuple[TuningTask, Decisions]
+
+
+class Workers:
+    """Measures candidates; a context that ends its processes when it is left.
+
+    Parameters
+    ----------
+    meter : Meter
+        What measures.
+    workers : int, optional
+        Processes; 1 measures in this one, None takes one for each core.
+    scheduler : str, optional
+        Address of a Dask scheduler whose workers measure instead.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the number of processes cannot be; when measuring, if no scheduler answers.
+    """
+
+    def __init__(self, meter: Meter, workers: int | None = 1, scheduler: str | None = None) -> None:
+        require_workers(workers)
+        self.meter, self.workers, self.scheduler = meter, workers, scheduler
+        self._stack = ExitStack()
+        self._calls: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+        self._losses = 0
+
+    def __enter__(self) -> Workers:
+        """Nothing is started before there is something to measure."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the workers."""
+        self._calls = None
+        self._stack.__exit__(kind, error, trace)
+
+    def measure(self, candidates: Sequence[Candidate]) -> Iterator[Measurement | str]:
+        """Cost of each candidate in their order, or why it has none."""
+        if self.workers == 1 and self.scheduler is None:
+            for task, decisions in candidates:
+                yield _measured(self.meter, task, decisions)
+            return
+        found: dict[int, Measurement | str] = {}
+        while len(found) < len(candidates):
+            try:
+                self._collect(candidates, found)
+            except WorkerLostError:
+                # What it was at is measured again, by new processes.
+                self._losses += 1
+                self._calls = None
+                self._stack.close()
+                if self._losses > _LOSSES:
+                    raise
+        yield from (found[number] for number in range(len(candidates)))
+
+    def _collect(
+        self, candidates: Sequence[Candidate], found: dict[int, Measurement | str]
+    ) -> None:
+        if self._calls is None:
+            self._calls = on_workers(self._stack, self.workers, self.scheduler)
+        submit, completed = self._calls
+        packed = _packed(self.meter.bare())
+        left = [number for number in range(len(candidates)) if number not in found]
+        numbers = {submit(_measured_there, packed, *candidates[i]): i for i in left}
+        for future in completed(list(numbers)):
+            found[numbers[future]] = future.result()
+
+
+def _packed(meter: Meter) -> bytes:
+    """A meter for another process; of an energy table, read-only mappings too."""
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file)
+    pickler.dispatch_table = {
+        **copyreg.dispatch_table,
+        MappingProxyType: lambda view: (_read_only, (dict(view),)),
+    }
+    pickler.dump(meter)
+    return file.getvalue()
+
+
+def _read_only(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    return MappingProxyType(mapping)
+
+
+@lru_cache(maxsize=2)
+def _meter(packed: bytes) -> Meter:
+    """The meter of a worker, which keeps the activations that it has drawn."""
+    meter: Meter = pickle.loads(packed)
+    return meter
+
+
+def _measured_there(packed: bytes, task: TuningTask, decisions: Decisions) -> Measurement | str:
+    return _measured(_meter(packed), task, decisions)
+
+
+def _measured(meter: Meter, task: TuningTask, decisions: Decisions) -> Measurement | str:
+    try:
+        return meter.measure(task, decisions)
+    except SparqleError as error:
+        return str(error)

@@ -1,0 +1,1 @@
+../../sparqle_tvm/__init__.py

@@ -1,0 +1,1 @@
+../../sparqle_tvm/_plugin.py

@@ -1,0 +1,1 @@
+../../sparqle_tvm/processes.py

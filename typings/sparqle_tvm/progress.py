@@ -1,0 +1,1 @@
+../../sparqle_tvm/progress.py
