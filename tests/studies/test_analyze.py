@@ -209,9 +209,7 @@ def test_files_of_arrays_are_read_or_refused(tmp_path):
     np.savez(path, x=np.array([{}], dtype=object))
     with pytest.raises(InvalidArgumentError, match="Python objects"):
         read_arrays(path)
-    header = (
-        b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (99999, 99)}"
-    )
+    header = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (99999, 99)}"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", header.ljust(128, b" "))
     with pytest.raises(InvalidArgumentError, match=r"a\.npz"):
