@@ -1,6 +1,7 @@
 """What tuning brings: against everything there is, against other searches, on whole models.
 
-    python benchmarks/bench_tuning.py [--only spaces models optimum] [--quick] [--json FILE]
+    python benchmarks/bench_tuning.py [--only spaces models optimum tolerance] [--quick]
+        [--json FILE]
 
 ``spaces``: spaces small enough to measure all of, prefill and decode, by the formulas (all tiles)
 and on the simulator (fewer tiles, and all depths of buffers). The search with the learned model,
@@ -13,6 +14,10 @@ accelerator starved of bandwidth and one starved of buffers: the default schedul
 tuned ones, for latency and for energy, beside a bound on the cycles that no schedule goes below.
 The simulator measures, but for Llama2's prefill with small buffers, whose programs have thousands
 of tiles: the formulas do there.
+
+``tolerance``: Llama2-7B's prefill on `sparqle/edge`, dense layers, if schedules may take so much
+longer than the bound for less energy: time and energy of dense and split, what is saved with each
+its own tiles and with the same, and seconds of choosing them.
 """
 
 from __future__ import annotations
@@ -33,8 +38,11 @@ from rich.table import Table
 from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
 
+from sparqle_tvm.studies.estimate import estimate
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.compile.buckets import bucket
+from sparqle_tvm.target.cost import tiling
+from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.schedule import Decisions, even_splits
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.tuning import (
@@ -75,7 +83,9 @@ SPACES = (
 )
 # Programs with more tiles take the simulator too long here.
 MOST_TILES = 4000
-SECTIONS = ("spaces", "models", "optimum")
+SECTIONS = ("spaces", "models", "optimum", "tolerance")
+PAIR: tuple[Scheme, ...] = ("dense", "sparqle")
+TOLERANCES = (0.0, 0.003, 0.01, 0.02)
 SEARCHES = ("learned", "predicted", "random")
 # (N, K) of the readers of an encoding, and how many there are in the model.
 SMOLLM2 = (
@@ -373,6 +383,46 @@ def bench_optimum(console: Console) -> list[dict[str, Any]]:
     return found
 
 
+def bench_tolerance(console: Console) -> list[dict[str, Any]]:
+    title = "Llama2-7B, prefill of 2,048 tokens on sparqle/edge, dense layers"
+    table = Table(title=title, title_justify="left")
+    for name in ("tolerance", "time", "energy", "saved", "with the same tiles", "choosing"):
+        table.add_column(name)
+    found = []
+    used = tiling.TOLERANCE
+    for tolerance in TOLERANCES:
+        tiling.TOLERANCE = tolerance
+        tiling.forget()
+        begin = time.process_time()
+        result = estimate("llama2-7b", "prefill", seq=2048, schemes=PAIR, attention="vector")
+        seconds = time.process_time() - begin
+        parts = [result.schemes[scheme].dense_layers for scheme in PAIR]
+        saved, same = result.saved("sparqle", "dense_layers"), result.same_tiles["dense_layers"]
+        row = (
+            f"{tolerance:.1%}",
+            " / ".join(f"{part.cycles / 1e6:,.1f} M" for part in parts),
+            " / ".join(f"{part.energy.joules.mid:.2f} J" for part in parts),
+            f"{saved.cycles:.1%}, energy {saved.energy.mid:.1%}",
+            f"energy {same:.1%}",
+            f"{seconds:.1f} s",
+        )
+        table.add_row(*row)
+        found.append(
+            {
+                "tolerance": tolerance,
+                "cycles": [part.cycles for part in parts],
+                "joules": [part.energy.joules.mid for part in parts],
+                "saved": {"cycles": saved.cycles, "energy": saved.energy.mid},
+                "same_tiles": same,
+                "seconds": seconds,
+            }
+        )
+    tiling.TOLERANCE = used
+    tiling.forget()
+    console.print(table)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SECTIONS)
@@ -380,7 +430,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     only = arguments.only or SECTIONS
-    effort = Effort(trials=100, seeds=2, spaces=SPACES, models=tuple(MODELS))
+    effort = Effort(trials=200, seeds=2, spaces=SPACES, models=tuple(MODELS))
     if arguments.quick:
         effort = Effort(trials=40, seeds=1, spaces=SPACES[-2:], models=("SmolLM2-135M",))
     console = Console(width=120)
@@ -391,6 +441,8 @@ def main() -> None:
         figures["models"] = bench_models(effort, console)
     if "optimum" in only:
         figures["optimum"] = bench_optimum(console)
+    if "tolerance" in only:
+        figures["tolerance"] = bench_tolerance(console)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -26,12 +26,13 @@ PER_CHANNEL = ("weight", "w_scale", "w_min", "offset")
 class _Join(Rewriter):
     def __init__(self, mod: tvm.IRModule, owner: JoinDense) -> None:
         super().__init__(mod, owner)
+        self.known: Encodings | None = None
         self.readers: dict[Any, list[Any]] = {}
         self.results: dict[Any, relax.Expr] = {}
 
     def begin(self, name: str, func: relax.Function) -> None:
         super().begin(name, func)
-        bound = Encodings(func)
+        self.known = bound = Encodings(func)
         readers: dict[Any, list[Any]] = defaultdict(list)
         for result, op in bound.dense.items():
             if result not in bound.inner and not isinstance(op, dialect.SplitDenseEncoded):
@@ -40,6 +41,11 @@ class _Join(Rewriter):
             result: group for group in readers.values() for result, _ in group if len(group) > 1
         }
         self.results = {}
+
+    def value(self, expr: Any) -> Any:
+        """What ``expr`` is bound to, further down in the function too."""
+        found = self.known.resolve(expr) if self.known is not None else expr
+        return super().value(expr) if isinstance(found, relax.Var) else found
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         op = dialect.Dense.of(call)

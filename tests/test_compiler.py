@@ -213,7 +213,7 @@ def test_phases_are_a_table_of_contents():
     assert names["split"][-2:] == ["ShareEncodings", "ReportLeft"]
     assert names["choose"] == []
     assert names["drain"] == ["DrainEncoded"]
-    assert names["offload"][-2:] == ["OffloadDense", "OffloadAttention"]
+    assert names["offload"] == ["JoinDense", "BalanceRows", "OffloadDense", "OffloadAttention"]
     assert "LegalizeHost" in names["lower"]
     chosen = compiler.phases(Options(default_window="unsigned"))["choose"]
     assert [str(each.info.name) for each in chosen] == ["ChooseWindow", "ReportLeft"]

@@ -36,7 +36,7 @@ LAYERS = (
     ("target.program",),
     ("target.verify",),
     ("target.simulator",),
-    ("target.cost",),
+    ("target.cost", "target.rtl"),
     ("target.compile",),
     ("models", "passes"),
     ("frontend", "runtime"),

@@ -94,7 +94,8 @@ def finalized(arguments):
 
 if {finalized}:
     run = finalized
-commands.COMMANDS[3].__dict__["_estimate"] = run
+command = next(each for each in commands.COMMANDS if "_estimate" in each.__dict__)
+command.__dict__["_estimate"] = run
 sys.exit(main(["estimate"]))
 """
 

@@ -20,7 +20,6 @@ from sparqle_tvm.errors import (
     SparqleError,
     UnsupportedModelError,
 )
-
 from sparqle_tvm.frontend.graph_model import GraphModel, graph_input, reason_of
 
 if TYPE_CHECKING:

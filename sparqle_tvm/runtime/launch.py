@@ -111,10 +111,10 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
         the one that is does not pass verification for these rows (looked at the first time).
     """
     programs = _programs(np.from_dlpack(bundle).tobytes())
-    window = PLAIN
-    if any(program.header.op.scheme == "dense" for program in programs) and operands:
-        window, *operands = operands
-    arrays = [np.from_dlpack(operand) for operand in operands]
+    # The window comes first if a program for some number of rows needs it.
+    windowed = any(program.header.op.scheme == "dense" for program in programs)
+    window = str(operands[0]) if windowed and operands else PLAIN
+    arrays = [np.from_dlpack(operand) for operand in operands[windowed:]]
     count = ENCODED_OUTPUTS if programs[0].header.op.output == "encoded" else 1
     inputs, outs = arrays[:-count], arrays[-count:]
     rows = outs[0].size // outs[0].shape[-1] if outs[0].shape[-1] else 0
@@ -127,7 +127,7 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
     _verify(program, rows)
     # An order comes along if programs for more or fewer rows need it, too.
     ordered = any(other.header.op.block_rows for other in programs)
-    tensors = _tensors(program.header, rows, inputs, ordered, str(window))
+    tensors = _tensors(program.header, rows, inputs, ordered, window)
     tensors |= zip(OUTPUTS[count], (out.reshape(rows, -1) for out in outs[:2]), strict=False)
     result = simulate(program, tensors)
     if result.encoded is not None:

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def analyze(
     table: EnergyTable | None = None,
     name: str = "",
     progress: bool = False,
-    **options: Unpack[CommonOptions],
+    **options: Any,
 ) -> Analysis:
     """Compile a function, call it, and count what its dense layers cost, split and dense.
 
@@ -96,6 +96,8 @@ def analyze(
     SparqleError
         Other classes of it, as `sparqle_tvm.compile` raises them.
     """
+    from tvm import relax
+
     from sparqle_tvm import api, compiler, passes
     from sparqle_tvm.progress import Stages
     from sparqle_tvm.runtime.launch import recording_attention
@@ -108,12 +110,17 @@ def analyze(
     module, names = getattr(mod, "mod", mod), [each.name for each in getattr(mod, "inputs", ())]
     module, func = _only(module, function, params or {})
     call = checked_call(func, inputs, names=names, shapes=shapes, seed=seed)
+    # Of this call alone: programs for any number of rows would be made for nothing.
+    module = relax.transform.BindSymbolicVars(call.sizes(func), function)(module)
     stages = Stages(STAGE_COUNT, progress)
     report = passes.PassReport()
     collect = passes.CollectEncodings(report=report)
     given = api.options_of(
         machine,
-        {**options, "engine": "simulator" if engine == "simulator" else "host"},
+        cast(
+            "CommonOptions",
+            {**options, "engine": "simulator" if engine == "simulator" else "host"},
+        ),
         report=report,
         collect=collect,
     )
@@ -190,8 +197,8 @@ def _only(
         known = ", ".join(functions) or "none"
         raise InvalidArgumentError(f"the module has no function {function!r}; it has {known}")
     if params:
-        known = [str(param.name) for param in functions[function].params]
-        unknown = [each for each in params if each not in known]
+        takes = [str(param.name) for param in functions[function].params]
+        unknown = [each for each in params if each not in takes]
         if unknown:
             raise InvalidArgumentError(f"{function} has no parameter {unknown[0]!r}")
         bound = {each: _as_tensor(value) for each, value in params.items()}

@@ -210,7 +210,7 @@ def _typed(name: str, value: Array, ty: Any) -> Array:
     try:
         cast = np.ascontiguousarray(value.astype(wanted, casting="same_kind"))
     except TypeError as error:
-        if not np.array_equal(value, value.astype(np.int64)) or wanted.startswith("float"):
+        if value.dtype.kind not in "iub" or wanted.startswith("float"):
             raise InvalidArgumentError(
                 f"input {name!r} is {value.dtype}, the function takes {wanted}"
             ) from error

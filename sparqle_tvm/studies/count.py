@@ -204,7 +204,7 @@ class PassCounter:
             )
             first = after
         tokens = max(encoding.nnz.rows for encoding in encodings) // batch
-        vector = {scheme: cost.vector for scheme, cost in costs.items()}
+        vector: dict[str, Sequence[VectorCost]] = {s: cost.vector for s, cost in costs.items()}
         attention = self.attention(tokens, past) if self.attention else ()
         if beside is not None:
             vector, attention = {s: beside.vector(s) for s in schemes}, beside.attention

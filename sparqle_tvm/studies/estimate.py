@@ -43,7 +43,7 @@ from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.schedule import Decisions
-from sparqle_tvm.target.cost.scheme_choice import EncodingCosts, cheaper
+from sparqle_tvm.target.cost.scheme_choice import cheaper
 from sparqle_tvm.target.cost.tiling import Question, choose_together
 from sparqle_tvm.target.cost.vector import vector_costs
 from sparqle_tvm.target.joint_op import joined
@@ -269,7 +269,7 @@ def _count(
     }
     kinds = {kind: joined(layers) for kind, layers in shapes.items()}
     # Split precision is held to dense, asked for or not.
-    baselines = [scheme for scheme in schemes if scheme != "sparqle"]
+    baselines: list[Scheme] = [scheme for scheme in schemes if scheme != "sparqle"]
     if "sparqle" in schemes and "dense" not in schemes:
         baselines.append("dense")
     questions = [
@@ -313,10 +313,11 @@ def _count(
     costs = costs_together(asked, accelerator)
     done = []
     for encoding, nnz, numbers in counted:
-        found: dict[str, EncodingCosts] = {scheme: costs[i] for scheme, i in numbers.items()}
+        found: dict[str, CountedCosts] = {scheme: costs[i] for scheme, i in numbers.items()}
         left, block = None, encoding.block_rows
         if "sparqle" in schemes:
-            left = cheaper(found["sparqle"], found["dense"], nnz, accelerator.digit_bits)
+            split, dense = (costs[numbers[scheme]] for scheme in ("sparqle", "dense"))
+            left = cheaper(split, dense, nnz, accelerator.digit_bits)
         if left is not None:
             found["sparqle"], block = found["dense"], 0
         wanted: dict[str, CountedCosts] = {scheme: found[scheme] for scheme in schemes}

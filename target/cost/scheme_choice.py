@@ -124,4 +124,5 @@ def _left_dense(
         Encoded("", nnz, plain, "sparqle", block, factors, density),
         Encoded("", nnz, plain, "dense", factors=factors),
     ]
-    return cheaper(*costs_together(asked, accelerator), nnz, accelerator.digit_bits)
+    split, dense = costs_together(asked, accelerator)
+    return cheaper(split, dense, nnz, accelerator.digit_bits)

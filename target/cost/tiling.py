@@ -105,6 +105,13 @@ class Question:
 _ANSWERS: dict[Question, dict[DenseOp, Decisions]] = {}
 
 
+def forget() -> None:
+    """Forget all answers, so that schedules are chosen anew."""
+    _ANSWERS.clear()
+    _search.cache_clear()
+    choose_drained.cache_clear()
+
+
 def choose_schedules(
     ops: Sequence[DenseOp],
     accelerator: Accelerator,

@@ -22,7 +22,7 @@ from sparqle_tvm.target.rtl.shape import ACCUMULATOR_BITS, ArrayShape
 
 
 class SplitArray(Block):
-    """The array of a split-precision accelerator, see the module; ``waiting``: rows without bits."""
+    """The array, see the module. ``waiting``: rows that have no bits left in a sparse step."""
 
     NAME = "sparqle_array"
 
@@ -162,4 +162,3 @@ class SplitArray(Block):
         return Cat(
             part.word_select(column, width) for column in range(shape.cols) for part in parts
         )
-

@@ -137,14 +137,14 @@ class ArrayModel:
         shape, at, results = self.shape, 0, []
         size = shape.rows * shape.groups * shape.cols
         for tile in tiles:
-            counts = np.frombuffer(found.stdout, np.int32, 4, at).tolist()
+            cycles, dense, sparse, waiting = np.frombuffer(found.stdout, np.int32, 4, at).tolist()
             at += 16
             sums = None
             if tile.drain:
                 sums = np.frombuffer(found.stdout, np.int32, size, at)
                 sums = sums.reshape(shape.rows, shape.groups, shape.cols)
                 at += 4 * size
-            results.append(ArrayResult(*counts, sums))
+            results.append(ArrayResult(cycles, dense, sparse, waiting, sums))
         return results
 
     def _bytes(self, tile: ArrayTile) -> bytes:

@@ -41,6 +41,7 @@ class Block(wiring.Component):
     """
 
     NAME = ""
+    CLOCKED = True
     # An instance of a Verilog module uses a block's ports, not the block: no warning about that.
     _MustUse__silence = True
 
@@ -65,7 +66,7 @@ class Block(wiring.Component):
             ("i_" if member.flow == In else "o_") + port: getattr(block, port)
             for port, member in block.signature.members.items()
         }
-        clock = {"i_clk": _clock(), "i_rst": _reset()}
+        clock = {"i_clk": _clock(), "i_rst": _reset()} if block.CLOCKED else {}
         m.submodules[name] = cast(Elaboratable, Instance(block.NAME, **wires, **clock))
 
 
@@ -177,6 +178,7 @@ class Select(Block):
     """
 
     NAME = "sparqle_select"
+    CLOCKED = False
 
     def __init__(self, shape: ArrayShape, flat: bool = True) -> None:
         self.digit_bits = shape.digit_bits
@@ -201,6 +203,7 @@ class Multiply(Block):
     """A signed digit times a weight slice, which is signed if ``weight_signed``."""
 
     NAME = "sparqle_multiply"
+    CLOCKED = False
 
     def __init__(self, digit_width: int, weight_bits: int, flat: bool = True) -> None:
         ports: dict[str, Any] = {
@@ -228,6 +231,7 @@ class Tree(Block):
     """
 
     NAME = "sparqle_tree"
+    CLOCKED = False
 
     def __init__(self, lanes: int, width: int, groups: int, flat: bool = True) -> None:
         self.lanes, self.width, self.groups = lanes, width, groups
@@ -273,9 +277,7 @@ class Accumulate(Block):
 
     NAME = "sparqle_accumulate"
 
-    def __init__(
-        self, shape: ArrayShape, sum_width: int, places: int, flat: bool = True
-    ) -> None:
+    def __init__(self, shape: ArrayShape, sum_width: int, places: int, flat: bool = True) -> None:
         self.shape, self.sum_width, self.places = shape, sum_width, places
         ports: dict[str, Any] = {
             "sums": In(shape.groups * sum_width),

@@ -81,13 +81,14 @@ def dynamic(source: onnx.ModelProto, folder: Path, **options: Any) -> Path:
     return path
 
 
-class _Reader(CalibrationDataReader):
-    def __init__(self, arrays: Iterator[np.ndarray]) -> None:
-        self.arrays = arrays
+class Reader(CalibrationDataReader):
+    """Inputs by name, one set after the other."""
+
+    def __init__(self, given: Iterator[dict[str, np.ndarray]]) -> None:
+        self.given = given
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        found = next(self.arrays, None)
-        return None if found is None else {"x": found}
+        return next(self.given, None)
 
 
 def static(
@@ -103,7 +104,7 @@ def static(
     quantize_static(
         source,
         path,
-        _Reader(rows(16, seed) for seed in range(8)),
+        Reader({"x": rows(16, seed)} for seed in range(8)),
         quant_format=QuantFormat.QOperator if operators else QuantFormat.QDQ,
         activation_type=activations,
         weight_type=QuantType.QInt8,

@@ -679,6 +679,42 @@ class SparsityJson(RunFile):
         estimate("smollm2-135m", "decode", seq=64, msb_sparsity=path)
 
 
+class Arrays(Boundary):
+    """Inputs of a model as .npz files: damaged bytes, and headers that promise too much."""
+
+    name, share = "arrays", 6
+
+    def prepare(self, folder: Path) -> None:
+        numbers = np.random.default_rng(0)
+        np.savez(folder / "plain.npz", x=numbers.normal(size=(5, 7)), ids=np.arange(9))
+        np.savez_compressed(folder / "packed.npz", x=numbers.normal(size=(50, 7)))
+
+    def open(self, folder: Path) -> Any:
+        return [path.read_bytes() for path in sorted(folder.glob("*.npz"))]
+
+    def case(self, rng: random.Random, state: Any, folder: Path) -> None:
+        from sparqle_tvm.studies.call_inputs import parse_shapes, read_arrays
+
+        path, whole = folder / "in.npz", rng.choice(state)
+        if rng.random() < 0.2:
+            parse_shapes([rng.choice(STRANGE_TEXTS), f"x={rng.choice(STRANGE_TEXTS)}"])
+            return
+        if rng.random() < 0.6:
+            path.write_bytes(damaged_bytes(rng, whole))
+        else:
+            shape = rng.choice(("(-1,)", "(2**63,)", "(10**12, 10**12)", "(3.5,)", "()", "[[]]"))
+            kind = rng.choice(("<f4", "|O", "<U99999999", "nothing", "<i8"))
+            text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+            text = text.ljust(rng.choice((118, 120)), b" ")
+            header = b"\x93NUMPY" + bytes((rng.choice((0, 1, 2, 3, 9)), 0))
+            with zipfile.ZipFile(path, "w") as archive:
+                data = header + len(text).to_bytes(rng.choice((2, 4)), "little") + text
+                archive.writestr(rng.choice(("x.npy", "x", "..")), data + bytes(64))
+        for array in read_arrays(path).values():
+            if array.dtype.hasobject or array.nbytes > 1 << 20:
+                raise Wrong(f"an array of {array.nbytes} bytes, {array.dtype}")
+
+
 class TextFile(Boundary):
     """Texts to run."""
 
@@ -809,6 +845,7 @@ BOUNDARIES: dict[str, Boundary] = {
         RunFile,
         Names,
         SparsityJson,
+        Arrays,
         TextFile,
         CommandLine,
     )

@@ -36,8 +36,10 @@ class Before:
                 enc, scale, R.const(WQ), R.const(DQ), R.const(BQ), k=4, window="signed",
                 in_features=16, group_size=0, weight_bits=4, label="q",
             )  # fmt: skip
+            # Bound behind the first op, and the same.
+            again = enc[4]
             k = R.sparqle.split_dense_scaled(
-                enc, scale, R.const(WK), R.const(DK), R.const(BK), k=4, window="signed",
+                enc, again, R.const(WK), R.const(DK), R.const(BK), k=4, window="signed",
                 in_features=16, group_size=0, weight_bits=4, label="k",
             )  # fmt: skip
             both = (q, k)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pass_helpers import Runnable, apply, assert_changed, assert_equal_bits, assert_unchanged
 from tvm import relax
@@ -500,3 +500,46 @@ def test_exact_numbers(
         # Without the bias that undoes the window: it is zero here.
         exact = q.astype(np.int64) @ w.astype(np.int64).T - numerics.bias_term(w, 4, window)
         assert_equal_bits(run(q, w) if parameter else run(q), [exact.astype(np.int32)])
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_what_is_left_dense_gives_the_same(data: st.DataObject) -> None:
+    """Every digit is expected, so planes hardly pay: programs read integers stored whole."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    columns, outputs = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 9))
+    window = data.draw(st.sampled_from(["signed", "unsigned"]))
+    w = rng.integers(-8, 8, (outputs, columns), dtype=np.int8)
+    mod = dense_module(w, rows=data.draw(st.integers(1, 9)), window=window)
+    x = rng.integers(-128, 128, tuple(map(int, mod["main"].params[0].ty.shape)), dtype=np.int8)
+    report = PassReport()
+    offload = OffloadDense(TINY, densities={"x": 1.0}, report=report)
+    found = Runnable(mod, offload)(x)
+    # Schedules within a percent count as equal: now and then, planes cost no more than that.
+    assume([spec.scheme for spec, _ in offload.library.programs] == ["dense"])
+    (left,) = report.skipped
+    assert left.label == "main0"
+    assert "left dense" in left.reason
+    assert "cycles split" in left.reason
+    # `dense_module` adds nothing, so digits of the signed window lack their bias.
+    expected = x.astype(np.int32) @ w.T.astype(np.int32)
+    if window == "signed":
+        expected += 8 * w.sum(axis=1, dtype=np.int32)
+    assert_equal_bits(found, [expected])
+
+
+def test_some_row_counts_are_left_dense() -> None:
+    """One call, and a program of its own for every row count: planes or integers."""
+    rng = np.random.default_rng(3)
+    w = rng.integers(-8, 8, (64, 64), dtype=np.int8)
+    mod = dense_module(w)
+    split, chosen = (
+        Runnable(mod, OffloadDense(TINY, densities={"x": 0.7}, planes=planes))
+        for planes in ("always", "cost")
+    )
+    offload = OffloadDense(TINY, densities={"x": 0.7})
+    offload(mod)
+    assert {spec.scheme for spec, _ in offload.library.programs} == {"dense", "sparqle"}
+    for rows in (1, 3, 40):
+        x = rng.integers(-128, 128, (rows, 64), dtype=np.int8)
+        assert_equal_bits(chosen(x), split(x))

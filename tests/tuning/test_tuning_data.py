@@ -18,6 +18,7 @@ from sparqle_tvm.cli import main
 from sparqle_tvm.errors import CalibrationError, TuningError
 from sparqle_tvm.frontend import from_gguf
 from sparqle_tvm.tuning import ActivationData, Meter, Tuner, default_of, extract_tasks
+from sparqle_tvm.tuning.extract import tasks_of_group
 from sparqle_tvm.tuning.measure import Measurement
 
 ROWS = 48
@@ -48,7 +49,7 @@ def test_rows_are_those_of_the_calibration_in_all_layers(made, tasks):
     calibrated = [task for task in tasks if task.labels != ("output",)]
     assert len(calibrated) == len(tasks) - 1
     for task in calibrated:
-        layers = [readers[label] for label in task.labels]
+        layers = [readers[label.split("+")[0]] for label in task.labels]
         drawn = data.draw(task)
         # Four draws of at most four equal ops: in the order of the layers, each as often.
         chosen = [layers[i * len(layers) // DRAWS] for i in range(DRAWS)]
@@ -57,14 +58,17 @@ def test_rows_are_those_of_the_calibration_in_all_layers(made, tasks):
             assert nnz.counts.shape == (ROWS, encoding.units)
             sampled = {tuple(row) for row in encoding.sample[:, UNCHANGED].tolist()}
             assert {tuple(row) for row in nnz.counts.tolist()} <= sampled
-    by_group = {}
-    for task in calibrated:
-        by_group.setdefault(task.group, []).append(data.draw(task))
-    assert max(map(len, by_group.values())) > 1
-    for first, *others in by_group.values():
-        for other in others:
-            for one, same in zip(first, other, strict=True):
-                np.testing.assert_array_equal(one.counts, same.counts)
+
+
+def test_ops_of_one_group_get_the_same_rows(made, tasks):
+    data = ActivationData(calibration=made[2], draws=DRAWS)
+    task = next(t for t in tasks if t.labels[0].startswith("blk_0_attn_q"))
+    # Two formats: they do not run as one.
+    group = (task.spec, replace(task.spec, weight_bits=8))
+    labels = dict(zip(group, (["blk_0_attn_q"], ["blk_0_attn_v"]), strict=True))
+    first, second = map(data.draw, tasks_of_group(group, task.rows, STARVED, labels, data=data))
+    for one, same in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.counts, same.counts)
 
 
 def test_what_was_not_calibrated_has_the_given_density(made, tasks):
