@@ -1,7 +1,7 @@
 """The values of an attention program: every step works on the bytes that lie on chip.
 
-What the array adds up is exact in floating point, see `numerics.integers.int_matmul`; what the
-vector engine does is `sparqle_tvm.numerics.attention`.
+What the array adds up is exact, see `product`; what the vector engine does is
+`sparqle_tvm.numerics.attention`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sparqle_tvm.target.isa.vector import VecSmx
 from sparqle_tvm.target.program.bound import BoundProgram
 from sparqle_tvm.target.simulator.attention_work import CacheRows, Work
 from sparqle_tvm.target.simulator.native import aligned
+from sparqle_tvm.target.simulator.product import multiply
 
 Bytes = NDArray[np.uint8]
 Step = Mapping[str, int]
@@ -166,7 +167,7 @@ class _Machine:
 
     def _times_keys(self, digits: NDArray[Any], o: Step) -> NDArray[np.int32]:
         keys = self.table(Buffer.WGT, o["k"], np.int8, o["keys"], self.dim)
-        return _product(digits, keys.T, self.dim)
+        return multiply(digits, keys.T)
 
     def probabilities(self, o: Step) -> None:
         header, rows, total = self.header, o["rows"], o["total"]
@@ -261,7 +262,7 @@ class _Machine:
 
     def _times_values(self, digits: Bytes, o: Step) -> NDArray[np.int32]:
         values = self.table(Buffer.WGT, o["v"], np.int8, o["keys"], self.dim)
-        return _product(digits, values, o["keys"])
+        return multiply(digits, values)
 
     def _outputs(self, o: Step) -> NDArray[np.int32]:
         return self.table(Buffer.ACC, o["acc"], np.int32, o["rows"], self.dim)
@@ -277,12 +278,6 @@ class _Machine:
         row = np.arange(first, first + o["rows"])
         heads = head * op.group + row % op.group
         self.tensors[Tensor.OUT][row // op.group, heads] = self._outputs(o).view(np.float32)
-
-
-def _product(a: NDArray[Any], b: NDArray[Any], depth: int) -> NDArray[np.int32]:
-    """``a @ b`` of digits and int8, exact: no partial sum leaves what the float type holds."""
-    exact = np.float32 if depth * 2**DIGIT_BITS * 128 <= 2**24 else np.float64
-    return np.asarray((a.astype(exact) @ b.astype(exact)).astype(np.int32))
 
 
 def _bits(packed: Bytes, columns: int) -> NDArray[np.bool_]:
