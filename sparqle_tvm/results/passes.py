@@ -374,6 +374,8 @@ class CountedEncoding:
         By scheme; joint ops of `shapes` in their order.
     left : LeftDense or None
         Why ``sparqle`` leaves it dense.
+    joint : bool
+        Whether ops that are alike ran as one.
     """
 
     label: str
@@ -385,11 +387,12 @@ class CountedEncoding:
     times: int = 1
     block_rows: int = 0
     left: LeftDense | None = None
+    joint: bool = True
 
     def layers(self) -> Iterator[Layer]:
         """Its ops as data; those that run as one have their shares."""
         shares: dict[int, list[dict[str, WorkCost]]] = {}
-        for i, joint in enumerate(join(self.shapes)):
+        for i, joint in enumerate(join(self.shapes, joint=self.joint)):
             channels = [part.n for part in joint.parts]
             divided = {
                 scheme: WorkCost.of(ops[i]).divided(channels)
