@@ -1,7 +1,7 @@
 """What tuning brings: against everything there is, against other searches, on whole models.
 
     python benchmarks/bench_tuning.py [--only spaces models optimum tolerance] [--quick]
-        [--json FILE]
+        [--models NAME ..] [--objectives latency energy] [--json FILE]
 
 ``spaces``: spaces small enough to measure all of, prefill and decode, by the formulas (all tiles)
 and on the simulator (fewer tiles, and all depths of buffers). The search with the learned model,
@@ -9,8 +9,8 @@ with the prediction alone, and at random, with equally many trials: how far the 
 above the best there is (worst and mean over some seeds). And how well each orders points that it
 has not seen: rank correlation, the learned model after a quarter of the points, at most 64.
 
-``models``: all dense layers of the blocks of SmolLM2-135M and Llama2-7B, prefill and decode, on an
-accelerator starved of bandwidth and one starved of buffers: the default schedules against the
+``models``: all dense layers of the blocks of SmolLM2-135M and Llama2-7B, prefill and decode, on
+`sparqle/edge`, on one starved of bandwidth and one starved of buffers: the default schedules against the
 tuned ones, for latency and for energy, beside a bound on the cycles that no schedule goes below.
 The simulator measures, but for Llama2's prefill with small buffers, whose programs have thousands
 of tiles: the formulas do there.
@@ -114,6 +114,7 @@ class Effort:
     seeds: int
     spaces: tuple[tuple[int, int, int, Accelerator], ...]
     models: tuple[str, ...]
+    objectives: tuple[str, ...] = ("latency", "energy")
 
 
 def small_space(task: TuningTask, accelerator: Accelerator) -> Space:
@@ -309,8 +310,8 @@ def bench_models(effort: Effort, console: Console) -> list[dict[str, Any]]:
         (model, rows, accelerator, objective, searcher(model, rows, accelerator))
         for model in effort.models
         for rows in (TOKENS, 1)
-        for accelerator in (STARVED, CRAMPED)
-        for objective in ("latency", "energy")
+        for accelerator in (EDGE, STARVED, CRAMPED)
+        for objective in effort.objectives
     ]
     title = f"Default and tuned, {effort.trials} trials each"
     table = Table(title=title, title_justify="left")
@@ -427,12 +428,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SECTIONS)
     parser.add_argument("--quick", action="store_true", help="two spaces, SmolLM2, few trials")
+    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=tuple(MODELS))
+    parser.add_argument("--objectives", nargs="+", choices=("latency", "energy"))
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     only = arguments.only or SECTIONS
     effort = Effort(trials=200, seeds=2, spaces=SPACES, models=tuple(MODELS))
     if arguments.quick:
         effort = Effort(trials=40, seeds=1, spaces=SPACES[-2:], models=("SmolLM2-135M",))
+    effort = replace(effort, models=tuple(m for m in effort.models if m in arguments.models))
+    if arguments.objectives:
+        effort = replace(effort, objectives=tuple(arguments.objectives))
     console = Console(width=120)
     figures: dict[str, Any] = {}
     if "spaces" in only:

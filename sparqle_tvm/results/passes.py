@@ -281,7 +281,7 @@ class Other:
     costs : mapping of str to WorkCost
         By scheme; of one.
     left_dense : LeftDense or None
-        Of an encoding as of the layers that read it.
+        Of an encoding as of the layers that read it, or of attention.
     """
 
     label: str
@@ -442,16 +442,19 @@ class CountedAttention:
         How many it stands for.
     costs : mapping of str to AttentionCost
         By scheme; of one.
+    left : LeftDense or None
+        Why ``sparqle`` computes it as ``dense``, if it does.
     """
 
     label: str
     times: int
     costs: Mapping[str, AttentionCost]
+    left: LeftDense | None = None
 
     def other(self) -> Other:
         """It as data."""
         costs = {scheme: WorkCost.of(cost) for scheme, cost in self.costs.items()}
-        return Other(self.label, "attention", self.times, 0, costs)
+        return Other(self.label, "attention", self.times, 0, costs, self.left)
 
 
 def pass_result(

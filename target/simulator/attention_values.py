@@ -35,6 +35,9 @@ Step = Mapping[str, int]
 
 _UNWRITTEN = 0x7F
 
+_SPLIT_WINDOW = window_of("signed").digits(DIGIT_BITS)
+"""In which a decode step takes queries in planes that a dense program had whole."""
+
 CACHED: Mapping[CacheName, tuple[Tensor, Tensor]] = {
     "key": (Tensor.KEYS, Tensor.KEY_PTR),
     "value": (Tensor.VALUES, Tensor.VALUE_PTR),
@@ -97,10 +100,14 @@ class _Machine:
     def load_queries(self, o: Step) -> None:
         begin, end = self.tensors[Tensor.QUERY_PTR][o["block"] : o["block"] + 2].tolist()
         self.at(Buffer.ACT, o["dst"], end - begin)[...] = self.tensors[Tensor.QUERIES][begin:end]
-        if self.header.sparse:
-            bits = self._query_bits(o["dst"], o)
-            self.work.note_queries(self.header, o["block"], bits)
-            self._bits_of_block[o["block"]] = bits
+        if not self.header.sparse:
+            low, high = _SPLIT_WINDOW.zero_range
+            q = self._query_integers(o["dst"], o)
+            self._bits_of_block[o["block"]] = (q < low) | (q > high)
+            return
+        bits = self._query_bits(o["dst"], o)
+        self.work.note_queries(self.header, o["block"], bits)
+        self._bits_of_block[o["block"]] = bits
 
     def load_keys(self, o: Step) -> None:
         self.table(Buffer.WGT, o["dst"], np.int8, o["loaded"], self.dim)[...] = self._cached(
@@ -156,11 +163,15 @@ class _Machine:
         self._scores(o)[...] += self._times_keys(high, o) << DIGIT_BITS
 
     def scores_of_high(self, o: Step) -> None:
-        factors, nbytes, _ = isa.query_sizes(self.header, o["rows"])
-        q = self.at(Buffer.ACT, o["queries"] + factors, nbytes).view(np.int8).reshape(-1, self.dim)
+        q = self._query_integers(o["queries"], o)
         self._scores(o)[...] += (
             self._times_keys((q >> DIGIT_BITS).astype(np.int16), o) << DIGIT_BITS
         )
+
+    def _query_integers(self, address: int, o: Step) -> NDArray[np.int8]:
+        """Queries of a dense program."""
+        factors, nbytes, _ = isa.query_sizes(self.header, o["rows"])
+        return self.at(Buffer.ACT, address + factors, nbytes).view(np.int8).reshape(-1, self.dim)
 
     def _scores(self, o: Step) -> NDArray[np.int32]:
         return self.table(Buffer.ACC, o["scores"], np.int32, o["rows"], o["keys"])
