@@ -14,6 +14,7 @@ from sparqle_tvm import dialect
 from sparqle_tvm.errors import CompileError
 from sparqle_tvm.passes._dense_specs import weight_format
 from sparqle_tvm.passes._encodings import Encodings
+from sparqle_tvm.passes._match import dtype_of
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.passes._weights import remaining_offset
 from sparqle_tvm.target.joint_op import SEPARATOR
@@ -84,8 +85,9 @@ class _Join(Rewriter):
         except CompileError:
             return None
         attributes = {name: v for name, v in op.attributes.items() if name != "label"}
-        present = tuple(x is not None for x in own)
-        return op.NAME, attributes, present, weight_format(self, op), offset
+        # Scales of groups may be of several types.
+        types = tuple(x is not None and dtype_of(x) for x in own)
+        return op.NAME, attributes, types, weight_format(self, op), offset
 
     def _shares(self, op: dialect.Dense, other: dialect.Dense) -> bool:
         """Whether scales and group sums of the activations are the same."""

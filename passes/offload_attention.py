@@ -20,7 +20,8 @@ from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import AttentionOp
 from sparqle_tvm.target.compile.attention import attention_program
-from sparqle_tvm.target.cost.attention_choice import choose_plan
+from sparqle_tvm.target.cost.attention_choice import choose_plan, choose_scheme
+from sparqle_tvm.target.cost.scheme_choice import Planes
 from sparqle_tvm.target.isa.attention_header import AttentionHeader
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.program.bundle import pack_bundle
@@ -44,12 +45,16 @@ class _Offload(Rewriter):
         if op is None:
             return None
         try:
-            bundle = self.owner.bundle(*self._ops_of(op, call))
+            ops = self._ops_of(op, call)
+            bundle = self.owner.bundle(*ops)
         except (InvalidArgumentError, TargetError) as error:
             self.skip(str(call.op.name), op.label, str(error))
             return None
         if not any(bundle.same_as(other) for other in self.bundles):
             self.bundles.append(bundle)
+        dense = self.owner.left_dense(*ops)
+        if dense:
+            self.skip(str(call.op.name), op.label, f"left dense {dense}")
         self.count()
         levels = (HEAD_LEVELS, op.key_levels, op.value_levels)
         operands = [
@@ -110,7 +115,8 @@ class OffloadAttention(RewritePass):
     """Replace attention in integers by calls of accelerator programs.
 
     Programs are made for some numbers of rows and keys each, as far as scores of a block stay on
-    chip; equal ops share them. Attention with a mask of its own, of several sequences, or of more
+    chip; equal ops share them. Those that take less time in dense passes have these, with the same
+    results, and are reported. Attention with a mask of its own, of several sequences, or of more
     keys than fit stays on the host, correct, and is reported. A function ``sparqle_programs`` that
     returns all programs is added.
 
@@ -130,14 +136,23 @@ class OffloadAttention(RewritePass):
     ----------
     accelerator : Accelerator
         The machine.
+    planes : {"cost", "always"}
+        Whether attention is left dense by cost, or never.
     """
 
     rewriter = _Offload
 
-    def __init__(self, accelerator: Accelerator, *, report: PassReport | None = None) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        *,
+        planes: Planes = "cost",
+        report: PassReport | None = None,
+    ) -> None:
         super().__init__(report=report)
-        self.accelerator = accelerator
+        self.accelerator, self.planes = accelerator, planes
         self._bundles: dict[tuple[AttentionOp, ...], relax.Expr] = {}
+        self._dense: dict[tuple[AttentionOp, ...], list[str]] = {}
 
     def bundle(self, *ops: AttentionOp) -> relax.Expr:
         """The programs of an op for these sizes, a (bytes,) uint8 constant, made once.
@@ -152,17 +167,28 @@ class OffloadAttention(RewritePass):
             self._bundles[ops] = relax.const(data)
         return self._bundles[ops]
 
+    def left_dense(self, *ops: AttentionOp) -> str:
+        """Which of the programs of `bundle` take dense passes, and why; empty: none."""
+        return ", ".join(self._dense.get(ops, ()))
+
     def _programs(self, ops: tuple[AttentionOp, ...]) -> list[Program[AttentionHeader]]:
         programs: list[Program[Any]] = []
         reason: TargetError | None = None
         for some in ops:
             try:
-                plan = choose_plan(some, self.accelerator)
+                chosen, left = some, None
+                if self.planes == "cost":
+                    chosen, left = choose_scheme(some, self.accelerator)
+                plan = choose_plan(chosen, self.accelerator)
             except TargetError as error:
                 reason = error
                 continue
+            if left is not None:
+                self._dense.setdefault(ops, []).append(
+                    f"at {some.rows} rows and {some.keys} keys ({left.reason})"
+                )
             # Verified for the sizes of a call when they come.
-            programs.append(attention_program(some, self.accelerator, plan, verify=False))
+            programs.append(attention_program(chosen, self.accelerator, plan, verify=False))
         if not programs:
             raise reason or InvalidArgumentError("there are more rows than keys")
         return programs

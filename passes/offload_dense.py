@@ -60,14 +60,14 @@ class _Offload(Rewriter):
         made = dialect.Encoder.of(self.value(op.encoding))
         try:
             specs, offset = describe(self, op, self.owner.accelerator)
-            bundle, left = self.owner.bundle(specs, before.encoding, drained, made)
+            bundle, left, ordered = self.owner.bundle(specs, before.encoding, drained, made)
         except (CompileError, InvalidArgumentError, TargetError) as error:
             self.skip(str(call.op.name), op.label, str(error))
             return None
         if not any(bundle.same_as(other) for other in self.bundles):
             self.bundles.append(bundle)
         self.count()
-        operands = self._operands(op, specs[0], offset)
+        operands = self._operands(op, specs[0], offset, op.row_order if ordered else None)
         if left:
             self.skip(str(call.op.name), op.label, f"left dense {left}")
             # What the planes stand for does not stand in a program that multiplies integers.
@@ -91,7 +91,11 @@ class _Offload(Rewriter):
         return self.constants.once(key, lambda: pack_weights(values, bits))
 
     def _operands(
-        self, op: dialect.Dense, spec: DenseOp, offset: relax.Expr | None
+        self,
+        op: dialect.Dense,
+        spec: DenseOp,
+        offset: relax.Expr | None,
+        order: relax.Expr | None,
     ) -> list[relax.Expr]:
         """Planes, weight, offset, scales, minima, group sums, zero points, order, output scale."""
         planes = [self.emit(dialect.plane(op.encoding, name)) for name in dialect.PLANES]
@@ -100,7 +104,7 @@ class _Offload(Rewriter):
         zeros = None
         if spec.row_zeros and op.zero_points is not None:
             zeros = self.emit(op.zero_points, "zero_points")
-        others = (offset, *scales, op.w_min, op.group_sums, zeros, op.row_order, out_scale)
+        others = (offset, *scales, op.w_min, op.group_sums, zeros, order, out_scale)
         weight = self._packed(op.weight, spec.weight_bits)
         return [*planes, weight, *(operand for operand in others if operand is not None)]
 
@@ -179,12 +183,12 @@ class OffloadDense(RewritePass):
 
     def bundle(
         self, specs: Specs, encoding: Any, drained: Any, made: dialect.Encoder | None = None
-    ) -> tuple[relax.Expr, str]:
-        """The programs of ``specs`` as a (bytes,) uint8 constant, made once, and what is dense.
+    ) -> tuple[relax.Expr, str, bool]:
+        """The programs of ``specs`` as a (bytes,) uint8 constant, made once; what is dense.
 
         ``encoding`` is the variable they read, ``drained`` that of the encoding they make or None,
         ``made`` the op that encodes. The text tells for which row counts programs take dense
-        passes, and why; it is empty if none do.
+        passes, and why; it is empty if none do. The flag tells whether any sorts its rows.
         """
         groups, left = list(zip(*self.readers[encoding], strict=True)), ""
         chunks = self.chunks.get(encoding)
@@ -213,7 +217,8 @@ class OffloadDense(RewritePass):
             self._bundles[key] = relax.const(np.frombuffer(data, np.uint8), "uint8")
         if drained is not None:
             self.chunks[drained] = tuple(spec.out_chunk for spec, _ in key)
-        return self._bundles[key], left
+        # Programs that are left dense have no rows to sort: perhaps nobody asks for an order.
+        return self._bundles[key], left, any(spec.block_rows for spec, _ in key)
 
     def _cheaper(
         self, together: list[tuple[DenseOp, Specs]], made: dialect.Encoder | None, density: float

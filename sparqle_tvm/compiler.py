@@ -171,7 +171,7 @@ def _offloading_passes(given: Options) -> list[tvm.transform.Pass]:
             planes=given.planes,
             report=report,
         ),
-        passes.OffloadAttention(machine, report=report),
+        passes.OffloadAttention(machine, planes=given.planes, report=report),
     ]
 
 

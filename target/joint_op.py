@@ -32,11 +32,11 @@ class JointOp:
     parts: tuple[DenseOp, ...]
 
 
-def join(ops: Sequence[DenseOp]) -> tuple[JointOp, ...]:
+def join(ops: Sequence[DenseOp], *, joint: bool = True) -> tuple[JointOp, ...]:
     """Put the ops that read one encoding side by side.
 
     Ops are joined that differ in nothing but channels and label. Those that encode their outputs
-    stay alone: their outputs are stored in chunks of their own.
+    stay alone: their outputs are stored in chunks of their own. So do all if not `joint`.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def join(ops: Sequence[DenseOp]) -> tuple[JointOp, ...]:
     """
     groups: dict[DenseOp | int, list[DenseOp]] = {}
     for i, op in enumerate(ops):
-        alone = op.output == "encoded"
+        alone = op.output == "encoded" or not joint
         groups.setdefault(i if alone else replace(op, n=1), []).append(op)
     return tuple(
         JointOp(
@@ -56,9 +56,9 @@ def join(ops: Sequence[DenseOp]) -> tuple[JointOp, ...]:
     )
 
 
-def joined(ops: Sequence[DenseOp]) -> tuple[DenseOp, ...]:
+def joined(ops: Sequence[DenseOp], *, joint: bool = True) -> tuple[DenseOp, ...]:
     """What runs for ops that read one encoding: the joint ops alone."""
-    return tuple(joint.op for joint in join(ops))
+    return tuple(each.op for each in join(ops, joint=joint))
 
 
 def joint_label(ops: Sequence[DenseOp]) -> str:

@@ -194,10 +194,10 @@ def _limit_rows(one: PassResult, part: str) -> Iterator[Row]:
 
 
 def left_dense_tables(passes: Sequence[PassResult]) -> Iterator[Table]:
-    """The encodings that are left dense, by kind; none if all are split."""
+    """The encodings and attentions that are left dense, by kind; none if all are split."""
     rows: list[Row] = []
     for one in passes:
-        encodings = [other for other in one.others if other.part == "encode"]
+        encodings = [other for other in one.others if other.part in ("encode", "attention")]
         for kind in dict.fromkeys(layer_type(other.label) for other in encodings):
             mine = [other for other in encodings if layer_type(other.label) == kind]
             left = [(o.times, o.left_dense) for o in mine if o.left_dense is not None]
@@ -222,9 +222,9 @@ def left_dense_tables(passes: Sequence[PassResult]) -> Iterator[Table]:
                 figure("dense_cycles", "dense", formats.grouped),
             ),
             rows=tuple(rows),
-            note="Encodings with all layers that read them. Integers are stored whole and take two "
-            "dense passes, in the column of the split form too; cycles and MSB sparsity are those "
-            "that this was decided with.",
+            note="Encodings with all layers that read them, and attention. Integers are stored "
+            "whole and take two dense passes, in the column of the split form too; cycles and MSB "
+            "sparsity are those that this was decided with.",
             group="part",
         )
 

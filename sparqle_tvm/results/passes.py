@@ -281,7 +281,7 @@ class Other:
     costs : mapping of str to WorkCost
         By scheme; of one.
     left_dense : LeftDense or None
-        Of an encoding as of the layers that read it.
+        Of an encoding as of the layers that read it, or of attention.
     """
 
     label: str
@@ -374,6 +374,8 @@ class CountedEncoding:
         By scheme; joint ops of `shapes` in their order.
     left : LeftDense or None
         Why ``sparqle`` leaves it dense.
+    joint : bool
+        Whether ops that are alike ran as one.
     """
 
     label: str
@@ -385,11 +387,12 @@ class CountedEncoding:
     times: int = 1
     block_rows: int = 0
     left: LeftDense | None = None
+    joint: bool = True
 
     def layers(self) -> Iterator[Layer]:
         """Its ops as data; those that run as one have their shares."""
         shares: dict[int, list[dict[str, WorkCost]]] = {}
-        for i, joint in enumerate(join(self.shapes)):
+        for i, joint in enumerate(join(self.shapes, joint=self.joint)):
             channels = [part.n for part in joint.parts]
             divided = {
                 scheme: WorkCost.of(ops[i]).divided(channels)
@@ -439,16 +442,19 @@ class CountedAttention:
         How many it stands for.
     costs : mapping of str to AttentionCost
         By scheme; of one.
+    left : LeftDense or None
+        Why ``sparqle`` computes it as ``dense``, if it does.
     """
 
     label: str
     times: int
     costs: Mapping[str, AttentionCost]
+    left: LeftDense | None = None
 
     def other(self) -> Other:
         """It as data."""
         costs = {scheme: WorkCost.of(cost) for scheme, cost in self.costs.items()}
-        return Other(self.label, "attention", self.times, 0, costs)
+        return Other(self.label, "attention", self.times, 0, costs, self.left)
 
 
 def pass_result(

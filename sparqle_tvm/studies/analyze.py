@@ -21,6 +21,7 @@ from sparqle_tvm.studies.evaluation import encoded_activations, msb_sparsity
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import Counting, EncodedActivation
+from sparqle_tvm.target.joint_op import part_labels
 
 if TYPE_CHECKING:
     import tvm
@@ -144,7 +145,7 @@ def analyze(
         against = "integers"
     with stages("count"):
         records = _counted_records(split, report)
-        encodings = encoded_activations(records) if records else []
+        encodings = _as_compiled(encoded_activations(records), report) if records else []
         table = default_table(machine) if table is None else table
         cost, uncounted = _count(
             *(halfway[function], call, encodings, given, engine, table),
@@ -240,13 +241,25 @@ def _digest(arrays: Any) -> str:
 
 def _counted_records(split: Executable, report: Any) -> list[EncodingRecord]:
     """Encodings of the call, with the readers that programs exist for."""
-    host = {e.label for e in report.skipped if e.pass_name == "OffloadDense"}
+    # An op that is left dense is a program, too; those on the host were never launched.
+    launched = {part for launch in split.profile() for part in part_labels(launch.label)}
+    skipped = {e.label for e in report.skipped if e.pass_name == "OffloadDense"}
+    host = {label for each in skipped for label in part_labels(each)} - launched
     found = []
     for record in split.encodings:
         readers = [each for each in record.info.consumers if each.label not in host]
         if readers and record.pbm.size:
             found.append(replace(record, info=replace(record.info, consumers=readers)))
     return found
+
+
+def _as_compiled(encodings: Sequence[EncodedActivation], report: Any) -> list[EncodedActivation]:
+    """Encodings whose readers run one by one where the compiler could not join them."""
+    alone = {e.label for e in report.skipped if e.pass_name == "JoinDense"}
+    return [
+        replace(each, joint=alone.isdisjoint(op.label for op in each.consumers))
+        for each in encodings
+    ]
 
 
 def _count(

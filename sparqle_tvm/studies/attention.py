@@ -15,7 +15,7 @@ from sparqle_tvm.results.passes import CountedAttention
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import AttentionOp
 from sparqle_tvm.target.cost.attention import AttentionCost, attention_cost
-from sparqle_tvm.target.cost.attention_choice import choose_plan
+from sparqle_tvm.target.cost.attention_choice import choose_plan, choose_scheme, in_dense
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.events import simulated_events
@@ -116,9 +116,14 @@ def counted_attention(
         planes: dict[str, Any] = {
             f"{what}_planes": "p" if r.digits.any() else "-" for what, r in rows.items()
         }
-        split = _cost(replace(op, **planes), accelerator, "sparqle", shares, seed, rows)
-        costs = {str(scheme): baselines.get(scheme, split) for scheme in schemes}
-        found.append(CountedAttention(LABEL, batch * len(layers), costs))
+        mine, left = choose_scheme(replace(op, **planes), accelerator)
+        if left is None:
+            cost = _cost(mine, accelerator, "sparqle", shares, seed, rows)
+        else:
+            nothing = [_NOTHING_STORED] * _PLACES
+            cost = baselines.get("dense") or _cost(mine, accelerator, "dense", nothing, seed)
+        costs = {str(scheme): baselines.get(scheme, cost) for scheme in schemes}
+        found.append(CountedAttention(LABEL, batch * len(layers), costs, left))
     return found
 
 
@@ -145,13 +150,16 @@ def launched_attention(
         rows, past, result = launch.rows, launch.past, launch.result
         if last:
             rows, past = 1, past + rows - 1
-        op = replace(launch.program.header.op, rows=rows, keys=past + rows)
+        ran = launch.program.header.op
+        left = choose_scheme(_split(ran), accelerator)[1] if ran.scheme == "dense" else None
+        op = replace(ran, rows=rows, keys=past + rows)
         if last:
+            op, left = choose_scheme(_split(op), accelerator)
             program = attention_program(op, accelerator, choose_plan(op, accelerator), verify=False)
             assert result.work is not None
             work = result.work.of_last_token(program.header, program.header.limits(rows, past))
             result = simulate_attention_timing(program, rows, past, work)
-        plain = replace(op.plain(), scheme="dense", window="unsigned")
+        plain = in_dense(op)
         if plain not in dense:
             plan = choose_plan(plain, accelerator)
             program = attention_program(plain, accelerator, plan, verify=False)
@@ -160,8 +168,13 @@ def launched_attention(
             found = simulate_attention_timing(program, rows, past, work)
             dense[plain] = simulated_attention_cost(found, plain)
         costs = {"dense": dense[plain], "sparqle": simulated_attention_cost(result, op)}
-        counted.append(CountedAttention(launch.label, 1, costs))
+        counted.append(CountedAttention(launch.label, 1, costs, left))
     return counted
+
+
+def _split(op: AttentionOp) -> AttentionOp:
+    """The op before anybody asked whether it is left dense."""
+    return replace(op, scheme="sparqle", window="signed") if op.scheme == "dense" else op
 
 
 def simulated_attention_cost(result: AttentionResult, op: AttentionOp) -> AttentionCost:

@@ -200,6 +200,7 @@ class PassCounter:
                     costs={s: (c.encodes[i], c.ops[first:after]) for s, c in costs.items()},
                     block_rows=costs["sparqle"].encodes[i].block_rows,
                     left=costs["sparqle"].left[i],
+                    joint=e.joint,
                 )
             )
             first = after

@@ -1,4 +1,8 @@
-"""Which plan an attention op gets: the fastest by formula of those that fit the buffers."""
+"""Which plan and scheme an attention op gets: the fastest by formula of those that fit the buffers.
+
+Attention is left dense where the vector engine is the limit: there planes save time of the array
+that nothing waits for, and encoding probabilities costs some.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import KEY_SLICES, AttentionOp
 from sparqle_tvm.target.cost.attention import attention_cost
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
+from sparqle_tvm.target.cost.scheme_choice import LeftDense
 from sparqle_tvm.target.isa.access import ceil_div
 from sparqle_tvm.target.simulator.attention_work import Work
 
@@ -43,11 +48,43 @@ def choose_plan(op: AttentionOp, accelerator: Accelerator) -> AttentionPlan:
         If scores and probabilities of the smallest block do not fit the buffers: the op cannot run
         on the array.
     """
-    return _chosen(op.plain(), accelerator)
+    return _chosen(op.plain(), accelerator)[0]
+
+
+def choose_scheme(
+    op: AttentionOp, accelerator: Accelerator
+) -> tuple[AttentionOp, LeftDense | None]:
+    """The op in the scheme that takes fewer cycles, and why if it is left dense.
+
+    Split if both take as long. With keys or values in planes it stays split.
+
+    Raises
+    ------
+    TargetError
+        If the op cannot run on the array, see `choose_plan`.
+    """
+    if op.scheme == "dense" or "p" in op.key_planes + op.value_planes:
+        return op, None
+    dense = in_dense(op)
+    _, split_cycles = _chosen(op, accelerator)
+    try:
+        _, dense_cycles = _chosen(dense, accelerator)
+    except TargetError:
+        return op, None
+    if dense_cycles >= split_cycles:
+        return op, None
+    queries = _TYPICAL[0]
+    return dense, LeftDense(split_cycles, dense_cycles, 1 - queries, accelerator.digit_bits)
+
+
+def in_dense(op: AttentionOp) -> AttentionOp:
+    """The same op as the baseline computes it, its cache plain."""
+    return replace(op.plain(), scheme="dense", window="unsigned")
 
 
 @lru_cache(maxsize=1024)
-def _chosen(op: AttentionOp, accelerator: Accelerator) -> AttentionPlan:
+def _chosen(op: AttentionOp, accelerator: Accelerator) -> tuple[AttentionPlan, int]:
+    """The plan, and its cycles for as many rows and heads as plans are compared with."""
     best = None
     rows = max(_COMPARED_ROWS * accelerator.rows // op.group, 1)
     heads = 1 if op.group * op.rows > 8 * accelerator.rows else 3
@@ -63,7 +100,7 @@ def _chosen(op: AttentionOp, accelerator: Accelerator) -> AttentionPlan:
             f"attention {op.label!r}: scores and probabilities of a row with {op.keys} keys do not "
             f"fit the buffers of accelerator {accelerator.name!r}, and they must not leave the chip"
         )
-    return best[1]
+    return best[1], best[0]
 
 
 def _candidates(op: AttentionOp, accelerator: Accelerator) -> Iterator[AttentionPlan]:

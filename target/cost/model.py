@@ -103,6 +103,8 @@ class EncodedActivation:
         Whether it has factors and bands.
     density : float
         Share of stored MSB digits that its programs were chosen for, 0 to 1.
+    joint : bool
+        Whether consumers that are alike run as one; not where the compiler could not join them.
     """
 
     label: str
@@ -111,6 +113,7 @@ class EncodedActivation:
     consumers: tuple[DenseOp, ...]
     factors: EncodeFactors = NO_FACTORS
     density: float = TYPICAL_DENSITY
+    joint: bool = True
 
     def __post_init__(self) -> None:
         """Give its window to its readers: what they have to read depends on it."""
@@ -129,7 +132,7 @@ class EncodedActivation:
     @property
     def launches(self) -> tuple[DenseOp, ...]:
         """What runs for its consumers, see `joint_op.join`."""
-        return joined(self.consumers)
+        return joined(self.consumers, joint=self.joint)
 
     def block_rows(self, accelerator: Accelerator, balance: Balance = "array") -> int:
         """Rows that it sorts together, see `balance.choose_block_rows`."""

@@ -1,7 +1,7 @@
 """The values of an attention program: every step works on the bytes that lie on chip.
 
-What the array adds up is exact in floating point, see `numerics.integers.int_matmul`; what the
-vector engine does is `sparqle_tvm.numerics.attention`.
+What the array adds up is exact, see `product`; what the vector engine does is
+`sparqle_tvm.numerics.attention`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ from sparqle_tvm.target.isa.vector import VecSmx
 from sparqle_tvm.target.program.bound import BoundProgram
 from sparqle_tvm.target.simulator.attention_work import CacheRows, Work
 from sparqle_tvm.target.simulator.native import aligned
+from sparqle_tvm.target.simulator.product import multiply
 
 Bytes = NDArray[np.uint8]
 Step = Mapping[str, int]
 
 _UNWRITTEN = 0x7F
+
+_SPLIT_WINDOW = window_of("signed").digits(DIGIT_BITS)
+"""In which a decode step takes queries in planes that a dense program had whole."""
 
 CACHED: Mapping[CacheName, tuple[Tensor, Tensor]] = {
     "key": (Tensor.KEYS, Tensor.KEY_PTR),
@@ -96,10 +100,14 @@ class _Machine:
     def load_queries(self, o: Step) -> None:
         begin, end = self.tensors[Tensor.QUERY_PTR][o["block"] : o["block"] + 2].tolist()
         self.at(Buffer.ACT, o["dst"], end - begin)[...] = self.tensors[Tensor.QUERIES][begin:end]
-        if self.header.sparse:
-            bits = self._query_bits(o["dst"], o)
-            self.work.note_queries(self.header, o["block"], bits)
-            self._bits_of_block[o["block"]] = bits
+        if not self.header.sparse:
+            low, high = _SPLIT_WINDOW.zero_range
+            q = self._query_integers(o["dst"], o)
+            self._bits_of_block[o["block"]] = (q < low) | (q > high)
+            return
+        bits = self._query_bits(o["dst"], o)
+        self.work.note_queries(self.header, o["block"], bits)
+        self._bits_of_block[o["block"]] = bits
 
     def load_keys(self, o: Step) -> None:
         self.table(Buffer.WGT, o["dst"], np.int8, o["loaded"], self.dim)[...] = self._cached(
@@ -155,18 +163,22 @@ class _Machine:
         self._scores(o)[...] += self._times_keys(high, o) << DIGIT_BITS
 
     def scores_of_high(self, o: Step) -> None:
-        factors, nbytes, _ = isa.query_sizes(self.header, o["rows"])
-        q = self.at(Buffer.ACT, o["queries"] + factors, nbytes).view(np.int8).reshape(-1, self.dim)
+        q = self._query_integers(o["queries"], o)
         self._scores(o)[...] += (
             self._times_keys((q >> DIGIT_BITS).astype(np.int16), o) << DIGIT_BITS
         )
+
+    def _query_integers(self, address: int, o: Step) -> NDArray[np.int8]:
+        """Queries of a dense program."""
+        factors, nbytes, _ = isa.query_sizes(self.header, o["rows"])
+        return self.at(Buffer.ACT, address + factors, nbytes).view(np.int8).reshape(-1, self.dim)
 
     def _scores(self, o: Step) -> NDArray[np.int32]:
         return self.table(Buffer.ACC, o["scores"], np.int32, o["rows"], o["keys"])
 
     def _times_keys(self, digits: NDArray[Any], o: Step) -> NDArray[np.int32]:
         keys = self.table(Buffer.WGT, o["k"], np.int8, o["keys"], self.dim)
-        return _product(digits, keys.T, self.dim)
+        return multiply(digits, keys.T)
 
     def probabilities(self, o: Step) -> None:
         header, rows, total = self.header, o["rows"], o["total"]
@@ -261,7 +273,7 @@ class _Machine:
 
     def _times_values(self, digits: Bytes, o: Step) -> NDArray[np.int32]:
         values = self.table(Buffer.WGT, o["v"], np.int8, o["keys"], self.dim)
-        return _product(digits, values, o["keys"])
+        return multiply(digits, values)
 
     def _outputs(self, o: Step) -> NDArray[np.int32]:
         return self.table(Buffer.ACC, o["acc"], np.int32, o["rows"], self.dim)
@@ -277,12 +289,6 @@ class _Machine:
         row = np.arange(first, first + o["rows"])
         heads = head * op.group + row % op.group
         self.tensors[Tensor.OUT][row // op.group, heads] = self._outputs(o).view(np.float32)
-
-
-def _product(a: NDArray[Any], b: NDArray[Any], depth: int) -> NDArray[np.int32]:
-    """``a @ b`` of digits and int8, exact: no partial sum leaves what the float type holds."""
-    exact = np.float32 if depth * 2**DIGIT_BITS * 128 <= 2**24 else np.float64
-    return np.asarray((a.astype(exact) @ b.astype(exact)).astype(np.int32))
 
 
 def _bits(packed: Bytes, columns: int) -> NDArray[np.bool_]:

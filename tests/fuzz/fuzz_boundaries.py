@@ -709,7 +709,7 @@ class Arrays(Boundary):
             header = b"\x93NUMPY" + bytes((rng.choice((0, 1, 2, 3, 9)), 0))
             with zipfile.ZipFile(path, "w") as archive:
                 data = header + len(text).to_bytes(rng.choice((2, 4)), "little") + text
-                archive.writestr(rng.choice(("x.npy", "x", "")), data + bytes(64))
+                archive.writestr(rng.choice(("x.npy", "x", "..")), data + bytes(64))
         for array in read_arrays(path).values():
             if array.dtype.hasobject or array.nbytes > 1 << 20:
                 raise Wrong(f"an array of {array.nbytes} bytes, {array.dtype}")

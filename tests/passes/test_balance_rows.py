@@ -205,6 +205,16 @@ def test_programs_for_few_rows_leave_them_in_order(engines: dict[str, Any]) -> N
     assert engines["array"].blocks == {0, BLOCK}
 
 
+def test_programs_that_are_left_dense_ask_for_no_order(engines: dict[str, Any]) -> None:
+    """Every digit is expected on a slow memory: those of many rows, sorted else, are dense."""
+    slow = replace(TINY, dram_bytes_per_cycle=1)
+    offload = OffloadDense(slow, densities={"x": 1.0})
+    run = Runnable(Shared, BalanceRows(slow, "array"), offload)
+    assert not any(spec.block_rows for spec, _ in offload.library.programs)
+    x = np.random.default_rng(0).standard_normal((1, 130, K)).astype(np.float32)
+    assert_equal_bits(run(x), engines["host"](x))
+
+
 @settings(max_examples=20, deadline=None)
 @given(rows=st.integers(1, 150), spread=st.sampled_from([0.0, 1.0]), seed=st.integers(0, 9999))
 def test_results_do_not_depend_on_the_order(

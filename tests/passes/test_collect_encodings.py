@@ -114,8 +114,12 @@ def test_infos() -> None:
                 columns=8,
                 quantizes=True,
                 consumers=[
-                    DenseInfo("up", n=3, k=8, weight_bits=4, group_size=4, has_min=True),
-                    DenseInfo("gate", n=3, k=8, weight_bits=8, group_size=0, has_min=False),
+                    DenseInfo(
+                        "up", n=3, k=8, weight_bits=4, group_size=4, has_min=True, scale_bytes=2
+                    ),
+                    DenseInfo(
+                        "gate", n=3, k=8, weight_bits=8, group_size=0, has_min=False, scale_bytes=2
+                    ),
                 ],
             ),
             EncodingInfo("wide", 4, "signed", CENTRED, 8, quantizes=True),
@@ -126,7 +130,7 @@ def test_infos() -> None:
                 window_reason=CENTRED,
                 columns=8,
                 quantizes=False,
-                consumers=[DenseInfo("given", 3, 8, 8, 0, False)],
+                consumers=[DenseInfo("given", 3, 8, 8, 0, False, 2)],
             ),
             EncodingInfo("exact", 4, "unsigned", CHOSEN, 8, quantizes=False),
         ]

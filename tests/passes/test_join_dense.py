@@ -128,3 +128,38 @@ def test_results_are_those_of_the_ops(data: st.DataObject) -> None:
     x = rng.integers(-128, 128, (data.draw(st.integers(1, 5)), columns), dtype=np.int8)
     found = Runnable(joined)(x)
     assert_equal_bits(found, [x.astype(np.int32) @ w.T.astype(np.int32) for w in weights])
+
+
+def test_scales_of_several_types_stay_apart() -> None:
+    """Side by side, the narrow ones would become wide."""
+
+    def grouped(*dtypes: str) -> tvm.IRModule:
+        builder = relax.BlockBuilder()
+        x = relax.Var("x", relax.TensorType((2, 16), "float32"))
+        attrs: dict[str, Any] = {"k": 4, "window": "unsigned", "group_size": 8}
+        with builder.function("main", [x]):
+            with builder.dataflow():
+                enc = builder.emit(dialect.quantize_encode(x, label="x", **attrs))
+                scale = builder.emit(relax.TupleGetItem(enc, 4))
+                found = [
+                    builder.emit_output(
+                        dialect.split_dense_scaled(
+                            enc,
+                            scale,
+                            relax.const(WQ),
+                            relax.const(np.ones((3, 2), dtype)),
+                            relax.const(np.zeros(3, np.float64), "float64"),
+                            in_features=16,
+                            weight_bits=4,
+                            label=f"op{i}",
+                            **attrs,
+                        )
+                    )
+                    for i, dtype in enumerate(dtypes)
+                ]
+            builder.emit_func_output(relax.Tuple(found))
+        return builder.finalize()
+
+    assert assert_unchanged(JoinDense, grouped("float16", "float32")) == []
+    _, report = apply(JoinDense, grouped("float32", "float32"))
+    assert report.rewritten["JoinDense"] == 2

@@ -130,3 +130,25 @@ def test_nothing_else_changes_and_twice_is_once():
     assert "sparqle.launch_attention" in once.script()
     assert "R.sparqle.attention" not in once.script()
     tvm.ir.assert_structural_equal(passes.OffloadAttention(EDGE)(once), once)
+
+
+def test_what_is_left_dense_gives_the_same_bits_and_what_a_decode_step_meets():
+    """At 70 rows the vector engine is the limit; one token after them is split."""
+    given = operands(70, 70)
+    forms = {}
+    for name, planes in (("left", "-"), ("split", "p")):
+        mod = module(key_planes=planes)
+        executable = sparqle_tvm.compile(mod, "sparqle/edge", engine="simulator")
+        with recording_attention() as launches:
+            found = executable["main"](*given).numpy()
+        forms[name] = found, launches[0], [s.reason for s in executable.report.skipped]
+    (a, left, why), (b, split, nothing) = forms["left"], forms["split"]
+    assert np.array_equal(a, b)
+    assert [x.program.header.op.scheme for x in (left, split)] == ["dense", "sparqle"]
+    assert any("left dense" in reason and "at 512 rows and 512 keys (" in reason for reason in why)
+    assert not any("left dense" in reason for reason in nothing)
+    one, other = left.result.work.last, split.result.work.last
+    assert sorted(one) == sorted(other)
+    for row, (bits, p) in one.items():
+        assert np.array_equal(bits, other[row][0])
+        assert np.array_equal(p, other[row][1])

@@ -41,7 +41,7 @@ SHAPE = TransformerShape(layers=1, embed=64, ffn=96, heads=4, kv_heads=2, head_d
 
 def record(label: str, consumers: dict[str, int], tokens: int, seed: int) -> EncodingRecord:
     q = np.random.default_rng(seed).integers(-30, 30, (tokens, 64)).astype(np.int8)
-    dense = [DenseInfo(name, n, 64, 4, 32, True) for name, n in consumers.items()]
+    dense = [DenseInfo(name, n, 64, 4, 32, True, 2) for name, n in consumers.items()]
     info = EncodingInfo(label, 4, "signed", "by rule", 64, True, dense)
     return EncodingRecord(info, encode(q).pbm, None, 0)
 

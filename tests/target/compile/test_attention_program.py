@@ -11,7 +11,7 @@ from sparqle_tvm.errors import InvalidArgumentError, ProgramError, TargetError
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.attention_op import AttentionOp
 from sparqle_tvm.target.compile.attention import attention_program
-from sparqle_tvm.target.cost.attention_choice import choose_plan
+from sparqle_tvm.target.cost.attention_choice import choose_plan, choose_scheme
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.isa.attention import LdKey, MmaQkLsb
 from sparqle_tvm.target.isa.base import End, If, Loop
@@ -234,3 +234,20 @@ def test_macs_and_pairs():
     # Tokens see 7, 8, 9 and 10 keys.
     assert (op.past, op.pairs, op.macs) == (6, 34 * 6, 2 * 34 * 6 * 8)
     assert replace(op, causal=False).pairs == 4 * 10 * 6
+
+
+def test_attention_is_left_dense_where_the_vector_engine_is_the_limit():
+    # SmolLM2's prefill: planes save the array time that nobody waits for.
+    op = AttentionOp(512, 512, 3, 3, 64)
+    dense, left = choose_scheme(op, EDGE)
+    assert (dense.scheme, dense.window) == ("dense", "unsigned")
+    assert left.dense_cycles < left.split_cycles
+    assert "cycles split" in left.reason
+    # With vector lanes enough, or a cache that only planes can read, it is split.
+    fast = replace(EDGE, vector_lanes=8 * EDGE.vector_lanes)
+    assert choose_scheme(op, fast) == (op, None)
+    planes = replace(op, key_planes="p--")
+    assert choose_scheme(planes, EDGE) == (planes, None)
+    # A decode step loads live values only.
+    step = AttentionOp(1, 4096, 3, 3, 64)
+    assert choose_scheme(step, EDGE) == (step, None)

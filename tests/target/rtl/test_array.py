@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msb_sparsity_table import activations
 from numpy.typing import NDArray
 
+from sparqle_tvm.calibration.choosable_model import ChoosableModel
 from sparqle_tvm.errors import TargetError
-from sparqle_tvm.numerics import encode
+from sparqle_tvm.frontend import from_gguf
+from sparqle_tvm.frontend.text import builtin_text, load_tokens
+from sparqle_tvm.models.builtin import fetch_builtin
+from sparqle_tvm.models.quantized import quantizer_levels
+from sparqle_tvm.numerics import encode, quantize_per_token
 from sparqle_tvm.numerics.integers import bounds, container
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.numerics.slicing import SlicedTensor
@@ -221,3 +228,35 @@ def test_shape_of_an_accelerator():
     assert (shape.rows, shape.cols, shape.lanes, shape.columns) == (16, 16, 16, 112)
     with pytest.raises(TargetError, match="msb_across_groups"):
         ArrayShape.of(replace(SMALL, msb_across_groups=False), 64)
+
+
+@pytest.fixture(scope="module")
+def edge_model(folder: Path) -> ArrayModel:
+    """The array of ``sparqle/edge``, with a window of 64 columns."""
+    return ArrayModel(ArrayShape.of(PRESETS["sparqle/edge"], 64), folder / "edge")
+
+
+@pytest.mark.slow
+def test_large_tile(edge_model: ArrayModel):
+    """64 x 64 x 576, in K chunks as wide as the window."""
+    rng = np.random.default_rng(0)
+    sliced = draw(rng, (64, 576), 4, "signed", True)
+    check(edge_model, PRESETS["sparqle/edge"], sliced, rng, 64, 1)
+
+
+@pytest.mark.slow
+def test_tiles_of_the_real_model(edge_model: ArrayModel):
+    """What dense layers of SmolLM2 take, quantized per token: 16 rows, 576 columns of each."""
+    imported = from_gguf(fetch_builtin("smollm2"), activations="int8")
+    ids = np.asarray(load_tokens(imported.tokenizer, builtin_text(), 32), np.int32)
+    rng, layers = np.random.default_rng(1), 0
+    for _, x in itertools.islice(activations(ChoosableModel(imported.mod), ids), 26):
+        rows = quantize_per_token(np.asarray(x, np.float32), qmax=quantizer_levels(4))[0]
+        for window in WINDOWS:
+            order = np.arange(len(rows))
+            if layers % 2:  # Sorted by stored digits, as the compiler sorts rows.
+                order = np.argsort(encode(rows, window=window).row_nnz(), kind="stable")
+            sliced = encode(np.ascontiguousarray(rows[order][:16, :576]), window=window)
+            check(edge_model, PRESETS["sparqle/edge"], sliced, rng, 16, 1)
+        layers += 1
+    assert layers == 26
