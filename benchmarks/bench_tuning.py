@@ -11,9 +11,9 @@ has not seen: rank correlation, the learned model after a quarter of the points,
 
 ``models``: all dense layers of the blocks of SmolLM2-135M and Llama2-7B, prefill and decode, on
 `sparqle/edge`, on one starved of bandwidth and one starved of buffers: the default schedules
-against the tuned ones, for latency and for energy, beside a bound on the cycles that no schedule goes below.
-The simulator measures, but for Llama2's prefill with small buffers, whose programs have thousands
-of tiles: the formulas do there.
+against the tuned ones, for latency and for energy, beside a bound on the cycles that no schedule
+goes below. The simulator measures, but for Llama2's prefill with small buffers, whose programs have
+thousands of tiles: the formulas do there.
 
 ``tolerance``: Llama2-7B's prefill on `sparqle/edge`, dense layers, if schedules may take so much
 longer than the bound for less energy: time and energy of dense and split, what is saved with each
