@@ -84,7 +84,7 @@ def test_values_without_an_estimate_are_left_out_and_said(monkeypatch):
 
 
 def test_a_crossing_of_real_estimates_parts_them():
-    level, point = 0.0, {**FIXED, "phase": "prefill"}
+    level, point = 0.01, {**FIXED, "phase": "prefill"}
     (found,) = find_crossings(
         Scan(quantity("dense_layers_energy_saved"), level, "msb_sparsity"),
         Sweep((point,)),
