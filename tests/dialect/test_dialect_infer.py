@@ -276,7 +276,10 @@ DENSE_ERRORS = {
     "the weight scale is float16": lambda: scaled_dense(w_scale=tensor((5,), "float16")),
     "the weight scale has shape [5, 1]": lambda: scaled_dense(w_scale=tensor((5, 1), "float32")),
     "the offset is float64": lambda: scaled_dense(offset=tensor((5,), "float64")),
-    "the weight scale is float32": lambda: scaled_dense(32, w_scale=tensor((5, 2), "float32")),
+    "the weight scale is float64": lambda: scaled_dense(32, w_scale=tensor((5, 2), "float64")),
+    "the weight minimum is float16": lambda: scaled_dense(
+        32, w_scale=tensor((5, 2), "float32"), w_min=tensor((5, 2), "float16")
+    ),
     "the offset is int32": lambda: scaled_dense(32, offset=tensor((5,), "int32")),
     "the weight minimum has shape [5, 1]": lambda: scaled_dense(
         32, w_min=tensor((5, 1), "float16")
