@@ -56,7 +56,7 @@ class ModelShape:
         For reports.
     source : str
         Where the sizes come from.
-    layers, embed, ffn, heads, kv_heads, head_dim, vocab : int
+    layers, embed, ffn, heads, kv_heads, head_dim, vocab, head_norms, sub_norms : int or bool
         See `target.cost.vector.TransformerShape`.
     weights, output_weights : WeightFormat
         Of the layers of the blocks, and of the output layer.
@@ -76,6 +76,8 @@ class ModelShape:
     weights: WeightFormat
     output_weights: WeightFormat = WeightFormat(8)
     max_positions: int = 0
+    head_norms: bool = False
+    sub_norms: bool = False
 
     def transformer(self, kv_bits: int = 8) -> TransformerShape:
         """Sizes of what is not a dense layer, with keys and values of that width."""

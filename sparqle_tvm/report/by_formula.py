@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -140,12 +140,10 @@ def shape_of(run: RunResult) -> ModelShape:
     """Sizes and weight formats of the model that was run."""
     blocks = [layer for layer in run.prefill.layers if layer.block is not None]
     outputs = [layer for layer in run.prefill.layers if layer.block is None]
-    # Sizes of a published shape; norms of heads and the cache's bits are no part of it.
-    known = {field.name for field in fields(ModelShape)}
     return ModelShape(
         name=run.model.name,
         source="this run",
-        **{name: size for name, size in asdict(run.transformer).items() if name in known},
+        **{name: size for name, size in asdict(run.transformer).items() if name != "kv_bits"},
         weights=_format(blocks),
         output_weights=_format(outputs or blocks),
     )

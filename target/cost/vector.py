@@ -81,13 +81,9 @@ class TransformerShape:
 
     @classmethod
     def of(cls, described: Any, kv_bits: int = 8) -> TransformerShape:
-        """The sizes of whatever has them as attributes, as a model's configuration has."""
-        norms = ("head_norms", "sub_norms")
-        names = [f.name for f in fields(cls) if f.name not in ("kv_bits", *norms)]
-        sizes: dict[str, Any] = {name: getattr(described, name) for name in names}
-        return cls(
-            **sizes, kv_bits=kv_bits, **{name: getattr(described, name, False) for name in norms}
-        )
+        """The sizes of whatever has them all as attributes, as a model's configuration has."""
+        sizes = {f.name: getattr(described, f.name) for f in fields(cls) if f.name != "kv_bits"}
+        return cls(**sizes, kv_bits=kv_bits)
 
 
 @dataclass(frozen=True)
