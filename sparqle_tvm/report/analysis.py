@@ -27,7 +27,12 @@ from sparqle_tvm.report.passes import (
     others_table,
 )
 from sparqle_tvm.report.pictures import drawing
-from sparqle_tvm.report.run import detail_tables, sparsity_section
+from sparqle_tvm.report.run import (
+    detail_tables,
+    roofline_picture,
+    saving_cards,
+    sparsity_section,
+)
 from sparqle_tvm.results.analysis import Analysis
 from sparqle_tvm.results.passes import PassResult
 
@@ -103,20 +108,7 @@ def _cards(found: Analysis) -> Iterator[Card]:
             "of the high digits are zero, weighted by MACs"
             + (" (random inputs)" if found.seed is not None else ""),
         )
-        dense, split = (one.schemes[s].dense_layers.seconds for s in ("dense", "sparqle"))
-        yield Card(
-            "Time, dense layers",
-            formats.change(one.saved("sparqle", "dense_layers").cycles),
-            f"{formats.seconds(split)} instead of {formats.seconds(dense)}; whole call "
-            f"{formats.change(one.saved('sparqle').cycles)}",
-        )
-        saved, whole = (one.saved("sparqle", p).energy for p in ("dense_layers", "whole_model"))
-        yield Card(
-            "Energy, dense layers",
-            formats.change(saved.mid),
-            f"{formats.change(saved.high)} to {formats.change(saved.low)}; whole call "
-            f"{formats.change(whole.mid)}; table {found.table.name}",
-        )
+    yield from saving_cards(found)
 
 
 def _cost_sections(found: Analysis) -> Iterator[Section]:
@@ -155,16 +147,7 @@ def _pass_sections(found: Analysis, one: PassResult) -> Iterator[Section]:
                 "dense baseline as outlines. Of a large model the layers with most cycles.",
                 lambda narrow: drawing("layers").draw_layers(one, narrow=narrow),
             ),
-            Picture(
-                "roofline",
-                "What memory and array allow, and what the layers of this call reach, in "
-                "multiply-accumulates at full precision. The solid roof is one digit pass, the "
-                "dashed one two passes; thin lines lead from the dense to the split form of a "
-                "layer. A layer under the slope is limited by memory.",
-                lambda narrow: drawing("roofline").draw_roofline(
-                    found.passes, found.accelerator, narrow=narrow
-                ),
-            ),
+            roofline_picture(found, "call"),
         ),
     )
     yield Section(

@@ -68,22 +68,36 @@ def _cards(run: RunResult) -> Iterator[Card]:
         formats.percent(run.msb_sparsity.mean),
         "of the high digits are zero, weighted by MACs",
     )
+    yield from saving_cards(run)
+
+
+def saving_cards(run: Measured) -> Iterator[Card]:
+    """What is saved of time and energy, pass by pass; a call alone needs no name of its pass."""
     for one in run.passes:
         dense, split = (one.schemes[s].dense_layers.seconds for s in ("dense", "sparqle"))
         yield Card(
-            f"{one.phase.capitalize()} time, dense layers",
+            _of_pass(one, "time, dense layers"),
             formats.change(one.saved("sparqle", "dense_layers").cycles),
-            f"{formats.seconds(split)} instead of {formats.seconds(dense)}; whole model "
+            f"{formats.seconds(split)} instead of {formats.seconds(dense)}; {_whole(one)} "
             f"{formats.change(one.saved('sparqle').cycles)}",
         )
     for one in run.passes:
         saved, whole = (one.saved("sparqle", p).energy for p in ("dense_layers", "whole_model"))
         yield Card(
-            f"{one.phase.capitalize()} energy, dense layers",
+            _of_pass(one, "energy, dense layers"),
             formats.change(saved.mid),
-            f"{formats.change(saved.high)} to {formats.change(saved.low)}; whole model "
+            f"{formats.change(saved.high)} to {formats.change(saved.low)}; {_whole(one)} "
             f"{formats.change(whole.mid)}; table {run.table.name}",
         )
+
+
+def _of_pass(one: PassResult, figure_name: str) -> str:
+    text = figure_name if one.phase == "call" else f"{one.phase} {figure_name}"
+    return text.capitalize()
+
+
+def _whole(one: PassResult) -> str:
+    return "whole call" if one.phase == "call" else "whole model"
 
 
 def cost_section(run: RunResult) -> Section:
@@ -214,6 +228,20 @@ def windows_table(layers: Sequence[LayerSparsity]) -> Table:
     )
 
 
+def roofline_picture(run: Measured, what: str) -> Picture:
+    """The roofline of the layers of a run or a call."""
+    return Picture(
+        "roofline",
+        f"What memory and array allow, and what the layers of this {what} reach, in "
+        "multiply-accumulates at full precision. The solid roof is one digit pass, the "
+        "dashed one two passes; thin lines lead from the dense to the split form of a "
+        "layer. A layer under the slope is limited by memory.",
+        lambda narrow: drawing("roofline").draw_roofline(
+            run.passes, run.accelerator, narrow=narrow
+        ),
+    )
+
+
 def layer_sections(run: RunResult) -> Iterator[Section]:
     """Where the cycles go, the roofline, and where the digits are zero."""
     yield Section(
@@ -230,18 +258,7 @@ def layer_sections(run: RunResult) -> Iterator[Section]:
     )
     yield Section(
         "Roofline",
-        (
-            Picture(
-                "roofline",
-                "What memory and array allow, and what the layers of this run reach, in "
-                "multiply-accumulates at full precision. The solid roof is one digit pass, the "
-                "dashed one two passes; thin lines lead from the dense to the split form of a "
-                "layer. A layer under the slope is limited by memory.",
-                lambda narrow: drawing("roofline").draw_roofline(
-                    run.passes, run.accelerator, narrow=narrow
-                ),
-            ),
-        ),
+        (roofline_picture(run, "run"),),
     )
     yield sparsity_section(
         run,
