@@ -18,7 +18,7 @@ from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.rtl.encoder import Decoder, Encoder
 from sparqle_tvm.target.rtl.pe import KINDS, Block, PeRow
 from sparqle_tvm.target.rtl.shape import ArrayShape
-from sparqle_tvm.target.rtl.verilog import read_commands, write_rtlil, yosys
+from sparqle_tvm.target.rtl.yosys import read_commands, write_rtlil, yosys
 
 LIBERTY = Path("/usr/share/qflow/tech/osu018/osu018_stdcells.lib")
 WINDOWS = (16, 32, 64, 128)

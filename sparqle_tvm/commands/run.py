@@ -163,10 +163,11 @@ def _refuse(arguments: argparse.Namespace, names: Sequence[str], of_text: bool) 
 def _run_arrays(arguments: argparse.Namespace, table: Any) -> None:
     from sparqle_tvm.report.analysis import analysis_document
     from sparqle_tvm.studies.analyze import analyze
-    from sparqle_tvm.studies.call_inputs import load_inputs, parse_shapes
+    from sparqle_tvm.studies.call_inputs import parse_shapes, read_arrays
     from sparqle_tvm.studies.inputs import load_module
 
-    shapes, inputs = parse_shapes(arguments.shape), load_inputs(arguments.inputs)
+    shapes = parse_shapes(arguments.shape)
+    inputs = read_arrays(arguments.inputs) if arguments.inputs is not None else {}
     result = analyze(
         load_module(arguments.model),
         inputs,

@@ -233,12 +233,6 @@ def _places(op: AttentionOp, plan: AttentionPlan) -> list[tuple[int, int]]:
     return [(some, max(middle + some // 2, some)) for middle in middles]
 
 
-def _plain_bits(kv: str) -> dict[str, Any]:
-    """Options of an op: bits of the integers of keys and values, stored plain."""
-    storage = parse_kv(kv)
-    return {"key_bits": storage.keys.plain_bits, "value_bits": storage.values.plain_bits}
-
-
 def cache_rows(
     op: AttentionOp, layers: int, kv: str, chosen: Sequence[int]
 ) -> dict[CacheName, MeanRows]:

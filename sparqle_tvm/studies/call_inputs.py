@@ -7,7 +7,6 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -271,8 +270,3 @@ def _random(name: str, shape: tuple[int, ...], dtype: str, rng: np.random.Genera
     if dtype.startswith("float"):
         return np.asarray(rng.standard_normal(shape), dtype)
     return np.asarray(rng.integers(0, 2, shape), dtype)
-
-
-def load_inputs(path: str | os.PathLike[str] | None) -> dict[str, Array]:
-    """Arrays of a file, or none if there is no file."""
-    return {} if path is None else read_arrays(Path(path))

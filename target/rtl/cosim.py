@@ -17,7 +17,7 @@ from sparqle_tvm.numerics.integers import pack_digits
 from sparqle_tvm.target.rtl.array import SplitArray
 from sparqle_tvm.target.rtl.pe import DRAIN_CYCLES
 from sparqle_tvm.target.rtl.shape import ArrayShape
-from sparqle_tvm.target.rtl.verilog import read_commands, write_rtlil, yosys
+from sparqle_tvm.target.rtl.yosys import read_commands, write_rtlil, yosys
 
 _HARNESS = Path(__file__).with_name("array.cc")
 Bytes = NDArray[np.uint8]

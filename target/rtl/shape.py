@@ -126,8 +126,3 @@ class ArrayShape:
     def row_bits(self) -> int:
         """Bits of a row's number."""
         return max((self.rows - 1).bit_length(), 1)
-
-    @property
-    def sum_bits(self) -> int:
-        """Bits of a sum of `lanes` products of digits and weights, with signs."""
-        return 2 * (self.digit_bits + 1) + (self.lanes - 1).bit_length()

@@ -1,10 +1,9 @@
-"""Blocks through yosys: plain Verilog of every module, and runs of its other commands."""
+"""Blocks for yosys, and runs of its commands."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,15 +64,6 @@ def read_commands(files: list[Path]) -> str:
     # Every file calls its module the top; the last one has instances of the others.
     top = f"setattr -mod -unset top\nhierarchy -top {files[-1].stem}\n"
     return f"{read}{top}proc\nopt_clean\n"
-
-
-def verilog(block: Block) -> str:
-    """All modules of a block that was built with ``flat=False``, in plain Verilog."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        out = folder / "out.v"
-        yosys(read_commands(write_rtlil(block, folder)) + f"write_verilog -noattr {out}\n")
-        return out.read_text()
 
 
 def _parts(block: Block) -> Iterator[Block]:
