@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.errors import InvalidArgumentError, TextError, require_known
 from sparqle_tvm.numerics.attention import AttentionType
-from sparqle_tvm.numerics.kv_cache import parse_kv
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.progress import Stages
 from sparqle_tvm.results.generation import GeneratedText, Generation, Step
@@ -27,7 +26,13 @@ from sparqle_tvm.results.run import ModelFile
 from sparqle_tvm.studies.attention import counted_attention, launched_attention
 from sparqle_tvm.studies.count import Beside, PassCounter
 from sparqle_tvm.studies.evaluation import encoded_activations, transformer_shape
-from sparqle_tvm.studies.inputs import BUILTIN_MODEL, checked_accelerator, kv_options, model_path
+from sparqle_tvm.studies.inputs import (
+    BUILTIN_MODEL,
+    checked_accelerator,
+    kv_options,
+    model_path,
+    require_attention,
+)
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import Counting, EncodedActivation
@@ -91,11 +96,8 @@ def generate(
         One of its classes: a bad prompt, target or model file, numbers out of range.
     """
     require_known("engine", engine, get_args(Counting))
-    require_known("attention", attention, get_args(AttentionType))
+    require_attention(attention, kv)
     _check(prompts, tokens, temperature, top_k)
-    if attention == "float" and kv != "int8":
-        raise InvalidArgumentError(f"kv={kv!r} is about attention in int8, not in float")
-    parse_kv(kv)
     machine = checked_accelerator(accelerator, 2)
     from sparqle_tvm.api import compile as compile_model
     from sparqle_tvm.frontend import from_gguf

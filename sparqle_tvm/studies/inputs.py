@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,10 @@ from sparqle_tvm.errors import (
     ModelFileError,
     TargetError,
     TextError,
+    require_known,
 )
 from sparqle_tvm.models.attention_sparsity import measured_attention
+from sparqle_tvm.numerics.attention import AttentionType
 from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.numerics.kv_cache import KvStorage, parse_kv
 from sparqle_tvm.target.accelerator import Accelerator
@@ -121,6 +123,14 @@ def functions_of_a_run(imported: ImportedModel, *, both_attentions: bool = False
         functions[INT8_ATTENTION] = copy.with_attr("global_symbol", INT8_ATTENTION)
         functions["hidden"] = hidden.with_attr(FLOAT_ATTENTION, True)
     return tvm.IRModule(functions)
+
+
+def require_attention(attention: str, kv: str) -> None:
+    """Refuse a form of attention, or of its cache, that there is not: InvalidArgumentError."""
+    require_known("attention", attention, get_args(AttentionType))
+    if attention == "float" and kv != "int8":
+        raise InvalidArgumentError(f"kv={kv!r} is about attention in int8, not in float")
+    parse_kv(kv)
 
 
 def kv_options(kv: str, imported: ImportedModel) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, get_args
 from sparqle_tvm.errors import InvalidArgumentError, require_known
 from sparqle_tvm.models.sparsity import measured_densities
 from sparqle_tvm.numerics.attention import AttentionType
-from sparqle_tvm.numerics.kv_cache import parse_kv
 from sparqle_tvm.progress import Stages
 from sparqle_tvm.results.run import (
     ModelFile,
@@ -48,6 +47,7 @@ from sparqle_tvm.studies.inputs import (
     kv_options,
     model_path,
     read_content,
+    require_attention,
 )
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import DIGIT_BITS
@@ -149,10 +149,7 @@ def run_model(
     """
     require_known("engine", engine, get_args(Counting))
     require_known("balance", balance, BALANCES)
-    require_known("attention", attention, get_args(AttentionType))
-    if attention == "float" and kv != "int8":
-        raise InvalidArgumentError(f"kv={kv!r} is about attention in int8, not in float")
-    parse_kv(kv)
+    require_attention(attention, kv)
     chosen = checked_accelerator(accelerator, tokens)
     if loss_tokens < 2:
         raise InvalidArgumentError(f"a loss needs at least 2 tokens, {loss_tokens} were asked for")
