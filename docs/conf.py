@@ -8,6 +8,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import generate
+
 import sparqle_tvm
 
 project = "sparqle_tvm"

@@ -40,7 +40,13 @@ def draw_planes() -> Any:
             x = column + 3.2
             _cell(axes, x, 6.6, str(value), style.GRID)
             _cell(axes, x, 4.7, f"{lsb[column]:X}", style.SKY)
-            _cell(axes, x, 3.3, "1" if present[column] else "0", style.YELLOW if present[column] else "none")
+            _cell(
+                axes,
+                x,
+                3.3,
+                "1" if present[column] else "0",
+                style.YELLOW if present[column] else "none",
+            )
         stored = np.flatnonzero(present)
         for place, column in enumerate(stored):
             _cell(axes, place + 3.2, 1.6, f"{nibble[column]:X}", style.ORANGE)
@@ -48,13 +54,27 @@ def draw_planes() -> Any:
         for y, title in ((6.6, "int8"), (4.7, "LSB plane"), (3.3, "bitmap"), (1.6, "MSB digits")):
             axes.text(2.9, y + 0.45, title, ha="right", va="center", weight="bold")
         used, plain = sliced.lsb.nbytes + sliced.pbm.nbytes + sliced.msb.nbytes, values.nbytes
-        saved = f"{sliced.msb_sparsity:.0%} of the high digits are 0: {used} bytes instead of {plain}"
+        saved = (
+            f"{sliced.msb_sparsity:.0%} of the high digits are 0: {used} bytes instead of {plain}"
+        )
         axes.text(3.2, 0.5, saved, ha="left", va="center", color=style.INK)
         axes.text(
-            19.2, 5.15, "every low digit,\n4 bits", ha="left", va="center", size=7.5, color=style.MUTED
+            19.2,
+            5.15,
+            "every low digit,\n4 bits",
+            ha="left",
+            va="center",
+            size=7.5,
+            color=style.MUTED,
         )
         axes.text(
-            19.2, 3.75, "1: a high digit\nis stored", ha="left", va="center", size=7.5, color=style.MUTED
+            19.2,
+            3.75,
+            "1: a high digit\nis stored",
+            ha="left",
+            va="center",
+            size=7.5,
+            color=style.MUTED,
         )
         axes.text(
             6.6, 2.05, "only those that are not 0, packed", ha="left", va="center", size=7.5,
@@ -108,7 +128,9 @@ def _box(axes: Any, x: float, y: float, width: float, height: float, color: str)
         FancyBboxPatch((x, y), width, height, facecolor=color, alpha=0.3, edgecolor="none", **shape)
     )
     axes.add_patch(
-        FancyBboxPatch((x, y), width, height, facecolor="none", edgecolor=style.MUTED, lw=0.8, **shape)
+        FancyBboxPatch(
+            (x, y), width, height, facecolor="none", edgecolor=style.MUTED, lw=0.8, **shape
+        )
     )
 
 

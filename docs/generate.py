@@ -18,10 +18,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import drawings
 import msgspec
 import tvm
 
-import drawings
 from sparqle_tvm import cli, passes
 from sparqle_tvm.compiler import Options, phases
 from sparqle_tvm.results.analysis import Analysis
@@ -85,8 +85,8 @@ def commands_page() -> str:
     parser = cli._parser()
     parts = [
         "# Command line",
-        "Every command takes `--json FILE` (`-` for standard output) and `--verbose`. Exit codes: 0; "
-        "2 after an error, in one line; 128 and the number of the signal that interrupted it.",
+        "Every command takes `--json FILE` (`-` for standard output) and `--verbose`. Exit codes: "
+        "0; 2 after an error, in one line; 128 and the number of the signal that interrupted it.",
         *_command("sparqle", parser, 2),
     ]
     return "\n\n".join(parts) + "\n"
@@ -217,7 +217,7 @@ def instructions_page() -> str:
     parts.append("## Control")
     parts += [_instruction(cls) for cls in control]
     for engine in Engine:
-        members = [c for c in INSTRUCTIONS.values() if c not in control and c.ENGINE == engine]
+        members = [c for c in INSTRUCTIONS.values() if c not in control and engine == c.ENGINE]
         if members:
             parts.append(f"## {engine.name}")
             parts += [_instruction(cls) for cls in members]
@@ -229,7 +229,9 @@ def _overview() -> str:
     for opcode, cls in INSTRUCTIONS.items():
         anchor = cls.MNEMONIC.lower().replace(".", "")
         engine = "" if opcode < 4 or cls.MNEMONIC == "IF" else cls.ENGINE.name
-        rows.append(f"| {opcode} | [{cls.MNEMONIC}](#{anchor}) | {engine} | {cls.SERVES or 'all'} |")
+        rows.append(
+            f"| {opcode} | [{cls.MNEMONIC}](#{anchor}) | {engine} | {cls.SERVES or 'all'} |"
+        )
     return "\n".join(rows)
 
 
@@ -282,7 +284,9 @@ def results_page(folder: Path) -> str:
         name = f"{cls.__name__}.schema.json"
         whole = {"$schema": SCHEMA, "title": command, **schema, "$defs": components}
         _write(folder / name, json.dumps(whole, indent=1))
-        parts[-1] += f"\n| `{command}` | [{cls.__name__}](#{cls.__name__.lower()}) | {{download}}`{name}` |"
+        parts[-1] += (
+            f"\n| `{command}` | [{cls.__name__}](#{cls.__name__.lower()}) | {{download}}`{name}` |"
+        )
     for name in sorted(components):
         parts.append(_schema_table(name, components[name]))
     return "\n\n".join(parts) + "\n"
