@@ -88,7 +88,7 @@ class Accelerator:
     vector_lanes : int, ops/cycle
         Elementwise operations (add, multiply, max, exp, ...) of the vector unit.
     vector_macs_per_cycle : int, MACs/cycle
-        Multiply-accumulates of the vector unit (attention).
+        Products that the vector unit adds up (attention).
     digit_bits : int, bits
         Width k of a digit (2, 4 or 8). Activations have 2k bits, a weight slice k bits.
     float_bytes : int, bytes
