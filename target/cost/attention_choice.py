@@ -10,11 +10,12 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from operator import itemgetter
 
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import KEY_SLICES, AttentionOp
-from sparqle_tvm.target.cost.attention import attention_cost
+from sparqle_tvm.target.cost.attention import AttentionTime
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.cost.scheme_choice import LeftDense
 from sparqle_tvm.target.isa.access import ceil_div
@@ -85,22 +86,28 @@ def in_dense(op: AttentionOp) -> AttentionOp:
 @lru_cache(maxsize=1024)
 def _chosen(op: AttentionOp, accelerator: Accelerator) -> tuple[AttentionPlan, int]:
     """The plan, and its cycles for as many rows and heads as plans are compared with."""
-    best = None
     rows = max(_COMPARED_ROWS * accelerator.rows // op.group, 1)
     heads = 1 if op.group * op.rows > 8 * accelerator.rows else 3
     some = replace(op, rows=min(op.rows, rows), kv_heads=min(op.kv_heads, heads))
-    for plan in _candidates(op, accelerator):
+    times = []
+    for number, plan in enumerate(_candidates(op, accelerator)):
         header = plan.header(some, accelerator)
         work = Work.uniform(header, header.limits(some.rows, some.past), *_TYPICAL)
-        cycles = attention_cost(some, accelerator, plan, work).total_cycles
-        if best is None or cycles < best[0]:
-            best = cycles, plan
-    if best is None:
+        time = AttentionTime(some, accelerator, plan, work)
+        times.append((time.least_cycles, number, time, plan))
+    if not times:
         raise TargetError(
             f"attention {op.label!r}: scores and probabilities of a row with {op.keys} keys do not "
             f"fit the buffers of accelerator {accelerator.name!r}, and they must not leave the chip"
         )
-    return best[1], best[0]
+    # Best first: what takes longer at least than another takes is not walked through.
+    best: tuple[int, int, AttentionPlan] | None = None
+    for least, number, time, plan in sorted(times, key=itemgetter(0, 1)):
+        if best is None or (least, number) < best[:2]:
+            found = (time.total_cycles(), number, plan)
+            best = found if best is None or found[:2] < best[:2] else best
+    assert best is not None
+    return best[2], best[0]
 
 
 def _candidates(op: AttentionOp, accelerator: Accelerator) -> Iterator[AttentionPlan]:
