@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sparqle_tvm.target.cost.energy_table import EnergyTable
 
 STANDARD_OUTPUT = "-"
+MODEL_NAMES = "smollm2-135m, bitnet-3b, llama2-7b, llama2-13b, llama2-70b, llama3-8b, qwen2.5-7b"
+"""Names of `models.shapes.MODELS`, which takes a while to import."""
 
 
 class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -84,6 +86,17 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--model``."""
     parser.add_argument(
         "--model", default="smollm2", help="smollm2 (fetched on first use) or a GGUF file"
+    )
+
+
+def add_shape_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add ``--model`` where only its sizes are needed."""
+    parser.add_argument(
+        "--model",
+        default=default,
+        metavar="NAME|FILE",
+        help=f"a published model ({MODEL_NAMES}), a GGUF file, or a config.json of Hugging Face "
+        "or its folder",
     )
 
 
@@ -190,6 +203,14 @@ def show(path: str | None, document: Callable[[], Document], data: Callable[[], 
 def print_text(text: str) -> None:
     """Print lines; names in them cannot steer the terminal."""
     print("\n".join(map(visible, text.splitlines())))
+
+
+def emit_outcome(path: str | None, text: str, data: Any) -> None:
+    """Print a line, unless only JSON is wanted; write the data, if ``--json`` has a path."""
+    if path:
+        emit_json(path, data)
+    if path != STANDARD_OUTPUT:
+        print_text(text)
 
 
 def emit_text(path: str, text: str) -> None:

@@ -8,8 +8,6 @@ from typing import Any
 
 from sparqle_tvm.commands import _shared as shared
 
-MODEL_NAMES = "smollm2-135m, bitnet-3b, llama2-7b, llama2-13b, llama2-70b, llama3-8b"
-
 
 def add(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the parser."""
@@ -24,7 +22,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "and what limits them. With --sensitivity, also what a change of each field of the "
         "accelerator would do.",
     )
-    estimate.add_argument("--model", default="llama2-7b", help=f"one of {MODEL_NAMES}")
+    shared.add_shape_argument(estimate, "llama2-7b")
     estimate.add_argument("--phase", default="prefill", help="prefill or decode")
     estimate.add_argument(
         "--seq", type=int, default=2048, help="tokens of the pass, or in the cache before it"

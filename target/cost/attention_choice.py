@@ -12,13 +12,14 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import itemgetter
 
 import numpy as np
 
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import KEY_SLICES, AttentionOp
-from sparqle_tvm.target.cost.attention import attention_cost
+from sparqle_tvm.target.cost.attention import AttentionTime
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import default_table
@@ -170,7 +171,7 @@ def _chosen(
     op: AttentionOp, accelerator: Accelerator, expected: ExpectedAttention
 ) -> tuple[AttentionPlan, int]:
     """The plan, and its cycles for `_compared`."""
-    some, found = _compared(op, accelerator), []
+    some, times = _compared(op, accelerator), []
     for plan in _candidates(op, accelerator):
         header = plan.header(some, accelerator)
         share = expected.shares(plan.block_rows / op.group)
@@ -180,18 +181,28 @@ def _chosen(
             *(share.queries, share.live, share.probabilities),
             runs=share.runs,
         )
-        cost = attention_cost(some, accelerator, plan, work)
-        found.append((cost.total_cycles, cost.events, plan))
-    if not found:
+        time = AttentionTime(some, accelerator, plan, work)
+        times.append((time.least_cycles, time, plan))
+    if not times:
         raise TargetError(
             f"attention {op.label!r}: scores and probabilities of a row with {op.keys} keys do not "
             f"fit the buffers of accelerator {accelerator.name!r}, and they must not leave the chip"
         )
-    limit, table = (1 + TOLERANCE) * min(cycles for cycles, *_ in found), default_table(accelerator)
-    cycles, _, plan = min(
-        (each for each in found if each[0] <= limit),
-        key=lambda each: (energy(each[1], accelerator, table).joules.mid, each[0]),
-    )
+    # Best first: what takes longer at least than may be taken is not walked through.
+    found: list[tuple[int, AttentionTime, AttentionPlan]] = []
+    limit = float("inf")
+    for least, time, plan in sorted(times, key=itemgetter(0)):
+        if least <= limit:
+            cycles = time.total_cycles()
+            found.append((cycles, time, plan))
+            limit = min(limit, (1 + TOLERANCE) * cycles)
+    table = default_table(accelerator)
+
+    def joules(time: AttentionTime) -> float:
+        return energy(time.cost().events, accelerator, table).joules.mid
+
+    good = [each for each in found if each[0] <= limit]
+    cycles, _, plan = min(good, key=lambda each: (joules(each[1]), each[0]))
     return plan, cycles
 
 
