@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sparqle_tvm.files import plain
+from sparqle_tvm.errors import ResultFileError
+from sparqle_tvm.files import plain, typed_version
 from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape
 from sparqle_tvm.models.sparsity import MsbDistribution
 from sparqle_tvm.results.passes import PassResult
@@ -15,7 +16,9 @@ from sparqle_tvm.target.cost.baselines import scheme_name, scheme_notes
 from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable
 
-JSON_VERSION = 5
+KIND = "estimate"
+KIND_OF_SEVERAL = "estimates"
+JSON_VERSION = 6
 
 AttentionUnit = Literal["array", "vector"]
 """Who computes attention."""
@@ -167,4 +170,24 @@ class Estimate(PassResult):
 
         The table has every constant with its unit, source, year, and what it was checked against.
         """
-        return {"version": JSON_VERSION, "notes": list(self.notes), **plain(self)}
+        return {
+            "kind": KIND,
+            "version": JSON_VERSION,
+            "notes": list(self.notes),
+            **plain(self),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any, where: object = "the estimate") -> Estimate:
+        """Read what `to_json` gave, with a sensitivity beside it or not.
+
+        Raises
+        ------
+        ResultFileError
+            If it is of another version, or not of this form; names the place.
+        """
+        remedy = "make it again with sparqle estimate --json FILE of this release"
+        besides = ("kind", "notes", "sensitivity")
+        return typed_version(
+            data, cls, JSON_VERSION, where, ResultFileError, remedy, besides=besides
+        )
