@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from sparqle_tvm.files import plain
+from sparqle_tvm.errors import ResultFileError
+from sparqle_tvm.files import plain, typed_version
 from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape
 from sparqle_tvm.models.sparsity import MsbDistribution
 from sparqle_tvm.results.passes import BASELINE, PassResult
@@ -16,7 +17,9 @@ from sparqle_tvm.target.cost.baselines import Scheme, array_of, scheme_name, sch
 from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 
-JSON_VERSION = 5
+KIND = "estimate"
+KIND_OF_SEVERAL = "estimates"
+JSON_VERSION = 6
 
 AttentionUnit = Literal["array", "vector"]
 """Who computes attention."""
@@ -212,11 +215,27 @@ class Estimate(PassResult):
         The table has every constant with its unit, source, year, and what it was checked against.
         """
         return {
+            "kind": KIND,
             "version": JSON_VERSION,
             "notes": list(self.notes),
             "time_areas": plain(self.time_areas),
             **plain(self),
         }
+
+    @classmethod
+    def from_json(cls, data: Any, where: object = "the estimate") -> Estimate:
+        """Read what `to_json` gave, with a sensitivity beside it or not.
+
+        Raises
+        ------
+        ResultFileError
+            If it is of another version, or not of this form; names the place.
+        """
+        remedy = "make it again with sparqle estimate --json FILE of this release"
+        besides = ("kind", "notes", "time_areas", "sensitivity")
+        return typed_version(
+            data, cls, JSON_VERSION, where, ResultFileError, remedy, besides=besides
+        )
 
 
 def _ratio(area: Band, base: Band) -> Band:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,13 @@ from sparqle_tvm.results.passes import CountedAttention
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import AttentionOp
 from sparqle_tvm.target.cost.attention import AttentionCost, attention_cost
-from sparqle_tvm.target.cost.attention_choice import choose_plan, choose_scheme, in_dense
+from sparqle_tvm.target.cost.attention_choice import (
+    ExpectedAttention,
+    Shares,
+    choose_plan,
+    choose_scheme,
+    in_dense,
+)
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.events import simulated_events
@@ -33,33 +40,14 @@ if TYPE_CHECKING:
 
 LABEL = "attention"
 
+_ALL_LIVE = Shares(0.0, 1.0, 0.0, 0.0)
+
 _CLASSES = 6
 """Layers are counted in so many classes of equal size, by their share of live keys."""
 
 _PLACES = 6
 _PLACE_BLOCKS = 48
 """A long prefill is counted at so many places, of so many blocks each."""
-
-
-@dataclass(frozen=True)
-class Shares:
-    """What the time of an attention op depends on.
-
-    Attributes
-    ----------
-    queries, probabilities : float
-        Shares of stored MSB digits in queries, and in probabilities of live keys.
-    live, runs : float
-        Live keys of a block, and runs of them, as shares of its keys.
-    """
-
-    queries: float
-    live: float
-    runs: float
-    probabilities: float
-
-
-_NOTHING_STORED = Shares(0.0, 1.0, 0.0, 0.0)
 
 
 def counted_attention(
@@ -97,31 +85,26 @@ def counted_attention(
         **bits,
     )
     baselines: dict[str, AttentionCost] = {
-        scheme: _cost(dense, accelerator, scheme, [_NOTHING_STORED] * _PLACES, seed)
+        scheme: _cost(dense, accelerator, scheme, None, seed)
         for scheme in schemes
         if scheme != "sparqle"
     }
     if "sparqle" not in schemes:
         return [CountedAttention(LABEL, batch * shape.layers, baselines)]
     op = replace(dense, scheme="sparqle", window="signed")
-    plan = choose_plan(op, accelerator)
-    found = []
+    found, measured = [], measured_attention()
     for layers in _layer_classes(shape.layers, op.keys):
-        shares = [
-            _mean_shares(shape, layers, keys, plan.block_rows / op.group)
-            for _, keys in _places(op, plan)
-        ]
+        expected = partial(measured.expected, layers, shape.layers)
         rows = cache_rows(op, shape.layers, kv, layers)
         # On its way into the chip a cache is expanded if it is not int8 in some layer and head.
         planes: dict[str, Any] = {
             f"{what}_planes": "p" if r.digits.any() else "-" for what, r in rows.items()
         }
-        mine, left = choose_scheme(replace(op, **planes), accelerator)
+        mine, left = choose_scheme(replace(op, **planes), accelerator, expected(op.keys))
         if left is None:
-            cost = _cost(mine, accelerator, "sparqle", shares, seed, rows)
+            cost = _cost(mine, accelerator, "sparqle", expected, seed, rows)
         else:
-            nothing = [_NOTHING_STORED] * _PLACES
-            cost = baselines.get("dense") or _cost(mine, accelerator, "dense", nothing, seed)
+            cost = baselines.get("dense") or _cost(mine, accelerator, "dense", None, seed)
         costs = {str(scheme): baselines.get(scheme, cost) for scheme in schemes}
         found.append(CountedAttention(LABEL, batch * len(layers), costs, left))
     return found
@@ -206,29 +189,11 @@ def _layer_classes(layers: int, keys: int) -> list[list[int]]:
     return [part.tolist() for part in np.array_split(order, min(_CLASSES, layers))]
 
 
-def _mean_shares(
-    shape: ModelShape | TransformerShape, layers: list[int], keys: int, tokens: float
-) -> Shares:
-    """What was measured at the depth of these layers, with so many keys and tokens of a block."""
-    measured = measured_attention()
-    nearest = int(np.argmin(np.abs(np.log(np.array(measured.contexts) / keys))))
-    found = []
-    for layer in layers:
-        live, runs = measured.live(layer, shape.layers, keys, max(round(tokens), 1))
-        one = measured.layer_at(layer, shape.layers)
-        # Of all keys, that is; those that are not live have none.
-        stored = min((1 - one.p_msb_sparsity[nearest]) / max(live, 1e-9), 1.0)
-        found.append((1 - one.q_msb_sparsity, live, runs, stored))
-    return Shares(*np.mean(found, axis=0).tolist())
-
-
 def _places(op: AttentionOp, plan: AttentionPlan) -> list[tuple[int, int]]:
-    """Tokens and keys of the parts that an op is counted in: the whole op `_PLACES` times, or so
-    many places of it.
-    """
+    """Tokens and keys of the parts that an op is counted in: all of it, or so many places."""
     some = max(_PLACE_BLOCKS * plan.block_rows // op.group, 1)
     if plan.stays or op.rows <= _PLACES * some:
-        return [(op.rows, op.keys)] * _PLACES
+        return [(op.rows, op.keys)]
     middles = [op.past + op.rows * (2 * i + 1) // (2 * _PLACES) for i in range(_PLACES)]
     return [(some, max(middle + some // 2, some)) for middle in middles]
 
@@ -280,16 +245,20 @@ def _cost(
     op: AttentionOp,
     accelerator: Accelerator,
     scheme: Scheme,
-    shares: Sequence[Shares],
+    expected: Callable[[int], ExpectedAttention] | None,
     seed: int,
     stored: Mapping[CacheName, MeanRows] | None = None,
 ) -> AttentionCost:
-    """Cost of an op of one layer."""
+    """Cost of an op of one layer, with what is expected of so many keys (None: all are live)."""
     program: ProgramScheme = "sparqle" if scheme == "sparqle" else "dense"
-    plan = choose_plan(replace(op, scheme=program), accelerator)
+    known = None if expected is None else expected(op.keys)
+    plan = choose_plan(replace(op, scheme=program), accelerator, known)
     places = _places(op, plan)
     total: AttentionCost | None = None
-    for (rows, keys), share in zip(places, shares, strict=True):
+    for rows, keys in places:
+        share = _ALL_LIVE
+        if expected is not None:
+            share = expected(keys).shares(plan.block_rows / op.group)
         some = replace(op, rows=rows, keys=keys)
         header = plan.header(some, accelerator)
         work = Work.uniform(

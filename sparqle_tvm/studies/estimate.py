@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from sparqle_tvm.errors import InvalidArgumentError, TargetError, require_known
+from sparqle_tvm.frontend.shape import model_shape
 from sparqle_tvm.models.attention_sparsity import measured_attention
-from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape, model_shape
+from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape
 from sparqle_tvm.models.sparsity import MEASURED, MsbDistribution, msb_distribution
 from sparqle_tvm.numerics.kv_cache import parse_kv
 from sparqle_tvm.numerics.row_nnz import RowNnz
@@ -58,7 +59,7 @@ MAX_COUNTS = 1 << 27
 
 
 def estimate(
-    model: str | ModelShape,
+    model: str | os.PathLike[str] | ModelShape,
     phase: Phase,
     *,
     seq: int,
@@ -78,8 +79,9 @@ def estimate(
 
     Parameters
     ----------
-    model : str or ModelShape
-        A name of `sparqle_tvm.models.shapes.MODELS`, or sizes of one's own.
+    model : str, path or ModelShape
+        A published model, a GGUF file, a ``config.json`` of Hugging Face or its folder, or sizes of
+        one's own; see `sparqle_tvm.frontend.shape.model_shape`.
     phase : {"prefill", "decode"}
         A pass over `seq` tokens of every sequence, or over one token after `seq` others.
     seq : int

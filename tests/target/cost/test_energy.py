@@ -43,8 +43,8 @@ def events_of(scheme: Scheme, density: float = 0.3, m: int = 64) -> Events:
 
 
 def test_by_hand(tiny: Accelerator) -> None:
-    # 45 nm, 4 lanes of 4 bits. A product: 0.2 / 4^0.89 pJ; its digits: 8 bits at half of 0.03 pJ; its
-    # addition: 8 + log2(4) = 10 bits, 0.03 + 0.07 * 2 / 24 pJ.
+    # 45 nm, 4 lanes of 4 bits. A product: 0.2 / 4^0.89 pJ; its digits: 8 bits at half of 0.03 pJ;
+    # its addition: 8 + log2(4) = 10 bits, 0.03 + 0.07 * 2 / 24 pJ.
     got = energy(Events(lsb_products=1000), tiny, TABLE).components
     assert got["multiply"].mid == pytest.approx(1000 * (0.2 * 0.25**0.89 + 0.015))
     assert got["accumulate"].mid == pytest.approx(1000 * (0.03 + 0.07 / 12))
