@@ -10,6 +10,7 @@ import argparse
 from typing import Any
 
 from sparqle_tvm.commands import (
+    cache,
     calibrate,
     disasm,
     estimate,
@@ -22,7 +23,7 @@ from sparqle_tvm.commands import (
 )
 from sparqle_tvm.commands._shared import add_output_arguments, check_outputs
 
-COMMANDS = (run, generate, calibrate, pareto, estimate, report, sweep, tune, disasm)
+COMMANDS = (run, generate, calibrate, pareto, estimate, report, sweep, tune, disasm, cache)
 """All of them, in the order that ``sparqle --help`` shows."""
 
 

@@ -50,6 +50,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     generate.add_argument(
         "--kv", default="int8", metavar="STORAGE", help="keys and values, see sparqle run"
     )
+    shared.add_cache_argument(generate)
     return generate
 
 
@@ -74,6 +75,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         table=shared.energy_table_of(arguments, Accelerator.from_target(arguments.target)),
         told=(lambda _, __: None) if quiet else _teller(len(prompts)),
         progress=True,
+        cache=shared.cache_of(arguments),
     )
     if not quiet:
         print("\n" if len(prompts) == 1 else "")
