@@ -202,6 +202,10 @@ class AttentionTime:
         """As `AttentionCost.total_cycles`."""
         return self._walk.time(*self._steps)
 
+    def cost(self) -> AttentionCost:
+        """All that it costs."""
+        return self._walk.cost()
+
 
 class _Values:
     """Places and tables of blocks, shape (blocks,), or of blocks and chunks, (blocks, chunks)."""
@@ -321,28 +325,31 @@ class _Walk:
 
     def time(self, transfers: Mapping[Any, Any], cycles: Mapping[Any, Any]) -> int:
         """Cycles from the first load to the last store."""
-        keys, values = transfers[isa.LdKey], transfers[isa.LdVal]
+        heads, per_head = self.header.op.kv_heads, self.per_head
+        all_walked = heads <= _WALKED_HEADS or heads * per_head <= _WALKED_BLOCKS
+        blocks = per_head * (heads if all_walked else _WALKED_HEADS)
         half = len(self.mmas) // 2
         score = sum(cycles[cls] for cls in self.mmas[:half])
         mix = sum(cycles[cls] for cls in self.mmas[half:])
+
+        def chunks(found: Any, present: NDArray[np.bool_]) -> list[list[float]]:
+            return _by_chunk(found[:blocks], present[:blocks])
+
         parts = _Parts(
             query=transfers[isa.LdQry].tolist(),
-            keys=_by_chunk(keys, self.loads),
-            scales=_by_chunk(transfers[isa.LdScl], self.loads),
-            score=_by_chunk(score, self.seen),
+            keys=chunks(transfers[isa.LdKey], self.loads),
+            scales=chunks(transfers[isa.LdScl], self.loads),
+            score=chunks(score, self.seen),
             vector=cycles[VecSmx].tolist(),
-            values=_by_chunk(values, self.loads),
-            mix=_by_chunk(mix, self.seen),
+            values=chunks(transfers[isa.LdVal], self.loads),
+            mix=chunks(mix, self.seen),
             drain=cycles[isa.DrnOut].tolist(),
             store=transfers[isa.StAtt].tolist(),
         )
-        heads, per_head = self.header.op.kv_heads, self.per_head
-        if heads <= _WALKED_HEADS or heads * per_head <= _WALKED_BLOCKS:
-            return int(self._walk(parts, heads * per_head))
+        if all_walked:
+            return int(self._walk(parts, blocks))
         # From then on every head takes as long as the one before.
-        before, last = (
-            self._walk(parts, count * per_head) for count in (_WALKED_HEADS - 1, _WALKED_HEADS)
-        )
+        before, last = (self._walk(parts, count) for count in (blocks - per_head, blocks))
         return int(last + (heads - _WALKED_HEADS) * (last - before))
 
     def _walk(self, p: _Parts, blocks: int) -> float:
@@ -503,13 +510,17 @@ class _Parts:
 
 def _by_chunk(cycles: NDArray[np.int64], present: NDArray[np.bool_]) -> list[list[float]]:
     """Cycles of the chunks that each block has: the first and the last ones alone."""
-    found = []
-    for row, count in zip(cycles, present.sum(axis=1).tolist(), strict=True):
+    counts = present.sum(axis=1)
+    found: list[list[float]] = [[]] * len(counts)
+    for count in np.unique(counts[counts > 0]).tolist():
         middle = np.linspace(_ALONE, count - _ALONE, _GROUPS + 1).astype(int)
         edges = [*range(_ALONE), *middle, *range(count - _ALONE + 1, count)]
         if count <= 2 * _ALONE + _GROUPS:
             edges = list(range(count))
-        found.append(np.add.reduceat(row[:count], edges).tolist() if count else [])
+        alike = np.flatnonzero(counts == count)
+        sums = np.add.reduceat(cycles[alike, :count], edges, axis=1).tolist()
+        for block, parts in zip(alike.tolist(), sums, strict=True):
+            found[block] = parts
     return found
 
 
