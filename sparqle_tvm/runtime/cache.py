@@ -25,7 +25,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-import sparqle_tvm
+from sparqle_tvm import _versions, passes, target
 from sparqle_tvm._versions import REQUIRED, VERSION
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, SparqleError
 from sparqle_tvm.models.builtin import cache_directory
@@ -207,10 +207,9 @@ def _feed_tensor(digest: Any, node: Any) -> None:
 def _code_digest() -> str:
     """Of all files of this package."""
     digest = hashlib.sha256()
-    from sparqle_tvm import passes, target
-
-    for package in (sparqle_tvm, passes, target):
-        folder = Path(next(iter(package.__path__)))
+    # In a checkout, two folders lie beside the others.
+    for module in (_versions, passes, target):
+        folder = Path(str(module.__file__)).parent
         for file in sorted(file for kind in _CODE for file in folder.rglob(kind)):
             _feed(digest, (str(file.relative_to(folder)), file.read_bytes()))
     return digest.hexdigest()

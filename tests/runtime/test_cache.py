@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import subprocess
@@ -14,17 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+from tiny_files import write_prose, write_tiny_model
 from tvm import relax, tirx
 
 import sparqle_tvm
 from sparqle_tvm import compiler
-from sparqle_tvm.errors import CompileError
+from sparqle_tvm.cli import main
+from sparqle_tvm.errors import CompileError, InvalidArgumentError
 from sparqle_tvm.files import plain, typed
+from sparqle_tvm.models.builtin import CACHE_VARIABLE
 from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.passes import LiftedEncoding, OffloadDense
 from sparqle_tvm.runtime.cache import ExecutableCache, key_of
 from sparqle_tvm.runtime.executable import Executable
-from sparqle_tvm.runtime.exported import Facts
+from sparqle_tvm.runtime.exported import Facts, without_scopes
 
 WEIGHTS = np.random.default_rng(0).integers(-8, 8, (32, 64)).astype(np.int8)
 
@@ -73,6 +77,17 @@ def test_a_second_compilation_compiles_nothing(tmp_path: Path, compilations: lis
     assert first.encodings
     assert again.profile().rows() == first.profile().rows()
     assert [p.to_bytes() for p in again.programs] == [p.to_bytes() for p in first.programs]
+
+
+def test_nothing_is_written_to_standard_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sparqle_tvm.compile(model()).export(tmp_path / "model.so")
+    sparqle_tvm.load(tmp_path / "model.so")
+    assert capfd.readouterr().err == ""
+    with without_scopes():
+        os.write(2, b"x\n[1] executable.cc:276: Warning: Scope Saving: \ny\n")
+    assert capfd.readouterr().err == "x\ny\n"
 
 
 def told(**changes: Any) -> dict[str, Any]:
@@ -187,10 +202,38 @@ def test_a_cache_is_bounded_and_cleared(tmp_path: Path) -> None:
     assert cache.clear() == 0
 
 
+def test_the_commands(
+    tmp_path: Path,
+    compilations: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    files = ["--model", str(write_tiny_model(tmp_path)), "--text", str(write_prose(tmp_path))]
+    quick = ["--tokens", "24", "--engine", "analytical", "--attention", "float"]
+    runs = []
+    for number in range(2):
+        out = tmp_path / f"{number}.json"
+        assert main(["run", *files, *quick, "--json", str(out)]) == 0
+        runs.append(json.loads(out.read_text()))
+        assert runs[-1].pop("seconds")
+    # The forms: split, int8, float.
+    assert compilations == [True, False, False]
+    assert runs[0] == runs[1]
+    capsys.readouterr()
+    assert main(["cache", "--json", "-"]) == 0
+    rows = json.loads(capsys.readouterr().out)["tables"]["cache"]
+    assert [row["title"].split(":")[0] for row in rows] == ["head, hidden"] * 3
+    assert main(["cache"]) == main(["cache", "clear"]) == 0
+    assert "3 removed" in capsys.readouterr().out
+    assert main(["cache", "list"]) == 0
+    assert "Nothing is kept" in capsys.readouterr().out
+
+
 COMPILE = textwrap.dedent(
     """
     import sys
-    sys.path.insert(0, {tests!r})
+    sys.path += {paths!r}
     from test_cache import ExecutableCache, model, sparqle_tvm
     import numpy as np
     print("ready", flush=True)
@@ -203,7 +246,7 @@ COMPILE = textwrap.dedent(
 
 
 def started(folder: Path) -> subprocess.Popen[str]:
-    text = COMPILE.format(tests=str(Path(__file__).parent), folder=str(folder))
+    text = COMPILE.format(paths=sys.path, folder=str(folder))
     command = [sys.executable, "-c", text]
     return subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
@@ -229,3 +272,18 @@ def test_two_processes_at_once_and_a_kill_in_the_middle(tmp_path: Path) -> None:
     # The next that writes removes what the killed one left.
     sparqle_tvm.compile(model(scale=1.5), cache=cache)
     assert sorted(tmp_path.iterdir()) == sorted(each.path for each in cache.entries())
+
+
+@pytest.mark.parametrize("command", ["run", "generate"])
+def test_no_cache(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def stop(*_: Any, **options: Any) -> Any:
+        asked.append(options["cache"])
+        raise InvalidArgumentError("enough")
+
+    monkeypatch.setattr("sparqle_tvm.studies.run.run_model", stop)
+    monkeypatch.setattr("sparqle_tvm.studies.generate.generate", stop)
+    assert main([command]) == main([command, "--no-cache"]) == 2
+    assert isinstance(asked[0], ExecutableCache)
+    assert asked[1] is None
