@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from sparqle_tvm.numerics.kv_cache import KEY_GROUP, CacheName, parse_kv
 from sparqle_tvm.results.passes import CountedAttention
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import AttentionOp
-from sparqle_tvm.target.cost.attention import AttentionCost, attention_cost
+from sparqle_tvm.target.cost.attention import AttentionCost, attention_cost, counted_machine
 from sparqle_tvm.target.cost.attention_choice import choose_plan, choose_scheme, in_dense
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.cost.baselines import Scheme
@@ -96,8 +97,9 @@ def counted_attention(
         window="unsigned",
         **bits,
     )
+    nothing = (_NOTHING_STORED,) * _PLACES
     baselines: dict[str, AttentionCost] = {
-        scheme: _cost(dense, accelerator, scheme, [_NOTHING_STORED] * _PLACES, seed)
+        scheme: _cost(dense, accelerator, scheme, nothing, seed)
         for scheme in schemes
         if scheme != "sparqle"
     }
@@ -107,20 +109,20 @@ def counted_attention(
     plan = choose_plan(op, accelerator)
     found = []
     for layers in _layer_classes(shape.layers, op.keys):
-        shares = [
-            _mean_shares(shape, layers, keys, plan.block_rows / op.group)
+        shares = tuple(
+            _mean_shares(shape.layers, layers, keys, plan.block_rows / op.group)
             for _, keys in _places(op, plan)
-        ]
-        rows = cache_rows(op, shape.layers, kv, layers)
+        )
+        rows = cache_rows(op.plain(), shape.layers, kv, layers)
         # On its way into the chip a cache is expanded if it is not int8 in some layer and head.
         planes: dict[str, Any] = {
             f"{what}_planes": "p" if r.digits.any() else "-" for what, r in rows.items()
         }
         mine, left = choose_scheme(replace(op, **planes), accelerator)
         if left is None:
-            cost = _cost(mine, accelerator, "sparqle", shares, seed, rows)
+            stored = (shape.layers, kv, layers)
+            cost = _cost(mine, accelerator, "sparqle", shares, seed, stored)
         else:
-            nothing = [_NOTHING_STORED] * _PLACES
             cost = baselines.get("dense") or _cost(mine, accelerator, "dense", nothing, seed)
         costs = {str(scheme): baselines.get(scheme, cost) for scheme in schemes}
         found.append(CountedAttention(LABEL, batch * len(layers), costs, left))
@@ -199,23 +201,23 @@ def simulated_attention_cost(result: AttentionResult, op: AttentionOp) -> Attent
     )
 
 
-def _layer_classes(layers: int, keys: int) -> list[list[int]]:
+@lru_cache(maxsize=256)
+def _layer_classes(layers: int, keys: int) -> tuple[tuple[int, ...], ...]:
     """Numbers of layers, together those with alike shares of live keys."""
     measured = measured_attention()
     order = sorted(range(layers), key=lambda i: measured.live(i, layers, keys, 1)[0])
-    return [part.tolist() for part in np.array_split(order, min(_CLASSES, layers))]
+    return tuple(tuple(part.tolist()) for part in np.array_split(order, min(_CLASSES, layers)))
 
 
-def _mean_shares(
-    shape: ModelShape | TransformerShape, layers: list[int], keys: int, tokens: float
-) -> Shares:
-    """What was measured at the depth of these layers, with so many keys and tokens of a block."""
+@lru_cache(maxsize=4096)
+def _mean_shares(of: int, layers: tuple[int, ...], keys: int, tokens: float) -> Shares:
+    """What was measured at the depth of these layers of so many, by keys and tokens of a block."""
     measured = measured_attention()
     nearest = int(np.argmin(np.abs(np.log(np.array(measured.contexts) / keys))))
     found = []
     for layer in layers:
-        live, runs = measured.live(layer, shape.layers, keys, max(round(tokens), 1))
-        one = measured.layer_at(layer, shape.layers)
+        live, runs = measured.live(layer, of, keys, max(round(tokens), 1))
+        one = measured.layer_at(layer, of)
         # Of all keys, that is; those that are not live have none.
         stored = min((1 - one.p_msb_sparsity[nearest]) / max(live, 1e-9), 1.0)
         found.append((1 - one.q_msb_sparsity, live, runs, stored))
@@ -233,8 +235,9 @@ def _places(op: AttentionOp, plan: AttentionPlan) -> list[tuple[int, int]]:
     return [(some, max(middle + some // 2, some)) for middle in middles]
 
 
+@lru_cache(maxsize=256)
 def cache_rows(
-    op: AttentionOp, layers: int, kv: str, chosen: Sequence[int]
+    op: AttentionOp, layers: int, kv: str, chosen: tuple[int, ...]
 ) -> dict[CacheName, MeanRows]:
     """What a key and a value take in the cache, mean of the chosen ones of so many layers.
 
@@ -266,7 +269,7 @@ def cache_token(
     if scheme != "sparqle":
         plain = op.row_bytes("key") + op.row_bytes("value")
         return CacheToken(shape.kv_heads * plain, 0.0)
-    rows = cache_rows(op, shape.layers, kv, range(shape.layers))
+    rows = cache_rows(op, shape.layers, kv, tuple(range(shape.layers)))
     nbytes = encoded = 0.0
     for what, found in rows.items():
         # Of the two pointers that a load moves, one is stored for so many tokens.
@@ -280,27 +283,41 @@ def _cost(
     op: AttentionOp,
     accelerator: Accelerator,
     scheme: Scheme,
-    shares: Sequence[Shares],
+    shares: tuple[Shares, ...],
     seed: int,
-    stored: Mapping[CacheName, MeanRows] | None = None,
+    stored: tuple[int, str, tuple[int, ...]] | None = None,
 ) -> AttentionCost:
-    """Cost of an op of one layer."""
+    """Cost of an op of one layer; `stored` is the cache, as in `cache_rows`."""
     program: ProgramScheme = "sparqle" if scheme == "sparqle" else "dense"
     plan = choose_plan(replace(op, scheme=program), accelerator)
+    return _cost_of(op, counted_machine(accelerator), plan, scheme, shares, seed, stored)
+
+
+@lru_cache(maxsize=1024)
+def _cost_of(
+    op: AttentionOp,
+    machine: Accelerator,
+    plan: AttentionPlan,
+    scheme: Scheme,
+    shares: tuple[Shares, ...],
+    seed: int,
+    stored: tuple[int, str, tuple[int, ...]] | None,
+) -> AttentionCost:
+    rows_stored = None if stored is None else cache_rows(op.plain(), *stored)
     places = _places(op, plan)
     total: AttentionCost | None = None
     for (rows, keys), share in zip(places, shares, strict=True):
         some = replace(op, rows=rows, keys=keys)
-        header = plan.header(some, accelerator)
+        header = plan.header(some, machine)
         work = Work.uniform(
             header,
             header.limits(rows, keys - rows),
             *(share.queries, share.live, share.probabilities),
             runs=share.runs,
             rng=np.random.default_rng(seed),
-            stored=stored,
+            stored=rows_stored,
         )
-        cost = attention_cost(some, accelerator, plan, work, scheme)
+        cost = attention_cost(some, machine, plan, work, scheme)
         if rows == op.rows:
             return cost
         cost = cost.scaled(op.rows / len(places) / rows)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import KEY_SLICES, AttentionOp
-from sparqle_tvm.target.cost.attention import attention_cost
+from sparqle_tvm.target.cost.attention import attention_cost, counted_machine
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.cost.scheme_choice import LeftDense
 from sparqle_tvm.target.isa.access import ceil_div
@@ -90,9 +90,7 @@ def _chosen(op: AttentionOp, accelerator: Accelerator) -> tuple[AttentionPlan, i
     heads = 1 if op.group * op.rows > 8 * accelerator.rows else 3
     some = replace(op, rows=min(op.rows, rows), kv_heads=min(op.kv_heads, heads))
     for plan in _candidates(op, accelerator):
-        header = plan.header(some, accelerator)
-        work = Work.uniform(header, header.limits(some.rows, some.past), *_TYPICAL)
-        cycles = attention_cost(some, accelerator, plan, work).total_cycles
+        cycles = _cycles(some, counted_machine(accelerator), plan)
         if best is None or cycles < best[0]:
             best = cycles, plan
     if best is None:
@@ -101,6 +99,13 @@ def _chosen(op: AttentionOp, accelerator: Accelerator) -> tuple[AttentionPlan, i
             f"fit the buffers of accelerator {accelerator.name!r}, and they must not leave the chip"
         )
     return best[1], best[0]
+
+
+@lru_cache(maxsize=4096)
+def _cycles(op: AttentionOp, machine: Accelerator, plan: AttentionPlan) -> int:
+    header = plan.header(op, machine)
+    work = Work.uniform(header, header.limits(op.rows, op.past), *_TYPICAL)
+    return attention_cost(op, machine, plan, work).total_cycles
 
 
 def _candidates(op: AttentionOp, accelerator: Accelerator) -> Iterator[AttentionPlan]:
