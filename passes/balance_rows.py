@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tvm
@@ -19,6 +19,7 @@ from sparqle_tvm.passes._report import LOG, PassReport
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
+from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY
 
 # A dense op that reads an encoding, and the variable of its result.
 Reader = tuple[dialect.Dense, relax.Var]
@@ -87,7 +88,8 @@ class _Balance(Rewriter):
             reason = "an int32 result is stored without parameters per row, so without their order"
         if not reason:
             try:
-                chosen = self._best(readers)
+                density = self.owner.densities.get(made.label, TYPICAL_DENSITY)
+                chosen = self._best(readers, density)
             except TargetError as error:
                 reason = str(error)
             else:
@@ -97,11 +99,11 @@ class _Balance(Rewriter):
         self.skip(f"relax.sparqle.{made.NAME}", made.label, reason)
         return None
 
-    def _best(self, readers: list[Reader]) -> tuple[int, int] | None:
+    def _best(self, readers: list[Reader], density: float) -> tuple[int, int] | None:
         best = None
         for rows in row_counts(dims_of(readers[0][1])[:-1], self.owner.accelerator):
             shapes = [dense_op(dense, rows) for dense, _ in readers]
-            block = choose_block_rows(shapes, self.owner.accelerator, self.owner.goal)
+            block = choose_block_rows(shapes, self.owner.accelerator, self.owner.goal, density)
             if block:
                 best = (block, best[1] if best else rows)
             elif best:
@@ -140,6 +142,8 @@ class BalanceRows(RewritePass):
         The machine.
     goal : {"array", "time", "none"}
         What should be least, see `target.cost.block_rows`.
+    densities : mapping of str to float, optional
+        Share of stored digits to expect of encodings, by label; of others that is typical.
     """
 
     rewriter = _Balance
@@ -149,11 +153,12 @@ class BalanceRows(RewritePass):
         accelerator: Accelerator,
         goal: Balance = "array",
         *,
+        densities: Mapping[str, float] | None = None,
         report: PassReport | None = None,
     ) -> None:
         super().__init__(report=report)
         self.accelerator = accelerator
-        self.goal = goal
+        self.goal, self.densities = goal, dict(densities or {})
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""

@@ -80,7 +80,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def _estimate(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.report.estimate import estimate_document
-    from sparqle_tvm.studies.estimate import estimate
+    from sparqle_tvm.studies.estimate import choose_ahead, estimate
     from sparqle_tvm.target.accelerator import Accelerator
 
     accelerator = Accelerator.from_target(arguments.target)
@@ -105,9 +105,11 @@ def _estimate(arguments: argparse.Namespace) -> None:
 
         count = count_changes(accelerator)
         with tqdm(total=count, unit="change", desc="sensitivity", leave=False) as bar:
+            asked = {"model": arguments.model, "phase": arguments.phase, **question}
             changes = sensitivity(
                 accelerator,
-                lambda other: on(target=other, schemes=COMPARED),
+                lambda other: on(target=other, schemes=COMPARED, same_tiles=False),
+                ahead=lambda all_: choose_ahead(((one, asked) for one in all_), schemes=COMPARED),
                 progress=bar.update,
             )
 

@@ -136,7 +136,7 @@ class EncodedActivation:
 
     def block_rows(self, accelerator: Accelerator, balance: Balance = "array") -> int:
         """Rows that it sorts together, see `balance.choose_block_rows`."""
-        return choose_block_rows(self.launches, accelerator, balance)
+        return choose_block_rows(self.launches, accelerator, balance, self.density)
 
     def left_dense(
         self, accelerator: Accelerator, block_rows: int, rows: int | None = None

@@ -24,14 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import TargetError
-from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.accelerator import MEMORIES, Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import best_row_split, lsb_pass_cycles, msb_pass_cycles
 from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.energy import prices
 from sparqle_tvm.target.cost.energy_table import default_table
 from sparqle_tvm.target.cost.events import buffer_bytes
-from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY, typical_digits
+from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY, rounded_density, typical_digits
 from sparqle_tvm.target.cost.overlap import OpLoads, Timeline, walk
 from sparqle_tvm.target.cost.schedule import (
     Candidates,
@@ -40,6 +40,7 @@ from sparqle_tvm.target.cost.schedule import (
     buffer_needs,
     even_splits,
 )
+from sparqle_tvm.target.isa.header import SIZE_LIMIT
 from sparqle_tvm.target.op import DenseOp
 
 TOLERANCE = 0.01
@@ -93,8 +94,7 @@ class Question:
         """What the answer depends on, and which op of it each of the ops is."""
         # What no dense op depends on does not make another choice.
         machine = replace(self.accelerator, clock_ghz=1.0, vector_lanes=1, vector_macs_per_cycle=1)
-        # Nearly equal densities make equal choices.
-        share = round(self.density * 20) / 20 if self.scheme == "sparqle" else 0.0
+        share = rounded_density(self.density) if self.scheme == "sparqle" else 0.0
         ops = tuple(_plain(op, self.scheme, machine) for op in self.ops)
         counts = {op: ops.count(op) for op in ops}
         divisor = math.gcd(*counts.values())
@@ -540,8 +540,19 @@ class _Search:
             window=op.window,
             block_rows=op.block_rows,
         )
+        # What digits take does not depend on the rest.
         machine = replace(
-            accelerator, name="any", dram_bytes_per_cycle=1.0, dma_descriptor_cycles=0
+            accelerator,
+            name="any",
+            dram_bytes_per_cycle=1.0,
+            dma_descriptor_cycles=0,
+            activation_buffer_bytes=SIZE_LIMIT - 1,
+            weight_buffer_bytes=SIZE_LIMIT - 1,
+            accumulator_buffer_bytes=SIZE_LIMIT - 1,
+            drain_elements_per_cycle=1,
+            float_bytes=4,
+            scratchpad=False,
+            memory=MEMORIES[0],
         )
         chunks = (self.k_chunk,) if self.k_chunk else tuple(self.chunks.tolist())
         found = _expected_work(one, chunks, machine, self.scheme, share)
