@@ -7,6 +7,7 @@ that nothing waits for, and encoding probabilities costs some.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -14,7 +15,7 @@ from functools import lru_cache
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import KEY_SLICES, AttentionOp
-from sparqle_tvm.target.cost.attention import attention_cost, counted_machine
+from sparqle_tvm.target.cost.attention import attention_cost, counted_machine, least_cycles
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.cost.scheme_choice import LeftDense
 from sparqle_tvm.target.isa.access import ceil_div
@@ -85,27 +86,38 @@ def in_dense(op: AttentionOp) -> AttentionOp:
 @lru_cache(maxsize=1024)
 def _chosen(op: AttentionOp, accelerator: Accelerator) -> tuple[AttentionPlan, int]:
     """The plan, and its cycles for as many rows and heads as plans are compared with."""
-    best = None
     rows = max(_COMPARED_ROWS * accelerator.rows // op.group, 1)
     heads = 1 if op.group * op.rows > 8 * accelerator.rows else 3
     some = replace(op, rows=min(op.rows, rows), kv_heads=min(op.kv_heads, heads))
-    for plan in _candidates(op, accelerator):
-        cycles = _cycles(some, counted_machine(accelerator), plan)
-        if best is None or cycles < best[0]:
-            best = cycles, plan
-    if best is None:
+    machine, plans = counted_machine(accelerator), list(_candidates(op, accelerator))
+    if not plans:
         raise TargetError(
             f"attention {op.label!r}: scores and probabilities of a row with {op.keys} keys do not "
             f"fit the buffers of accelerator {accelerator.name!r}, and they must not leave the chip"
         )
-    return best[1], best[0]
+    bounds = [_least(some, machine, plan) for plan in plans]
+    # Best first: of plans that take as long, the first one.
+    cycles, best = math.inf, len(plans)
+    for i in sorted(range(len(plans)), key=bounds.__getitem__):
+        if bounds[i] > cycles:
+            break
+        cycles, best = min((cycles, best), (_cycles(some, machine, plans[i]), i))
+    return plans[best], int(cycles)
+
+
+@lru_cache(maxsize=4096)
+def _least(op: AttentionOp, machine: Accelerator, plan: AttentionPlan) -> int:
+    return least_cycles(op, machine, plan, _work(op, machine, plan))
 
 
 @lru_cache(maxsize=4096)
 def _cycles(op: AttentionOp, machine: Accelerator, plan: AttentionPlan) -> int:
+    return attention_cost(op, machine, plan, _work(op, machine, plan)).total_cycles
+
+
+def _work(op: AttentionOp, machine: Accelerator, plan: AttentionPlan) -> Work:
     header = plan.header(op, machine)
-    work = Work.uniform(header, header.limits(op.rows, op.past), *_TYPICAL)
-    return attention_cost(op, machine, plan, work).total_cycles
+    return Work.uniform(header, header.limits(op.rows, op.past), *_TYPICAL)
 
 
 def _candidates(op: AttentionOp, accelerator: Accelerator) -> Iterator[AttentionPlan]:

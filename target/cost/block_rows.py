@@ -116,14 +116,12 @@ def sorting_questions(
     consumers: Sequence[DenseOp], accelerator: Accelerator, density: float = TYPICAL_DENSITY
 ) -> tuple[Question, Question]:
     """What schedules `choose_block_rows` asks for: `tiling.choose_together` takes many of them."""
-    rows = 2 * accelerator.rows
-    plain, sorted_ = (
-        Question(
-            tuple(replace(op, block_rows=block) for op in consumers), accelerator, "sparqle", density
-        )
-        for block in (0, rows)
+    plain = tuple(replace(op, block_rows=0) for op in consumers)
+    sorted_ = tuple(replace(op, block_rows=2 * accelerator.rows) for op in consumers)
+    return (
+        Question(plain, accelerator, "sparqle", density),
+        Question(sorted_, accelerator, "sparqle", density),
     )
-    return plain, sorted_
 
 
 def _blocks(consumers: tuple[DenseOp, ...], accelerator: Accelerator) -> Iterator[int]:

@@ -19,6 +19,7 @@ from sparqle_tvm.studies.sweep.checkpoint import REMEDY, SUFFIX, Checkpoint, rem
 from sparqle_tvm.studies.sweep.figures import COLUMNS, SWEEP_SCHEMES, figures
 from sparqle_tvm.studies.sweep.points import ACCELERATOR_NAMES, DEFAULTS, Point, Sweep
 from sparqle_tvm.studies.sweep.table import SweepResult
+from sparqle_tvm.target.accelerator import Accelerator
 
 BATCH_POINTS = 8
 """Points that a worker takes at a time, and that are kept together."""
@@ -76,8 +77,6 @@ def _split(point: Point) -> tuple[Accelerator, dict[str, Any]]:
     TargetError
         If there is no such accelerator.
     """
-    from sparqle_tvm.target.accelerator import Accelerator
-
     given: dict[str, Any] = {**DEFAULTS, **point}
     changes = {name: given.pop(name) for name in ACCELERATOR_NAMES if name in given}
     return replace(Accelerator.from_target(str(given.pop("target"))), **changes), given
