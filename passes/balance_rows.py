@@ -18,8 +18,10 @@ from sparqle_tvm.passes._match import dims_of
 from sparqle_tvm.passes._report import LOG, PassReport
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
-from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY
+from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows, sorting_questions
+from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY, rounded_density
+from sparqle_tvm.target.cost.tiling import choose_together
+from sparqle_tvm.target.op import DenseOp
 
 # A dense op that reads an encoding, and the variable of its result.
 Reader = tuple[dialect.Dense, relax.Var]
@@ -31,6 +33,7 @@ class _Balance(Rewriter):
         super().__init__(mod, owner)
         self.readers: dict[Any, list[Reader]] = defaultdict(list)
         self.chosen: dict[Any, tuple[int, int] | None] = {}
+        self.best: dict[Any, tuple[int, int] | None] = {}
         self.orders: dict[Any, relax.Var] = {}
 
     def begin(self, name: str, func: relax.Function) -> None:
@@ -88,8 +91,7 @@ class _Balance(Rewriter):
             reason = "an int32 result is stored without parameters per row, so without their order"
         if not reason:
             try:
-                density = self.owner.densities.get(made.label, TYPICAL_DENSITY)
-                chosen = self._best(readers, density)
+                chosen = self._best(readers, self.owner.densities.get(made.label, TYPICAL_DENSITY))
             except TargetError as error:
                 reason = str(error)
             else:
@@ -100,10 +102,21 @@ class _Balance(Rewriter):
         return None
 
     def _best(self, readers: list[Reader], density: float) -> tuple[int, int] | None:
-        best = None
-        for rows in row_counts(dims_of(readers[0][1])[:-1], self.owner.accelerator):
-            shapes = [dense_op(dense, rows) for dense, _ in readers]
-            block = choose_block_rows(shapes, self.owner.accelerator, self.owner.goal, density)
+        counts = row_counts(dims_of(readers[0][1])[:-1], self.owner.accelerator)
+        groups = tuple(tuple(dense_op(dense, rows) for dense, _ in readers) for rows in counts)
+        key = groups, rounded_density(density)
+        if key not in self.best:
+            self.best[key] = self._best_of(groups, density)
+        return self.best[key]
+
+    def _best_of(
+        self, groups: tuple[tuple[DenseOp, ...], ...], density: float
+    ) -> tuple[int, int] | None:
+        """The same of the ops for each number of rows, the fewest first."""
+        best, machine = None, self.owner.accelerator
+        choose_together(q for group in groups for q in sorting_questions(group, machine, density))
+        for group in groups:
+            block, rows = choose_block_rows(group, machine, self.owner.goal, density), group[0].m
             if block:
                 best = (block, best[1] if best else rows)
             elif best:

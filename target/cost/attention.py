@@ -176,11 +176,6 @@ def attention_cost(
     return _Walk(plan.header(op, array), plan, work, scheme).cost()
 
 
-def least_cycles(op: AttentionOp, accelerator: Accelerator, plan: AttentionPlan, work: Work) -> int:
-    """A lower bound of the time of an attention op, found much faster: the busiest engine."""
-    return _Walk(plan.header(op, accelerator), plan, work, op.scheme).least_cycles()
-
-
 def counted_machine(accelerator: Accelerator) -> Accelerator:
     """What of an accelerator the cost of an attention op with a given plan depends on."""
     return replace(
@@ -195,6 +190,38 @@ def counted_machine(accelerator: Accelerator) -> Accelerator:
         scratchpad=False,
         memory=MEMORIES[0],
     )
+
+
+class AttentionTime:
+    """The time of an attention op alone, and a bound of it that takes a tenth of the work.
+
+    Parameters
+    ----------
+    op, accelerator, plan, work
+        As of `attention_cost`.
+
+    Attributes
+    ----------
+    least_cycles : int
+        The busiest of array, vector engine and transfers, with what comes before its first step and
+        after its last. It holds of as many key heads as are walked through one by one.
+    """
+
+    def __init__(
+        self, op: AttentionOp, accelerator: Accelerator, plan: AttentionPlan, work: Work
+    ) -> None:
+        scheme = cast("Scheme", op.scheme)
+        self._walk = _Walk(plan.header(op, array_of(accelerator, scheme)), plan, work, scheme)
+        self._steps = self._walk.steps()
+        self.least_cycles = self._walk.least(*self._steps)
+
+    def total_cycles(self) -> int:
+        """As `AttentionCost.total_cycles`."""
+        return self._walk.time(*self._steps)
+
+    def cost(self) -> AttentionCost:
+        """All that it costs."""
+        return self._walk.cost()
 
 
 class _Values:
@@ -259,20 +286,12 @@ class _Walk:
         present = self.loads if "chunk" in cls.TRACE else True
         return np.where(present, transfer_cycles(self.header, self._bytes(cls)), 0)
 
-    def least_cycles(self) -> int:
-        """What the busiest engine, or the channel, takes."""
-        mma = sum(int(self._of(cls, "cycles").sum()) for cls in self.mmas)
-        vector, drain = (int(self._of(cls, "cycles").sum()) for cls in (VecSmx, isa.DrnOut))
-        channel = sum(int(self._transfers(cls).sum()) for cls in _TRANSFERS)
-        return max(mma, vector, channel, drain + int(self._transfers(isa.StAtt).sum()))
-
     def cost(self) -> AttentionCost:
         """Add everything up."""
         header = self.header
-        transfers = {cls: self._transfers(cls) for cls in _TRANSFERS}
-        cycles = {cls: self._of(cls, "cycles") for cls in (*self.mmas, VecSmx, isa.DrnOut)}
+        transfers, cycles = self.steps()
         nbytes = {cls: int(self._bytes(cls).sum()) for cls in _TRANSFERS}
-        total = self._time(transfers, cycles)
+        total = self.time(transfers, cycles)
         written = nbytes[isa.StAtt]
         count = sum(int((found > 0).sum()) for found in transfers.values())
         machine = header.accelerator
@@ -304,7 +323,24 @@ class _Walk:
 
     # Time.
 
-    def _time(self, transfers: Mapping[Any, Any], cycles: Mapping[Any, Any]) -> int:
+    def steps(self) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
+        """Cycles of transfers, and of everything else, by instruction, for every step."""
+        transfers = {cls: self._transfers(cls) for cls in _TRANSFERS}
+        cycles = {cls: self._of(cls, "cycles") for cls in (*self.mmas, VecSmx, isa.DrnOut)}
+        return transfers, cycles
+
+    def least(self, transfers: Mapping[Any, Any], cycles: Mapping[Any, Any]) -> int:
+        """A lower bound of the time of blocks that are all walked through."""
+        half = len(self.mmas) // 2
+        score, mix = (sum(cycles[c] for c in part) for part in (self.mmas[:half], self.mmas[half:]))
+        vector = cycles[VecSmx]
+        begin = transfers[isa.LdQry][0] + transfers[isa.LdKey][0, 0]
+        end = cycles[isa.DrnOut][-1] + transfers[isa.StAtt][-1]
+        array = begin + score.sum() + mix.sum() + end
+        softmax = begin + score[0].sum() + vector.sum() + mix[-1].sum() + end
+        return int(max(array, softmax, sum(found.sum() for found in transfers.values())))
+
+    def time(self, transfers: Mapping[Any, Any], cycles: Mapping[Any, Any]) -> int:
         """Cycles from the first load to the last store."""
         heads, per_head = self.header.op.kv_heads, self.per_head
         all_walked = heads <= _WALKED_HEADS or heads * per_head <= _WALKED_BLOCKS
