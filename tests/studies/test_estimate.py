@@ -442,7 +442,7 @@ def test_a_long_prefill_is_counted_at_places():
     assert not plan.stays
     places = module._places(op, plan)
     assert places[0][0] < op.rows
-    some = module._cost(op, machine, "dense", None, 0)
+    some, _ = module._cost(op, machine, "dense", None, 0)
     header = plan.header(op, machine)
     work = Work.uniform(header, header.limits(6000, 0), 0.0, 1.0, 0.0)
     whole = attention_cost(op, machine, plan, work)

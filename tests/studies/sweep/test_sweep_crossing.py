@@ -85,7 +85,9 @@ def test_values_without_an_estimate_are_left_out_and_said(monkeypatch):
 
 
 def test_a_crossing_of_real_estimates_parts_them():
-    """Planes save energy where they are smaller than integers; before that ops are left dense."""
+    """Planes save energy from a little above the quarter of zeros from which on they are smaller:
+    lanes that select cost some. Before that ops are left dense.
+    """
     level, point = 1e-9, {**FIXED, "phase": "prefill"}
     (found,) = find_crossings(
         Scan(quantity("dense_layers_energy_saved"), level, "msb_sparsity"),
@@ -93,7 +95,7 @@ def test_a_crossing_of_real_estimates_parts_them():
         progress=False,
     )
     (at,) = found.crossings
-    assert at == pytest.approx(1 / 4, abs=0.02)
+    assert 1 / 4 < at < 1 / 3
     column = "sparqle_dense_layers_energy_reduction"
     before, there = (
         evaluate_point({**point, "msb_sparsity": value})[column] for value in (0.995 * at, at)
@@ -101,7 +103,7 @@ def test_a_crossing_of_real_estimates_parts_them():
     assert before < level <= there
     # What is left dense is chosen by time, which may cost a little energy.
     assert found.scanned[0] == (0.0, 0.0)
-    assert min(saved for _, saved in found.scanned) > -1e-3
+    assert min(saved for _, saved in found.scanned) > -5e-3
 
 
 def test_processes_find_what_one_finds():
