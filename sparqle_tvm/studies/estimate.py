@@ -27,25 +27,21 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.results.estimate import AttentionSource, AttentionUnit, DigitSource, Estimate
 from sparqle_tvm.results.passes import (
     BASELINE,
-    PARTS,
     PHASES,
     CountedAttention,
     CountedCosts,
     CountedEncoding,
-    PassResult,
     Phase,
     pass_result,
 )
 from sparqle_tvm.studies.attention import counted_attention, written_token
+from sparqle_tvm.studies.same_tiles import saved_with_same_tiles
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import DIGIT_BITS
-from sparqle_tvm.target.cost.analytical import Encoded, OpCost, costs_together, costs_with
+from sparqle_tvm.target.cost.analytical import Encoded, costs_together
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows, sorting_questions
-from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
-from sparqle_tvm.target.cost.events import Events
-from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.cost.scheme_choice import cheaper
 from sparqle_tvm.target.cost.tiling import Question, choose_together
 from sparqle_tvm.target.cost.vector import vector_costs
@@ -173,8 +169,11 @@ def estimate(
     # Of the distribution itself, not of the rows that were drawn from it.
     drawn = sum(e.macs * distribution.msb_sparsity(e.type) for e in encodings)
     sparsity = drawn / sum(e.macs for e in encodings)
+    saved: Mapping[str, float] = {}
+    if same_tiles:
+        saved = saved_with_same_tiles(encodings, counted, accelerator, table, static_watts)
     return Estimate(
-        **{**vars(counted), "msb_sparsity": sparsity},
+        **{**vars(counted), "msb_sparsity": sparsity, "same_tiles": saved},
         model=shape,
         kv_bits=kv_bits,
         kv=kv,
@@ -188,43 +187,7 @@ def estimate(
         digits=DigitSource.of(distribution),
         accelerator=accelerator,
         table=table,
-        same_tiles=(
-            _same_tiles(encodings, counted, accelerator, table, static_watts) if same_tiles else {}
-        ),
     )
-
-
-def _same_tiles(
-    encodings: Sequence[CountedEncoding],
-    counted: PassResult,
-    accelerator: Accelerator,
-    table: EnergyTable,
-    static_watts: float | None,
-) -> dict[str, float]:
-    """What ``sparqle`` saves of the energy of ``dense`` with its tiles, by part."""
-    if not {BASELINE, "sparqle"} <= set(counted.schemes):
-        return {}
-    ops: dict[tuple[DenseOp, Decisions], int] = {}
-    parts = []
-    for e in encodings:
-        for own, split in zip(e.costs[BASELINE][1], e.costs["sparqle"][1], strict=True):
-            assert isinstance(split, OpCost)  # counted by formula, all of them
-            schedule = split.tiling.schedule
-            assert isinstance(schedule, Decisions)
-            key = (split.tiling.op, schedule)
-            if split.scheme == "sparqle":
-                parts.append((own.events, ops.setdefault(key, len(ops)), e.times))
-    costs = costs_with(list(ops), accelerator, "dense")
-
-    def joules(events: Events) -> float:
-        return energy(events, accelerator, table, static_watts=static_watts).joules.mid
-
-    more = sum(times * (joules(costs[i].events) - joules(own)) for own, i, times in parts)
-    found = {}
-    for part in PARTS:
-        spent = {s: counted.schemes[s].part(part).energy.joules.mid for s in COMPARED}
-        found[part] = 1 - spent["sparqle"] / (spent[BASELINE] + more)
-    return found
 
 
 def _vector_reason(attention: AttentionUnit | None, kv_bits: int, accelerator: Accelerator) -> str:
