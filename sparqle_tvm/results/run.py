@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from sparqle_tvm.errors import InvalidArgumentError, ResultFileError
 from sparqle_tvm.files import (
@@ -24,8 +24,6 @@ from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.cost.vector import TransformerShape
-
-JSON_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -192,6 +190,8 @@ class Measured:
         Wall time of the stages on the host.
     """
 
+    JSON_VERSION: ClassVar[int]
+
     model: ModelFile
     accelerator: Accelerator
     table: EnergyTable
@@ -213,6 +213,22 @@ class Measured:
     def passes(self) -> tuple[PassResult, ...]:
         """What was counted, pass by pass."""
         raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form: numbers, strings, lists and dictionaries only."""
+        return {"version": self.JSON_VERSION, **plain(self)}
+
+    @classmethod
+    def from_json(cls, data: Any, where: object = "the result") -> Self:
+        """Read what `to_json` gave, maybe out of a file; errors say `where`.
+
+        Raises
+        ------
+        ResultFileError
+            If it is of another version, or not of this form; names the place.
+        """
+        remedy = "make it again with sparqle run --json FILE of this release"
+        return typed_version(data, cls, cls.JSON_VERSION, where, ResultFileError, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +259,8 @@ class RunResult(Measured):
         What scale factors lose against plain int8; None if there are none.
     """
 
+    JSON_VERSION = 4
+
     text: Text
     transformer: TransformerShape
     perplexity: Mapping[str, Amount]
@@ -264,22 +282,6 @@ class RunResult(Measured):
     def passes(self) -> tuple[PassResult, PassResult]:
         """Prefill and decode."""
         return self.prefill, self.decode
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON form: numbers, strings, lists and dictionaries only."""
-        return {"version": JSON_VERSION, **plain(self)}
-
-    @classmethod
-    def from_json(cls, data: Any, where: object = "the result") -> RunResult:
-        """Read what `to_json` gave, maybe out of a file; errors say `where`.
-
-        Raises
-        ------
-        ResultFileError
-            If it is of another version, or not of this form; names the place.
-        """
-        remedy = "make it again with sparqle run --json FILE of this release"
-        return typed_version(data, cls, JSON_VERSION, where, ResultFileError, remedy)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RunResult:
