@@ -12,6 +12,9 @@ from sparqle_tvm.files import Amount, Count, read_json
 from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.results.run import Measured, RunResult
 
+KIND = "analysis"
+JSON_VERSION = 1
+
 
 @dataclass(frozen=True)
 class InputValue:
@@ -90,7 +93,7 @@ class Analysis(Measured):
         The programs that ran, in order; none if the engine is not the simulator.
     """
 
-    JSON_VERSION = 1
+    FORM = (KIND, JSON_VERSION)
 
     function: str
     against: Literal["module", "integers"]

@@ -25,6 +25,9 @@ from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.cost.vector import TransformerShape
 
+KIND = "run"
+JSON_VERSION = 4
+
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -190,7 +193,7 @@ class Measured:
         Wall time of the stages on the host.
     """
 
-    JSON_VERSION: ClassVar[int]
+    FORM: ClassVar[tuple[str, int]]  # what a file is called, and its version
 
     model: ModelFile
     accelerator: Accelerator
@@ -216,7 +219,8 @@ class Measured:
 
     def to_json(self) -> dict[str, Any]:
         """JSON form: numbers, strings, lists and dictionaries only."""
-        return {"version": self.JSON_VERSION, **plain(self)}
+        kind, version = self.FORM
+        return {"kind": kind, "version": version, **plain(self)}
 
     @classmethod
     def from_json(cls, data: Any, where: object = "the result") -> Self:
@@ -228,7 +232,9 @@ class Measured:
             If it is of another version, or not of this form; names the place.
         """
         remedy = "make it again with sparqle run --json FILE of this release"
-        return typed_version(data, cls, cls.JSON_VERSION, where, ResultFileError, remedy)
+        return typed_version(
+            data, cls, cls.FORM[1], where, ResultFileError, remedy, besides=("kind",)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +265,7 @@ class RunResult(Measured):
         What scale factors lose against plain int8; None if there are none.
     """
 
-    JSON_VERSION = 4
+    FORM = (KIND, JSON_VERSION)
 
     text: Text
     transformer: TransformerShape

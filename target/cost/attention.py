@@ -202,6 +202,10 @@ class AttentionTime:
         """As `AttentionCost.total_cycles`."""
         return self._walk.time(*self._steps)
 
+    def cost(self) -> AttentionCost:
+        """All that it costs."""
+        return self._walk.cost()
+
 
 class _Values:
     """Places and tables of blocks, shape (blocks,), or of blocks and chunks, (blocks, chunks)."""

@@ -163,7 +163,9 @@ class Locate(Block):
             self.found.eq(Cat(lane < left for lane in range(lanes))),
             self.read.eq(read),
         ]
-        self._route(m, [(bit, (left + n)[: shape.lane_bits]) for bit, n in zip(mine, before, strict=False)])
+        self._route(
+            m, [(bit, (left + n)[: shape.lane_bits]) for bit, n in zip(mine, before, strict=False)]
+        )
         # Lanes from the first free one take this word, lanes that come round again the next one.
         first, word = left[: shape.lane_bits], left[shape.lane_bits :]
         starts = Signal(shape.steps)
