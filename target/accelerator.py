@@ -9,10 +9,15 @@ not a dense layer. `sparqle_tvm.target.cost` holds the formulas that use these n
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import math
 import os
+import re
+import textwrap
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -58,32 +63,36 @@ class Accelerator:
     Attributes
     ----------
     name : str
-        Name of the configuration, for presets the TVM target tag (``sparqle/edge``).
-    rows : int
+        Name of the configuration; of a preset, the tag of its TVM target.
+    rows : int, PEs
         PE rows; each works on one activation row (token).
-    cols : int
+    cols : int, PEs
         PE columns; each works on one output channel.
-    lanes : int
+    lanes : int, multipliers
         Digit multipliers per PE, side by side along K.
-    digit_bits : int
-        Width k of a digit in bits (2, 4 or 8). Activations have 2k bits, a weight slice k bits.
-    clock_ghz : float
-        Clock of array, vector unit and DMA in GHz.
-    dram_bytes_per_cycle : float
-        DRAM bandwidth in bytes per clock cycle, reads and writes together.
-    dma_descriptor_cycles : int
+    clock_ghz : float, GHz
+        Clock of array, vector unit and DMA.
+    dram_bytes_per_cycle : float, bytes/cycle
+        DRAM bandwidth per clock cycle, reads and writes together; at 1 GHz also GB/s.
+    dma_descriptor_cycles : int, cycles
         Cycles that every DMA descriptor (one strided transfer) costs besides its bytes.
-    activation_buffer_bytes, weight_buffer_bytes, accumulator_buffer_bytes : int
-        On-chip buffers in bytes. Two tiles of an operand fit where transfers are to run beside the
-        computation.
-    drain_elements_per_cycle : int
-        Outputs per cycle that the drain path takes out of the accumulators and scales.
-    vector_lanes : int
-        Elementwise operations (add, multiply, max, exp, ...) of the vector unit per cycle.
-    vector_macs_per_cycle : int
-        Multiply-accumulates of the vector unit per cycle (attention).
-    float_bytes : int
-        Bytes of one element of a float tensor in DRAM (2 or 4): dense outputs, residual stream.
+    activation_buffer_bytes : int, bytes
+        On-chip buffer of activations. Two tiles of an operand fit where transfers are to run
+        beside the computation.
+    weight_buffer_bytes : int, bytes
+        On-chip buffer of weights.
+    accumulator_buffer_bytes : int, bytes
+        On-chip buffer of sums.
+    drain_elements_per_cycle : int, outputs/cycle
+        Outputs that the drain path takes out of the accumulators and scales.
+    vector_lanes : int, ops/cycle
+        Elementwise operations (add, multiply, max, exp, ...) of the vector unit.
+    vector_macs_per_cycle : int, MACs/cycle
+        Products that the vector unit adds up (attention).
+    digit_bits : int, bits
+        Width k of a digit (2, 4 or 8). Activations have 2k bits, a weight slice k bits.
+    float_bytes : int, bytes
+        One element of a float tensor in DRAM (2 or 4): dense outputs, residual stream.
         It says what is counted; no value is rounded to that width by this library.
     msb_across_groups : bool
         True: a PE has a segmented adder tree with one partial sum per weight group, so the MSB
@@ -96,8 +105,8 @@ class Accelerator:
         True: the three buffers are one memory of their total size, which the compiler divides
         for every op.
     memory : str
-        Type of DRAM, one of `MEMORIES`, in any case: what its accesses cost in energy
-        (`cost.energy_table`). Its bandwidth is `dram_bytes_per_cycle`.
+        Type of DRAM, LPDDR4, LPDDR5, DDR4 or HBM2, in any case: what its accesses cost in energy.
+        Its bandwidth is a field of its own.
 
     Raises
     ------
@@ -139,7 +148,7 @@ class Accelerator:
             if getattr(self, name) not in choices:
                 raise TargetError(
                     f"accelerator {self.name!r}: {name} = {getattr(self, name)!r} must be one of "
-                    f"{choices}"
+                    f"{choices}; {explained(name)}"
                 )
         self._require_buffers()
 
@@ -157,8 +166,13 @@ class Accelerator:
                 raise TargetError(
                     f"accelerator {self.name!r}: {field} = {getattr(self, field)} is too small: "
                     f"two tiles of {tile_bytes} bytes must fit (double buffering); "
-                    f"use at least {2 * tile_bytes}"
+                    f"use at least {2 * tile_bytes}; {explained(field)}"
                 )
+
+    def changed(self, changes: Mapping[str, Any]) -> Accelerator:
+        """The same with other values of some fields; TargetError if one is unknown or wrong."""
+        self._require_fields({**asdict(self), **changes}, f"accelerator {self.name!r}")
+        return replace(self, **changes)
 
     @property
     def activation_bits(self) -> int:
@@ -261,16 +275,26 @@ class Accelerator:
     def from_toml(cls, path: str | os.PathLike[str]) -> Accelerator:
         """Read an accelerator from a TOML file with one line for each attribute.
 
-        Attributes that have a default may be left out; `name` is the file's name then, too.
+        With ``base = "sparqle/edge"`` all that the file does not say is as in that preset.
+        Else attributes that have a default may be left out. `name` is by default the file's name.
 
         Raises
         ------
         TargetError
-            Names the file and the field: the file cannot be read or is no TOML, a field is
-            missing, unknown, of the wrong type, negative or zero, or a buffer is too small for
-            two tiles.
+            Names the file and the field: the file cannot be read or is no TOML, its base is
+            unknown, a field is missing, unknown, of the wrong type, negative or zero, or a buffer
+            is too small for two tiles.
         """
-        given = {"name": Path(path).stem, **read_toml(path, TargetError)}
+        content, base = read_toml(path, TargetError), {}
+        if "base" in content:
+            name = content.pop("base")
+            if not isinstance(name, str) or name not in PRESETS:
+                raise TargetError(
+                    f"accelerator file {path}: base = {name!r} is no preset; known: "
+                    f"{', '.join(PRESETS)}"
+                )
+            base = asdict(PRESETS[name])
+        given = {**base, "name": Path(path).stem, **content}
         cls._require_fields(given, f"accelerator file {path}")
         try:
             return cls(**given)
@@ -302,31 +326,88 @@ class Accelerator:
         known = {field.name: field for field in fields(cls)}
         unknown = sorted(set(given) - set(known))
         missing = [n for n, f in known.items() if f.default is MISSING and n not in given]
-        if unknown or missing:
-            what = f"unknown {unknown}" if unknown else f"missing {missing}"
-            raise TargetError(f"{where}: {what}; known: {', '.join(known)}")
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], known, 1)
+            hint = f"did you mean {explained(close[0])}" if close else f"known: {', '.join(known)}"
+            raise TargetError(f"{where}: unknown {unknown}; {hint}")
+        if missing:
+            raise TargetError(
+                f'{where}: missing {missing}; {explained(missing[0])}. `base = "sparqle/edge"` '
+                "in an accelerator file takes what it does not say from that preset"
+            )
+
+
+@dataclass(frozen=True)
+class FieldText:
+    """What the description of `Accelerator` says of a field: its unit (maybe empty) and meaning."""
+
+    unit: str
+    meaning: str
+
+
+@functools.cache
+def field_texts() -> Mapping[str, FieldText]:
+    """Unit and meaning of every field of `Accelerator`, from its docstring."""
+    text = inspect.getdoc(Accelerator) or ""
+    entries = re.findall(r"^(\w+) : \w+(?:, (\S+))?\n((?:    .*\n)+)", text, re.M)
+    found = {name: FieldText(unit, " ".join(lines.split())) for name, unit, lines in entries}
+    return {field.name: found.get(field.name, FieldText("", "")) for field in fields(Accelerator)}
+
+
+def explained(field: str) -> str:
+    """A field with its unit, its meaning in a sentence, and its value in the first preset."""
+    text = field_texts()[field]
+    unit = f" ({text.unit})" if text.unit else ""
+    known = globals().get("PRESETS", {})  # missing while the presets themselves are read
+    example = next((f"; {a.name} has {getattr(a, field)}" for a in known.values()), "")
+    return f"{field}{unit}: {text.meaning.split('. ')[0].rstrip('.')}{example}"
+
+
+def to_toml(accelerator: Accelerator, base: str = "") -> str:
+    """An accelerator file with the unit and the meaning of every field as comments.
+
+    It begins with `base`, the name of a preset, if one is given.
+    """
+    lines = ["# An accelerator, for --target."]
+    if base:
+        lines += ["# A field that is left out is as in this preset.", f'base = "{base}"']
+    for name, text in field_texts().items():
+        if name == "name":
+            continue
+        value = getattr(accelerator, name)
+        shown = str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
+        if isinstance(value, int) and not isinstance(value, bool):
+            shown = f"{value:_}"
+        unit = f"  # {text.unit}" if text.unit else ""
+        meaning = textwrap.wrap(text.meaning, 96, initial_indent="# ", subsequent_indent="# ")
+        lines += ["", *meaning, f"{name} = {shown}{unit}"]
+    return "\n".join(lines) + "\n"
 
 
 def _checked(accelerator: Accelerator, field: str, kind: str) -> Any:
     """Return the field's value as a plain Python value of its type, or raise TargetError."""
     value = getattr(accelerator, field)
-    where = f"accelerator {accelerator.name!r}: {field} = {value!r}"
+
+    def refused(reason: str) -> TargetError:
+        what = f"accelerator {accelerator.name!r}: {field} = {value!r} must be {reason}"
+        return TargetError(f"{what}; {explained(field)}")
+
     if kind == "str":
         if not value or not isinstance(value, str):
-            raise TargetError(f"{where} must be a non-empty string")
+            raise refused("a non-empty string")
         return str(value)
     if kind == "bool":
         if value not in (True, False):
-            raise TargetError(f"{where} must be true or false")
+            raise refused("true or false")
         return bool(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TargetError(f"{where} must be a number")
+        raise refused("a number")
     if kind == "int" and isinstance(value, float) and math.isfinite(value) and value % 1:
-        raise TargetError(f"{where} must be a whole number")
+        raise refused("a whole number")
     low, high = _RANGES.get(field, (1, MAX_SIZE))
     # A comparison, which an integer of any size stands.
     if not low <= value <= high:
-        raise TargetError(f"{where} must be positive and finite: from {low:g} to {high:g}")
+        raise refused(f"positive and finite: from {low:g} to {high:g}")
     return int(value) if kind == "int" else float(value)
 
 

@@ -190,12 +190,13 @@ def test_version_and_pins_agree_with_pyproject():
     assert pins <= set(PYPROJECT["project"]["dependencies"])
 
 
-def test_readme_python_runs_in_order(tmp_path):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md", "docs/howto-passes.md"])
+def test_python_of_documents_runs_in_order(page, tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
     assert blocks
     static(mlp(), tmp_path).rename(tmp_path / "model.onnx")
     # A file, because TVMScript reads the source of what it decorates.
-    script = tmp_path / "readme.py"
+    script = tmp_path / "blocks.py"
     script.write_text("\n".join(blocks))
     done = subprocess.run(
         [sys.executable, "-W", "error", script],

@@ -1,7 +1,8 @@
 """The commands of ``sparqle``, one module each.
 
 A module has ``add(commands)``, which adds its parser with the function that runs it, and returns
-it. What is heavy is imported by that function, after the arguments are read.
+it, or a list of those below it. What is heavy is imported by that function, after the arguments are
+read.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ from sparqle_tvm.commands import (
     report,
     run,
     sweep,
+    target,
     tune,
 )
 from sparqle_tvm.commands._shared import add_output_arguments, check_outputs
 
-COMMANDS = (run, generate, calibrate, pareto, estimate, report, sweep, tune, disasm)
+COMMANDS = (run, generate, calibrate, pareto, target, estimate, sweep, report, tune, disasm)
 """All of them, in the order that ``sparqle --help`` shows."""
 
 
 def add_all(commands: Any) -> None:
     """Add the parser of every command, with the arguments that all have."""
     for command in COMMANDS:
-        add_output_arguments(command.add(commands))
+        parsers = command.add(commands)
+        for parser in parsers if isinstance(parsers, list) else [parsers]:
+            add_output_arguments(parser)
 
 
 def execute(arguments: argparse.Namespace) -> None:

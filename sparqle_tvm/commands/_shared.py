@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sparqle_tvm.target.cost.energy_table import EnergyTable
 
 STANDARD_OUTPUT = "-"
+MODEL_NAMES = "smollm2-135m, bitnet-3b, llama2-7b, llama2-13b, llama2-70b, llama3-8b, qwen2.5-7b"
+"""Names of `models.shapes.MODELS`, which takes a while to import."""
 
 
 class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -87,6 +89,17 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_shape_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add ``--model`` where only its sizes are needed."""
+    parser.add_argument(
+        "--model",
+        default=default,
+        metavar="NAME|FILE",
+        help=f"a published model ({MODEL_NAMES}), a GGUF file, or a config.json of Hugging Face "
+        "or its folder",
+    )
+
+
 def add_target_argument(parser: argparse.ArgumentParser, text: str) -> None:
     """Add ``--target``, with its help text."""
     parser.add_argument("--target", default="sparqle/edge", help=text)
@@ -96,6 +109,26 @@ def add_engine_argument(parser: argparse.ArgumentParser, text: str) -> None:
     """Add ``--engine``, with its help text."""
     parser.add_argument(
         "--engine", choices=("simulator", "analytical"), default="simulator", help=text
+    )
+
+
+def add_attention_arguments(
+    parser: argparse.ArgumentParser, text: str, *, default: str | None = None
+) -> None:
+    """Add ``--attention``, with its help text, and ``--kv``."""
+    parser.add_argument("--attention", choices=("int8", "float"), default=default, help=text)
+    add_kv_argument(parser)
+
+
+def add_kv_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--kv``."""
+    parser.add_argument(
+        "--kv",
+        default="int8",
+        metavar="STORAGE",
+        help="how attention in integers stores keys and values: int8, planes (exact, what is "
+        "smaller), planes:F or planes:F,G (factors on the scales of keys and values), int6, int5, "
+        "int4",
     )
 
 
@@ -192,6 +225,14 @@ def print_text(text: str) -> None:
     print("\n".join(map(visible, text.splitlines())))
 
 
+def emit_outcome(path: str | None, text: str, data: Any) -> None:
+    """Print a line, unless only JSON is wanted; write the data, if ``--json`` has a path."""
+    if path:
+        emit_json(path, data)
+    if path != STANDARD_OUTPUT:
+        print_text(text)
+
+
 def emit_text(path: str, text: str) -> None:
     """Write text to a file, or to standard output if `path` is ``-``."""
     if path == STANDARD_OUTPUT:
@@ -247,8 +288,7 @@ def deliver(
 
 def write_documents(arguments: argparse.Namespace, document: Document) -> None:
     """Write the files of `add_document_arguments` that are asked for."""
-    from tqdm import tqdm
-
+    from sparqle_tvm.progress import progress_bar
     from sparqle_tvm.report import writers
 
     if arguments.markdown:
@@ -256,7 +296,7 @@ def write_documents(arguments: argparse.Namespace, document: Document) -> None:
     if arguments.csv:
         writers.write_csv(document, arguments.csv)
     count = len(document.pictures) * sum(map(bool, (arguments.html, arguments.pictures)))
-    with tqdm(total=count, unit="picture", desc="draw", leave=False, disable=not count) as bar:
+    with progress_bar(progress=count > 0, total=count, unit="picture", desc="draw") as bar:
         if arguments.html:
             from sparqle_tvm.report.html import to_html
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.commands import _shared as shared
+from sparqle_tvm.progress import progress_bar
 
-MODEL_NAMES = "smollm2-135m, bitnet-3b, llama2-7b, llama2-13b, llama2-70b, llama3-8b"
+if TYPE_CHECKING:
+    from sparqle_tvm.results.estimate import Estimate
+    from sparqle_tvm.target.accelerator import Accelerator
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -24,8 +28,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "and what limits them. With --sensitivity, also what a change of each field of the "
         "accelerator would do.",
     )
-    estimate.add_argument("--model", default="llama2-7b", help=f"one of {MODEL_NAMES}")
-    estimate.add_argument("--phase", default="prefill", help="prefill or decode")
+    shared.add_shape_argument(estimate, "llama2-7b")
+    estimate.add_argument("--phase", default="prefill", help="prefill, decode or both")
     estimate.add_argument(
         "--seq", type=int, default=2048, help="tokens of the pass, or in the cache before it"
     )
@@ -45,13 +49,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     estimate.add_argument(
         "--kv-bits", type=int, default=8, help="bits of a cached key or value: 4, 8 or 16"
     )
-    estimate.add_argument(
-        "--kv",
-        default="int8",
-        metavar="STORAGE",
-        help="how the cache stores keys and values of attention on the array: int8, planes (exact, "
-        "what is smaller), planes:F or planes:F,G with factors on their scales, int6, int5, int4",
-    )
+    shared.add_kv_argument(estimate)
     estimate.add_argument(
         "--attention",
         choices=("array", "vector"),
@@ -80,6 +78,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def _estimate(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.report.estimate import estimate_document
+    from sparqle_tvm.results.estimate import KIND_OF_SEVERAL
+    from sparqle_tvm.results.passes import PHASES
     from sparqle_tvm.studies.estimate import estimate
     from sparqle_tvm.target.accelerator import Accelerator
 
@@ -95,24 +95,36 @@ def _estimate(arguments: argparse.Namespace) -> None:
         "balance": arguments.balance,
         "static_watts": arguments.static_watts,
     }
-    on = partial(estimate, arguments.model, arguments.phase, **question)
-    result = on(target=accelerator)
-    changes = None
+    phases = PHASES if arguments.phase == "both" else (arguments.phase,)
+    asked = [partial(estimate, arguments.model, phase, **question) for phase in phases]
+    found = [on(target=accelerator) for on in asked]
+    changes = []
     if arguments.sensitivity:
-        from tqdm import tqdm
+        from sparqle_tvm.studies.sensitivity import count_changes, sensitivity
 
-        from sparqle_tvm.studies.sensitivity import COMPARED, count_changes, sensitivity
-
-        count = count_changes(accelerator)
-        with tqdm(total=count, unit="change", desc="sensitivity", leave=False) as bar:
-            changes = sensitivity(
-                accelerator,
-                lambda other: on(target=other, schemes=COMPARED),
-                progress=bar.update,
-            )
+        count = len(asked) * count_changes(accelerator)
+        with progress_bar(total=count, unit="change", desc="sensitivity") as bar:
+            for on in asked:
+                changes.append(
+                    sensitivity(
+                        accelerator,
+                        partial(_compared, on),
+                        progress=bar.update,
+                    )
+                )
 
     def data() -> dict[str, Any]:
-        more = {} if changes is None else {"sensitivity": changes.to_json()}
-        return {**result.to_json(), **more}
+        more = [{"sensitivity": one.to_json()} for one in changes] or [{}] * len(found)
+        several = [{**one.to_json(), **new} for one, new in zip(found, more, strict=True)]
+        if arguments.phase != "both":
+            return several[0]
+        return {"kind": KIND_OF_SEVERAL, "estimates": several}
 
-    shared.deliver(arguments, lambda: estimate_document(result, changes), data)
+    shared.deliver(arguments, lambda: estimate_document(found, changes), data)
+
+
+def _compared(on: Callable[..., Estimate], accelerator: Accelerator) -> Estimate:
+    """An estimate on another accelerator, of the schemes that a sensitivity compares."""
+    from sparqle_tvm.studies.sensitivity import COMPARED
+
+    return on(target=accelerator, schemes=COMPARED)

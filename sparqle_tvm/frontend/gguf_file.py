@@ -424,6 +424,20 @@ class GGUFFile:
             self._check_finite(name, weight.minimum)
         return weight
 
+    def first_rows(self, name: str, count: int = 256) -> GroupedWeight | None:
+        """Return some outputs of a matrix of integers, unchecked; None of floats or unknown types.
+
+        It is not noted as read: this is to see how integers are stored.
+        """
+        tensor = self.tensors[name]
+        unpack = _UNPACK.get(tensor.tensor_type)
+        if unpack is None:
+            return None
+        block, _ = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+        in_features, rows = (int(n) for n in tensor.shape)
+        data = tensor.data.reshape(rows, in_features // block, -1)
+        return unpack(data[:count])
+
     def vector(self, name: str, size: int) -> NDArray[np.float32]:
         """Return a vector as float32.
 

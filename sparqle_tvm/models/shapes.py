@@ -15,7 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.op import DenseOp
 
@@ -39,11 +38,14 @@ class WeightFormat:
         Weights along K that share a scale; 0 = one scale per output channel.
     has_min : bool
         Groups have a minimum besides the scale.
+    scale_bytes : int
+        Bytes of a scale, and of a minimum: 2 or 4.
     """
 
     bits: int
     group_size: int = 0
     has_min: bool = False
+    scale_bytes: int = 2
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class ModelShape:
             DenseOp(
                 *(rows, n, k, form.bits, form.group_size, form.has_min, label),
                 digit_bits=digit_bits,
+                scale_bytes=form.scale_bytes,
             )
             for label, n in outputs.items()
         )
@@ -128,18 +131,3 @@ MODELS: Mapping[str, ModelShape] = MappingProxyType(
     {name: _shape(values) for name, values in _SHAPES.items()}
 )
 """The published models by the name that commands take."""
-
-
-def model_shape(model: str | ModelShape) -> ModelShape:
-    """Find a published model by its name; a shape is returned as it is.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If there is no such model.
-    """
-    if isinstance(model, ModelShape):
-        return model
-    if model not in MODELS:
-        raise InvalidArgumentError(f"unknown model {model!r}; known: {', '.join(MODELS)}")
-    return MODELS[model]

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from sparqle_tvm.calibration.budget import STORED_SHARES
 from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.search import Importance, Search
 from sparqle_tvm.errors import require_known
+from sparqle_tvm.progress import progress_bar
 from sparqle_tvm.studies.inputs import check_text, import_model, read_tokens
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def calibrate_tokens(
     if importance == "fisher":
         fisher = squared_gradients(imported, ids, progress=progress)
     measured = min(len(ids), MEASURED_TOKENS) * (1 + len(STORED_SHARES))
-    with tqdm(total=len(ids) + measured, desc="compile", unit="token", disable=not progress) as bar:
+    count = len(ids) + measured
+    with progress_bar(progress=progress, total=count, desc="compile", unit="token") as bar:
         choosable = ChoosableModel(imported.mod)
         bar.set_description("calibrate")
         choosable.collect(ids, bar.update)

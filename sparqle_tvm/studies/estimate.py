@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from sparqle_tvm.errors import InvalidArgumentError, TargetError, require_known
+from sparqle_tvm.frontend.shape import model_shape
 from sparqle_tvm.models.attention_sparsity import measured_attention
-from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape, model_shape
+from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape
 from sparqle_tvm.models.sparsity import MEASURED, MsbDistribution, msb_distribution
 from sparqle_tvm.numerics.kv_cache import parse_kv
 from sparqle_tvm.numerics.row_nnz import RowNnz
@@ -33,7 +34,7 @@ from sparqle_tvm.results.passes import (
     Phase,
     pass_result,
 )
-from sparqle_tvm.studies.attention import cache_token, counted_attention
+from sparqle_tvm.studies.attention import counted_attention, written_token
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import DIGIT_BITS
 from sparqle_tvm.target.cost.analytical import Encoded, OpCost, costs_together, costs_with
@@ -58,7 +59,7 @@ MAX_COUNTS = 1 << 27
 
 
 def estimate(
-    model: str | ModelShape,
+    model: str | os.PathLike[str] | ModelShape,
     phase: Phase,
     *,
     seq: int,
@@ -78,8 +79,9 @@ def estimate(
 
     Parameters
     ----------
-    model : str or ModelShape
-        A name of `sparqle_tvm.models.shapes.MODELS`, or sizes of one's own.
+    model : str, path or ModelShape
+        A published model, a GGUF file, a ``config.json`` of Hugging Face or its folder, or sizes of
+        one's own; see `sparqle_tvm.frontend.shape.model_shape`.
     phase : {"prefill", "decode"}
         A pass over `seq` tokens of every sequence, or over one token after `seq` others.
     seq : int
@@ -151,7 +153,7 @@ def estimate(
                 *(transformer, tokens, past, accelerator, batch),
                 attention=not mixed,
                 scheme=scheme,
-                stored=cache_token(shape, kv, scheme) if mixed and kv != "int8" else None,
+                stored=written_token(mixed, scheme) if mixed else None,
             )
             for scheme in schemes
         },

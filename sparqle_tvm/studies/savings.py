@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparqle_tvm.models.shapes import ModelShape, model_shape
+from sparqle_tvm.frontend.shape import model_shape
+from sparqle_tvm.models.shapes import ModelShape
 from sparqle_tvm.models.sparsity import MsbDistribution
 from sparqle_tvm.results.estimate import Estimate
 from sparqle_tvm.results.passes import PARTS, Phase

@@ -112,6 +112,7 @@ class TuningResult:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data: settings, every op before and after, and the totals."""
         return {
+            "kind": "tuning",
             "settings": self.settings.to_json(),
             "work_dir": str(self.work_dir),
             "tasks": [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sparqle_tvm.commands.estimate import MODEL_NAMES
+from sparqle_tvm.commands._shared import MODEL_NAMES
 from sparqle_tvm.errors import InvalidArgumentError
-from sparqle_tvm.models.shapes import LAYER_TYPES, MODELS, model_shape
+from sparqle_tvm.frontend.shape import model_shape
+from sparqle_tvm.models.shapes import LAYER_TYPES, MODELS
 from sparqle_tvm.target.cost.vector import KV_BITS, TransformerShape
 
 # Dense weights and the embedding, in millions, as published; SmolLM2 and BitNet use the embedding
@@ -18,6 +19,7 @@ PARAMETERS = {
     "llama2-13b": (13016.0, False),
     "llama2-70b": (68977.0, False),
     "llama3-8b": (8030.0, False),
+    "qwen2.5-7b": (7615.6, False),
 }
 
 

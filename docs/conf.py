@@ -1,0 +1,64 @@
+"""Sphinx's settings. Reference pages and pictures are made first, by `generate.py`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import generate
+
+import sparqle_tvm
+
+project = "sparqle_tvm"
+author = "The sparqle_tvm authors"
+version = release = sparqle_tvm.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+
+# `make docs NOTEBOOKS=off` shows the tutorials without running them.
+nb_execution_mode = os.environ.get("NOTEBOOKS", "cache")
+nb_execution_timeout = 900
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+# Progress bars would fill pages with their last states.
+nb_output_stderr = "remove"
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+# Titles of links to headings of other documents are checked.
+nitpicky = False
+suppress_warnings = ["mystnb.unknown_mime_type"]
+
+autosummary_generate = True
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": False}
+napoleon_google_docstring = False
+napoleon_use_ivar = True
+napoleon_preprocess_types = False
+
+html_theme = "furo"
+html_title = "sparqle_tvm"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_show_sphinx = False
+html_copy_source = False
+html_show_sourcelink = False
+html_theme_options = {"navigation_with_keys": True}
+# Nothing is fetched when pages are read: there are no formulas, and so no script for them.
+html_math_renderer = "none"
+
+
+def setup(app: Any) -> None:
+    """Make what is made of code."""
+    app.add_html_math_renderer("none", (None, None), (None, None))
+    app.connect("builder-inited", lambda _: generate.write_all(Path(__file__).parent))
