@@ -140,10 +140,10 @@ def test_failures_are_results_and_the_default_stays(tmp_path, monkeypatch):
     default = default_of(task, STARVED)
     build = Meter.build
 
-    def only_the_default(self, task, decisions):
+    def only_the_default(self, task, decisions, **others):
         if decisions != default:
             raise ProgramError("instruction 7 is refused")
-        return build(self, task, decisions)
+        return build(self, task, decisions, **others)
 
     monkeypatch.setattr(Meter, "build", only_the_default)
     result = Tuner(Meter(STARVED), "latency", tmp_path).run([task], 12)
