@@ -112,12 +112,11 @@ def add_engine_argument(parser: argparse.ArgumentParser, text: str) -> None:
     )
 
 
-def add_attention_arguments(
+def add_attention_argument(
     parser: argparse.ArgumentParser, text: str, *, default: str | None = None
 ) -> None:
-    """Add ``--attention``, with its help text, and ``--kv``."""
+    """Add ``--attention``, with its help text."""
     parser.add_argument("--attention", choices=("int8", "float"), default=default, help=text)
-    add_kv_argument(parser)
 
 
 def add_kv_argument(parser: argparse.ArgumentParser) -> None:
