@@ -47,7 +47,9 @@ def for_markdown(text: str) -> str:
 
 
 def for_csv(value: Any) -> Any:
-    """A value for a cell: text that a spreadsheet would take for a formula gets a quote mark."""
+    """A plain value for a cell; text that a spreadsheet takes for a formula gets a quote mark."""
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(str, value))
     if not isinstance(value, str):
         return value
     shown = visible(value)

@@ -11,7 +11,7 @@ import stat
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
@@ -393,11 +393,18 @@ def typed(
 
 
 def typed_version(
-    data: Any, kind: type[_T], version: int, where: object, error: type[SparqleError], remedy: str
+    data: Any,
+    kind: type[_T],
+    version: int,
+    where: object,
+    error: type[SparqleError],
+    remedy: str,
+    *,
+    besides: Collection[str] = (),
 ) -> _T:
     """Read plain data as `typed` does, if its key ``version`` is the one wanted.
 
-    `remedy` is what to do about a file of another one.
+    `remedy` is what to do about a file of another one; the keys `besides` are left out.
     """
     found = data.get("version") if isinstance(data, dict) else None
     if found != version:
@@ -405,7 +412,7 @@ def typed_version(
             f"{where} has version {found!r}, not {version}: it is damaged, or of another version; "
             f"{remedy}"
         )
-    content = {key: value for key, value in data.items() if key != "version"}
+    content = {key: value for key, value in data.items() if key not in ("version", *besides)}
     return typed(content, kind, where, error)
 
 

@@ -1,4 +1,4 @@
-"""A progress bar over the named stages of long work."""
+"""Progress bars: a plain one, and one over the named stages of long work."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
+
+
+def progress_bar(*, progress: bool = True, **options: Any) -> Any:
+    """A progress bar on standard error, a ``tqdm`` with these options.
+
+    There is none if it is not wanted, or if standard error is no terminal: it would fill a log.
+    It goes when all is done.
+    """
+    return tqdm(disable=None if progress else True, **{"leave": False, **options})
 
 
 class Stages:
@@ -22,9 +31,7 @@ class Stages:
     def __init__(self, count: int, progress: bool) -> None:
         self.seconds: dict[str, float] = {}
         self._count = count
-        self._bar: Any = tqdm(
-            total=count, unit="stage", desc="start", disable=not progress, leave=False
-        )
+        self._bar = progress_bar(progress=progress, total=count, unit="stage", desc="start")
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:

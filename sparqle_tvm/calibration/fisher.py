@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from sparqle_tvm.calibration.loss import CHUNK_TOKENS
 from sparqle_tvm.errors import MissingExtraError, UnsupportedModelError
 from sparqle_tvm.models.decoder import DecoderConfig, rope_frequencies
+from sparqle_tvm.progress import progress_bar
 
 if TYPE_CHECKING:
     from sparqle_tvm.frontend import ImportedModel
@@ -71,7 +71,7 @@ def squared_gradients(
     model = _TorchLlama(torch, imported)
     generator = torch.Generator().manual_seed(_SEED)
     sums: dict[str, npt.NDArray[np.float64]] = {}
-    with tqdm(total=len(tokens), desc="gradients", unit="token", disable=not progress) as bar:
+    with progress_bar(progress=progress, total=len(tokens), desc="gradients", unit="token") as bar:
         for start in range(0, len(tokens), CHUNK_TOKENS):
             chunk = torch.from_numpy(tokens[start : start + CHUNK_TOKENS].astype(np.int64))
             for label, (gradient, energy) in model.gradients(chunk, generator).items():

@@ -287,8 +287,7 @@ def deliver(
 
 def write_documents(arguments: argparse.Namespace, document: Document) -> None:
     """Write the files of `add_document_arguments` that are asked for."""
-    from tqdm import tqdm
-
+    from sparqle_tvm.progress import progress_bar
     from sparqle_tvm.report import writers
 
     if arguments.markdown:
@@ -296,7 +295,7 @@ def write_documents(arguments: argparse.Namespace, document: Document) -> None:
     if arguments.csv:
         writers.write_csv(document, arguments.csv)
     count = len(document.pictures) * sum(map(bool, (arguments.html, arguments.pictures)))
-    with tqdm(total=count, unit="picture", desc="draw", leave=False, disable=not count) as bar:
+    with progress_bar(progress=count > 0, total=count, unit="picture", desc="draw") as bar:
         if arguments.html:
             from sparqle_tvm.report.html import to_html
 

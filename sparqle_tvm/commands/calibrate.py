@@ -44,7 +44,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         raise InvalidArgumentError(f"{arguments.out}: the file has to end in .npz")
     from sparqle_tvm.files import plain
     from sparqle_tvm.report.calibration import calibration_document
-    from sparqle_tvm.results.calibration import CalibrationSummary
+    from sparqle_tvm.results.calibration import KIND, CalibrationSummary
     from sparqle_tvm.studies.calibrate import calibrate
 
     calibration = calibrate(
@@ -55,5 +55,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     calibration.save(arguments.out)
     found = CalibrationSummary.of(calibration)
     shared.show(
-        arguments.json, lambda: calibration_document(found, arguments.out), lambda: plain(found)
+        arguments.json,
+        lambda: calibration_document(found, arguments.out),
+        lambda: {"kind": KIND, "out": arguments.out, **plain(found)},
     )

@@ -59,6 +59,7 @@ def _disasm(arguments: argparse.Namespace) -> None:
         shared.print_text(listing)
         return
     data = {
+        "kind": "program",
         "target": arguments.target,
         "rows": spec.m,
         "n": spec.n,

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparqle_tvm.commands import _shared as shared
+from sparqle_tvm.progress import progress_bar
+
+if TYPE_CHECKING:
+    from sparqle_tvm.results.estimate import Estimate
+    from sparqle_tvm.target.accelerator import Accelerator
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -23,7 +29,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "accelerator would do.",
     )
     shared.add_shape_argument(estimate, "llama2-7b")
-    estimate.add_argument("--phase", default="prefill", help="prefill or decode")
+    estimate.add_argument("--phase", default="prefill", help="prefill, decode or both")
     estimate.add_argument(
         "--seq", type=int, default=2048, help="tokens of the pass, or in the cache before it"
     )
@@ -72,6 +78,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def _estimate(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.report.estimate import estimate_document
+    from sparqle_tvm.results.estimate import KIND_OF_SEVERAL
+    from sparqle_tvm.results.passes import PHASES
     from sparqle_tvm.studies.estimate import estimate
     from sparqle_tvm.target.accelerator import Accelerator
 
@@ -87,24 +95,36 @@ def _estimate(arguments: argparse.Namespace) -> None:
         "balance": arguments.balance,
         "static_watts": arguments.static_watts,
     }
-    on = partial(estimate, arguments.model, arguments.phase, **question)
-    result = on(target=accelerator)
-    changes = None
+    phases = PHASES if arguments.phase == "both" else (arguments.phase,)
+    asked = [partial(estimate, arguments.model, phase, **question) for phase in phases]
+    found = [on(target=accelerator) for on in asked]
+    changes = []
     if arguments.sensitivity:
-        from tqdm import tqdm
+        from sparqle_tvm.studies.sensitivity import count_changes, sensitivity
 
-        from sparqle_tvm.studies.sensitivity import COMPARED, count_changes, sensitivity
-
-        count = count_changes(accelerator)
-        with tqdm(total=count, unit="change", desc="sensitivity", leave=False) as bar:
-            changes = sensitivity(
-                accelerator,
-                lambda other: on(target=other, schemes=COMPARED),
-                progress=bar.update,
-            )
+        count = len(asked) * count_changes(accelerator)
+        with progress_bar(total=count, unit="change", desc="sensitivity") as bar:
+            for on in asked:
+                changes.append(
+                    sensitivity(
+                        accelerator,
+                        partial(_compared, on),
+                        progress=bar.update,
+                    )
+                )
 
     def data() -> dict[str, Any]:
-        more = {} if changes is None else {"sensitivity": changes.to_json()}
-        return {**result.to_json(), **more}
+        more = [{"sensitivity": one.to_json()} for one in changes] or [{}] * len(found)
+        several = [{**one.to_json(), **new} for one, new in zip(found, more, strict=True)]
+        if arguments.phase != "both":
+            return several[0]
+        return {"kind": KIND_OF_SEVERAL, "estimates": several}
 
-    shared.deliver(arguments, lambda: estimate_document(result, changes), data)
+    shared.deliver(arguments, lambda: estimate_document(found, changes), data)
+
+
+def _compared(on: Callable[..., Estimate], accelerator: Accelerator) -> Estimate:
+    """An estimate on another accelerator, of the schemes that a sensitivity compares."""
+    from sparqle_tvm.studies.sensitivity import COMPARED
+
+    return on(target=accelerator, schemes=COMPARED)

@@ -60,6 +60,7 @@ def _pareto(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.calibration.budget import Budget, parse_share
     from sparqle_tvm.files import plain
     from sparqle_tvm.report.calibration import pareto_document
+    from sparqle_tvm.results.losses import KIND
     from sparqle_tvm.studies.pareto import BUDGETS, pareto
 
     budgets: tuple[Budget, ...] = BUDGETS
@@ -78,4 +79,6 @@ def _pareto(arguments: argparse.Namespace) -> None:
     )
     if arguments.picture:
         drawing("pareto").write_pareto(result, arguments.picture)
-    shared.show(arguments.json, lambda: pareto_document(result), lambda: plain(result))
+    shared.show(
+        arguments.json, lambda: pareto_document(result), lambda: {"kind": KIND, **plain(result)}
+    )

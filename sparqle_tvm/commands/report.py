@@ -1,4 +1,4 @@
-"""``sparqle report``: a finished run as a page, Markdown, CSV, pictures or JSON."""
+"""``sparqle report``: what any command found as a page, Markdown, CSV, pictures or JSON."""
 
 from __future__ import annotations
 
@@ -15,36 +15,38 @@ def add(commands: Any) -> argparse.ArgumentParser:
         commands,
         "report",
         _report,
-        help="show what a run found: a page with pictures, Markdown, CSV, JSON",
-        description="Show what `sparqle run` found: figures, pictures and tables as one page that "
+        help="show what a command found: a page with pictures, Markdown, CSV, JSON",
+        description="Show what a command wrote with --json (run, generate, calibrate, pareto, "
+        "estimate, sweep, tune, target check): figures, pictures and tables as one page that "
         "opens without a network, as Markdown, CSV files, PNG files or JSON. Without any of "
         "these, the tables are printed.",
     )
     report.add_argument(
-        "--run",
+        "result",
+        nargs="?",
         metavar="FILE",
-        help="what `sparqle run --json FILE` wrote; without it, the built-in model is run first",
+        help="what a command wrote with --json FILE; without it, the built-in model is run first",
     )
     shared.add_document_arguments(report)
     return report
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from sparqle_tvm.report.build import build_report
-    from sparqle_tvm.results.analysis import load_result
+    if arguments.result is not None:
+        from sparqle_tvm.report.load import load_document
 
-    if arguments.run is not None:
-        run = load_result(arguments.run)
+        kind, document = load_document(arguments.result)
     else:
+        from sparqle_tvm.report.build import build_report
+        from sparqle_tvm.results.run import KIND
         from sparqle_tvm.studies.run import run_model
 
-        run = run_model()
-    document = build_report(run)
+        kind, document = KIND, build_report(run_model())
     if not (arguments.json or shared.documents_wanted(arguments)):
         from sparqle_tvm.report.writers import print_document
 
         print_document(document)
     with all_or_nothing():
         if arguments.json:
-            shared.emit_json(arguments.json, document.to_json())
+            shared.emit_json(arguments.json, {"of": kind, **document.to_json()})
         shared.write_documents(arguments, document)

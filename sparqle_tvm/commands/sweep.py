@@ -9,37 +9,45 @@ from sparqle_tvm.commands import _shared as shared
 from sparqle_tvm.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from sparqle_tvm.studies.sweep import Sweep, SweepResult
+    from sparqle_tvm.studies.sweep import Sweep
+    from sparqle_tvm.studies.sweep.points import Value
 
 DEFAULT_OUT = "sweep.csv"
 DESCRIPTION = """Run `sparqle estimate` for every point of a grid or a list, on all cores or on a
-Dask cluster, and write a table. Names are the options of `sparqle estimate` (model, phase,
-seq, batch, msb_sparsity, kv_bits, target, node, memory) and the fields of the
-accelerator (rows, cols, lanes, dram_bytes_per_cycle, activation_buffer_bytes, ...).
-A sweep that was killed goes on where it was when it is started again.
+Dask cluster, and write a table. Names are the options of `sparqle estimate`
+(model, phase, seq, batch, msb_sparsity, kv_bits, target, node, memory) and the
+fields of the accelerator (sparqle target show). A sweep that was killed goes
+on where it was when it is started again.
 
---pivot shows one figure of the sweep over two of its names, as a table and a heat map. --find looks
-for the value of a field from which on a figure reaches a level, by a scan and bisection, for every
-combination of the axes; it says if there is none, or more than one. Figures: time_saved,
-energy_saved, dram_saved, seconds, joules, dense_seconds, dense_joules, of the whole model; with
-dense_layers_ before them of the dense layers; and every column of the table.
+What is saved is shown as pivot tables and heat maps over the two names with
+most values; --pivot shows another figure over two names of yours. --find looks
+for the value of a field from which on a figure reaches a level, by a scan and
+bisection, for every combination of the axes; it says if there is none, or more
+than one. Figures: time_saved, energy_saved, dram_saved, seconds, joules,
+dense_seconds, dense_joules, of the whole model; with dense_layers_ before them
+of the dense layers; and every column of the table.
 """
 
 EXAMPLES = """examples:
-  sparqle sweep --fix model=llama2-7b --fix phase=prefill \\
-    --axis seq=128,512,2048 --axis msb_sparsity=0:0.9:10 --out sweep.csv
+  sparqle sweep --model llama2-7b --axis seq=128,512,2048 \\
+    --axis msb_sparsity=0:0.9:10 --html sweep.html
   sparqle sweep sweep.toml --out sweep.json --workers 8
   sparqle sweep sweep.toml --out sweep.csv --dask tcp://head:8786
 
-  How much time is saved over prompt length and bandwidth, and where that turns into a loss:
-  sparqle sweep --axis seq=128,512,2048 --axis dram_bytes_per_cycle=4,8,16,32,64 \\
-    --pivot seq dram_bytes_per_cycle time_saved --html pivot.html --pictures pictures
+  How much time is saved over prompt length and bandwidth:
+  sparqle sweep --axis seq=128,512,2048 \\
+    --axis dram_bytes_per_cycle=4,8,16,32,64 \\
+    --pivot seq dram_bytes_per_cycle time_saved --html pivot.html
 
   From which bandwidth on 16 % of the time is saved, for three array widths:
-  sparqle sweep --axis lanes=8,16,32 --find time_saved=16% --over dram_bytes_per_cycle
+  sparqle sweep --axis lanes=8,16,32 --find time_saved=16% \\
+    --over dram_bytes_per_cycle
 
-  The sparsity at which the dense layers break even (values of the scan may be given):
-  sparqle sweep --find dense_layers_time_saved=0 --over msb_sparsity=0:1 --json -
+  From which batch on decode gains:
+  sparqle sweep --phase decode --find time_saved=1% --over batch
+
+  The sparsity at which the dense layers break even:
+  sparqle sweep --find dense_layers_time_saved=0 --over msb_sparsity=0:1
 """
 
 
@@ -76,6 +84,12 @@ def add(commands: Any) -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="what all points share; may be given several times",
     )
+    shortcuts = {"model": str, "target": str, "phase": str, "seq": int, "batch": int}
+    for name, kind in shortcuts.items():
+        sweep.add_argument(
+            f"--{name}", type=kind, metavar=name.upper(), help=f"the same as --fix {name}="
+        )
+    sweep.set_defaults(shortcuts=tuple(shortcuts))
     sweep.add_argument(
         "--pivot",
         nargs=3,
@@ -119,9 +133,15 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
 def _find(arguments: argparse.Namespace) -> None:
     """Look for a level."""
-    from sparqle_tvm.files import plain
     from sparqle_tvm.report.pivot import crossing_document
-    from sparqle_tvm.studies.sweep import Scan, find_crossings, parse_find, parse_over, quantity
+    from sparqle_tvm.studies.sweep import (
+        Scan,
+        crossings_json,
+        find_crossings,
+        parse_find,
+        parse_over,
+        quantity,
+    )
 
     for option in ("pivot", "out", "dask", "restart"):
         if getattr(arguments, option):
@@ -132,19 +152,15 @@ def _find(arguments: argparse.Namespace) -> None:
     shared.deliver(
         arguments,
         lambda: crossing_document(scan, found),
-        lambda: {
-            **plain(scan),
-            "points": [{**plain(one), "crossings": list(one.crossings)} for one in found],
-        },
+        lambda: crossings_json(scan, found),
     )
 
 
 def _run(arguments: argparse.Namespace) -> None:
     """Estimate all points."""
-    from sparqle_tvm.files import plain
     from sparqle_tvm.report.pivot import pivot_document
     from sparqle_tvm.report.sweep import outcome, sweep_document
-    from sparqle_tvm.studies.sweep import pivot, quantity, require_axes, run_sweep
+    from sparqle_tvm.studies.sweep import pivot, quantity, require_axes, run_sweep, sweep_json
 
     points, out = _points(arguments), arguments.out or DEFAULT_OUT
     if arguments.pivot:
@@ -160,14 +176,14 @@ def _run(arguments: argparse.Namespace) -> None:
     )
     if not arguments.pivot:
         shared.deliver(
-            arguments, lambda: sweep_document(result, out), lambda: _summary(result, out)
+            arguments, lambda: sweep_document(result, out), lambda: sweep_json(result, out)
         )
         return
     table = pivot(result, rows, cols, shown)
     shared.deliver(
         arguments,
         lambda: pivot_document(table, outcome(result, out)),
-        lambda: {**_summary(result, out), "pivot": plain(table)},
+        lambda: sweep_json(result, out, table),
     )
 
 
@@ -185,26 +201,20 @@ def _kept(arguments: argparse.Namespace) -> str:
 def _points(arguments: argparse.Namespace) -> Sweep:
     from sparqle_tvm.studies.sweep import Sweep, parse_axis, read_sweep
 
-    if arguments.points and (arguments.axis or arguments.fix):
+    given = {name: getattr(arguments, name) for name in arguments.shortcuts}
+    fixed: dict[str, Value] = {name: value for name, value in given.items() if value is not None}
+    if arguments.points and (arguments.axis or arguments.fix or fixed):
         raise InvalidArgumentError("give either a TOML file or --axis and --fix, not both")
     if arguments.points:
         return read_sweep(arguments.points)
     axes = [parse_axis(axis) for axis in arguments.axis]
     if len(dict(axes)) < len(axes):
         raise InvalidArgumentError("--axis names the same axis twice")
-    fixed = {}
     for text in arguments.fix:
         name, values = parse_axis(text)
         if len(values) != 1:
             raise InvalidArgumentError(f"--fix {text}: one value is fixed, {len(values)} are given")
+        if name in fixed:
+            raise InvalidArgumentError(f"--fix {text}: {name} is given as --{name}, too")
         fixed[name] = values[0]
     return Sweep.grid(dict(axes), fixed)
-
-
-def _summary(result: SweepResult, out: str) -> dict[str, Any]:
-    return {
-        "out": out,
-        "points": len(result.results),
-        "failed": result.failed,
-        "rows": result.rows,
-    }

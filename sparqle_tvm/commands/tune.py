@@ -71,6 +71,7 @@ def _tune(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.calibration.apply import as_calibration
     from sparqle_tvm.frontend import from_gguf
     from sparqle_tvm.report.tuning import tuning_document
+    from sparqle_tvm.results.tuning import TuningSummary
     from sparqle_tvm.studies.count import OUTPUT_LABEL
     from sparqle_tvm.studies.inputs import functions_of_a_run, model_path
     from sparqle_tvm.target.accelerator import Accelerator
@@ -112,4 +113,8 @@ def _tune(arguments: argparse.Namespace) -> None:
         workers=arguments.workers,
         scheduler=arguments.dask,
     )
-    shared.show(arguments.json, lambda: tuning_document(result), result.to_json)
+    shared.show(
+        arguments.json,
+        lambda: tuning_document(TuningSummary.from_json(result.to_json())),
+        result.to_json,
+    )

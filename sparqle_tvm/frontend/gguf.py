@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sparqle_tvm.errors import InvalidArgumentError, ModelFileError, UnsupportedModelError
 from sparqle_tvm.frontend.gguf_file import GGUFFile
 from sparqle_tvm.frontend.tokenizer import Tokenizer, tokenizer_from_gguf
+from sparqle_tvm.models.builtin import builtin_name
 from sparqle_tvm.models.decoder import DecoderConfig, Yarn, export_decoder
 from sparqle_tvm.models.quantized import Weight
+from sparqle_tvm.progress import progress_bar
 
 if TYPE_CHECKING:
     import tvm
@@ -70,7 +71,7 @@ class ImportedModel:
     ----------
     mod : the module, with the functions that `sparqle_tvm.models.decoder` describes
     config : its shape
-    name : name of the model in the file, or else the name of the file
+    name : what people call the built-in model; of others the name in the file, or of the file
     sha256 : SHA-256 of the file, in hexadecimal digits
     activations : what the dense layers compute on
     file : the file that it came from, with its tensors
@@ -126,20 +127,20 @@ def from_gguf(
         raise InvalidArgumentError(f"activations={activations!r} is neither 'int8' nor 'float32'")
     file = GGUFFile(Path(path))
     config = read_config(file)
-    with tqdm(
-        total=len(file.tensors), desc="import", unit="tensor", disable=not progress, leave=False
-    ) as bar:
+    count = len(file.tensors)
+    with progress_bar(progress=progress, total=count, desc="import", unit="tensor") as bar:
         mod = export_decoder(config, _Source(file, activations, bar))
     if file.unused():
         raise UnsupportedModelError(
             f"{file.path}: tensors that a {file.require('general.architecture', str)} does not "
             f"have here: {', '.join(file.unused()[:5])}"
         )
+    sha256 = file.sha256()
     return ImportedModel(
         mod=mod,
         config=config,
-        name=file.get("general.name", str) or file.path.stem,
-        sha256=file.sha256(),
+        name=builtin_name(sha256) or file.get("general.name", str) or file.path.stem,
+        sha256=sha256,
         activations=activations,
         file=file,
     )
@@ -296,7 +297,7 @@ def _is_sound(yarn: Yarn, base: float) -> bool:
 class _Source:
     """The weights of a file, as `export_decoder` asks for them."""
 
-    def __init__(self, file: GGUFFile, activations: Activations, bar: tqdm[None]) -> None:
+    def __init__(self, file: GGUFFile, activations: Activations, bar: Any) -> None:
         self._file, self._activations, self._bar = file, activations, bar
 
     def dense(self, name: str, in_features: int, out_features: int) -> Weight:

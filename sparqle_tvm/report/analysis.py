@@ -20,12 +20,11 @@ from sparqle_tvm.report.document import (
 )
 from sparqle_tvm.report.passes import (
     components_table,
-    cost_table,
+    cost_tables,
+    counted_by,
     describe,
     energy_table,
     figure,
-    limits_table,
-    others_table,
 )
 from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.report.run import (
@@ -60,7 +59,11 @@ def analysis_report(found: Analysis) -> Document:
     sections += [*_sparsity_sections(found), *_left_sections(found)]
     details: list[Part] = [_inputs_table(found)]
     if found.passes:
-        details += [*detail_tables(found), *_programs_tables(found), constants_table(found.table)]
+        details += [
+            *detail_tables(found.passes, found.accelerator),
+            *_programs_tables(found),
+            constants_table(found.table),
+        ]
     return _document(found, (*sections, Section("In detail", tuple(details))))
 
 
@@ -111,7 +114,7 @@ def _cards(found: Analysis) -> Iterator[Card]:
             "of the high digits are zero, weighted by MACs"
             + (" (random inputs)" if found.seed is not None else ""),
         )
-    yield from saving_cards(found)
+    yield from saving_cards(found.passes, found.table, counted_by(found.engine))
 
 
 def _cost_sections(found: Analysis) -> Iterator[Section]:
@@ -124,9 +127,7 @@ def _cost_sections(found: Analysis) -> Iterator[Section]:
         f"{_HOW[found.engine]} What is not a dense layer is counted by a formula for the vector "
         "unit: between two dense layers tensors stay on chip, what passes them is read and "
         f"written once. Float tensors travel at {8 * found.accelerator.float_bytes} bits.",
-        cost_table(found.passes, found.accelerator),
-        limits_table(found.passes, found.accelerator),
-        others_table(found.passes, found.accelerator),
+        *cost_tables(found.passes, found.accelerator),
     ]
     if found.drained:
         parts.append(
@@ -150,7 +151,7 @@ def _pass_sections(found: Analysis, one: PassResult) -> Iterator[Section]:
                 "dense baseline as outlines. Of a large model the layers with most cycles.",
                 lambda narrow: drawing("layers").draw_layers(one, narrow=narrow),
             ),
-            roofline_picture(found, "call"),
+            roofline_picture(found.passes, found.accelerator, "call"),
         ),
     )
     yield Section(

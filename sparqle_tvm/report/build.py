@@ -22,7 +22,7 @@ def build_report(run: RunResult | Analysis) -> Document:
     if isinstance(run, Analysis):
         return analysis_report(run)
     model = estimable(run)
-    details: list[Part] = [*detail_tables(run)]
+    details: list[Part] = [*detail_tables(run.passes, run.accelerator)]
     if isinstance(model, str):
         estimated = [Section("Energy", (model,))]
     else:

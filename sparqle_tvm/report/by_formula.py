@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from sparqle_tvm.models.sparsity import MsbDistribution, of_run
 from sparqle_tvm.report.comparison import comparison_table, limits_table, stored_curves
 from sparqle_tvm.report.document import Column, Part, Picture, Section, Table
 from sparqle_tvm.report.paper import CITATION
-from sparqle_tvm.report.passes import energy_table, figure
+from sparqle_tvm.report.passes import FORMULA, counted_by, energy_table, figure
 from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.report.sensitivity import sensitivity_section
 from sparqle_tvm.results.estimate import Estimate
@@ -214,18 +214,28 @@ def _format(layers: list[Layer]) -> WeightFormat:
 
 
 def _energy_section(model: RunModel) -> Section:
+    """The run's own schemes as it counted them, the others by formula."""
+    run = model.run
+    passes = [
+        replace(one, schemes={**one.schemes, **counted.schemes})
+        for one, counted in zip(model.phases, run.passes, strict=True)
+    ]
+    own = dict.fromkeys(run.prefill.schemes, counted_by(run.engine))
+    counted = {**dict.fromkeys(passes[0].schemes, FORMULA), **own}
     table = energy_table(
-        model.phases,
-        model.run.accelerator,
-        model.run.table.name,
-        f"{scheme_notes(model.run.accelerator)} Bands are those of parameters without a published "
-        "value.",
+        passes,
+        run.accelerator,
+        run.table.name,
+        f"{scheme_notes(run.accelerator)} Bands are those of parameters without a published value. "
+        "By formula: with the digits of this run, saved against dense by formula.",
+        counted,
     )
     picture = Picture(
         "energy",
-        f"Energy of the whole model by component, table {model.run.table.name}, counted by formula "
-        "with the digits of this run. Lines: band of what has no published value.",
-        lambda narrow: drawing("energy").draw_energy(model.phases, narrow=narrow),
+        f"Energy of the whole model by component, table {run.table.name}: dense and split "
+        f"{counted_by(run.engine)}, the others by formula with the digits of this run. Lines: band "
+        "of what has no published value.",
+        lambda narrow: drawing("energy").draw_energy(passes, narrow=narrow),
     )
     return Section("Energy", (picture, table))
 

@@ -5,7 +5,7 @@ A run has two passes, an estimate is one; the same tables show both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sparqle_tvm.report import formats
@@ -37,6 +37,25 @@ LIMIT_NAMES = {
 """Names of `target.cost.limits.LIMITS` for readers."""
 
 Row = dict[str, Any]
+
+FORMULA, SIMULATOR = "by formula", "by simulator"
+"""How figures were counted, for readers."""
+
+
+def counted_by(engine: str) -> str:
+    """``simulator`` or ``analytical`` for readers."""
+    return SIMULATOR if engine == "simulator" else FORMULA
+
+
+def cost_tables(passes: Sequence[PassResult], accelerator: Accelerator) -> Iterator[Table]:
+    """What passes cost, what limits them, what there is besides dense layers, what is left dense.
+
+    Runs, analyses and estimates show the same.
+    """
+    yield cost_table(passes, accelerator)
+    yield limits_table(passes, accelerator)
+    yield others_table(passes, accelerator)
+    yield from left_dense_tables(passes)
 
 
 def describe(accelerator: Accelerator) -> str:
@@ -230,9 +249,13 @@ def left_dense_tables(passes: Sequence[PassResult]) -> Iterator[Table]:
 
 
 def energy_table(
-    passes: Sequence[PassResult], accelerator: Accelerator, table: str, note: str = ""
+    passes: Sequence[PassResult],
+    accelerator: Accelerator,
+    table: str,
+    note: str = "",
+    counted: Mapping[str, str] | None = None,
 ) -> Table:
-    """Joules and what is saved, each with its band."""
+    """Joules and what is saved, each with its band; by scheme, how they were `counted`, if said."""
     return Table(
         name="energy",
         title=f"Energy with the table {table}, and the band of what has no published value",
@@ -245,8 +268,12 @@ def energy_table(
             saving("energy_saved"),
             figure("energy_saved_low", "low", formats.percent),
             figure("energy_saved_high", "high", formats.percent),
+            *([Column("counted", "counted")] if counted else []),
         ),
-        rows=tuple(_rows(passes, _energies)),
+        rows=tuple(
+            {**row, **({"counted": counted[row["scheme"]]} if counted else {})}
+            for row in _rows(passes, _energies)
+        ),
         note=note,
         group="part",
     )

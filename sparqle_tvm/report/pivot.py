@@ -49,31 +49,42 @@ def quantity_title(quantity: Quantity) -> str:
 
 def pivot_document(found: Pivot, notes: Sequence[Part] = ()) -> Document:
     """A table of every panel, and a heat map of all."""
-    title = f"{quantity_title(found.quantity)}, over {found.rows} and {found.cols}"
-    title = title[0].upper() + title[1:]
-    varying = {found.rows, found.cols, *(name for panel in found.panels for name in panel.point)}
+    return Document(
+        _pivot_title(found),
+        shown_fixed(found.fixed, _varying(found)),
+        sections=(pivot_section(found, "Pivot", "pivot", notes),),
+    )
+
+
+def pivot_section(found: Pivot, title: str, name: str, notes: Sequence[Part] = ()) -> Section:
+    """A heat map of all panels and a table of each; `name` is that of the picture and the table."""
     line = " The line parts gain from loss." if found.quantity.unit == "share" else ""
     picture = Picture(
-        "pivot",
-        f"{title}. {_shown_fixed(found.fixed, varying)}{line}",
+        name.replace("_", "-"),
+        f"{_pivot_title(found)}, by formula. {shown_fixed(found.fixed, _varying(found))}{line}",
         lambda narrow: drawing("pivot").draw_pivot(found, narrow=narrow),
     )
-    tables = [_panel_table(found, i) for i in range(len(found.panels))]
-    return Document(
-        title,
-        _shown_fixed(found.fixed, varying),
-        sections=(Section("Pivot", (picture, *tables, *notes)),),
-    )
+    tables = [_panel_table(found, i, name) for i in range(len(found.panels))]
+    return Section(title, (picture, *tables, *notes))
 
 
-def _shown_fixed(fixed: Mapping[str, Value], varying: Collection[str]) -> str:
+def _pivot_title(found: Pivot) -> str:
+    title = f"{quantity_title(found.quantity)}, over {found.rows} and {found.cols}"
+    return title[0].upper() + title[1:].replace("_", " ")
+
+
+def _varying(found: Pivot) -> set[str]:
+    return {found.rows, found.cols, *(name for panel in found.panels for name in panel.point)}
+
+
+def shown_fixed(fixed: Mapping[str, Value], varying: Collection[str]) -> str:
     """What all points share, defaults too, as a sentence."""
     shared = {name: value for name, value in {**DEFAULTS, **fixed}.items() if name not in varying}
     return f"{shown_point(shared)}."
 
 
-def _panel_table(found: Pivot, which: int) -> Table:
-    panel, name = found.panels[which], "pivot" if len(found.panels) == 1 else f"pivot_{which + 1}"
+def _panel_table(found: Pivot, which: int, name: str) -> Table:
+    panel, name = found.panels[which], name if len(found.panels) == 1 else f"{name}_{which + 1}"
     show = shown_figure(found.quantity)
     titles = [shown_value(value) for value in found.col_values]
     return Table(
@@ -102,7 +113,7 @@ def crossing_document(scan: Scan, found: Sequence[BreakEven]) -> Document:
     """A row for every point, and pictures of the figure and of the crossover."""
     names = [name for name in _names(found) if len({one.point.get(name) for one in found}) > 1]
     shared = {n: v for n, v in found[0].point.items() if n not in names}
-    fixed = _shown_fixed(shared, {*names, scan.over})
+    fixed = shown_fixed(shared, {*names, scan.over})
     level = shown_figure(scan.quantity)(scan.level)
     better = "at least" if scan.quantity.more_is_better else "at most"
     what = quantity_title(scan.quantity).capitalize()

@@ -21,17 +21,18 @@ from sparqle_tvm.report.document import (
 )
 from sparqle_tvm.report.passes import (
     LIMIT_NAMES,
-    cost_table,
+    cost_tables,
+    counted_by,
     describe,
     figure,
-    left_dense_tables,
-    limits_table,
-    others_table,
 )
 from sparqle_tvm.report.pictures import drawing
+from sparqle_tvm.report.target import fields_table
 from sparqle_tvm.results.losses import RunLoss
 from sparqle_tvm.results.passes import PassResult, share_saved
 from sparqle_tvm.results.run import LayerSparsity, Measured, RunResult, SortingResult, TuningGain
+from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.energy_table import EnergyTable
 
 _HOW = {
     "simulator": "The dense layers ran as programs on the cycle-level simulator, which computed "
@@ -72,26 +73,29 @@ def _cards(run: RunResult) -> Iterator[Card]:
         formats.percent(run.msb_sparsity.mean),
         "of the high digits are zero, weighted by MACs",
     )
-    yield from saving_cards(run)
+    yield from saving_cards(run.passes, run.table, counted_by(run.engine))
 
 
-def saving_cards(run: Measured) -> Iterator[Card]:
-    """What is saved of time and energy, pass by pass; a call alone needs no name of its pass."""
-    for one in run.passes:
+def saving_cards(passes: Sequence[PassResult], table: EnergyTable, counted: str) -> Iterator[Card]:
+    """What is saved of time and energy, pass by pass; a call alone needs no name of its pass.
+
+    `counted` says how: `FORMULA` or `SIMULATOR`.
+    """
+    for one in passes:
         dense, split = (one.schemes[s].dense_layers.seconds for s in ("dense", "sparqle"))
         yield Card(
             _of_pass(one, "time, dense layers"),
             formats.change(one.saved("sparqle", "dense_layers").cycles),
             f"{formats.seconds(split)} instead of {formats.seconds(dense)}; {_whole(one)} "
-            f"{formats.change(one.saved('sparqle').cycles)}",
+            f"{formats.change(one.saved('sparqle').cycles)}; {counted}",
         )
-    for one in run.passes:
+    for one in passes:
         saved, whole = (one.saved("sparqle", p).energy for p in ("dense_layers", "whole_model"))
         yield Card(
             _of_pass(one, "energy, dense layers"),
             formats.change(saved.mid),
             f"{formats.change(saved.high)} to {formats.change(saved.low)}; {_whole(one)} "
-            f"{formats.change(whole.mid)}; table {run.table.name}",
+            f"{formats.change(whole.mid)}; table {table.name}; {counted}",
         )
 
 
@@ -110,10 +114,7 @@ def cost_section(run: RunResult) -> Section:
         f"Prefill is {run.prefill.tokens} tokens at once, decode one token after "
         f"{run.decode.past}. {_HOW[run.engine]} Float tensors travel at "
         f"{8 * run.accelerator.float_bytes} bits.",
-        cost_table(run.passes, run.accelerator),
-        limits_table(run.passes, run.accelerator),
-        others_table(run.passes, run.accelerator),
-        *left_dense_tables(run.passes),
+        *cost_tables(run.passes, run.accelerator),
         _energy_note(run),
     ]
     if run.balance is not None:
@@ -234,17 +235,16 @@ def windows_table(layers: Sequence[LayerSparsity]) -> Table:
     )
 
 
-def roofline_picture(run: Measured, what: str) -> Picture:
-    """The roofline of the layers of a run or a call."""
+def roofline_picture(passes: Sequence[PassResult], accelerator: Accelerator, what: str) -> Picture:
+    """The roofline of the layers of a run, a call or an estimate."""
     return Picture(
         "roofline",
         f"What memory and array allow, and what the layers of this {what} reach, in "
         "multiply-accumulates at full precision. The solid roof is one digit pass, the "
         "dashed one two passes; thin lines lead from the dense to the split form of a "
-        "layer. A layer under the slope is limited by memory.",
-        lambda narrow: drawing("roofline").draw_roofline(
-            run.passes, run.accelerator, narrow=narrow
-        ),
+        "layer. A layer under the slope is limited by memory. Names stand beside the middle of "
+        "all split layers of their kind.",
+        lambda narrow: drawing("roofline").draw_roofline(passes, accelerator, narrow=narrow),
     )
 
 
@@ -264,7 +264,7 @@ def layer_sections(run: RunResult) -> Iterator[Section]:
     )
     yield Section(
         "Roofline",
-        (roofline_picture(run, "run"),),
+        (roofline_picture(run.passes, run.accelerator, "run"),),
     )
     yield sparsity_section(
         run,
@@ -277,24 +277,17 @@ def layer_sections(run: RunResult) -> Iterator[Section]:
     )
 
 
-def detail_tables(run: Measured) -> Iterator[Table]:
+def detail_tables(passes: Sequence[PassResult], accelerator: Accelerator) -> Iterator[Table]:
     """The accelerator, and every layer."""
-    fields = asdict(run.accelerator)
-    yield Table(
-        name="accelerator",
-        title="Accelerator",
-        columns=(Column("field", "field"), figure("value", "value", _plain)),
-        rows=tuple({"field": name, "value": value} for name, value in fields.items()),
-        folded=True,
-    )
-    yield from (_layer_table(one) for one in run.passes)
+    yield fields_table(accelerator, folded=True)
+    yield from (_layer_table(one) for one in passes if {"dense", "sparqle"} <= set(one.schemes))
 
 
 def _layer_table(one: PassResult) -> Table:
     rows = []
     for layer in one.layers:
         row: dict[str, Any] = {
-            key: getattr(layer, key) for key in ("label", "m", "n", "k", "msb_sparsity")
+            key: getattr(layer, key) for key in ("label", "times", "m", "n", "k", "msb_sparsity")
         }
         for name, cost in layer.costs.items():
             row |= {
@@ -309,6 +302,7 @@ def _layer_table(one: PassResult) -> Table:
         title=f"Every dense layer of the {one.phase}",
         columns=(
             Column("label", "layer"),
+            figure("times", "layers", formats.grouped),
             figure("m", "rows", formats.grouped),
             figure("n", "outputs", formats.grouped),
             figure("k", "inputs", formats.grouped),
@@ -372,7 +366,3 @@ def _tuning_note(gain: TuningGain) -> str:
 def _names(names: tuple[str, ...], shown: int = 4) -> str:
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
-
-
-def _plain(value: Any) -> str:
-    return formats.grouped(value) if isinstance(value, int) and value > 9999 else str(value)

@@ -1,26 +1,60 @@
-"""The outcome of a sweep: what is saved at some of its points, and what went wrong."""
+"""The outcome of a sweep: pivots of what is saved, every point, and what went wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from sparqle_tvm.models.shapes import MODELS
 from sparqle_tvm.report import formats
-from sparqle_tvm.report.document import Column, Document, Notice, Part, Section, Table
+from sparqle_tvm.report.document import (
+    Card,
+    Column,
+    Document,
+    Notice,
+    Part,
+    Picture,
+    Section,
+    Table,
+)
 from sparqle_tvm.report.passes import figure, saving
+from sparqle_tvm.report.pictures import drawing
+from sparqle_tvm.report.pivot import (
+    pivot_section,
+    quantity_title,
+    shown_fixed,
+    shown_point,
+    shown_value,
+)
+from sparqle_tvm.studies.sweep.figures import quantity
+from sparqle_tvm.studies.sweep.pivot import pivot
 from sparqle_tvm.studies.sweep.table import SweepResult
 
 SHOWN_ROWS = 12
-"""Points that are shown; the file has all."""
+"""Points that are shown without being asked for; pages fold the others, the file has all."""
+FIGURES = ("time_saved", "energy_saved")
+"""What pivots and cards show."""
 
 
 def sweep_document(result: SweepResult, out: str) -> Document:
-    """A table of the points (some of them, if there are many), and in which file all are."""
+    """Pivots over the two names with most values, all points, and in which file they are."""
     good = [row for row in result.rows if "error" not in row]
-    varying = [n for n in result.sweep.names if len({row.get(n) for row in result.rows}) > 1]
-    parts: list[Part] = [_table(good, varying)] if good else []
-    parts += outcome(result, out)
-    return Document("What split precision saves", "", sections=(Section("Points", parts),))
+    names = result.sweep.names
+    counts = {n: len({row.get(n) for row in result.rows}) for n in names}
+    varying = [n for n in names if counts[n] > 1]
+    shared = {n: v for n, v in result.sweep.points[0].items() if n not in varying}
+    model = shared.get("model", "")
+    title = f"{MODELS[str(model)].name}: what" if model in MODELS else "What"
+    over = f", over {' and '.join(varying).replace('_', ' ')}" if len(varying) in (1, 2) else ""
+    return Document(
+        f"{title} split precision saves{over}",
+        shown_fixed(shared, varying),
+        cards=tuple(_cards(good, varying)),
+        sections=(
+            *_savings(result, good, varying, counts),
+            Section("Points", (*_points(good, varying), *outcome(result, out))),
+        ),
+    )
 
 
 def outcome(result: SweepResult, out: str) -> list[Part]:
@@ -32,27 +66,72 @@ def outcome(result: SweepResult, out: str) -> list[Part]:
     return [*parts, f"{len(result.results)} points in {out}"]
 
 
-def _table(rows: list[dict[str, Any]], varying: list[str]) -> Table:
-    shown = _spread(rows)
+def _cards(rows: Sequence[dict[str, Any]], varying: Sequence[str]) -> Iterator[Card]:
+    """Where most is saved, and where least."""
+    for name in FIGURES if len(rows) > 1 else ():
+        column, what = quantity(name).column, name.replace("_", " ")
+        for word, row in (
+            ("Most", max(rows, key=lambda row: float(row[column]))),
+            ("Least", min(rows, key=lambda row: float(row[column]))),
+        ):
+            where = shown_point({n: row[n] for n in varying if n in row})
+            yield Card(f"{word} {what}", formats.percent(row[column]), f"{where}; by formula")
+
+
+def _savings(
+    result: SweepResult,
+    good: Sequence[dict[str, Any]],
+    varying: Sequence[str],
+    counts: dict[str, int],
+) -> Iterator[Section]:
+    if not good:
+        return
+    if len(varying) > 1:
+        chosen = sorted(varying, key=lambda n: -counts[n])[:2]
+        rows, cols = (n for n in varying if n in chosen)
+        for name in FIGURES:
+            found = pivot(result, rows, cols, quantity(name))
+            title = quantity_title(found.quantity)
+            yield pivot_section(found, f"{title[0].upper()}{title[1:]}", f"pivot_{name}")
+    elif varying:
+        (axis,) = varying
+        picture = Picture(
+            "savings",
+            f"What split precision saves of the dense baseline over {axis.replace('_', ' ')}, by "
+            "formula.",
+            lambda narrow: drawing("pivot").draw_axis(good, axis, narrow=narrow),
+        )
+        yield Section("Savings", (picture,))
+
+
+def _points(rows: Sequence[dict[str, Any]], varying: Sequence[str]) -> Iterator[Table]:
+    if not rows:
+        return
+    if len(rows) > SHOWN_ROWS and len(varying) < 2:
+        some = _spread(rows)
+        yield _table("some_points", some, varying, f"{len(some)} of {len(rows)} points")
+    yield _table("points", rows, varying, "" if len(rows) <= SHOWN_ROWS else "All points")
+
+
+def _table(name: str, rows: Sequence[dict[str, Any]], varying: Sequence[str], title: str) -> Table:
     return Table(
-        name="points",
-        title="" if len(shown) == len(rows) else f"{len(shown)} of {len(rows)} points",
+        name=name,
+        title=title,
         columns=(
-            *(Column(name, name.replace("_", " ")) for name in varying),
+            *(Column(name, name.replace("_", " "), shown_value) for name in varying),
             saving("sparqle_dense_layers_cycles_reduction", "dense layers, cycles saved"),
             figure("sparqle_whole_model_seconds", "whole model", formats.seconds),
             saving("sparqle_whole_model_cycles_reduction"),
             figure("sparqle_whole_model_joules", "energy", formats.joules),
             saving("sparqle_whole_model_energy_reduction"),
         ),
-        rows=tuple(shown),
-        note=f"Energy: {', '.join(sorted({row['energy_table'] for row in rows}))}.",
+        rows=tuple(rows),
+        note=f"By formula. Energy: {', '.join(sorted({row['energy_table'] for row in rows}))}.",
+        folded=len(rows) > SHOWN_ROWS,
     )
 
 
 def _spread(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """All rows, or some evenly spaced ones with the first and the last."""
-    if len(rows) <= SHOWN_ROWS:
-        return rows
+    """Some evenly spaced rows with the first and the last."""
     last = SHOWN_ROWS - 1
     return [rows[i * (len(rows) - 1) // last] for i in range(SHOWN_ROWS)]

@@ -5,18 +5,18 @@ from __future__ import annotations
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Document, Notice, Section, Table
 from sparqle_tvm.report.passes import figure
-from sparqle_tvm.tuning.result import TuningResult
+from sparqle_tvm.results.tuning import TuningSummary
 
 
-def tuning_document(result: TuningResult) -> Document:
+def tuning_document(result: TuningSummary) -> Document:
     """A row for every op, and what all of them gain."""
     rows = []
     for found in result.tasks:
-        before, after = found.default_cost, found.best_cost
+        before, after = found.default, found.best
         rows.append(
             {
-                "op": found.task.name,
-                "layers": found.task.weight,
+                "op": found.name,
+                "layers": found.weight,
                 "cycles": after.cycles,
                 "cycles_change": after.cycles / before.cycles - 1,
                 "energy_change": after.energy_pj / before.energy_pj - 1,
@@ -38,7 +38,7 @@ def tuning_document(result: TuningResult) -> Document:
         note="Cycles are those of one layer; change and energy, against the default schedule. "
         "Attention is no op of these: its plan is chosen by formula, out of all that fit.",
     )
-    before, after = result.total("default"), result.total("best")
+    all_before, all_after = result.total.default, result.total.best
     settings = result.settings
     return Document(
         title=f"Schedules tuned for {settings.objective} on {settings.accelerator.name}",
@@ -48,12 +48,12 @@ def tuning_document(result: TuningResult) -> Document:
                 "",
                 (
                     table,
-                    *(Notice(f"{t.task.name}: {t.message}") for t in result.tasks if t.message),
-                    f"All layers: {before.cycles:,.0f} -> {after.cycles:,.0f} cycles "
-                    f"({after.cycles / before.cycles - 1:+.1%}), "
-                    f"{formats.joules(before.energy_pj * 1e-12)} -> "
-                    f"{formats.joules(after.energy_pj * 1e-12)} "
-                    f"({after.energy_pj / before.energy_pj - 1:+.1%}). "
+                    *(Notice(f"{t.name}: {t.message}") for t in result.tasks if t.message),
+                    f"All layers: {all_before.cycles:,.0f} -> {all_after.cycles:,.0f} cycles "
+                    f"({all_after.cycles / all_before.cycles - 1:+.1%}), "
+                    f"{formats.joules(all_before.energy_pj * 1e-12)} -> "
+                    f"{formats.joules(all_after.energy_pj * 1e-12)} "
+                    f"({all_after.energy_pj / all_before.energy_pj - 1:+.1%}). "
                     f"Use them: sparqle run --database {result.work_dir}",
                 ),
             ),

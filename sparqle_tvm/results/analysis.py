@@ -12,6 +12,7 @@ from sparqle_tvm.files import Amount, Count, plain, read_json, typed_version
 from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.results.run import Measured, RunResult
 
+KIND = "analysis"
 JSON_VERSION = 1
 
 
@@ -120,7 +121,7 @@ class Analysis(Measured):
 
     def to_json(self) -> dict[str, Any]:
         """JSON form: numbers, strings, lists and dictionaries only."""
-        return {"version": JSON_VERSION, **plain(self)}
+        return {"kind": KIND, "version": JSON_VERSION, **plain(self)}
 
     @classmethod
     def from_json(cls, data: Any, where: object = "the analysis") -> Analysis:
@@ -132,7 +133,9 @@ class Analysis(Measured):
             If it is of another version, or not of this form; names the place.
         """
         remedy = "make it again with sparqle run --json FILE of this release"
-        return typed_version(data, cls, JSON_VERSION, where, ResultFileError, remedy)
+        return typed_version(
+            data, cls, JSON_VERSION, where, ResultFileError, remedy, besides=("kind",)
+        )
 
 
 def load_result(path: str | os.PathLike[str]) -> RunResult | Analysis:

@@ -9,6 +9,8 @@ from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.results.losses import Loss
 
+KIND = "calibration"
+
 
 @dataclass(frozen=True)
 class EncodingSummary:

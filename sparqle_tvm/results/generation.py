@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sparqle_tvm.files import Amount, Count, Positive, Share, plain
+from sparqle_tvm.errors import ResultFileError
+from sparqle_tvm.files import Amount, Count, Positive, Share, plain, typed_version
 from sparqle_tvm.results.passes import PassResult, Phase
 from sparqle_tvm.results.run import ModelFile
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.energy_table import EnergyTable
 from sparqle_tvm.target.cost.model import Counting
 
+KIND = "generation"
 JSON_VERSION = 1
 
 
@@ -132,4 +134,12 @@ class Generation:
 
     def to_json(self) -> dict[str, Any]:
         """JSON form: numbers, strings, lists and dictionaries only."""
-        return {"version": JSON_VERSION, **plain(self)}
+        return {"kind": KIND, "version": JSON_VERSION, **plain(self)}
+
+    @classmethod
+    def from_json(cls, data: Any, where: object = "the generation") -> Generation:
+        """Read what `to_json` gave; ResultFileError if it is of another version or form."""
+        remedy = "make it again with sparqle generate --json FILE of this release"
+        return typed_version(
+            data, cls, JSON_VERSION, where, ResultFileError, remedy, besides=("kind",)
+        )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from sparqle_tvm.calibration.loss import LossIncrease
 from sparqle_tvm.files import Amount, Count, Positive, Share
 
+KIND = "pareto"
+
 
 @dataclass(frozen=True)
 class Loss:

@@ -25,6 +25,7 @@ from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.cost.vector import TransformerShape
 
+KIND = "run"
 JSON_VERSION = 4
 
 
@@ -270,7 +271,7 @@ class RunResult(Measured):
 
     def to_json(self) -> dict[str, Any]:
         """JSON form: numbers, strings, lists and dictionaries only."""
-        return {"version": JSON_VERSION, **plain(self)}
+        return {"kind": KIND, "version": JSON_VERSION, **plain(self)}
 
     @classmethod
     def from_json(cls, data: Any, where: object = "the result") -> RunResult:
@@ -282,7 +283,9 @@ class RunResult(Measured):
             If it is of another version, or not of this form; names the place.
         """
         remedy = "make it again with sparqle run --json FILE of this release"
-        return typed_version(data, cls, JSON_VERSION, where, ResultFileError, remedy)
+        return typed_version(
+            data, cls, JSON_VERSION, where, ResultFileError, remedy, besides=("kind",)
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RunResult:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparqle_tvm.files import plain
+from sparqle_tvm.errors import ResultFileError
+from sparqle_tvm.files import plain, typed
 from sparqle_tvm.results.estimate import Estimate
 
 
@@ -63,6 +64,11 @@ class Sensitivity:
 
     base: Estimate
     changes: tuple[FieldChange, ...]
+
+    @classmethod
+    def from_json(cls, base: Estimate, data: Any, where: object = "the changes") -> Sensitivity:
+        """Read what `to_json` gave; ResultFileError if it is not of that form."""
+        return cls(base, typed(data, tuple[FieldChange, ...], where, ResultFileError))
 
     def to_json(self) -> list[Any]:
         """The changes in JSON form."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparqle_tvm.files import Amount, Count, plain
+from sparqle_tvm.errors import ResultFileError
+from sparqle_tvm.files import Amount, Count, plain, typed_version
 from sparqle_tvm.results.passes import Phase
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.schedule import Decisions
@@ -89,3 +90,11 @@ class TargetCheck:
     def to_json(self) -> dict[str, Any]:
         """JSON form: numbers, strings, lists and dictionaries only."""
         return {"kind": KIND, "version": JSON_VERSION, **plain(self)}
+
+    @classmethod
+    def from_json(cls, data: Any, where: object = "the check") -> TargetCheck:
+        """Read what `to_json` gave; ResultFileError if it is of another version or form."""
+        remedy = "make it again with sparqle target check --json FILE of this release"
+        return typed_version(
+            data, cls, JSON_VERSION, where, ResultFileError, remedy, besides=("kind",)
+        )

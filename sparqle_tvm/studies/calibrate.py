@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from sparqle_tvm.calibration.budget import STORED_SHARES
 from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.search import Importance, Search
 from sparqle_tvm.errors import require_known
 from sparqle_tvm.numerics.attention import AttentionType
+from sparqle_tvm.progress import progress_bar
 from sparqle_tvm.studies.inputs import check_text, import_model, read_tokens
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def calibrate_tokens(
     if importance == "fisher":
         fisher = squared_gradients(imported, ids, progress=progress)
     measured = min(len(ids), MEASURED_TOKENS) * (1 + len(STORED_SHARES))
-    with tqdm(total=len(ids) + measured, desc="compile", unit="token", disable=not progress) as bar:
+    count = len(ids) + measured
+    with progress_bar(progress=progress, total=count, desc="compile", unit="token") as bar:
         mod = imported.mod if attention == "float" else QuantizeAttention()(imported.mod)
         choosable = ChoosableModel(mod)
         bar.set_description("calibrate")

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from sparqle_tvm.calibration.budget import Budget, choose
 from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.loss import LossIncrease, compare
 from sparqle_tvm.calibration.search import Importance, Search
+from sparqle_tvm.progress import progress_bar
 from sparqle_tvm.results.losses import Loss, ParetoPoint, ParetoResult
 from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.target.accelerator import Accelerator
@@ -101,7 +100,7 @@ def pareto(
     search = Search(known, importance=importance)
     selections = [choose(search, budget, known.measured) for budget in budgets]
     count = (len(heldout) + len(seen)) * (1 + len(selections))
-    with tqdm(total=count, desc="compile", unit="token", disable=not progress) as bar:
+    with progress_bar(progress=progress, total=count, desc="compile", unit="token") as bar:
         choosable = ChoosableModel(imported.mod)
         known.check(choosable.collector.digests, imported.name)
         bar.set_description("measure")

@@ -7,17 +7,16 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import tvm
-from tqdm import tqdm
 
 from sparqle_tvm.calibration.apply import as_calibration
+from sparqle_tvm.progress import progress_bar
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.energy_table import EnergyTable
 from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.op import ProgramScheme
-from sparqle_tvm.tuning.candidates import Trial
 from sparqle_tvm.tuning.extract import extract_tasks
 from sparqle_tvm.tuning.measure import DEFAULT_DENSITY, ActivationData, Meter, Objective
-from sparqle_tvm.tuning.result import TuningResult
+from sparqle_tvm.tuning.result import Trial, TuningResult
 from sparqle_tvm.tuning.task import TuningTask
 from sparqle_tvm.tuning.tuner import Tuner
 
@@ -114,7 +113,7 @@ def tune(
     tasks: list[TuningTask] = []
     for scheme in schemes:
         tasks += extract_tasks(mod, accelerator, rows=rows, data=data, scheme=scheme, single=single)
-    with tqdm(total=trials, unit="trial", desc="tune", disable=not progress, leave=False) as bar:
+    with progress_bar(progress=progress, total=trials, unit="trial", desc="tune") as bar:
         tuner = Tuner(
             meter,
             objective,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,18 @@ from numpy.typing import NDArray
 from sparqle_tvm.report.pictures import style
 from sparqle_tvm.report.pivot import quantity_title, shown_figure, shown_point, shown_value
 from sparqle_tvm.studies.sweep.crossing import BreakEven, Scan
-from sparqle_tvm.studies.sweep.figures import Quantity
+from sparqle_tvm.studies.sweep.figures import Quantity, quantity
 from sparqle_tvm.studies.sweep.pivot import Panel, Pivot
 
 MAX_PANELS = 12
 """Panels that are drawn; tables have all."""
 _MAX_LINES = 8
+_SAVED = {
+    "time_saved": "time, whole model",
+    "dense_layers_time_saved": "time, dense layers",
+    "energy_saved": "energy, whole model",
+    "dense_layers_energy_saved": "energy, dense layers",
+}
 _COLORS = (style.BLUE, style.ORANGE, style.GREEN, style.VERMILION, style.PURPLE, style.SKY)
 _MARKS = "osD^vP*X"
 # Of cells, whose ground is the same in a light and a dark page.
@@ -113,6 +119,28 @@ def _draw_break_even(axes: Axes, values: NDArray[np.float64]) -> None:
             inside = r < values.shape[0] and c < values.shape[1] and known[r, c]
             if inside and gains[row, col] != gains[r, c]:
                 axes.plot(*line, **look)
+
+
+def draw_axis(rows: Sequence[Mapping[str, Any]], name: str, *, narrow: bool = False) -> Figure:
+    """What is saved over one name of a sweep, its values at even distances."""
+    places = range(len(rows))
+    with style.picture(narrow, 3.0) as figure:
+        axes = figure.subplots()
+        handles = []
+        for i, (saved, label) in enumerate(_SAVED.items()):
+            column, look = quantity(saved).column, _look(i)
+            values = [float(row[column]) for row in rows]
+            axes.plot(places, values, linewidth=1.4, markersize=4, **look)
+            handles.append(Line2D([], [], linewidth=1.4, markersize=4, label=label, **look))
+        axes.axhline(0, color=style.INK, linewidth=0.8)
+        step = max(1, len(rows) // (6 if narrow else 12))
+        shown = list(places)[::step]
+        axes.set_xticks(shown, [shown_value(rows[i].get(name)) for i in shown])
+        axes.set_xlabel(name.replace("_", " "))
+        axes.set_ylabel("saved")
+        style.percents(axes.yaxis)
+        style.legend(figure, handles, 1 if narrow else 4)
+    return figure
 
 
 def draw_scan(

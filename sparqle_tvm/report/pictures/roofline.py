@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sparqle_tvm.report.pictures import style
-from sparqle_tvm.results.passes import PassResult
+from sparqle_tvm.results.passes import Layer, PassResult
 from sparqle_tvm.target.accelerator import Accelerator
 
 _DENSE: dict[str, Any] = {
@@ -69,7 +69,7 @@ def draw_roofline(
     with style.panels(narrow, len(phases), 3.4, 0.4) as (figure, panels):
         for axes, whole in zip(panels, phases, strict=True):
             # Cut to layers that see all tokens: the output layer of a prefill has one row only.
-            phase = replace(whole, layers=tuple(x for x in whole.layers if x.m == whole.tokens))
+            phase = replace(whole, layers=_whole_rows(whole))
             dense, split = (points_of(phase, s, accelerator) for s in ("dense", "sparqle"))
             axes.set_title(phase.name)
             _draw_roofs(axes, accelerator, dense + split, passes_per_mac(phase, accelerator))
@@ -77,11 +77,51 @@ def draw_roofline(
             axes.add_collection(LineCollection(moves, colors=style.GRID, zorder=1), autolim=False)
             for points, look in ((dense, _DENSE), (split, _SPLIT)):
                 axes.plot(*zip(*map(astuple, points), strict=True), linestyle="none", **look)
+            _name_kinds(axes, phase, split)
             axes.set_xlabel("MACs per byte of DRAM traffic")
             axes.set_ylabel("MACs per second")
         handles = [Line2D([], [], linestyle="none", **look) for look in (_DENSE, _SPLIT)]
         style.legend(figure, handles, 2)
     return figure
+
+
+def _whole_rows(whole: PassResult) -> tuple[Layer, ...]:
+    """Layers that see all tokens; all of them if none does."""
+    rows = whole.tokens * whole.batch
+    return tuple(x for x in whole.layers if x.m == rows) or whole.layers
+
+
+def _name_kinds(axes: Axes, phase: PassResult, points: Sequence[Point]) -> None:
+    """Write each kind of layer beside the middle of its points; kinds at one place together."""
+    kinds: dict[str, list[Point]] = {}
+    for layer, point in zip(phase.layers, points, strict=True):
+        kinds.setdefault(layer.type, []).append(point)
+    to_axes = axes.transData + axes.transAxes.inverted()
+    places: dict[tuple[float, float], list[str]] = {}
+    for kind, found in kinds.items():
+        middle = np.exp(np.mean(np.log([astuple(point) for point in found]), axis=0))
+        x, y = to_axes.transform(middle)
+        near = (at for at in places if abs(at[0] - x) < 0.02 and abs(at[1] - y) < 0.02)
+        places.setdefault(next(near, (float(x), float(y))), []).append(kind)
+    # From the top down, each below the one before where both would stand side by side.
+    written: list[tuple[float, float]] = []
+    for (x, y), names in sorted(places.items(), key=lambda place: -place[0][1]):
+        left, at = x > 0.55, y - 0.02
+        for other_x, other_y in written:
+            if abs(other_x - x) < 0.45 and at > other_y - 0.075:
+                at = min(at, other_y - 0.075)
+        written.append((x, at))
+        axes.annotate(
+            ", ".join(names).replace("_", " "),
+            (x, y),
+            xytext=(x + (-0.02 if left else 0.02), max(at, 0.02)),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            ha="right" if left else "left",
+            va="top",
+            fontsize=8,
+            color=style.INK,
+        )
 
 
 def _draw_roofs(axes: Axes, accelerator: Accelerator, points: Sequence[Point], passes: int) -> None:

@@ -14,11 +14,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
 
-from tqdm import tqdm
-
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.integers import DIGIT_BITS
 from sparqle_tvm.processes import on_processes, require_workers
+from sparqle_tvm.progress import progress_bar
 from sparqle_tvm.studies.sweep.execute import evaluate_point
 from sparqle_tvm.studies.sweep.figures import Quantity
 from sparqle_tvm.studies.sweep.points import DEFAULTS, ESTIMATE_KINDS, Point, Sweep, parse_axis
@@ -160,7 +159,9 @@ def find_crossings(
     look = partial(break_even, scan)
     count = len(sweep.points)
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=count, unit="point", disable=not progress))
+        bar = stack.enter_context(
+            progress_bar(progress=progress, total=count, unit="point", desc="look")
+        )
         if count == 1 or workers == 1:
             found = []
             for point in sweep.points:

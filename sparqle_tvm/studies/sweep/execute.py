@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tqdm import tqdm
 
 from sparqle_tvm.errors import InvalidArgumentError, SparqleError
 from sparqle_tvm.files import Share, typed
 from sparqle_tvm.processes import on_workers, require_workers
+from sparqle_tvm.progress import progress_bar
 from sparqle_tvm.studies.sweep.checkpoint import REMEDY, SUFFIX, Checkpoint, remove_checkpoint
 from sparqle_tvm.studies.sweep.figures import COLUMNS, SWEEP_SCHEMES, figures
 from sparqle_tvm.studies.sweep.points import ACCELERATOR_NAMES, DEFAULTS, Point, Sweep
@@ -77,6 +77,12 @@ _Figures: Any = msgspec.defstruct(
 )
 
 
+def require_results(row: Any, where: str, error: type[SparqleError]) -> None:
+    """Raise `error` unless a row is what `evaluate_point` gives."""
+    kind: Any = _Failure if isinstance(row, dict) and "error" in row else _Figures
+    typed(row, kind, where, error)
+
+
 def run_sweep(
     sweep: Sweep,
     out: str | os.PathLike[str],
@@ -124,11 +130,17 @@ def run_sweep(
         for number, row in done.items():
             if number not in range(len(sweep.points)):
                 raise checkpoint.damaged(f"there is no point {number}")
-            kind: Any = _Failure if "error" in row else _Figures
-            typed(row, kind, f"{kept}, record {number} is damaged, {REMEDY}", InvalidArgumentError)
+            where = f"{kept}, record {number} is damaged, {REMEDY}"
+            require_results(row, where, InvalidArgumentError)
         left = [(i, point) for i, point in enumerate(sweep.points) if i not in done]
         bar = stack.enter_context(
-            tqdm(total=len(sweep.points), initial=len(done), unit="point", disable=not progress)
+            progress_bar(
+                progress=progress,
+                total=len(sweep.points),
+                initial=len(done),
+                unit="point",
+                desc="sweep",
+            )
         )
         batches = [left[i : i + BATCH_POINTS] for i in range(0, len(left), BATCH_POINTS)]
         for results in _evaluated(stack, batches, workers, scheduler):
