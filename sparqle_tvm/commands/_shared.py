@@ -132,12 +132,11 @@ def cache_of(arguments: argparse.Namespace) -> ExecutableCache | None:
     return ExecutableCache()
 
 
-def add_attention_arguments(
+def add_attention_argument(
     parser: argparse.ArgumentParser, text: str, *, default: str | None = None
 ) -> None:
-    """Add ``--attention``, with its help text, and ``--kv``."""
+    """Add ``--attention``, with its help text."""
     parser.add_argument("--attention", choices=("int8", "float"), default=default, help=text)
-    add_kv_argument(parser)
 
 
 def add_kv_argument(parser: argparse.ArgumentParser) -> None:

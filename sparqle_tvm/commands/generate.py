@@ -44,7 +44,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
     shared.add_engine_argument(
         generate, "run dense layers as simulated programs, or count them by formula (faster)"
     )
-    shared.add_attention_arguments(generate, "how attention is computed", default="int8")
+    shared.add_attention_argument(generate, "how attention is computed", default="int8")
+    shared.add_kv_argument(generate)
     shared.add_cache_argument(generate)
     return generate
 

@@ -37,11 +37,12 @@ def add(commands: Any) -> argparse.ArgumentParser:
     shared.add_engine_argument(
         run, "run the dense layers as simulated programs, or count them by formula (faster)"
     )
-    shared.add_attention_arguments(
+    shared.add_attention_argument(
         run,
         "how the int8 and the split model compute attention; int8, which a text runs with if not "
         "told otherwise, shows what it costs",
     )
+    shared.add_kv_argument(run)
     balance = run.add_mutually_exclusive_group()
     balance.add_argument(
         "--balance",

@@ -128,6 +128,8 @@ def cost_section(run: RunResult) -> Section:
         parts.append(_sorting_note(run.balance, run.prefill.schemes["dense"].mma_cycles))
     if run.tuning is not None:
         parts.append(Notice(_tuning_note(run.tuning)))
+    if run.not_on_array:
+        parts.append(Notice(f"The vector unit computes attention: {run.not_on_array}."))
     if run.uncounted:
         parts.append(
             Notice(f"Not counted, because their weights are not integers: {_names(run.uncounted)}.")

@@ -44,7 +44,8 @@ def extract_tasks(
     """Find the different dense ops of a module.
 
     The module goes through the passes of `compiler.split_passes`. Ops that read one encoding are
-    joint ops, as they run (`target.joint_op`). Equal ops that share their
+    joint ops, as they run (`target.joint_op`). Attention is left alone: it has no schedule but a
+    plan, and `cost.attention_choice` looks at all of them. Equal ops that share their
     encoding with equal ops are one task, weighted by how often they occur.
 
     Parameters
