@@ -17,6 +17,7 @@ from sparqle_tvm.commands import (
     generate,
     pareto,
     report,
+    rtl,
     run,
     sweep,
     target,
@@ -24,7 +25,7 @@ from sparqle_tvm.commands import (
 )
 from sparqle_tvm.commands._shared import add_output_arguments, check_outputs
 
-COMMANDS = (run, generate, calibrate, pareto, target, estimate, sweep, report, tune, disasm)
+COMMANDS = (run, generate, calibrate, pareto, target, estimate, sweep, report, tune, disasm, rtl)
 """All of them, in the order that ``sparqle --help`` shows."""
 
 
