@@ -297,6 +297,14 @@ def document(library: Library, found: dict[str, Any]) -> str:
             "thousands of square micrometres; what matters are their ratios. `columns` is how many "
             "columns of K a PE can keep the weights of for the sparse pass.",
             "",
+            "![The array, a PE row, a PE and the encoder as hardware](array.png)",
+            "",
+            "What the control does in the cycles of a tile, from the RTL itself: steps of the LSB "
+            "pass, then of the MSB pass, in which rows wait for the one with most digits; the next "
+            "tile may start in the last of them.",
+            "",
+            "![Waveform of one tile in the array: LSB pass, MSB pass, waiting rows](tile.png)",
+            "",
             "## A PE row",
             "",
             table(

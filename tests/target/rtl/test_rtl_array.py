@@ -36,6 +36,7 @@ if shutil.which("g++") is None:
     pytest.skip("no C++ compiler", allow_module_level=True)
 
 from sparqle_tvm.target.rtl.cosim import ArrayModel, ArrayResult, ArrayTile
+from sparqle_tvm.target.rtl.trace import trace_tile
 
 SMALL = replace(PRESETS["sparqle/edge"], name="small", rows=4, cols=4, lanes=8)
 
@@ -206,6 +207,22 @@ def test_waiting_rows_are_counted(folder: Path):
     assert (found.dense_cycles, found.sparse_cycles, found.waiting) == (4, 3, 5)
     assert found.sums is not None
     np.testing.assert_array_equal(found.sums[:, 0, 0], [900, -100, 0])
+
+
+def test_a_trace_has_every_cycle():
+    """In Amaranth's simulator: passes of the right length, rows that wait, `ready` at the end."""
+    rng = np.random.default_rng(5)
+    shape = ArrayShape(rows=4, cols=1, lanes=4, columns=24)
+    for columns in (3, 16, 23):
+        sliced = draw(rng, (3, columns), 4, "signed", True)
+        trace, nnz = trace_tile(shape, sliced), sliced.row_nnz()
+        dense, steps = -(-columns // 4), -(-nnz // 4)
+        order = [False] + [True] * dense + [False] * int(steps.max())
+        assert trace.dense.tolist() == order
+        assert trace.sparse.tolist() == [False] * (1 + dense) + [True] * int(steps.max())
+        assert trace.ready.tolist() == [True] + [False] * (len(order) - 2) + [True]
+        assert trace.waiting.sum(axis=1).tolist() == (steps.max() - steps).tolist()
+        assert trace.digits.tolist() == nnz.tolist()
 
 
 @pytest.mark.parametrize(
