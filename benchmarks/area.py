@@ -415,6 +415,10 @@ def document(library: Library, found: dict[str, Any]) -> str:
                 ],
             ),
             "",
+            "The encoder takes values of one row in a cycle: rows of n outputs take ceil(n / 16) "
+            "cycles each. Programs count ceil(m n / 16) for m rows, which is the same where 16 "
+            "divides n, as in all tiles but the last of odd sizes.",
+            "",
             "## Factors of energy",
             "",
             "Energy tables ([energy.md](energy.md)) take these factors from areas, for want of "
