@@ -48,8 +48,8 @@ def tiles_of(
     ----------
     sliced : SlicedTensor
         Activations (rows, K), at most as many rows as the array has.
-    weights : signed integers of ``slices * k`` bits (channels, K)
-        At most as many channels as the array has columns.
+    weights : integers of ``slices * k`` bits (channels, K)
+        At most as many channels as the array has columns; signed if one is negative.
     slices : int
         Slices of a weight, lowest first.
     shape : ArrayShape
@@ -70,7 +70,7 @@ def tiles_of(
                     weights=(weights[:, part] >> k * index & (1 << k) - 1).astype(np.uint8),
                     turn=(1 << k) + min(first, 0),
                     lsb_signed=sliced.window == "signed",
-                    weights_signed=index == slices - 1,
+                    weights_signed=index == slices - 1 and bool((weights < 0).any()),
                     zero=begin == 0 and index == 0,
                     slice=index,
                     drain=begin + shape.columns >= columns and index == slices - 1,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sparqle_tvm.cli import main
 from sparqle_tvm.numerics import encode
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.rtl.shape import ArrayShape
@@ -63,6 +65,36 @@ def test_the_testbench_sees_one_wrong_bit(folder: Path, tmp_path: Path, name: st
     said = simulate(tmp_path)
     assert says in said
     assert "FAIL: 1 errors" in said
+
+
+def accelerator_file(folder: Path, **changes: int) -> Path:
+    """A small accelerator as users describe it."""
+    fields = {**asdict(PRESETS["sparqle/edge"]), "name": "mine", "rows": 4, "cols": 4, "lanes": 8}
+    lines = [f"{k} = {json.dumps(v)}" for k, v in {**fields, **changes}.items()]
+    (folder / "mine.toml").write_text("\n".join(lines) + "\n")
+    return folder / "mine.toml"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("digit_bits", [2, 4])
+def test_the_command_writes_a_testbench_of_a_real_layer(
+    digit_bits: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    target = accelerator_file(tmp_path, digit_bits=digit_bits)
+    out = tmp_path / "out"
+    assert main(["rtl", "--target", str(target), "--out", str(out), "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sorted(p.name for p in out.iterdir()) == found["files"]
+    # 576 columns in chunks of 64, as many slices as 4 bits have digits.
+    assert found["tiles"] == 9 * 4 // digit_bits
+    assert simulate(out).splitlines()[-1] == f"PASS: {found['tiles']} tiles"
+
+
+def test_what_cannot_be_built_is_refused_and_nothing_written(tmp_path: Path, capsys):
+    target, out = accelerator_file(tmp_path, lanes=12), tmp_path / "out"
+    assert main(["rtl", "--target", str(target), "--out", str(out)]) == 2
+    assert "power of two" in capsys.readouterr().err
+    assert not out.exists() or not any(out.iterdir())
 
 
 def test_the_readme_has_no_gaps():
