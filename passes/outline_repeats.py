@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
@@ -196,27 +197,38 @@ def _repeats(steps: Sequence[_Step], uses: Counter[Any]) -> list[_Repeat]:
         prefixes.append((prefixes[-1] * _BASE + step.kind) % _MODULUS)
         powers.append(powers[-1] * _BASE % _MODULUS)
 
-    def hashed(begin: int, end: int) -> tuple[int, int]:
+    def hashed(segment: tuple[int, int]) -> tuple[int, int]:
+        begin, end = segment
         length = end - begin
         return length, (prefixes[end] - prefixes[begin] * powers[length]) % _MODULUS
 
-    def promised(begins: list[int]) -> int:
-        counts = Counter(map(hashed, begins, [*begins[1:], len(steps)]))
+    def cut(begins: list[int]) -> list[tuple[int, int]]:
+        """From each place to the next; the last as long as an equal one, or to the end."""
+        last, segments = begins[-1], list(itertools.pairwise(begins))
+        known = Counter(map(hashed, segments)).most_common()
+        ends = [last + length for (length, _), _ in known if last + length <= len(steps)]
+        same = [end for end in ends if hashed((last, end)) in dict(known)]
+        return [*segments, (last, same[0] if same else len(steps))]
+
+    def promised(segments: list[tuple[int, int]]) -> int:
+        counts = Counter(map(hashed, segments))
         return sum((count - 1) * length for (length, _), count in counts.items())
 
-    ranked = sorted((each for each in places.values() if len(each) > 1), key=promised, reverse=True)
+    cuts = [cut(each) for each in places.values() if len(each) > 1]
     best: list[_Repeat] = []
-    for begins in ranked[:_CANDIDATES]:
-        found = _grouped(steps, begins, uses)
+    for segments in sorted(cuts, key=promised, reverse=True)[:_CANDIDATES]:
+        found = _grouped(steps, segments, uses)
         if sum(each.saved for each in found) > sum(each.saved for each in best):
             best = found
     return best
 
 
-def _grouped(steps: Sequence[_Step], begins: list[int], uses: Counter[Any]) -> list[_Repeat]:
-    """Equal segments that begin at these places, where a function of them is worth it."""
+def _grouped(
+    steps: Sequence[_Step], segments: Sequence[tuple[int, int]], uses: Counter[Any]
+) -> list[_Repeat]:
+    """Those of the segments that are equal, where a function of them is worth it."""
     groups: dict[Hashable, _Repeat] = {}
-    for begin, end in zip(begins, [*begins[1:], len(steps)], strict=True):
+    for begin, end in segments:
         made = {step.binding.var: at for at, step in enumerate(steps[begin:end])}
         inputs: dict[Hashable, tuple[int, Any]] = {}
         reads: Counter[Any] = Counter()

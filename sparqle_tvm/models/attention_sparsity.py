@@ -144,15 +144,23 @@ class MeasuredAttention:
             runs=tuple(runs.tolist()),
         )
 
-    def storage(self, layer: int, layers: int, kv_heads: int) -> KvStorage:
+    def storage(self, layer: int, layers: int, kv_heads: int, head_dim: int) -> KvStorage:
         """Keys and values of a layer in int8: planes for the heads that are smaller so (exact).
 
         Heads of another model take what was measured of those at the same place.
         """
         found = self.layer_at(layer, layers)
+        tables: dict[CacheName, tuple[float, ...]] = {
+            "key": found.k_msb_sparsity[0],
+            "value": found.v_msb_sparsity[0],
+        }
         keys, values = (
-            HeadStorage(planes="".join("-p"[prefers_planes(s)] for s in _spread(x[0], kv_heads)))
-            for x in (found.k_msb_sparsity, found.v_msb_sparsity)
+            HeadStorage(
+                planes="".join(
+                    "-p"[prefers_planes(what, head_dim, s)] for s in _spread(heads, kv_heads)
+                )
+            )
+            for what, heads in tables.items()
         )
         return KvStorage(keys, values)
 

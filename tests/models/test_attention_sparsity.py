@@ -52,9 +52,10 @@ def test_layers_of_another_model_take_those_at_their_depth():
 
 
 def test_storage_is_what_is_smaller():
-    # 0.3 of zero high digits: planes; 0.15: plain. Twice as many heads: each measured one twice.
-    storage = MEASURED.storage(0, 2, 4)
-    assert storage.keys.planes == storage.values.planes == "pp--"
+    # 0.3 of zero high digits: planes, but for values, each of which needs a pointer; 0.15: plain.
+    # Twice as many heads: each measured one twice.
+    storage = MEASURED.storage(0, 2, 4, 64)
+    assert (storage.keys.planes, storage.values.planes) == ("pp--", "----")
     assert storage.keys.levels == 127
 
 
