@@ -414,9 +414,7 @@ def _rules(
 ) -> Rules:
     given = dict(spaces or {})
     made = cache(lambda task: make_space(task, meter.accelerator))
-    predictor_of = cache(
-        lambda task: Predictor(task, meter.accelerator, meter.activations(task)[0])
-    )
+    predictor_of = cache(lambda task: Predictor(task, meter.accelerator, meter.activations(task)[0]))
     return Rules(meter, lambda task: given.get(task) or made(task), predictor_of, ranking, seed)
 
 

@@ -108,9 +108,7 @@ def _unscheduled(task: TuningTask) -> Any:
     text = json.dumps(task.to_json(), sort_keys=True)
     function = split_dense_primfunc(task.spec).with_attr(TASK_ATTR, text)
     sch = s_tir.Schedule(function.with_attr("global_symbol", "main"))
-    tvm_ffi.register_global_func(
-        f"s_tir.meta_schedule.{TARGET_KEY}.{_RULE}", _refuse, override=True
-    )
+    tvm_ffi.register_global_func(f"s_tir.meta_schedule.{TARGET_KEY}.{_RULE}", _refuse, override=True)
     sch.annotate(sch.get_sblock("drain"), "schedule_rule", _RULE)
     return sch.mod["main"]
 
