@@ -18,6 +18,7 @@ from sparqle_tvm.commands import (
     generate,
     pareto,
     report,
+    rtl,
     run,
     sweep,
     target,
@@ -25,7 +26,20 @@ from sparqle_tvm.commands import (
 )
 from sparqle_tvm.commands._shared import add_output_arguments, check_outputs
 
-COMMANDS = (run, generate, calibrate, pareto, target, estimate, sweep, report, tune, disasm, cache)
+COMMANDS = (
+    run,
+    generate,
+    calibrate,
+    pareto,
+    target,
+    estimate,
+    sweep,
+    report,
+    tune,
+    disasm,
+    rtl,
+    cache,
+)
 """All of them, in the order that ``sparqle --help`` shows."""
 
 
