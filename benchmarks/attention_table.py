@@ -29,7 +29,7 @@ from sparqle_tvm.host.processor import host_target
 from sparqle_tvm.models.attention_sparsity import attention_file, load_attention
 from sparqle_tvm.models.builtin import fetch_builtin
 from sparqle_tvm.numerics import attention as numerics
-from sparqle_tvm.numerics.kv_cache import prefers_planes, with_factor
+from sparqle_tvm.numerics.kv_cache import CacheName, prefers_planes, with_factor
 from sparqle_tvm.numerics.window import window_of
 from sparqle_tvm.studies.inputs import BUILTIN_TEXT
 from sparqle_tvm.threads import use_threads
@@ -39,6 +39,9 @@ BLOCK_TOKENS = (1, 4, 16, 64)
 QUERY_ROWS = 64
 FACTORS = (1, 2, 3, 4, 6, 8)
 """On the scales of keys and values: what they leave of the 127 levels."""
+HEAD_DIM = 64
+"""Channels of the model's heads."""
+
 INT8 = window_of("signed").digits(4)
 PROBABILITIES = window_of("unsigned").digits(4, signed=False)
 
@@ -186,13 +189,14 @@ def summary(found: Any) -> None:
         if name == "q":
             print(f"MSB sparsity of Q: {values.mean():.3f}")
             continue
+        what: CacheName = "key" if name == "k" else "value"
         for place, factor in enumerate(found.factors):
             s = values[:, place]
             print(
                 f"MSB sparsity of {name.upper()}, factor {factor:g}: {s.mean():.3f}, "
                 f"{with_factor(factor).mean_bits(s.mean()):.2f} bits; "
-                f"{sum(prefers_planes(x) for x in s.ravel())} of {s.size} heads are smaller in "
-                "planes than in 8 bits"
+                f"{sum(prefers_planes(what, HEAD_DIM, x) for x in s.ravel())} of {s.size} "
+                "heads are smaller in planes than in 8 bits"
             )
 
 

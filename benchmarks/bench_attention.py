@@ -35,6 +35,9 @@ from sparqle_tvm.passes import QuantizeAttention
 from sparqle_tvm.studies.evaluation import evaluate
 from sparqle_tvm.studies.inputs import kv_options, read_tokens
 
+HEAD_DIM = 64
+"""Channels of the model's heads."""
+
 KV = ("int8", "planes", "planes:2", "planes:4", "planes:6", "planes:4,4", "int6", "int5", "int4")
 
 
@@ -162,7 +165,7 @@ def bits_of(kv: str) -> tuple[float, float]:
         for place, layer in enumerate(measured.layers):
             table = np.array(getattr(layer, f"{side}_msb_sparsity"))
             if chosen:
-                found = measured.storage(place, layers, table.shape[1])
+                found = measured.storage(place, layers, table.shape[1], HEAD_DIM)
                 mine = found.keys if side == "k" else found.values
             what, heads = ("key" if side == "k" else "value"), table.shape[1]
             stored = measured.stored(what, place, layers, heads, mine.levels)

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tvm
 from rich.console import Console
 from rich.table import Table
 from tvm import s_tir
@@ -59,6 +60,7 @@ from sparqle_tvm.tuning import (
     tasks_of_group,
 )
 from sparqle_tvm.tuning.ranking import CandidateModel
+from sparqle_tvm.tuning.search import tune_context
 from sparqle_tvm.tuning.space import chunk_unit
 
 EDGE = PRESETS["sparqle/edge"]
@@ -160,8 +162,8 @@ def rank_correlations(
         return ms.MeasureCandidate(schedule, [])
 
     predictor = Predictor(task, meter.accelerator, meter.activations(task)[0])
-    with tempfile.TemporaryDirectory() as folder:
-        context = Tuner(meter, "latency", folder, spaces={task: space}).context(task)
+    target = tvm.target.Target(meter.accelerator.to_target_config())
+    context = tune_context(task, target, None, None, 1)
     candidates = [candidate(point) for point in points]
     found = {}
     for search in SEARCHES:

@@ -16,6 +16,7 @@ from sparqle_tvm.passes.drain_encoded import DrainEncoded
 from sparqle_tvm.passes.fold_constants import FoldConstants
 from sparqle_tvm.passes.fold_scales import FoldScales
 from sparqle_tvm.passes.fuse_quantize import FuseQuantize
+from sparqle_tvm.passes.hoist_constants import HoistConstants
 from sparqle_tvm.passes.join_dense import JoinDense
 from sparqle_tvm.passes.legalize_host import LegalizeHost
 from sparqle_tvm.passes.lift_choices import LiftChoices
@@ -23,6 +24,7 @@ from sparqle_tvm.passes.lower_qdq import LowerQDQ
 from sparqle_tvm.passes.merge_precision import MergePrecision
 from sparqle_tvm.passes.offload_attention import OffloadAttention
 from sparqle_tvm.passes.offload_dense import OffloadDense
+from sparqle_tvm.passes.outline_repeats import OutlineRepeats
 from sparqle_tvm.passes.quantize_attention import FLOAT_ATTENTION, QuantizeAttention
 from sparqle_tvm.passes.quantize_cache import QuantizeCache
 from sparqle_tvm.passes.raise_msb_sparsity import RaiseMsbSparsity
@@ -45,6 +47,7 @@ __all__ = [
     "FoldConstants",
     "FoldScales",
     "FuseQuantize",
+    "HoistConstants",
     "JoinDense",
     "LegalizeHost",
     "LiftChoices",
@@ -54,6 +57,7 @@ __all__ = [
     "ObservedDense",
     "OffloadAttention",
     "OffloadDense",
+    "OutlineRepeats",
     "PassReport",
     "QuantizeAttention",
     "QuantizeCache",

@@ -18,7 +18,9 @@ from sparqle_tvm.passes._match import dims_of
 from sparqle_tvm.passes._report import LOG, PassReport
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
+from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows, sorting_questions
+from sparqle_tvm.target.cost.tiling import choose_together
+from sparqle_tvm.target.op import DenseOp
 
 # A dense op that reads an encoding, and the variable of its result.
 Reader = tuple[dialect.Dense, relax.Var]
@@ -30,6 +32,7 @@ class _Balance(Rewriter):
         super().__init__(mod, owner)
         self.readers: dict[Any, list[Reader]] = defaultdict(list)
         self.chosen: dict[Any, tuple[int, int] | None] = {}
+        self.best: dict[Any, tuple[int, int] | None] = {}
         self.orders: dict[Any, relax.Var] = {}
 
     def begin(self, name: str, func: relax.Function) -> None:
@@ -98,10 +101,18 @@ class _Balance(Rewriter):
         return None
 
     def _best(self, readers: list[Reader]) -> tuple[int, int] | None:
-        best = None
-        for rows in row_counts(dims_of(readers[0][1])[:-1], self.owner.accelerator):
-            shapes = [dense_op(dense, rows) for dense, _ in readers]
-            block = choose_block_rows(shapes, self.owner.accelerator, self.owner.goal)
+        counts = row_counts(dims_of(readers[0][1])[:-1], self.owner.accelerator)
+        groups = tuple(tuple(dense_op(dense, rows) for dense, _ in readers) for rows in counts)
+        if groups not in self.best:
+            self.best[groups] = self._best_of(groups)
+        return self.best[groups]
+
+    def _best_of(self, groups: tuple[tuple[DenseOp, ...], ...]) -> tuple[int, int] | None:
+        """The same of the ops for each number of rows, the fewest first."""
+        best, machine = None, self.owner.accelerator
+        choose_together(q for group in groups for q in sorting_questions(group, machine))
+        for group in groups:
+            block, rows = choose_block_rows(group, machine, self.owner.goal), group[0].m
             if block:
                 best = (block, best[1] if best else rows)
             elif best:

@@ -22,7 +22,8 @@ from sparqle_tvm.target.compile.library import ProgramLibrary, Schedules
 from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
 from sparqle_tvm.target.cost.schedule import Decisions
-from sparqle_tvm.target.cost.scheme_choice import Planes, left_dense
+from sparqle_tvm.target.cost.scheme_choice import Planes, left_dense, scheme_questions
+from sparqle_tvm.target.cost.tiling import choose_together
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program.bundle import pack_bundle
 from sparqle_tvm.target.simulator.dram import pack_weights
@@ -174,6 +175,7 @@ class OffloadDense(RewritePass):
         self.readers: dict[Any, list[Specs]] = {}
         self.chunks: dict[Any, tuple[int, ...]] = {}
         self._bundles: dict[tuple[tuple[DenseOp, Decisions], ...], relax.Expr] = {}
+        self._cheapest: dict[Any, tuple[list[tuple[DenseOp, Specs]], str]] = {}
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""
@@ -227,6 +229,14 @@ class OffloadDense(RewritePass):
         factors = NO_FACTORS
         if made is not None:
             factors = EncodeFactors(made.factors is not None, made.bands is not None)
+        key = (tuple(together), factors, density)
+        if key in self._cheapest:
+            return self._cheapest[key]
+        choose_together(
+            question
+            for _, group in together
+            for question in scheme_questions(group, self.accelerator, density)
+        )
         chosen, texts = [], []
         for spec, group in together:
             try:
@@ -238,7 +248,8 @@ class OffloadDense(RewritePass):
                 texts.append(f"at {spec.m} row{'s' * (spec.m > 1)} ({left.reason})")
                 spec, group = _dense(spec), tuple(map(_dense, group))
             chosen.append((spec, group))
-        return chosen, ", ".join(texts)
+        self._cheapest[key] = chosen, ", ".join(texts)
+        return self._cheapest[key]
 
 
 def _dense(spec: DenseOp) -> DenseOp:

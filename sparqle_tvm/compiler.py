@@ -204,10 +204,12 @@ def split_passes(**options: Any) -> list[tvm.transform.Pass]:
 def lowering_passes() -> list[tvm.transform.Pass]:
     """From Relax ops (ours included) to what the VM's code generator takes, for a host CPU."""
     return [
+        passes.OutlineRepeats(),
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
         passes.LegalizeHost(),
         relax.transform.LegalizeOps(),
+        passes.HoistConstants(),
         passes.FoldConstants(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),

@@ -1,5 +1,6 @@
-"""The tutorials run from top to bottom, asserts included, and are stored without outputs."""
+"""The tutorials run from top to bottom, answers included, and are stored without outputs."""
 
+import re
 from pathlib import Path
 
 import nbclient
@@ -8,6 +9,8 @@ import pytest
 
 TUTORIALS = sorted((Path(__file__).parent.parent / "tutorials").glob("*.ipynb"))
 CELL_TIMEOUT_SECONDS = 900
+# The code of an answer to an exercise.
+FOLDED = r"<details>.*?```python\n(.*?)```.*?</details>"
 
 
 def test_there_are_tutorials():
@@ -37,6 +40,8 @@ def test_stored_without_outputs(path):
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
+    answers = [re.findall(FOLDED, cell.source, re.S) for cell in notebook.cells]
+    notebook.cells += [nbformat.v4.new_code_cell(code) for found in answers for code in found]
     resources = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(
         notebook, timeout=CELL_TIMEOUT_SECONDS, kernel_name="python3", resources=resources

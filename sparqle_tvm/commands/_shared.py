@@ -112,6 +112,26 @@ def add_engine_argument(parser: argparse.ArgumentParser, text: str) -> None:
     )
 
 
+def add_attention_arguments(
+    parser: argparse.ArgumentParser, text: str, *, default: str | None = None
+) -> None:
+    """Add ``--attention``, with its help text, and ``--kv``."""
+    parser.add_argument("--attention", choices=("int8", "float"), default=default, help=text)
+    add_kv_argument(parser)
+
+
+def add_kv_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--kv``."""
+    parser.add_argument(
+        "--kv",
+        default="int8",
+        metavar="STORAGE",
+        help="how attention in integers stores keys and values: int8, planes (exact, what is "
+        "smaller), planes:F or planes:F,G (factors on the scales of keys and values), int6, int5, "
+        "int4",
+    )
+
+
 def add_workers_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--workers`` and ``--dask``."""
     parser.add_argument("--workers", type=int, help="processes (one for each core)")

@@ -49,13 +49,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     estimate.add_argument(
         "--kv-bits", type=int, default=8, help="bits of a cached key or value: 4, 8 or 16"
     )
-    estimate.add_argument(
-        "--kv",
-        default="int8",
-        metavar="STORAGE",
-        help="how the cache stores keys and values of attention on the array: int8, planes (exact, "
-        "what is smaller), planes:F or planes:F,G with factors on their scales, int6, int5, int4",
-    )
+    shared.add_kv_argument(estimate)
     estimate.add_argument(
         "--attention",
         choices=("array", "vector"),

@@ -44,12 +44,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     shared.add_engine_argument(
         generate, "run dense layers as simulated programs, or count them by formula (faster)"
     )
-    generate.add_argument(
-        "--attention", choices=("int8", "float"), default="int8", help="how attention is computed"
-    )
-    generate.add_argument(
-        "--kv", default="int8", metavar="STORAGE", help="keys and values, see sparqle run"
-    )
+    shared.add_attention_arguments(generate, "how attention is computed", default="int8")
     return generate
 
 

@@ -38,18 +38,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
     shared.add_engine_argument(
         run, "run the dense layers as simulated programs, or count them by formula (faster)"
     )
-    run.add_argument(
-        "--attention",
-        choices=("int8", "float"),
-        help="how the int8 and the split model compute attention; int8, which a text runs with if "
-        "not told otherwise, shows what it costs",
-    )
-    run.add_argument(
-        "--kv",
-        default="int8",
-        metavar="STORAGE",
-        help="how attention in int8 stores keys and values: int8, planes (exact, what is smaller), "
-        "planes:F or planes:F,G (factors on the scales of keys and values), int6, int5, int4",
+    shared.add_attention_arguments(
+        run,
+        "how the int8 and the split model compute attention; int8, which a text runs with if not "
+        "told otherwise, shows what it costs",
     )
     balance = run.add_mutually_exclusive_group()
     balance.add_argument(

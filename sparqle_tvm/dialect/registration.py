@@ -28,6 +28,8 @@ def register() -> None:
     for error in vars(errors).values():
         if isinstance(error, type) and issubclass(error, errors.SparqleError):
             tvm_ffi.register_error(f"sparqle_tvm.{error.__name__}", error)
+    # And Ctrl-C while it calls back into Python, as MetaSchedule's search does.
+    tvm_ffi.register_error("KeyboardInterrupt", KeyboardInterrupt)
     known = set(tvm.ir.Op.list_op_names())
     for name, declared in OPS.items():
         if PREFIX + name in known:

@@ -180,6 +180,8 @@ class _Problem:
         self.value_scale = scratch("float32", streams, self.padded)
         # The first key of a panel, then of a stream, that holds NaN or Inf.
         self.first_bad = scratch("int64", streams, self.padded)
+        # Which keys do: a mask may hide some of them.
+        self.is_bad = scratch("int32", streams, self.padded) if spec.masked else None
 
     def key_at(self, panel: Any, channel: Any, column: int | Any = 0) -> Any:
         """Index of a key's channel in the stream's panels."""
@@ -200,6 +202,8 @@ class _Problem:
                 self.values[stream, key, i] = cast("float32", self.v[sequence, key, head, i])
             with loop(spec.padded_channels - spec.value_channels) as i:
                 self.values[stream, key, spec.value_channels + i] = 0.0
+            if self.is_bad is not None:
+                self.is_bad[stream, key] = T.int32(0)
             scales = (
                 (self.k, spec.channels, self.key_scale),
                 (self.v, spec.value_channels, self.value_scale),
@@ -212,6 +216,8 @@ class _Problem:
                 with when(bits.value == NAN_BITS):
                     known = self.first_bad[stream, panel]
                     self.first_bad[stream, panel] = T.min(known, key)
+                    if self.is_bad is not None:
+                        self.is_bad[stream, key] = T.int32(1)
 
         def pad(stream: Any, panel: Any, column: Any) -> None:
             with loop(spec.channels) as i:
@@ -288,8 +294,7 @@ class _Tile:
             largest = T.float32(float(np.finfo(np.float32).max))
             is_bad = bits.value == NAN_BITS
             factor[r] = T.Select(is_bad, T.float32(0), T.min(scale * unit, largest))
-            sees_bad = problem.first_bad[self.stream, 0] < self.limit[r]
-            bad[r] = cast("int32", tirx.any(is_bad, sees_bad))
+            bad[r] = cast("int32", tirx.any(is_bad, self._sees_bad(r) != 0))
             self.row_scale[r] = cast("float32", bad[r])
             with loop(spec.channels) as i:
                 queries[r, i] = cast("float32", problem.q[(*where, i)])
@@ -312,6 +317,18 @@ class _Tile:
                     x = T.min(T.nearbyint(x), self._spread(T.float32(defined.SCORE_LIMIT)))
                     x = T.max(x, self._spread(T.float32(-defined.SCORE_LIMIT)))
                     self.buffer[r, at] = x
+
+    def _sees_bad(self, r: Any) -> Any:
+        """Whether a row sees a key that holds NaN or Inf."""
+        problem = self.problem
+        sees = Scalar("int32", cast("int32", problem.first_bad[self.stream, 0] < self.limit[r]))
+        if problem.mask is not None:
+            limit, token = fixed(self.limit[r]), fixed(self.token[r])
+            with when(sees.value != 0):
+                sees.set(T.int32(0))
+                with loop(limit) as key, when(problem.mask[token, key]):
+                    sees.set(T.max(sees.value, problem.is_bad[self.stream, key]))
+        return sees.value
 
     def _probabilities(self, r: Any) -> None:
         """Turn the scores of a row into p, as float32, and find the row's scale."""

@@ -6,6 +6,7 @@ it. For another model it is *transferred*: its layers take what was measured at 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from sparqle_tvm.numerics.kv_cache import (
     prefers_planes,
     with_factor,
 )
+from sparqle_tvm.target.cost.attention_choice import ExpectedAttention
 
 _FILE = Path(__file__).parent / "data" / "attention_smollm2.json"
 
@@ -127,15 +129,38 @@ class MeasuredAttention:
         )
         return share, min(runs, share)
 
-    def storage(self, layer: int, layers: int, kv_heads: int) -> KvStorage:
+    def expected(self, chosen: Sequence[int], layers: int, keys: int) -> ExpectedAttention:
+        """What is to be expected of attention over so many keys, mean of some of the layers."""
+        nearest = int(np.argmin(np.abs(np.log(np.array(self.contexts) / keys))))
+        found = [self.layer_at(layer, layers) for layer in chosen]
+        live, runs = np.mean(
+            [[self.live(i, layers, keys, t) for t in self.block_tokens] for i in chosen], axis=0
+        ).T
+        return ExpectedAttention(
+            queries=1 - float(np.mean([one.q_msb_sparsity for one in found])),
+            probabilities=1 - float(np.mean([one.p_msb_sparsity[nearest] for one in found])),
+            tokens=tuple(map(float, self.block_tokens)),
+            live=tuple(live.tolist()),
+            runs=tuple(runs.tolist()),
+        )
+
+    def storage(self, layer: int, layers: int, kv_heads: int, head_dim: int) -> KvStorage:
         """Keys and values of a layer in int8: planes for the heads that are smaller so (exact).
 
         Heads of another model take what was measured of those at the same place.
         """
         found = self.layer_at(layer, layers)
+        tables: dict[CacheName, tuple[float, ...]] = {
+            "key": found.k_msb_sparsity[0],
+            "value": found.v_msb_sparsity[0],
+        }
         keys, values = (
-            HeadStorage(planes="".join("-p"[prefers_planes(s)] for s in _spread(x[0], kv_heads)))
-            for x in (found.k_msb_sparsity, found.v_msb_sparsity)
+            HeadStorage(
+                planes="".join(
+                    "-p"[prefers_planes(what, head_dim, s)] for s in _spread(heads, kv_heads)
+                )
+            )
+            for what, heads in tables.items()
         )
         return KvStorage(keys, values)
 

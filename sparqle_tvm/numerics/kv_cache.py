@@ -137,9 +137,13 @@ def plain(bits: int) -> HeadStorage:
     return HeadStorage(2 ** (bits - 1) - 1, "-")
 
 
-def prefers_planes(msb_sparsity: float) -> bool:
-    """Whether planes take less than 8 bits: from a quarter of zero high digits on."""
-    return with_factor(1).mean_bits(msb_sparsity) < plain(8).mean_bits(msb_sparsity)
+def prefers_planes(what: CacheName, head_dim: int, msb_sparsity: float) -> bool:
+    """Whether rows of a head take fewer bytes in planes than as int8, pointers and all."""
+    digits = (1 - msb_sparsity) * head_dim * DIGIT_BITS / 8
+    # Digits of a row are padded to a byte, by half a digit on average.
+    padding = DIGIT_BITS / 8 / 2 if digits else 0
+    pointers = POINTER_BYTES / (KEY_GROUP if what == "key" else 1)
+    return dense_bytes(head_dim) + digits + padding + pointers < row_bytes(head_dim)
 
 
 def row_bytes(head_dim: int, bits: int = 8) -> int:

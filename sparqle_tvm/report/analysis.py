@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from sparqle_tvm.report import formats
+from sparqle_tvm.report.attention import attention_sections
 from sparqle_tvm.report.by_formula import constants_table
 from sparqle_tvm.report.document import (
     Card,
@@ -44,8 +45,9 @@ _HOW = {
 
 def analysis_document(found: Analysis) -> Document:
     """What `sparqle run` prints about a model that is no language model."""
-    parts = (*_cost_sections(found), *_sparsity_sections(found), *_left_sections(found))
-    return _document(found, parts)
+    attention = attention_sections(found, by_layer=False)
+    parts = (*_cost_sections(found), *attention, *_sparsity_sections(found))
+    return _document(found, (*parts, *_left_sections(found)))
 
 
 def analysis_report(found: Analysis) -> Document:
@@ -53,6 +55,7 @@ def analysis_report(found: Analysis) -> Document:
     sections: list[Section] = [*_cost_sections(found)]
     for one in found.passes:
         sections += _pass_sections(found, one)
+    sections += attention_sections(found)
     sections += [*_sparsity_sections(found), *_left_sections(found)]
     details: list[Part] = [_inputs_table(found)]
     if found.passes:

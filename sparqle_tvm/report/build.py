@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparqle_tvm.report.analysis import analysis_report
+from sparqle_tvm.report.attention import attention_sections
 from sparqle_tvm.report.by_formula import constants_table, estimable, estimate_sections
 from sparqle_tvm.report.document import Document, Part, Section
 from sparqle_tvm.report.run import (
@@ -32,6 +33,7 @@ def build_report(run: RunResult | Analysis) -> Document:
         (
             cost_section(run),
             perplexity_section(run),
+            *attention_sections(run),
             *estimated,
             *layer_sections(run),
             Section("In detail", tuple(details)),

@@ -83,14 +83,17 @@ def _memories() -> Section:
 
 def _parameters() -> Section:
     rows = [
-        [f"`{name}`", f"{p.low:g}", f"{p.mid:g}", f"{p.high:g}", p.unit, p.why]
+        [f"`{name}`", f"{p.low:g}", f"{p.mid:g}", f"{p.high:g}", p.basis, p.unit, p.why]
         for name, p in energy_table().parameters.items()
     ]
     text = (
         "Reports give the band that these ranges make. A saving has the lowest and highest value "
-        "over all combinations of their ends, each taken alike for both schemes."
+        "over all combinations of their ends, each taken alike for both schemes. Synthesised: a "
+        "ratio of areas ([area.md](area.md)) stands for one of energies, because switching "
+        "activity is not measured. Assumed: neither cited nor synthesised. All figures above this "
+        "section are cited."
     )
-    table = _table("parameters", ["", "low", "mid", "high", "unit", "why"], rows)
+    table = _table("parameters", ["", "low", "mid", "high", "basis", "unit", "why"], rows)
     return Section("What no source gives a figure for", (text, table))
 
 

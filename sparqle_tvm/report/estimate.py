@@ -6,18 +6,31 @@ from collections.abc import Iterator, Sequence
 
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.by_formula import constants_table
-from sparqle_tvm.report.document import Card, Document, Notice, Part, Picture, Section
+from sparqle_tvm.report.document import (
+    Card,
+    Column,
+    Document,
+    Notice,
+    Part,
+    Picture,
+    Section,
+    Table,
+)
 from sparqle_tvm.report.passes import (
     FORMULA,
     components_table,
     cost_tables,
     describe,
     energy_table,
+    figure,
+    saving,
+    scheme_column,
 )
 from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.report.run import detail_tables, roofline_picture, saving_cards
 from sparqle_tvm.report.sensitivity import sensitivity_section
-from sparqle_tvm.results.estimate import Estimate
+from sparqle_tvm.results.estimate import Estimate, TimeArea
+from sparqle_tvm.results.passes import BASELINE
 from sparqle_tvm.results.sensitivity import Sensitivity
 from sparqle_tvm.studies.savings import Series
 
@@ -67,6 +80,7 @@ def _cost_section(found: Sequence[Estimate]) -> Section:
     parts: list[Part] = [
         *map(Notice, beyond),
         *cost_tables(found, found[0].accelerator),
+        *_area_tables(found),
     ]
     for note in dict.fromkeys(note for one in found for note in one.notes if note not in beyond):
         phases = [one.phase for one in found if note in one.notes]
@@ -105,3 +119,49 @@ def _picture_sections(found: Sequence[Estimate]) -> Iterator[Section]:
             ),
         )
         yield Section("Roofline", (roofline_picture(found, accelerator, "estimate"),))
+
+
+_AREA_PARTS = {"array": "array, while it works", "whole_model": "array and buffers, whole model"}
+
+
+def _area_tables(found: Sequence[Estimate]) -> Iterator[Table]:
+    """Area and time x area of every scheme; none without the baseline."""
+    rows = [
+        {
+            "part": f"{one.name}: {title}",
+            "scheme": of.scheme,
+            "area": of.area.mid,
+            "time_area": of.time_area.mid,
+            **(dict.fromkeys(_SAVED) if of.scheme == BASELINE else _saved(of)),
+        }
+        for one in found
+        for part, title in _AREA_PARTS.items()
+        for of in one.time_areas
+        if of.part == part
+    ]
+    if rows:
+        yield Table(
+            name="time_area",
+            title=f"Area, and time x area, relative to the {BASELINE} baseline",
+            columns=(
+                Column("part", ""),
+                scheme_column(found[0].accelerator),
+                figure("area", "area", "{:.2f}".format),
+                figure("time_area", "time x area", "{:.2f}".format),
+                saving("time_area_saved"),
+                figure("time_area_saved_low", "low", formats.percent),
+                figure("time_area_saved_high", "high", formats.percent),
+            ),
+            rows=tuple(rows),
+            note="Areas of PEs are ratios of a synthesis (docs/area.md); that of on-chip memory is "
+            "an assumption, from which the band comes. DRAM and the vector unit are not counted.",
+            group="part",
+        )
+
+
+_SAVED = ("time_area_saved", "time_area_saved_low", "time_area_saved_high")
+
+
+def _saved(of: TimeArea) -> dict[str, float]:
+    ends = of.time_area.mid, of.time_area.high, of.time_area.low
+    return {name: 1 - end for name, end in zip(_SAVED, ends, strict=True)}

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sparqle_tvm.report import formats
+from sparqle_tvm.report.attention import attention_sections
 from sparqle_tvm.report.document import (
     Card,
     Column,
@@ -42,7 +43,10 @@ _HOW = {
 
 def run_document(run: RunResult) -> Document:
     """What `sparqle run` prints."""
-    return document_of(run, (cost_section(run), perplexity_section(run), sparsity_section(run)))
+    attention = attention_sections(run, by_layer=False)
+    return document_of(
+        run, (cost_section(run), perplexity_section(run), *attention, sparsity_section(run))
+    )
 
 
 def document_of(run: RunResult, sections: tuple[Section, ...]) -> Document:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from sparqle_tvm.errors import ResultFileError
 from sparqle_tvm.files import plain, typed_version
 from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape
 from sparqle_tvm.models.sparsity import MsbDistribution
-from sparqle_tvm.results.passes import PassResult
+from sparqle_tvm.results.passes import BASELINE, PassResult
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.baselines import scheme_name, scheme_notes
+from sparqle_tvm.target.cost.area import array_mm2, buffers_mm2
+from sparqle_tvm.target.cost.baselines import Scheme, array_of, scheme_name, scheme_notes
 from sparqle_tvm.target.cost.block_rows import Balance
-from sparqle_tvm.target.cost.energy_table import EnergyTable
+from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 
 KIND = "estimate"
 KIND_OF_SEVERAL = "estimates"
@@ -80,6 +81,26 @@ class DigitSource:
         )
 
 
+@dataclass(frozen=True)
+class TimeArea:
+    """What a scheme takes of time and area, relative to the baseline's: 1 is as much.
+
+    Attributes
+    ----------
+    scheme : str
+        The scheme.
+    part : {"array", "whole_model"}
+        The array alone and the cycles it works; or array with buffers, and the whole time.
+    area, time_area : Band
+        Area, and its product with time. The band is that of the density of buffers.
+    """
+
+    scheme: str
+    part: Literal["array", "whole_model"]
+    area: Band
+    time_area: Band
+
+
 @dataclass(frozen=True, kw_only=True)
 class Estimate(PassResult):
     """A pass of a model under all schemes asked for, by formula.
@@ -124,6 +145,29 @@ class Estimate(PassResult):
         return self.past or self.tokens
 
     @property
+    def time_areas(self) -> tuple[TimeArea, ...]:
+        """Area and time x area of every scheme against `BASELINE`; none without it."""
+        if BASELINE not in self.schemes:
+            return ()
+        none, buffers = Band.exact(0.0), buffers_mm2(self.accelerator)
+        found = []
+        for scheme, cost in self.schemes.items():
+            base = self.schemes[BASELINE]
+            array, dense = (
+                Band.exact(array_mm2(array_of(self.accelerator, cast(Scheme, s)), s))
+                for s in (scheme, BASELINE)
+            )
+            times = {
+                "array": (none, cost.mma_cycles / base.mma_cycles),
+                "whole_model": (buffers, cost.whole_model.cycles / base.whole_model.cycles),
+            }
+            for part in ("array", "whole_model"):
+                memory, time = times[part]
+                area = _ratio(array + memory, dense + memory)
+                found.append(TimeArea(scheme, cast(Any, part), area, area * time))
+        return tuple(found)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a reader has to know of the figures, in sentences."""
         notes = [self.positions_note, self.attention.note, self.cache_note, self.tiles_note]
@@ -166,7 +210,7 @@ class Estimate(PassResult):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """JSON form, with `notes`.
+        """JSON form, with `notes` and `time_areas`.
 
         The table has every constant with its unit, source, year, and what it was checked against.
         """
@@ -174,6 +218,7 @@ class Estimate(PassResult):
             "kind": KIND,
             "version": JSON_VERSION,
             "notes": list(self.notes),
+            "time_areas": plain(self.time_areas),
             **plain(self),
         }
 
@@ -187,7 +232,13 @@ class Estimate(PassResult):
             If it is of another version, or not of this form; names the place.
         """
         remedy = "make it again with sparqle estimate --json FILE of this release"
-        besides = ("kind", "notes", "sensitivity")
+        besides = ("kind", "notes", "time_areas", "sensitivity")
         return typed_version(
             data, cls, JSON_VERSION, where, ResultFileError, remedy, besides=besides
         )
+
+
+def _ratio(area: Band, base: Band) -> Band:
+    """The ratio of two areas with the same buffers: the more buffers, the nearer to 1."""
+    ends = sorted((area.low / base.low, area.mid / base.mid, area.high / base.high))
+    return Band(*ends)

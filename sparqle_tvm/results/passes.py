@@ -26,6 +26,7 @@ from sparqle_tvm.target.cost.scheme_choice import LeftDense
 from sparqle_tvm.target.cost.vector import VectorCost
 from sparqle_tvm.target.joint_op import join, portions
 from sparqle_tvm.target.op import DenseOp
+from sparqle_tvm.target.simulator.attention_work import AttentionCache
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -282,6 +283,8 @@ class Other:
         By scheme; of one.
     left_dense : LeftDense or None
         Of an encoding as of the layers that read it, or of attention.
+    cache : AttentionCache or None
+        Of attention on the array: the keys that it needed, and what a token takes in its cache.
     """
 
     label: str
@@ -290,6 +293,7 @@ class Other:
     block_rows: Count
     costs: Mapping[str, WorkCost]
     left_dense: LeftDense | None = None
+    cache: AttentionCache | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,6 +446,8 @@ class CountedAttention:
         How many it stands for.
     costs : mapping of str to AttentionCost
         By scheme; of one.
+    cache : AttentionCache
+        What ``sparqle`` reads.
     left : LeftDense or None
         Why ``sparqle`` computes it as ``dense``, if it does.
     """
@@ -449,12 +455,13 @@ class CountedAttention:
     label: str
     times: int
     costs: Mapping[str, AttentionCost]
+    cache: AttentionCache
     left: LeftDense | None = None
 
     def other(self) -> Other:
         """It as data."""
         costs = {scheme: WorkCost.of(cost) for scheme, cost in self.costs.items()}
-        return Other(self.label, "attention", self.times, 0, costs, self.left)
+        return Other(self.label, "attention", self.times, 0, costs, self.left, self.cache)
 
 
 def pass_result(

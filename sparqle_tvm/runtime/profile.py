@@ -19,6 +19,8 @@ from sparqle_tvm.target.isa.attention_header import AttentionHeader
 from sparqle_tvm.target.isa.header import Engine
 from sparqle_tvm.target.joint_op import part_labels
 from sparqle_tvm.target.simulator import SimResult
+from sparqle_tvm.target.simulator.attention import AttentionResult
+from sparqle_tvm.target.simulator.attention_work import AttentionCache
 from sparqle_tvm.target.simulator.counts import PlaneCounts
 from sparqle_tvm.target.simulator.timeline import MAX_EVENTS, stretches, timeline, track
 
@@ -125,10 +127,13 @@ class Profile:
         return energy(self.events, machine, chosen, static_watts=static_watts)
 
     def rows(self) -> list[Json]:
-        """One flat row per op: label, shape, cycles, bytes, busy share of each engine."""
+        """One flat row per op: label, shape, cycles, bytes, busy share of each engine.
+
+        ``live_keys`` is the share of keys whose values an attention needed; None of other ops.
+        """
         table = []
         for record in self.records:
-            result = record.result
+            result, cache = record.result, _cache(record)
             total = max(result.total_cycles, 1)
             table.append(
                 {
@@ -141,6 +146,7 @@ class Profile:
                         f"{engine.name.lower()}_busy": result.engines[engine].busy / total
                         for engine in Engine
                     },
+                    "live_keys": cache.live_keys if cache else None,
                 }
             )
         return table
@@ -172,14 +178,20 @@ class Profile:
         return total
 
     def to_json(self) -> Json:
-        """The profile as plain JSON data: ``totals``, and the same figures for each of ``ops``."""
+        """The profile as plain JSON data: ``totals``, and the same figures for each of ``ops``.
+
+        Those of attention have a ``cache``, see `simulator.attention_work.AttentionCache`.
+        """
         machine = self.records[0].program.header.accelerator if self.records else None
         return {
             "version": JSON_VERSION,
             "accelerator": machine.name if machine else None,
             "clock_ghz": machine.clock_ghz if machine else None,
             "totals": self.totals(),
-            "ops": [{**_shape(record), **_measures(record.result)} for record in self.records],
+            "ops": [
+                {**_shape(record), **_measures(record.result), **_reads(record)}
+                for record in self.records
+            ],
         }
 
     def trace(self, *, max_events: int = MAX_EVENTS) -> Json:
@@ -261,6 +273,17 @@ def _sizes(record: LaunchRecord) -> tuple[int, int]:
     if isinstance(header, AttentionHeader):
         return header.op.heads * header.op.head_dim, record.rows + record.result.bound.past
     return header.op.n, header.op.k
+
+
+def _cache(record: LaunchRecord) -> AttentionCache | None:
+    """What an attention read; None of another op."""
+    result = record.result
+    return result.cache if isinstance(result, AttentionResult) else None
+
+
+def _reads(record: LaunchRecord) -> Json:
+    cache = _cache(record)
+    return {} if cache is None else {"cache": asdict(cache)}
 
 
 def _measures(result: SimResult) -> Json:

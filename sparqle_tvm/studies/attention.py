@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sparqle_tvm.models.attention_sparsity import measured_attention
 from sparqle_tvm.models.shapes import ModelShape
-from sparqle_tvm.numerics.kv_cache import KEY_GROUP, CacheName, parse_kv
+from sparqle_tvm.numerics.kv_cache import CacheName, KvStorage, parse_kv
 from sparqle_tvm.results.passes import CountedAttention
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import AttentionOp
 from sparqle_tvm.target.cost.attention import AttentionCost, attention_cost
-from sparqle_tvm.target.cost.attention_choice import choose_plan, choose_scheme, in_dense
+from sparqle_tvm.target.cost.attention_choice import (
+    ExpectedAttention,
+    Shares,
+    choose_plan,
+    choose_scheme,
+    in_dense,
+)
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.events import simulated_events
@@ -23,9 +30,13 @@ from sparqle_tvm.target.cost.vector import CacheToken, TransformerShape
 from sparqle_tvm.target.isa.access import Tensor
 from sparqle_tvm.target.isa.attention import DrnOut
 from sparqle_tvm.target.isa.header import Engine
-from sparqle_tvm.target.isa.load import MSB_POINTER_BYTES
 from sparqle_tvm.target.op import ProgramScheme
-from sparqle_tvm.target.simulator.attention_work import MeanRows, Work
+from sparqle_tvm.target.simulator.attention_work import (
+    CACHE_NAMES,
+    AttentionCache,
+    MeanRows,
+    Work,
+)
 
 if TYPE_CHECKING:
     from sparqle_tvm.runtime.launch import AttentionLaunch
@@ -33,33 +44,14 @@ if TYPE_CHECKING:
 
 LABEL = "attention"
 
+_ALL_LIVE = Shares(0.0, 1.0, 0.0, 0.0)
+
 _CLASSES = 6
 """Layers are counted in so many classes of equal size, by their share of live keys."""
 
 _PLACES = 6
 _PLACE_BLOCKS = 48
 """A long prefill is counted at so many places, of so many blocks each."""
-
-
-@dataclass(frozen=True)
-class Shares:
-    """What the time of an attention op depends on.
-
-    Attributes
-    ----------
-    queries, probabilities : float
-        Shares of stored MSB digits in queries, and in probabilities of live keys.
-    live, runs : float
-        Live keys of a block, and runs of them, as shares of its keys.
-    """
-
-    queries: float
-    live: float
-    runs: float
-    probabilities: float
-
-
-_NOTHING_STORED = Shares(0.0, 1.0, 0.0, 0.0)
 
 
 def counted_attention(
@@ -97,33 +89,36 @@ def counted_attention(
         **bits,
     )
     baselines: dict[str, AttentionCost] = {
-        scheme: _cost(dense, accelerator, scheme, [_NOTHING_STORED] * _PLACES, seed)
+        scheme: _cost(dense, accelerator, scheme, None, seed)[0]
         for scheme in schemes
         if scheme != "sparqle"
     }
     if "sparqle" not in schemes:
-        return [CountedAttention(LABEL, batch * shape.layers, baselines)]
+        plain = {what: MeanRows.of(dense, what) for what in CACHE_NAMES}
+        cache = AttentionCache.of(dense, plain, 1.0)
+        return [CountedAttention(LABEL, batch * shape.layers, baselines, cache)]
     op = replace(dense, scheme="sparqle", window="signed")
-    plan = choose_plan(op, accelerator)
-    found = []
+    found, measured = [], measured_attention()
     for layers in _layer_classes(shape.layers, op.keys):
-        shares = [
-            _mean_shares(shape, layers, keys, plan.block_rows / op.group)
-            for _, keys in _places(op, plan)
-        ]
+        expected = partial(measured.expected, layers, shape.layers)
         rows = cache_rows(op, shape.layers, kv, layers)
         # On its way into the chip a cache is expanded if it is not int8 in some layer and head.
         planes: dict[str, Any] = {
             f"{what}_planes": "p" if r.digits.any() else "-" for what, r in rows.items()
         }
-        mine, left = choose_scheme(replace(op, **planes), accelerator)
+        mine, left = choose_scheme(replace(op, **planes), accelerator, expected(op.keys))
         if left is None:
-            cost = _cost(mine, accelerator, "sparqle", shares, seed, rows)
+            cost, live = _cost(mine, accelerator, "sparqle", expected, seed, rows)
         else:
-            nothing = [_NOTHING_STORED] * _PLACES
-            cost = baselines.get("dense") or _cost(mine, accelerator, "dense", nothing, seed)
+            cost, live = _cost(mine, accelerator, "dense", None, seed)
+        held = {_storage(op, layer, shape.layers, kv) for layer in layers}
+        letters = [{s.keys.planes for s in held}, {s.values.planes for s in held}]
+        key_planes, value_planes = ("".join(some) if len(some) == 1 else "" for some in letters)
+        cache = replace(
+            AttentionCache.of(op, rows, live), key_planes=key_planes, value_planes=value_planes
+        )
         costs = {str(scheme): baselines.get(scheme, cost) for scheme in schemes}
-        found.append(CountedAttention(LABEL, batch * len(layers), costs, left))
+        found.append(CountedAttention(LABEL, batch * len(layers), costs, cache, left))
     return found
 
 
@@ -168,7 +163,8 @@ def launched_attention(
             found = simulate_attention_timing(program, rows, past, work)
             dense[plain] = simulated_attention_cost(found, plain)
         costs = {"dense": dense[plain], "sparqle": simulated_attention_cost(result, op)}
-        counted.append(CountedAttention(launch.label, 1, costs, left))
+        assert result.cache is not None
+        counted.append(CountedAttention(launch.label, 1, costs, result.cache, left))
     return counted
 
 
@@ -206,29 +202,11 @@ def _layer_classes(layers: int, keys: int) -> list[list[int]]:
     return [part.tolist() for part in np.array_split(order, min(_CLASSES, layers))]
 
 
-def _mean_shares(
-    shape: ModelShape | TransformerShape, layers: list[int], keys: int, tokens: float
-) -> Shares:
-    """What was measured at the depth of these layers, with so many keys and tokens of a block."""
-    measured = measured_attention()
-    nearest = int(np.argmin(np.abs(np.log(np.array(measured.contexts) / keys))))
-    found = []
-    for layer in layers:
-        live, runs = measured.live(layer, shape.layers, keys, max(round(tokens), 1))
-        one = measured.layer_at(layer, shape.layers)
-        # Of all keys, that is; those that are not live have none.
-        stored = min((1 - one.p_msb_sparsity[nearest]) / max(live, 1e-9), 1.0)
-        found.append((1 - one.q_msb_sparsity, live, runs, stored))
-    return Shares(*np.mean(found, axis=0).tolist())
-
-
 def _places(op: AttentionOp, plan: AttentionPlan) -> list[tuple[int, int]]:
-    """Tokens and keys of the parts that an op is counted in: the whole op `_PLACES` times, or so
-    many places of it.
-    """
+    """Tokens and keys of the parts that an op is counted in: all of it, or so many places."""
     some = max(_PLACE_BLOCKS * plan.block_rows // op.group, 1)
     if plan.stays or op.rows <= _PLACES * some:
-        return [(op.rows, op.keys)] * _PLACES
+        return [(op.rows, op.keys)]
     middles = [op.past + op.rows * (2 * i + 1) // (2 * _PLACES) for i in range(_PLACES)]
     return [(some, max(middle + some // 2, some)) for middle in middles]
 
@@ -240,11 +218,10 @@ def cache_rows(
 
     With ``planes`` each head is stored as is smaller, by what was measured at the same depth.
     """
-    measured, storage = measured_attention(), parse_kv(kv)
+    measured = measured_attention()
     found: dict[CacheName, list[MeanRows]] = {"key": [], "value": []}
     for layer in chosen:
-        if kv == "planes":
-            storage = measured.storage(layer, layers, op.kv_heads)
+        storage = _storage(op, layer, layers, kv)
         one = replace(op, key_planes=storage.keys.planes, value_planes=storage.values.planes)
         for what, rows in found.items():
             levels = storage.keys.levels if what == "key" else storage.values.levels
@@ -253,43 +230,44 @@ def cache_rows(
     return {what: MeanRows.mean(rows) for what, rows in found.items()}
 
 
-def cache_token(
-    shape: ModelShape | TransformerShape, kv: str, scheme: Scheme = "sparqle"
-) -> CacheToken:
+def _storage(op: AttentionOp, layer: int, layers: int, kv: str) -> KvStorage:
+    """How a layer of so many stores keys and values."""
+    if kv == "planes":
+        return measured_attention().storage(layer, layers, op.kv_heads, op.head_dim)
+    return parse_kv(kv)
+
+
+def written_token(attention: Sequence[CountedAttention], scheme: Scheme) -> CacheToken:
     """What a token takes in the cache of a layer; baselines have the same integers, plain."""
-    storage, width = parse_kv(kv), shape.head_dim
-    bits: dict[str, Any] = {
-        "key_bits": storage.keys.plain_bits,
-        "value_bits": storage.values.plain_bits,
-    }
-    op = AttentionOp(1, 1, shape.kv_heads, 1, width, **bits)
+    caches, times = [a.cache for a in attention], [a.times for a in attention]
     if scheme != "sparqle":
-        plain = op.row_bytes("key") + op.row_bytes("value")
-        return CacheToken(shape.kv_heads * plain, 0.0)
-    rows = cache_rows(op, shape.layers, kv, range(shape.layers))
-    nbytes = encoded = 0.0
-    for what, found in rows.items():
-        # Of the two pointers that a load moves, one is stored for so many tokens.
-        shared = 2 * (KEY_GROUP if what == "key" else 1)
-        nbytes += float(np.sum(found.bytes + found.pointers / shared))
-        encoded += width * float(np.sum(found.pointers)) / MSB_POINTER_BYTES
-    return CacheToken(nbytes, encoded)
+        return CacheToken(caches[0].plain_bytes, 0.0)
+    nbytes = np.average([c.key_bytes + c.value_bytes for c in caches], weights=times)
+    encoded = np.average([c.encoded_elements for c in caches], weights=times)
+    return CacheToken(float(nbytes), float(encoded))
 
 
 def _cost(
     op: AttentionOp,
     accelerator: Accelerator,
     scheme: Scheme,
-    shares: Sequence[Shares],
+    expected: Callable[[int], ExpectedAttention] | None,
     seed: int,
     stored: Mapping[CacheName, MeanRows] | None = None,
-) -> AttentionCost:
-    """Cost of an op of one layer."""
+) -> tuple[AttentionCost, float]:
+    """Cost of an op of one layer, with what is expected of so many keys (None: all are live), and
+    the share of the keys that are live.
+    """
     program: ProgramScheme = "sparqle" if scheme == "sparqle" else "dense"
-    plan = choose_plan(replace(op, scheme=program), accelerator)
+    known = None if expected is None else expected(op.keys)
+    plan = choose_plan(replace(op, scheme=program), accelerator, known)
     places = _places(op, plan)
     total: AttentionCost | None = None
-    for (rows, keys), share in zip(places, shares, strict=True):
+    live = 0.0
+    for rows, keys in places:
+        share = _ALL_LIVE
+        if expected is not None:
+            share = expected(keys).shares(plan.block_rows / op.group)
         some = replace(op, rows=rows, keys=keys)
         header = plan.header(some, accelerator)
         work = Work.uniform(
@@ -301,10 +279,11 @@ def _cost(
             stored=stored,
         )
         cost = attention_cost(some, accelerator, plan, work, scheme)
+        live += share.live / len(places)
         if rows == op.rows:
-            return cost
+            return cost, live
         cost = cost.scaled(op.rows / len(places) / rows)
         total = cost if total is None else total + cost
     assert total is not None
     # What it is does not depend on how it is counted.
-    return replace(total, macs=op.macs)
+    return replace(total, macs=op.macs), live

@@ -15,12 +15,13 @@ from sparqle_tvm.results.passes import (
     pass_result,
 )
 from sparqle_tvm.results.run import SortingResult
+from sparqle_tvm.studies.attention import written_token
 from sparqle_tvm.studies.simulated import simulated_pass_cost
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import Counting, EncodedActivation, PassCost, pass_cost
-from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost
+from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
 from sparqle_tvm.target.op import ProgramScheme
 
 Attention = Callable[[int, int], Sequence[CountedAttention]]
@@ -165,11 +166,21 @@ class PassCounter:
         """Count a pass after `past` tokens; its own tokens are those of its encodings."""
         tokens = max(encoding.nnz.rows for encoding in encodings)
         options: Any = {"tokens": tokens, "past": past, "scheme": scheme, "balance": balance}
-        options["attention"] = self.attention is None
-        shape = self.transformer
+        shape = self.transformer if self.attention is None else None
         if self.engine == "simulator":
             return simulated_pass_cost(encodings, shape, programs=self._programs, **options)
         return pass_cost(encodings, shape, accelerator=self.accelerator, **options)
+
+    def _beside(self, attention: Sequence[CountedAttention], tokens: int, past: int) -> Beside:
+        """Attention on the array, and what it leaves to the vector unit."""
+        assert self.transformer is not None
+        given = (self.transformer, tokens, past, self.accelerator)
+
+        def vector(scheme: ProgramScheme) -> tuple[VectorCost, ...]:
+            stored = written_token(attention, scheme)
+            return vector_costs(*given, attention=False, scheme=scheme, stored=stored)
+
+        return Beside(vector, attention)
 
     def count(
         self,
@@ -205,8 +216,10 @@ class PassCounter:
             )
             first = after
         tokens = max(encoding.nnz.rows for encoding in encodings) // batch
+        if beside is None and self.attention is not None:
+            beside = self._beside(self.attention(tokens, past), tokens, past)
         vector: dict[str, Sequence[VectorCost]] = {s: cost.vector for s, cost in costs.items()}
-        attention = self.attention(tokens, past) if self.attention else ()
+        attention: Sequence[CountedAttention] = ()
         if beside is not None:
             vector, attention = {s: beside.vector(s) for s in schemes}, beside.attention
         return pass_result(

@@ -34,7 +34,7 @@ from sparqle_tvm.results.passes import (
     Phase,
     pass_result,
 )
-from sparqle_tvm.studies.attention import cache_token, counted_attention
+from sparqle_tvm.studies.attention import counted_attention, written_token
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import DIGIT_BITS
 from sparqle_tvm.target.cost.analytical import Encoded, OpCost, costs_together, costs_with
@@ -153,7 +153,7 @@ def estimate(
                 *(transformer, tokens, past, accelerator, batch),
                 attention=not mixed,
                 scheme=scheme,
-                stored=cache_token(shape, kv, scheme) if mixed and kv != "int8" else None,
+                stored=written_token(mixed, scheme) if mixed else None,
             )
             for scheme in schemes
         },

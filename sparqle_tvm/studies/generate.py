@@ -23,7 +23,7 @@ from sparqle_tvm.progress import Stages
 from sparqle_tvm.results.generation import GeneratedText, Generation, Step
 from sparqle_tvm.results.passes import CountedAttention
 from sparqle_tvm.results.run import ModelFile
-from sparqle_tvm.studies.attention import counted_attention, launched_attention
+from sparqle_tvm.studies.attention import counted_attention, launched_attention, written_token
 from sparqle_tvm.studies.count import Beside, PassCounter
 from sparqle_tvm.studies.evaluation import encoded_activations, transformer_shape
 from sparqle_tvm.studies.inputs import (
@@ -117,7 +117,7 @@ def generate(
         )
     table = default_table(machine) if table is None else table
     shape = transformer_shape(imported.config)
-    coster = _Coster(PassCounter(shape, machine, engine), shape, attention == "int8", table)
+    coster = _Coster(PassCounter(shape, machine, engine), shape, attention == "int8", kv, table)
     drawing = _Drawing(temperature, top_k)
     start = time.perf_counter()
     steps = [*_prefill(sequences, executable, coster, drawing, told, tokens)]
@@ -260,6 +260,7 @@ class _Coster:
     counter: PassCounter
     shape: TransformerShape
     int8: bool
+    kv: str
     table: EnergyTable
 
     def step(self, phase: Literal["prefill", "decode"], parts: Sequence[_Pass]) -> Step:
@@ -267,7 +268,7 @@ class _Coster:
         together = [_stacked(found) for found in zip(*(p.encodings for p in parts), strict=True)]
         attention = [one for part in parts for one in self._attention(part)]
         # Integers of attention are the array's where it was counted, else the vector unit's.
-        beside = Beside(lambda scheme: self._vector(parts, not attention, scheme), attention)
+        beside = Beside(lambda scheme: self._vector(parts, attention, scheme), attention)
         past = max(part.past for part in parts)
         counted = self.counter.count(
             *(phase, together, past, "array", self.table), batch=len(parts), beside=beside
@@ -282,17 +283,21 @@ class _Coster:
             return launched_attention(part.attention, machine, last=False)
         if self.counter.engine == "simulator":
             return []
-        return counted_attention(self.shape, part.tokens, part.past, 1, machine, _SCHEMES, 0)
+        given = (self.shape, part.tokens, part.past, 1, machine, _SCHEMES, 0)
+        return counted_attention(*given, self.kv)
 
     def _vector(
-        self, parts: Sequence[_Pass], attention: bool, scheme: ProgramScheme
+        self,
+        parts: Sequence[_Pass],
+        attention: Sequence[CountedAttention],
+        scheme: ProgramScheme,
     ) -> tuple[VectorCost, ...]:
         """The vector unit's work, that of all sequences one after another."""
+        options: Any = {"attention": not attention, "scheme": scheme}
+        if attention:
+            options["stored"] = written_token(attention, scheme)
         machine = self.counter.accelerator
-        found = [
-            vector_costs(self.shape, p.tokens, p.past, machine, attention=attention, scheme=scheme)
-            for p in parts
-        ]
+        found = [vector_costs(self.shape, p.tokens, p.past, machine, **options) for p in parts]
         numbers = [f.name for f in fields(VectorCost) if f.name != "label"]
         return tuple(
             replace(same[0], **{name: sum(getattr(s, name) for s in same) for name in numbers})

@@ -162,8 +162,9 @@ def kv_options(kv: str, imported: ImportedModel) -> dict[str, Any]:
     """
     known: dict[str, KvStorage] = {}
     if kv == "planes" and imported.sha256 == measured_attention().model_sha256:
-        layers, heads = imported.config.layers, imported.config.kv_heads
-        stored = (measured_attention().storage(i, layers, heads) for i in range(layers))
+        config = imported.config
+        sizes = (config.layers, config.kv_heads, config.head_dim)
+        stored = (measured_attention().storage(i, *sizes) for i in range(config.layers))
         known = {f"blk_{i}_attn": storage for i, storage in enumerate(stored)}
     return {"kv": known, "default_kv": parse_kv(kv)}
 

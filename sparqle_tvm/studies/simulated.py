@@ -107,14 +107,13 @@ def simulated_pass_cost(
     programs: ProgramLibrary,
     scheme: ProgramScheme,
     balance: Balance = "array",
-    attention: bool = True,
     progress: Callable[[], None] = lambda: None,
 ) -> PassCost:
     """Cost of one pass of a model, its dense layers simulated.
 
     Parameters
     ----------
-    encodings, transformer, tokens, past, scheme, balance, attention
+    encodings, transformer, tokens, past, scheme, balance
         As in `target.cost.model.pass_cost`.
     programs : ProgramLibrary
         Programs of the accelerator.
@@ -129,7 +128,6 @@ def simulated_pass_cost(
         accelerator=programs.accelerator,
         scheme=scheme,
         balance=balance,
-        attention=attention,
         program_rows=lambda rows: bucket(rows, programs.accelerator.rows),
     )
     ops = []

@@ -3,7 +3,6 @@
 Needs the extra ``tune`` (psutil, cloudpickle, xgboost).
 """
 
-from sparqle_tvm.tuning.candidates import Trial
 from sparqle_tvm.tuning.database import Entry, Settings, TuningDatabase
 from sparqle_tvm.tuning.extract import extract_tasks, tasks_of_group
 from sparqle_tvm.tuning.measure import (
@@ -18,12 +17,13 @@ from sparqle_tvm.tuning.metaschedule import (
     cost_model,
     dense_module,
     feature_extractor,
+    objects,
     runner,
     search_strategy,
     space_generator,
 )
 from sparqle_tvm.tuning.predict import Prediction, Predictor
-from sparqle_tvm.tuning.result import TaskResult, TuningResult
+from sparqle_tvm.tuning.result import TaskResult, Trial, TuningResult
 from sparqle_tvm.tuning.space import KNOBS, Space, default_of, make_space
 from sparqle_tvm.tuning.task import TuningTask
 from sparqle_tvm.tuning.tune_module import tune
@@ -54,6 +54,7 @@ __all__ = [
     "extract_tasks",
     "feature_extractor",
     "make_space",
+    "objects",
     "runner",
     "search_strategy",
     "space_generator",

@@ -23,6 +23,7 @@ from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.joint_op import part_labels
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.simulator import draw_nnz, simulate_timing
+from sparqle_tvm.target.verify import verify_bound
 from sparqle_tvm.tuning.space import reason_against
 from sparqle_tvm.tuning.task import TuningTask
 
@@ -219,22 +220,25 @@ class Meter:
         """Why decisions cannot be measured, None if they can."""
         return reason_against(task, self.accelerator, decisions)
 
-    def build(self, task: TuningTask, decisions: Decisions) -> Program:
-        """Schedule and generate the program, verified.
+    def build(self, task: TuningTask, decisions: Decisions, *, verify: bool = True) -> Program:
+        """Schedule and generate the program.
 
+        With `verify` it is verified for all numbers of rows.
         Raises CompileError, TargetError or ProgramError if there is no such program.
         """
         spec = task.spec
         scheduled = schedule_with(spec, self.accelerator, decisions)
-        return generate(scheduled, replace(spec, label=task.name), self.accelerator)
+        spec = replace(spec, label=task.name)
+        return generate(scheduled, spec, self.accelerator, verify=verify)
 
     def run(self, task: TuningTask, program: Program) -> Measurement:
-        """Simulate a program with every draw of the data."""
+        """Simulate a program with every draw of the data, and verify it for that many rows."""
         drawn = self.activations(task)
         digits = drawn if task.spec.scheme == "sparqle" else [None] * len(drawn)
-        return self._combined(
-            [simulated_events(simulate_timing(program, task.rows, d)) for d in digits]
-        )
+        found = [simulate_timing(program, task.rows, d) for d in digits]
+        for result in found:
+            result.bound.once(verify_bound)
+        return self._combined([simulated_events(result) for result in found])
 
     def count(self, task: TuningTask, decisions: Decisions) -> Measurement:
         """Cost by formula."""
@@ -249,7 +253,8 @@ class Meter:
         """Cost of decisions with the engine; errors as `build`."""
         if self.engine == "analytical":
             return self.count(task, decisions)
-        return self.run(task, self.build(task, decisions))
+        # What is chosen is verified for all rows when a model is built with it.
+        return self.run(task, self.build(task, decisions, verify=False))
 
     def _combined(self, events: list[Events]) -> Measurement:
         table = self.energy_table

@@ -5,43 +5,42 @@
     tasks = tuning.dense_module(mod, "sparqle/edge")
     ms.relax_integration.tune_relax(
         tasks, {}, "sparqle/edge", work_dir, max_trials_global=100,
-        builder=tuning.builder(), runner=tuning.runner("latency"),
-        cost_model=tuning.cost_model("sparqle/edge"), space=tuning.space_generator("sparqle/edge"),
-        strategy=tuning.search_strategy("sparqle/edge"),
+        **tuning.objects("sparqle/edge", "latency"),
     )
     sparqle_tvm.compile(mod, "sparqle/edge", engine="simulator", database=work_dir)
 
-`Tuner` searches with the same space, cost model and database.
+`Tuner`, and with it `sparqle_tvm.tune`, hands the same objects to ``ms.tune_tasks``.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import relax, s_tir
+from tvm import relax
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
 from sparqle_tvm.errors import SparqleError, TuningError
-from sparqle_tvm.files import read_json, typed, write_json
+from sparqle_tvm.files import plain, typed
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.tir import arrays_of
 from sparqle_tvm.target.cost.energy_table import EnergyTable
 from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.op import ProgramScheme
-from sparqle_tvm.target.program import Program
 from sparqle_tvm.tuning.extract import extract_tasks
 from sparqle_tvm.tuning.measure import ActivationData, Measurement, Meter, Objective
 from sparqle_tvm.tuning.predict import Predictor
 from sparqle_tvm.tuning.ranking import CandidateModel, KnobFeatures, Ranking
+from sparqle_tvm.tuning.search import Plan, Rules, Scheduler, Strategy
 from sparqle_tvm.tuning.space import (
     MutateKnob,
     RejectMisfits,
@@ -51,9 +50,8 @@ from sparqle_tvm.tuning.space import (
     make_space,
     reason_against,
 )
-from sparqle_tvm.tuning.task import TuningTask, task_of
-
-_PROGRAM, _CANDIDATE = "program.bin", "candidate.json"
+from sparqle_tvm.tuning.task import TuningTask, read_task, task_of, task_text
+from sparqle_tvm.tuning.workers import Candidate, Workers
 
 
 def dense_module(
@@ -143,102 +141,50 @@ def space_generator(
     )
 
 
-def evolution(random_share: float = 0.13) -> Any:
-    """MetaSchedule's evolutionary search, sized for spaces of some thousand points."""
-    return ms.search_strategy.EvolutionarySearch(
-        population_size=64,
-        init_measured_ratio=0.25,
-        init_min_unmeasured=1,
-        max_fail_count=20,
-        genetic_num_iters=3,
-        genetic_mutate_prob=0.85,
-        genetic_max_fail_count=10,
-        eps_greedy=random_share,
-    )
+def search_strategy(
+    target: str | tvm.target.Target | Accelerator,
+    *,
+    data: ActivationData | None = None,
+    seed: int = 0,
+) -> Any:
+    """What is tried first, and evolution after it (`ms.search_strategy`), see `search.Strategy`.
 
-
-def search_strategy(target: str | tvm.target.Target | Accelerator) -> Any:
-    """`evolution` after a first trial of the default schedule, so that nothing worse is chosen."""
-    return DefaultFirst(Accelerator.from_target(target))
-
-
-@derived_object
-class DefaultFirst(ms.search_strategy.PySearchStrategy):
-    """See `search_strategy`."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        super().__init__()
-        self.accelerator = accelerator
-        self.evolution = evolution()
-        self.mod: Any = None
-        self.measuring_default = self.done = False
-
-    def _initialize_with_tune_context(self, context: Any) -> None:
-        self.mod = context.mod
-        self.evolution._initialize_with_tune_context(context)
-
-    def pre_tuning(
-        self,
-        max_trials: int,
-        num_trials_per_iter: int,
-        design_spaces: Any,
-        database: Any = None,
-        cost_model: Any = None,
-    ) -> None:
-        """Begin."""
-        self.done = database is not None and database.has_workload(self.mod)
-        self.evolution.pre_tuning(
-            max_trials, num_trials_per_iter, design_spaces, database, cost_model
-        )
-
-    def post_tuning(self) -> None:
-        """End."""
-        self.evolution.post_tuning()
-
-    def generate_measure_candidates(self) -> Any:
-        """The default, then what evolution finds."""
-        if self.done:
-            self.measuring_default = False
-            return self.evolution.generate_measure_candidates()
-        self.done = self.measuring_default = True
-        task, sch = task_of(self.mod), s_tir.Schedule(self.mod)
-        make_space(task, self.accelerator).schedule(sch, default_of(task, self.accelerator))
-        arguments = ms.arg_info.ArgInfo.from_entry_func(self.mod, remove_preproc=True)
-        return [ms.search_strategy.MeasureCandidate(sch, arguments)]
-
-    def notify_runner_results(self, candidates: Any, results: Any) -> None:
-        """Tell evolution what its candidates cost."""
-        if not self.measuring_default:
-            self.evolution.notify_runner_results(candidates, results)
-
-    def clone(self) -> Any:
-        """Another one of the same."""
-        return DefaultFirst(self.accelerator)
+    Parameters
+    ----------
+    target : str, tvm.target.Target or Accelerator
+        The accelerator.
+    data : ActivationData, optional
+        That of the runner.
+    seed : int
+        Of all random numbers.
+    """
+    meter = Meter(Accelerator.from_target(target), data or ActivationData())
+    return Strategy(_rules(meter, seed=seed), Plan())
 
 
 def builder() -> Any:
-    """Makes verified programs of candidates, for the accelerator of the target (`ms.builder`)."""
-    return ProgramBuilder()
+    """Hands candidates on (`ms.builder`): the runner makes their programs where it measures."""
+    return CandidateBuilder()
 
 
 @derived_object
-class ProgramBuilder(ms.builder.PyBuilder):
-    """See `builder`. The artifact is a folder with the program, the task and the decisions."""
+class CandidateBuilder(ms.builder.PyBuilder):
+    """See `builder`. The artifact is a file with accelerator, task and decisions."""
 
     def build(self, build_inputs: Any) -> list[Any]:
-        """A result for each input: the path of the program, or why there is none."""
+        """A result for each input: the path of the candidate, or why there is none."""
         return [self._built(each.mod, each.target) for each in build_inputs]
 
     def _built(self, mod: tvm.IRModule, target: Any) -> Any:
         try:
-            task, decisions = task_of(mod), decisions_of(mod)
-            program = Meter(Accelerator.from_target(target)).build(task, decisions)
+            lines = json.dumps(plain(Accelerator.from_target(target))), task_text(mod)
+            decided = json.dumps(asdict(decisions_of(mod)))
         except SparqleError as error:
             return ms.builder.BuilderResult(None, str(error))
-        folder = Path(tempfile.mkdtemp(prefix="sparqle-candidate-"))
-        (folder / _PROGRAM).write_bytes(program.to_bytes())
-        write_json(folder / _CANDIDATE, {"task": task.to_json(), "decisions": asdict(decisions)})
-        return ms.builder.BuilderResult(str(folder / _PROGRAM), None)
+        # MetaSchedule removes the whole folder of an artifact.
+        path = Path(tempfile.mkdtemp(prefix="sparqle-candidate-")) / "candidate.jsonl"
+        path.write_text("\n".join((*lines, decided)), encoding="utf-8")
+        return ms.builder.BuilderResult(str(path), None)
 
 
 def runner(
@@ -248,7 +194,9 @@ def runner(
     engine: Counting = "simulator",
     table: EnergyTable | None = None,
 ) -> Any:
-    """Measures programs on the simulator (`ms.runner`); where TVM has seconds, is the objective.
+    """Makes verified programs and simulates them (`ms.runner`).
+
+    Where TVM has seconds, stands the objective.
 
     Parameters
     ----------
@@ -257,71 +205,101 @@ def runner(
     data : ActivationData, optional
         What runs through the ops.
     engine : {"simulator", "analytical"}
-        What measures.
+        What measures: the simulator, or formulas.
     table : EnergyTable, optional
         What events cost, by default the accelerator's.
     """
-    return ProgramRunner(Objective.parse(objective), data or ActivationData(), engine, table)
+    drawn = data or ActivationData()
+    here = cache(lambda accelerator: Workers(Meter(accelerator, drawn, engine, table)))
+    return CandidateRunner(Objective.parse(objective), here, {})
 
 
 @derived_object
-class ProgramRunner(ms.runner.PyRunner):
-    """See `runner`."""
+class CandidateRunner(ms.runner.PyRunner):
+    """See `runner`.
+
+    Parameters
+    ----------
+    objective : Objective
+        What stands where TVM has seconds.
+    workers_of : callable
+        What measures for an accelerator.
+    costs : dict of (TuningTask, Decisions) to Measurement
+        What was measured; nothing is measured twice.
+    """
 
     def __init__(
         self,
         objective: Objective,
-        data: ActivationData,
-        engine: Counting,
-        table: EnergyTable | None,
+        workers_of: Callable[[Accelerator], Workers],
+        costs: dict[Candidate, Measurement],
     ) -> None:
         super().__init__()
-        self.objective = objective
-        self._meter = cache(lambda accelerator: Meter(accelerator, data, engine, table))
-        self._defaults: dict[tuple[Accelerator, TuningTask], Measurement] = {}
+        self.objective, self.workers_of, self.costs = objective, workers_of, costs
 
     def run(self, runner_inputs: Any) -> list[Any]:
-        """A future for each input; all are done."""
-        return [_Done(self._measured(Path(str(each.artifact_path)))) for each in runner_inputs]
+        """A future for each input, all of one accelerator; the workers begin at once."""
+        found = [_candidate_in(Path(str(each.artifact_path))) for each in runner_inputs]
+        if not found:
+            return []
+        workers, candidates = self.workers_of(found[0][0]), [candidate for _, candidate in found]
+        new = [candidate for candidate in candidates if candidate not in self.costs]
+        measured = workers.start(new)
 
-    def _measured(self, path: Path) -> Any:
-        try:
-            program = Program.from_bytes(path.read_bytes())
-            given = read_json(path.with_name(_CANDIDATE), TuningError, "a candidate")
-            task = TuningTask.from_json(given["task"])
-            decisions = typed(given["decisions"], Decisions, "its decisions", TuningError)
-            accelerator = program.header.accelerator
-            meter = self._meter(accelerator)
-            if meter.engine == "analytical":
-                cost = meter.count(task, decisions)
-            else:
-                cost = meter.run(task, program)
-            return ms.runner.RunnerResult([self._value(meter, task, cost)], None)
-        except SparqleError as error:
-            return ms.runner.RunnerResult(None, str(error))
+        @cache
+        def collect() -> dict[Candidate, Measurement | str]:
+            costs = dict(zip(new, measured(), strict=True))
+            self.costs.update((each, c) for each, c in costs.items() if not isinstance(c, str))
+            return costs
 
-    def _value(self, meter: Meter, task: TuningTask, cost: Measurement) -> float:
-        key = meter.accelerator, task
-        if self.objective.kind == "weighted" and key not in self._defaults:
-            self._defaults[key] = meter.measure(task, default_of(task, meter.accelerator))
-        return self.objective.value(cost, self._defaults.get(key, cost))
+        return [_Figure(workers.meter, each, collect, self._value) for each in candidates]
+
+    def _value(self, meter: Meter, candidate: Candidate) -> float:
+        cost = self.costs[candidate]
+        if self.objective.kind != "weighted":
+            return self.objective.value(cost, cost)
+        task, _ = candidate
+        default = task, default_of(task, meter.accelerator)
+        if default not in self.costs:
+            self.costs[default] = meter.measure(*default)
+        return self.objective.value(cost, self.costs[default])
 
 
 @derived_object
-class _Done(ms.runner.PyRunnerFuture):
-    """A result that is there."""
+class _Figure(ms.runner.PyRunnerFuture):
+    """The figure of a candidate, when its batch is measured."""
 
-    def __init__(self, found: Any) -> None:
+    def __init__(
+        self,
+        meter: Meter,
+        candidate: Candidate,
+        collect: Callable[[], Mapping[Candidate, Measurement | str]],
+        value: Callable[[Meter, Candidate], float],
+    ) -> None:
         super().__init__()
-        self.found = found
+        self.meter, self.candidate, self.collect, self.value = meter, candidate, collect, value
 
     def done(self) -> bool:
-        """It is."""
+        """As far as TVM has to know: `result` waits."""
         return True
 
     def result(self) -> Any:
         """The result."""
-        return self.found
+        cost = self.collect().get(self.candidate)
+        if isinstance(cost, str):
+            return ms.runner.RunnerResult(None, cost)
+        return ms.runner.RunnerResult([self.value(self.meter, self.candidate)], None)
+
+
+def _candidate_in(path: Path) -> tuple[Accelerator, Candidate]:
+    """What `CandidateBuilder` wrote."""
+    machine, task, decided = path.read_text(encoding="utf-8").split("\n")
+    return _accelerator(machine), (read_task(task), Decisions(**json.loads(decided)))
+
+
+@lru_cache(maxsize=16)
+def _accelerator(text: str) -> Accelerator:
+    return typed(json.loads(text), Accelerator, "no accelerator", TuningError)
 
 
 def cost_model(
@@ -350,6 +328,96 @@ def feature_extractor(
 ) -> Any:
     """Numbers of candidates for MetaSchedule's own models, as ``ms.cost_model.XGBModel``."""
     return KnobFeatures(_predictors(target, data))
+
+
+def objects(
+    target: str | tvm.target.Target | Accelerator,
+    objective: Objective | str = "latency",
+    *,
+    data: ActivationData | None = None,
+    engine: Counting = "simulator",
+    table: EnergyTable | None = None,
+    seed: int = 0,
+    workers: int | None = 1,
+    scheduler: str | None = None,
+) -> dict[str, Any]:
+    """All objects for ``tune_relax(tuning.dense_module(mod, target), {}, target, .., **objects)``.
+
+    With them, `sparqle_tvm.tune` and ``tune_relax`` try the same schedules.
+
+    Parameters
+    ----------
+    target : str, tvm.target.Target or Accelerator
+        The accelerator.
+    objective, data, engine, table
+        As for `runner`.
+    seed : int
+        Of all random numbers, those of the data too where it is not given.
+    workers, scheduler
+        Where candidates are measured, see `Workers`.
+    """
+    drawn = data or ActivationData(seed=seed)
+    meter = Meter(Accelerator.from_target(target), drawn, engine, table)
+    there = Workers(meter, workers, scheduler)
+    return {**search_objects(there, Objective.parse(objective), seed=seed), "seed": seed}
+
+
+BATCH: Mapping[Counting, int] = {"simulator": 8, "analytical": 32}
+"""Candidates of a task that are measured together."""
+
+
+def search_objects(
+    workers: Workers,
+    objective: Objective,
+    *,
+    seed: int = 0,
+    ranking: Ranking = "learned",
+    spaces: Mapping[TuningTask, Space] | None = None,
+    costs: dict[Candidate, Measurement] | None = None,
+) -> dict[str, Any]:
+    """What `objects` gives, for what measures.
+
+    Parameters
+    ----------
+    workers : Workers
+        Started when a search begins, ended after it.
+    objective, seed
+        As for `objects`.
+    ranking : {"learned", "predicted", "random"}
+        See `CandidateModel`.
+    spaces : mapping of TuningTask to Space, optional
+        Other spaces than `make_space`.
+    costs : dict, optional
+        See `CandidateRunner`.
+    """
+    meter, plan = workers.meter, Plan()
+    rules = _rules(meter, seed=seed, ranking=ranking, spaces=spaces)
+    return {
+        "builder": builder(),
+        "runner": CandidateRunner(objective, lambda _: workers, {} if costs is None else costs),
+        "cost_model": CandidateModel(rules.predictor_of, ranking, seed),
+        "space": space_generator(
+            meter.accelerator, seed=1 + seed, space_of=rules.space_of, refuses=meter.refuses
+        ),
+        "strategy": Strategy(rules, plan),
+        "task_scheduler": Scheduler(plan, workers),
+        "num_trials_per_iter": BATCH[meter.engine],
+    }
+
+
+def _rules(
+    meter: Meter,
+    *,
+    seed: int,
+    ranking: Ranking = "learned",
+    spaces: Mapping[TuningTask, Space] | None = None,
+) -> Rules:
+    given = dict(spaces or {})
+    made = cache(lambda task: make_space(task, meter.accelerator))
+    predictor_of = cache(
+        lambda task: Predictor(task, meter.accelerator, meter.activations(task)[0])
+    )
+    return Rules(meter, lambda task: given.get(task) or made(task), predictor_of, ranking, seed)
 
 
 def _predictors(

@@ -8,10 +8,31 @@ from typing import Any
 
 from sparqle_tvm.showing import html_table
 from sparqle_tvm.target.cost.schedule import Decisions
-from sparqle_tvm.tuning.candidates import Trial
 from sparqle_tvm.tuning.database import Settings
 from sparqle_tvm.tuning.measure import Measurement
 from sparqle_tvm.tuning.task import TuningTask
+
+
+@dataclass
+class Trial:
+    """One candidate that was tried.
+
+    Attributes
+    ----------
+    task : TuningTask
+        The op.
+    decisions : Decisions
+        How it was scheduled.
+    value : float or None
+        The objective; None if it failed.
+    error : str
+        Why it failed.
+    """
+
+    task: TuningTask
+    decisions: Decisions
+    value: float | None
+    error: str = ""
 
 
 @dataclass(frozen=True)

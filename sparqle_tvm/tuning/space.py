@@ -195,6 +195,19 @@ def read_trace(trace: Trace) -> Decisions:
     return decisions_from(values)
 
 
+def decisions_of_trace(trace: s_tir.schedule.Trace) -> Decisions:
+    """The decisions of a trace that `Space.schedule` made; InvalidArgumentError if it is another.
+
+    Nothing is replayed.
+    """
+    chosen = trace.decisions
+    samples = [instruction for instruction in trace.insts if instruction in chosen]
+    try:
+        return decisions_from(int(each.attrs[0][int(chosen[each])]) for each in samples)
+    except (ValueError, TypeError, IndexError) as error:
+        raise InvalidArgumentError("the schedule is not one of this search") from error
+
+
 def decisions_of(mod: tvm.IRModule) -> Decisions:
     """The decisions that a replayed trace left in its module; InvalidArgumentError if none."""
     annotations = mod["main"].body.block.annotations

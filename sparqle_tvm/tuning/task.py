@@ -15,10 +15,13 @@ from functools import lru_cache
 from typing import Any
 
 import tvm
+import tvm_ffi
+from tvm import s_tir
 
-from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.errors import InvalidArgumentError, TuningError
 from sparqle_tvm.files import typed
 from sparqle_tvm.numerics.window import PLAIN
+from sparqle_tvm.target.accelerator import TARGET_KEY
 from sparqle_tvm.target.compile.tir import split_dense_primfunc
 from sparqle_tvm.target.op import DenseOp
 
@@ -104,15 +107,46 @@ class TuningTask:
 def _unscheduled(task: TuningTask) -> Any:
     text = json.dumps(task.to_json(), sort_keys=True)
     function = split_dense_primfunc(task.spec).with_attr(TASK_ATTR, text)
-    return function.with_attr("global_symbol", "main")
+    sch = s_tir.Schedule(function.with_attr("global_symbol", "main"))
+    tvm_ffi.register_global_func(
+        f"s_tir.meta_schedule.{TARGET_KEY}.{_RULE}", _refuse, override=True
+    )
+    sch.annotate(sch.get_sblock("drain"), "schedule_rule", _RULE)
+    return sch.mod["main"]
+
+
+_RULE = "dense_op"
+
+
+def _refuse(*_: Any) -> None:
+    """What MetaSchedule's default space, which is for CPUs, finds as the rule for these ops."""
+    raise TuningError(
+        "programs of an accelerator are no loops of a CPU: tune them with "
+        "**sparqle_tvm.tuning.objects(target), which has space, builder, runner and the others"
+    )
 
 
 def task_of(mod: tvm.IRModule) -> TuningTask:
     """The task of a workload, or of a schedule of it; InvalidArgumentError if it is none."""
+    return read_task(task_text(mod))
+
+
+def task_text(mod: tvm.IRModule) -> str:
+    """What `task_of` reads, as JSON; InvalidArgumentError if there is nothing."""
     for function in mod.functions.values():
         if function.attrs is not None and TASK_ATTR in function.attrs:
-            return TuningTask.from_json(json.loads(str(function.attrs[TASK_ATTR])))
-    raise InvalidArgumentError(f"the module has no function with the attribute {TASK_ATTR!r}")
+            return str(function.attrs[TASK_ATTR])
+    raise InvalidArgumentError(
+        "this function is no dense op of an accelerator; tune_relax, tune_tir and extract_tasks "
+        "take sparqle_tvm.tuning.dense_module(mod, target), made from the module before it is "
+        "legalized"
+    )
+
+
+@lru_cache(maxsize=1024)  # every candidate of a search carries one of a few
+def read_task(text: str) -> TuningTask:
+    """The task of `task_text`; InvalidArgumentError if it is none."""
+    return TuningTask.from_json(json.loads(text))
 
 
 def _op_json(op: DenseOp) -> dict[str, Any]:

@@ -15,10 +15,9 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.energy_table import EnergyTable
 from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.op import ProgramScheme
-from sparqle_tvm.tuning.candidates import Trial
 from sparqle_tvm.tuning.extract import extract_tasks, tasks_of_shape
 from sparqle_tvm.tuning.measure import DEFAULT_DENSITY, ActivationData, Meter, Objective
-from sparqle_tvm.tuning.result import TuningResult
+from sparqle_tvm.tuning.result import Trial, TuningResult
 from sparqle_tvm.tuning.task import TuningTask
 from sparqle_tvm.tuning.tuner import Tuner
 

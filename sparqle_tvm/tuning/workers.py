@@ -9,7 +9,7 @@ from __future__ import annotations
 import copyreg
 import io
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from types import MappingProxyType, TracebackType
@@ -25,6 +25,7 @@ from sparqle_tvm.tuning.task import TuningTask
 _LOSSES = 3
 
 Candidate = tuple[TuningTask, Decisions]
+Calls = tuple[Callable[..., Any], Callable[..., Any]]
 
 
 class Workers:
@@ -49,7 +50,7 @@ class Workers:
         require_workers(workers)
         self.meter, self.workers, self.scheduler = meter, workers, scheduler
         self._stack = ExitStack()
-        self._calls: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+        self._calls: Calls | None = None
         self._losses = 0
 
     def __enter__(self) -> Workers:
@@ -66,36 +67,59 @@ class Workers:
         self._calls = None
         self._stack.__exit__(kind, error, trace)
 
-    def measure(self, candidates: Sequence[Candidate]) -> Iterator[Measurement | str]:
-        """Cost of each candidate in their order, or why it has none."""
-        if self.workers == 1 and self.scheduler is None:
-            for task, decisions in candidates:
-                yield _measured(self.meter, task, decisions)
-            return
-        found: dict[int, Measurement | str] = {}
-        while len(found) < len(candidates):
-            try:
-                self._collect(candidates, found)
-            except WorkerLostError:
-                # What it was at is measured again, by new processes.
-                self._losses += 1
-                self._calls = None
-                self._stack.close()
-                if self._losses > _LOSSES:
-                    raise
-        yield from (found[number] for number in range(len(candidates)))
+    def start(self, candidates: Sequence[Candidate]) -> Callable[[], list[Measurement | str]]:
+        """Begin to measure; what waits for the cost of each candidate, or why it has none.
 
-    def _collect(
-        self, candidates: Sequence[Candidate], found: dict[int, Measurement | str]
-    ) -> None:
+        This process measures when it is asked for the costs.
+        """
+        if self.workers == 1 and self.scheduler is None:
+            return lambda: [_measured(self.meter, *candidate) for candidate in candidates]
+        return _Batch(self, candidates).collect
+
+    def measure(self, candidates: Sequence[Candidate]) -> list[Measurement | str]:
+        """Cost of each candidate in their order, or why it has none."""
+        return self.start(candidates)()
+
+    def calls(self) -> Calls:
+        """What submits to the workers and waits for them, see `processes.on_workers`."""
         if self._calls is None:
             self._calls = on_workers(self._stack, self.workers, self.scheduler)
-        submit, completed = self._calls
-        packed = _packed(self.meter.bare())
-        left = [number for number in range(len(candidates)) if number not in found]
-        numbers = {submit(_measured_there, packed, *candidates[i]): i for i in left}
-        for future in completed(list(numbers)):
-            found[numbers[future]] = future.result()
+        return self._calls
+
+    def lost(self, calls: Calls) -> bool:
+        """End workers of which one was lost; whether it is worth to begin again."""
+        if calls is self._calls:
+            self._losses += 1
+            self._calls = None
+            self._stack.close()
+        return self._losses <= _LOSSES
+
+
+class _Batch:
+    """Candidates that are measured at the same time."""
+
+    def __init__(self, workers: Workers, candidates: Sequence[Candidate]) -> None:
+        self.workers, self.candidates = workers, candidates
+        self.found: dict[int, Measurement | str] = {}
+        self._submit()
+
+    def _submit(self) -> None:
+        self.calls = self.workers.calls()
+        submit, packed = self.calls[0], _packed(self.workers.meter.bare())
+        left = [i for i in range(len(self.candidates)) if i not in self.found]
+        self.numbers = {submit(_measured_there, packed, *self.candidates[i]): i for i in left}
+
+    def collect(self) -> list[Measurement | str]:
+        """Wait for all; what a lost worker was at is measured again, by new processes."""
+        while True:
+            try:
+                for future in self.calls[1](list(self.numbers)):
+                    self.found[self.numbers[future]] = future.result()
+                return [self.found[number] for number in range(len(self.candidates))]
+            except WorkerLostError:
+                if not self.workers.lost(self.calls):
+                    raise
+                self._submit()
 
 
 def _packed(meter: Meter) -> bytes:

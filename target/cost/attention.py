@@ -175,6 +175,38 @@ def attention_cost(
     return _Walk(plan.header(op, array), plan, work, scheme).cost()
 
 
+class AttentionTime:
+    """The time of an attention op alone, and a bound of it that takes a tenth of the work.
+
+    Parameters
+    ----------
+    op, accelerator, plan, work
+        As of `attention_cost`.
+
+    Attributes
+    ----------
+    least_cycles : int
+        The busiest of array, vector engine and transfers, with what comes before its first step and
+        after its last. It holds of as many key heads as are walked through one by one.
+    """
+
+    def __init__(
+        self, op: AttentionOp, accelerator: Accelerator, plan: AttentionPlan, work: Work
+    ) -> None:
+        scheme = cast("Scheme", op.scheme)
+        self._walk = _Walk(plan.header(op, array_of(accelerator, scheme)), plan, work, scheme)
+        self._steps = self._walk.steps()
+        self.least_cycles = self._walk.least(*self._steps)
+
+    def total_cycles(self) -> int:
+        """As `AttentionCost.total_cycles`."""
+        return self._walk.time(*self._steps)
+
+    def cost(self) -> AttentionCost:
+        """All that it costs."""
+        return self._walk.cost()
+
+
 class _Values:
     """Places and tables of blocks, shape (blocks,), or of blocks and chunks, (blocks, chunks)."""
 
@@ -240,10 +272,9 @@ class _Walk:
     def cost(self) -> AttentionCost:
         """Add everything up."""
         header = self.header
-        transfers = {cls: self._transfers(cls) for cls in _TRANSFERS}
-        cycles = {cls: self._of(cls, "cycles") for cls in (*self.mmas, VecSmx, isa.DrnOut)}
+        transfers, cycles = self.steps()
         nbytes = {cls: int(self._bytes(cls).sum()) for cls in _TRANSFERS}
-        total = self._time(transfers, cycles)
+        total = self.time(transfers, cycles)
         written = nbytes[isa.StAtt]
         count = sum(int((found > 0).sum()) for found in transfers.values())
         machine = header.accelerator
@@ -275,30 +306,50 @@ class _Walk:
 
     # Time.
 
-    def _time(self, transfers: Mapping[Any, Any], cycles: Mapping[Any, Any]) -> int:
+    def steps(self) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
+        """Cycles of transfers, and of everything else, by instruction, for every step."""
+        transfers = {cls: self._transfers(cls) for cls in _TRANSFERS}
+        cycles = {cls: self._of(cls, "cycles") for cls in (*self.mmas, VecSmx, isa.DrnOut)}
+        return transfers, cycles
+
+    def least(self, transfers: Mapping[Any, Any], cycles: Mapping[Any, Any]) -> int:
+        """A lower bound of the time of blocks that are all walked through."""
+        half = len(self.mmas) // 2
+        score, mix = (sum(cycles[c] for c in part) for part in (self.mmas[:half], self.mmas[half:]))
+        vector = cycles[VecSmx]
+        begin = transfers[isa.LdQry][0] + transfers[isa.LdKey][0, 0]
+        end = cycles[isa.DrnOut][-1] + transfers[isa.StAtt][-1]
+        array = begin + score.sum() + mix.sum() + end
+        softmax = begin + score[0].sum() + vector.sum() + mix[-1].sum() + end
+        return int(max(array, softmax, sum(found.sum() for found in transfers.values())))
+
+    def time(self, transfers: Mapping[Any, Any], cycles: Mapping[Any, Any]) -> int:
         """Cycles from the first load to the last store."""
-        keys, values = transfers[isa.LdKey], transfers[isa.LdVal]
+        heads, per_head = self.header.op.kv_heads, self.per_head
+        all_walked = heads <= _WALKED_HEADS or heads * per_head <= _WALKED_BLOCKS
+        blocks = per_head * (heads if all_walked else _WALKED_HEADS)
         half = len(self.mmas) // 2
         score = sum(cycles[cls] for cls in self.mmas[:half])
         mix = sum(cycles[cls] for cls in self.mmas[half:])
+
+        def chunks(found: Any, present: NDArray[np.bool_]) -> list[list[float]]:
+            return _by_chunk(found[:blocks], present[:blocks])
+
         parts = _Parts(
             query=transfers[isa.LdQry].tolist(),
-            keys=_by_chunk(keys, self.loads),
-            scales=_by_chunk(transfers[isa.LdScl], self.loads),
-            score=_by_chunk(score, self.seen),
+            keys=chunks(transfers[isa.LdKey], self.loads),
+            scales=chunks(transfers[isa.LdScl], self.loads),
+            score=chunks(score, self.seen),
             vector=cycles[VecSmx].tolist(),
-            values=_by_chunk(values, self.loads),
-            mix=_by_chunk(mix, self.seen),
+            values=chunks(transfers[isa.LdVal], self.loads),
+            mix=chunks(mix, self.seen),
             drain=cycles[isa.DrnOut].tolist(),
             store=transfers[isa.StAtt].tolist(),
         )
-        heads, per_head = self.header.op.kv_heads, self.per_head
-        if heads <= _WALKED_HEADS or heads * per_head <= _WALKED_BLOCKS:
-            return int(self._walk(parts, heads * per_head))
+        if all_walked:
+            return int(self._walk(parts, blocks))
         # From then on every head takes as long as the one before.
-        before, last = (
-            self._walk(parts, count * per_head) for count in (_WALKED_HEADS - 1, _WALKED_HEADS)
-        )
+        before, last = (self._walk(parts, count) for count in (blocks - per_head, blocks))
         return int(last + (heads - _WALKED_HEADS) * (last - before))
 
     def _walk(self, p: _Parts, blocks: int) -> float:
@@ -459,13 +510,17 @@ class _Parts:
 
 def _by_chunk(cycles: NDArray[np.int64], present: NDArray[np.bool_]) -> list[list[float]]:
     """Cycles of the chunks that each block has: the first and the last ones alone."""
-    found = []
-    for row, count in zip(cycles, present.sum(axis=1).tolist(), strict=True):
+    counts = present.sum(axis=1)
+    found: list[list[float]] = [[]] * len(counts)
+    for count in np.unique(counts[counts > 0]).tolist():
         middle = np.linspace(_ALONE, count - _ALONE, _GROUPS + 1).astype(int)
         edges = [*range(_ALONE), *middle, *range(count - _ALONE + 1, count)]
         if count <= 2 * _ALONE + _GROUPS:
             edges = list(range(count))
-        found.append(np.add.reduceat(row[:count], edges).tolist() if count else [])
+        alike = np.flatnonzero(counts == count)
+        sums = np.add.reduceat(cycles[alike, :count], edges, axis=1).tolist()
+        for block, parts in zip(alike.tolist(), sums, strict=True):
+            found[block] = parts
     return found
 
 

@@ -1,5 +1,7 @@
-"""Which plan and scheme an attention op gets: the fastest by formula of those that fit the buffers.
+"""Which plan and scheme an attention op gets, by formula, of those that fit the buffers.
 
+Of the plans whose time is within `tiling.TOLERANCE` of the least, that of least energy: where the
+vector engine is the limit, keys that stay take as long as keys that every block loads again.
 Attention is left dense where the vector engine is the limit: there planes save time of the array
 that nothing waits for, and encoding probabilities costs some.
 """
@@ -8,15 +10,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import itemgetter
+
+import numpy as np
 
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import KEY_SLICES, AttentionOp
-from sparqle_tvm.target.cost.attention import attention_cost
+from sparqle_tvm.target.cost.attention import AttentionTime
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
+from sparqle_tvm.target.cost.energy import energy
+from sparqle_tvm.target.cost.energy_table import default_table
 from sparqle_tvm.target.cost.scheme_choice import LeftDense
+from sparqle_tvm.target.cost.tiling import TOLERANCE
 from sparqle_tvm.target.isa.access import ceil_div
 from sparqle_tvm.target.simulator.attention_work import Work
 
@@ -32,15 +40,86 @@ _SLOTS = ((2, 2, 2), (1, 2, 2), (2, 1, 2), (1, 1, 2), (1, 1, 1))
 _COMPARED_ROWS = 64
 """Groups of array rows that plans are compared with."""
 
-_TYPICAL = (0.5, 0.25, 0.05)
-"""Shares of stored query digits, live keys, and stored digits among their probabilities."""
+
+@dataclass(frozen=True)
+class Shares:
+    """What the time of blocks of some tokens depends on.
+
+    Attributes
+    ----------
+    queries, probabilities : float
+        Shares of stored MSB digits in queries, and in probabilities of live keys.
+    live, runs : float
+        Live keys of a block, and runs of them, as shares of its keys.
+    """
+
+    queries: float
+    live: float
+    runs: float
+    probabilities: float
 
 
-def choose_plan(op: AttentionOp, accelerator: Accelerator) -> AttentionPlan:
-    """Choose the plan with which an op of `rows` and `keys` takes fewest cycles.
+@dataclass(frozen=True)
+class ExpectedAttention:
+    """What plan and scheme of an op with some number of keys are chosen for.
+
+    Attributes
+    ----------
+    queries, probabilities : float
+        Shares of stored MSB digits in queries, and in all probabilities.
+    tokens : tuple of float
+        Query tokens of a block, rising.
+    live, runs : tuple of float
+        By them: live keys of a block, and runs of such keys, as shares of its keys.
+    """
+
+    queries: float
+    probabilities: float
+    tokens: tuple[float, ...]
+    live: tuple[float, ...]
+    runs: tuple[float, ...]
+
+    def shares(self, tokens: float) -> Shares:
+        """Of a block of so many tokens; between two, linear in their logarithms."""
+        at, known = np.log(max(tokens, 1)), np.log(self.tokens)
+        live, runs = (float(np.interp(at, known, table)) for table in (self.live, self.runs))
+        stored = min(self.probabilities / max(live, 1e-9), 1.0)
+        return Shares(self.queries, live, min(runs, live), stored)
+
+
+_CONTEXTS = (64, 512, 2048, 8192)
+_BLOCK_TOKENS = (1.0, 4.0, 16.0, 64.0)
+_PROBABILITIES = (0.235, 0.044, 0.016, 0.005)
+_LIVE = (
+    *((0.9, 0.96, 0.99, 1.0), (0.45, 0.62, 0.79, 0.91)),
+    *((0.23, 0.37, 0.53, 0.69), (0.09, 0.14, 0.21, 0.3)),
+)
+_RUNS = (
+    *((0.11, 0.07, 0.04, 0.02), (0.1, 0.1, 0.08, 0.04)),
+    *((0.07, 0.09, 0.1, 0.09), (0.03, 0.04, 0.06, 0.07)),
+)
+# The mean of what models/data/attention_smollm2.json has by layer; a test holds it to that.
+
+
+@lru_cache
+def typical_attention(keys: int) -> ExpectedAttention:
+    """What is expected of an op of so many keys if nothing is known of it."""
+    at, known = np.log(max(keys, 1)), np.log(_CONTEXTS)
+    live, runs = (
+        tuple(float(np.interp(at, known, column)) for column in zip(*table, strict=True))
+        for table in (_LIVE, _RUNS)
+    )
+    probabilities = float(np.interp(at, known, _PROBABILITIES))
+    return ExpectedAttention(0.64, probabilities, _BLOCK_TOKENS, live, runs)
+
+
+def choose_plan(
+    op: AttentionOp, accelerator: Accelerator, expected: ExpectedAttention | None = None
+) -> AttentionPlan:
+    """Choose the plan of an op of `rows` and `keys`: least energy of those of least time.
 
     Of many rows the last ones decide, of many key heads some: a plan is the same for all, whether
-    they are in planes or plain.
+    they are in planes or plain. It is chosen for what is expected, by default what is typical.
 
     Raises
     ------
@@ -48,15 +127,16 @@ def choose_plan(op: AttentionOp, accelerator: Accelerator) -> AttentionPlan:
         If scores and probabilities of the smallest block do not fit the buffers: the op cannot run
         on the array.
     """
-    return _chosen(op.plain(), accelerator)[0]
+    return _chosen(op.plain(), accelerator, expected or typical_attention(op.keys))[0]
 
 
 def choose_scheme(
-    op: AttentionOp, accelerator: Accelerator
+    op: AttentionOp, accelerator: Accelerator, expected: ExpectedAttention | None = None
 ) -> tuple[AttentionOp, LeftDense | None]:
     """The op in the scheme that takes fewer cycles, and why if it is left dense.
 
-    Split if both take as long. With keys or values in planes it stays split.
+    Split if both take as long. With keys or values in planes it stays split. The cycles are those
+    of the whole op, as the part says that plans are compared with.
 
     Raises
     ------
@@ -65,16 +145,17 @@ def choose_scheme(
     """
     if op.scheme == "dense" or "p" in op.key_planes + op.value_planes:
         return op, None
-    dense = in_dense(op)
-    _, split_cycles = _chosen(op, accelerator)
+    dense, expected = in_dense(op), expected or typical_attention(op.keys)
+    _, split_cycles = _chosen(op, accelerator, expected)
     try:
-        _, dense_cycles = _chosen(dense, accelerator)
+        _, dense_cycles = _chosen(dense, accelerator, expected)
     except TargetError:
         return op, None
     if dense_cycles >= split_cycles:
         return op, None
-    queries = _TYPICAL[0]
-    return dense, LeftDense(split_cycles, dense_cycles, 1 - queries, accelerator.digit_bits)
+    whole = op.pairs / _compared(op, accelerator).pairs
+    cycles = round(split_cycles * whole), round(dense_cycles * whole)
+    return dense, LeftDense(*cycles, 1 - expected.queries, accelerator.digit_bits)
 
 
 def in_dense(op: AttentionOp) -> AttentionOp:
@@ -82,25 +163,51 @@ def in_dense(op: AttentionOp) -> AttentionOp:
     return replace(op.plain(), scheme="dense", window="unsigned")
 
 
-@lru_cache(maxsize=1024)
-def _chosen(op: AttentionOp, accelerator: Accelerator) -> tuple[AttentionPlan, int]:
-    """The plan, and its cycles for as many rows and heads as plans are compared with."""
-    best = None
+def _compared(op: AttentionOp, accelerator: Accelerator) -> AttentionOp:
+    """As many rows and heads of an op as plans are compared with: its last ones."""
     rows = max(_COMPARED_ROWS * accelerator.rows // op.group, 1)
     heads = 1 if op.group * op.rows > 8 * accelerator.rows else 3
-    some = replace(op, rows=min(op.rows, rows), kv_heads=min(op.kv_heads, heads))
+    return replace(op, rows=min(op.rows, rows), kv_heads=min(op.kv_heads, heads))
+
+
+@lru_cache(maxsize=1024)
+def _chosen(
+    op: AttentionOp, accelerator: Accelerator, expected: ExpectedAttention
+) -> tuple[AttentionPlan, int]:
+    """The plan, and its cycles for `_compared`."""
+    some, times = _compared(op, accelerator), []
     for plan in _candidates(op, accelerator):
         header = plan.header(some, accelerator)
-        work = Work.uniform(header, header.limits(some.rows, some.past), *_TYPICAL)
-        cycles = attention_cost(some, accelerator, plan, work).total_cycles
-        if best is None or cycles < best[0]:
-            best = cycles, plan
-    if best is None:
+        share = expected.shares(plan.block_rows / op.group)
+        work = Work.uniform(
+            header,
+            header.limits(some.rows, some.past),
+            *(share.queries, share.live, share.probabilities),
+            runs=share.runs,
+        )
+        time = AttentionTime(some, accelerator, plan, work)
+        times.append((time.least_cycles, time, plan))
+    if not times:
         raise TargetError(
             f"attention {op.label!r}: scores and probabilities of a row with {op.keys} keys do not "
             f"fit the buffers of accelerator {accelerator.name!r}, and they must not leave the chip"
         )
-    return best[1], best[0]
+    # Best first: what takes longer at least than may be taken is not walked through.
+    found: list[tuple[int, AttentionTime, AttentionPlan]] = []
+    limit = float("inf")
+    for least, time, plan in sorted(times, key=itemgetter(0)):
+        if least <= limit:
+            cycles = time.total_cycles()
+            found.append((cycles, time, plan))
+            limit = min(limit, (1 + TOLERANCE) * cycles)
+    table = default_table(accelerator)
+
+    def joules(time: AttentionTime) -> float:
+        return energy(time.cost().events, accelerator, table).joules.mid
+
+    good = [each for each in found if each[0] <= limit]
+    cycles, _, plan = min(good, key=lambda each: (joules(each[1]), each[0]))
+    return plan, cycles
 
 
 def _candidates(op: AttentionOp, accelerator: Accelerator) -> Iterator[AttentionPlan]:

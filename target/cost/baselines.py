@@ -4,11 +4,9 @@
     The same array takes two dense passes, one per digit; activations are stored at 2k bits.
 ``native``
     An array of 2k x k multipliers takes one dense pass; activations at 2k bits. It has the area
-    of the k x k array. The area of a multiplier is taken to grow with the product of its widths,
-    as that of an array multiplier does (one AND gate and one full adder per pair of bits: Weste
-    and Harris, CMOS VLSI Design, 4th ed. 2011, section 11.9), so a PE has half as many lanes.
-    The rule also explains published energies: 32 x 32 bits take 15.5 times as much as 8 x 8 bits
-    (3.1 and 0.2 pJ: Horowitz, ISSCC 2014). Adders, buffers and control are left as they are.
+    of the k x k array that takes two: a PE has as many lanes as synthesis leaves it room for
+    (`cost.area`; 10 of 16 for 4-bit digits). Buffers and memory are left as they are. The array of
+    split precision itself is larger: `cost.area` says by how much, and estimates print it.
 ``a4``
     Activations of k bits (4 of 8; reports name it by the real k): one dense pass, half the
     activation bytes. Its results are not those of 2k-bit activations. It is the floor: what would
@@ -19,10 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal, cast
 
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.area import native_lanes
 
 Scheme = Literal["sparqle", "dense", "native", "a4"]
 """How activations are stored and multiplied; programs exist for those of `op.ProgramScheme`."""
@@ -45,10 +45,9 @@ class Baseline:
         Dense passes over all products.
     digits : int
         Digits of an activation in memory, all of them stored.
-    lane_divisor : int
-        How many times fewer lanes than those of the k x k array have its area.
     wide : bool
-        Whether products take whole 2k-bit activations instead of digits.
+        Whether products take whole 2k-bit activations instead of digits; lanes are then as many as
+        have the area of the k x k array.
     """
 
     title: str
@@ -56,7 +55,6 @@ class Baseline:
     name: str = ""
     passes: int = 1
     digits: int = 2
-    lane_divisor: int = 1
     wide: bool = False
 
 
@@ -66,7 +64,6 @@ BASELINES: Mapping[str, Baseline] = MappingProxyType(
         "native": Baseline(
             "native {wide}-bit",
             "one pass of {wide}-bit multipliers on the same area",
-            lane_divisor=2,
             wide=True,
         ),
         "a4": Baseline(
@@ -91,10 +88,12 @@ def baseline(scheme: str) -> Baseline:
 
 def array_of(accelerator: Accelerator, scheme: Scheme) -> Accelerator:
     """The array that a scheme computes on, with the lanes that iso-area leaves."""
-    divisor = baseline(scheme).lane_divisor
-    if divisor == 1:
-        return accelerator
-    return replace(accelerator, lanes=max(accelerator.lanes // divisor, 1))
+    return _wide_array(accelerator) if baseline(scheme).wide else accelerator
+
+
+@lru_cache(maxsize=1024)
+def _wide_array(accelerator: Accelerator) -> Accelerator:
+    return replace(accelerator, lanes=native_lanes(accelerator))
 
 
 def scheme_name(accelerator: Accelerator, scheme: str) -> str:

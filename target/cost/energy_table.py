@@ -2,7 +2,8 @@
 
 An `EnergyTable` is a technology node and a memory type. Its constants are read from TOML files in
 ``target/cost/data``, where each has value, unit, source, year, and what it was checked against.
-What has no citable value is a parameter with low, mid and high (``parameters.toml``): a `Band`.
+What has no citable value is a parameter with low, mid and high (``parameters.toml``): a `Band`,
+assumed or a ratio of synthesised areas (``area.toml``).
 
 Between cited sizes of on-chip memory, energy per access is a power of the size (a straight line
 in both logarithms); the line of the last two sizes goes on beyond them, as that of the first two
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -99,10 +100,14 @@ class Constant:
 
 @dataclass(frozen=True)
 class Parameter(Band):
-    """A figure without a source: what it may be, its unit, and why this range."""
+    """A figure without a source: what it may be, its unit, and why this range.
+
+    `basis` is ``synthesised`` where it is a ratio of areas (docs/area.md), else ``assumed``.
+    """
 
     unit: str
     why: str
+    basis: Literal["synthesised", "assumed"] = "assumed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +231,7 @@ def default_table(accelerator: Accelerator, node: str = DEFAULT_NODE) -> EnergyT
 
 @lru_cache
 def _table(node: str, memory: str) -> EnergyTable:
-    logic, dram = _read(f"node_{node}"), _read(f"memory_{memory}")
+    logic, dram = read_data(f"node_{node}"), read_data(f"memory_{memory}")
     return EnergyTable(
         node=node,
         memory=memory,
@@ -236,9 +241,17 @@ def _table(node: str, memory: str) -> EnergyTable:
         sram=_constants(logic, "sram", int),
         dram=Constant(**dram["access"]),
         parameters=MappingProxyType(
-            {name: Parameter(**values) for name, values in _read("parameters").items()}
+            {name: _parameter(name, values) for name, values in read_data("parameters").items()}
         ),
     )
+
+
+def _parameter(name: str, values: dict[str, Any]) -> Parameter:
+    """What synthesis says stands in one place, with the areas."""
+    if values["basis"] == "synthesised":
+        ends = dict(zip(("low", "mid", "high"), read_data("area")["factors"][name], strict=True))
+        values = {**ends, **values}
+    return Parameter(**values)
 
 
 def _constants(
@@ -254,5 +267,7 @@ def _pj_per_byte(access: Constant) -> Band:
     return access.band * (8 / _BITS[access.unit])
 
 
-def _read(stem: str) -> dict[str, Any]:
+@lru_cache
+def read_data(stem: str) -> dict[str, Any]:
+    """Read a file of ``target/cost/data``."""
     return tomllib.loads((_DATA / f"{stem}.toml").read_text(encoding="utf-8"))

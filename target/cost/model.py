@@ -238,7 +238,6 @@ def pass_cost(
     accelerator: Accelerator,
     scheme: Scheme,
     balance: Balance = "array",
-    attention: bool = True,
     program_rows: Callable[[int], int] = int,
 ) -> PassCost:
     """Cost of one pass of a model.
@@ -248,7 +247,7 @@ def pass_cost(
     encodings : sequence of EncodedActivation
         All encodings of the pass in order, that of the output layer (one token) included.
     transformer : TransformerShape or None
-        Sizes of the rest of the model; None: nothing of it is counted.
+        Sizes of the rest of the model, all on the vector unit; None: nothing of it is counted.
     tokens, past : int
         Tokens of the pass, and tokens in the cache before.
     accelerator : Accelerator
@@ -257,8 +256,6 @@ def pass_cost(
         How the dense layers work.
     balance : {"array", "time", "none"}
         Where encodings sort their rows, see `balance.choose_block_rows`.
-    attention : bool
-        Whether the vector unit computes attention, see `vector.vector_costs`.
     program_rows : callable
         For how many rows the program is made that serves so many; by default as many.
     """
@@ -282,8 +279,6 @@ def pass_cost(
         encodes=tuple(encode for encode, _ in parts),
         vector=()
         if transformer is None
-        else vector_costs(
-            *(transformer, tokens, past, accelerator), attention=attention, scheme=scheme
-        ),
+        else vector_costs(transformer, tokens, past, accelerator, scheme=scheme),
         left=tuple(left),
     )

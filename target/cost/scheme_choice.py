@@ -18,6 +18,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import EncodeCost, Encoded, OpCost, costs_together
 from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY, typical_digits
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
+from sparqle_tvm.target.cost.tiling import Question
 from sparqle_tvm.target.op import DenseOp
 
 Planes = Literal["cost", "always"]
@@ -109,6 +110,16 @@ def left_dense(
         If no tile fits the buffers.
     """
     return _left_dense(tuple(ops), accelerator, factors, density)
+
+
+def scheme_questions(
+    ops: Sequence[DenseOp], accelerator: Accelerator, density: float = TYPICAL_DENSITY
+) -> tuple[Question, ...]:
+    """What schedules `left_dense` asks for: `tiling.choose_together` takes many of them."""
+    plain = tuple(replace(op, block_rows=0) for op in ops)
+    split = Question(tuple(ops), accelerator, "sparqle", density)
+    dense = Question(plain, accelerator, "dense")
+    return (split, dense) if all(map(can_be_dense, ops)) else (split,)
 
 
 @lru_cache(maxsize=1024)

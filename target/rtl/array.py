@@ -1,4 +1,4 @@
-"""The array: PE rows, the window of weights that they share, and the control of both passes.
+"""The array: PE rows, and the control of both passes.
 
 A tile is `rows` activation rows (or fewer: the others have no bits, their sums are not read), one
 block of `cols` channels, up to `columns` columns and one weight slice. It is accepted when
@@ -6,8 +6,8 @@ block of `cols` channels, up to `columns` columns and one weight slice. It is ac
 dense ones first: ``ceil(columns / lanes)``, then as many sparse ones as the row with most stored
 digits needs. In the cycle of the last step ``ready`` is 1 again, so tiles follow each other
 without a gap. Digits and weights come from memories that answer in the cycle after ``read_dense``
-or ``read_sparse`` with ``step``; the weights of the dense pass are kept in the window, which the
-sparse pass selects from. `DRAIN_CYCLES` after the last step the accumulators hold the tile's sums.
+or ``read_sparse`` with ``step``; each PE keeps those weights of the dense pass that the sparse one
+needs. `DRAIN_CYCLES` after the last step the accumulators hold the tile's sums.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SplitArray(Block):
         return (PeRow(self.shape, "split", False),)
 
     def elaborate(self, platform: Any) -> Module:
-        """Control, window and rows."""
+        """Control and rows."""
         m, shape = Module(), self.shape
         dense, sparse = Signal(), Signal()
         step = Signal(shape.step_bits)
@@ -103,7 +103,6 @@ class SplitArray(Block):
         used, ends = Signal(shape.lanes), Signal(shape.groups * shape.lane_count_bits)
         m.d.comb += used.eq(Cat(lane < left for lane in range(shape.lanes)))
         self._dense_ends(m, columns, left, ends)
-        window = self._window(m, dense, step)
         # What stage 2 needs of a tile has to outlast the acceptance of the next one.
         turn = Signal.like(turns)
         m.d.sync += turn.eq(turns)
@@ -125,7 +124,6 @@ class SplitArray(Block):
                 row.lsb.eq(self.lsb.word_select(i, width)),
                 row.msb.eq(self.msb.word_select(i, width)),
                 row.weights.eq(self.weights),
-                row.window.eq(window),
                 row.group.eq(self.drain_group),
             ]
         with m.Switch(self.drain_row):
@@ -147,18 +145,3 @@ class SplitArray(Block):
             m.d.comb += ends.word_select(group, bits).eq(
                 Mux(until > available, available, until)[:bits]
             )
-
-    def _window(self, m: Module, dense: Any, step: Any) -> Any:
-        """The registers that keep the weights of the dense pass: (cols, columns) of k bits."""
-        shape, width = self.shape, self.shape.lanes * self.shape.digit_bits
-        arrived, at = Signal(), Signal.like(step)
-        m.d.sync += [arrived.eq(dense), at.eq(step)]
-        parts = []
-        for s in range(shape.steps):
-            kept = Signal(shape.cols * width, name=f"window_{s}")
-            with m.If(arrived & (at == s)):
-                m.d.sync += kept.eq(self.weights)
-            parts.append(kept)
-        return Cat(
-            part.word_select(column, width) for column in range(shape.cols) for part in parts
-        )

@@ -2,9 +2,10 @@
 
 A step goes through three stages:
 
-1. *locate*: the next `lanes` set bits of the row's bitmap become column numbers;
-2. *multiply*: lanes take their weights from the window of columns that stands beside the array
-   (dense pass: from the weights that arrive), multiply, and the products of each weight group are
+1. *locate*: the row's bitmap says to which lanes the weights of a dense step go that the sparse
+   pass will need, and in a sparse step which lanes have a digit;
+2. *multiply*: weights arrive (dense pass; those with a stored digit are kept, lane by lane) or are
+   taken from those kept (sparse pass), are multiplied, and the products of each weight group are
    added up;
 3. *accumulate*: sums are shifted to their digit's place and added.
 
@@ -108,12 +109,19 @@ def decoded(code: Value, turn: Value) -> Value:
 
 
 class Locate(Block):
-    """Find the first `lanes` set bits of what is left of a row's bitmap, every cycle.
+    """Where the stored digits of a row go: to lane ``r % lanes``, r counting them in a tile.
 
-    ``load`` takes the bits of a row; ``step`` takes off those that were found. ``index`` has the
-    column of each lane, ``found`` the lanes that have one (the first ones), ``ends`` for each
-    weight group how many lanes have a column of it or of one before; ``more``: bits are left,
-    ``after``: bits are left behind those found.
+    ``load`` takes the bits of a tile. Each ``dense`` step comes with the next `lanes` columns: the
+    switches of a `Gather` take those with a digit to their lanes, and ``write`` says which word of
+    each lane takes one (word by word, a bit for each lane). Each ``sparse`` step takes the digits
+    of one word off; ``read`` is that word, ``found`` the lanes that have a digit (the first ones),
+    ``ends`` for each weight group how many lanes have a column of it or of one before.
+    ``lane_ends`` is the same of the columns of a dense step. ``more``: digits are left for a sparse
+    step, after this step if it is dense; ``after``: digits are left behind those of a sparse step.
+
+    Ranks of the digits of a step follow each other, so no two of them want the same output of a
+    switch: columns of a pair differ in the last bit of their rank, those of two pairs that meet in
+    the last two, and so on.
     """
 
     NAME = "sparqle_locate"
@@ -124,8 +132,12 @@ class Locate(Block):
             {
                 "load": In(1),
                 "bits": In(shape.columns),
-                "step": In(1),
-                "index": Out(shape.lanes * shape.index_bits),
+                "dense": In(1),
+                "sparse": In(1),
+                "lane_ends": In(shape.groups * shape.lane_count_bits),
+                "switches": Out(shape.switches),
+                "write": Out(shape.columns),
+                "read": Out(shape.steps),
                 "found": Out(shape.lanes),
                 "ends": Out(shape.groups * shape.lane_count_bits),
                 "more": Out(1),
@@ -135,67 +147,140 @@ class Locate(Block):
         )
 
     def elaborate(self, platform: Any) -> Module:
-        """Lane after lane isolates the lowest bit of what the lanes before it leave.
-
-        ``x - 1`` flips the lowest set bit of x and the zeros below it, so ``x & (x - 1)`` is x
-        without it. The carries of a lane follow those of the lane before by a few gates.
-        """
-        m, shape = Module(), self.shape
-        left = Signal(shape.columns)
-        remaining: Value = left
-        below: list[Value] = [Const(0)] * shape.groups
-        bounds = [(g + 1) * shape.columns // shape.groups for g in range(shape.groups)]
-        for lane in range(shape.lanes):
-            after = Signal(shape.columns, name=f"after_{lane}")
-            mine = Signal(shape.columns, name=f"lane_{lane}")
-            m.d.comb += [after.eq(remaining & (remaining - 1)), mine.eq(remaining & ~after)]
-            number = [
-                (mine & sum(1 << c for c in range(shape.columns) if c >> bit & 1)).any()
-                for bit in range(shape.index_bits)
-            ]
-            m.d.comb += [
-                self.index.word_select(lane, shape.index_bits).eq(Cat(*number)),
-                self.found[lane].eq(mine.any()),
-            ]
-            below = [n + mine[:bound].any() for n, bound in zip(below, bounds, strict=True)]
-            remaining = after
+        """Count digits before each column, and set switches by the counts."""
+        m, shape, lanes = Module(), self.shape, self.shape.lanes
+        bits, left = Signal(shape.columns), Signal(range(shape.columns + 1))
+        read = Signal(shape.steps)
+        mine = bits[:lanes]
+        before = [Const(0, 1), *prefix_sums(list(mine))]
+        total = Signal(range(shape.columns + 1))
+        rest = Signal.like(left)
         m.d.comb += [
-            self.ends.eq(Cat(n[: shape.lane_count_bits] for n in below)),
-            self.more.eq(left.any()),
-            self.after.eq(remaining.any()),
+            total.eq(left + before[-1]),
+            self.after.eq(left > lanes),
+            rest.eq(Mux(self.after, left - lanes, 0)),
+            self.more.eq(Mux(self.dense, total != 0, left != 0)),
+            self.found.eq(Cat(lane < left for lane in range(lanes))),
+            self.read.eq(read),
         ]
+        self._route(
+            m, [(bit, (left + n)[: shape.lane_bits]) for bit, n in zip(mine, before, strict=False)]
+        )
+        # Lanes from the first free one take this word, lanes that come round again the next one.
+        first, word = left[: shape.lane_bits], left[shape.lane_bits :]
+        starts = Signal(shape.steps)
+        m.d.comb += starts.eq(Cat(word == w for w in range(shape.steps)))
+        new = Signal(range(2 * lanes))
+        m.d.comb += new.eq(first + before[-1])
+        this = [(lane >= first) & (lane < new) for lane in range(lanes)]
+        following = [lane + lanes < new for lane in range(lanes)]
+        for w in range(shape.steps):
+            last = starts[w - 1] if w else Const(0, 1)
+            m.d.comb += self.write[w * lanes : (w + 1) * lanes].eq(
+                Cat((starts[w] & a) | (last & b) for a, b in zip(this, following, strict=True))
+            )
+        self._ends(m, before)
         with m.If(self.load):
-            m.d.sync += left.eq(self.bits)
-        with m.Elif(self.step):
-            m.d.sync += left.eq(remaining)
+            m.d.sync += [bits.eq(self.bits), left.eq(0), read.eq(1)]
+        with m.Elif(self.dense):
+            m.d.sync += [bits.eq(bits >> lanes), left.eq(total)]
+        with m.Elif(self.sparse):
+            m.d.sync += [left.eq(rest), read.eq(read << 1)]
         return m
 
+    def _route(self, m: Module, at: Sequence[tuple[Value, Value]]) -> None:
+        """Set the switches of every stage: items are (there is one, its lane)."""
+        at, number = list(at), 0
+        for stage in range(self.shape.lane_bits):
+            for low, high in switch_pairs(self.shape.lanes, stage):
+                (a, to_a), (b, to_b) = at[low], at[high]
+                swap = Signal(name=f"swap_{number}")
+                m.d.comb += [
+                    swap.eq((a & to_a[0]) | (b & ~to_b[0])),
+                    self.switches[number].eq(swap),
+                ]
+                pair = Cat(a, to_a[1:]), Cat(b, to_b[1:])
+                for place, item in ((low, Mux(swap, *pair[::-1])), (high, Mux(swap, *pair))):
+                    held = Signal(len(pair[0]), name=f"item_{stage}_{place}")
+                    m.d.comb += held.eq(item)
+                    at[place] = held[0], held[1:]
+                number += 1
 
-class Select(Block):
-    """The weight of a lane: that of column ``index`` in ``window`` if ``sparse``, else ``weight``.
+    def _ends(self, m: Module, before: Sequence[Value]) -> None:
+        shape, width = self.shape, self.shape.lane_count_bits
+        if shape.groups == 1:
+            m.d.comb += self.ends.eq(0)  # A tree without groups does not ask.
+            return
+        count = Signal(width)
+        m.d.comb += count.eq(before[-1])
+        table = Cat(*(Cat(n, Const(0, width))[:width] for n in before))
+        for group in range(shape.groups):
+            until = Signal(range(shape.columns + 1), name=f"until_{group}")
+            here = Signal(width, name=f"here_{group}")
+            over = until > shape.lanes
+            m.d.comb += [
+                here.eq(table.word_select(self.lane_ends.word_select(group, width), width)),
+                self.ends.word_select(group, width).eq(Mux(over, shape.lanes, until)[:width]),
+            ]
+            with m.If(self.load):
+                m.d.sync += until.eq(0)
+            with m.Elif(self.dense):
+                m.d.sync += until.eq(until + here)
+            with m.Elif(self.sparse):
+                m.d.sync += until.eq(Mux(over, until - shape.lanes, 0))
 
-    One of `columns` weights: what split precision costs a multiplier.
+
+def switch_pairs(lanes: int, stage: int) -> list[tuple[int, int]]:
+    """The places that the switches of a stage join, of `lanes` places."""
+    return [(low, low | 1 << stage) for low in range(lanes) if not low >> stage & 1]
+
+
+class Gather(Block):
+    """Weights of the columns with stored digits, brought together for the sparse pass.
+
+    In a dense step the weights of `lanes` columns go through stages of switches (two inputs, two
+    outputs) to the lanes of their digits, see `Locate`, and into a word of a memory for the digits
+    of a tile; ``chosen`` are the weights as they came. In a sparse step ``chosen`` is the word that
+    ``read`` has a bit for. So no lane ever selects among columns: what split precision costs a
+    PE are ``lanes / 2 * log2(lanes)`` switches, and memory for the weights of a K chunk.
     """
 
-    NAME = "sparqle_select"
-    CLOCKED = False
+    NAME = "sparqle_gather"
 
     def __init__(self, shape: ArrayShape, flat: bool = True) -> None:
-        self.digit_bits = shape.digit_bits
+        self.shape = shape
+        width = shape.lanes * shape.digit_bits
         ports: dict[str, Any] = {
-            "window": In(shape.columns * shape.digit_bits),
-            "index": In(shape.index_bits),
+            "weights": In(width),
+            "switches": In(shape.switches),
+            "write": In(shape.columns),
+            "read": In(shape.steps),
             "sparse": In(1),
-            "weight": In(shape.digit_bits),
-            "chosen": Out(shape.digit_bits),
+            "chosen": Out(width),
         }
         super().__init__(ports, flat)
 
     def elaborate(self, platform: Any) -> Module:
-        """A multiplexer of multiplexers."""
-        m = Module()
-        selected = self.window.word_select(self.index, self.digit_bits)
-        m.d.comb += self.chosen.eq(Mux(self.sparse, selected, self.weight))
+        """Switches, words, and an AND-OR to read one."""
+        m, shape, k = Module(), self.shape, self.shape.digit_bits
+        at: list[Value] = [self.weights.word_select(lane, k) for lane in range(shape.lanes)]
+        number = 0
+        for stage in range(shape.lane_bits):
+            for low, high in switch_pairs(shape.lanes, stage):
+                swap, pair = self.switches[number], (at[low], at[high])
+                for place, item in ((low, Mux(swap, *pair[::-1])), (high, Mux(swap, *pair))):
+                    at[place] = Signal(k, name=f"weight_{stage}_{place}")
+                    m.d.comb += cast(Signal, at[place]).eq(item)
+                number += 1
+        routed, width = Cat(*at), shape.lanes * k
+        chosen: Value = self.weights & (~self.sparse).replicate(width)
+        for w in range(shape.steps):
+            word = Signal(width, name=f"word_{w}")
+            for lane in range(shape.lanes):
+                with m.If(self.write[w * shape.lanes + lane]):
+                    m.d.sync += word.word_select(lane, k).eq(routed.word_select(lane, k))
+            chosen = chosen | (word & (self.sparse & self.read[w]).replicate(width))
+        m.d.comb += self.chosen.eq(chosen)
         return m
 
 
@@ -318,8 +403,8 @@ class Pe(Block):
     """One PE: `lanes` multipliers, adder tree, int32 accumulators of its weight groups.
 
     ``digits`` are signed, k + 1 bits each (``native``: 2k + 1), zero where a lane has none;
-    ``weights`` are those of `lanes` columns that arrive in a dense pass, ``window`` those of all
-    columns, see `Select`; ``ends`` as of `Tree`, the rest as of `Accumulate`.
+    ``weights`` are those of `lanes` columns that arrive in a dense pass; ``switches``, ``write``,
+    ``read`` and ``sparse`` as of `Gather`, ``ends`` as of `Tree`, the rest as of `Accumulate`.
     """
 
     NAME = "sparqle_pe"
@@ -343,8 +428,9 @@ class Pe(Block):
         }
         if kind == "split":
             ports |= {
-                "window": In(shape.columns * k),
-                "index": In(shape.lanes * shape.index_bits),
+                "switches": In(shape.switches),
+                "write": In(shape.columns),
+                "read": In(shape.steps),
                 "sparse": In(1),
             }
         super().__init__(ports, flat)
@@ -353,7 +439,7 @@ class Pe(Block):
         """Its parts."""
         tree = self._tree(False)
         parts = (self._multiply(False), tree, self._accumulate(tree, False))
-        return (*((Select(self.shape, False),) if self.kind == "split" else ()), *parts)
+        return (*((Gather(self.shape, False),) if self.kind == "split" else ()), *parts)
 
     def _multiply(self, flat: bool) -> Multiply:
         return Multiply(self.digit_width, self.shape.digit_bits, flat)
@@ -366,27 +452,28 @@ class Pe(Block):
         return Accumulate(self.shape, tree.sum_width, self.places, flat)
 
     def elaborate(self, platform: Any) -> Module:
-        """Select, multiply, add up, accumulate."""
+        """Gather, multiply, add up, accumulate."""
         m, shape, k = Module(), self.shape, self.shape.digit_bits
         tree = self._tree(self.flat)
         self.include(m, "tree", tree)
+        weights: Value = self.weights
+        if self.kind == "split":
+            gather = Gather(shape, self.flat)
+            self.include(m, "gather", gather)
+            m.d.comb += [
+                gather.weights.eq(weights),
+                gather.switches.eq(self.switches),
+                gather.write.eq(self.write),
+                gather.read.eq(self.read),
+                gather.sparse.eq(self.sparse),
+            ]
+            weights = gather.chosen
         for lane in range(shape.lanes):
-            weight: Value = self.weights.word_select(lane, k)
-            if self.kind == "split":
-                select = Select(shape, self.flat)
-                self.include(m, f"select_{lane}", select)
-                m.d.comb += [
-                    select.window.eq(self.window),
-                    select.index.eq(self.index.word_select(lane, shape.index_bits)),
-                    select.sparse.eq(self.sparse),
-                    select.weight.eq(weight),
-                ]
-                weight = select.chosen
             multiply = self._multiply(self.flat)
             self.include(m, f"multiply_{lane}", multiply)
             m.d.comb += [
                 multiply.digit.eq(self.digits.word_select(lane, self.digit_width)),
-                multiply.weight.eq(weight),
+                multiply.weight.eq(weights.word_select(lane, k)),
                 multiply.weight_signed.eq(self.weights_signed),
                 tree.products.word_select(lane, tree.width).eq(multiply.product),
             ]
@@ -442,7 +529,6 @@ class PeRow(Block):
                 "sparse": In(1),
                 "turn": In(k + 1),
                 "msb": In(lanes * k),
-                "window": In(shape.cols * shape.columns * k),
                 "more": Out(1),
                 "after": Out(1),
             }
@@ -458,7 +544,6 @@ class PeRow(Block):
         used, ends = Signal(shape.lanes), Signal.like(self.lane_ends)
         valid, clear, place = Signal(), Signal(), Signal.like(self.place)
         weights_signed, flip, sparse = Signal(), Signal(), Signal()
-        index = Signal(shape.lanes * shape.index_bits)
         m.d.sync += [
             clear.eq(self.clear),
             weights_signed.eq(self.weights_signed),
@@ -467,10 +552,14 @@ class PeRow(Block):
         if self.kind == "split":
             locate = Locate(shape, self.flat)
             self.include(m, "locate", locate)
+            switches, write = Signal(shape.switches), Signal(shape.columns)
+            read = Signal(shape.steps)
             m.d.comb += [
                 locate.load.eq(self.load),
                 locate.bits.eq(self.bits),
-                locate.step.eq(self.sparse),
+                locate.dense.eq(self.dense),
+                locate.sparse.eq(self.sparse),
+                locate.lane_ends.eq(self.lane_ends),
                 self.more.eq(locate.more),
                 self.after.eq(locate.after),
             ]
@@ -480,7 +569,9 @@ class PeRow(Block):
                 sparse.eq(self.sparse),
                 used.eq(Mux(self.sparse, locate.found, self.lanes_used)),
                 ends.eq(Mux(self.sparse, locate.ends, self.lane_ends)),
-                index.eq(locate.index),
+                switches.eq(locate.switches),
+                write.eq(locate.write & self.dense.replicate(shape.columns)),
+                read.eq(locate.read),
             ]
         else:
             m.d.sync += [
@@ -517,8 +608,9 @@ class PeRow(Block):
             ]
             if self.kind == "split":
                 m.d.comb += [
-                    pe.window.eq(self.window.word_select(column, shape.columns * k)),
-                    pe.index.eq(index),
+                    pe.switches.eq(switches),
+                    pe.write.eq(write),
+                    pe.read.eq(read),
                     pe.sparse.eq(sparse),
                 ]
         return m

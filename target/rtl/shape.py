@@ -23,8 +23,8 @@ class ArrayShape:
     digit_bits : {2, 4, 8}
         Bits k of a digit and of a weight slice.
     columns : int
-        Columns along K whose weights stand beside the array, so that the sparse pass may select
-        any of them: the largest K chunk. A multiple of `lanes`.
+        The largest K chunk: columns whose weights a PE can keep for the sparse pass. A multiple of
+        `lanes`.
     group_size : int
         Columns that share a partial sum; 0: all. It divides `columns`.
     weight_slices : int
@@ -61,6 +61,11 @@ class ArrayShape:
         if self.group_size and self.columns % self.group_size:
             raise TargetError(
                 f"columns = {self.columns} is not a multiple of group_size = {self.group_size}"
+            )
+        if self.lanes & (self.lanes - 1) or self.lanes < 2:
+            raise TargetError(
+                f"lanes = {self.lanes}: hardware needs a power of two of them, at least 2, because "
+                "stages of switches take weights to their lanes"
             )
         if self.lanes * self.digit_bits % 8:
             raise TargetError(
@@ -103,9 +108,14 @@ class ArrayShape:
         return self.columns // self.group_size if self.group_size else 1
 
     @property
-    def index_bits(self) -> int:
-        """Bits of a column's number."""
-        return max((self.columns - 1).bit_length(), 1)
+    def lane_bits(self) -> int:
+        """Bits of a lane's number: stages of switches that weights go through."""
+        return (self.lanes - 1).bit_length()
+
+    @property
+    def switches(self) -> int:
+        """Switches of a PE."""
+        return self.lanes // 2 * self.lane_bits
 
     @property
     def step_bits(self) -> int:

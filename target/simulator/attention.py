@@ -19,7 +19,7 @@ from sparqle_tvm.target.isa.operands import BLOCKS
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.program.bound import BoundProgram
 from sparqle_tvm.target.simulator.attention_values import CACHED, run_attention
-from sparqle_tvm.target.simulator.attention_work import Work
+from sparqle_tvm.target.simulator.attention_work import AttentionCache, Work
 from sparqle_tvm.target.simulator.counts import count, engine_times
 from sparqle_tvm.target.simulator.machine import SimResult
 from sparqle_tvm.target.simulator.ranges import bind
@@ -124,6 +124,12 @@ class AttentionResult(SimResult):
     """
 
     work: Work | None = None
+
+    @property
+    def cache(self) -> AttentionCache | None:
+        """Keys that it needed, and what they take; None if it was run without work."""
+        bound = self.bound
+        return None if self.work is None else self.work.reads(bound.header, bound.limits)
 
 
 def simulate_attention(

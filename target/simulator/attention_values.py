@@ -6,6 +6,7 @@ What the array adds up is exact, see `product`; what the vector engine does is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -52,13 +53,24 @@ def run_attention(
     Returns what the time depends on.
     """
     machine = _Machine(bound, tensors)
-    opcodes, operands = bound.opcodes, bound.trace[:, TRACE_OPERANDS:].tolist()
-    for step in order.tolist():
-        cls = INSTRUCTIONS[int(opcodes[step])]
-        action = _ACTIONS.get(cls)
-        if action is not None:
-            action(machine, dict(zip(cls.TRACE, operands[step], strict=False)))
+    steps = bound.once(_steps)
+    for number in order.tolist():
+        step = steps[number]
+        if step is not None:
+            action, operands = step
+            action(machine, operands)
     return machine.work
+
+
+def _steps(bound: BoundProgram[Any]) -> list[tuple[Action, Step] | None]:
+    """What every step does, and its operands; None: nothing with values."""
+    operands = bound.trace[:, TRACE_OPERANDS:].tolist()
+    found: list[tuple[Action, Step] | None] = []
+    for opcode, values in zip(bound.opcodes.tolist(), operands, strict=True):
+        cls = INSTRUCTIONS[opcode]
+        action = _ACTIONS.get(cls)
+        found.append(action and (action, dict(zip(cls.TRACE, values, strict=False))))
+    return found
 
 
 class _Machine:
@@ -88,7 +100,7 @@ class _Machine:
 
     def table(self, buffer: Buffer, address: int, dtype: type, *shape: int) -> NDArray[Any]:
         """Elements on chip as an array of a shape."""
-        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         return self.at(buffer, address, nbytes).view(dtype).reshape(shape)
 
     def of_head(self, tensor: Tensor, o: Step) -> NDArray[Any]:
@@ -195,7 +207,8 @@ class _Machine:
         e = numerics.exponentials(x, self._visible(o))
         p, row_scale = numerics.probabilities(e, np.ascontiguousarray(scales[:, 1]))
         self.table(Buffer.ACT, o["scales"], np.float32, rows)[...] = row_scale
-        self._note_last_token(o, p)
+        if o["total"] == self.limits[KEYS]:
+            self._note_last_token(o, p)
         for number, begin in enumerate(range(0, total, chunk)):
             address = o["probs"] + number * header.probability_bytes
             part = p[:, begin : begin + chunk]
@@ -207,10 +220,8 @@ class _Machine:
 
     def _note_last_token(self, o: Step, p: Bytes) -> None:
         """Keep the rows of the last token, numbered as those of a run of that token alone."""
-        bits = self._bits_of_block.pop(o["block"], None)
+        bits = self._bits_of_block[o["block"]]
         group, tokens = self.header.op.group, self.limits[M]
-        if bits is None:
-            return
         for number in range(o["rows"]):
             head, row = divmod(o["row"] + number, group * tokens)
             if row // group == tokens - 1:
@@ -320,7 +331,9 @@ def _from_stream(memory: Bytes, stored: NDArray[np.bool_]) -> Bytes:
     return digits
 
 
-_ACTIONS: Mapping[type, Callable[[_Machine, Step], None]] = {
+Action = Callable[[_Machine, Step], None]
+
+_ACTIONS: Mapping[type, Action] = {
     isa.LdQry: _Machine.load_queries,
     isa.LdKey: _Machine.load_keys,
     isa.LdScl: _Machine.load_scales,

@@ -9,7 +9,14 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.numerics.kv_cache import KEY_GROUP, CacheName, dense_bytes, stored_digits
+from sparqle_tvm.numerics.attention import SCALE_BYTES
+from sparqle_tvm.numerics.kv_cache import (
+    KEY_GROUP,
+    POINTER_BYTES,
+    CacheName,
+    dense_bytes,
+    stored_digits,
+)
 from sparqle_tvm.target.attention_op import DIGIT_BITS, AttentionOp
 from sparqle_tvm.target.isa.access import Values, ceil_div
 from sparqle_tvm.target.isa.attention_header import AttentionHeader
@@ -89,6 +96,16 @@ class MeanRows:
         return cls(size, digits, MSB_POINTER_BYTES * planes.astype(float), not op.is_stored(what))
 
     @classmethod
+    def read(cls, op: AttentionOp, what: CacheName, cache: CacheRows | None) -> MeanRows:
+        """As they lie in memory; None: plain int8."""
+        plain = cls.of(op, what)
+        if cache is None:
+            return plain
+        tokens = max(cache.begins.shape[1] - 1, 1)
+        nbytes = (cache.begins[:, -1] - cache.begins[:, 0]) / tokens
+        return cls(nbytes, cache.digits[:, -1] / tokens, plain.pointers, plain.int8)
+
+    @classmethod
     def mean(cls, layers: Sequence[MeanRows]) -> MeanRows:
         """Of several layers."""
         nbytes, digits, pointers = (
@@ -96,6 +113,65 @@ class MeanRows:
             for name in ("bytes", "digits", "pointers")
         )
         return cls(nbytes, digits, pointers, all(x.int8 for x in layers))
+
+
+@dataclass(frozen=True)
+class AttentionCache:
+    """What an attention reads: keys that it needs, and what a token takes in its cache.
+
+    Attributes
+    ----------
+    live_keys : float
+        Share of the keys that blocks see whose values they need; 1 if it is left dense.
+    key_planes, value_planes : str
+        As in `AttentionOp`, a letter per key head; empty: those counted together differ.
+    elements : int
+        Elements of the keys and values of a token, all heads.
+    key_bytes, value_bytes : float
+        Of a token, with pointers to rows in planes, without scales.
+    plain_bytes : int
+        Of the same integers, plain.
+    scale_bytes : int
+        Of the scales of a token.
+    encoded_elements : float
+        Elements of a token that are cut into digits.
+    """
+
+    live_keys: float
+    key_planes: str
+    value_planes: str
+    elements: int
+    key_bytes: float
+    value_bytes: float
+    plain_bytes: int
+    scale_bytes: int
+    encoded_elements: float
+
+    @classmethod
+    def of(
+        cls, op: AttentionOp, rows: Mapping[CacheName, MeanRows], live_keys: float
+    ) -> AttentionCache:
+        """Of an op whose keys and values take that much."""
+        # Of the two pointers that a load moves, one is stored: for so many tokens.
+        stored = POINTER_BYTES / MSB_POINTER_BYTES
+        shared: dict[CacheName, int] = {"key": KEY_GROUP, "value": 1}
+        nbytes = {
+            what: float(np.sum(found.bytes + stored * found.pointers / shared[what]))
+            for what, found in rows.items()
+        }
+        pointers = sum(float(np.sum(found.pointers)) for found in rows.values())
+        plain = op.row_bytes("key") + op.row_bytes("value")
+        return cls(
+            live_keys=live_keys,
+            key_planes=op.key_planes,
+            value_planes=op.value_planes,
+            elements=2 * op.kv_heads * op.head_dim,
+            key_bytes=nbytes["key"],
+            value_bytes=nbytes["value"],
+            plain_bytes=op.kv_heads * plain,
+            scale_bytes=2 * SCALE_BYTES * op.kv_heads,
+            encoded_elements=op.head_dim * pointers / MSB_POINTER_BYTES,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +265,14 @@ class Work:
             tables |= {f"q_{name}": table for name, table in query.items()}
             tables |= {f"p_{name}": table for name, table in mixed.items()}
         return cls({name: np.asarray(table, np.int64) for name, table in tables.items()})
+
+    def reads(self, header: AttentionHeader, limits: Mapping[str, int]) -> AttentionCache:
+        """What keys it met, and where; `limits` are the sizes of its run."""
+        live = self.tables["live"]
+        blocks, chunks = live.shape
+        place = header.place(limits, np.arange(blocks)[:, None], np.arange(chunks)[None, :])
+        rows = {w: MeanRows.read(header.op, w, self.cache.get(w)) for w in CACHE_NAMES}
+        return AttentionCache.of(header.op, rows, float(live.sum() / place["keys"].sum()))
 
     def of_last_token(self, header: AttentionHeader, limits: Mapping[str, int]) -> Work:
         """What a program of one token meets that is the last token of this run.

@@ -21,7 +21,7 @@ from sparqle_tvm.target.simulator.ranges import bind
 from sparqle_tvm.target.simulator.streams import check_planes
 from sparqle_tvm.target.simulator.timing import Timing, find_times
 from sparqle_tvm.target.simulator.values import run_values
-from sparqle_tvm.target.verify import verify
+from sparqle_tvm.target.verify import verify_bound
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
         check_planes(header, digits, checked)
     when = find_times(bound, digits)
     if header.op.output == "encoded":
-        bound.once(_verify)
+        bound.once(verify_bound)
     outputs = run_values(bound, when, checked)
     encoded = None
     if header.op.output == "encoded":
@@ -111,10 +111,6 @@ def simulate(program: Program, tensors: DramTensors) -> SimResult:
     counts, engines = count(bound, when, digits), engine_times(bound, when)
     output = outputs.get(Tensor.OUT)
     return SimResult(output, when.total_cycles, engines, counts, bound, when, encoded)
-
-
-def _verify(bound: BoundProgram) -> None:
-    verify(bound.program, bound.rows)
 
 
 def simulate_timing(

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from sparqle_tvm.target.verify.verify import verify
+from sparqle_tvm.target.verify.verify import verify, verify_bound
 
-__all__ = ["verify"]
+__all__ = ["verify", "verify_bound"]

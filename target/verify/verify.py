@@ -57,7 +57,7 @@ def verify(program: Program, rows: int | None = None) -> None:
         Names the instruction (index and text), the step, and what is wrong.
     """
     for m in [rows] if rows is not None else sample_rows(program):
-        _verify_run(BoundProgram(program, m))
+        verify_bound(BoundProgram(program, m))
 
 
 def sample_rows(program: Program) -> list[int]:
@@ -69,7 +69,8 @@ def sample_rows(program: Program) -> list[int]:
     return sorted(m for m in samples if 1 <= m <= program.header.op.m)
 
 
-def _verify_run(run: BoundProgram) -> None:
+def verify_bound(run: BoundProgram) -> None:
+    """Refuse a program for the rows that it is bound to, see `verify`."""
     for operands in run.classes:
         check_bounds(run, operands)
     table = touch_table(run)

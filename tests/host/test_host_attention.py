@@ -160,6 +160,27 @@ def test_rows_that_see_nan_or_infinity_are_nan_and_no_others():
     assert_bits(found[~bad], expected[~bad])
 
 
+def test_a_row_whose_mask_hides_all_keys_gives_zeros():
+    form = FORMS[2]
+    q, k, v = operands(form, 6, 10, 3)
+    mask = np.random.default_rng(3).random((6, 16)) < 0.5
+    mask[[0, 3]] = False
+    mask[:, 15] = False
+    expected = defined.attention(q, k, v, causal=bool(form[-1]), mask=mask)
+    # What nobody sees may be anything; of what row 4 alone sees nobody else hears.
+    k[15], v[15] = np.nan, np.inf
+    found = functions(*form)("masked", q, k, v, mask)
+    assert not found[[0, 3]].any() and found[1].any()
+    assert_bits(found, expected)
+    mask[:, 2], mask[4, 2] = False, True
+    expected = defined.attention(q, np.nan_to_num(k), np.nan_to_num(v, posinf=0), mask=mask)
+    v[2] = np.nan
+    found = functions(*form)("masked", q, k, v, mask)
+    assert np.isnan(found[4]).all()
+    others = [0, 1, 2, 3, 5]
+    assert_bits(found[others], expected[others])
+
+
 def test_a_cache_holds_integers_and_the_bytes_of_the_scale():
     x = np.random.default_rng(0).standard_normal((3, 2, 6)).astype(np.float32)
     x[1, 0, 2] = np.nan

@@ -17,6 +17,7 @@ from sparqle_tvm.models.attention_sparsity import (
     measured_attention,
 )
 from sparqle_tvm.models.builtin import BUILTIN_MODELS
+from sparqle_tvm.target.cost.attention_choice import typical_attention
 
 
 def layer(live: float, k: float = 0.3) -> MeasuredLayer:
@@ -51,9 +52,10 @@ def test_layers_of_another_model_take_those_at_their_depth():
 
 
 def test_storage_is_what_is_smaller():
-    # 0.3 of zero high digits: planes; 0.15: plain. Twice as many heads: each measured one twice.
-    storage = MEASURED.storage(0, 2, 4)
-    assert storage.keys.planes == storage.values.planes == "pp--"
+    # 0.3 of zero high digits: planes, but for values, each of which needs a pointer; 0.15: plain.
+    # Twice as many heads: each measured one twice.
+    storage = MEASURED.storage(0, 2, 4, 64)
+    assert (storage.keys.planes, storage.values.planes) == ("pp--", "----")
     assert storage.keys.levels == 127
 
 
@@ -99,3 +101,23 @@ def test_a_damaged_file(tmp_path, change, message):
 def test_rising_places():
     with pytest.raises(InvalidArgumentError, match="have to be there"):
         replace(MEASURED, factors=(4.0, 1.0))
+
+
+@pytest.mark.parametrize("keys", [64, 512, 2048, 8192])
+def test_what_is_typical_is_the_mean_of_what_was_measured(keys):
+    found, typical = measured_attention().expected(range(30), 30, keys), typical_attention(keys)
+    assert found.tokens == typical.tokens
+    assert typical.queries == pytest.approx(found.queries, abs=0.005)
+    assert typical.probabilities == pytest.approx(found.probabilities, abs=0.001)
+    assert typical.live == pytest.approx(found.live, abs=0.01)
+    assert typical.runs == pytest.approx(found.runs, abs=0.01)
+
+
+def test_expected_attention():
+    expected = MEASURED.expected([0, 1], 2, 64)
+    assert (expected.queries, expected.tokens) == (pytest.approx(0.6), (1.0, 16.0))
+    assert expected.live == pytest.approx((0.6, 0.6))
+    shares = expected.shares(4)
+    # Of all probabilities 0.1 have a stored digit, and 0.6 of the keys are live.
+    assert (shares.live, shares.runs) == pytest.approx((0.6, 0.3))
+    assert shares.probabilities == pytest.approx(0.1 / 0.6)

@@ -38,8 +38,20 @@ def test_planes_with_a_factor(factor, levels):
     assert storage.mean_bits(0.75) == 6
 
 
-def test_planes_are_smaller_than_8_bits_from_a_quarter_of_zeros_on():
-    assert [prefers_planes(s) for s in (0.24, 0.25, 0.26)] == [False, False, True]
+@pytest.mark.parametrize("what", ["key", "value"])
+@pytest.mark.parametrize("width", [64, 100, 128])
+def test_planes_are_preferred_where_they_take_fewer_bytes(what, width):
+    """Held to rows as they are stored: pointers of 4 bytes, for 8 keys or for each value."""
+    rng = np.random.default_rng(width)
+    for sparsity in (0.2, 0.25, 0.3, 0.35, 0.4):
+        high = rng.random((400, width)) >= sparsity
+        values = np.where(high, 100, rng.integers(-8, 8, high.shape)).astype(np.int8)
+        stored = store_rows(values, 8, True)
+        taken = stored.begins[-1] / 400 + (4 / 8 if what == "key" else 4)
+        found = 1 - stored_digits(stored.stream, stored.begins, width).mean() / width
+        if abs(taken - width) > 0.5:
+            assert prefers_planes(what, width, found) == (taken < width), (sparsity, taken)
+    assert prefers_planes("key", 64, 0.3) and not prefers_planes("value", 64, 0.3)
 
 
 def test_a_letter_per_head():

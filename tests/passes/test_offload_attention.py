@@ -84,8 +84,19 @@ def test_a_cache_in_planes_gives_the_same_bits():
     with recording_attention() as launches:
         found = simulator["main"](*given).numpy()
     assert np.array_equal(found, host["main"](*given).numpy())
-    op = launches[0].program.header.op
+    (launch,) = launches
+    op = launch.program.header.op
     assert (op.key_planes, op.value_planes, op.key_bits, op.value_bits) == ("p-", "p", 8, 6)
+    # What it says of a token is what lies in memory, and a pointer for 8 keys and for each value.
+    cache, work = launch.result.cache, launch.result.work
+    bytes_of = {
+        what: (rows.begins[:, -1] - rows.begins[:, 0]).sum() / 40
+        for what, rows in work.cache.items()
+    }
+    assert cache.key_bytes == bytes_of["key"] + 4 / 8
+    assert cache.value_bytes == bytes_of["value"] + 2 * 4
+    assert cache.plain_bytes == 2 * (16 + 12) and cache.encoded_elements == 3 * 16
+    assert 0 < cache.live_keys <= 1
 
 
 def test_the_profile_has_it(both):
@@ -94,7 +105,13 @@ def test_the_profile_has_it(both):
     (row,) = profile.rows()
     assert (row["label"], row["m"], row["n"], row["k"]) == ("att", 3, 96, 9)
     assert row["vector_busy"] > 0
-    assert profile.to_json()["totals"]["engines"]["VECTOR"]["busy_cycles"]["VEC.SMX"] > 0
+    data = profile.to_json()
+    assert data["totals"]["engines"]["VECTOR"]["busy_cycles"]["VEC.SMX"] > 0
+    cache = data["ops"][0]["cache"]
+    assert 0 < cache["live_keys"] == row["live_keys"] <= 1
+    # Two key heads of 16 channels, in int8, and two float32 scales each.
+    assert (cache["key_bytes"], cache["value_bytes"], cache["scale_bytes"]) == (32, 32, 16)
+    assert (cache["elements"], cache["key_planes"], cache["encoded_elements"]) == (64, "-", 0)
 
 
 def test_too_many_keys_or_rows_are_refused(both):
@@ -102,10 +119,21 @@ def test_too_many_keys_or_rows_are_refused(both):
         both[0]["main"](*operands(1, 33000))
 
 
-def test_no_numbers_are_refused(both):
+@pytest.mark.parametrize(("tokens", "keys", "past"), [(5, 3, -2), (3, 0, -3)])
+def test_rows_that_have_no_keys_are_refused(both, tokens, keys, past):
+    """The host gives zeros to the rows that see no key."""
+    given = operands(tokens, keys)
+    assert not both[1]["main"](*given).numpy()[: tokens - keys].any()
+    with pytest.raises(ProgramError, match=f"bound to {tokens} rows after {past}"):
+        both[0]["main"](*given)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_no_numbers_are_refused(both, which, value):
     given = operands(2, 4)
-    given[1][0, 0, 0] = np.nan
-    with pytest.raises(QuantizationError, match="att: keys hold NaN or infinity"):
+    given[which][0, 0, 3] = value
+    with pytest.raises(QuantizationError, match=r"att: (queries|keys|values) hold NaN or infinity"):
         both[0]["main"](*given)
 
 

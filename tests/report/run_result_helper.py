@@ -3,7 +3,7 @@
 import numpy as np
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.results.passes import PassResult
+from sparqle_tvm.results.passes import CountedAttention, PassResult
 from sparqle_tvm.results.run import (
     LayerSparsity,
     ModelFile,
@@ -12,6 +12,7 @@ from sparqle_tvm.results.run import (
     Text,
     by_kind,
 )
+from sparqle_tvm.studies.attention import counted_attention
 from sparqle_tvm.studies.count import count_phases
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.energy_table import default_table
@@ -40,7 +41,11 @@ def encodings(tokens: int) -> list[EncodedActivation]:
 
 
 def passes(tokens: int = 24) -> tuple[PassResult, PassResult]:
-    return count_phases(encodings(tokens), SHAPE, EDGE, balance="none")
+    return count_phases(encodings(tokens), SHAPE, EDGE, balance="none", attention=attention)
+
+
+def attention(tokens: int, past: int) -> list[CountedAttention]:
+    return counted_attention(SHAPE, tokens, past, 1, EDGE, ("dense", "sparqle"), 0, "planes")
 
 
 def run_result(**change: object) -> RunResult:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sparqle_tvm.errors import InvalidArgumentError, TargetError
+from sparqle_tvm.files import plain
 from sparqle_tvm.models.shapes import MODELS
 from sparqle_tvm.models.sparsity import measured
 from sparqle_tvm.numerics.row_nnz import RowNnz
@@ -22,7 +23,7 @@ from sparqle_tvm.target.cost.attention import attention_cost
 from sparqle_tvm.target.cost.attention_choice import choose_plan
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES
 from sparqle_tvm.target.cost.energy import energy
-from sparqle_tvm.target.cost.energy_table import energy_table
+from sparqle_tvm.target.cost.energy_table import Band, energy_table
 from sparqle_tvm.target.cost.limits import LIMITS
 from sparqle_tvm.target.cost.model import EncodedActivation, pass_cost
 from sparqle_tvm.target.cost.vector import attended_pairs
@@ -256,11 +257,28 @@ def mobile() -> Estimate:
     return small(target="sparqle/mobile", schemes=("dense",))
 
 
+def test_time_and_area_are_relative_to_the_baseline():
+    found = small()
+    by = {(one.part, one.scheme): one for one in found.time_areas}
+    assert len(by) == 2 * len(found.schemes)
+    for part in ("array", "whole_model"):
+        assert by[part, "dense"].area == by[part, "dense"].time_area == Band.exact(1.0)
+    array, whole = (by[part, "sparqle"] for part in ("array", "whole_model"))
+    dense, split = found.schemes["dense"], found.schemes["sparqle"]
+    assert array.time_area.mid == pytest.approx(
+        array.area.mid * split.mma_cycles / dense.mma_cycles
+    )
+    # Buffers are the same, so that the whole differs less, the less the more room they take.
+    assert 1 < whole.area.low < whole.area.mid < whole.area.high < array.area.mid
+    assert small(schemes=("sparqle",)).time_areas == ()
+
+
 def test_json_is_the_whole_estimate():
     found = small(table=energy_table("45nm", "hbm2"))
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert (data["kind"], data["version"]) == ("estimate", 6)
     assert data["notes"] == list(found.notes)
+    assert data["time_areas"] == plain(found.time_areas)
     read = Estimate.from_json(data)
     assert read.notes == found.notes
     assert read.to_json() == found.to_json()
@@ -395,7 +413,7 @@ def test_a_long_prefill_is_counted_at_places():
     assert not plan.stays
     places = module._places(op, plan)
     assert places[0][0] < op.rows
-    some = module._cost(op, machine, "dense", [module._NOTHING_STORED] * len(places), 0)
+    some = module._cost(op, machine, "dense", None, 0)
     header = plan.header(op, machine)
     work = Work.uniform(header, header.limits(6000, 0), 0.0, 1.0, 0.0)
     whole = attention_cost(op, machine, plan, work)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -41,9 +42,11 @@ def test_never_worse_than_the_default_and_better_somewhere(tuned):
         assert found.trials >= 1 and not found.message
     assert result.total("best").cycles < result.total("default").cycles
     assert sum(found.trials for found in result.tasks) == TRIALS
-    assert [t.task for t in result.journal[:3]] == tasks
-    for trial, task in zip(result.journal[:3], tasks, strict=True):
-        assert trial.decisions == default_of(task, STARVED)
+    # The default of each first, nothing twice.
+    assert {t.task: t.decisions for t in result.journal[:3]} == {
+        task: default_of(task, STARVED) for task in tasks
+    }
+    assert len({(t.task, t.decisions) for t in result.journal}) == TRIALS
 
 
 def test_readers_of_one_encoding_share_the_chunk(tuned):
@@ -75,7 +78,8 @@ def test_the_best_schedule_is_made_of_our_intrinsics(tuned):
 
 def test_same_seed_same_search(tuned, tmp_path):
     _, tasks, result = tuned
-    again = Tuner(Meter(STARVED), "latency", tmp_path / "again").run(tasks, TRIALS)
+    # In whatever order the ops come.
+    again = Tuner(Meter(STARVED), "latency", tmp_path / "again").run(tasks[::-1], TRIALS)
     assert [(t.task, t.decisions, t.value) for t in again.journal] == [
         (t.task, t.decisions, t.value) for t in result.journal
     ]
@@ -107,6 +111,26 @@ def test_formulas_tune_energy(tmp_path):
     assert TuningDatabase(tmp_path).settings.objective == "energy"
 
 
+def test_nothing_is_measured_twice(tmp_path, monkeypatch):
+    task = task_of_spec(spec_of())
+    measured = []
+
+    class Counting(Meter):
+        def measure(self, task, decisions):
+            measured.append(decisions)
+            return super().measure(task, decisions)
+
+    result = Tuner(Counting(STARVED), "weighted:0.5", tmp_path).run([task], 12)
+    assert len(measured) == len(set(measured)) == len(result.journal) == 12
+    # A run that goes on measures what it reports, and nothing else that is known.
+    measured.clear()
+    again = Tuner(Counting(STARVED), "weighted:0.5", tmp_path).run([task], 14)
+    assert len(measured) == len(set(measured)) <= 2 + 2
+    assert again.tasks[0].default_cost == result.tasks[0].default_cost
+    assert {t.decisions for t in again.journal}.isdisjoint(t.decisions for t in result.journal)
+    assert not list(Path(tempfile.gettempdir()).glob("sparqle-candidate-*"))
+
+
 def test_failures_are_results_and_the_default_stays(tmp_path, monkeypatch):
     task = task_of_spec(spec_of())
     default = default_of(task, STARVED)
@@ -126,15 +150,17 @@ def test_failures_are_results_and_the_default_stays(tmp_path, monkeypatch):
     assert {trial.error for trial in others} == {"instruction 7 is refused"}
 
 
-def test_a_killed_run_goes_on(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_run_goes_on(tmp_path, workers):
     script = textwrap.dedent(f"""
         import sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from tuning_cases import STARVED, spec_of, task_of_spec
         from sparqle_tvm.tuning import Meter, Tuner
         note = lambda trial: print(trial.value, flush=True)
-        Tuner(Meter(STARVED), "latency", {str(tmp_path)!r}, on_trial=note).run(
-            [task_of_spec(spec_of())], 400)
+        if __name__ == "__main__":
+            Tuner(Meter(STARVED), "latency", {str(tmp_path)!r}, on_trial=note,
+                  workers={workers}).run([task_of_spec(spec_of())], 400)
     """)
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     for _ in range(6):
@@ -145,6 +171,7 @@ def test_a_killed_run_goes_on(tmp_path):
     # As if the kill had come in the middle of a write.
     with (tmp_path / RECORDS).open("a") as file:
         file.write('[0, [[[["Get')
+    # Nothing that was told is lost.
     before = len(TuningDatabase(tmp_path).entries)
     assert 6 <= before < 100
     task = task_of_spec(spec_of())

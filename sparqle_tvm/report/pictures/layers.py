@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from sparqle_tvm.report.pictures import style
@@ -116,6 +117,27 @@ def draw_sparsity(phase: PassResult, *, narrow: bool = False) -> Figure:
         bar.set_label("share of zero MSB digits")
     return figure
 
+
+def draw_live_keys(passes: Sequence[PassResult], *, narrow: bool = False) -> Figure:
+    """Lines of the share of live keys by attention, one for each pass."""
+    with style.picture(narrow, 2.6) as figure:
+        axes = figure.subplots()
+        handles = []
+        for one, (color, marker) in zip(passes, _LINES, strict=False):
+            live = [other.cache.live_keys for other in one.others if other.cache is not None]
+            look: Any = {"color": color, "marker": marker, "markersize": 3.5, "linewidth": 1.2}
+            axes.plot(range(len(live)), live, **look)
+            handles.append(Line2D([], [], label=one.name, **look))
+        axes.set_ylim(0, 1.05)
+        style.percents(axes.yaxis)
+        axes.set_xlabel("layer")
+        axes.set_ylabel("live keys")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        style.legend(figure, handles, len(handles))
+    return figure
+
+
+_LINES = ((style.BLUE, "o"), (style.VERMILION, "s"))
 
 MOST_LAYERS = 40
 """A picture layer by layer shows no more: those with most cycles."""

@@ -11,7 +11,13 @@ from sparqle_tvm.errors import InvalidArgumentError, ProgramError, TargetError
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.attention_op import AttentionOp
 from sparqle_tvm.target.compile.attention import attention_program
-from sparqle_tvm.target.cost.attention_choice import choose_plan, choose_scheme
+from sparqle_tvm.target.cost.attention import attention_cost
+from sparqle_tvm.target.cost.attention_choice import (
+    ExpectedAttention,
+    choose_plan,
+    choose_scheme,
+    typical_attention,
+)
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.isa.attention import LdKey, MmaQkLsb
 from sparqle_tvm.target.isa.base import End, If, Loop
@@ -20,6 +26,7 @@ from sparqle_tvm.target.isa.operands import Affine, Buffer
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.program.bound import BoundProgram
+from sparqle_tvm.target.simulator.attention_work import Work
 
 EDGE = PRESETS["sparqle/edge"]
 OP = AttentionOp(rows=6, keys=40, kv_heads=2, group=3, head_dim=13, label="small")
@@ -181,6 +188,37 @@ def test_choice_of_plans(sizes, rows, stays):
         assert alone.row_split == 1
 
 
+def test_of_plans_as_fast_the_one_of_least_energy():
+    """BitNet's prefill waits for the vector engine: keys that stay move a fifth of the bytes."""
+    op = AttentionOp(2048, 2048, 32, 1, 100)
+    chosen = choose_plan(op, EDGE)
+    some = replace(op, kv_heads=1)
+    share = typical_attention(op.keys).shares(chosen.block_rows)
+
+    def cost(plan):
+        header = plan.header(some, EDGE)
+        digits = (share.queries, share.live, share.probabilities)
+        limits = header.limits(some.rows, 0)
+        return attention_cost(
+            some, EDGE, plan, Work.uniform(header, limits, *digits, runs=share.runs)
+        )
+
+    mine, streamed = cost(chosen), cost(AttentionPlan(64, 128))
+    assert chosen.stays
+    assert mine.total_cycles < 1.02 * streamed.total_cycles
+    assert mine.dram_bytes < streamed.dram_bytes / 3
+
+
+def test_plans_and_schemes_are_chosen_for_what_is_expected():
+    few, all_of_them = (
+        ExpectedAttention(share, share, (1.0,), (share,), (share / 2,)) for share in (0.01, 1.0)
+    )
+    op = AttentionOp(512, 512, 3, 3, 64)
+    assert choose_scheme(op, EDGE, few) == (op, None)
+    dense, left = choose_scheme(op, EDGE, all_of_them)
+    assert dense.scheme == "dense" and left.msb_sparsity == 0
+
+
 def test_long_contexts_get_smaller_blocks_or_are_refused():
     op = AttentionOp(1, 32768, 8, 4, 128)
     assert choose_plan(op, EDGE).fits(op, EDGE)
@@ -243,6 +281,13 @@ def test_attention_is_left_dense_where_the_vector_engine_is_the_limit():
     assert (dense.scheme, dense.window) == ("dense", "unsigned")
     assert left.dense_cycles < left.split_cycles
     assert "cycles split" in left.reason
+    # They are those of the whole op, all heads and rows.
+    plan = choose_plan(dense, EDGE)
+    header = plan.header(dense, EDGE)
+    whole = attention_cost(
+        dense, EDGE, plan, Work.uniform(header, header.limits(512, 0), 0.0, 1.0, 0.0)
+    )
+    assert left.dense_cycles == pytest.approx(whole.total_cycles, rel=0.05)
     # With vector lanes enough, or a cache that only planes can read, it is split.
     fast = replace(EDGE, vector_lanes=8 * EDGE.vector_lanes)
     assert choose_scheme(op, fast) == (op, None)

@@ -100,9 +100,8 @@ def test_baselines_differ_in_what_they_say():
     dense, native, a4 = (
         attention_cost(op, EDGE, plan, work, scheme) for scheme in ("dense", "native", "a4")
     )
-    # Two passes, or one over steps of half the lanes, or one. Blocks of 64 / 4 tokens see whole
-    # steps of 16 keys, so there are twice as many steps of half the lanes.
-    assert dense.mma_cycles == native.mma_cycles == 2 * a4.mma_cycles
+    # Two passes, or one over steps of 10 lanes, or one.
+    assert 2 * a4.mma_cycles == dense.mma_cycles > native.mma_cycles > 1.6 * a4.mma_cycles
     assert dense.dram_bytes == native.dram_bytes
     # Queries of half the bytes.
     assert dense.dram_bytes - a4.dram_bytes > 0
@@ -112,12 +111,12 @@ def test_baselines_differ_in_what_they_say():
     assert {cost.macs for cost in (dense, native, a4)} == {op.macs}
 
 
-def test_half_as_many_lanes_leave_fewer_idle_in_the_last_step():
+def test_lanes_are_idle_in_the_last_step():
     op = AttentionOp(64, 512, 2, 4, 64, scheme="dense", window="unsigned")
     plan = AttentionPlan(block_rows=16, key_chunk=512)
     header = plan.header(op, EDGE)
     work = Work.uniform(header, header.limits(64, 448), 1, 1, 1)
-    for scheme, passes, lanes in (("dense", 2, 16), ("native", 1, 8), ("a4", 1, 16)):
+    for scheme, passes, lanes in (("dense", 2, 16), ("native", 1, 10), ("a4", 1, 16)):
         # 2 heads of 16 blocks of 4 tokens; rows fill the array, values of 8 bits are two slices.
         steps = 0
         for seen in range(452, 513, 4):

@@ -16,6 +16,7 @@ from sparqle_tvm.target.cost.energy_table import (
     energy_table,
     memories,
     nodes,
+    read_data,
 )
 
 KIB = 1024
@@ -102,6 +103,9 @@ def test_parameters_say_their_range_and_why():
         assert parameter.low != parameter.high
         assert len(parameter.why) > 20
         assert parameter.unit
+    synthesised = {n for n, p in parameters.items() if p.basis == "synthesised"}
+    assert synthesised == set(read_data("area")["factors"])
+    assert {p.basis for n, p in parameters.items() if n not in synthesised} == {"assumed"}
 
 
 @pytest.mark.parametrize("node", nodes())

@@ -214,7 +214,8 @@ def test_waiting_rows_are_counted(folder: Path):
         ({"columns": 20}, "multiple of the 8 lanes"),
         ({"columns": 64, "group_size": 24}, "multiple of group_size"),
         ({"columns": 0}, "positive sizes"),
-        ({"lanes": 3, "columns": 9}, "whole bytes"),
+        ({"lanes": 2, "columns": 4, "digit_bits": 2}, "whole bytes"),
+        ({"lanes": 12, "columns": 24}, "power of two"),
     ],
 )
 def test_sizes_that_cannot_be_built(sizes: dict[str, int], words: str):

@@ -1,0 +1,459 @@
+"""Make functions of what a function does again and again, so that it is compiled once."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import relax
+from tvm.relax.utils import copy_with_new_vars
+
+from sparqle_tvm import dialect
+from sparqle_tvm.passes._constants import Constant
+from sparqle_tvm.passes._match import op_name
+from sparqle_tvm.passes._rewrite import ReportingPass, count_uses, has_mark, relax_functions
+
+REPEAT = "sparqle_repeat"
+"""Attribute of a function that was made of repeated bindings."""
+
+LEAST_SAVED = 32
+"""Bindings that a new function has to save; below that it is not worth its calls."""
+
+LITERAL_SIZE = 16
+"""Constants of so many elements belong to what is done, larger ones to what it is done with."""
+
+_CANDIDATES = 4
+_MODULUS, _BASE = (1 << 61) - 1, 1_000_003
+
+
+@dataclass
+class _Step:
+    """A binding of a block, as far as it can be compared with others.
+
+    Attributes
+    ----------
+    binding : relax.Binding
+    kind : int
+        Equal for bindings that do the same with operands of the same types; unlike any other if
+        it can be no part of a function.
+    operands : list of relax.Expr
+        The variables, large constants and texts that it reads, in a fixed order.
+    """
+
+    binding: Any
+    kind: int
+    operands: list[Any] = field(default_factory=list)
+
+
+class _Kinds:
+    """Numbers for things to compare, equal ones have the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, int] = {}
+        self._objects: dict[int, list[tuple[Any, int]]] = defaultdict(list)
+        self._count = 0
+
+    def new(self) -> int:
+        """A number that nothing else has."""
+        self._count += 1
+        return self._count
+
+    def of(self, key: Hashable) -> int:
+        """The number of a plain value."""
+        if key not in self._known:
+            self._known[key] = self.new()
+        return self._known[key]
+
+    def of_object(self, value: Any) -> int:
+        """The number of a type, an expression or attributes; symbols of shapes are themselves."""
+        known = self._objects[tvm_ffi.structural_hash(value)]
+        for other, number in known:
+            if tvm_ffi.structural_equal(other, value):
+                return number
+        known.append((value, self.new()))
+        return known[-1][1]
+
+
+class _Comparison:
+    """Says of bindings what they do, apart from what they do it with."""
+
+    def __init__(self) -> None:
+        self._kinds = _Kinds()
+
+    def step(self, binding: relax.Binding) -> _Step:
+        """One binding."""
+        step = _Step(binding, self._kinds.new())
+        parts = self._value(binding.value, step.operands)
+        if isinstance(binding, relax.VarBinding) and parts is not None:
+            local = isinstance(binding.var, relax.DataflowVar)
+            step.kind = self._kinds.of((parts, self._kinds.of_object(binding.var.ty), local))
+        return step
+
+    def _value(self, value: Any, operands: list[Any]) -> Hashable | None:
+        """What a binding computes, None if that can be no part of a function."""
+        if isinstance(value, relax.TupleGetItem):
+            return ("item", int(value.index), self._operand(value.tuple_value, operands))
+        if isinstance(value, relax.Call):
+            return self._call(value, operands)
+        if isinstance(value, relax.Tuple | relax.ShapeExpr | relax.Var):
+            return ("value", self._operand(value, operands))
+        return None
+
+    def _call(self, call: relax.Call, operands: list[Any]) -> Hashable | None:
+        op = call.op
+        if relax.analysis.contains_impure_call(call):
+            return None
+        if isinstance(op, tvm.ir.Op):
+            name = str(op.name)
+        elif isinstance(op, tvm.ir.GlobalVar):
+            name = f"@{op.name_hint}"
+        else:
+            return None
+        loose = name in ("relax.call_dps_packed", "relax.call_pure_packed")
+        args = tuple(self._operand(arg, operands, loose=loose) for arg in call.args)
+        types = tuple(map(self._kinds.of_object, call.ty_args))
+        return ("call", name, self._attrs(call), args, types)
+
+    def _attrs(self, call: relax.Call) -> Hashable:
+        """The attributes; labels of our ops are names, which nothing below depends on."""
+        if call.attrs is None:
+            return None
+        if dialect.op_name(call):
+            return tuple(
+                (str(name), str(value))
+                for name, value in call.attrs.items()
+                if not str(name).endswith("label")
+            )
+        return self._kinds.of_object(call.attrs)
+
+    def _operand(self, expr: Any, operands: list[Any], *, loose: bool = False) -> Hashable:
+        """One argument; variables, tensors and texts are what something is done with.
+
+        Packed functions take constants of any shape (`loose`): programs have several lengths.
+        """
+        if isinstance(expr, relax.Tuple):
+            return tuple(self._operand(each, operands, loose=loose) for each in expr.fields)
+        if isinstance(expr, tvm.ir.StringImm):
+            operands.append(expr)
+            return "text"
+        if isinstance(expr, Constant):
+            dtype, shape = str(expr.value.dtype), tuple(expr.value.shape)
+            if math.prod(shape) <= LITERAL_SIZE:
+                return ("literal", dtype, shape, expr.value.numpy().tobytes())
+            operands.append(expr)
+            known = (dtype, len(shape)) if loose else self._kinds.of_object(expr.ty)
+            return ("constant", known)
+        if isinstance(expr, relax.Var) and not tvm.ir.is_prim_expr(expr):
+            operands.append(expr)
+            return ("variable", self._kinds.of_object(expr.ty))
+        return ("as it is", self._kinds.of_object(expr))
+
+
+@dataclass
+class _Repeat:
+    """Equal segments of a block.
+
+    Attributes
+    ----------
+    length : int
+        Steps of each.
+    begins : list of int
+        Their first steps.
+    inputs : list of list of relax.Expr
+        For each, what it reads that is made elsewhere; the same place means the same input.
+    outputs : list of int
+        Steps in a segment whose results are read outside of it, in any of them.
+    """
+
+    length: int
+    begins: list[int] = field(default_factory=list)
+    inputs: list[list[Any]] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+
+    @property
+    def saved(self) -> int:
+        """Bindings that are not there any more, less those that calls and their results take."""
+        return (len(self.begins) - 1) * self.length - len(self.begins) * (len(self.outputs) + 1)
+
+
+def _identity(operand: Any) -> Hashable:
+    return ("text", operand.value) if isinstance(operand, tvm.ir.StringImm) else operand
+
+
+def _repeats(steps: Sequence[_Step], uses: Counter[Any]) -> list[_Repeat]:
+    """The segments to make functions of: those between steps of the kind that saves most."""
+    places: dict[int, list[int]] = defaultdict(list)
+    for at, step in enumerate(steps):
+        places[step.kind].append(at)
+    # Hashes of all prefixes give that of any segment at once.
+    prefixes, powers = [0], [1]
+    for step in steps:
+        prefixes.append((prefixes[-1] * _BASE + step.kind) % _MODULUS)
+        powers.append(powers[-1] * _BASE % _MODULUS)
+
+    def hashed(segment: tuple[int, int]) -> tuple[int, int]:
+        begin, end = segment
+        length = end - begin
+        return length, (prefixes[end] - prefixes[begin] * powers[length]) % _MODULUS
+
+    def cut(begins: list[int]) -> list[tuple[int, int]]:
+        """From each place to the next; the last as long as an equal one, or to the end."""
+        last, segments = begins[-1], list(itertools.pairwise(begins))
+        known = Counter(map(hashed, segments)).most_common()
+        ends = [last + length for (length, _), _ in known if last + length <= len(steps)]
+        same = [end for end in ends if hashed((last, end)) in dict(known)]
+        return [*segments, (last, same[0] if same else len(steps))]
+
+    def promised(segments: list[tuple[int, int]]) -> int:
+        counts = Counter(map(hashed, segments))
+        return sum((count - 1) * length for (length, _), count in counts.items())
+
+    cuts = [cut(each) for each in places.values() if len(each) > 1]
+    best: list[_Repeat] = []
+    for segments in sorted(cuts, key=promised, reverse=True)[:_CANDIDATES]:
+        found = _grouped(steps, segments, uses)
+        if sum(each.saved for each in found) > sum(each.saved for each in best):
+            best = found
+    return best
+
+
+def _grouped(
+    steps: Sequence[_Step], segments: Sequence[tuple[int, int]], uses: Counter[Any]
+) -> list[_Repeat]:
+    """Those of the segments that are equal, where a function of them is worth it."""
+    groups: dict[Hashable, _Repeat] = {}
+    for begin, end in segments:
+        made = {step.binding.var: at for at, step in enumerate(steps[begin:end])}
+        inputs: dict[Hashable, tuple[int, Any]] = {}
+        reads: Counter[Any] = Counter()
+        key = []
+        for step in steps[begin:end]:
+            sources = []
+            for operand in step.operands:
+                name = _identity(operand)
+                if name in made:
+                    reads[name] += 1
+                    sources.append((0, made[name]))
+                else:
+                    sources.append((1, inputs.setdefault(name, (len(inputs), operand))[0]))
+            key.append((step.kind, *sources))
+        found = groups.setdefault(tuple(key), _Repeat(end - begin))
+        found.begins.append(begin)
+        found.inputs.append([operand for _, operand in inputs.values()])
+        outside = {at for var, at in made.items() if uses[var] > reads[var]}
+        found.outputs = sorted(outside.union(found.outputs))
+    return [each for each in groups.values() if each.outputs and each.saved >= LEAST_SAVED]
+
+
+def with_operands(expr: Any, replaced: dict[Hashable, Any]) -> Any:
+    """The expression with other variables, constants and texts."""
+    if isinstance(expr, relax.Tuple):
+        return relax.Tuple([with_operands(each, replaced) for each in expr.fields])
+    if isinstance(expr, relax.TupleGetItem):
+        return relax.TupleGetItem(with_operands(expr.tuple_value, replaced), expr.index)
+    if isinstance(expr, relax.Call):
+        args = [with_operands(each, replaced) for each in expr.args]
+        return relax.Call(expr.op, args, expr.attrs, expr.ty_args)
+    if isinstance(expr, relax.Var | Constant | tvm.ir.StringImm):
+        return replaced.get(_identity(expr), expr)
+    return expr
+
+
+def _parameter(at: int, given: Sequence[Any]) -> relax.Var | None:
+    """The parameter for what segments read in one place; None if that is the same constant."""
+    first = given[0]
+    if isinstance(first, relax.Var):
+        return relax.Var(str(first.name), first.ty)
+    if all(_identity(each) == _identity(first) for each in given[1:]):
+        return None
+    if isinstance(first, tvm.ir.StringImm):
+        return relax.Var(f"text{at}", relax.AnyType())
+    ty, dtype = first.ty, str(first.value.dtype)
+    if any(not tvm_ffi.structural_equal(each.ty, ty) for each in given[1:]):
+        ty = relax.TensorType(dtype=dtype, ndim=len(first.value.shape))
+    return relax.Var(f"constant{at}", ty)
+
+
+class _Outliner:
+    """Puts calls in place of segments, and keeps the functions that they call."""
+
+    def __init__(self, taken: set[str]) -> None:
+        self.functions: list[tuple[relax.GlobalVar, relax.Function]] = []
+        self._taken = taken
+        self._comparison = _Comparison()
+
+    def function(self, name: str, func: relax.Function) -> relax.Function:
+        """One function of the module, itself if nothing in it repeats."""
+        uses, known = count_uses(func), len(self.functions)
+        ready = set(func.params)
+        blocks = [self._block(name, block, uses, ready) for block in func.body.blocks]
+        if len(self.functions) == known:
+            return func
+        body = relax.BlockBuilder().normalize(relax.SeqExpr(blocks, func.body.body))
+        return relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs)
+
+    def _block(
+        self, name: str, block: relax.BindingBlock, uses: Counter[Any], ready: set[Any]
+    ) -> relax.BindingBlock:
+        first, steps = [], []
+        for binding in block.bindings:
+            if _is_slice(binding, ready):
+                ready.add(binding.var)
+                first.append(binding)
+            else:
+                steps.append(self._comparison.step(binding))
+        bindings, at = first, 0
+        calls = {}
+        for repeat in _repeats(steps, uses):
+            called = self._called(name, steps, repeat)
+            for begin, inputs in zip(repeat.begins, repeat.inputs, strict=True):
+                arguments = [inputs[i] for i in called.inputs]
+                results = [steps[begin + offset].binding.var for offset in repeat.outputs]
+                calls[begin] = (repeat.length, called.bindings(arguments, results))
+        if not calls:
+            return block
+        while at < len(steps):
+            length, made = calls.get(at, (1, [steps[at].binding]))
+            bindings += made
+            at += length
+        return type(block)(bindings)
+
+    def _called(self, name: str, steps: Sequence[_Step], repeat: _Repeat) -> _Called:
+        """Make the function of equal segments, from the first of them."""
+        begin = repeat.begins[0]
+        replaced: dict[Hashable, Any] = {}
+        inputs, params = [], []
+        for at, given in enumerate(zip(*repeat.inputs, strict=True)):
+            param = _parameter(at, given)
+            if param is not None:
+                inputs.append(at)
+                params.append(param)
+                replaced[_identity(given[0])] = param
+        mine = steps[begin : begin + repeat.length]
+        symbols = _symbols(params, [step.binding for step in mine])
+        if symbols:
+            params.append(relax.Var("symbols", relax.ShapeType(symbols)))
+        unique = self._unique(f"{name}_repeat")
+        builder = relax.BlockBuilder()
+        with builder.function(unique, params, private=True):
+            with builder.dataflow():
+                for step in mine:
+                    value, var = with_operands(step.binding.value, replaced), step.binding.var
+                    replaced[var] = builder.emit(value, str(var.name))
+                results = [replaced[mine[offset].binding.var] for offset in repeat.outputs]
+                output = builder.emit_output(
+                    results[0] if len(results) == 1 else relax.Tuple(results)
+                )
+            builder.emit_func_output(output)
+        ((variable, function),) = builder.get().functions_items()
+        function = copy_with_new_vars(function).with_attr(REPEAT, True)
+        self.functions.append((variable, function))
+        return _Called(variable, inputs, symbols)
+
+    def _unique(self, name: str) -> str:
+        unique, count = name, 0
+        while unique in self._taken:
+            count += 1
+            unique = f"{name}{count}"
+        self._taken.add(unique)
+        return unique
+
+
+@dataclass(frozen=True)
+class _Called:
+    """A function that was made, the inputs of a segment that it takes, symbols of shapes."""
+
+    function: relax.GlobalVar
+    inputs: list[int]
+    symbols: list[Any]
+
+    def bindings(self, arguments: list[Any], results: list[relax.Var]) -> list[relax.VarBinding]:
+        """Call it, and bind what it returns to the variables that readers know."""
+        given = [*arguments, relax.ShapeExpr(self.symbols)] if self.symbols else arguments
+        call = relax.BlockBuilder().normalize(relax.Call(self.function, given))
+        if len(results) == 1:
+            return [relax.VarBinding(results[0], call)]
+        local = all(isinstance(each, relax.DataflowVar) for each in results)
+        whole = (relax.DataflowVar if local else relax.Var)("results", call.ty)
+        items = [
+            relax.VarBinding(var, relax.BlockBuilder().normalize(relax.TupleGetItem(whole, at)))
+            for at, var in enumerate(results)
+        ]
+        return [relax.VarBinding(whole, call), *items]
+
+
+def _is_slice(binding: relax.Binding, ready: set[Any]) -> bool:
+    """Whether a binding takes a part of a parameter: which part differs, so it is taken before."""
+    value = binding.value
+    return op_name(value) in ("relax.strided_slice", "relax.astype") and value.args[0] in ready
+
+
+def _symbols(params: Sequence[relax.Var], bindings: Sequence[relax.VarBinding]) -> list[Any]:
+    """All symbols of shapes that a function mentions, in their order."""
+    types = [each.ty for each in params]
+    for binding in bindings:
+        types += [*_shapes(binding.value), binding.var.ty]
+    found = (symbol for ty in types for symbol in relax.analysis.tir_vars_in_type(ty))
+    return list(dict.fromkeys(found))
+
+
+def _shapes(expr: Any) -> list[Any]:
+    """Types of the shapes and integers that an expression is given."""
+    if isinstance(expr, relax.Call):
+        return [*(ty for each in expr.args for ty in _shapes(each)), *expr.ty_args]
+    if isinstance(expr, relax.Tuple):
+        return [ty for each in expr.fields for ty in _shapes(each)]
+    if isinstance(expr, relax.ShapeExpr):
+        return [expr.ty]
+    if tvm.ir.is_prim_expr(expr) and str(expr.ty.dtype) == "int64":
+        return [relax.ShapeType([expr])]
+    return []
+
+
+@tvm.transform.module_pass(opt_level=0)
+class OutlineRepeats(ReportingPass):
+    """Make one function of bindings that a function repeats, and call it.
+
+    A model of 30 equal layers becomes one that calls the function of a layer 30 times: whatever
+    comes after works on one layer, and kernels, plans of memory and instructions are those of one.
+    Layers are found by what they do; tensors of weights, variables and texts (as the labels of
+    launched programs) that differ become parameters. What is done differently, in some layers or
+    by chance of the order of bindings, stays where it is.
+
+    The function is cut before each binding of one kind, the one that saves most (in a decoder,
+    the norms before attention and MLP), and equal segments become one function.
+
+    Precondition: nothing behind it reads labels in the attributes of the dialect's ops: calls
+    share those of the first layer.
+
+    Before::
+
+        a = R.nn.relu(R.add(x, w0))
+        b = R.nn.relu(R.add(a, w1))
+
+    After::
+
+        a = cls.main_repeat(x, w0)
+        b = cls.main_repeat(a, w1)
+    """
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Apply the pass to every Relax function of a copy of ``mod``."""
+        outliner = _Outliner({str(gv.name_hint) for gv in mod.get_global_vars()})
+        changed = mod.clone()
+        for gv, func in relax_functions(mod):
+            if has_mark(func, REPEAT):
+                continue
+            outlined = outliner.function(str(gv.name_hint), func)
+            if not outlined.same_as(func):
+                changed.update_func(gv, outlined)
+        for gv, func in outliner.functions:
+            self.report.rewrite(self.name)
+            changed.update_func(gv, func)
+        return changed if outliner.functions else mod
