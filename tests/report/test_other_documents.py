@@ -14,6 +14,28 @@ from sparqle_tvm.results.tuning import TuningSummary
 
 LOSS = Loss(4088, 15.156, 15.497, 0.0224659, 0.0072381, 0.08988, 0.00317)
 
+POINT = ParetoPoint(
+    budget="perplexity +0.25 % at most",
+    msb_sparsity=0.9016,
+    mma_cycles=15139644,
+    dense_cycles=28547107,
+    mma_reduction=0.4309,
+    cycles_reduction=0.2103,
+    model_cycles_reduction=0.1009,
+    energy_joules=0.0507,
+    energy_reduction=0.1302,
+    heldout=LOSS,
+    calibration=LOSS,
+)
+PARETO = ParetoResult("Smollm2", "sparqle/edge", "weights", 512, 4096, 2048, "a", "b", (POINT,))
+CHOICE = MeasuredChoice(
+    **vars(LOSS), importance="weights", expected_loss=0.0218, msb_sparsity=0.938
+)
+ENCODING = EncodingSummary("blk_0_attn_q", {"signed": 0.8, "unsigned": 0.9}, "unsigned", 1.0)
+CALIBRATION = CalibrationSummary(
+    "Smollm2", "f" * 64, "prose", 1024, 0.69, False, (ENCODING,), (CHOICE,)
+)
+
 
 def printed(document, width: int) -> str:
     stream = io.StringIO()
@@ -26,35 +48,14 @@ def printed(document, width: int) -> str:
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_pareto(width):
-    point = ParetoPoint(
-        budget="perplexity +0.25 % at most",
-        msb_sparsity=0.9016,
-        mma_cycles=15139644,
-        dense_cycles=28547107,
-        mma_reduction=0.4309,
-        cycles_reduction=0.2103,
-        model_cycles_reduction=0.1009,
-        energy_joules=0.0507,
-        energy_reduction=0.1302,
-        heldout=LOSS,
-        calibration=LOSS,
-    )
-    result = ParetoResult("Smollm2", "sparqle/edge", "weights", 512, 4096, 2048, "a", "b", (point,))
-    text = printed(pareto_document(result), width)
+    text = printed(pareto_document(PARETO), width)
     for figure in ("90.2 %", "+2.25%", "± 0.72%", "0.0899", "43.1 %", "21.0 %", "13.0 %", "4096"):
         assert figure in text
 
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_calibration(width):
-    choice = MeasuredChoice(
-        **vars(LOSS), importance="weights", expected_loss=0.0218, msb_sparsity=0.938
-    )
-    encoding = EncodingSummary("blk_0_attn_q", {"signed": 0.8, "unsigned": 0.9}, "unsigned", 1.0)
-    found = CalibrationSummary(
-        "Smollm2", "f" * 64, "prose", 1024, 0.69, False, (encoding,), (choice,)
-    )
-    text = printed(calibration_document(found, "calib.npz"), width)
+    text = printed(calibration_document(CALIBRATION, "calib.npz"), width)
     for words in ("unsigned window better for 1", "93.8 %", "0.0218", "+2.25%", "to calib.npz"):
         assert words in text
 
