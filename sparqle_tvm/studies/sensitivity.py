@@ -13,7 +13,7 @@ from sparqle_tvm.errors import SparqleError
 from sparqle_tvm.results.estimate import Estimate
 from sparqle_tvm.results.passes import PARTS
 from sparqle_tvm.results.sensitivity import FieldChange, PartChange, Sensitivity
-from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.accelerator import Accelerator, explained
 from sparqle_tvm.target.cost.baselines import Scheme
 
 FACTORS = (2.0, 0.5)
@@ -82,6 +82,7 @@ def _change(
         found = estimate_on(replace(accelerator, **changed))
     except SparqleError as error:
         message = str(error).removeprefix(f"accelerator {accelerator.name!r}: ")
+        message = message.removesuffix(f"; {explained(name)}")
         return FieldChange(name, factor, value, after, {}, message)
     parts = {part: _compare(base, found, part) for part in PARTS}
     return FieldChange(name, factor, value, after, parts)
