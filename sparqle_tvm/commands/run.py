@@ -16,6 +16,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "run",
         _run,
         folders=("dump",),
+        usage="sparqle run [options]",  # argparse cannot break a group of exclusive ones
         help="run a model, and count what split precision saves",
         description="Run a language model (GGUF) on a text with float, int8 and split int8 "
         "activations, or any quantized model (ONNX, PyTorch) on arrays. Prints whether the split "

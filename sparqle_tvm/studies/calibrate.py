@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sparqle_tvm.calibration.budget import STORED_SHARES
 from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.search import Importance, Search
-from sparqle_tvm.errors import require_known
+from sparqle_tvm.errors import InvalidArgumentError, require_known
 from sparqle_tvm.numerics.attention import AttentionType
 from sparqle_tvm.progress import progress_bar
 from sparqle_tvm.studies.inputs import check_text, import_model, read_tokens
@@ -66,6 +66,11 @@ def calibrate(
     require_known("importance", importance, get_args(Importance))
     require_known("attention", attention, get_args(AttentionType))
     check_text(text, tokens)
+    if tokens < 2:
+        raise InvalidArgumentError(
+            f"tokens = {tokens}: calibration measures how well the next token is foretold, so it "
+            "needs 2 tokens, and some hundreds to say anything"
+        )
     if importance == "fisher":
         require_torch()
     imported = import_model(model, progress=progress)

@@ -13,7 +13,7 @@ from sparqle_tvm.errors import SparqleError
 from sparqle_tvm.results.estimate import Estimate
 from sparqle_tvm.results.passes import PARTS
 from sparqle_tvm.results.sensitivity import FieldChange, PartChange, Sensitivity
-from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.accelerator import Accelerator, explained
 from sparqle_tvm.target.cost.baselines import Scheme
 
 FACTORS = (2.0, 0.5)
@@ -86,7 +86,7 @@ def _changed(
     try:
         return change, replace(accelerator, **changed)
     except SparqleError as error:
-        return replace(change, impossible=_message(accelerator, error)), None
+        return replace(change, impossible=_message(change, accelerator, error)), None
 
 
 def _filled(
@@ -100,12 +100,13 @@ def _filled(
     try:
         found = estimate_on(machine)
     except SparqleError as error:
-        return replace(change, impossible=_message(machine, error))
+        return replace(change, impossible=_message(change, machine, error))
     return replace(change, parts={part: _compare(base, found, part) for part in PARTS})
 
 
-def _message(accelerator: Accelerator, error: SparqleError) -> str:
-    return str(error).removeprefix(f"accelerator {accelerator.name!r}: ")
+def _message(change: FieldChange, accelerator: Accelerator, error: SparqleError) -> str:
+    message = str(error).removeprefix(f"accelerator {accelerator.name!r}: ")
+    return message.removesuffix(f"; {explained(change.field)}")
 
 
 def _impossible(name: str, value: float, after: float) -> str:
