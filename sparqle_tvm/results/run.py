@@ -253,6 +253,8 @@ class RunResult(Measured):
         integers, if `int8` and `sparqle` have it so.
     kv : str
         How attention in integers stores keys and values, see `numerics.kv_cache.parse_kv`.
+    not_on_array : str
+        Why attention in integers is counted for the vector unit; empty if it is not.
     prefill, decode : PassResult
         All tokens at once; the last token after the others.
     balance : SortingResult, optional
@@ -273,6 +275,7 @@ class RunResult(Measured):
     prefill: PassResult
     decode: PassResult
     kv: str = "int8"
+    not_on_array: str = ""
     balance: SortingResult | None = None
     uncounted: tuple[str, ...] = ()
     tuning: TuningGain | None = None
