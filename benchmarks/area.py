@@ -26,7 +26,7 @@ from amaranth.lib.wiring import In, Out
 
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.rtl.encoder import Decoder, Encoder
-from sparqle_tvm.target.rtl.pe import KINDS, Block, Gather, Kind, Locate, Pe, PeRow
+from sparqle_tvm.target.rtl.pe import DRAIN_CYCLES, KINDS, Block, Gather, Kind, Locate, Pe, PeRow
 from sparqle_tvm.target.rtl.shape import ArrayShape
 from sparqle_tvm.target.rtl.yosys import read_commands, write_rtlil, yosys
 
@@ -297,6 +297,16 @@ def document(library: Library, found: dict[str, Any]) -> str:
             "thousands of square micrometres; what matters are their ratios. `columns` is how many "
             "columns of K a PE can keep the weights of for the sparse pass.",
             "",
+            "![The array, a PE row, a PE and the encoder as hardware](array.png)",
+            "",
+            "What the control does in the cycles of a tile, from the RTL itself: steps of the LSB "
+            "pass, then of the MSB pass, in which rows wait for the one with most digits; the next "
+            "tile may start in the last of them. There is no bubble between steps or tiles; sums "
+            f"are whole {DRAIN_CYCLES} cycles after the last step, which programs do not count, "
+            "for no scheme.",
+            "",
+            "![Waveform of one tile in the array: LSB pass, MSB pass, waiting rows](tile.png)",
+            "",
             "## A PE row",
             "",
             table(
@@ -406,6 +416,10 @@ def document(library: Library, found: dict[str, Any]) -> str:
                     for name in ("encoder", "decoder")
                 ],
             ),
+            "",
+            "The encoder takes values of one row in a cycle: rows of n outputs take ceil(n / 16) "
+            "cycles each. Programs count ceil(m n / 16) for m rows, which is the same where 16 "
+            "divides n, as in all tiles but the last of odd sizes.",
             "",
             "## Factors of energy",
             "",

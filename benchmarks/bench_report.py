@@ -25,7 +25,7 @@ def main() -> None:
             call = [*SPARQLE, "run", "--engine", "analytical", "--json", str(run)]
             subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
         start = time.perf_counter()
-        subprocess.run([*SPARQLE, "report", "--run", str(run), "--html", str(page)], check=True)
+        subprocess.run([*SPARQLE, "report", str(run), "--html", str(page)], check=True)
         seconds = time.perf_counter() - start
         print(f"report of {run.name}: {seconds:.1f} s with start-up (at most 10)")
         print(f"page: {page.stat().st_size / 1e6:.2f} MB (less than 5)")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sparqle_tvm.compiler import host_pipeline
     from sparqle_tvm.studies.analyze import analyze
     from sparqle_tvm.studies.calibrate import calibrate
+    from sparqle_tvm.studies.estimate import estimate
     from sparqle_tvm.tuning import tune
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "calibration",
     "compile",
     "errors",
+    "estimate",
     "frontend",
     "host_pipeline",
     "load",
@@ -47,12 +49,13 @@ _HOMES = {
     "analyze": "studies.analyze",
     "calibrate": "studies.calibrate",
     "compile": "api",
+    "estimate": "studies.estimate",
     "host_pipeline": "compiler",
     "load": "api",
     "pipeline": "api",
     "tune": "tuning",
 }
-_WITHOUT_TVM = ("errors", "numerics", "target")
+_WITHOUT_TVM = ("errors", "estimate", "numerics", "target")
 _WITH_TVM = ("calibration", "frontend", "passes")
 
 

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command ``sparqle``. What is heavy is imported after the arguments are read.
 
 Exit codes: 0; 2 after an error of the user, or of the machine (no space, no memory), in one line;
@@ -23,6 +24,8 @@ from sparqle_tvm.escaping import visible
 
 EXIT_ERROR = 2
 EXIT_SIGNAL = 128
+COMPLETION = "_ARGCOMPLETE"
+"""Set in the environment when a shell asks how a command line may go on."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -93,7 +96,12 @@ def _checked(argv: Sequence[str] | None, signals: _Signals) -> int:
     arguments = argparse.Namespace(verbose=False, kept=None)
     try:
         try:
-            _parser().parse_args(argv, arguments)
+            parser = _parser()
+            if COMPLETION in os.environ:
+                import argcomplete
+
+                argcomplete.autocomplete(parser)
+            parser.parse_args(argv, arguments)
             _start_log(arguments.verbose)
             execute(arguments)
         finally:
@@ -156,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sparqle",
         description="Split precision (sub-precision sparsity) for quantized language models.",
+        epilog='Completion in bash and zsh: eval "$(register-python-argcomplete sparqle)"',
     )
     parser.add_argument("--version", action="version", version=f"sparqle {VERSION}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

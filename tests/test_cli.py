@@ -1,6 +1,8 @@
 """The command line: what it prints, writes and refuses."""
 
+import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from run_result_helper import run_result
 from tiny_files import write_prose, write_tiny_model
 
 import sparqle_tvm
-from sparqle_tvm.cli import main
+from sparqle_tvm.cli import _parser, main
 from sparqle_tvm.errors import InvalidArgumentError, TargetError
 from sparqle_tvm.files import write_json
 
@@ -166,7 +168,7 @@ def run_file(tmp_path):
 def test_report_writes_every_form(run_file, tmp_path, capsys):
     names = {"html": "page.html", "markdown": "page.md", "json": "page.json", "csv": "tables"}
     options = [x for name, file in names.items() for x in (f"--{name}", str(tmp_path / file))]
-    assert main(["report", "--run", str(run_file), *options]) == 0
+    assert main(["report", str(run_file), *options]) == 0
     assert capsys.readouterr().out == ""
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
     assert (tmp_path / "page.md").read_text().startswith("# tiny on sparqle/edge")
@@ -176,7 +178,7 @@ def test_report_writes_every_form(run_file, tmp_path, capsys):
 
 def test_report_writes_markdown_to_standard_output(run_file, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["report", "--run", str(run_file), "--markdown", "-"]) == 0
+    assert main(["report", str(run_file), "--markdown", "-"]) == 0
     assert capsys.readouterr().out.startswith("# tiny on sparqle/edge")
     assert list(tmp_path.iterdir()) == [run_file]
 
@@ -190,8 +192,8 @@ def test_report_without_a_file_runs_the_builtin_model(finished, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--run", "missing.json"], "missing.json cannot be read"),
-        (["--run", __file__], "is not JSON"),
+        (["missing.json"], "missing.json cannot be read"),
+        ([__file__], "is not JSON"),
         (["--html", "no/such/folder/page.html"], "cannot be written"),
         (["--markdown", "."], "cannot be written"),
     ],
@@ -235,9 +237,8 @@ def test_standard_output_that_is_full_is_one_line(words):
         (["--json", "-", "--markdown", "-"], "--json and --markdown: only one goes to standard"),
         (["--html", "-", "--json", "-"], "only one goes to standard output"),
         (["--json", "a", "--markdown", "a"], "this file is written by json, too"),
-        (["--json", "run.json"], "this file is read by run, too"),
+        (["--json", "run.json"], "this file is read by result, too"),
         (["--json", ""], "an empty name is none"),
-        (["--run", ""], "cannot be read"),
         (["--json", "new", "--csv", "run.json"], "run.json cannot be written"),
         (["--json", "new", "--pictures", "run.json/x"], "run.json is no folder"),
     ],
@@ -247,7 +248,7 @@ def test_outputs_are_checked_before_any_is_written(
 ):
     monkeypatch.chdir(tmp_path)
     before = run_file.read_bytes()
-    assert main(["report", "--run", "run.json", *options]) == 2
+    assert main(["report", "run.json", *options]) == 2
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
     assert run_file.read_bytes() == before
@@ -256,7 +257,7 @@ def test_outputs_are_checked_before_any_is_written(
 def test_outputs_are_written_together_or_not_at_all(run_file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["--json", "a.json", "--markdown", "a.md", "--csv", "csv", "--html", "/dev/full"]
-    assert main(["report", "--run", "run.json", *words]) == 2
+    assert main(["report", "run.json", *words]) == 2
     assert "/dev/full cannot be written: No space left" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", "csv"}
     assert list((tmp_path / "csv").iterdir()) == []
@@ -264,7 +265,7 @@ def test_outputs_are_written_together_or_not_at_all(run_file, tmp_path, monkeypa
 
 def test_report_writes_the_page_to_standard_output(run_file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["report", "--run", str(run_file), "--html", "-"]) == 0
+    assert main(["report", str(run_file), "--html", "-"]) == 0
     assert capsys.readouterr().out.startswith("<!doctype html>")
     assert list(tmp_path.iterdir()) == [run_file]
 
@@ -303,3 +304,50 @@ def test_options_are_refused_before_the_work_begins(monkeypatch, capsys, tmp_pat
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def all_parsers(parser, words=()):
+    """Every parser with the words that lead to it."""
+    yield words, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                yield from all_parsers(below, (*words, name))
+
+
+def test_every_help_fits_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    found = dict(all_parsers(_parser()))
+    assert ("target", "check") in found and ("sweep",) in found
+    for words, parser in found.items():
+        wide = [line for line in parser.format_help().splitlines() if len(line) > 80]
+        assert not wide, (words, wide)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("sparqle est", {"estimate"}), ("sparqle target ", {"list", "show", "new", "check"})],
+)
+def test_a_shell_is_told_how_a_line_may_go_on(tmp_path, line, expected):
+    out = tmp_path / "completions"
+    asked = {
+        **{"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line},
+        **{"COMP_POINT": str(len(line)), "_ARGCOMPLETE_STDOUT_FILENAME": str(out)},
+    }
+    sparqle = Path(sys.executable).with_name("sparqle")
+    subprocess.run([sparqle], env={**os.environ, **asked}, check=True, timeout=60)
+    assert expected <= {word.strip() for word in out.read_text().split("\n")}
+
+
+def test_too_few_tokens_to_calibrate_are_refused_before_a_model_is_read(capsys):
+    assert main(["calibrate", "--model", "none.gguf", "--tokens", "1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "tokens = 1" in line and "2 tokens" in line
+
+
+@pytest.mark.parametrize("command", ["run", "calibrate", "generate"])
+def test_a_model_of_which_only_sizes_are_known_is_not_run(capsys, command):
+    more = ["--prompt", "x"] if command == "generate" else []
+    assert main([command, "--model", "llama3-8b", *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "llama3-8b: only its sizes are known, which sparqle estimate, sweep and tune" in line

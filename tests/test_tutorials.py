@@ -22,6 +22,7 @@ def test_there_are_tutorials():
         "05_tuning.ipynb",
         "06_attention.ipynb",
         "07_your_model.ipynb",
+        "08_your_accelerator.ipynb",
     ]
 
 

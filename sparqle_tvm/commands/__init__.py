@@ -11,12 +11,14 @@ import argparse
 from typing import Any
 
 from sparqle_tvm.commands import (
+    cache,
     calibrate,
     disasm,
     estimate,
     generate,
     pareto,
     report,
+    rtl,
     run,
     sweep,
     target,
@@ -24,7 +26,20 @@ from sparqle_tvm.commands import (
 )
 from sparqle_tvm.commands._shared import add_output_arguments, check_outputs
 
-COMMANDS = (run, generate, calibrate, pareto, target, estimate, sweep, report, tune, disasm)
+COMMANDS = (
+    run,
+    generate,
+    calibrate,
+    pareto,
+    target,
+    estimate,
+    sweep,
+    report,
+    tune,
+    disasm,
+    rtl,
+    cache,
+)
 """All of them, in the order that ``sparqle --help`` shows."""
 
 

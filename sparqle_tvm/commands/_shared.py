@@ -20,6 +20,7 @@ from sparqle_tvm.files import (
 
 if TYPE_CHECKING:
     from sparqle_tvm.report.document import Document
+    from sparqle_tvm.runtime.cache import ExecutableCache
     from sparqle_tvm.target.accelerator import Accelerator
     from sparqle_tvm.target.cost.energy_table import EnergyTable
 
@@ -112,12 +113,30 @@ def add_engine_argument(parser: argparse.ArgumentParser, text: str) -> None:
     )
 
 
-def add_attention_arguments(
+def add_cache_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--no-cache``."""
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="compile anew, and keep nothing; else what was compiled once is found again, see "
+        "sparqle cache",
+    )
+
+
+def cache_of(arguments: argparse.Namespace) -> ExecutableCache | None:
+    """Where compiled modules are kept, None if the arguments say nowhere."""
+    if arguments.no_cache:
+        return None
+    from sparqle_tvm.runtime.cache import ExecutableCache
+
+    return ExecutableCache()
+
+
+def add_attention_argument(
     parser: argparse.ArgumentParser, text: str, *, default: str | None = None
 ) -> None:
-    """Add ``--attention``, with its help text, and ``--kv``."""
+    """Add ``--attention``, with its help text."""
     parser.add_argument("--attention", choices=("int8", "float"), default=default, help=text)
-    add_kv_argument(parser)
 
 
 def add_kv_argument(parser: argparse.ArgumentParser) -> None:

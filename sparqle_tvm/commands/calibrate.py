@@ -31,6 +31,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     calibrate.add_argument("--tokens", type=int, default=4096, help="how many tokens of the text")
     calibrate.add_argument("--out", metavar="FILE", default="calib.npz", help="file to write")
+    shared.add_attention_argument(calibrate, "how attention is computed meanwhile", default="float")
     shared.add_importance_argument(
         calibrate,
         "what errors are weighed by: the weights and outputs, or gradients too (needs torch)",
@@ -47,7 +48,9 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.studies.calibrate import calibrate
 
     calibration = calibrate(
-        arguments.model, arguments.text, arguments.tokens, importance=arguments.importance
+        *(arguments.model, arguments.text, arguments.tokens),
+        importance=arguments.importance,
+        attention=arguments.attention,
     )
     calibration.save(arguments.out)
     found = CalibrationSummary.of(calibration)

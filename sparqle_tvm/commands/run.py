@@ -16,6 +16,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "run",
         _run,
         folders=("dump",),
+        usage="sparqle run [options]",  # argparse cannot break a group of exclusive ones
         help="run a model, and count what split precision saves",
         description="Run a language model (GGUF) on a text with float, int8 and split int8 "
         "activations, or any quantized model (ONNX, PyTorch) on arrays. Prints whether the split "
@@ -37,11 +38,12 @@ def add(commands: Any) -> argparse.ArgumentParser:
     shared.add_engine_argument(
         run, "run the dense layers as simulated programs, or count them by formula (faster)"
     )
-    shared.add_attention_arguments(
+    shared.add_attention_argument(
         run,
         "how the int8 and the split model compute attention; int8, which a text runs with if not "
         "told otherwise, shows what it costs",
     )
+    shared.add_kv_argument(run)
     balance = run.add_mutually_exclusive_group()
     balance.add_argument(
         "--balance",
@@ -65,6 +67,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--dump", metavar="DIR", help="write the split model's module after each phase there"
     )
     _add_calibration_arguments(run)
+    shared.add_cache_argument(run)
     return run
 
 
@@ -88,7 +91,7 @@ def _add_input_arguments(run: argparse.ArgumentParser) -> None:
 # Options of `run` that a model of either kind has not.
 _OF_TEXTS = (
     *("text", "tokens", "kv", "calibration", "max_perplexity_increase", "target_msb_sparsity"),
-    *("loss", "loss_tokens", "dump"),
+    *("loss", "loss_tokens", "dump", "no_cache"),
 )
 _OF_ARRAYS = ("inputs", "shape", "seed")
 
@@ -195,5 +198,6 @@ def _run_text(arguments: argparse.Namespace, table: Any) -> None:
         loss_tokens=arguments.loss_tokens,
         table=table,
         dump=arguments.dump,
+        cache=shared.cache_of(arguments),
     )
     shared.show(arguments.json, lambda: run_document(result), result.to_json)

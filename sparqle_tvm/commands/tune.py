@@ -25,7 +25,13 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "TVM's MetaSchedule and the simulator, for prefill and decode. The best schedules are kept "
         "in a folder for sparqle run --database. Killed and started again, it goes on from there.",
     )
-    shared.add_model_argument(tune)
+    tune.add_argument(
+        "--model",
+        default="smollm2",
+        metavar="NAME|FILE",
+        help="smollm2 (fetched on first use), a GGUF file, or what sparqle estimate takes: then "
+        "layers are tuned by their sizes",
+    )
     shared.add_target_argument(tune, "accelerator")
     tune.add_argument(
         "--database", metavar="DIR", default="sparqle-tuning", help="where schedules are kept"
@@ -70,10 +76,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
 def _tune(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.calibration.apply import as_calibration
     from sparqle_tvm.frontend import from_gguf
+    from sparqle_tvm.frontend.shape import model_shape
     from sparqle_tvm.report.tuning import tuning_document
     from sparqle_tvm.results.tuning import TuningSummary
     from sparqle_tvm.studies.count import OUTPUT_LABEL
-    from sparqle_tvm.studies.inputs import functions_of_a_run, model_path
+    from sparqle_tvm.studies.inputs import functions_of_a_run, model_path, runs
     from sparqle_tvm.target.accelerator import Accelerator
     from sparqle_tvm.tuning import tune
     from sparqle_tvm.tuning.measure import ActivationData, Objective
@@ -93,9 +100,13 @@ def _tune(arguments: argparse.Namespace) -> None:
     accelerator = Accelerator.from_target(arguments.target)
     table = shared.energy_table_of(arguments, accelerator)
     calibration = None if arguments.calibration is None else as_calibration(arguments.calibration)
-    imported = from_gguf(model_path(arguments.model), activations="int8")
+    if runs(arguments.model):
+        imported = from_gguf(model_path(arguments.model), activations="int8")
+        layers: Any = functions_of_a_run(imported)
+    else:
+        layers = model_shape(arguments.model)
     result = tune(
-        functions_of_a_run(imported),
+        layers,
         accelerator,
         trials=arguments.trials,
         objective=arguments.objective,

@@ -56,6 +56,7 @@ def model_shape(model: str | PathLike[str] | ModelShape) -> ModelShape:
     if isinstance(model, ModelShape):
         return model
     name = str(model)
+    name = "smollm2-135m" if name == "smollm2" else name
     if name in MODELS:
         return MODELS[name]
     path = Path(model)

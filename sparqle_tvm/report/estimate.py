@@ -77,13 +77,15 @@ def _cards(found: Sequence[Estimate]) -> Iterator[Card]:
 
 def _cost_section(found: Sequence[Estimate]) -> Section:
     beyond = dict.fromkeys(one.positions_note for one in found if one.positions_note)
-    notes = dict.fromkeys(note for one in found for note in one.notes if note not in beyond)
     parts: list[Part] = [
         *map(Notice, beyond),
         *cost_tables(found, found[0].accelerator),
         *_area_tables(found),
-        *notes,
     ]
+    for note in dict.fromkeys(note for one in found for note in one.notes if note not in beyond):
+        phases = [one.phase for one in found if note in one.notes]
+        alone = len(phases) < len(found)
+        parts.append(f"{phases[0].capitalize()}: {note[0].lower()}{note[1:]}" if alone else note)
     return Section("What it costs", tuple(parts))
 
 

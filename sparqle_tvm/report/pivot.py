@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
+from sparqle_tvm.models.shapes import MODELS
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Document, Notice, Part, Picture, Section, Table
 from sparqle_tvm.report.passes import Row, figure
@@ -40,6 +41,12 @@ def shown_point(point: Mapping[str, Value]) -> str:
     return ", ".join(f"{name} = {shown_value(value)}" for name, value in point.items())
 
 
+def of_model(shared: Mapping[str, Value], title: str) -> str:
+    """A title that begins with the published model that all points share, if there is one."""
+    model = str({**DEFAULTS, **shared}["model"]) if shared else ""
+    return f"{MODELS[model].name}: {title}" if model in MODELS else title
+
+
 def quantity_title(quantity: Quantity) -> str:
     """``time saved, whole model``."""
     part = "dense layers" if "dense_layers" in quantity.column else "whole model"
@@ -50,7 +57,7 @@ def quantity_title(quantity: Quantity) -> str:
 def pivot_document(found: Pivot, notes: Sequence[Part] = ()) -> Document:
     """A table of every panel, and a heat map of all."""
     return Document(
-        _pivot_title(found),
+        of_model(found.fixed, _pivot_title(found)),
         shown_fixed(found.fixed, _varying(found)),
         sections=(pivot_section(found, "Pivot", "pivot", notes),),
     )
@@ -58,7 +65,9 @@ def pivot_document(found: Pivot, notes: Sequence[Part] = ()) -> Document:
 
 def pivot_section(found: Pivot, title: str, name: str, notes: Sequence[Part] = ()) -> Section:
     """A heat map of all panels and a table of each; `name` is that of the picture and the table."""
-    line = " The line parts gain from loss." if found.quantity.unit == "share" else ""
+    values = [v for panel in found.panels for row in panel.values for v in row if v is not None]
+    parted = found.quantity.unit == "share" and any(v > 0 for v in values) and min(values) <= 0
+    line = " The line parts gain from loss." if parted else ""
     picture = Picture(
         name.replace("_", "-"),
         f"{_pivot_title(found)}, by formula. {shown_fixed(found.fixed, _varying(found))}{line}",
@@ -135,7 +144,7 @@ def crossing_document(scan: Scan, found: Sequence[BreakEven]) -> Document:
     errors = dict.fromkeys(one.error for one in found if one.error)
     parts += [f"Without an estimate: {error}" for error in errors]
     return Document(
-        f"{what}: {better} {level}, over {scan.over}",
+        of_model(shared, f"{what}: {better} {level}, over {scan.over}"),
         fixed,
         sections=(Section("Break-even", tuple(parts)),),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sparqle_tvm.models.shapes import MODELS
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import (
     Card,
@@ -20,6 +19,7 @@ from sparqle_tvm.report.document import (
 from sparqle_tvm.report.passes import figure, saving
 from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.report.pivot import (
+    of_model,
     pivot_section,
     quantity_title,
     shown_fixed,
@@ -43,11 +43,9 @@ def sweep_document(result: SweepResult, out: str) -> Document:
     counts = {n: len({row.get(n) for row in result.rows}) for n in names}
     varying = [n for n in names if counts[n] > 1]
     shared = {n: v for n, v in result.sweep.points[0].items() if n not in varying}
-    model = shared.get("model", "")
-    title = f"{MODELS[str(model)].name}: what" if model in MODELS else "What"
     over = f", over {' and '.join(varying).replace('_', ' ')}" if len(varying) in (1, 2) else ""
     return Document(
-        f"{title} split precision saves{over}",
+        of_model(shared, f"What split precision saves{over}"),
         shown_fixed(shared, varying),
         cards=tuple(_cards(good, varying)),
         sections=(

@@ -35,7 +35,8 @@ def tuning_document(result: TuningSummary) -> Document:
             Column("tile", "tile"),
         ),
         rows=tuple(rows),
-        note="Cycles are those of one layer; change and energy, against the default schedule.",
+        note="Cycles are those of one layer; change and energy, against the default schedule. "
+        "Attention is no op of these: its plan is chosen by formula, out of all that fit.",
     )
     all_before, all_after = result.total.default, result.total.best
     settings = result.settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from sparqle_tvm.errors import InvalidArgumentError, ResultFileError
 from sparqle_tvm.files import (
@@ -193,6 +193,8 @@ class Measured:
         Wall time of the stages on the host.
     """
 
+    FORM: ClassVar[tuple[str, int]]  # what a file is called, and its version
+
     model: ModelFile
     accelerator: Accelerator
     table: EnergyTable
@@ -215,6 +217,25 @@ class Measured:
         """What was counted, pass by pass."""
         raise NotImplementedError
 
+    def to_json(self) -> dict[str, Any]:
+        """JSON form: numbers, strings, lists and dictionaries only."""
+        kind, version = self.FORM
+        return {"kind": kind, "version": version, **plain(self)}
+
+    @classmethod
+    def from_json(cls, data: Any, where: object = "the result") -> Self:
+        """Read what `to_json` gave, maybe out of a file; errors say `where`.
+
+        Raises
+        ------
+        ResultFileError
+            If it is of another version, or not of this form; names the place.
+        """
+        remedy = "make it again with sparqle run --json FILE of this release"
+        return typed_version(
+            data, cls, cls.FORM[1], where, ResultFileError, remedy, besides=("kind",)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult(Measured):
@@ -232,6 +253,8 @@ class RunResult(Measured):
         integers, if `int8` and `sparqle` have it so.
     kv : str
         How attention in integers stores keys and values, see `numerics.kv_cache.parse_kv`.
+    not_on_array : str
+        Why attention in integers is counted for the vector unit; empty if it is not.
     prefill, decode : PassResult
         All tokens at once; the last token after the others.
     balance : SortingResult, optional
@@ -244,12 +267,15 @@ class RunResult(Measured):
         What scale factors lose against plain int8; None if there are none.
     """
 
+    FORM = (KIND, JSON_VERSION)
+
     text: Text
     transformer: TransformerShape
     perplexity: Mapping[str, Amount]
     prefill: PassResult
     decode: PassResult
     kv: str = "int8"
+    not_on_array: str = ""
     balance: SortingResult | None = None
     uncounted: tuple[str, ...] = ()
     tuning: TuningGain | None = None
@@ -265,24 +291,6 @@ class RunResult(Measured):
     def passes(self) -> tuple[PassResult, PassResult]:
         """Prefill and decode."""
         return self.prefill, self.decode
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON form: numbers, strings, lists and dictionaries only."""
-        return {"kind": KIND, "version": JSON_VERSION, **plain(self)}
-
-    @classmethod
-    def from_json(cls, data: Any, where: object = "the result") -> RunResult:
-        """Read what `to_json` gave, maybe out of a file; errors say `where`.
-
-        Raises
-        ------
-        ResultFileError
-            If it is of another version, or not of this form; names the place.
-        """
-        remedy = "make it again with sparqle run --json FILE of this release"
-        return typed_version(
-            data, cls, JSON_VERSION, where, ResultFileError, remedy, besides=("kind",)
-        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RunResult:

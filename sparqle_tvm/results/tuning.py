@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from sparqle_tvm.errors import ResultFileError
-from sparqle_tvm.files import Amount, Count, Positive, typed
+from sparqle_tvm.files import Count, typed
 from sparqle_tvm.target.cost.schedule import Decisions
 
 KIND = "tuning"
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 
 
 @dataclass(frozen=True)
 class OpCost:
     """Cycles and energy of an op, or of all."""
 
-    cycles: Positive
-    energy_pj: Amount
+    cycles: PositiveFloat
+    energy_pj: PositiveFloat
 
 
 @dataclass(frozen=True, kw_only=True)
 class TunedSchedule(Decisions):
     """A schedule of an op, with its cycles and energy."""
 
-    cycles: Positive
-    energy_pj: Amount
+    cycles: PositiveFloat
+    energy_pj: PositiveFloat
 
 
 @dataclass(frozen=True)

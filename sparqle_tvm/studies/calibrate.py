@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,8 @@ import numpy.typing as npt
 from sparqle_tvm.calibration.budget import STORED_SHARES
 from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.calibration.search import Importance, Search
-from sparqle_tvm.errors import require_known
+from sparqle_tvm.errors import InvalidArgumentError, require_known
+from sparqle_tvm.numerics.attention import AttentionType
 from sparqle_tvm.progress import progress_bar
 from sparqle_tvm.studies.inputs import check_text, import_model, read_tokens
 
@@ -29,6 +30,7 @@ def calibrate(
     tokens: int = 4096,
     *,
     importance: Importance = "weights",
+    attention: AttentionType = "float",
     progress: bool = True,
 ) -> Calibration:
     """Run text through a quantized language model, and keep what choices of scales need.
@@ -49,6 +51,8 @@ def calibrate(
         Tokens of the text to run.
     importance : {"weights", "fisher"}
         ``fisher`` collects squared gradients too, with torch (extra ``torch``).
+    attention : {"float", "int8"}
+        How attention is computed meanwhile, see `sparqle_tvm.compile`.
     progress : bool
         Show progress on standard error.
 
@@ -60,12 +64,19 @@ def calibrate(
     from sparqle_tvm.calibration.fisher import require_torch
 
     require_known("importance", importance, get_args(Importance))
+    require_known("attention", attention, get_args(AttentionType))
     check_text(text, tokens)
+    if tokens < 2:
+        raise InvalidArgumentError(
+            f"tokens = {tokens}: calibration measures how well the next token is foretold, so it "
+            "needs 2 tokens, and some hundreds to say anything"
+        )
     if importance == "fisher":
         require_torch()
     imported = import_model(model, progress=progress)
     name, ids = read_tokens(imported, text, tokens)
-    return calibrate_tokens(imported, ids, name, importance=importance, progress=progress)
+    options: Any = {"importance": importance, "attention": attention, "progress": progress}
+    return calibrate_tokens(imported, ids, name, **options)
 
 
 def calibrate_tokens(
@@ -74,11 +85,13 @@ def calibrate_tokens(
     text_name: str,
     *,
     importance: Importance = "weights",
+    attention: AttentionType = "float",
     progress: bool = True,
 ) -> Calibration:
     """Calibrate with the tokens (T,) of a text; see :func:`calibrate`."""
     from sparqle_tvm.calibration.choosable_model import ChoosableModel
     from sparqle_tvm.calibration.fisher import squared_gradients
+    from sparqle_tvm.passes import QuantizeAttention
 
     fisher = None
     if importance == "fisher":
@@ -86,7 +99,8 @@ def calibrate_tokens(
     measured = min(len(ids), MEASURED_TOKENS) * (1 + len(STORED_SHARES))
     count = len(ids) + measured
     with progress_bar(progress=progress, total=count, desc="compile", unit="token") as bar:
-        choosable = ChoosableModel(imported.mod)
+        mod = imported.mod if attention == "float" else QuantizeAttention()(imported.mod)
+        choosable = ChoosableModel(mod)
         bar.set_description("calibrate")
         choosable.collect(ids, bar.update)
         calibration = choosable.collector.result(

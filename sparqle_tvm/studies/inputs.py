@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -18,7 +20,9 @@ from sparqle_tvm.errors import (
     TextError,
     require_known,
 )
+from sparqle_tvm.frontend.shape import CONFIG
 from sparqle_tvm.models.attention_sparsity import measured_attention
+from sparqle_tvm.models.shapes import MODELS
 from sparqle_tvm.numerics.attention import AttentionType
 from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.numerics.kv_cache import KvStorage, parse_kv
@@ -30,15 +34,34 @@ if TYPE_CHECKING:
     from sparqle_tvm.frontend import ImportedModel
 
 BUILTIN_MODEL = "smollm2"
+BUILTIN_NAMES = (BUILTIN_MODEL, "smollm2-135m")
+"""Its name, and the one that its sizes have."""
 BUILTIN_TEXT = "built-in prose (Python's language reference)"
 CALIBRATION_TEXT = "built-in prose, second half (Python's language reference)"
 HELDOUT_TEXT = "built-in prose, first half (Python's language reference)"
 INT8_ATTENTION = "hidden_int8_attention"
 
 
+def runs(model: str | PathLike[str]) -> bool:
+    """Whether a model has weights to run: the built-in one and GGUF files, no published sizes."""
+    name = str(model)
+    return name in BUILTIN_NAMES or (name not in MODELS and Path(model).suffix.lower() == ".gguf")
+
+
 def model_path(model: str | PathLike[str], *, progress: bool = True) -> Path:
-    """Return the GGUF file of a model, fetching the built-in one on first use."""
-    if str(model) != BUILTIN_MODEL:
+    """Return the GGUF file of a model, fetching the built-in one on first use.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it is a model of which only the sizes are known.
+    """
+    if str(model) not in BUILTIN_NAMES:
+        if str(model) in MODELS or Path(model).name == CONFIG:
+            raise InvalidArgumentError(
+                f"{model}: only its sizes are known, which sparqle estimate, sweep and tune take; "
+                f"to run it, give its GGUF file, or {BUILTIN_MODEL}"
+            )
         return Path(model)
     from sparqle_tvm.models.builtin import fetch_builtin
 
@@ -82,6 +105,10 @@ def _exported_program(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # A program of PT2E is read only where the ops of its quantization are known.
+            importlib.import_module("torch.ao.quantization.fx._decomposed")
+            with suppress(ImportError):
+                importlib.import_module("torchao.quantization")
             return torch.export.load(path)
     except Exception as error:  # of zipfile, of PyTorch: whatever they stumble over
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, get_args
 
-from sparqle_tvm.errors import InvalidArgumentError, require_known
+from sparqle_tvm.errors import InvalidArgumentError, TargetError, require_known
 from sparqle_tvm.models.sparsity import measured_densities
 from sparqle_tvm.numerics.attention import AttentionType
 from sparqle_tvm.progress import Stages
@@ -23,7 +23,7 @@ from sparqle_tvm.results.run import (
     Text,
     TuningGain,
 )
-from sparqle_tvm.studies.attention import counted_attention, launched_attention
+from sparqle_tvm.studies.attention import LABEL, counted_attention, launched_attention
 from sparqle_tvm.studies.count import (
     OUTPUT_LABEL,
     Attention,
@@ -50,7 +50,8 @@ from sparqle_tvm.studies.inputs import (
     require_attention,
 )
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.attention_op import DIGIT_BITS
+from sparqle_tvm.target.attention_op import DIGIT_BITS, AttentionOp
+from sparqle_tvm.target.cost.attention_choice import choose_plan
 from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.block_rows import BALANCES, Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from sparqle_tvm.calibration import Budget, Calibration, Selection
     from sparqle_tvm.frontend import ImportedModel
     from sparqle_tvm.models.decoder import DecoderConfig
+    from sparqle_tvm.runtime.cache import ExecutableCache
     from sparqle_tvm.runtime.executable import EncodingRecord
     from sparqle_tvm.tuning.database import TuningDatabase
 
@@ -98,6 +100,7 @@ def run_model(
     loss_tokens: int = LOSS_TOKENS,
     table: EnergyTable | None = None,
     dump: str | PathLike[str] | None = None,
+    cache: ExecutableCache | None = None,
     progress: bool = True,
 ) -> RunResult:
     """Run a language model on a text in three forms, and count what the split one saves.
@@ -138,6 +141,8 @@ def run_model(
         What energy is counted with; by default 7 nm and the accelerator's memory.
     dump : path, optional
         Folder for the split form's module after each phase, see `sparqle_tvm.compile`.
+    cache : ExecutableCache, optional
+        Where compiled forms are looked for, and kept; by default nowhere.
     progress : bool
         Show progress on standard error.
 
@@ -172,7 +177,7 @@ def run_model(
         ids = load_tokens(imported.tokenizer, content, tokens)
     densities = measured_densities(_dense_layers(imported.config), chosen.digit_bits)
     densities |= selection.densities if selection is not None else {}
-    stored: dict[str, Any] = {"attention": attention, **kv_options(kv, imported)}
+    stored: dict[str, Any] = {"attention": attention, **kv_options(kv, imported), "cache": cache}
     # The split form first: what cannot be split is refused before minutes are spent on the rest.
     split = _evaluate(
         *(stages, "sparqle", imported, ids, chosen),
@@ -192,7 +197,7 @@ def run_model(
         shape = transformer_shape(imported.config)
         table = table or default_table(chosen)
         given = (encodings, shape, chosen, engine, balance)
-        mixing = _attention(attention, kv, split, shape, chosen)
+        mixing, not_on_array = _attention(attention, kv, split, shape, chosen, tokens)
         passes = count_phases(*given, tuned, table, attention=mixing)
         sorting = count_sorting(passes[0], *given, tuned)
         tuning = None
@@ -242,6 +247,7 @@ def run_model(
         loss=loss,
         perplexity=perplexity,
         kv=kv,
+        not_on_array=not_on_array,
         msb_sparsity=msb_sparsity(records, prefill_encodings(encodings)),
         prefill=passes[0],
         decode=passes[1],
@@ -258,22 +264,32 @@ def _attention(
     split: Evaluation,
     shape: TransformerShape,
     accelerator: Accelerator,
-) -> Attention | None:
-    """How attention on the array is counted: as its programs ran, or by formula; None: it is not.
+    tokens: int,
+) -> tuple[Attention | None, str]:
+    """How attention on the array is counted: as its programs ran, or by formula; or why not.
 
     Programs of some layers alone are those of ops that stayed on the host: the vector unit counts
     for all of them.
     """
-    if attention == "float" or accelerator.digit_bits != DIGIT_BITS:
-        return None
-    if len(split.attention) == shape.layers:
-        return lambda _, past: launched_attention(split.attention, accelerator, last=past > 0)
-    if split.attention:
-        return None
+    if attention == "float":
+        return None, ""
+    if accelerator.digit_bits != DIGIT_BITS:
+        bits = accelerator.digit_bits
+        return None, f"digits have {bits} bits, those of attention {DIGIT_BITS}"
+    launches, layers = split.attention, shape.layers
+    if len(launches) == layers:
+        return (lambda _, past: launched_attention(launches, accelerator, last=past > 0)), ""
+    if launches:
+        return None, f"{layers - len(launches)} of {layers} layers have no programs"
+    heads = (shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim)
+    try:
+        for rows in (tokens, 1):
+            choose_plan(AttentionOp(rows, tokens, *heads, label=LABEL), accelerator)
+    except TargetError as error:
+        return None, str(error)
     schemes: tuple[Scheme, ...] = ("dense", "sparqle")
-    return lambda count, past: counted_attention(
-        *(shape, count, past, 1, accelerator, schemes, 0, kv)
-    )
+    by_formula = (accelerator, schemes, 0, kv)
+    return (lambda count, past: counted_attention(shape, count, past, 1, *by_formula)), ""
 
 
 def _select(

@@ -12,6 +12,7 @@ from sparqle_tvm import dialect, passes
 from sparqle_tvm.calibration.apply import CheckCalibration
 from sparqle_tvm.compiler import split_passes
 from sparqle_tvm.errors import InvalidArgumentError, TargetError, TuningError
+from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape
 from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.numerics.window import PLAIN, window_of
 from sparqle_tvm.passes import EncodingInfo
@@ -44,7 +45,8 @@ def extract_tasks(
     """Find the different dense ops of a module.
 
     The module goes through the passes of `compiler.split_passes`. Ops that read one encoding are
-    joint ops, as they run (`target.joint_op`). Equal ops that share their
+    joint ops, as they run (`target.joint_op`). Attention is left alone: it has no schedule but a
+    plan, and `cost.attention_choice` looks at all of them. Equal ops that share their
     encoding with equal ops are one task, weighted by how often they occur.
 
     Parameters
@@ -88,6 +90,40 @@ def extract_tasks(
             "the module has no quantized dense op that the accelerator can run, so there is "
             "nothing to tune"
         )
+    return tuple(tasks)
+
+
+def tasks_of_shape(
+    shape: ModelShape,
+    accelerator: Accelerator,
+    *,
+    rows: Sequence[int],
+    data: ActivationData | None = None,
+    scheme: ProgramScheme = "sparqle",
+) -> tuple[TuningTask, ...]:
+    """The tasks of a model that is known by its sizes; see `extract_tasks`.
+
+    Windows are signed; the output layer works on one token.
+
+    Raises
+    ------
+    TargetError
+        If the accelerator is not one for int8.
+    TuningError
+        If no dense op fits the accelerator.
+    """
+    require_int8(accelerator.digit_bits, f"accelerator {accelerator.name!r}", TargetError)
+    window = PLAIN if scheme == "dense" else "signed"
+    tasks: list[TuningTask] = []
+    for kind in LAYER_TYPES:
+        for count in sorted({1} if kind == "output" else set(rows), reverse=True):
+            ops = shape.readers(kind, bucket(count, accelerator.rows))
+            group = joined(tuple(replace(op, window=window, scheme=scheme) for op in ops))
+            times = shape.times(kind)
+            labels = {op: [op.label] * (times * group.count(op)) for op in group}
+            tasks += tasks_of_group(group, count, accelerator, labels, data=data)
+    if not tasks:
+        raise TuningError(f"{shape.name} has no dense op that {accelerator.name!r} can run")
     return tuple(tasks)
 
 

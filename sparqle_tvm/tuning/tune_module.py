@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import tvm
 
 from sparqle_tvm.calibration.apply import as_calibration
+from sparqle_tvm.models.shapes import ModelShape
 from sparqle_tvm.progress import progress_bar
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.energy_table import EnergyTable
 from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.op import ProgramScheme
-from sparqle_tvm.tuning.extract import extract_tasks
+from sparqle_tvm.tuning.extract import extract_tasks, tasks_of_shape
 from sparqle_tvm.tuning.measure import DEFAULT_DENSITY, ActivationData, Meter, Objective
 from sparqle_tvm.tuning.result import Trial, TuningResult
 from sparqle_tvm.tuning.task import TuningTask
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def tune(
-    mod: tvm.IRModule,
+    mod: tvm.IRModule | ModelShape,
     target: str | tvm.target.Target | Accelerator = "sparqle/edge",
     *,
     trials: int,
@@ -52,8 +53,9 @@ def tune(
 
     Parameters
     ----------
-    mod : tvm.IRModule
-        Relax functions with quantized dense ops; it is not changed.
+    mod : tvm.IRModule or ModelShape
+        Relax functions with quantized dense ops; it is not changed. Or the sizes of a model, whose
+        dense layers are tuned as those of its module are; calibrations have no layers of it.
     target : str, tvm.target.Target or Accelerator
         The accelerator.
     trials : int
@@ -112,7 +114,12 @@ def tune(
     objective = Objective.parse(objective)
     tasks: list[TuningTask] = []
     for scheme in schemes:
-        tasks += extract_tasks(mod, accelerator, rows=rows, data=data, scheme=scheme, single=single)
+        if isinstance(mod, ModelShape):
+            tasks += tasks_of_shape(mod, accelerator, rows=rows, data=data, scheme=scheme)
+        else:
+            tasks += extract_tasks(
+                mod, accelerator, rows=rows, data=data, scheme=scheme, single=single
+            )
     with progress_bar(progress=progress, total=trials, unit="trial", desc="tune") as bar:
         tuner = Tuner(
             meter,

@@ -763,7 +763,7 @@ class CommandLine(Boundary):
             **{"--group-size": "32", "--window": "signed", "--scheme": "sparqle"},
             **{"--target": "sparqle/edge", "--json": "o.json"},
         },
-        "report": {"--run": "{run}", "--json": "o.json", "--markdown": "o.md", "--csv": "csv"},
+        "report": {"--json": "o.json", "--markdown": "o.md", "--csv": "csv", "--": "{run}"},
         "sweep": {"--axis": "seq=8", "--fix": "phase=decode", "--out": "o.csv", "--workers": "1"},
         # These end before a model is read, for want of one.
         "run": {
@@ -801,7 +801,7 @@ class CommandLine(Boundary):
         for name in list(chosen):
             if rng.random() < 0.15:
                 chosen[name] = rng.choice(self.values)
-            elif rng.random() < 0.3 and name not in ("--model", "--run", "--out", "--seq"):
+            elif rng.random() < 0.3 and name not in ("--model", "--", "--out", "--seq"):
                 del chosen[name]
         places = {"{run}": state / "run.json", "{text}": state / "prose.txt"}
         words = [str(places.get(w, w)) for pair in chosen.items() for w in pair]

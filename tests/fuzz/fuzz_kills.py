@@ -215,7 +215,7 @@ COMMANDS = {
         _tuning_goes_on,
     ),
     "report": Command(
-        [*SPARQLE, "report", "--run", "run.json", "--html", "page.html", "--json", "page.json"],
+        [*SPARQLE, "report", "run.json", "--html", "page.html", "--json", "page.json"],
         5,
         {"page.html": _is_page, "page.json": _is_json},
     ),

@@ -42,14 +42,23 @@ def test_most_macs_choose_the_weights():
     assert shape_of(wide).weights.bits == 8
 
 
-def test_energy_figures_are_those_of_the_estimate(model):
+def test_energy_has_one_number_for_one_thing_and_says_how_it_was_counted(model):
     tables = {table.name: table for table in full_report().tables}
     rows = {(row["part"], row["scheme"]): row for row in tables["energy"].values()}
-    result = model.phases[0]
-    saved = result.saved("sparqle", "whole_model").energy
+    run, result = full_run(), model.phases[0]
+    saved = run.prefill.saved("sparqle", "whole_model").energy
     row = rows["prefill, 24 tokens: whole model", "sparqle"]
-    assert row["joules"] == result.schemes["sparqle"].whole_model.energy.joules.mid
+    assert row["joules"] == run.prefill.schemes["sparqle"].whole_model.energy.joules.mid
     assert row["energy_saved"] == saved.mid
+    costs = {(row["part"], row["scheme"]): row for row in tables["costs"].values()}
+    for place, one in rows.items():
+        if one["scheme"] in run.prefill.schemes:
+            assert one["joules"] == costs[place]["joules"], place
+    other = rows["prefill, 24 tokens: whole model", "native"]
+    assert other["joules"] == result.schemes["native"].whole_model.energy.joules.mid
+    how = {row["scheme"]: row["counted"] for row in tables["energy"].values()}
+    own = "by simulator" if run.engine == "simulator" else "by formula"
+    assert (how["dense"], how["sparqle"], how["native"]) == (own, own, "by formula")
     assert row["energy_saved_low"] <= saved.mid <= row["energy_saved_high"]
     assert rows["prefill, 24 tokens: whole model", "dense"]["energy_saved"] is None
 

@@ -124,7 +124,7 @@ def test_the_command_pivots(tmp_path, capsys):
     more = ["--pivot", "batch", "msb_sparsity", "time_saved", "--json", str(data)]
     more += ["--markdown", str(tmp_path / "out.md"), "--csv", str(tmp_path / "csv")]
     assert main(["sweep", *FIXED, *axes, *more, "--out", out, "--workers", "1"]) == 0
-    assert "Time saved, whole model, over batch and msb_sparsity" in capsys.readouterr().out
+    assert "Time saved, whole model, over batch and msb sparsity" in capsys.readouterr().out
     found = json.loads(data.read_text())
     rows = {(r["batch"], r["msb_sparsity"]): r[SAVED.column] for r in found["rows"]}
     (panel,) = found["pivot"]["panels"]

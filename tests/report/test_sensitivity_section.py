@@ -80,7 +80,7 @@ def test_the_command_prints_and_writes_it(tmp_path, capsys):
     assert len(rows) == sum(bool(change["parts"]) for change in changes)
     assert {"field", "factor", "before", "after", "parts", "impossible"} == set(changes[0])
     text = page.read_text()
-    assert text.count("<svg") == 2
+    assert text.count("<svg") == 2 * 4  # energy, limits, roofline and this, in two widths
     assert "dram_bytes_per_cycle = 16" in text
 
 

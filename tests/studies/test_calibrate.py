@@ -44,6 +44,20 @@ def made(tiny):
     return path
 
 
+def test_attention_in_integers_meanwhile(tiny, made):
+    """The same encodings of the same model see other activations; a run takes either."""
+    given = (tiny.imported, tiny.folder / "prose.txt", TEXT_TOKENS)
+    floating = Calibration.load(made)
+    found = sparqle_tvm.calibrate(*given, attention="int8", progress=False)
+    assert found.fingerprint == floating.fingerprint and len(found.measured)
+    behind, before = ([c[f"blk_{i}_attn_output"] for i in (0, 1)] for c in (found, floating))
+    assert any((a.stored != b.stored).any() for a, b in zip(behind, before, strict=True))
+    # Queries of the first block are computed before any attention.
+    assert (found["blk_0_attn_q"].stored == floating["blk_0_attn_q"].stored).all()
+    with pytest.raises(InvalidArgumentError, match="attention 'half' is unknown"):
+        sparqle_tvm.calibrate(*given, attention="half", progress=False)
+
+
 @pytest.fixture(scope="module")
 def curve(tiny, made):
     budgets = (Budget(), Budget("sparsity", 0.6), Budget("perplexity", 0.5))

@@ -125,24 +125,49 @@ def test_attention_in_float_and_keys_and_values_in_four_bits(folder):
     assert coarse.exact and coarse.kv == "int4"
     assert coarse.perplexity["float"] == floating.perplexity["float"]
     assert coarse.perplexity["int8"] != floating.perplexity["int8"]
+    assert (floating.not_on_array, coarse.not_on_array) == ("", "")
+
+
+def test_what_is_written_into_the_cache_is_what_it_stores(folder, result):
+    """Of plain 4 bits half the bytes, of planes those that lie in memory; scales stay."""
+    files = (folder / "tiny.gguf", folder / "prose.txt")
+    coarse = run_model(*files, 96, kv="int4", balance="none", progress=False)
+    assert coarse.exact
+
+    def written(run, scheme="sparqle"):
+        (found,) = (o for o in run.prefill.others if o.label == "rope and cache")
+        return found.costs[scheme].cache_bytes
+
+    shape = result.transformer
+    elements = 96 * 2 * shape.kv_heads * shape.head_dim
+    scales = 96 * 2 * shape.kv_heads * 4
+    assert written(result) == written(result, "dense") == shape.layers * (elements + scales)
+    # The baseline has the same integers.
+    assert written(coarse) == written(coarse, "dense")
+    assert written(result) - written(coarse) == shape.layers * elements // 2
+    caches = [other.cache for other in coarse.decode.others if other.cache is not None]
+    assert [cache.key_bytes for cache in caches] == [elements / 2 / 96 / 2] * shape.layers
 
 
 def test_planes_hold_each_head_of_the_builtin_model_as_is_smaller():
     known = SimpleNamespace(
         sha256=measured_attention().model_sha256,
-        config=SimpleNamespace(layers=30, kv_heads=3),
+        config=SimpleNamespace(layers=30, kv_heads=3, head_dim=64),
     )
     options = kv_options("planes", known)
     assert options["default_kv"] == parse_kv("planes")
     assert list(options["kv"]) == [f"blk_{i}_attn" for i in range(30)]
     for number, storage in enumerate(options["kv"].values()):
         layer = measured_attention().layers[number]
-        for side, of_factor in (
-            (storage.keys, layer.k_msb_sparsity),
-            (storage.values, layer.v_msb_sparsity),
+        # Of 64 bytes 40 are always there, half a byte for a digit, a quarter of padding, and the
+        # pointer: half a byte for a key, 4 for a value.
+        for side, of_factor, pointer in (
+            (storage.keys, layer.k_msb_sparsity, 0.5),
+            (storage.values, layer.v_msb_sparsity, 4),
         ):
             assert side.levels == 127
-            assert side.planes == "".join("p" if s > 0.25 else "-" for s in of_factor[0])
+            least = 1 - (24 - 0.25 - pointer) / 32
+            assert side.planes == "".join("p" if s > least else "-" for s in of_factor[0])
     other = SimpleNamespace(sha256="0", config=known.config)
     assert kv_options("planes", other)["kv"] == {} == kv_options("planes:2", known)["kv"]
 

@@ -17,6 +17,7 @@ from sparqle_tvm.calibration.statistics import UNCHANGED
 from sparqle_tvm.cli import main
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError, TuningError
 from sparqle_tvm.frontend import from_gguf
+from sparqle_tvm.passes import QuantizeAttention
 from sparqle_tvm.tuning import (
     ActivationData,
     Meter,
@@ -51,6 +52,16 @@ def tasks(made):
     mod = tvm.IRModule({name: tiny.imported.mod[name] for name in ("hidden", "head")})
     data = ActivationData(calibration=known)
     return extract_tasks(mod, STARVED, rows=(ROWS,), data=data, single=("output",))
+
+
+def test_attention_in_integers_is_left_alone(made, tasks):
+    tiny, _, known = made
+    mod = tvm.IRModule({name: tiny.imported.mod[name] for name in ("hidden", "head")})
+    quantized = QuantizeAttention()(mod)
+    assert "sparqle.attention" in quantized.script()
+    data = ActivationData(calibration=known)
+    found = extract_tasks(quantized, STARVED, rows=(ROWS,), data=data, single=("output",))
+    assert [t.name for t in found] == [t.name for t in tasks]
 
 
 def test_rows_are_those_of_the_calibration_in_all_layers(made, tasks):

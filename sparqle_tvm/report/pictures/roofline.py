@@ -141,7 +141,12 @@ def _draw_roofs(axes: Axes, accelerator: Accelerator, points: Sequence[Point], p
             _note(axes, (low, roof), f" {text}, {_si(roof)}", 2)
             axes.hlines(roof, low, roof / bandwidth, style.GRID, linewidth=1.2)
     middle = (low * min(high, two / bandwidth)) ** 0.5
-    _note(axes, (middle, middle * bandwidth), f"DRAM {bandwidth / 1e9:g} GB/s  ", 6, "right")
+    # Above the slope, unless there is no room between it and the axis.
+    text, at = f"DRAM {bandwidth / 1e9:g} GB/s", (middle, middle * bandwidth)
+    if np.log(middle / low) > 0.4 * np.log(high / low):
+        _note(axes, at, f"{text}  ", 6, "right")
+    else:
+        _note(axes, at, f"  {text}", -12)
 
 
 def _label(axes: Axes, low: float, high: float, bottom: float, top: float) -> None:

@@ -6,9 +6,11 @@ import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from dense_cases import TINY, accelerator_for, encoded, random_operands
 from msb_sparsity_table import activations
 from numpy.typing import NDArray
 
@@ -24,10 +26,14 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.numerics.slicing import SlicedTensor
 from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
-from sparqle_tvm.target.isa.compute import MmaLsb
+from sparqle_tvm.target.compile.codegen import generate
+from sparqle_tvm.target.compile.schedule import default_decisions, schedule_with
+from sparqle_tvm.target.isa.access import Tensor
+from sparqle_tvm.target.isa.compute import MmaLsb, MmaMsb
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.rtl.shape import ArrayShape
+from sparqle_tvm.target.simulator import activation_tensors, simulate, weight_tensors
 from sparqle_tvm.target.simulator.digits import digit_tables
 
 pytest.importorskip("amaranth")
@@ -36,6 +42,7 @@ if shutil.which("g++") is None:
     pytest.skip("no C++ compiler", allow_module_level=True)
 
 from sparqle_tvm.target.rtl.cosim import ArrayModel, ArrayResult, ArrayTile
+from sparqle_tvm.target.rtl.trace import trace_tile
 
 SMALL = replace(PRESETS["sparqle/edge"], name="small", rows=4, cols=4, lanes=8)
 
@@ -63,15 +70,15 @@ def turn_of(sliced: SlicedTensor) -> int:
 
 
 def tiles_of(
-    sliced: SlicedTensor, weights: NDArray[np.int64], slices: int, shape: ArrayShape
+    sliced: SlicedTensor, weights: NDArray[np.int64], slices: int, chunk: int
 ) -> list[ArrayTile]:
     """The tiles of one row group and column block: K chunks, then slices of the weights."""
     k, columns = sliced.k, sliced.shape[1]
     mask, low = sliced.mask(), sliced.lsb_digits()
     codes = sliced.digits.code(sliced.msb_digits())
     tiles = []
-    for begin in range(0, columns, shape.columns):
-        part = slice(begin, begin + shape.columns)
+    for begin in range(0, columns, chunk):
+        part = slice(begin, begin + chunk)
         for index in range(slices):
             tiles.append(
                 ArrayTile(
@@ -84,7 +91,7 @@ def tiles_of(
                     weights_signed=index == slices - 1,
                     zero=begin == 0 and index == 0,
                     slice=index,
-                    drain=begin + shape.columns >= columns and index == slices - 1,
+                    drain=begin + chunk >= columns and index == slices - 1,
                 )
             )
     return tiles
@@ -129,7 +136,7 @@ def run_tile(
         )
         for left in range(0, channels, accelerator.cols):
             block = weights[left : left + accelerator.cols]
-            made = tiles_of(part, block, slices, shape)
+            made = tiles_of(part, block, slices, shape.columns)
             tiles += made
             places += [(top, height, left, len(block))] * len(made)
     found = model.run(tiles)
@@ -202,10 +209,105 @@ def test_waiting_rows_are_counted(folder: Path):
     q = np.zeros((3, 16), dtype=np.int8)
     q[0, :9], q[1, 15] = 100, -100
     sliced = encode(q)
-    (found,) = model.run(tiles_of(sliced, np.ones((2, 16), dtype=np.int64), 1, model.shape))
+    (found,) = model.run(tiles_of(sliced, np.ones((2, 16), dtype=np.int64), 1, 16))
     assert (found.dense_cycles, found.sparse_cycles, found.waiting) == (4, 3, 5)
     assert found.sums is not None
     np.testing.assert_array_equal(found.sums[:, 0, 0], [900, -100, 0])
+
+
+def test_a_trace_has_every_cycle():
+    """In Amaranth's simulator: passes of the right length, rows that wait, `ready` at the end."""
+    rng = np.random.default_rng(5)
+    shape = ArrayShape(rows=4, cols=1, lanes=4, columns=24)
+    for columns in (3, 16, 23):
+        sliced = draw(rng, (3, columns), 4, "signed", True)
+        trace, nnz = trace_tile(shape, sliced), sliced.row_nnz()
+        dense, steps = -(-columns // 4), -(-nnz // 4)
+        order = [False] + [True] * dense + [False] * int(steps.max())
+        assert trace.dense.tolist() == order
+        assert trace.sparse.tolist() == [False] * (1 + dense) + [True] * int(steps.max())
+        assert trace.ready.tolist() == [True] + [False] * (len(order) - 2) + [True]
+        assert trace.waiting.sum(axis=1).tolist() == (steps.max() - steps).tolist()
+        assert trace.digits.tolist() == nnz.tolist()
+
+
+PROGRAMS = {
+    "signed": DenseOp(m=13, n=10, k=72, output="int32"),
+    "unsigned, weights of two slices": DenseOp(
+        m=13, n=10, k=72, output="int32", window="unsigned", weight_bits=8
+    ),
+    "uint8": DenseOp(m=9, n=10, k=64, act_signed=False, centre=117, output="int32"),
+    "sorted rows": DenseOp(m=19, n=10, k=64, block_rows=8),
+    "digits of 2": DenseOp(m=13, n=6, k=64, digit_bits=2, output="int32"),
+    "digits of 8": DenseOp(m=13, n=6, k=40, digit_bits=8, weight_bits=8, output="int32"),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_models(folder: Path) -> dict[int, ArrayModel]:
+    """The array of `dense_cases.TINY` for each width of digits."""
+    return {
+        k: ArrayModel(ArrayShape(TINY.rows, TINY.cols, TINY.lanes, k, 72), folder / f"tiny-{k}")
+        for k in (2, 4, 8)
+    }
+
+
+@pytest.mark.parametrize("cut", ["default", "small tiles"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_compiled_programs(name: str, cut: str, tiny_models: dict[int, ArrayModel]):
+    """Every MMA of a program takes as long in the RTL as in its run, and gives its integers."""
+    spec = PROGRAMS[name]
+    accelerator = accelerator_for(spec)
+    decisions = default_decisions(spec, accelerator)
+    if cut == "small tiles":
+        decisions = replace(decisions, m=8, n=8, k=24)
+    program = generate(schedule_with(spec, accelerator, decisions), spec, accelerator)
+    operands = random_operands(spec, seed=len(name))
+    sliced = encoded(spec, operands, spec.m)
+    tensors = activation_tensors(program.header, sliced, operands.act_scale)
+    tensors |= weight_tensors(program.header, operands.weights, operands.offset)
+    run = simulate(program, tensors)
+    order = tensors[Tensor.ROW_ORDER] if spec.block_rows else np.arange(spec.m)
+    starts, places, tiles = {}, [], []
+    for top in range(0, spec.m, decisions.m):
+        tile_rows = order[top : top + decisions.m]
+        for left, at in itertools.product(
+            range(0, spec.n, decisions.n), range(0, len(tile_rows), accelerator.rows)
+        ):
+            rows = tile_rows[at : at + accelerator.rows]
+            part = encode(
+                np.ascontiguousarray(operands.q[rows]),
+                k=spec.digit_bits,
+                window=spec.window,
+                zero_point=spec.centre,
+            )
+            for channel in range(left, min(left + decisions.n, spec.n), accelerator.cols):
+                until = min(channel + accelerator.cols, left + decisions.n, spec.n)
+                block = operands.weights.values[channel:until].astype(np.int64)
+                made = tiles_of(part, block, spec.weight_slices, decisions.k)
+                for number, tile in enumerate(made):
+                    starts[len(tiles)] = (top, left, number // spec.weight_slices)
+                    places.append((rows, channel, until))
+                    tiles.append(tile)
+    found = tiny_models[spec.digit_bits].run(tiles)
+    sums = np.zeros((spec.m, spec.n), dtype=np.int64)
+    taken: dict[tuple[int, int, int], NDArray[np.int64]] = {}
+    for number, ((rows, channel, until), result) in enumerate(zip(places, found, strict=True)):
+        passes = np.array([result.dense_cycles, result.sparse_cycles])
+        assert result.cycles == passes.sum()
+        taken[starts[number]] = taken.get(starts[number], 0) + passes
+        if result.sums is not None:
+            sums[rows, channel:until] = result.sums[: len(rows), 0, : until - channel]
+    outputs: NDArray[Any] = sums.astype(np.int32)
+    if spec.output == "float32":
+        outputs = outputs.astype(np.float32) * operands.act_scale[:, None]
+        outputs = outputs * operands.weights.scale
+    np.testing.assert_array_equal(outputs, run.output)
+    for which, cls in enumerate((MmaLsb, MmaMsb)):
+        steps = run.bound.of(cls).index
+        cycles = (run.timing.end - run.timing.start)[steps]
+        assert sorted(cycles.tolist()) == sorted(int(t[which]) for t in taken.values()), cls
+    assert cut == "default" or len(taken) >= 4
 
 
 @pytest.mark.parametrize(
