@@ -4,38 +4,39 @@
 
 One process, the dense layers of a block of SmolLM2-135M at 512 tokens, on ``sparqle/edge``: with
 the simulator, and with the analytical model. Processor time counts, so that what else runs on the
-machine does not. Then the steps of one trial, each by itself, and candidates measured per minute
-of a clock by this process and by several: of use on a machine that does nothing else.
+machine does not. Then the steps of one trial, each by itself, and the search with one process and
+with several, by the clock (of use on a machine that does nothing else), and by the processor time
+of the processes: as long as the busiest of them works, or all of them on as many cores as workers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.compile.buckets import bucket
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.schedule import schedule_with
+from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.verify import verify
 from sparqle_tvm.tuning import (
+    Measurement,
     Meter,
     Tuner,
     TuningTask,
     default_of,
-    make_space,
     tasks_of_group,
 )
-from sparqle_tvm.tuning.workers import Workers
 
 EDGE = PRESETS["sparqle/edge"]
 TOKENS = 512
@@ -64,16 +65,47 @@ def rate(tasks: list[TuningTask], meter: Meter, trials: int) -> float:
     return 60 * len(found.journal) / seconds
 
 
-def by_workers(task: TuningTask, count: int, workers: int) -> float:
-    """Candidates per minute of a clock, once the workers are there."""
-    drawn = make_space(task, EDGE).draw(np.random.default_rng(0), 20 * count)
-    points = [p for p in drawn if Meter(EDGE).refuses(task, p) is None][:count]
-    candidates = [(task, point) for point in points]
-    with Workers(Meter(EDGE), workers) as there:
-        list(there.measure(candidates))  # every worker has imported TVM then
-        begin = time.perf_counter()
-        list(there.measure(candidates))
-        return 60 * len(candidates) / (time.perf_counter() - begin)
+@dataclass
+class Clocked(Meter):
+    """Notes the processor time of every measurement, and of which process."""
+
+    folder: str = ""
+
+    def measure(self, task: TuningTask, decisions: Decisions) -> Measurement:
+        """As `Meter.measure`."""
+        begin = time.process_time()
+        try:
+            return super().measure(task, decisions)
+        finally:
+            with (Path(self.folder) / f"{os.getpid()}.clock").open("a") as file:
+                file.write(f"{time.process_time() - begin}\n")
+
+
+def by_workers(tasks: list[TuningTask], trials: int, workers: int) -> dict[str, float]:
+    """Trials per minute, search included: of a clock, and if every process had its own core.
+
+    The clock begins with the second trial: the workers have imported TVM then.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        noted: list[tuple[float, float]] = []
+        tuner = Tuner(
+            Clocked(EDGE, folder=folder),
+            "latency",
+            Path(folder) / "base",
+            on_trial=lambda _: noted.append((time.perf_counter(), time.process_time())),
+            workers=workers,
+        )
+        tuner.run(tasks, trials)
+        (clock, here), (end, end_here) = noted[0], noted[-1]
+        spent = [
+            sum(map(float, path.read_text().split()[1:])) for path in Path(folder).glob("*.clock")
+        ]
+    # One process does both; several work beside the one that searches, on a core for each worker.
+    work = (
+        end_here - here if workers == 1 else max(*spent, (end_here - here + sum(spent)) / workers)
+    )
+    count = len(noted) - 1
+    return {"clock": 60 * count / (end - clock), "processor": 60 * count / work}
 
 
 def mean_ms(call: Callable[[], Any], repeats: int = 10) -> float:
@@ -117,9 +149,14 @@ def main() -> None:
         print(f"  {name:10} {milliseconds:8.2f} ms")
     figures["workers"] = {}
     for workers in (1, arguments.workers):
-        found = by_workers(tasks[-1], arguments.trials, workers)
-        figures["workers"][workers] = found
-        print(f"{workers} workers   {found:,.0f} candidates per minute of a clock")
+        found = figures["workers"][workers] = by_workers(tasks, arguments.trials, workers)
+        print(
+            f"{workers} workers   {found['clock']:,.0f} trials per minute of a clock, "
+            f"{found['processor']:,.0f} if nothing else ran"
+        )
+    one, several = figures["workers"].values()
+    ratios = {name: several[name] / one[name] for name in one}
+    print(f"  ratio      {ratios['clock']:.2f} by the clock, {ratios['processor']:.2f} otherwise")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -38,6 +38,28 @@ def count_uses(func: relax.Function) -> Counter[Any]:
     return counter.uses
 
 
+def _reads(expr: relax.Expr) -> list[Any]:
+    """Variables that what a binding holds reads, as often as it does.
+
+    For single bindings: a visitor is made in more time than it takes to look at one.
+    """
+    kind = type(expr)
+    if kind is relax.Var or kind is relax.DataflowVar:
+        return [expr]
+    if kind is relax.TupleGetItem:
+        return _reads(expr.tuple_value)
+    if kind is relax.Tuple:
+        return [var for each in expr.fields for var in _reads(each)]
+    if kind is relax.Call:
+        callee = [] if isinstance(expr.op, tvm.ir.Op) else _reads(expr.op)
+        return [*callee, *(var for each in expr.args for var in _reads(each))]
+    if isinstance(expr, tvm.ir.Constant | tvm.ir.GlobalVar | relax.ExternFunc):
+        return []
+    counter = _UseCounter()
+    counter.visit_expr(expr)
+    return list(counter.uses.elements())
+
+
 def count_field_readers(func: relax.Function, first_field: int = 0) -> Counter[Any]:
     """How often each variable is read as an encoding: by a dense, or for a field from there on."""
     bound = Encodings(func)
@@ -47,6 +69,10 @@ def count_field_readers(func: relax.Function, first_field: int = 0) -> Counter[A
         [item.tuple_value for item in items if item.index >= first_field]
         + [op.encoding for op in bound.dense.values() if not isinstance(op, drained)]
     )
+
+
+_NESTED = frozenset({relax.Call, relax.TupleGetItem, relax.Function, relax.If})
+"""Expressions that hold others, besides tuples; types as they are, instance checks take long."""
 
 
 class Rewriter(PyExprMutator):
@@ -62,7 +88,16 @@ class Rewriter(PyExprMutator):
         The module that is rewritten; it is not changed.
     owner : RewritePass
         The pass, with its parameters and its report.
+
+    Attributes
+    ----------
+    roots : tuple of str
+        What the names of ops begin with that `rewrite` may replace; all others are passed over as
+        long as nothing that they read was replaced, which takes a tenth of the time. ``("",)``,
+        the default, is every op.
     """
+
+    roots: ClassVar[tuple[str, ...]] = ("",)
 
     def __init__(self, mod: tvm.IRModule, owner: Any) -> None:
         super().__init__(mod)
@@ -70,6 +105,7 @@ class Rewriter(PyExprMutator):
         self.label = self.function = ""
         self.bound: Any = None
         self.replacements: dict[Any, Any] = {}
+        self._moved: set[Any] = set()
         self.parameters: frozenset[Any] = frozenset()
         self.constants = ConstantEvaluator(self.value)
         self._function: relax.Function | None = None
@@ -82,7 +118,7 @@ class Rewriter(PyExprMutator):
         self.function = name
         self._function, self._uses, self._field_readers = func, None, {}
         self.parameters = frozenset(func.params)
-        self.replacements = {}
+        self.replacements, self._moved = {}, set()
 
     @property
     def uses(self) -> Counter[Any]:
@@ -182,7 +218,30 @@ class Rewriter(PyExprMutator):
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         """Remember the variable, and its name as the label for reports."""
         self.label, self.bound = str(binding.var.name), binding.var
+        if self._stays(binding.value):
+            self.builder_.emit_normalized(binding)
+            return
         super().visit_var_binding_(binding)
+        if not self.visit_expr(binding.var).same_as(binding.var):
+            self._moved.add(binding.var)
+
+    def _stays(self, value: relax.Expr) -> bool:
+        """Whether a binding is none to rewrite, and reads nothing that was replaced."""
+        if isinstance(value, relax.Call):
+            name = op_name(value)
+            return (
+                bool(name) and not name.startswith(self.roots) and all(map(self._same, value.args))
+            )
+        return isinstance(value, relax.TupleGetItem) and self._same(value.tuple_value)
+
+    def _same(self, operand: relax.Expr) -> bool:
+        """Whether an operand is what it was; expressions within others may hold anything."""
+        kind = type(operand)
+        if kind is relax.Tuple:
+            return all(map(self._same, operand.fields))
+        if kind in _NESTED:
+            return False
+        return operand not in self._moved and operand not in self.replacements
 
     def visit_var_(self, op: relax.Var) -> relax.Expr:
         """Read a variable, or what a pass put in its place."""
@@ -227,9 +286,7 @@ def remove_unused(func: relax.Function) -> relax.Function:
         kept = []
         for binding in reversed(block.bindings):
             if not uses[binding.var] and _is_removable(binding):
-                counter = _UseCounter()
-                counter.visit_expr(binding.value)
-                uses.subtract(counter.uses)
+                uses.subtract(_reads(binding.value))
             else:
                 kept.append(binding)
         blocks.append(type(block)(kept[::-1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tvm
@@ -19,6 +19,7 @@ from sparqle_tvm.passes._report import LOG, PassReport
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows, sorting_questions
+from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY, rounded_density
 from sparqle_tvm.target.cost.tiling import choose_together
 from sparqle_tvm.target.op import DenseOp
 
@@ -90,7 +91,7 @@ class _Balance(Rewriter):
             reason = "an int32 result is stored without parameters per row, so without their order"
         if not reason:
             try:
-                chosen = self._best(readers)
+                chosen = self._best(readers, self.owner.densities.get(made.label, TYPICAL_DENSITY))
             except TargetError as error:
                 reason = str(error)
             else:
@@ -100,19 +101,22 @@ class _Balance(Rewriter):
         self.skip(f"relax.sparqle.{made.NAME}", made.label, reason)
         return None
 
-    def _best(self, readers: list[Reader]) -> tuple[int, int] | None:
+    def _best(self, readers: list[Reader], density: float) -> tuple[int, int] | None:
         counts = row_counts(dims_of(readers[0][1])[:-1], self.owner.accelerator)
         groups = tuple(tuple(dense_op(dense, rows) for dense, _ in readers) for rows in counts)
-        if groups not in self.best:
-            self.best[groups] = self._best_of(groups)
-        return self.best[groups]
+        key = groups, rounded_density(density)
+        if key not in self.best:
+            self.best[key] = self._best_of(groups, density)
+        return self.best[key]
 
-    def _best_of(self, groups: tuple[tuple[DenseOp, ...], ...]) -> tuple[int, int] | None:
+    def _best_of(
+        self, groups: tuple[tuple[DenseOp, ...], ...], density: float
+    ) -> tuple[int, int] | None:
         """The same of the ops for each number of rows, the fewest first."""
         best, machine = None, self.owner.accelerator
-        choose_together(q for group in groups for q in sorting_questions(group, machine))
+        choose_together(q for group in groups for q in sorting_questions(group, machine, density))
         for group in groups:
-            block, rows = choose_block_rows(group, machine, self.owner.goal), group[0].m
+            block, rows = choose_block_rows(group, machine, self.owner.goal, density), group[0].m
             if block:
                 best = (block, best[1] if best else rows)
             elif best:
@@ -151,6 +155,8 @@ class BalanceRows(RewritePass):
         The machine.
     goal : {"array", "time", "none"}
         What should be least, see `target.cost.block_rows`.
+    densities : mapping of str to float, optional
+        Share of stored digits to expect of encodings, by label; of others that is typical.
     """
 
     rewriter = _Balance
@@ -160,11 +166,12 @@ class BalanceRows(RewritePass):
         accelerator: Accelerator,
         goal: Balance = "array",
         *,
+        densities: Mapping[str, float] | None = None,
         report: PassReport | None = None,
     ) -> None:
         super().__init__(report=report)
         self.accelerator = accelerator
-        self.goal = goal
+        self.goal, self.densities = goal, dict(densities or {})
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""

@@ -52,6 +52,8 @@ class _AtRunTime(_NoMatch):
 
 @mutator
 class _Drain(Rewriter):
+    roots = ("relax.sparqle.encode",)
+
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         # What a function is given is quantized already.
         encode = dialect.Encode.of(call)

@@ -20,6 +20,8 @@ Evaluate = Callable[[Any, list[Any], Any], Any | None]
 
 @mutator
 class _Fold(Rewriter):
+    roots = ("relax.call_tir",)
+
     """Replaces ``call_tir`` of constants by what ``evaluate`` makes of it.
 
     A call that ``evaluate`` has no result for stays, and so does what depends on it.

@@ -67,6 +67,11 @@ def _whole_steps(bias: np.ndarray, act_scale: np.ndarray, w_scale: np.ndarray) -
 
 @mutator
 class _Fold(Rewriter):
+    roots = (
+        "relax.add",
+        "relax.multiply",
+    )
+
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         name = op_name(call)
         if name == "relax.add" and dtype_of(call) == "int32":

@@ -18,6 +18,8 @@ from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 
 @mutator
 class _Fuse(Rewriter):
+    roots = ("relax.sparqle.encode",)
+
     def __init__(self, mod: tvm.IRModule, owner: Any) -> None:
         super().__init__(mod, owner)
         self.fused: dict[Any, tuple[dialect.Encode, dialect.QuantizeEncode]] = {}

@@ -51,6 +51,11 @@ class _Kernels:
 
 @mutator
 class _Legalize(Rewriter):
+    roots = (
+        "relax.matmul",
+        "relax.sparqle.",
+    )
+
     def __init__(self, mod: tvm.IRModule, owner: Any) -> None:
         super().__init__(mod, owner)
         self.kernels = _Kernels(self, {str(gv.name_hint) for gv in mod.get_global_vars()})

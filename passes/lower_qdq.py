@@ -24,6 +24,8 @@ from sparqle_tvm.passes._weights import DIGIT_BITS, is_weight
 
 @mutator
 class _Lower(Rewriter):
+    roots = ("relax.matmul",)
+
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         if op_name(call) != "relax.matmul" or dtype_of(call) not in ("float32", "float16"):
             return None

@@ -152,6 +152,8 @@ class _Comparison:
         if isinstance(expr, relax.Var) and not tvm.ir.is_prim_expr(expr):
             operands.append(expr)
             return ("variable", self._kinds.of_object(expr.ty))
+        if tvm.ir.is_prim_expr(expr) and not _is_known(expr):
+            return ("computed", self._kinds.new())
         return ("as it is", self._kinds.of_object(expr))
 
 
@@ -202,19 +204,23 @@ def _repeats(steps: Sequence[_Step], uses: Counter[Any]) -> list[_Repeat]:
         length = end - begin
         return length, (prefixes[end] - prefixes[begin] * powers[length]) % _MODULUS
 
-    def cut(begins: list[int]) -> list[tuple[int, int]]:
-        """From each place to the next; the last as long as an equal one, or to the end."""
-        last, segments = begins[-1], list(itertools.pairwise(begins))
-        known = Counter(map(hashed, segments)).most_common()
-        ends = [last + length for (length, _), _ in known if last + length <= len(steps)]
-        same = [end for end in ends if hashed((last, end)) in dict(known)]
+    alone = [at for (at, *others) in places.values() if not others]
+    borders = {0, *alone, *(at + 1 for at in alone)}
+
+    def cut(begins: Sequence[int]) -> list[tuple[int, int]]:
+        """At these places, and around steps that nothing is like; the last as long as others."""
+        *others, last = sorted(each for each in borders.union(begins) if each < len(steps))
+        segments = list(itertools.pairwise([*others, last]))
+        known = Counter(map(hashed, segments))
+        ends = [last + length for (length, _), _ in known.most_common()]
+        same = [end for end in ends if end <= len(steps) and hashed((last, end)) in known]
         return [*segments, (last, same[0] if same else len(steps))]
 
     def promised(segments: list[tuple[int, int]]) -> int:
         counts = Counter(map(hashed, segments))
         return sum((count - 1) * length for (length, _), count in counts.items())
 
-    cuts = [cut(each) for each in places.values() if len(each) > 1]
+    cuts = [cut(each) for each in ([], *places.values()) if steps and len(each) != 1]
     best: list[_Repeat] = []
     for segments in sorted(cuts, key=promised, reverse=True)[:_CANDIDATES]:
         found = _grouped(steps, segments, uses)
@@ -394,6 +400,11 @@ def _is_slice(binding: relax.Binding, ready: set[Any]) -> bool:
     return op_name(value) in ("relax.strided_slice", "relax.astype") and value.args[0] in ready
 
 
+def _is_known(number: Any) -> bool:
+    """Whether a function can know a number: it is written down, or made of symbols of shapes."""
+    return isinstance(number, tvm.ir.Constant) or str(number.ty.dtype) == "int64"
+
+
 def _symbols(params: Sequence[relax.Var], bindings: Sequence[relax.VarBinding]) -> list[Any]:
     """All symbols of shapes that a function mentions, in their order."""
     types = [each.ty for each in params]
@@ -411,7 +422,7 @@ def _shapes(expr: Any) -> list[Any]:
         return [ty for each in expr.fields for ty in _shapes(each)]
     if isinstance(expr, relax.ShapeExpr):
         return [expr.ty]
-    if tvm.ir.is_prim_expr(expr) and str(expr.ty.dtype) == "int64":
+    if tvm.ir.is_prim_expr(expr) and not isinstance(expr, tvm.ir.Constant):
         return [relax.ShapeType([expr])]
     return []
 

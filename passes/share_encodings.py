@@ -22,6 +22,8 @@ def _key(op: dialect.Encoder) -> tuple[Any, ...]:
 
 @mutator
 class _Share(Rewriter):
+    roots = ("relax.sparqle.",)
+
     def __init__(self, mod: tvm.IRModule, owner: Any) -> None:
         super().__init__(mod, owner)
         self.made: dict[tuple[Any, ...], dict[int, relax.Var]] = {}

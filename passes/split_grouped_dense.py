@@ -17,6 +17,8 @@ from sparqle_tvm.passes._weights import DIGIT_BITS, arranged, dense_offset
 
 @mutator
 class _SplitGrouped(Rewriter):
+    roots = ("relax.astype",)
+
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         found = match_grouped(self, call)
         if found is None:

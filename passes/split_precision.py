@@ -28,6 +28,8 @@ from sparqle_tvm.passes._weights import (
 
 @mutator
 class _Split(Rewriter):
+    roots = ("relax.matmul",)
+
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         if op_name(call) != "relax.matmul":
             return None

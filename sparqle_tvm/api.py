@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import tvm
 
-from sparqle_tvm import compiler, dialect, passes
+from sparqle_tvm import compiler, passes
 from sparqle_tvm.calibration.apply import CheckCalibration, as_calibration, select
 from sparqle_tvm.calibration.budget import Budget
 from sparqle_tvm.calibration.calibration import Calibration
 from sparqle_tvm.compiler import Executor, Options
-from sparqle_tvm.errors import CompileError, InvalidArgumentError, MissingExtraError
+from sparqle_tvm.errors import InvalidArgumentError, MissingExtraError
+from sparqle_tvm.host.processor import checked_host
 from sparqle_tvm.numerics import EncodingChoice
 from sparqle_tvm.numerics.attention import AttentionType
 from sparqle_tvm.numerics.kv_cache import KvStorage
 from sparqle_tvm.passes import PassReport
 from sparqle_tvm.runtime.executable import Executable
-from sparqle_tvm.runtime.exported import check
 from sparqle_tvm.target.accelerator import ENGINE_FEATURE, TARGET_KEY, Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.scheme_choice import Planes
 
 if TYPE_CHECKING:
+    from sparqle_tvm.runtime.cache import ExecutableCache
     from sparqle_tvm.tuning.database import TuningDatabase
 
 
@@ -180,6 +182,7 @@ def compile(
     split: bool = True,
     collect_encodings: bool = False,
     lift_choices: bool = False,
+    cache: ExecutableCache | None = None,
     **options: Unpack[CommonOptions],
 ) -> Executable | tvm.IRModule:
     """Compile a Relax module for an accelerator.
@@ -201,6 +204,9 @@ def compile(
     lift_choices : bool
         Leave factors and bands open: ``Executable.choose`` sets them between calls, without
         another compilation. Encodings in `choices` keep what they have there.
+    cache : runtime.cache.ExecutableCache, optional
+        Where the result is looked for first, and kept; by default nowhere. Not with a database,
+        `stop_after` or `dump`.
     **options
         `windows`, `choices`, `calibration`, `engine` and the others of `CommonOptions`.
 
@@ -227,7 +233,30 @@ def compile(
     )
     if host is None and isinstance(target, tvm.target.Target):
         host = target
-    return compiler.compile(mod, known, split=split, host=host)
+
+    def make() -> Any:
+        return compiler.compile(mod, known, split=split, host=host)
+
+    if cache is None or known.dump is not None or known.stop_after is not None:
+        return make()
+    # Checks are of a calibration, the report is new, and passes say only whether they are there.
+    passed = {"checks", "report", "lift", "collect"}
+    told = {each.name: getattr(known, each.name) for each in fields(known)}
+    told = {name: value for name, value in told.items() if name not in passed}
+    told |= {"split": split, "lift": lift_choices, "collect": collect_encodings}
+    calibration = options.get("calibration")
+    checked = None if calibration is None else as_calibration(calibration)
+    told |= {"host": checked_host(host), "checked": checked}
+    names = (str(gv.name_hint) for gv in mod.get_global_vars() if _is_public(mod[gv]))
+    title = (
+        f"{', '.join(sorted(names))}: {'split' if split else 'not split'}, {known.attention} "
+        f"attention, {known.engine}, for {known.accelerator.name if known.accelerator else 'none'}"
+    )
+    return cache.compiled(mod, told, make, title)
+
+
+def _is_public(function: Any) -> bool:
+    return function.attrs is not None and "global_symbol" in function.attrs
 
 
 def load(path: str | os.PathLike[str]) -> Executable:
@@ -241,13 +270,7 @@ def load(path: str | os.PathLike[str]) -> Executable:
         If the file cannot be read, is not what was exported, bit for bit, or was exported for
         another machine.
     """
-    dialect.register()
-    manifest = check(path)
-    try:
-        return Executable(tvm.runtime.load_module(str(path)), cpu=manifest.cpu)
-    except (RuntimeError, OSError, AttributeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise CompileError(f"{path} is no exported executable: {reason}") from error
+    return Executable.load(path)
 
 
 def options_of(

@@ -162,7 +162,7 @@ def _offloading_passes(given: Options) -> list[tvm.transform.Pass]:
         return []
     return [
         passes.JoinDense(report=report),
-        passes.BalanceRows(machine, given.balance, report=report),
+        passes.BalanceRows(machine, given.balance, densities=given.densities, report=report),
         given.offload
         or passes.OffloadDense(
             machine,

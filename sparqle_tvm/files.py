@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import stat
 import sys
 import tempfile
 import tomllib
+import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -19,6 +21,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from sparqle_tvm.errors import InvalidArgumentError, SparqleError
 
@@ -28,6 +32,8 @@ MAX_INTEGER = 2**63 - 1
 """No number of a file is larger: what counts overflows nowhere."""
 MAX_AMOUNT = 1e30
 """No measure of a file is larger: what is computed of them stays finite."""
+MAX_EXPANSION = 1100
+"""No archive holds more bytes for each of its own: deflate makes at most 1,032 of one."""
 SCRATCH_PREFIX = ".sparqle-"
 """Folders for what is not whole yet. One that a killed process left goes with the next write."""
 
@@ -319,6 +325,59 @@ def read_toml(path: str | os.PathLike[str], error: type[SparqleError]) -> dict[s
     except (ValueError, RecursionError) as problem:
         raise error(f"{path} is no TOML: {problem}") from problem
     return content
+
+
+def read_npz(
+    path: str | os.PathLike[str],
+    error: type[SparqleError],
+    what: str,
+    remedy: str,
+    *,
+    limit_bytes: int = MAX_INTEGER,
+) -> dict[str, npt.NDArray[Any]]:
+    """Read the arrays of an .npz file, by name; of none more than the file can hold.
+
+    Raises `error` in one line if the file cannot be read, is larger than the limit once it is
+    unpacked, holds Python objects, or is damaged: then it is no `what`.
+    """
+    found: dict[str, npt.NDArray[Any]] = {}
+    try:
+        with open(path, "rb") as source:
+            about = os.fstat(source.fileno())
+            # A device may have no end.
+            if not stat.S_ISREG(about.st_mode):
+                raise ValueError("it is no file")
+            with zipfile.ZipFile(source) as archive:
+                members = archive.infolist()
+                total = sum(member.file_size for member in members)
+                if total > limit_bytes:
+                    raise ValueError(f"{total >> 20} MiB are more than {limit_bytes >> 20} MiB")
+                if total > MAX_EXPANSION * about.st_size:
+                    raise ValueError(f"it cannot hold the {total} bytes that it announces")
+                for member in members:
+                    name = member.filename.removesuffix(".npy")
+                    if name in found:
+                        raise ValueError(f"array {name!r} is there twice")
+                    found[name] = _array(archive.read(member))
+    except OSError as problem:
+        raise error(f"{path} cannot be read: {problem.strerror or problem}") from problem
+    except Exception as problem:  # of zipfile, zlib and NumPy: whatever they stumble over
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise error(f"{path} is no {what}, or was cut off: {reason}; {remedy}") from problem
+    return found
+
+
+def _array(data: bytes) -> npt.NDArray[Any]:
+    """An array of its bytes, checked before NumPy takes memory for it."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    shape, fortran, dtype = read[version[0]](file)
+    if dtype.hasobject:
+        raise ValueError("an array holds Python objects")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError(f"an array of {len(data)} bytes has the shape {shape}")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="CF"[fortran])
 
 
 def _finite(text: str) -> float:

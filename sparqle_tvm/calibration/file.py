@@ -9,17 +9,12 @@ of every dense op), ``fisher`` (sum of K, or 0), and ``factors``, ``sample_keys`
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-import stat
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import IO, Any, get_type_hints
+from typing import Any, get_type_hints
 
 import msgspec
 import numpy as np
@@ -28,7 +23,7 @@ import numpy.typing as npt
 from sparqle_tvm.calibration.loss import MeasuredLoss
 from sparqle_tvm.calibration.statistics import FACTORS, DenseStatistics, EncodingStatistics
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
-from sparqle_tvm.files import MAX_AMOUNT, parse_json, plain, replacing, typed
+from sparqle_tvm.files import MAX_AMOUNT, parse_json, plain, read_npz, replacing, typed
 from sparqle_tvm.numerics.window import WINDOWS
 
 FORMAT = "sparqle-calibration"
@@ -54,12 +49,8 @@ _ARRAYS = {
     "fisher": ("f", 1),
 }
 """Kind of the numbers of each array, and its dimensions."""
-# Deflate makes at most 1,032 bytes of one.
-_MAX_EXPANSION = 1100
 _MAX_SIZE = 2**40
 _DIGEST = re.compile("[0-9a-f]{64}")
-# What `zipfile` raises for features that it does not have, and for a password.
-_OF_ZIPFILE = (NotImplementedError, RuntimeError, struct.error)
 _SCALARS = (str, int, float, bool)
 _Header: Any = msgspec.defstruct(
     "Header",
@@ -113,20 +104,12 @@ def read_content(path: str | os.PathLike[str]) -> dict[str, Any]:
     CalibrationError
         If the file is missing, damaged, no calibration, or of another version.
     """
+    arrays = read_npz(path, CalibrationError, "calibration", "calibrate again")
     try:
-        with open(path, "rb") as source:
-            # A device may have no end.
-            if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
-                raise ValueError("it is no file")
-            arrays = _read_arrays(source)
-    except OSError as error:
-        raise CalibrationError(
-            f"{path}: the calibration cannot be read: {error.strerror or error}"
-        ) from error
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, *_OF_ZIPFILE) as error:
-        raise CalibrationError(
-            f"{path} is no calibration, or was cut off: {error}; calibrate again"
-        ) from error
+        for name, array in arrays.items():
+            _check(name, array)
+    except ValueError as error:
+        raise CalibrationError(f"{path} is no calibration: {error}; calibrate again") from error
     header = _header(arrays, path)
     try:
         encodings = tuple(_build(header.encodings, arrays))
@@ -143,42 +126,16 @@ def read_content(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def _read_arrays(source: IO[bytes]) -> dict[str, npt.NDArray[Any]]:
-    """Read the arrays; of none more than the file can hold, whatever it announces."""
-    left = _MAX_EXPANSION * source.seek(0, os.SEEK_END)
-    arrays = {}
-    with zipfile.ZipFile(source) as archive:
-        for info in archive.infolist():
-            name = info.filename.removesuffix(".npy")
-            left -= info.file_size
-            if name not in _ARRAYS or name in arrays or left < 0:
-                raise ValueError(f"{info.filename!r} is no array of a calibration, or too large")
-            with archive.open(info) as member:
-                arrays[name] = _read_array(member, info.file_size, *_ARRAYS[name])
-    return arrays
-
-
-def _read_array(
-    member: IO[bytes], size_bytes: int, kinds: str, dimensions: int
-) -> npt.NDArray[Any]:
-    version = np.lib.format.read_magic(member)
-    if version != (1, 0):
-        raise ValueError(f"an array has NumPy's format {version}")
-    try:
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
-    except (SyntaxError, RecursionError, MemoryError, TypeError) as error:
-        raise ValueError("an array has no header") from error
-    left = size_bytes - member.tell()
-    if len(shape) != dimensions or fortran or dtype.kind not in kinds or dtype.hasobject:
-        raise ValueError(f"an array is {dtype} with {len(shape)} dimensions")
-    if math.prod(shape) * dtype.itemsize != left:
-        raise ValueError(f"an array of {left} bytes has the shape {shape}")
-    array = np.frombuffer(member.read(left), dtype).reshape(shape)
-    if dtype.kind == "f" and not np.isfinite(array).all():
+def _check(name: str, array: npt.NDArray[Any]) -> None:
+    """Refuse what is no array of a calibration; ValueError says why."""
+    kinds, dimensions = _ARRAYS.get(name, ("", 0))
+    if array.dtype.kind not in kinds or array.ndim != dimensions or np.isfortran(array):
+        about = f"{array.dtype} with {array.ndim} dimensions"
+        raise ValueError(f"{name!r} ({about}) is no array of a calibration")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError("an array holds NaN or Inf")
     if array.size and not (array >= 0).all():
         raise ValueError("an array holds a negative number")
-    return array
 
 
 def _header(arrays: dict[str, npt.NDArray[Any]], path: str | os.PathLike[str]) -> Any:

@@ -11,6 +11,7 @@ import argparse
 from typing import Any
 
 from sparqle_tvm.commands import (
+    cache,
     calibrate,
     disasm,
     estimate,
@@ -24,7 +25,7 @@ from sparqle_tvm.commands import (
 )
 from sparqle_tvm.commands._shared import add_output_arguments, check_outputs
 
-COMMANDS = (run, generate, calibrate, pareto, target, estimate, sweep, report, tune, disasm)
+COMMANDS = (run, generate, calibrate, pareto, target, estimate, sweep, report, tune, disasm, cache)
 """All of them, in the order that ``sparqle --help`` shows."""
 
 

@@ -20,6 +20,7 @@ from sparqle_tvm.files import (
 
 if TYPE_CHECKING:
     from sparqle_tvm.report.document import Document
+    from sparqle_tvm.runtime.cache import ExecutableCache
     from sparqle_tvm.target.accelerator import Accelerator
     from sparqle_tvm.target.cost.energy_table import EnergyTable
 
@@ -110,6 +111,25 @@ def add_engine_argument(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument(
         "--engine", choices=("simulator", "analytical"), default="simulator", help=text
     )
+
+
+def add_cache_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--no-cache``."""
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="compile anew, and keep nothing; else what was compiled once is found again, see "
+        "sparqle cache",
+    )
+
+
+def cache_of(arguments: argparse.Namespace) -> ExecutableCache | None:
+    """Where compiled modules are kept, None if the arguments say nowhere."""
+    if arguments.no_cache:
+        return None
+    from sparqle_tvm.runtime.cache import ExecutableCache
+
+    return ExecutableCache()
 
 
 def add_attention_arguments(

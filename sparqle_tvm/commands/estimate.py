@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -104,11 +104,13 @@ def _estimate(arguments: argparse.Namespace) -> None:
 
         count = len(asked) * count_changes(accelerator)
         with progress_bar(total=count, unit="change", desc="sensitivity") as bar:
-            for on in asked:
+            for phase, on in zip(phases, asked, strict=True):
+                given = {"model": arguments.model, "phase": phase, **question}
                 changes.append(
                     sensitivity(
                         accelerator,
                         partial(_compared, on),
+                        ahead=partial(_choose_ahead, given),
                         progress=bar.update,
                     )
                 )
@@ -127,4 +129,12 @@ def _compared(on: Callable[..., Estimate], accelerator: Accelerator) -> Estimate
     """An estimate on another accelerator, of the schemes that a sensitivity compares."""
     from sparqle_tvm.studies.sensitivity import COMPARED
 
-    return on(target=accelerator, schemes=COMPARED)
+    return on(target=accelerator, schemes=COMPARED, same_tiles=False)
+
+
+def _choose_ahead(given: dict[str, Any], accelerators: Sequence[Accelerator]) -> None:
+    """Choose the schedules of such estimates on many accelerators together."""
+    from sparqle_tvm.studies.estimate import choose_ahead
+    from sparqle_tvm.studies.sensitivity import COMPARED
+
+    choose_ahead(((machine, given) for machine in accelerators), schemes=COMPARED)

@@ -45,6 +45,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         generate, "run dense layers as simulated programs, or count them by formula (faster)"
     )
     shared.add_attention_arguments(generate, "how attention is computed", default="int8")
+    shared.add_cache_argument(generate)
     return generate
 
 
@@ -69,6 +70,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         table=shared.energy_table_of(arguments, Accelerator.from_target(arguments.target)),
         told=(lambda _, __: None) if quiet else _teller(len(prompts)),
         progress=True,
+        cache=shared.cache_of(arguments),
     )
     if not quiet:
         print("\n" if len(prompts) == 1 else "")

@@ -66,6 +66,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--dump", metavar="DIR", help="write the split model's module after each phase there"
     )
     _add_calibration_arguments(run)
+    shared.add_cache_argument(run)
     return run
 
 
@@ -89,7 +90,7 @@ def _add_input_arguments(run: argparse.ArgumentParser) -> None:
 # Options of `run` that a model of either kind has not.
 _OF_TEXTS = (
     *("text", "tokens", "kv", "calibration", "max_perplexity_increase", "target_msb_sparsity"),
-    *("loss", "loss_tokens", "dump"),
+    *("loss", "loss_tokens", "dump", "no_cache"),
 )
 _OF_ARRAYS = ("inputs", "shape", "seed")
 
@@ -196,5 +197,6 @@ def _run_text(arguments: argparse.Namespace, table: Any) -> None:
         loss_tokens=arguments.loss_tokens,
         table=table,
         dump=arguments.dump,
+        cache=shared.cache_of(arguments),
     )
     shared.show(arguments.json, lambda: run_document(result), result.to_json)

@@ -95,8 +95,15 @@ def saving_cards(passes: Sequence[PassResult], table: EnergyTable, counted: str)
             _of_pass(one, "energy, dense layers"),
             formats.change(saved.mid),
             f"{formats.change(saved.high)} to {formats.change(saved.low)}; {_whole(one)} "
-            f"{formats.change(whole.mid)}; table {table.name}; {counted}",
+            f"{formats.change(whole.mid)}{_same_tiles(one)}; table {table.name}; {counted}",
         )
+
+
+def _same_tiles(one: PassResult) -> str:
+    """What is saved of the energy of the dense layers with the same tiles."""
+    if not one.same_tiles:
+        return ""
+    return f"; dense layers with the same tiles {formats.change(one.same_tiles['dense_layers'])}"
 
 
 def _of_pass(one: PassResult, figure_name: str) -> str:

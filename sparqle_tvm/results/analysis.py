@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from sparqle_tvm.errors import InvalidArgumentError, ResultFileError
-from sparqle_tvm.files import Amount, Count, plain, read_json, typed_version
+from sparqle_tvm.files import Amount, Count, read_json
 from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.results.run import Measured, RunResult
 
@@ -93,6 +93,8 @@ class Analysis(Measured):
         The programs that ran, in order; none if the engine is not the simulator.
     """
 
+    FORM = (KIND, JSON_VERSION)
+
     function: str
     against: Literal["module", "integers"]
     difference: Amount
@@ -118,24 +120,6 @@ class Analysis(Measured):
     def passes(self) -> tuple[PassResult, ...]:
         """The call, if anything of it was counted."""
         return () if self.call is None else (self.call,)
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON form: numbers, strings, lists and dictionaries only."""
-        return {"kind": KIND, "version": JSON_VERSION, **plain(self)}
-
-    @classmethod
-    def from_json(cls, data: Any, where: object = "the analysis") -> Analysis:
-        """Read what `to_json` gave, maybe out of a file; errors say `where`.
-
-        Raises
-        ------
-        ResultFileError
-            If it is of another version, or not of this form; names the place.
-        """
-        remedy = "make it again with sparqle run --json FILE of this release"
-        return typed_version(
-            data, cls, JSON_VERSION, where, ResultFileError, remedy, besides=("kind",)
-        )
 
 
 def load_result(path: str | os.PathLike[str]) -> RunResult | Analysis:

@@ -107,12 +107,6 @@ class Estimate(PassResult):
 
     Its layers stand for all of a type (`models.shapes.LAYER_TYPES`) and one class of digits. The
     fields are the question, as `studies.estimate.estimate` takes it.
-
-    Attributes
-    ----------
-    same_tiles : mapping of str to float
-        By part, the share of energy that ``sparqle`` would save if ``dense`` had its tiles: what
-        planes save. The rest of what is saved comes from other tiles. Empty without both schemes.
     """
 
     model: ModelShape
@@ -123,21 +117,6 @@ class Estimate(PassResult):
     digits: DigitSource
     accelerator: Accelerator
     table: EnergyTable
-    same_tiles: Mapping[str, float]
-
-    @property
-    def tiles_note(self) -> str:
-        """What split precision would save of the energy with the same tiles; empty if not asked."""
-        if not self.same_tiles:
-            return ""
-        part = "whole_model"
-        saved, same = self.saved("sparqle", part).energy.mid, self.same_tiles[part]
-        note = (
-            f"With its tiles for the baseline too, split precision saves {same:.1%} of the energy"
-        )
-        if saved > 0 and same < saved / 2:
-            return f"{note}: most of the {saved:.1%} that it saves come from other tiles."
-        return f"{note}, each with its own {saved:.1%}."
 
     @property
     def seq(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError
@@ -317,6 +317,9 @@ class PassResult:
         The dense layers in program order.
     others : tuple of Other
         The rest.
+    same_tiles : mapping of str to float
+        By part, the share of energy that ``sparqle`` would save if ``dense`` had its tiles: what
+        planes save. The rest of what is saved comes from other tiles. Empty if nobody asked.
     """
 
     phase: PassKind
@@ -327,6 +330,7 @@ class PassResult:
     schemes: Mapping[str, SchemeCost]
     layers: tuple[Layer, ...]
     others: tuple[Other, ...]
+    same_tiles: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a pass whose parts do not belong together."""
@@ -344,6 +348,20 @@ class PassResult:
         unit = "row" if self.phase == "call" else "token"
         tokens = f"{self.tokens:,} {unit}{'s' * (self.tokens > 1)}"
         return f"{self.phase}, {tokens}" + (f" after {self.past:,}" if self.past else "")
+
+    @property
+    def tiles_note(self) -> str:
+        """What split precision would save of the energy with the same tiles; empty if not asked."""
+        if not self.same_tiles:
+            return ""
+        part = "whole_model"
+        saved, same = self.saved("sparqle", part).energy.mid, self.same_tiles[part]
+        note = (
+            f"With its tiles for the baseline too, split precision saves {same:.1%} of the energy"
+        )
+        if saved > 0 and same < saved / 2:
+            return f"{note}: most of the {saved:.1%} that it saves come from other tiles."
+        return f"{note}, each with its own {saved:.1%}."
 
     def saved(self, scheme: str, part: str = "whole_model") -> Saved:
         """What a scheme saves of `BASELINE` in a part (`PARTS`).

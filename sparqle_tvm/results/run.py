@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from sparqle_tvm.errors import InvalidArgumentError, ResultFileError
 from sparqle_tvm.files import (
@@ -193,6 +193,8 @@ class Measured:
         Wall time of the stages on the host.
     """
 
+    FORM: ClassVar[tuple[str, int]]  # what a file is called, and its version
+
     model: ModelFile
     accelerator: Accelerator
     table: EnergyTable
@@ -214,6 +216,25 @@ class Measured:
     def passes(self) -> tuple[PassResult, ...]:
         """What was counted, pass by pass."""
         raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form: numbers, strings, lists and dictionaries only."""
+        kind, version = self.FORM
+        return {"kind": kind, "version": version, **plain(self)}
+
+    @classmethod
+    def from_json(cls, data: Any, where: object = "the result") -> Self:
+        """Read what `to_json` gave, maybe out of a file; errors say `where`.
+
+        Raises
+        ------
+        ResultFileError
+            If it is of another version, or not of this form; names the place.
+        """
+        remedy = "make it again with sparqle run --json FILE of this release"
+        return typed_version(
+            data, cls, cls.FORM[1], where, ResultFileError, remedy, besides=("kind",)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +265,8 @@ class RunResult(Measured):
         What scale factors lose against plain int8; None if there are none.
     """
 
+    FORM = (KIND, JSON_VERSION)
+
     text: Text
     transformer: TransformerShape
     perplexity: Mapping[str, Amount]
@@ -265,24 +288,6 @@ class RunResult(Measured):
     def passes(self) -> tuple[PassResult, PassResult]:
         """Prefill and decode."""
         return self.prefill, self.decode
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON form: numbers, strings, lists and dictionaries only."""
-        return {"kind": KIND, "version": JSON_VERSION, **plain(self)}
-
-    @classmethod
-    def from_json(cls, data: Any, where: object = "the result") -> RunResult:
-        """Read what `to_json` gave, maybe out of a file; errors say `where`.
-
-        Raises
-        ------
-        ResultFileError
-            If it is of another version, or not of this form; names the place.
-        """
-        remedy = "make it again with sparqle run --json FILE of this release"
-        return typed_version(
-            data, cls, JSON_VERSION, where, ResultFileError, remedy, besides=("kind",)
-        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RunResult:

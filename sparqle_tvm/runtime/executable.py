@@ -14,12 +14,12 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from sparqle_tvm import passes
-from sparqle_tvm.errors import InvalidArgumentError, QuantizationError
+from sparqle_tvm import dialect, passes
+from sparqle_tvm.errors import CompileError, InvalidArgumentError, QuantizationError
 from sparqle_tvm.files import replacing
 from sparqle_tvm.models.token_limits import CHECKED_FUNCTIONS, TokenLimits
 from sparqle_tvm.numerics import EncodingChoice
-from sparqle_tvm.runtime.exported import Manifest, seal
+from sparqle_tvm.runtime.exported import Facts, Manifest, check, seal, without_scopes
 from sparqle_tvm.runtime.launch import recording
 from sparqle_tvm.runtime.profile import Profile
 from sparqle_tvm.showing import html_table
@@ -258,17 +258,40 @@ class Executable:
         """The assembly of every program."""
         return "\n".join(program.disassemble() for program in self.programs)
 
-    def export(self, path: str | os.PathLike[str]) -> None:
+    def export(self, path: str | os.PathLike[str], *, title: str = "") -> None:
         """Write a shared library that :func:`load` reads; ``path`` ends in ``.so``.
 
-        It carries a manifest and a checksum, see `runtime.exported`.
+        It carries a manifest, with the report and all else that is known of the module, and a
+        checksum, see `runtime.exported`. The title says to people what it is.
         """
         target = Path(path)
         if target.suffix != ".so":
             raise InvalidArgumentError(f"{target}: an exported library has to end in .so")
+        facts = Facts.of(self._collected, self._lifted, self.report, title)
         with replacing(target) as temporary:
-            self._executable.export_library(str(temporary))
-            seal(temporary, Manifest.of_this_machine(self._cpu))
+            with without_scopes():
+                self._executable.export_library(str(temporary))
+            seal(temporary, Manifest.of_this_machine(self._cpu, facts))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Executable:
+        """Load what :meth:`export` wrote, see `sparqle_tvm.load`."""
+        dialect.register()
+        manifest = check(path)
+        facts = manifest.facts
+        try:
+            with without_scopes():
+                module = tvm.runtime.load_module(str(path))
+            return cls(
+                module,
+                collected=facts.collected,
+                lifted=facts.lifted,
+                report=facts.report(),
+                cpu=manifest.cpu,
+            )
+        except (RuntimeError, OSError, AttributeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise CompileError(f"{path} is no exported executable: {reason}") from error
 
 
 def _to_tensor(value: Any) -> Any:

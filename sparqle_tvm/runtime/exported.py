@@ -3,7 +3,7 @@
 The loader of the system ignores what stands behind the last section of a library::
 
     library   as TVM wrote it
-    manifest  JSON, UTF-8
+    manifest  JSON, UTF-8: what it runs on, and what is known of it besides its code
     8 bytes   length of the manifest, little endian
     32 bytes  SHA-256 of all of the above
     8 bytes   magic
@@ -21,33 +21,86 @@ import os
 import platform
 import re
 import struct
-from dataclasses import dataclass
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import tvm
 from tvm.target import codegen
 
+from sparqle_tvm import passes
 from sparqle_tvm._versions import VERSION
 from sparqle_tvm.errors import CompileError
-from sparqle_tvm.files import parse_json, plain, typed_version
+from sparqle_tvm.files import Count, parse_json, plain, typed_version
+from sparqle_tvm.passes._report import Skipped, Split
 
 MAGIC = b"SPQLIB\x01\n"
-FORMAT = 1
+FORMAT = 2
 _LENGTH = struct.Struct("<Q")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _TAIL_BYTES = _LENGTH.size + _DIGEST_BYTES + len(MAGIC)
-_MAX_MANIFEST_BYTES = 1 << 16
+_MAX_MANIFEST_BYTES = 1 << 25
 # Features of LLVM that are instructions; the others are advice on which of them are fast.
 _INSTRUCTIONS = re.compile(
     "s?sse|avx|amx|fma|f16c|bmi|popcnt|lzcnt|movbe|gfni|vaes|vpclmul|sve|sme|dotprod|i8mm|bf16"
 )
 _CPU = re.compile(r"[a-zA-Z0-9_.+-]{0,64}")
 _REMEDY = "export it again"
+_SCOPES = re.compile(rb"^.*executable\.cc:\d+: Warning: Scope (?:Saving|Loaded):.*\n", re.M)
+_ALONE = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a compiled module besides its code.
+
+    Attributes
+    ----------
+    collected : mapping of function name to list of EncodingInfo
+        Encodings that functions return beside their results.
+    lifted : mapping of function name to list of LiftedEncoding
+        Encodings whose choices functions take as arguments.
+    split, rewritten, skipped, tuned
+        The parts of the `PassReport`.
+    title : str
+        What it is, for people.
+    """
+
+    collected: dict[str, list[passes.EncodingInfo]] = field(default_factory=dict)
+    lifted: dict[str, list[passes.LiftedEncoding]] = field(default_factory=dict)
+    split: list[Split] = field(default_factory=list)
+    rewritten: dict[str, Count] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+    tuned: list[str] = field(default_factory=list)
+    title: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        collected: dict[str, list[passes.EncodingInfo]],
+        lifted: dict[str, list[passes.LiftedEncoding]],
+        report: passes.PassReport,
+        title: str = "",
+    ) -> Facts:
+        """With the parts of a report."""
+        split, rewritten = list(report.split.values()), dict(report.rewritten)
+        return cls(collected, lifted, split, rewritten, report.skipped, report.tuned, title)
+
+    def report(self) -> passes.PassReport:
+        """The report."""
+        split = {(each.function, each.label): each for each in self.split}
+        return passes.PassReport(split, Counter(self.rewritten), self.skipped, self.tuned)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Where an exported module came from, and what it runs on.
+    """Where an exported module came from, what it runs on, and what is known of it.
 
     Attributes
     ----------
@@ -57,6 +110,8 @@ class Manifest:
         As ``platform`` names them: ``Linux``, ``x86_64``.
     cpu : str
         The processor whose instructions it may use, as LLVM names it; empty if of any.
+    facts : Facts
+        See there.
     """
 
     sparqle_tvm: str
@@ -64,11 +119,13 @@ class Manifest:
     system: str
     machine: str
     cpu: str
+    facts: Facts = field(default_factory=Facts)
 
     @classmethod
-    def of_this_machine(cls, cpu: str) -> Manifest:
+    def of_this_machine(cls, cpu: str, facts: Facts | None = None) -> Manifest:
         """That of what is compiled here for a processor."""
-        return cls(VERSION, tvm.__version__, platform.system(), platform.machine(), cpu)
+        system, machine = platform.system(), platform.machine()
+        return cls(VERSION, tvm.__version__, system, machine, cpu, facts or Facts())
 
 
 def seal(path: Path, manifest: Manifest) -> None:
@@ -92,6 +149,19 @@ def check(path: str | os.PathLike[str]) -> Manifest:
         If it cannot be read, is no exported module, damaged, or made for another machine or
         another TVM.
     """
+    manifest = read_manifest(path, whole=True)
+    _require_fit(path, manifest)
+    return manifest
+
+
+def read_manifest(path: str | os.PathLike[str], *, whole: bool = False) -> Manifest:
+    """Read the manifest of an exported module; if `whole`, hold all of the file to its checksum.
+
+    Raises
+    ------
+    CompileError
+        If it cannot be read, is no exported module, or damaged.
+    """
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -104,12 +174,7 @@ def check(path: str | os.PathLike[str]) -> Manifest:
             (length,) = _LENGTH.unpack_from(tail)
             if length > min(_MAX_MANIFEST_BYTES, size - _TAIL_BYTES):
                 raise CompileError(f"{path} is damaged: its manifest has no end; {_REMEDY}")
-            file.seek(0)
-            digest, left = hashlib.sha256(), size - _DIGEST_BYTES - len(MAGIC)
-            while left and (part := file.read(min(left, 1 << 20))):
-                digest.update(part)
-                left -= len(part)
-            if digest.digest() != tail[_LENGTH.size : -len(MAGIC)]:
+            if whole and _digest(file, size) != tail[_LENGTH.size : -len(MAGIC)]:
                 raise CompileError(f"{path} is damaged: its checksum does not match; {_REMEDY}")
             file.seek(size - _TAIL_BYTES - length)
             text = file.read(length)
@@ -117,9 +182,38 @@ def check(path: str | os.PathLike[str]) -> Manifest:
         reason = error.strerror if isinstance(error, OSError) else None
         raise CompileError(f"{path} cannot be read: {reason or error}") from error
     data = parse_json(text, path, CompileError, _REMEDY)
-    manifest = typed_version(data, Manifest, FORMAT, path, CompileError, _REMEDY)
-    _require_fit(path, manifest)
-    return manifest
+    return typed_version(data, Manifest, FORMAT, path, CompileError, _REMEDY)
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """Of all that stands before the digest."""
+    file.seek(0)
+    digest, left = hashlib.sha256(), size - _DIGEST_BYTES - len(MAGIC)
+    while left and (part := file.read(min(left, 1 << 20))):
+        digest.update(part)
+        left -= len(part)
+    return digest.digest()
+
+
+@contextmanager
+def without_scopes() -> Iterator[None]:
+    """Keep a warning off standard error that TVM writes for every constant it saves or loads.
+
+    What else is written there meanwhile comes at the end.
+    """
+    with _ALONE, tempfile.TemporaryFile() as written:
+        sys.stderr.flush()
+        standard_error = os.dup(2)
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+            written.seek(0)
+            if rest := _SCOPES.sub(b"", written.read()):
+                os.write(2, rest)
 
 
 def _require_fit(path: str | os.PathLike[str], manifest: Manifest) -> None:

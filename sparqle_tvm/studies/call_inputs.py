@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.files import read_npz
 from sparqle_tvm.results.analysis import InputValue
 
 if TYPE_CHECKING:
@@ -61,40 +61,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, Array]:
         `MAX_INPUT_BYTES`.
     """
     remedy = "it must be what numpy.savez(file, name=array, ..) writes"
-    found: dict[str, Array] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            total = sum(member.file_size for member in archive.infolist())
-            if total > MAX_INPUT_BYTES:
-                raise InvalidArgumentError(
-                    f"{path}: arrays of {total >> 20} MiB are more than the "
-                    f"{MAX_INPUT_BYTES >> 20} MiB that inputs may have"
-                )
-            for member in archive.infolist():
-                with archive.open(member) as file:
-                    # Bytes before NumPy sees a header: a wrong one asks for any amount of memory.
-                    found[member.filename.removesuffix(".npy")] = _array(file.read(), path)
-    except InvalidArgumentError:
-        raise
-    except OSError as error:
-        raise InvalidArgumentError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # of zipfile, zlib and NumPy, of whatever they stumble over
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InvalidArgumentError(f"{path} is no .npz file ({reason}); {remedy}") from error
-    return found
-
-
-def _array(data: bytes, path: str | os.PathLike[str]) -> Array:
-    import io
-
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-    shape, _, dtype = read[version[0]](file)
-    if dtype.hasobject or int(np.prod(shape, dtype=object)) * dtype.itemsize > len(data):
-        raise InvalidArgumentError(f"{path}: an array is not whole, or holds Python objects")
-    file.seek(0)
-    return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+    return read_npz(path, InvalidArgumentError, ".npz file", remedy, limit_bytes=MAX_INPUT_BYTES)
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:

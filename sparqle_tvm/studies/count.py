@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from sparqle_tvm.results.passes import (
 )
 from sparqle_tvm.results.run import SortingResult
 from sparqle_tvm.studies.attention import written_token
+from sparqle_tvm.studies.same_tiles import saved_with_same_tiles
 from sparqle_tvm.studies.simulated import simulated_pass_cost
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
@@ -222,7 +223,7 @@ class PassCounter:
         attention: Sequence[CountedAttention] = ()
         if beside is not None:
             vector, attention = {s: beside.vector(s) for s in schemes}, beside.attention
-        return pass_result(
+        found = pass_result(
             phase,
             tokens=tokens,
             past=past,
@@ -233,3 +234,5 @@ class PassCounter:
             accelerator=self.accelerator,
             table=table,
         )
+        same = saved_with_same_tiles(counted, found, self.accelerator, table)
+        return replace(found, same_tiles=same)

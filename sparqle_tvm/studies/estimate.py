@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from sparqle_tvm.errors import InvalidArgumentError, TargetError, require_known
+from sparqle_tvm.errors import InvalidArgumentError, SparqleError, TargetError, require_known
 from sparqle_tvm.frontend.shape import model_shape
 from sparqle_tvm.models.attention_sparsity import measured_attention
 from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape
@@ -25,25 +27,21 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.results.estimate import AttentionSource, AttentionUnit, DigitSource, Estimate
 from sparqle_tvm.results.passes import (
     BASELINE,
-    PARTS,
     PHASES,
     CountedAttention,
     CountedCosts,
     CountedEncoding,
-    PassResult,
     Phase,
     pass_result,
 )
 from sparqle_tvm.studies.attention import counted_attention, written_token
+from sparqle_tvm.studies.same_tiles import saved_with_same_tiles
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import DIGIT_BITS
-from sparqle_tvm.target.cost.analytical import Encoded, OpCost, costs_together, costs_with
+from sparqle_tvm.target.cost.analytical import Encoded, costs_together
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows, sorting_questions
-from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
-from sparqle_tvm.target.cost.events import Events
-from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.cost.scheme_choice import cheaper
 from sparqle_tvm.target.cost.tiling import Question, choose_together
 from sparqle_tvm.target.cost.vector import vector_costs
@@ -74,6 +72,7 @@ def estimate(
     balance: Balance = "array",
     static_watts: float | None = None,
     seed: int = 0,
+    same_tiles: bool = True,
 ) -> Estimate:
     """Estimate a pass of a model.
 
@@ -112,6 +111,8 @@ def estimate(
         Leakage and idle power; by default that of the table's parameter.
     seed : int
         Of the digits that are drawn.
+    same_tiles : bool
+        Whether to find out what is saved with the same tiles, see `results.estimate.Estimate`.
 
     Raises
     ------
@@ -128,7 +129,10 @@ def estimate(
     table = default_table(accelerator) if table is None else table
     tokens = seq if phase == "prefill" else 1
     past = 0 if phase == "prefill" else seq
-    encodings = _count(*(shape, tokens, batch, distribution, accelerator, schemes, balance, seed))
+    layers = _DenseLayers(
+        *(shape, tokens, batch, distribution, accelerator, tuple(schemes), balance)
+    )
+    encodings = _count(layers, seed)
     mixed: list[CountedAttention] = []
     reason = _vector_reason(attention, kv_bits, accelerator)
     parse_kv(kv)
@@ -165,8 +169,11 @@ def estimate(
     # Of the distribution itself, not of the rows that were drawn from it.
     drawn = sum(e.macs * distribution.msb_sparsity(e.type) for e in encodings)
     sparsity = drawn / sum(e.macs for e in encodings)
+    saved: Mapping[str, float] = {}
+    if same_tiles:
+        saved = saved_with_same_tiles(encodings, counted, accelerator, table, static_watts)
     return Estimate(
-        **{**vars(counted), "msb_sparsity": sparsity},
+        **{**vars(counted), "msb_sparsity": sparsity, "same_tiles": saved},
         model=shape,
         kv_bits=kv_bits,
         kv=kv,
@@ -180,41 +187,7 @@ def estimate(
         digits=DigitSource.of(distribution),
         accelerator=accelerator,
         table=table,
-        same_tiles=_same_tiles(encodings, counted, accelerator, table, static_watts),
     )
-
-
-def _same_tiles(
-    encodings: Sequence[CountedEncoding],
-    counted: PassResult,
-    accelerator: Accelerator,
-    table: EnergyTable,
-    static_watts: float | None,
-) -> dict[str, float]:
-    """What ``sparqle`` saves of the energy of ``dense`` with its tiles, by part."""
-    if not {BASELINE, "sparqle"} <= set(counted.schemes):
-        return {}
-    ops: dict[tuple[DenseOp, Decisions], int] = {}
-    parts = []
-    for e in encodings:
-        for own, split in zip(e.costs[BASELINE][1], e.costs["sparqle"][1], strict=True):
-            assert isinstance(split, OpCost)  # counted by formula, all of them
-            schedule = split.tiling.schedule
-            assert isinstance(schedule, Decisions)
-            key = (split.tiling.op, schedule)
-            if split.scheme == "sparqle":
-                parts.append((own.events, ops.setdefault(key, len(ops)), e.times))
-    costs = costs_with(list(ops), accelerator, "dense")
-
-    def joules(events: Events) -> float:
-        return energy(events, accelerator, table, static_watts=static_watts).joules.mid
-
-    more = sum(times * (joules(costs[i].events) - joules(own)) for own, i, times in parts)
-    found = {}
-    for part in PARTS:
-        spent = {s: counted.schemes[s].part(part).energy.joules.mid for s in COMPARED}
-        found[part] = 1 - spent["sparqle"] / (spent[BASELINE] + more)
-    return found
 
 
 def _vector_reason(attention: AttentionUnit | None, kv_bits: int, accelerator: Accelerator) -> str:
@@ -252,52 +225,132 @@ def _check(phase: str, seq: int, batch: int, schemes: Sequence[str]) -> None:
         )
 
 
-def _count(
-    shape: ModelShape,
-    tokens: int,
-    batch: int,
-    distribution: MsbDistribution,
-    accelerator: Accelerator,
-    schemes: Sequence[Scheme],
-    balance: Balance,
-    seed: int,
-) -> list[CountedEncoding]:
-    """Count all layers: one for each class of digits, which the baselines share."""
-    shapes = {
-        kind: shape.readers(
-            kind, batch * (1 if kind == "output" else tokens), accelerator.digit_bits
+def choose_ahead(
+    passes: Iterable[tuple[Accelerator, Mapping[str, Any]]],
+    *,
+    schemes: Sequence[Scheme] = ALL_SCHEMES,
+) -> None:
+    """Choose the schedules of many estimates together, which takes much less than one by one.
+
+    Parameters
+    ----------
+    passes : iterable of (Accelerator, mapping)
+        The accelerator of each, and its ``model``, ``phase`` and ``seq``, and what else is not as
+        by default. What has no estimate is left for `estimate` to refuse.
+    schemes : sequence of str
+        What they compare.
+    """
+    counted: list[_DenseLayers] = []
+    for accelerator, given in passes:
+        with suppress(SparqleError):
+            counted.append(
+                _DenseLayers(
+                    shape=model_shape(given["model"]),
+                    tokens=given["seq"] if given["phase"] == "prefill" else 1,
+                    batch=given.get("batch", 1),
+                    distribution=msb_distribution(
+                        given.get("msb_sparsity", MEASURED), accelerator.digit_bits
+                    ),
+                    accelerator=accelerator,
+                    schemes=tuple(schemes),
+                    balance=given.get("balance", "array"),
+                )
+            )
+    choose_together(question for layers in counted for question in layers.questions())
+    asked: list[Question] = []
+    for layers in counted:
+        with suppress(SparqleError):
+            asked += [layers.question(kind) for kind in layers.readers]
+    choose_together(asked)
+
+
+@dataclass(frozen=True)
+class _DenseLayers:
+    """What of an estimate its dense layers depend on."""
+
+    shape: ModelShape
+    tokens: int
+    batch: int
+    distribution: MsbDistribution
+    accelerator: Accelerator
+    schemes: tuple[Scheme, ...]
+    balance: Balance
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[DenseOp, ...]]:
+        """The ops that read an encoding, by the type of layer."""
+        return {
+            kind: self.shape.readers(
+                kind,
+                self.batch * (1 if kind == "output" else self.tokens),
+                self.accelerator.digit_bits,
+            )
+            for kind in LAYER_TYPES
+        }
+
+    @cached_property
+    def readers(self) -> dict[str, tuple[DenseOp, ...]]:
+        """The same, as they run."""
+        return {kind: joined(ops) for kind, ops in self.shapes.items()}
+
+    @property
+    def baselines(self) -> list[Scheme]:
+        """What is counted besides split precision."""
+        found: list[Scheme] = [scheme for scheme in self.schemes if scheme != "sparqle"]
+        # Split precision is held to dense, asked for or not.
+        return found if "dense" in found or "sparqle" not in self.schemes else [*found, "dense"]
+
+    def questions(self) -> list[Question]:
+        """What schedules of the baselines, and the rows that are sorted together, depend on."""
+        found = [
+            Question(ops, self.accelerator, scheme)
+            for ops in self.readers.values()
+            for scheme in self.baselines
+        ]
+        if "sparqle" in self.schemes and self.balance != "none":
+            for kind, ops in self.readers.items():
+                found += sorting_questions(ops, self.accelerator, self.density(kind))
+        return found
+
+    def density(self, kind: str) -> float:
+        """Share of stored digits to expect."""
+        return 1.0 - self.distribution.msb_sparsity(kind)
+
+    def block_rows(self, kind: str) -> int:
+        """Rows that are sorted together."""
+        return choose_block_rows(
+            self.readers[kind], self.accelerator, self.balance, self.density(kind)
         )
-        for kind in LAYER_TYPES
-    }
-    kinds = {kind: joined(layers) for kind, layers in shapes.items()}
-    # Split precision is held to dense, asked for or not.
-    baselines: list[Scheme] = [scheme for scheme in schemes if scheme != "sparqle"]
-    if "sparqle" in schemes and "dense" not in schemes:
-        baselines.append("dense")
-    questions = [
-        Question(readers, accelerator, scheme) for readers in kinds.values() for scheme in baselines
-    ]
-    if "sparqle" in schemes and balance != "none":
-        for readers in kinds.values():
-            questions += sorting_questions(readers, accelerator)
-    choose_together(questions)
+
+    def question(self, kind: str) -> Question:
+        """What the schedules of split precision depend on."""
+        block = self.block_rows(kind)
+        ops = tuple(replace(op, block_rows=block) for op in self.readers[kind])
+        return Question(ops, self.accelerator, "sparqle", self.density(kind))
+
+
+def _count(layers: _DenseLayers, seed: int) -> list[CountedEncoding]:
+    """Count all layers: one for each class of digits, which the baselines share."""
+    shape, distribution, accelerator = layers.shape, layers.distribution, layers.accelerator
+    schemes, shapes, baselines = layers.schemes, layers.shapes, layers.baselines
+    choose_together(layers.questions())
     asked: list[Encoded] = []
     counted: list[tuple[CountedEncoding, RowNnz, dict[str, int]]] = []
-    for kind, readers in kinds.items():
-        layers = distribution.layer_counts(kind, shape.times(kind))
-        drawn = _draw(kind, readers, len(layers), distribution, accelerator, seed)
+    for kind, readers in layers.readers.items():
+        classes = distribution.layer_counts(kind, shape.times(kind))
+        drawn = _draw(kind, readers, len(classes), distribution, accelerator, seed)
         # A baseline takes no more from the digits than how many rows and columns there are.
         rows, k = readers[0].m, readers[0].k
         nothing = RowNnz(np.zeros((rows, 1), dtype=np.int32), k, k)
         block = 0
         if "sparqle" in schemes:
-            block = choose_block_rows(readers, accelerator, balance)
+            block = layers.block_rows(kind)
         numbers: dict[str, int] = {}
         for scheme in baselines:
             numbers[scheme] = len(asked)
             asked.append(Encoded(kind, nothing, readers, scheme))
-        density = 1.0 - distribution.msb_sparsity(kind)
-        for nnz, times in zip(drawn, layers, strict=True):
+        density = layers.density(kind)
+        for nnz, times in zip(drawn, classes, strict=True):
             if "sparqle" in schemes:
                 numbers = {**numbers, "sparqle": len(asked)}
                 asked.append(Encoded(kind, nnz, readers, "sparqle", block, density=density))

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from sparqle_tvm.frontend import ImportedModel
     from sparqle_tvm.frontend.tokenizer import Tokenizer
+    from sparqle_tvm.runtime.cache import ExecutableCache
     from sparqle_tvm.runtime.executable import Executable
     from sparqle_tvm.runtime.launch import AttentionLaunch
 
@@ -69,6 +70,7 @@ def generate(
     kv: str = "int8",
     table: EnergyTable | None = None,
     told: Told = lambda _, __: None,
+    cache: ExecutableCache | None = None,
     progress: bool = True,
 ) -> Generation:
     """Generate text in split precision, and count what every pass costs on the accelerator.
@@ -79,7 +81,7 @@ def generate(
         One of each sequence.
     tokens : int
         How many to generate for each, at most.
-    model, accelerator, engine, attention, kv, table, progress
+    model, accelerator, engine, attention, kv, table, cache, progress
         As of `studies.run.run_model`.
     temperature : float
         What logits are divided by before a token is drawn; 0 takes the likeliest.
@@ -113,6 +115,7 @@ def generate(
             engine="simulator" if engine == "simulator" else "host",
             attention=attention,
             collect_encodings=True,
+            cache=cache,
             **kv_options(kv, imported),
         )
     table = default_table(machine) if table is None else table

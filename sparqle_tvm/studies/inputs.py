@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -103,6 +105,10 @@ def _exported_program(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # A program of PT2E is read only where the ops of its quantization are known.
+            importlib.import_module("torch.ao.quantization.fx._decomposed")
+            with suppress(ImportError):
+                importlib.import_module("torchao.quantization")
             return torch.export.load(path)
     except Exception as error:  # of zipfile, of PyTorch: whatever they stumble over
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from sparqle_tvm.calibration import Budget, Calibration, Selection
     from sparqle_tvm.frontend import ImportedModel
     from sparqle_tvm.models.decoder import DecoderConfig
+    from sparqle_tvm.runtime.cache import ExecutableCache
     from sparqle_tvm.runtime.executable import EncodingRecord
     from sparqle_tvm.tuning.database import TuningDatabase
 
@@ -98,6 +99,7 @@ def run_model(
     loss_tokens: int = LOSS_TOKENS,
     table: EnergyTable | None = None,
     dump: str | PathLike[str] | None = None,
+    cache: ExecutableCache | None = None,
     progress: bool = True,
 ) -> RunResult:
     """Run a language model on a text in three forms, and count what the split one saves.
@@ -138,6 +140,8 @@ def run_model(
         What energy is counted with; by default 7 nm and the accelerator's memory.
     dump : path, optional
         Folder for the split form's module after each phase, see `sparqle_tvm.compile`.
+    cache : ExecutableCache, optional
+        Where compiled forms are looked for, and kept; by default nowhere.
     progress : bool
         Show progress on standard error.
 
@@ -172,7 +176,7 @@ def run_model(
         ids = load_tokens(imported.tokenizer, content, tokens)
     densities = measured_densities(_dense_layers(imported.config), chosen.digit_bits)
     densities |= selection.densities if selection is not None else {}
-    stored: dict[str, Any] = {"attention": attention, **kv_options(kv, imported)}
+    stored: dict[str, Any] = {"attention": attention, **kv_options(kv, imported), "cache": cache}
     # The split form first: what cannot be split is refused before minutes are spent on the rest.
     split = _evaluate(
         *(stages, "sparqle", imported, ids, chosen),

@@ -5,7 +5,7 @@ Nothing is extrapolated: each change is an estimate of its own, with tiles chose
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ def sensitivity(
     accelerator: Accelerator,
     estimate_on: Callable[[Accelerator], Estimate],
     *,
+    ahead: Callable[[Sequence[Accelerator]], None] = lambda _: None,
     progress: Callable[[], None] = lambda: None,
 ) -> Sensitivity:
     """Double and halve every numeric field.
@@ -41,14 +42,21 @@ def sensitivity(
     estimate_on : callable
         Estimates the pass in question on an accelerator, under `COMPARED` at least; everything
         else is the same in all calls.
+    ahead : callable
+        Is told all accelerators before, so that their schedules may be chosen together.
     progress : callable
         Called after each of `count_changes`.
     """
+    made = [
+        _changed(accelerator, name, value, factor)
+        for name, value in _numeric_fields(accelerator)
+        for factor in FACTORS
+    ]
+    ahead([accelerator, *(m for _, m in made if isinstance(m, Accelerator))])
     base, changes = estimate_on(accelerator), []
-    for name, value in _numeric_fields(accelerator):
-        for factor in FACTORS:
-            changes.append(_change(base, accelerator, name, value, factor, estimate_on))
-            progress()
+    for change, machine in made:
+        changes.append(_filled(change, machine, base, estimate_on))
+        progress()
     return Sensitivity(base, tuple(changes))
 
 
@@ -64,28 +72,41 @@ def _numeric_fields(accelerator: Accelerator) -> Iterator[tuple[str, float]]:
             yield field.name, value
 
 
-def _change(
-    base: Estimate,
-    accelerator: Accelerator,
-    name: str,
-    value: float,
-    factor: float,
-    estimate_on: Callable[[Accelerator], Estimate],
-) -> FieldChange:
+def _changed(
+    accelerator: Accelerator, name: str, value: float, factor: float
+) -> tuple[FieldChange, Accelerator | None]:
+    """A change without figures, and the accelerator, if it is possible."""
     after = value * factor
     if isinstance(value, int) and after == int(after):
         after = int(after)
-    if reason := _impossible(name, value, after):
-        return FieldChange(name, factor, value, after, {}, reason)
+    change = FieldChange(name, factor, value, after, {}, _impossible(name, value, after))
+    if change.impossible:
+        return change, None
     changed: dict[str, Any] = {name: after}
     try:
-        found = estimate_on(replace(accelerator, **changed))
+        return change, replace(accelerator, **changed)
     except SparqleError as error:
-        message = str(error).removeprefix(f"accelerator {accelerator.name!r}: ")
-        message = message.removesuffix(f"; {explained(name)}")
-        return FieldChange(name, factor, value, after, {}, message)
-    parts = {part: _compare(base, found, part) for part in PARTS}
-    return FieldChange(name, factor, value, after, parts)
+        message = _message(accelerator, error).removesuffix(f"; {explained(name)}")
+        return replace(change, impossible=message), None
+
+
+def _filled(
+    change: FieldChange,
+    machine: Accelerator | None,
+    base: Estimate,
+    estimate_on: Callable[[Accelerator], Estimate],
+) -> FieldChange:
+    if machine is None:
+        return change
+    try:
+        found = estimate_on(machine)
+    except SparqleError as error:
+        return replace(change, impossible=_message(machine, error))
+    return replace(change, parts={part: _compare(base, found, part) for part in PARTS})
+
+
+def _message(accelerator: Accelerator, error: SparqleError) -> str:
+    return str(error).removeprefix(f"accelerator {accelerator.name!r}: ")
 
 
 def _impossible(name: str, value: float, after: float) -> str:

@@ -18,6 +18,7 @@ from sparqle_tvm.target.cost.events import simulated_events
 from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY
 from sparqle_tvm.target.cost.limits import simulated_limits
 from sparqle_tvm.target.cost.model import EncodedActivation, PassCost, SimulatedOp, pass_cost
+from sparqle_tvm.target.cost.schedule import Decisions, Tiling
 from sparqle_tvm.target.cost.vector import TransformerShape
 from sparqle_tvm.target.isa import INSTRUCTIONS
 from sparqle_tvm.target.op import DenseOp, ProgramScheme
@@ -44,13 +45,25 @@ def program_for(
     density: float = TYPICAL_DENSITY,
 ) -> Program:
     """The program that `simulate_op` runs; row counts share that of their bucket."""
+    return programs.program(*_scheduled(op, scheme, programs, readers, block_rows, density))
+
+
+def _scheduled(
+    op: DenseOp,
+    scheme: ProgramScheme,
+    programs: ProgramLibrary,
+    readers: Sequence[DenseOp],
+    block_rows: int,
+    density: float,
+) -> tuple[DenseOp, Decisions]:
+    """The op of that program, and its schedule."""
 
     def compiled(other: DenseOp) -> DenseOp:
         rows = bucket(other.m, programs.accelerator.rows)
         return replace(other.in_scheme(scheme), m=rows, block_rows=block_rows)
 
     mine, group = compiled(op), [compiled(reader) for reader in readers or (op,)]
-    return programs.program(mine, programs.decisions(mine, group, op.m, density))
+    return mine, programs.decisions(mine, group, op.m, density)
 
 
 def simulate_op(
@@ -81,12 +94,14 @@ def simulate_op(
     """
     from sparqle_tvm.target.simulator import simulate_timing
 
-    program = program_for(op, scheme, programs, readers, block_rows, density)
+    mine, schedule = _scheduled(op, scheme, programs, readers, block_rows, density)
+    program = programs.program(mine, schedule)
     result = simulate_timing(program, op.m, nnz if scheme == "sparqle" else None)
     return SimulatedOp(
         label=op.label,
         scheme=scheme,
         macs=op.macs,
+        tiling=Tiling(op, schedule),
         mma_cycles=result.array.busy,
         dma_cycles=result.dma_cycles,
         weight_bytes=sum(result.counts.dram_read_bytes.get(t, 0) for t in _WEIGHTS),

@@ -28,7 +28,7 @@ from tvm import relax
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
-from sparqle_tvm.errors import SparqleError, TuningError
+from sparqle_tvm.errors import InvalidArgumentError, SparqleError, TuningError
 from sparqle_tvm.files import plain, typed
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.compile.tir import arrays_of
@@ -158,7 +158,7 @@ def search_strategy(
     seed : int
         Of all random numbers.
     """
-    meter = Meter(Accelerator.from_target(target), data or ActivationData())
+    meter = Meter(Accelerator.from_target(target), _require_no_labels(data))
     return Strategy(_rules(meter, seed=seed), Plan())
 
 
@@ -209,7 +209,7 @@ def runner(
     table : EnergyTable, optional
         What events cost, by default the accelerator's.
     """
-    drawn = data or ActivationData()
+    drawn = _require_no_labels(data)
     here = cache(lambda accelerator: Workers(Meter(accelerator, drawn, engine, table)))
     return CandidateRunner(Objective.parse(objective), here, {})
 
@@ -338,6 +338,7 @@ def objects(
     engine: Counting = "simulator",
     table: EnergyTable | None = None,
     seed: int = 0,
+    tasks: Sequence[TuningTask] = (),
     workers: int | None = 1,
     scheduler: str | None = None,
 ) -> dict[str, Any]:
@@ -353,13 +354,34 @@ def objects(
         As for `runner`.
     seed : int
         Of all random numbers, those of the data too where it is not given.
+    tasks : sequence of TuningTask
+        Of `extract_tasks`, if the data has a calibration: it goes by the labels of ops, which
+        PrimFuncs have not.
     workers, scheduler
         Where candidates are measured, see `Workers`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is a calibration, and no tasks.
     """
     drawn = data or ActivationData(seed=seed)
+    if not tasks:
+        _require_no_labels(drawn)
     meter = Meter(Accelerator.from_target(target), drawn, engine, table)
     there = Workers(meter, workers, scheduler)
+    there.know(tasks)
     return {**search_objects(there, Objective.parse(objective), seed=seed), "seed": seed}
+
+
+def _require_no_labels(data: ActivationData | None) -> ActivationData:
+    """What draws without labels; InvalidArgumentError if that would not be what was calibrated."""
+    if data is not None and data.calibration is not None:
+        raise InvalidArgumentError(
+            "a calibration goes by the labels of ops, which PrimFuncs have not: take "
+            "tuning.objects(target, data=data, tasks=tuning.extract_tasks(mod, target, data=data))"
+        )
+    return data or ActivationData()
 
 
 BATCH: Mapping[Counting, int] = {"simulator": 8, "analytical": 32}
@@ -423,5 +445,5 @@ def _rules(
 def _predictors(
     target: str | tvm.target.Target | Accelerator, data: ActivationData | None
 ) -> Callable[[TuningTask], Predictor]:
-    accelerator, drawn = Accelerator.from_target(target), data or ActivationData()
+    accelerator, drawn = Accelerator.from_target(target), _require_no_labels(data)
     return cache(lambda task: Predictor(task, accelerator, drawn.draw(task)[0]))

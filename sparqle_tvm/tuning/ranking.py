@@ -58,15 +58,20 @@ class KnobFeatures(ms.feature_extractor.PyFeatureExtractor):
     def __init__(self, predictor_of: Callable[[TuningTask], Predictor]) -> None:
         super().__init__()
         self.predictor_of = predictor_of
+        # A population has most of its candidates again and again.
+        self.known: dict[tuple[TuningTask, Decisions], Any] = {}
 
     def extract_from(self, context: Any, candidates: Any) -> list[Any]:
         """One tensor (1, n) for each candidate."""
         task = task_of(context.mod)
         predictor = self.predictor_of(task)
-        return [
-            tvm.runtime.tensor(features(task, decisions_of(c.sch.mod), predictor))
-            for c in candidates
-        ]
+        decided = [decisions_of(candidate.sch.mod) for candidate in candidates]
+        predictor.look_at(decided)
+        for decisions in decided:
+            if (task, decisions) not in self.known:
+                row = features(task, decisions, predictor)
+                self.known[task, decisions] = tvm.runtime.tensor(row)
+        return [self.known[task, decisions] for decisions in decided]
 
 
 @derived_object
@@ -101,6 +106,7 @@ class CandidateModel(ms.cost_model.PyCostModel):
             self.model = ms.cost_model.XGBModel(
                 extractor=KnobFeatures(predictor_of),
                 num_warmup_samples=1,
+                early_stopping_rounds=10,
                 num_tuning_cores=1,
                 verbose_eval=0,
             )

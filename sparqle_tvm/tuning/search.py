@@ -346,7 +346,7 @@ def _evolution(random_share: float) -> Any:
         init_measured_ratio=0.25,
         init_min_unmeasured=1,
         max_fail_count=20,
-        genetic_num_iters=3,
+        genetic_num_iters=2,
         genetic_mutate_prob=0.85,
         genetic_max_fail_count=10,
         eps_greedy=random_share,

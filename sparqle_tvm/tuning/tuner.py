@@ -120,6 +120,7 @@ class Tuner:
         return self._result(tasks, done)
 
     def _search(self, tasks: Sequence[TuningTask], trials: int) -> None:
+        self.workers.know(tasks)
         chosen = search_objects(
             self.workers,
             self.objective,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copyreg
 import io
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from types import MappingProxyType, TracebackType
@@ -52,6 +52,13 @@ class Workers:
         self._stack = ExitStack()
         self._calls: Calls | None = None
         self._losses = 0
+        self.labelled: dict[TuningTask, TuningTask] = {}
+
+    def know(self, tasks: Iterable[TuningTask]) -> None:
+        """Take labels of tasks, which those of candidates have not: a calibration goes by them."""
+        self.labelled.update((task, task) for task in tasks)
+        for task in self.labelled:
+            self.meter.activations(task)
 
     def __enter__(self) -> Workers:
         """Nothing is started before there is something to measure."""
@@ -72,6 +79,7 @@ class Workers:
 
         This process measures when it is asked for the costs.
         """
+        candidates = [(self.labelled.get(task, task), chosen) for task, chosen in candidates]
         if self.workers == 1 and self.scheduler is None:
             return lambda: [_measured(self.meter, *candidate) for candidate in candidates]
         return _Batch(self, candidates).collect

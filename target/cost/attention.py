@@ -13,14 +13,14 @@ lanes and the bytes of queries that they have (`cost.baselines`).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.accelerator import MEMORIES, Accelerator
 from sparqle_tvm.target.attention_op import AttentionOp
 from sparqle_tvm.target.cost.analytical import Bound
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
@@ -32,6 +32,7 @@ from sparqle_tvm.target.isa import attention as isa
 from sparqle_tvm.target.isa.access import Mode, ceil_div
 from sparqle_tvm.target.isa.attention_header import AttentionHeader
 from sparqle_tvm.target.isa.base import Pass, transfer_cycles
+from sparqle_tvm.target.isa.header import SIZE_LIMIT
 from sparqle_tvm.target.isa.load import MSB_POINTER_BYTES
 from sparqle_tvm.target.isa.operands import BLOCKS, KEYS, Buffer
 from sparqle_tvm.target.isa.vector import VecSmx
@@ -173,6 +174,22 @@ def attention_cost(
     scheme = scheme or cast("Scheme", op.scheme)
     array = array_of(accelerator, scheme)
     return _Walk(plan.header(op, array), plan, work, scheme).cost()
+
+
+def counted_machine(accelerator: Accelerator) -> Accelerator:
+    """What of an accelerator the cost of an attention op with a given plan depends on."""
+    return replace(
+        accelerator,
+        name="any",
+        clock_ghz=1.0,
+        vector_macs_per_cycle=1,
+        activation_buffer_bytes=SIZE_LIMIT - 1,
+        weight_buffer_bytes=SIZE_LIMIT - 1,
+        accumulator_buffer_bytes=SIZE_LIMIT - 1,
+        msb_across_groups=True,
+        scratchpad=False,
+        memory=MEMORIES[0],
+    )
 
 
 class AttentionTime:
@@ -357,71 +374,77 @@ class _Walk:
         plan, stays = self.plan, self.plan.stays
         per_head, gathers = self.per_head, self.header.sparse and not stays
         e = _Engines()
-        for queue, slots in (
-            *(("act", 2), ("acc", 2), ("osc", 2), ("scr", plan.score_slots)),
-            *(("prb", plan.probability_slots), ("liv", plan.probability_slots)),
-            ("scl", 1 if stays else plan.scale_slots),
-            *((name, 1 if stays else plan.chunk_slots) for name in ("wgt", "val")),
-        ):
-            e.tokens(f"{queue} free", slots)
+        load, mma, vector, store = e.load, e.mma, e.vector, e.store
+        act, acc, osc, scr, prb, liv, scl, wgt, val = (_Queue() for _ in range(9))
+        shared, chunk = 1 if stays else plan.scale_slots, 1 if stays else plan.chunk_slots
+        free_act, free_acc, free_osc = (_Queue([0.0] * 2) for _ in range(3))
+        free_scr = _Queue([0.0] * plan.score_slots)
+        free_prb, free_liv = (_Queue([0.0] * plan.probability_slots) for _ in range(2))
+        free_scl, free_wgt, free_val = (_Queue([0.0] * n) for n in (shared, chunk, chunk))
 
         def score(b: int) -> None:
             first, last = b % per_head == 0, (b + 1) % per_head == 0
-            load, mma, vector = e.load, e.mma, e.vector
-            load.wait("act free").transfer(p.query[b]).signal("act")
+            load.transfer(p.query[b], wait=free_act, signal=act)
             if not stays or first:
-                load.wait("scl free")
-            mma.wait("act").wait("scr free")
+                load.wait(free_scl)
+            mma.wait(act, free_scr)
             if stays and first:
-                load.wait("wgt free")
+                load.wait(free_wgt)
                 for both in zip(p.keys[b], p.scales[b], strict=True):
-                    load.transfers(both)
-                load.signal("wgt").signal("scl")
-                mma.wait("wgt")
+                    for cycles in both:
+                        load.transfer(cycles)
+                load.signal(wgt, scl)
+                mma.wait(wgt)
             chunks = zip(p.keys[b], p.scales[b], p.score[b], strict=True) if not stays else ()
             for keys, scales, work in chunks:
-                load.wait("wgt free").transfer(keys).transfer(scales).signal("wgt")
-                mma.wait("wgt").work(work).signal("wgt free")
+                load.transfer(keys, wait=free_wgt)
+                load.transfer(scales, signal=wgt)
+                mma.work(work, wait=wgt, signal=free_wgt)
             if stays:
                 mma.work(sum(p.score[b]))
             else:
-                load.signal("scl")
+                load.signal(scl)
             if stays and last:
-                mma.signal("wgt free")
-            mma.signal("scr")
+                mma.signal(free_wgt)
+            mma.signal(scr)
             if not stays or first:
-                vector.wait("scl")
-            vector.wait("scr").wait("prb free").wait("osc free")
+                vector.wait(scl)
+            vector.wait(scr, free_prb, free_osc)
             if gathers:
-                vector.wait("liv free")
+                vector.wait(free_liv)
             vector.work(p.vector[b])
             if not stays or last:
-                vector.signal("scl free")
-            vector.signal("scr free").signal("prb").signal("osc")
+                vector.signal(free_scl)
+            vector.signal(free_scr, prb, osc)
             if gathers:
-                vector.signal("liv")
+                vector.signal(liv)
 
         def mix(b: int) -> None:
             first, last = b % per_head == 0, (b + 1) % per_head == 0
-            load, mma, store = e.load, e.mma, e.store
             if stays and first:
-                load.wait("val free").transfers(p.values[b]).signal("val")
-                mma.wait("val")
-            mma.wait("prb").signal("act free").wait("acc free")
+                load.wait(free_val)
+                for cycles in p.values[b]:
+                    load.transfer(cycles)
+                load.signal(val)
+                mma.wait(val)
+            mma.wait(prb)
+            mma.signal(free_act)
+            mma.wait(free_acc)
             if gathers:
-                load.wait("liv")
-            for loaded, work in zip(p.values[b], p.mix[b], strict=True) if not stays else ():
-                load.wait("val free").transfer(loaded).signal("val")
-                mma.wait("val").work(work).signal("val free")
+                load.wait(liv)
+            for cycles, work in zip(p.values[b], p.mix[b], strict=True) if not stays else ():
+                load.transfer(cycles, wait=free_val, signal=val)
+                mma.work(work, wait=val, signal=free_val)
             if gathers:
-                load.signal("liv free")
+                load.signal(free_liv)
             if stays:
                 mma.work(sum(p.mix[b]))
             if stays and last:
-                mma.signal("val free")
-            mma.signal("prb free").signal("acc")
-            store.wait("acc").wait("osc").work(p.drain[b]).signal("osc free")
-            store.transfer(p.store[b]).signal("acc free")
+                mma.signal(free_val)
+            mma.signal(free_prb, acc)
+            store.wait(acc, osc)
+            store.work(p.drain[b], signal=free_osc)
+            store.transfer(p.store[b], signal=free_acc)
 
         score(0)
         for b in range(blocks):
@@ -524,32 +547,63 @@ def _by_chunk(cycles: NDArray[np.int64], present: NDArray[np.bool_]) -> list[lis
     return found
 
 
+_Queue = deque[float]
+"""When each token was put in that nobody took yet."""
+
+_NOTHING: _Queue = deque()
+"""No queue that anything is put in."""
+
+
 class _Engine:
-    """What an engine has to do, in order: (what, how many cycles, or which queue)."""
+    """What an engine has to do, in order.
+
+    A task has a token that it waits for and one that it signals, cycles, and whether they are a
+    transfer. `clock` is the time after what is done; `transferring` the transfer that comes next,
+    whose token is taken, if it is one; `stuck` the queue whose token is missing.
+    """
 
     def __init__(self) -> None:
-        self.tasks: list[tuple[str, Any]] = []
+        # All in one list: many tuples would keep the garbage collector busy.
+        self._tasks: list[Any] = []
+        self._at, self.clock = 0, 0.0
+        self.transferring: tuple[float, _Queue | None] | None = None
+        self.stuck = _NOTHING
 
-    def wait(self, queue: str) -> _Engine:
-        self.tasks.append(("wait", queue))
-        return self
+    def wait(self, *queues: _Queue) -> None:
+        for queue in queues:
+            self._tasks += (queue, 0.0, False, None)
 
-    def signal(self, queue: str) -> _Engine:
-        self.tasks.append(("signal", queue))
-        return self
+    def signal(self, *queues: _Queue) -> None:
+        for queue in queues:
+            self._tasks += (None, 0.0, False, queue)
 
-    def work(self, cycles: float) -> _Engine:
-        self.tasks.append(("work", cycles))
-        return self
+    def work(self, cycles: float, wait: _Queue | None = None, signal: _Queue | None = None) -> None:
+        self._tasks += (wait, cycles, False, signal)
 
-    def transfer(self, cycles: float) -> _Engine:
-        self.tasks.append(("transfer", cycles))
-        return self
+    def transfer(
+        self, cycles: float, wait: _Queue | None = None, signal: _Queue | None = None
+    ) -> None:
+        self._tasks += (wait, cycles, True, signal)
 
-    def transfers(self, cycles: Iterable[float]) -> _Engine:
-        for some in cycles:
-            self.transfer(some)
-        return self
+    def advance(self) -> None:
+        """Do what needs no channel, up to a transfer or a token that is not there."""
+        tasks, at, clock = self._tasks, self._at, self.clock
+        self.transferring, self.stuck = None, _NOTHING
+        while at < len(tasks):
+            wait, cycles, transfers, signal = tasks[at : at + 4]
+            if wait is not None:
+                if not wait:
+                    self.stuck = wait
+                    break
+                clock = max(clock, wait.popleft())
+            at += 4
+            if transfers:
+                self.transferring = cycles, signal
+                break
+            clock += cycles
+            if signal is not None:
+                signal.append(clock)
+        self._at, self.clock = at, clock
 
 
 class _Engines:
@@ -557,48 +611,29 @@ class _Engines:
 
     def __init__(self) -> None:
         self.load, self.mma, self.vector, self.store = (_Engine() for _ in range(4))
-        self._queues: dict[str, deque[float]] = {}
-
-    def tokens(self, queue: str, count: int) -> None:
-        """Tokens that a queue holds at the beginning."""
-        self._queues[queue] = deque([0.0] * count)
 
     def run(self) -> float:
         """When the last engine is done. Of two transfers the one goes first that is ready first."""
-        engines = (self.load, self.mma, self.vector, self.store)
-        clocks, at, channel = [0.0] * 4, [0] * 4, 0.0
+        engines, channel = (self.load, self.mma, self.vector, self.store), 0.0
+        for engine in engines:
+            engine.advance()
         while True:
             moved = True
             while moved:
                 moved = False
-                for number, engine in enumerate(engines):
-                    begin = at[number]
-                    clocks[number], at[number] = self._advance(engine, clocks[number], begin)
-                    moved |= at[number] > begin
-            ready = [n for n in (0, 3) if at[n] < len(engines[n].tasks)]
-            ready = [n for n in ready if engines[n].tasks[at[n]][0] == "transfer"]
-            if not ready:
-                return max(clocks)
-            first = min(ready, key=lambda n: clocks[n])
-            channel = max(clocks[first], channel) + engines[first].tasks[at[first]][1]
-            clocks[first] = channel
-            at[first] += 1
-
-    def _advance(self, engine: _Engine, clock: float, at: int) -> tuple[float, int]:
-        """Do what needs no channel, up to a token that is not there."""
-        tasks = engine.tasks
-        while at < len(tasks):
-            what, value = tasks[at]
-            if what == "work":
-                clock += value
-            elif what == "signal":
-                self._queues.setdefault(value, deque()).append(clock)
-            elif what == "wait":
-                queue = self._queues.get(value)
-                if not queue:
-                    break
-                clock = max(clock, queue.popleft())
-            else:
-                break
-            at += 1
-        return clock, at
+                for engine in engines:
+                    if engine.stuck:  # no longer: there is a token
+                        engine.advance()
+                        moved = True
+            first = self.load
+            if first.transferring is None or (
+                self.store.transferring is not None and self.store.clock < first.clock
+            ):
+                first = self.store
+            if first.transferring is None:
+                return max(engine.clock for engine in engines)
+            cycles, signal = first.transferring
+            first.clock = channel = max(first.clock, channel) + cycles
+            if signal is not None:
+                signal.append(channel)
+            first.advance()

@@ -13,16 +13,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 
 from sparqle_tvm.errors import TargetError
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import KEY_SLICES, AttentionOp
-from sparqle_tvm.target.cost.attention import AttentionTime
+from sparqle_tvm.target.cost.attention import AttentionTime, counted_machine
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
 from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import default_table
+from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.scheme_choice import LeftDense
 from sparqle_tvm.target.cost.tiling import TOLERANCE
 from sparqle_tvm.target.isa.access import ceil_div
@@ -127,7 +129,7 @@ def choose_plan(
         If scores and probabilities of the smallest block do not fit the buffers: the op cannot run
         on the array.
     """
-    return _chosen(op.plain(), accelerator, expected or typical_attention(op.keys))[0]
+    return _chosen(op.plain(), accelerator, _what_matters(op, expected))[0]
 
 
 def choose_scheme(
@@ -145,10 +147,10 @@ def choose_scheme(
     """
     if op.scheme == "dense" or "p" in op.key_planes + op.value_planes:
         return op, None
-    dense, expected = in_dense(op), expected or typical_attention(op.keys)
+    dense, expected = in_dense(op), _what_matters(op, expected)
     _, split_cycles = _chosen(op, accelerator, expected)
     try:
-        _, dense_cycles = _chosen(dense, accelerator, expected)
+        _, dense_cycles = _chosen(dense, accelerator, _what_matters(dense, None))
     except TargetError:
         return op, None
     if dense_cycles >= split_cycles:
@@ -156,6 +158,12 @@ def choose_scheme(
     whole = op.pairs / _compared(op, accelerator).pairs
     cycles = round(split_cycles * whole), round(dense_cycles * whole)
     return dense, LeftDense(*cycles, 1 - expected.queries, accelerator.digit_bits)
+
+
+def _what_matters(op: AttentionOp, expected: ExpectedAttention | None) -> ExpectedAttention:
+    """What is expected, if the op depends on it: without planes all values are loaded."""
+    known = expected if op.scheme == "sparqle" else None
+    return known or typical_attention(op.keys)
 
 
 def in_dense(op: AttentionOp) -> AttentionOp:
@@ -175,39 +183,64 @@ def _chosen(
     op: AttentionOp, accelerator: Accelerator, expected: ExpectedAttention
 ) -> tuple[AttentionPlan, int]:
     """The plan, and its cycles for `_compared`."""
-    some, times = _compared(op, accelerator), []
-    for plan in _candidates(op, accelerator):
-        header = plan.header(some, accelerator)
-        share = expected.shares(plan.block_rows / op.group)
-        work = Work.uniform(
-            header,
-            header.limits(some.rows, some.past),
-            *(share.queries, share.live, share.probabilities),
-            runs=share.runs,
-        )
-        time = AttentionTime(some, accelerator, plan, work)
-        times.append((time.least_cycles, time, plan))
-    if not times:
+    some, machine = _compared(op, accelerator), counted_machine(accelerator)
+    asked = [
+        (some, machine, plan, expected.shares(plan.block_rows / op.group))
+        for plan in _candidates(op, accelerator)
+    ]
+    if not asked:
         raise TargetError(
             f"attention {op.label!r}: scores and probabilities of a row with {op.keys} keys do not "
             f"fit the buffers of accelerator {accelerator.name!r}, and they must not leave the chip"
         )
     # Best first: what takes longer at least than may be taken is not walked through.
-    found: list[tuple[int, AttentionTime, AttentionPlan]] = []
+    found: list[tuple[int, _Asked]] = []
     limit = float("inf")
-    for least, time, plan in sorted(times, key=itemgetter(0)):
+    for least, one in sorted(((_least(*one), one) for one in asked), key=itemgetter(0)):
         if least <= limit:
-            cycles = time.total_cycles()
-            found.append((cycles, time, plan))
+            cycles = _cycles(*one)
+            found.append((cycles, one))
             limit = min(limit, (1 + TOLERANCE) * cycles)
     table = default_table(accelerator)
 
-    def joules(time: AttentionTime) -> float:
-        return energy(time.cost().events, accelerator, table).joules.mid
+    def joules(one: _Asked) -> float:
+        return energy(_events(*one), accelerator, table).joules.mid
 
     good = [each for each in found if each[0] <= limit]
-    cycles, _, plan = min(good, key=lambda each: (joules(each[1]), each[0]))
-    return plan, cycles
+    cycles, one = min(good, key=lambda each: (joules(each[1]), each[0]))
+    return one[2], cycles
+
+
+_Asked = tuple[AttentionOp, Accelerator, AttentionPlan, Shares]
+
+
+@lru_cache(maxsize=4096)
+def _least(*asked: Any) -> int:
+    return _time(*asked).least_cycles
+
+
+@lru_cache(maxsize=4096)
+def _cycles(*asked: Any) -> int:
+    return _time(*asked).total_cycles()
+
+
+@lru_cache(maxsize=4096)
+def _events(*asked: Any) -> Events:
+    return _time(*asked).cost().events
+
+
+@lru_cache(maxsize=64)
+def _time(
+    op: AttentionOp, machine: Accelerator, plan: AttentionPlan, share: Shares
+) -> AttentionTime:
+    header = plan.header(op, machine)
+    work = Work.uniform(
+        header,
+        header.limits(op.rows, op.past),
+        *(share.queries, share.live, share.probabilities),
+        runs=share.runs,
+    )
+    return AttentionTime(op, machine, plan, work)
 
 
 def _candidates(op: AttentionOp, accelerator: Accelerator) -> Iterator[AttentionPlan]:

@@ -18,7 +18,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.analytical import dense_op_cost, encode_cost
 from sparqle_tvm.target.cost.array import lsb_pass_cycles, msb_pass_cycles
-from sparqle_tvm.target.cost.expected import typical_digits
+from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY, rounded_density, typical_digits
 from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.target.cost.sorting import max_block_rows
 from sparqle_tvm.target.cost.tiling import Question, choose_schedules
@@ -32,6 +32,7 @@ def choose_block_rows(
     consumers: Sequence[DenseOp],
     accelerator: Accelerator,
     goal: Balance = "array",
+    density: float = TYPICAL_DENSITY,
 ) -> int:
     """Choose how many rows an encoding sorts together.
 
@@ -46,6 +47,8 @@ def choose_block_rows(
         Where they run.
     goal : {"array", "time", "none"}
         What should be least, see the module; ``none``: rows stay in their own order.
+    density : float
+        Share of stored digits to expect, 0 to 1.
 
     Returns
     -------
@@ -65,11 +68,13 @@ def choose_block_rows(
         )
     if goal == "none":
         return 0
-    return _choose(tuple(consumers), accelerator, goal)
+    return _choose(tuple(consumers), accelerator, goal, rounded_density(density))
 
 
 @lru_cache(maxsize=1024)
-def _choose(consumers: tuple[DenseOp, ...], accelerator: Accelerator, goal: Balance) -> int:
+def _choose(
+    consumers: tuple[DenseOp, ...], accelerator: Accelerator, goal: Balance, density: float
+) -> int:
     rows, k = consumers[0].m, consumers[0].k
     blocks = list(_blocks(consumers, accelerator))
     if not blocks:
@@ -78,8 +83,8 @@ def _choose(consumers: tuple[DenseOp, ...], accelerator: Accelerator, goal: Bala
 
     def cycles(block: int) -> int:
         ops = [replace(op, block_rows=block) for op in consumers]
-        schedules = choose_schedules(ops, accelerator, "sparqle")
-        nnz = typical_digits(rows, k, min(schedules[0].k, k))
+        schedules = choose_schedules(ops, accelerator, "sparqle", density)
+        nnz = typical_digits(rows, k, min(schedules[0].k, k), density)
         encode = encode_cost(
             *("", nnz, schedules[0], sums, accelerator, "sparqle", block),
             zero_bytes=consumers[0].zero_bytes,
@@ -108,15 +113,15 @@ def _time(
 
 
 def sorting_questions(
-    consumers: Sequence[DenseOp], accelerator: Accelerator
+    consumers: Sequence[DenseOp], accelerator: Accelerator, density: float = TYPICAL_DENSITY
 ) -> tuple[Question, Question]:
     """What schedules `choose_block_rows` asks for: `tiling.choose_together` takes many of them."""
-    rows = 2 * accelerator.rows
-    plain, sorted_ = (
-        Question(tuple(replace(op, block_rows=block) for op in consumers), accelerator, "sparqle")
-        for block in (0, rows)
+    plain = tuple(replace(op, block_rows=0) for op in consumers)
+    sorted_ = tuple(replace(op, block_rows=2 * accelerator.rows) for op in consumers)
+    return (
+        Question(plain, accelerator, "sparqle", density),
+        Question(sorted_, accelerator, "sparqle", density),
     )
-    return plain, sorted_
 
 
 def _blocks(consumers: tuple[DenseOp, ...], accelerator: Accelerator) -> Iterator[int]:

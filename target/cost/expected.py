@@ -37,3 +37,8 @@ def typical_digits(
     deviation = min(TYPICAL_DEVIATION, density * TYPICAL_DEVIATION / TYPICAL_DENSITY)
     share = np.clip(rng.normal(density, deviation, size=(rows, 1)), 0, 1)
     return RowNnz.drawn(rng, share[:, 0], in_features, unit)
+
+
+def rounded_density(density: float) -> float:
+    """The share of stored digits that choices are made by: nearly equal ones make equal choices."""
+    return round(density * 20) / 20

@@ -21,6 +21,7 @@ from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
 from sparqle_tvm.target.cost.limits import Limits, add
+from sparqle_tvm.target.cost.schedule import Tiling
 from sparqle_tvm.target.cost.scheme_choice import LeftDense, left_dense
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
 from sparqle_tvm.target.joint_op import joined
@@ -42,6 +43,8 @@ class SimulatedOp:
         How the activations are stored and computed.
     macs : int
         Multiply-accumulates at full precision.
+    tiling : Tiling
+        Its tiles, and with them the schedule.
     mma_cycles : int
         Cycles that the array was busy.
     dma_cycles : int
@@ -61,6 +64,7 @@ class SimulatedOp:
     label: str
     scheme: ProgramScheme
     macs: int
+    tiling: Tiling
     mma_cycles: int
     dma_cycles: int
     weight_bytes: int
@@ -136,7 +140,7 @@ class EncodedActivation:
 
     def block_rows(self, accelerator: Accelerator, balance: Balance = "array") -> int:
         """Rows that it sorts together, see `balance.choose_block_rows`."""
-        return choose_block_rows(self.launches, accelerator, balance)
+        return choose_block_rows(self.launches, accelerator, balance, self.density)
 
     def left_dense(
         self, accelerator: Accelerator, block_rows: int, rows: int | None = None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from typing import Any
@@ -24,14 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import TargetError
-from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.accelerator import MEMORIES, Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.array import best_row_split, lsb_pass_cycles, msb_pass_cycles
 from sparqle_tvm.target.cost.baselines import Scheme, array_of, baseline
 from sparqle_tvm.target.cost.energy import prices
 from sparqle_tvm.target.cost.energy_table import default_table
 from sparqle_tvm.target.cost.events import buffer_bytes
-from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY, typical_digits
+from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY, rounded_density, typical_digits
 from sparqle_tvm.target.cost.overlap import OpLoads, Timeline, walk
 from sparqle_tvm.target.cost.schedule import (
     Candidates,
@@ -40,6 +40,8 @@ from sparqle_tvm.target.cost.schedule import (
     buffer_needs,
     even_splits,
 )
+from sparqle_tvm.target.isa.header import SIZE_LIMIT
+from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.op import DenseOp
 
 TOLERANCE = 0.01
@@ -93,8 +95,7 @@ class Question:
         """What the answer depends on, and which op of it each of the ops is."""
         # What no dense op depends on does not make another choice.
         machine = replace(self.accelerator, clock_ghz=1.0, vector_lanes=1, vector_macs_per_cycle=1)
-        # Nearly equal densities make equal choices.
-        share = round(self.density * 20) / 20 if self.scheme == "sparqle" else 0.0
+        share = rounded_density(self.density) if self.scheme == "sparqle" else 0.0
         ops = tuple(_plain(op, self.scheme, machine) for op in self.ops)
         counts = {op: ops.count(op) for op in ops}
         divisor = math.gcd(*counts.values())
@@ -540,8 +541,19 @@ class _Search:
             window=op.window,
             block_rows=op.block_rows,
         )
+        # What digits take does not depend on the rest.
         machine = replace(
-            accelerator, name="any", dram_bytes_per_cycle=1.0, dma_descriptor_cycles=0
+            accelerator,
+            name="any",
+            dram_bytes_per_cycle=1.0,
+            dma_descriptor_cycles=0,
+            activation_buffer_bytes=SIZE_LIMIT - 1,
+            weight_buffer_bytes=SIZE_LIMIT - 1,
+            accumulator_buffer_bytes=SIZE_LIMIT - 1,
+            drain_elements_per_cycle=1,
+            float_bytes=4,
+            scratchpad=False,
+            memory=MEMORIES[0],
         )
         chunks = (self.k_chunk,) if self.k_chunk else tuple(self.chunks.tolist())
         found = _expected_work(one, chunks, machine, self.scheme, share)
@@ -577,14 +589,45 @@ class _Search:
         self.least = self.bound.reshape(shape[0], -1).min(axis=1)
 
     def _fits(self, schedule: Candidates) -> Any:
-        needs = buffer_needs(
-            self.op, self.accelerator, schedule, digits=baseline(self.scheme).digits
-        )
+        return self._fit(self._needs(schedule))
+
+    def _needs(self, schedule: Candidates) -> dict[Buffer, Any]:
+        digits = baseline(self.scheme).digits
+        return buffer_needs(self.op, self.accelerator, schedule, digits=digits)
+
+    def _fit(self, needs: Mapping[Buffer, Any]) -> Any:
+        """Whether buffers hold that."""
         if self.accelerator.scratchpad:
             fewest = sorted(needs.values(), key=np.size)
             return reduce(np.add, fewest) <= self.accelerator.onchip_bytes
         fits = [b <= self.accelerator.memory_bytes(name.word) for name, b in needs.items()]
         return reduce(np.logical_and, sorted(fits, key=np.size))
+
+    def ways_that_fit(self, found: Candidates) -> dict[tuple[int, ...], NDArray[np.bool_]]:
+        """For every way to have one or two slots, by `_SLOTS`, which schedules fit with it."""
+
+        def needs(way: tuple[int, ...]) -> dict[Buffer, Any]:
+            slots = {n: np.full(len(found), c) for n, c in zip(_SLOTS, way, strict=True)}
+            return self._needs(replace(found, **slots))
+
+        one = needs((1,) * len(_SLOTS))
+        # A kind of tile has the slots of one of them, so what they take adds up.
+        more = []
+        for at in range(len(_SLOTS)):
+            two = needs(tuple(2 if i == at else 1 for i in range(len(_SLOTS))))
+            more.append({buffer: two[buffer] - one[buffer] for buffer in one})
+        return {
+            way: np.broadcast_to(
+                self._fit(
+                    {
+                        b: one[b] + sum((c - 1) * m[b] for c, m in zip(way, more, strict=True))
+                        for b in one
+                    }
+                ),
+                len(found),
+            )
+            for way in sorted(itertools.product((2, 1), repeat=len(_SLOTS)), key=sum, reverse=True)
+        }
 
     def timeline(self, schedule: Candidates, share: int, chunk: Any) -> Timeline:
         """The timeline of schedules with a share of digits; `chunk` are the numbers of chunks."""
@@ -652,26 +695,15 @@ class _Table:
 
     def _with_slots(self, found: Candidates) -> tuple[Candidates, NDArray[np.int64]]:
         """All ways to have two slots of as much as there is room for; of which schedule each is."""
-        ways = sorted(itertools.product((2, 1), repeat=len(_SLOTS)), key=sum, reverse=True)
-        fitted: dict[tuple[int, ...], NDArray[np.bool_]] = {}
+        fitted = self.search.ways_that_fit(found)
         kept, numbers = [], []
-        left = np.arange(len(found))
-        for way in ways:
-            if not len(left):
-                break
-            slots = {n: np.full(len(left), c) for n, c in zip(_SLOTS, way, strict=True)}
-            some = replace(found[left], **slots)
-            fits = np.zeros(len(found), np.bool_)
-            fits[left] = self.search._fits(some)
+        for way, fits in fitted.items():
             # More slots are never worse.
-            for better, others in fitted.items():
-                if all(a >= b for a, b in zip(better, way, strict=True)):
-                    fits &= ~others
-            fitted[way] = fits
-            kept.append(some[fits[left]])
-            numbers.append(np.flatnonzero(fits))
-            if sum(way) == 2 * len(way):
-                left = left[~fits]
+            better = [f for w, f in fitted.items() if w != way and np.all(np.greater_equal(w, way))]
+            some = np.flatnonzero(fits & ~np.any([np.zeros_like(fits), *better], axis=0))
+            slots = {n: np.full(len(some), c) for n, c in zip(_SLOTS, way, strict=True)}
+            kept.append(replace(found[some], **slots))
+            numbers.append(some)
         order = np.argsort(which := np.concatenate(numbers), kind="stable")
         return reduce(Candidates.__add__, kept)[order], which[order]
 

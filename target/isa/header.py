@@ -18,7 +18,7 @@ from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.isa.operands import Address, Affine, Buffer, M
 from sparqle_tvm.target.op import DenseOp, group_sum_bytes, is_whole
 
-_SIZE_LIMIT = 2**31
+SIZE_LIMIT = 2**31
 _TOKEN_LIMIT = 2**16
 
 
@@ -307,7 +307,7 @@ def _op_problem(header: Header) -> str | None:
     ):
         if name == "out_chunk" and op.output != "encoded":
             continue
-        if not is_whole(chunk, 1, _SIZE_LIMIT):
+        if not is_whole(chunk, 1, SIZE_LIMIT):
             return f"{name} = {chunk!r} must be a positive whole number"
         if chunk % multiple and chunk < whole:
             return f"{name} = {chunk} must be a multiple of {multiple}, or at least {whole}"
@@ -333,14 +333,14 @@ def _machine_problem(accelerator: Accelerator) -> str | None:
             *("activation_buffer_bytes", "weight_buffer_bytes", "accumulator_buffer_bytes"),
         )
     }
-    too_large = [name for name, size in sizes.items() if size >= _SIZE_LIMIT]
+    too_large = [name for name, size in sizes.items() if size >= SIZE_LIMIT]
     return f"accelerator: {too_large[0]} is too large" if too_large else None
 
 
 def _allocation_problem(header: ProgramHeader) -> str | None:
     for allocation in header.allocations:
         numbers = (allocation.base, allocation.slots, allocation.slot_bytes)
-        if not all(is_whole(number, 0, _SIZE_LIMIT) for number in numbers):
+        if not all(is_whole(number, 0, SIZE_LIMIT) for number in numbers):
             return f"allocation {allocation.name!r}: {numbers} must be whole numbers"
         name: Any = allocation.name
         if not isinstance(name, str):

@@ -418,26 +418,29 @@ def _drawn_work(
     """
     machine, split = header.accelerator, header.row_split
     rows, columns = np.broadcast_arrays(rows, columns)
-    sizes, which = np.unique(np.stack([rows.ravel(), columns.ravel()]), axis=1, return_inverse=True)
-    found: dict[str, list[float]] = {name: [] for name in _WORK_NAMES}
-    for height, width in sizes.T.tolist():
-        segments = np.array([width // split + (s < width % split) for s in range(split)])
-        shape = (_SAMPLES if rng else 1, height, split)
-        wide = np.broadcast_to(segments, shape)
+    sizes, which = np.unique(rows.ravel() << 32 | columns.ravel(), return_inverse=True)
+    heights, widths = sizes >> 32, sizes & 0xFFFFFFFF
+    found = {name: np.zeros(len(sizes)) for name in _WORK_NAMES}
+    for height in np.unique(heights).tolist():
+        at = heights == height
+        width = widths[at][:, None]
+        segments = width // split + (np.arange(split) < width % split)
+        shape = (len(width), _SAMPLES if rng else 1, height, split)
+        wide = np.broadcast_to(segments[:, None, None, :], shape)
         counts = rng.binomial(wide, min(share, 1.0)) if rng else np.round(share * wide)
         steps = ceil_div(counts, machine.lanes)
         starts = np.arange(0, height, machine.rows)
-        slowest = np.maximum.reduceat(steps.max(axis=2), starts, axis=1)
-        heights = np.diff(starts, append=height)
-        taken = steps.sum(axis=(1, 2)).mean()
-        row_bytes = ceil_div(counts.sum(axis=2) * DIGIT_BITS, 8)
-        found["bytes"].append(row_bytes.sum(axis=1).mean())
-        found["digits"].append(counts.sum(axis=(1, 2)).mean())
-        found["steps"].append(slowest.sum(axis=1).mean())
-        found["taken"].append(taken)
-        found["waits"].append((slowest * heights).sum(axis=1).mean() * split - taken)
+        slowest = np.maximum.reduceat(steps.max(axis=3), starts, axis=2)
+        together = np.diff(starts, append=height)
+        taken = steps.sum(axis=(2, 3)).mean(axis=1)
+        row_bytes = ceil_div(counts.sum(axis=3) * DIGIT_BITS, 8)
+        found["bytes"][at] = row_bytes.sum(axis=2).mean(axis=1)
+        found["digits"][at] = counts.sum(axis=(2, 3)).mean(axis=1)
+        found["steps"][at] = slowest.sum(axis=2).mean(axis=1)
+        found["taken"][at] = taken
+        found["waits"][at] = (slowest * together).sum(axis=2).mean(axis=1) * split - taken
     return {
-        name: np.rint(np.array(numbers))[which.reshape(-1)].reshape(rows.shape).astype(np.int64)
+        name: np.rint(numbers)[which.reshape(rows.shape)].astype(np.int64)
         for name, numbers in found.items()
     }
 

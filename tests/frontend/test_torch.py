@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ import sparqle_tvm
 from sparqle_tvm.errors import UnsupportedModelError
 from sparqle_tvm.frontend import from_exported_program
 from sparqle_tvm.frontend.torch import CONVERTERS
+from sparqle_tvm.results.analysis import load_result
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -99,6 +103,19 @@ def test_programs_of_pt2e(dynamic: bool, bias: bool) -> None:
     found, compiled = ours(program, x)
     assert compiled.report.rewritten["SplitPrecision"] == 2
     np.testing.assert_allclose(found, theirs(program.module(), x), rtol=0, atol=1e-6)
+
+
+def test_a_quantized_program_runs_as_a_file(tmp_path: Path) -> None:
+    x = rows(9, WIDTH)
+    torch.export.save(by_pt2e(Mlp(), (x,), dynamic=False), tmp_path / "model.pt2")
+    np.savez(tmp_path / "in.npz", x=x.numpy())
+    # In a process of its own: here the ops of PT2E are known already.
+    command = [Path(sys.executable).with_name("sparqle"), "run", "--model", "model.pt2"]
+    more = ["--inputs", "in.npz", "--engine", "analytical", "--json", "out.json"]
+    subprocess.run([*command, *more], cwd=tmp_path, check=True, capture_output=True)
+    found = load_result(tmp_path / "out.json")
+    assert found.exact
+    assert [each.consumers for each in found.msb_sparsity.layers] == [("up",), ("down",)]
 
 
 def decomposed(name: str) -> Any:

@@ -17,9 +17,22 @@ from sparqle_tvm.models.logits import Functions, Tokens, logits_chunks
 def build(mod: tvm.IRModule, functions: Iterable[str] | None = None) -> relax.VirtualMachine:
     """Build the module, or some of its functions, for the host, without split precision."""
     if functions is not None:
-        mod = tvm.IRModule({name: mod[name] for name in functions})
+        mod = only(mod, functions)
     executable = relax.build(mod, "llvm", relax_pipeline=host_pipeline())
     return relax.VirtualMachine(executable, tvm.cpu())
+
+
+def only(mod: tvm.IRModule, functions: Iterable[str]) -> tvm.IRModule:
+    """The module with some of its functions, and what they call: others take time to compile."""
+    kept = set(functions)
+    # What has no symbol of its own stays only if it is called.
+    private = {
+        gv: f
+        if gv.name_hint in kept or "global_symbol" not in (f.attrs or {})
+        else f.without_attr("global_symbol")
+        for gv, f in mod.functions.items()
+    }
+    return relax.transform.DeadCodeElimination(sorted(kept))(tvm.IRModule(private))
 
 
 def tensor(values: Any) -> tvm.runtime.Tensor:

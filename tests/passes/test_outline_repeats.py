@@ -67,8 +67,10 @@ def _called(func: relax.Function) -> Counter[str]:
 
 def _without_outlining() -> list[Any]:
     """The passes that lower, each layer by itself."""
-    left_out = (OutlineRepeats().name, HoistConstants().name)
-    return [each for each in lowering_passes() if type(each).__name__ not in left_out]
+    left_out, steps = {"OutlineRepeats", "HoistConstants"}, lowering_passes()
+    found = [each for each in steps if str(each.info.name) not in left_out]
+    assert len(found) == len(steps) - 2
+    return found
 
 
 def _run(mod: tvm.IRModule, steps: list[Any], *args: np.ndarray) -> Any:
@@ -239,3 +241,31 @@ def test_parts_of_a_parameter_are_taken_before_the_calls() -> None:
     assert list(_called(after["main"]).values()) == [8]
     args = np.arange(4, dtype=np.float32), np.linspace(-1, 1, 32, dtype=np.float32)
     assert_equal_bits(_run(mod, lowering_passes(), *args), _run(mod, _without_outlining(), *args))
+
+
+def test_numbers_of_run_time_stay_where_they_are() -> None:
+    """A scalar that is no symbol of a shape is no part of a function."""
+    x = relax.Var("x", relax.TensorType((4,), "float32"))
+    scale = relax.Var("scale", tvm.ir.PrimType("float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x, scale]):
+        with builder.dataflow():
+            y: Any = x
+            for _ in range(6):
+                arguments = relax.Tuple([y, scale])
+                y = builder.emit(R.call_dps_packed("test.outline.any", arguments, out_ty=x.ty))
+                for _ in range(20):
+                    y = builder.emit(R.add(y, relax.const(0.5, "float32")))
+            out = builder.emit_output(y)
+        builder.emit_func_output(out)
+    after, _ = apply(OutlineRepeats, builder.get())
+    assert list(_called(after["main"]).values()) == [6]
+    (part,) = _parts(after).values()
+    assert not relax.analysis.free_vars(part)
+    launched = [
+        each
+        for block in after["main"].body.blocks
+        for each in block.bindings
+        if "test.outline.any" in str(each.value)
+    ]
+    assert len(launched) == 6

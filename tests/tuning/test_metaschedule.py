@@ -57,7 +57,7 @@ def tried(folder):
     return [(e.task, e.decisions, e.value) for e in tuning.TuningDatabase(folder).entries]
 assert tried("same") == tried("relax")
 opened = tuning.TuningDatabase("relax")
-meter = tuning.Meter(opened.settings.accelerator)
+meter = tuning.Meter(opened.settings.accelerator, tuning.ActivationData(seed=1))
 assert meter.accelerator.name == "sparqle/edge"
 for task in ours:
     mine = [entry for entry in opened.entries if entry.task == task]
@@ -112,8 +112,13 @@ with target:
     legalized = relax.get_pipeline("zero")(mod)
 refused(lambda: ms.relax_integration.tune_relax(
     legalized, {}, target, "wrong", max_trials_global=4, **objects), "tuning.dense_module(mod")
+# TVM's defaults for CPUs want to know how many cores there are.
+counted = tvm.target.Target({"tag": "sparqle/edge", "num-cores": 2})
 refused(lambda: ms.relax_integration.tune_relax(
-    tasks, {}, target, "wrong", max_trials_global=4), "tuning.objects(target)")
+    tasks, {}, counted, "wrong", max_trials_global=4), "tuning.objects(target)")
+with counted:
+    refused(lambda: relax.transform.MetaScheduleTuneIRMod({}, "wrong", 4)(tasks),
+            "tuning.objects(target)")
 
 # sparqle_tvm.tune goes on in a folder of its own, whose records TVM reads, and takes up.
 result = sparqle_tvm.tune(mod, target, trials=4, work_dir="tune", rows=(48,), progress=False)

@@ -13,14 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tvm
 from tuning_cases import CRAMPED, STARVED, small_space, spec_of, task_of_spec
+from tvm.s_tir import meta_schedule as ms
 
 from sparqle_tvm.errors import InvalidArgumentError, ProgramError, TuningError
 from sparqle_tvm.target.compile.codegen import generate
 from sparqle_tvm.target.compile.intrinsics import PREFIX
 from sparqle_tvm.target.compile.schedule import schedule_with
+from sparqle_tvm.target.compile.tir import split_dense_primfunc
 from sparqle_tvm.tuning import Meter, Tuner, TuningDatabase, default_of, tasks_of_group
 from sparqle_tvm.tuning.database import RECORDS, SETTINGS, WORKLOADS
+from sparqle_tvm.tuning.task import TASK_ATTR
 
 TRIALS = 24
 
@@ -136,10 +140,10 @@ def test_failures_are_results_and_the_default_stays(tmp_path, monkeypatch):
     default = default_of(task, STARVED)
     build = Meter.build
 
-    def only_the_default(self, task, decisions):
+    def only_the_default(self, task, decisions, **others):
         if decisions != default:
             raise ProgramError("instruction 7 is refused")
-        return build(self, task, decisions)
+        return build(self, task, decisions, **others)
 
     monkeypatch.setattr(Meter, "build", only_the_default)
     result = Tuner(Meter(STARVED), "latency", tmp_path).run([task], 12)
@@ -232,6 +236,28 @@ def test_a_damaged_database_is_refused_with_its_line(tuned, tmp_path, damage, me
         TuningDatabase(folder)
     with pytest.raises(TuningError, match=message):
         Tuner(Meter(STARVED), "latency", folder)
+
+
+def test_an_old_database_is_converted_or_refused(tuned, tmp_path):
+    """Workloads of another form of the PrimFunc: their tasks are read, and TVM gets today's."""
+    folder, tasks, result = copied(tuned[0], tmp_path), tuned[1], tuned[2]
+    lines = []
+    for task in TuningDatabase(folder).tasks:
+        text = json.dumps(task.to_json(), sort_keys=True)
+        bare = split_dense_primfunc(task.spec).with_attr({TASK_ATTR: text, "global_symbol": "main"})
+        old = ms.database.Workload(tvm.IRModule({"main": bare})).as_json()
+        lines.append(json.dumps([str(part) for part in old], separators=(",", ":")))
+    written = (folder / WORKLOADS).read_text()
+    (folder / WORKLOADS).write_text("\n".join(lines) + "\n")
+    assert (folder / WORKLOADS).read_text() != written
+    again = Tuner(Meter(STARVED), "latency", folder).run(tasks, TRIALS)
+    assert not again.journal
+    assert [found.best for found in again.tasks] == [found.best for found in result.tasks]
+    assert (folder / WORKLOADS).read_text() == written
+    settings = json.loads((folder / SETTINGS).read_text())
+    (folder / SETTINGS).write_text(json.dumps({**settings, "version": 0}))
+    with pytest.raises(TuningError, match=r"version 0.*tune again"):
+        TuningDatabase(folder)
 
 
 def test_settings_are_held(tuned, tmp_path):

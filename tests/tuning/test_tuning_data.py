@@ -15,11 +15,22 @@ from tuning_cases import EDGE, STARVED
 from sparqle_tvm.calibration import Calibration
 from sparqle_tvm.calibration.statistics import UNCHANGED
 from sparqle_tvm.cli import main
-from sparqle_tvm.errors import CalibrationError, TuningError
+from sparqle_tvm.errors import CalibrationError, InvalidArgumentError, TuningError
 from sparqle_tvm.frontend import from_gguf
-from sparqle_tvm.tuning import ActivationData, Meter, Tuner, default_of, extract_tasks
+from sparqle_tvm.tuning import (
+    ActivationData,
+    Meter,
+    Tuner,
+    TuningTask,
+    cost_model,
+    default_of,
+    extract_tasks,
+    objects,
+    runner,
+)
 from sparqle_tvm.tuning.extract import tasks_of_group
 from sparqle_tvm.tuning.measure import Measurement
+from sparqle_tvm.tuning.workers import Workers
 
 ROWS = 48
 DRAWS = 4
@@ -110,6 +121,27 @@ def test_a_percentile_of_the_draws_is_what_is_tuned(made, tasks, tmp_path):
     for other in (ActivationData(), replace(worst, percentile=None)):
         with pytest.raises(TuningError, match="another data"):
             Tuner(Meter(STARVED, other), "energy", tmp_path)
+
+
+def test_objects_for_tvm_s_calls_need_the_labels(made, tasks):
+    data = ActivationData(calibration=made[2])
+    for make in (
+        lambda: objects(STARVED, data=data),
+        lambda: runner("latency", data=data),
+        lambda: cost_model(STARVED, data=data),
+    ):
+        with pytest.raises(InvalidArgumentError, match="goes by the labels of ops"):
+            make()
+    assert objects(STARVED, data=data, tasks=tasks)["num_trials_per_iter"] == 8
+    # Workers get the labels, whoever made the candidate.
+    task = max(tasks, key=lambda t: t.rows * t.spec.n * t.spec.k)
+    bare = TuningTask.from_json(task.to_json())
+    there = Workers(Meter(STARVED, data))
+    there.know(tasks)
+    default = default_of(task, STARVED)
+    expected = Meter(STARVED, data).measure(task, default)
+    assert there.measure([(bare, default)]) == [expected]
+    assert Meter(STARVED, data).measure(bare, default) != expected
 
 
 def test_the_command_takes_the_file(made, tasks, tmp_path):

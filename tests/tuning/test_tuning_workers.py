@@ -66,10 +66,30 @@ class Deadly(Meter):
 def test_a_worker_that_dies_costs_a_second_run_and_nothing_else(tmp_path: Path) -> None:
     candidates = [(TASK, point) for point in POINTS]
     with Workers(Meter(STARVED)) as here:
-        expected = list(here.measure(candidates))
+        expected = here.measure(candidates)
     deadly = Deadly(STARVED, deaths=1, file=str(tmp_path / "count"))
     with Workers(deadly, 2) as there:
-        assert list(there.measure(candidates)) == expected
+        # Both batches lose what the workers were at.
+        first, second = there.start(candidates[:3]), there.start(candidates[3:])
+        assert first() + second() == expected
+
+
+def test_a_dask_worker_that_dies_costs_a_second_run_and_nothing_else(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    candidates = [(TASK, point) for point in POINTS]
+    with Workers(Meter(STARVED)) as here:
+        expected = here.measure(candidates)
+    deadly = Deadly(STARVED, deaths=1, file=str(tmp_path / "count"))
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        Workers(deadly, scheduler=cluster.scheduler_address) as there,
+    ):
+        assert there.measure(candidates) == expected
+    # What the dead worker was at ran once more, and nothing else did.
+    runs = (tmp_path / "count").stat().st_size
+    assert runs == len(candidates) + 1
 
 
 def test_workers_that_always_die_are_an_error(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.integers import DIGIT_BITS
 from sparqle_tvm.processes import on_processes, require_workers
 from sparqle_tvm.progress import progress_bar
-from sparqle_tvm.studies.sweep.execute import evaluate_point
+from sparqle_tvm.studies.sweep.execute import choose_schedules_of, evaluate_point
 from sparqle_tvm.studies.sweep.figures import Quantity
 from sparqle_tvm.studies.sweep.points import DEFAULTS, ESTIMATE_KINDS, Point, Sweep, parse_axis
 from sparqle_tvm.target.accelerator import Accelerator
@@ -180,10 +180,13 @@ def break_even(scan: Scan, point: Point) -> BreakEven:
     seen: dict[float, float] = {}
     errors: list[str] = []
 
+    def there(value: float) -> Point:
+        given = int(value) if scan.whole and value == int(value) else value
+        return {**point, scan.over: given}
+
     def at(value: float) -> bool | None:
         """Whether the level is reached; None without an estimate."""
-        given = int(value) if scan.whole and value == int(value) else value
-        figures = evaluate_point({**point, scan.over: given})
+        figures = evaluate_point(there(value))
         if "error" in figures:
             errors.append(figures["error"])
             return None
@@ -191,6 +194,7 @@ def break_even(scan: Scan, point: Point) -> BreakEven:
         return scan.quantity.reached(seen[value], scan.level)
 
     values = scan.values or scan_values(scan, point)
+    choose_schedules_of(map(there, values))
     reached = [(value, state) for value in values if (state := at(value)) is not None]
     ranges = tuple(_ranges(reached, partial(_bisect, at, whole=scan.whole)))
     return BreakEven(point, tuple(sorted(seen.items())), ranges, errors[0] if errors else "")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from sparqle_tvm.studies.sweep.checkpoint import REMEDY, SUFFIX, Checkpoint, rem
 from sparqle_tvm.studies.sweep.figures import COLUMNS, SWEEP_SCHEMES, figures
 from sparqle_tvm.studies.sweep.points import ACCELERATOR_NAMES, DEFAULTS, Point, Sweep
 from sparqle_tvm.studies.sweep.table import SweepResult
+from sparqle_tvm.target.accelerator import Accelerator
 
 BATCH_POINTS = 8
 """Points that a worker takes at a time, and that are kept together."""
@@ -39,16 +40,14 @@ def evaluate_point(point: Point) -> dict[str, Any]:
         if there is no such accelerator, model or number: one bad point does not end a sweep.
     """
     from sparqle_tvm.studies.estimate import estimate
-    from sparqle_tvm.target.accelerator import Accelerator
     from sparqle_tvm.target.cost.energy_table import DEFAULT_NODE, default_table
 
-    given: dict[str, Any] = {**DEFAULTS, **point}
-    changes = {name: given.pop(name) for name in ACCELERATOR_NAMES if name in given}
-    node = given.pop("node", DEFAULT_NODE)
     try:
-        accelerator = replace(Accelerator.from_target(str(given.pop("target"))), **changes)
-        table = default_table(accelerator, node)
-        found = estimate(target=accelerator, table=table, schemes=SWEEP_SCHEMES, **given)
+        accelerator, given = _split(point)
+        table = default_table(accelerator, given.pop("node", DEFAULT_NODE))
+        found = estimate(
+            target=accelerator, table=table, schemes=SWEEP_SCHEMES, same_tiles=False, **given
+        )
     except SparqleError as error:
         return {"error": " ".join(str(error).split())}
     return {
@@ -57,6 +56,30 @@ def evaluate_point(point: Point) -> dict[str, Any]:
         "beyond_positions": bool(found.positions_note),
         **figures(found),
     }
+
+
+def choose_schedules_of(points: Iterable[Point]) -> None:
+    """Choose the schedules of many points together, before they are evaluated one by one."""
+    from sparqle_tvm.studies.estimate import choose_ahead
+
+    possible = []
+    for point in points:
+        with suppress(SparqleError):
+            possible.append(_split(point))
+    choose_ahead(possible, schemes=SWEEP_SCHEMES)
+
+
+def _split(point: Point) -> tuple[Accelerator, dict[str, Any]]:
+    """The accelerator of a point, and the rest of it.
+
+    Raises
+    ------
+    TargetError
+        If there is no such accelerator.
+    """
+    given: dict[str, Any] = {**DEFAULTS, **point}
+    changes = {name: given.pop(name) for name in ACCELERATOR_NAMES if name in given}
+    return replace(Accelerator.from_target(str(given.pop("target"))), **changes), given
 
 
 @dataclass(frozen=True)
@@ -154,6 +177,7 @@ def run_sweep(
 
 
 def _evaluate_batch(batch: Batch) -> Results:
+    choose_schedules_of(point for _, point in batch)
     return {number: evaluate_point(point) for number, point in batch}
 
 

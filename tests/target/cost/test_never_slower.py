@@ -9,11 +9,13 @@ import pytest
 from bench_never_slower import random_accelerator
 
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
-from sparqle_tvm.target.cost.analytical import costs_with, dense_op_cost, encoding_costs
+from sparqle_tvm.target.cost.analytical import OpCost, costs_with, dense_op_cost, encoding_costs
 from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import default_table
+from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY, typical_digits
+from sparqle_tvm.target.cost.schedule import overflows
 from sparqle_tvm.target.cost.tiling import SPREAD, choose_schedules
 from sparqle_tvm.target.op import DenseOp
 
@@ -74,10 +76,12 @@ def test_larger_buffers_are_not_slower(op: DenseOp, scheme: Scheme) -> None:
 
 
 @pytest.mark.parametrize("scratchpad", [True, False])
-def test_savings_are_monotone_in_the_buffers(scratchpad: bool) -> None:
-    """Of time by 1 %, and of energy with the same tiles for both: no tile that is worse saves.
+@pytest.mark.parametrize("bandwidth", [16.0, 32.0])
+def test_savings_are_monotone_in_the_buffers(bandwidth: float, scratchpad: bool) -> None:
+    """By 1 %, of time, and of energy with the same tiles for both.
 
-    Of the energy planes save more if activations are loaded more often, so it may move by 2 %.
+    Energy of DRAM aside: planes save the same of every load of the activations, and larger tiles
+    need fewer loads. Nor does a scheme do better with the tiles of the other.
     """
     ops = [DenseOp(512, n, k) for n, k in ((4096, 4096), (11008, 4096), (4096, 11008))]
     time, joules = [], []
@@ -86,7 +90,7 @@ def test_savings_are_monotone_in_the_buffers(scratchpad: bool) -> None:
             f"{name}_buffer_bytes": int(factor * getattr(EDGE, f"{name}_buffer_bytes"))
             for name in ("activation", "weight", "accumulator")
         }
-        machine = replace(EDGE, scratchpad=scratchpad, dram_bytes_per_cycle=32.0, **sizes)
+        machine = replace(EDGE, scratchpad=scratchpad, dram_bytes_per_cycle=bandwidth, **sizes)
         sums = np.zeros(4)
         for op in ops:
             (own,), (split,) = (
@@ -97,11 +101,31 @@ def test_savings_are_monotone_in_the_buffers(scratchpad: bool) -> None:
             best, same = costs_with([(op, own), (op, split)], machine, "dense")
             sums += [
                 *(best.total_cycles, cost.total_cycles),
-                # The same memory for all: its accesses cost more if it is larger.
-                *(energy(e, EDGE, TABLE).joules.mid for e in (same.events, cost.events)),
+                *(on_chip(e.events) for e in (same, cost)),
             ]
+            # A digit, a bit for each activation, and the stored digits, of which rows are padded.
+            planes = op.m * op.k * (1 / 2 + 1 / 8) + nnz.total / 2
+            loads = cost.tiling.activation_loads
+            assert same.dram_bytes - cost.dram_bytes == pytest.approx(
+                loads * (op.m * op.k - planes), rel=0.05
+            )
+            assert not better(same, best)
+            if not overflows(op, machine, own):
+                assert not better(dense_op_cost(op, nnz, own, machine, "sparqle"), cost)
         time.append(1 - sums[1] / sums[0])
         joules.append(1 - sums[3] / sums[2])
-    for saved, most in ((time, 0.01), (joules, 0.02)):
+    for saved in (time, joules):
         assert min(saved) > 0
-        assert (np.maximum.accumulate(saved) - saved <= most).all(), saved
+        assert (np.maximum.accumulate(saved) - saved <= 0.01).all(), saved
+
+
+def on_chip(events: Events) -> float:
+    """Joules but those of DRAM, of a memory of the same size: a larger one costs more."""
+    alone = replace(events, dram_read_bytes=0, dram_write_bytes=0)
+    return energy(alone, EDGE, TABLE).joules.mid
+
+
+def better(one: OpCost, other: OpCost) -> bool:
+    """Whether it takes less energy by more than 1 %, and no more time."""
+    mine, theirs = (energy(c.events, EDGE, TABLE).joules.mid for c in (one, other))
+    return mine < 0.99 * theirs and one.total_cycles <= other.total_cycles
