@@ -28,6 +28,8 @@ exclude_patterns = ["_build"]
 nb_execution_mode = os.environ.get("NOTEBOOKS", "cache")
 nb_execution_timeout = 900
 nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+nb_execution_in_temp = True
 nb_merge_streams = True
 # Progress bars would fill pages with their last states.
 nb_output_stderr = "remove"
@@ -36,7 +38,8 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 # Titles of links to headings of other documents are checked.
 nitpicky = False
-suppress_warnings = ["mystnb.unknown_mime_type"]
+# Attributes of several classes have one name, as "shape".
+suppress_warnings = ["mystnb.unknown_mime_type", "ref.python"]
 
 autosummary_generate = True
 autodoc_typehints = "none"
@@ -62,3 +65,12 @@ def setup(app: Any) -> None:
     """Make what is made of code."""
     app.add_html_math_renderer("none", (None, None), (None, None))
     app.connect("builder-inited", lambda _: generate.write_all(Path(__file__).parent))
+    app.connect("source-read", _relink)
+
+
+def _relink(_: Any, name: str, source: list[str]) -> None:
+    """Turn links that hold in the repository into those of the site, where tutorials are copies."""
+    if name.startswith("generated/tutorials/"):
+        source[0] = source[0].replace("](../docs/", "](../../")
+    else:
+        source[0] = source[0].replace("](../tutorials/", "](generated/tutorials/")

@@ -1,5 +1,6 @@
 """The tutorials run from top to bottom, answers included, and are stored without outputs."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -33,6 +34,20 @@ def test_stored_without_outputs(path):
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
     assert any("assert " in cell.source for cell in cells)
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_imports_what_the_documentation_names(path):
+    names = (Path(__file__).parent.parent / "docs" / "api.md").read_text().split()
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    lines = [line for line in "\n".join(code).splitlines() if not line.startswith("%")]
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "sparqle_tvm":
+            for name in node.names:
+                found = f"{node.module}.{name.name}"
+                # A module is documented whole; what it exports is documented with it.
+                assert {found, node.module} & {*names, "sparqle_tvm.passes", "sparqle_tvm"}, found
 
 
 @pytest.mark.slow

@@ -322,12 +322,13 @@ class _Tile:
         """Whether a row sees a key that holds NaN or Inf."""
         problem = self.problem
         sees = Scalar("int32", cast("int32", problem.first_bad[self.stream, 0] < self.limit[r]))
-        if problem.mask is not None:
+        mask, is_bad = problem.mask, problem.is_bad
+        if mask is not None and is_bad is not None:
             limit, token = fixed(self.limit[r]), fixed(self.token[r])
             with when(sees.value != 0):
                 sees.set(T.int32(0))
-                with loop(limit) as key, when(problem.mask[token, key]):
-                    sees.set(T.max(sees.value, problem.is_bad[self.stream, key]))
+                with loop(limit) as key, when(mask[token, key]):
+                    sees.set(T.max(sees.value, is_bad[self.stream, key]))
         return sees.value
 
     def _probabilities(self, r: Any) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from sparqle_tvm.numerics.kv_cache import CacheName, KvStorage, parse_kv
 from sparqle_tvm.results.passes import CountedAttention
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import AttentionOp
-from sparqle_tvm.target.cost.attention import AttentionCost, attention_cost
+from sparqle_tvm.target.cost.attention import AttentionCost, attention_cost, counted_machine
 from sparqle_tvm.target.cost.attention_choice import (
     ExpectedAttention,
     Shares,
@@ -98,17 +98,17 @@ def counted_attention(
         cache = AttentionCache.of(dense, plain, 1.0)
         return [CountedAttention(LABEL, batch * shape.layers, baselines, cache)]
     op = replace(dense, scheme="sparqle", window="signed")
-    found, measured = [], measured_attention()
+    found = []
     for layers in _layer_classes(shape.layers, op.keys):
-        expected = partial(measured.expected, layers, shape.layers)
+        some = _Layers(layers, shape.layers, kv)
         rows = cache_rows(op, shape.layers, kv, layers)
         # On its way into the chip a cache is expanded if it is not int8 in some layer and head.
         planes: dict[str, Any] = {
             f"{what}_planes": "p" if r.digits.any() else "-" for what, r in rows.items()
         }
-        mine, left = choose_scheme(replace(op, **planes), accelerator, expected(op.keys))
+        mine, left = choose_scheme(replace(op, **planes), accelerator, some.expected(op.keys))
         if left is None:
-            cost, live = _cost(mine, accelerator, "sparqle", expected, seed, rows)
+            cost, live = _cost(mine, accelerator, "sparqle", some, seed)
         else:
             cost, live = _cost(mine, accelerator, "dense", None, seed)
         held = {_storage(op, layer, shape.layers, kv) for layer in layers}
@@ -195,11 +195,30 @@ def simulated_attention_cost(result: AttentionResult, op: AttentionOp) -> Attent
     )
 
 
-def _layer_classes(layers: int, keys: int) -> list[list[int]]:
+@dataclass(frozen=True)
+class _Layers:
+    """Layers of a model that are counted as one: their numbers, of how many, and their cache."""
+
+    chosen: tuple[int, ...]
+    of: int
+    kv: str
+
+    def expected(self, keys: int) -> ExpectedAttention:
+        """What is to be expected of their attention over so many keys."""
+        return _expected(self.chosen, self.of, keys)
+
+
+@lru_cache(maxsize=4096)
+def _expected(chosen: tuple[int, ...], layers: int, keys: int) -> ExpectedAttention:
+    return measured_attention().expected(chosen, layers, keys)
+
+
+@lru_cache(maxsize=256)
+def _layer_classes(layers: int, keys: int) -> tuple[tuple[int, ...], ...]:
     """Numbers of layers, together those with alike shares of live keys."""
     measured = measured_attention()
     order = sorted(range(layers), key=lambda i: measured.live(i, layers, keys, 1)[0])
-    return [part.tolist() for part in np.array_split(order, min(_CLASSES, layers))]
+    return tuple(tuple(part.tolist()) for part in np.array_split(order, min(_CLASSES, layers)))
 
 
 def _places(op: AttentionOp, plan: AttentionPlan) -> list[tuple[int, int]]:
@@ -211,8 +230,9 @@ def _places(op: AttentionOp, plan: AttentionPlan) -> list[tuple[int, int]]:
     return [(some, max(middle + some // 2, some)) for middle in middles]
 
 
+@lru_cache(maxsize=256)
 def cache_rows(
-    op: AttentionOp, layers: int, kv: str, chosen: Sequence[int]
+    op: AttentionOp, layers: int, kv: str, chosen: tuple[int, ...]
 ) -> dict[CacheName, MeanRows]:
     """What a key and a value take in the cache, mean of the chosen ones of so many layers.
 
@@ -251,25 +271,39 @@ def _cost(
     op: AttentionOp,
     accelerator: Accelerator,
     scheme: Scheme,
-    expected: Callable[[int], ExpectedAttention] | None,
+    layers: _Layers | None,
     seed: int,
-    stored: Mapping[CacheName, MeanRows] | None = None,
 ) -> tuple[AttentionCost, float]:
-    """Cost of an op of one layer, with what is expected of so many keys (None: all are live), and
-    the share of the keys that are live.
+    """Cost of an op of one of these layers (None: all keys are live, the cache is plain), and the
+    share of the keys that are live.
     """
     program: ProgramScheme = "sparqle" if scheme == "sparqle" else "dense"
-    known = None if expected is None else expected(op.keys)
+    known = None if layers is None else layers.expected(op.keys)
     plan = choose_plan(replace(op, scheme=program), accelerator, known)
+    return _cost_of(op, counted_machine(accelerator), plan, scheme, layers, seed)
+
+
+@lru_cache(maxsize=1024)
+def _cost_of(
+    op: AttentionOp,
+    machine: Accelerator,
+    plan: AttentionPlan,
+    scheme: Scheme,
+    layers: _Layers | None,
+    seed: int,
+) -> tuple[AttentionCost, float]:
+    stored = None
+    if layers is not None:
+        stored = cache_rows(op.plain(), layers.of, layers.kv, layers.chosen)
     places = _places(op, plan)
     total: AttentionCost | None = None
     live = 0.0
     for rows, keys in places:
         share = _ALL_LIVE
-        if expected is not None:
-            share = expected(keys).shares(plan.block_rows / op.group)
+        if layers is not None:
+            share = layers.expected(keys).shares(plan.block_rows / op.group)
         some = replace(op, rows=rows, keys=keys)
-        header = plan.header(some, accelerator)
+        header = plan.header(some, machine)
         work = Work.uniform(
             header,
             header.limits(rows, keys - rows),
@@ -278,7 +312,7 @@ def _cost(
             rng=np.random.default_rng(seed),
             stored=stored,
         )
-        cost = attention_cost(some, accelerator, plan, work, scheme)
+        cost = attention_cost(some, machine, plan, work, scheme)
         live += share.live / len(places)
         if rows == op.rows:
             return cost, live

@@ -99,7 +99,8 @@ def calibrate_tokens(
     measured = min(len(ids), MEASURED_TOKENS) * (1 + len(STORED_SHARES))
     count = len(ids) + measured
     with progress_bar(progress=progress, total=count, desc="compile", unit="token") as bar:
-        mod = imported.mod if attention == "float" else QuantizeAttention()(imported.mod)
+        quantize: Any = QuantizeAttention()
+        mod = imported.mod if attention == "float" else quantize(imported.mod)
         choosable = ChoosableModel(mod)
         bar.set_description("calibrate")
         choosable.collect(ids, bar.update)

@@ -86,7 +86,8 @@ def _changed(
     try:
         return change, replace(accelerator, **changed)
     except SparqleError as error:
-        return replace(change, impossible=_message(change, accelerator, error)), None
+        message = _message(accelerator, error).removesuffix(f"; {explained(name)}")
+        return replace(change, impossible=message), None
 
 
 def _filled(
@@ -100,13 +101,12 @@ def _filled(
     try:
         found = estimate_on(machine)
     except SparqleError as error:
-        return replace(change, impossible=_message(change, machine, error))
+        return replace(change, impossible=_message(machine, error))
     return replace(change, parts={part: _compare(base, found, part) for part in PARTS})
 
 
-def _message(change: FieldChange, accelerator: Accelerator, error: SparqleError) -> str:
-    message = str(error).removeprefix(f"accelerator {accelerator.name!r}: ")
-    return message.removesuffix(f"; {explained(change.field)}")
+def _message(accelerator: Accelerator, error: SparqleError) -> str:
+    return str(error).removeprefix(f"accelerator {accelerator.name!r}: ")
 
 
 def _impossible(name: str, value: float, after: float) -> str:

@@ -44,6 +44,8 @@ class Turns:
         What was measured, or is being measured.
     default_value : float
         The objective of the default schedule; infinite before it is known.
+    guessed : bool
+        Whether it had its first guesses.
     best : float
         Of what evolution found.
     rounds, stale : int

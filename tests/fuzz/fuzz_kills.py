@@ -194,6 +194,14 @@ COMMANDS = {
         15,
         {"out.json": _is_json},
     ),
+    "generate": Command(
+        [
+            *(*SPARQLE, "generate", *_MODEL, "--prompt", "the quick brown fox"),
+            *("--tokens", "4", "--json", "out.json"),
+        ],
+        15,
+        {"out.json": _is_json},
+    ),
     "calibrate": Command(
         [*SPARQLE, "calibrate", *_MODEL, "--text", "prose.txt", "--tokens", "100"],
         12,

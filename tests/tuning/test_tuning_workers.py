@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,12 +37,20 @@ def test_two_processes_find_what_one_finds(alone: list[object], tmp_path: Path) 
     assert journal(tmp_path, workers=2) == alone
 
 
-def test_a_dask_cluster_finds_what_one_process_finds(alone: list[object], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def dask() -> Iterator[str]:
+    """Address of a cluster of two workers."""
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
     ) as cluster:
-        assert journal(tmp_path, scheduler=cluster.scheduler_address) == alone
+        yield cluster.scheduler_address
+
+
+def test_a_dask_cluster_finds_what_one_process_finds(
+    alone: list[object], tmp_path: Path, dask: str
+) -> None:
+    assert journal(tmp_path, scheduler=dask) == alone
 
 
 @dataclass
@@ -74,18 +83,14 @@ def test_a_worker_that_dies_costs_a_second_run_and_nothing_else(tmp_path: Path) 
         assert first() + second() == expected
 
 
-def test_a_dask_worker_that_dies_costs_a_second_run_and_nothing_else(tmp_path: Path) -> None:
-    distributed = pytest.importorskip("distributed")
+def test_a_dask_worker_that_dies_costs_a_second_run_and_nothing_else(
+    tmp_path: Path, dask: str
+) -> None:
     candidates = [(TASK, point) for point in POINTS]
     with Workers(Meter(STARVED)) as here:
         expected = here.measure(candidates)
     deadly = Deadly(STARVED, deaths=1, file=str(tmp_path / "count"))
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
-        Workers(deadly, scheduler=cluster.scheduler_address) as there,
-    ):
+    with Workers(deadly, scheduler=dask) as there:
         assert there.measure(candidates) == expected
     # What the dead worker was at ran once more, and nothing else did.
     runs = (tmp_path / "count").stat().st_size
