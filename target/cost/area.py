@@ -31,8 +31,8 @@ def native_lanes(accelerator: Accelerator) -> int:
     """Lanes of 2k x k bits that have the area of the k x k lanes of a PE with two dense passes."""
     k = accelerator.digit_bits
     line = _areas(k)["native"]
-    rest = pe_um2(k, "dense", accelerator.lanes) - line["accumulate"]
-    return max(round(rest / line["lane"]), 1)
+    rest = pe_um2(k, "dense", accelerator.lanes) - float(line["accumulate"])
+    return max(round(rest / float(line["lane"])), 1)
 
 
 def array_mm2(accelerator: Accelerator, scheme: str) -> float:

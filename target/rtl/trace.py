@@ -72,7 +72,10 @@ def trace_tile(shape: ArrayShape, sliced: SlicedTensor) -> TileTrace:
     simulator.run()
     start, ready, dense, sparse, step, waiting = np.array(cycles, dtype=np.int64).T
     return TileTrace(
-        *(signal.astype(bool) for signal in (start, ready, dense, sparse)),
+        start=start.astype(bool),
+        ready=ready.astype(bool),
+        dense=dense.astype(bool),
+        sparse=sparse.astype(bool),
         step=step,
         waiting=(waiting >> np.arange(shape.rows)[:, None] & 1).astype(bool)[:rows],
         digits=mask.sum(axis=1),

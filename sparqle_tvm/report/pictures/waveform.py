@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.patches import Patch
+from numpy.typing import NDArray
 
 from sparqle_tvm.report.pictures import style
 
@@ -55,7 +55,7 @@ def draw_waveform(trace: TileTrace, *, narrow: bool = False) -> Any:
     return figure
 
 
-def _wave(axes: Any, y: int, signal: Sequence[Any]) -> None:
-    level = np.repeat(np.asarray(signal, dtype=float), 2) * 0.6 + y + 0.2
+def _wave(axes: Any, y: int, signal: NDArray[np.bool_]) -> None:
+    level = np.repeat(signal.astype(float), 2) * 0.6 + y + 0.2
     at = np.repeat(np.arange(len(signal) + 1), 2)[1:-1]
     axes.plot(at, level, color=style.INK, lw=1.2)
