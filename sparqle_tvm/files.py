@@ -377,7 +377,8 @@ def _array(data: bytes) -> npt.NDArray[Any]:
         raise ValueError("an array holds Python objects")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise ValueError(f"an array of {len(data)} bytes has the shape {shape}")
-    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="CF"[fortran])
+    flat: npt.NDArray[Any] = np.frombuffer(data, dtype, offset=file.tell())
+    return flat.reshape(shape, order="F" if fortran else "C")
 
 
 def _finite(text: str) -> float:
