@@ -232,7 +232,9 @@ class Rewriter(PyExprMutator):
             return (
                 bool(name) and not name.startswith(self.roots) and all(map(self._same, value.args))
             )
-        return isinstance(value, relax.TupleGetItem) and self._same(value.tuple_value)
+        # A pass that is offered every op may replace fields of what stays, too.
+        field = isinstance(value, relax.TupleGetItem) and "" not in self.roots
+        return field and self._same(value.tuple_value)
 
     def _same(self, operand: relax.Expr) -> bool:
         """Whether an operand is what it was; expressions within others may hold anything."""
