@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from sparqle_tvm.report.comparison import (
+    BATCHES,
+    CONTEXTS,
     comparison_table,
+    decode_savings,
     published_curves,
     stored_curves,
+    stored_decode,
     to_json,
 )
 from sparqle_tvm.report.paper import MODELS, RANGES
@@ -47,6 +51,17 @@ def test_ranges_are_those_of_the_abstract():
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda preset: preset.name)
 def test_stored_curves_are_what_the_formulas_give(preset):
     assert to_json(published_curves(preset)) == to_json(stored_curves(preset)), AGAIN
+
+
+def test_stored_savings_of_decode_are_what_the_formulas_give():
+    mobile = PRESETS["sparqle/mobile"]
+    stored = stored_decode()
+    assert len(stored) == len(PRESETS) * len(MODELS) * len(CONTEXTS) * len(BATCHES)
+    found = [one for one in stored if one.target == mobile.name]
+    assert to_json(decode_savings(mobile)) == to_json(found), AGAIN
+    # Longer contexts save more, and so do more sequences where the cache is what takes the time.
+    at = {(one.model, one.context, one.batch): one.latency for one in found}
+    assert at["Llama3 8B", 2048, 1] < at["Llama3 8B", 32768, 1] < at["Llama3 8B", 32768, 16]
 
 
 def test_other_accelerators_have_no_stored_curves():
