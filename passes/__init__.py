@@ -32,6 +32,7 @@ from sparqle_tvm.passes.report_left import ReportLeft
 from sparqle_tvm.passes.share_encodings import ShareEncodings
 from sparqle_tvm.passes.split_grouped_dense import SplitGroupedDense
 from sparqle_tvm.passes.split_precision import SplitPrecision
+from sparqle_tvm.passes.unfuse_tuples import UnfuseTuples
 
 __all__ = [
     "FLOAT_ATTENTION",
@@ -67,5 +68,6 @@ __all__ = [
     "Skipped",
     "SplitGroupedDense",
     "SplitPrecision",
+    "UnfuseTuples",
     "choice_arguments",
 ]

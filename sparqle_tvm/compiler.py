@@ -213,6 +213,7 @@ def lowering_passes() -> list[tvm.transform.Pass]:
         passes.FoldConstants(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
+        passes.UnfuseTuples(),
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
         relax.transform.RewriteDataflowReshape(),
