@@ -12,8 +12,9 @@ def percent(value: float) -> str:
 
 
 def signed_percent(value: float) -> str:
-    """``0.174`` -> ``+17.4 %``, with a real minus sign."""
-    return f"{round(value, 3) + 0.0:+.1%}".replace("%", " %").replace("-", MINUS)
+    """``0.174`` -> ``+17.4 %``, with a real minus sign; what rounds to nothing has no sign."""
+    shown = round(value, 3) + 0.0
+    return f"{shown:{'+' if shown else ''}.1%}".replace("%", " %").replace("-", MINUS)
 
 
 def change(saved: float) -> str:

@@ -41,7 +41,7 @@ def test_shares():
 @pytest.mark.parametrize("nothing", [0.0, -0.0, 0.0004, -0.0004])
 def test_nothing_has_no_sign(nothing):
     assert formats.percent(nothing) == "0.0 %"
-    assert formats.change(nothing) == "+0.0 %"
+    assert formats.change(nothing) == "0.0 %"
 
 
 def test_prefix_of():

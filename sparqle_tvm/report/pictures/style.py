@@ -20,6 +20,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from sparqle_tvm.escaping import for_html
 from sparqle_tvm.files import replacing
@@ -121,8 +122,8 @@ def look(color: str, hatch: str, edge: str = GROUND) -> dict[str, Any]:
 
 
 def percents(axis: Axis) -> None:
-    """Write the numbers of an axis as percentages."""
-    axis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    """Write the numbers of an axis as percentages, with as many digits as tell them apart."""
+    axis.set_major_formatter(PercentFormatter(1.0))
 
 
 def no_ticks(axes: Axes, which: str) -> None:

@@ -60,13 +60,16 @@ class Checkpoint:
                 elif found != list(TABLES):
                     raise sqlite3.DatabaseError("it has other tables")
                 kept = self._database.execute("SELECT digest FROM sweep").fetchone()
-                if kept is None:
+                if self._database.execute("SELECT 1 FROM done LIMIT 1").fetchone() is None:
+                    # Nothing was done yet, of whichever sweep.
+                    self._database.execute("DELETE FROM sweep")
                     self._database.execute("INSERT INTO sweep VALUES (?)", (digest,))
+                    kept = (digest,)
         except sqlite3.OperationalError as error:
             raise self._unwritable(error) from error
         except sqlite3.Error as error:
             raise self.damaged(error) from error
-        if kept is not None and kept[0] != digest:
+        if kept is None or kept[0] != digest:
             raise InvalidArgumentError(
                 f"{self.path} belongs to another sweep, or to another version; "
                 "choose another output file, or begin anew with --restart"
@@ -85,6 +88,13 @@ class Checkpoint:
             return {number: self._record(number, row) for number, row in rows}
         except (sqlite3.Error, UnicodeError) as error:
             raise self.damaged(error) from error
+
+    def is_empty(self) -> bool:
+        """Whether nothing is done yet; False if the file cannot tell."""
+        try:
+            return self._database.execute("SELECT 1 FROM done LIMIT 1").fetchone() is None
+        except sqlite3.Error:
+            return False
 
     def _record(self, number: object, row: object) -> dict[str, Any]:
         if not isinstance(number, int) or not isinstance(row, str):

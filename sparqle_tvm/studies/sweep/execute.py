@@ -148,7 +148,7 @@ def run_sweep(
         remove_checkpoint(kept)
     with ExitStack() as stack:
         checkpoint = Checkpoint(kept, sweep.digest)
-        stack.callback(checkpoint.close)
+        stack.callback(_close, checkpoint)
         done = checkpoint.read()
         for number, row in done.items():
             if number not in range(len(sweep.points)):
@@ -174,6 +174,14 @@ def run_sweep(
     result.write(out)
     remove_checkpoint(kept)
     return result
+
+
+def _close(checkpoint: Checkpoint) -> None:
+    """Close it, and leave nothing behind if nothing was done."""
+    empty = checkpoint.is_empty()
+    checkpoint.close()
+    if empty:
+        remove_checkpoint(checkpoint.path)
 
 
 def _evaluate_batch(batch: Batch) -> Results:

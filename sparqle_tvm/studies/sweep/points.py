@@ -89,6 +89,8 @@ class Sweep:
             if other or (isinstance(value, float) and not math.isfinite(value)):
                 names = " or ".join(kind.__name__ for kind in kinds)
                 raise InvalidArgumentError(f"sweep: {name} = {value!r} is no {names}")
+            if name in ("seq", "batch") and int(value) < 1:
+                raise InvalidArgumentError(f"sweep: {name} = {value!r} must be at least 1")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -38,6 +38,18 @@ def test_another_sweep_is_refused(tmp_path):
         Checkpoint(path, "b")
 
 
+def test_a_sweep_of_which_nothing_is_done_makes_room(tmp_path):
+    path = tmp_path / "j"
+    Checkpoint(path, "a").close()
+    checkpoint = Checkpoint(path, "b")
+    assert checkpoint.is_empty()
+    checkpoint.add({0: {"seconds": 1.0}})
+    assert not checkpoint.is_empty()
+    checkpoint.close()
+    with pytest.raises(InvalidArgumentError, match="belongs to another sweep"):
+        Checkpoint(path, "a")
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_a_truncated_file_is_refused(tmp_path, share):
     path = filled(tmp_path / "j")
