@@ -338,9 +338,9 @@ class PassResult:
         parts = [found.part(part) for found in self.schemes.values() for part in PARTS]
         if BASELINE in counted and any(part.saved is None for part in parts):
             raise InvalidArgumentError(f"a part does not say what it saves of {BASELINE}")
-        for layer in self.layers:
-            if counted - set(layer.costs):
-                raise InvalidArgumentError(f"layer {layer.label!r} lacks the cost of a scheme")
+        for each in (*self.layers, *self.others):
+            if counted - set(each.costs):
+                raise InvalidArgumentError(f"{each.label!r} lacks the cost of a scheme")
 
     @property
     def name(self) -> str:
