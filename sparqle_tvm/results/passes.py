@@ -338,7 +338,8 @@ class PassResult:
         parts = [found.part(part) for found in self.schemes.values() for part in PARTS]
         if BASELINE in counted and any(part.saved is None for part in parts):
             raise InvalidArgumentError(f"a part does not say what it saves of {BASELINE}")
-        for each in (*self.layers, *self.others):
+        counted_work: list[Layer | Other] = [*self.layers, *self.others]
+        for each in counted_work:
             if counted - set(each.costs):
                 raise InvalidArgumentError(f"{each.label!r} lacks the cost of a scheme")
 
