@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import msgspec
@@ -79,7 +80,9 @@ def write_content(calibration: Any, path: str | os.PathLike[str]) -> None:
     if target.suffix != ".npz":
         raise InvalidArgumentError(f"{target}: the file of a calibration has to end in .npz")
     encodings: Sequence[EncodingStatistics] = calibration.encodings
-    header = plain(msgspec.convert(calibration, _Header, from_attributes=True))
+    # The fields alone: msgspec 0.23 would ask a calibration for them by `[...]`, as it has labels.
+    given = SimpleNamespace(**{f.name: getattr(calibration, f.name) for f in fields(calibration)})
+    header = plain(msgspec.convert(given, _Header, from_attributes=True))
     fisher = [e.fisher for e in encodings if e.fisher is not None]
     arrays: dict[str, npt.NDArray[Any]] = {
         "header": np.frombuffer(json.dumps(header).encode(), np.uint8),

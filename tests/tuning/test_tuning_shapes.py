@@ -39,7 +39,7 @@ def test_sizes_give_the_tasks_of_the_module(tmp_path):
 
 
 def test_the_command_tunes_a_model_of_which_only_sizes_are_known(tmp_path, capsys):
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 80}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **sizes, **heads}))
     out = tmp_path / "out.json"
