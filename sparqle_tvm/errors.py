@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection
 
 
@@ -65,7 +66,15 @@ class TuningError(SparqleError):
     """A tuning database is missing, damaged, or does not fit what it is used for."""
 
 
+def choose_from(word: str, known: Collection[str]) -> str:
+    """What to say where a word is none of those known: the one that was meant, then all of them."""
+    everything = f"known: {', '.join(known)}"
+    same = [name for name in known if name.lower() in word.lower()]
+    close = difflib.get_close_matches(word, known, 1, 0.75) or sorted(same, key=len)[-1:]
+    return f"did you mean {close[0]}? {everything}" if close else everything
+
+
 def require_known(what: str, value: str, known: Collection[str]) -> None:
     """Raise InvalidArgumentError if a value is none of those known; says which are."""
     if value not in known:
-        raise InvalidArgumentError(f"{what} {value!r} is unknown; known: {', '.join(known)}")
+        raise InvalidArgumentError(f"{what} {value!r} is unknown; {choose_from(value, known)}")

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sparqle_tvm.errors import TargetError
+from sparqle_tvm.errors import TargetError, choose_from
 from sparqle_tvm.files import read_toml
 from sparqle_tvm.numerics.integers import DIGIT_BITS
 
@@ -306,7 +306,8 @@ class Accelerator:
         from tvm.target import Target, list_tags
 
         if tag not in (list_tags() or {}):
-            raise TargetError(f"unknown target {tag!r}; known: {', '.join(PRESETS)}")
+            hint = f"{choose_from(tag, list(PRESETS))}, or a FILE.toml"
+            raise TargetError(f"unknown target {tag!r}; {hint}")
         return cls.from_target(Target(tag))
 
     @classmethod

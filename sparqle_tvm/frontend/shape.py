@@ -11,7 +11,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparqle_tvm.errors import InvalidArgumentError, ModelFileError, UnsupportedModelError
+from sparqle_tvm.errors import (
+    InvalidArgumentError,
+    ModelFileError,
+    UnsupportedModelError,
+    choose_from,
+)
 from sparqle_tvm.files import Size, read_json, typed
 from sparqle_tvm.models.shapes import MODELS, ModelShape, WeightFormat
 
@@ -66,8 +71,10 @@ def model_shape(model: str | PathLike[str] | ModelShape) -> ModelShape:
         return _of_config(path)
     if path.is_dir():
         return _of_config(path / CONFIG)
+    if path.suffix.lower() == ".toml":
+        raise InvalidArgumentError(f"{name} describes an accelerator: give it as --target")
     raise InvalidArgumentError(
-        f"unknown model {name!r}; known: {', '.join(MODELS)}; or give a GGUF file, or a "
+        f"unknown model {name!r}; {choose_from(name, list(MODELS))}; or give a GGUF file, or a "
         f"{CONFIG} of Hugging Face or its folder"
     )
 

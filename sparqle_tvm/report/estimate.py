@@ -73,6 +73,20 @@ def _compared(found: Sequence[Estimate]) -> bool:
 def _cards(found: Sequence[Estimate]) -> Iterator[Card]:
     if _compared(found):
         yield from saving_cards(found, found[0].table, FORMULA)
+        for one in found:
+            saved = {
+                of.scheme: 1 - of.time_area.mid for of in one.time_areas if of.part == "whole_model"
+            }
+            beside = (
+                f"; wider multipliers (native) {formats.change(saved['native'])}"
+                if "native" in saved
+                else ""
+            )
+            yield Card(
+                f"{one.phase.capitalize()} time x area",
+                formats.change(saved["sparqle"]),
+                f"whole model, array and buffers, whose area grows{beside}; {FORMULA}",
+            )
 
 
 def _cost_section(found: Sequence[Estimate]) -> Section:

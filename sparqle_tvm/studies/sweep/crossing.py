@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
 
-from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.errors import InvalidArgumentError, choose_from
 from sparqle_tvm.numerics.integers import DIGIT_BITS
 from sparqle_tvm.processes import on_processes, require_workers
 from sparqle_tvm.progress import progress_bar
@@ -71,9 +71,9 @@ class Scan:
     def __post_init__(self) -> None:
         """Refuse what cannot be scanned."""
         if _KINDS.get(self.over) not in ("int", "float"):
-            known = (name for name, kind in _KINDS.items() if kind in ("int", "float"))
+            known = [name for name, kind in _KINDS.items() if kind in ("int", "float")]
             raise InvalidArgumentError(
-                f"over: {self.over!r} is no number of an estimate; known: {', '.join(known)}"
+                f"over: {self.over!r} is no number of an estimate; {choose_from(self.over, known)}"
             )
         if not math.isfinite(self.level):
             raise InvalidArgumentError(f"find: {self.quantity.name} = {self.level} is no level")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.errors import InvalidArgumentError, choose_from
 from sparqle_tvm.results.estimate import Estimate
 from sparqle_tvm.results.passes import BASELINE, PARTS, PartCost, Saved
 from sparqle_tvm.target.cost.baselines import Scheme
@@ -98,8 +98,8 @@ def quantity(name: str) -> Quantity:
     if name in COLUMNS:
         return Quantity(name, name)
     raise InvalidArgumentError(
-        f"value {name!r} is unknown; known: {', '.join(_SHORT)}, the same with {_DENSE_LAYERS} "
-        "before them, and every column of figures in the table of a sweep"
+        f"value {name!r} is unknown; {choose_from(short, list(_SHORT))}, the same with "
+        f"{_DENSE_LAYERS} before them, and every column of figures in the table of a sweep"
     )
 
 

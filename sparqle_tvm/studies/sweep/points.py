@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from sparqle_tvm._versions import VERSION
-from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.errors import InvalidArgumentError, choose_from
 from sparqle_tvm.files import MAX_AMOUNT, read_toml, typed
 from sparqle_tvm.target.accelerator import Accelerator
 
@@ -81,7 +81,7 @@ class Sweep:
         for name in self.names:
             if name not in known:
                 raise InvalidArgumentError(
-                    f"sweep: {name!r} is unknown; known: {', '.join(sorted(known))}"
+                    f"sweep: {name!r} is unknown; {choose_from(name, sorted(known))}"
                 )
         for name, value in (pair for point in self.points for pair in point.items()):
             kinds = ESTIMATE_KINDS.get(name, (int, float, bool))
