@@ -63,7 +63,7 @@ def test_malformed_axis_is_refused(text):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("[grid]\nseqq = [1]\n", "'seqq' is unknown; known: "),
+        ("[grid]\nseqq = [1]\n", "'seqq' is unknown; did you mean seq? known: "),
         ("[grid]\nseq = [1.5]\n", "seq = 1.5 is no int"),
         ("[grid]\nmodel = [7]\n", "model = 7 is no str"),
         ('[grid]\nrows = ["many"]\n', "rows = 'many' is no int or float or bool"),
