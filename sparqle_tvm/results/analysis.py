@@ -9,11 +9,11 @@ from typing import Literal
 
 from sparqle_tvm.errors import InvalidArgumentError, ResultFileError
 from sparqle_tvm.files import Amount, Count, read_json
+from sparqle_tvm.results.form import Form
 from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.results.run import Measured, RunResult
 
 KIND = "analysis"
-JSON_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Analysis(Measured):
         The programs that ran, in order; none if the engine is not the simulator.
     """
 
-    FORM = (KIND, JSON_VERSION)
+    FORM = Form(KIND, 1, "sparqle run")
 
     function: str
     against: Literal["module", "integers"]

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from sparqle_tvm.errors import ResultFileError
-from sparqle_tvm.files import plain, typed_version
+from sparqle_tvm.files import plain
 from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape
 from sparqle_tvm.models.sparsity import MsbDistribution
+from sparqle_tvm.results.form import Form, Stored
 from sparqle_tvm.results.passes import BASELINE, PassResult
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.area import array_mm2, buffers_mm2
@@ -19,7 +19,6 @@ from sparqle_tvm.target.cost.energy_table import Band, EnergyTable
 
 KIND = "estimate"
 KIND_OF_SEVERAL = "estimates"
-JSON_VERSION = 6
 
 AttentionUnit = Literal["array", "vector"]
 """Who computes attention."""
@@ -102,12 +101,21 @@ class TimeArea:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate(PassResult):
+class Estimate(Stored, PassResult):
     """A pass of a model under all schemes asked for, by formula.
 
     Its layers stand for all of a type (`models.shapes.LAYER_TYPES`) and one class of digits. The
     fields are the question, as `studies.estimate.estimate` takes it.
     """
+
+    # A sensitivity may stand beside it.
+    FORM = Form(
+        KIND,
+        6,
+        "sparqle estimate",
+        "the estimate",
+        besides=("notes", "time_areas", "sensitivity"),
+    )
 
     model: ModelShape
     kv_bits: int
@@ -188,33 +196,8 @@ class Estimate(PassResult):
             "not made for that many."
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON form, with `notes` and `time_areas`.
-
-        The table has every constant with its unit, source, year, and what it was checked against.
-        """
-        return {
-            "kind": KIND,
-            "version": JSON_VERSION,
-            "notes": list(self.notes),
-            "time_areas": plain(self.time_areas),
-            **plain(self),
-        }
-
-    @classmethod
-    def from_json(cls, data: Any, where: object = "the estimate") -> Estimate:
-        """Read what `to_json` gave, with a sensitivity beside it or not.
-
-        Raises
-        ------
-        ResultFileError
-            If it is of another version, or not of this form; names the place.
-        """
-        remedy = "make it again with sparqle estimate --json FILE of this release"
-        besides = ("kind", "notes", "time_areas", "sensitivity")
-        return typed_version(
-            data, cls, JSON_VERSION, where, ResultFileError, remedy, besides=besides
-        )
+    def _derived(self) -> dict[str, Any]:
+        return {"notes": list(self.notes), "time_areas": plain(self.time_areas)}
 
 
 def _ratio(area: Band, base: Band) -> Band:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from sparqle_tvm.errors import ResultFileError
-from sparqle_tvm.files import Amount, Count, Positive, Share, plain, typed_version
+from sparqle_tvm.files import Amount, Count, Positive, Share
+from sparqle_tvm.results.form import Form, Stored
 from sparqle_tvm.results.passes import PassResult, Phase
 from sparqle_tvm.results.run import ModelFile
 from sparqle_tvm.target.accelerator import Accelerator
@@ -15,7 +15,6 @@ from sparqle_tvm.target.cost.energy_table import EnergyTable
 from sparqle_tvm.target.cost.model import Counting
 
 KIND = "generation"
-JSON_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation:
+class Generation(Stored):
     """All that was generated, and what it costs on the accelerator.
 
     Attributes
@@ -95,6 +94,8 @@ class Generation:
     seconds : mapping
         Wall time of the stages on the host.
     """
+
+    FORM = Form(KIND, 1, "sparqle generate", "the generation")
 
     model: ModelFile
     accelerator: Accelerator
@@ -131,15 +132,3 @@ class Generation:
         """Mean over the tokens of a phase; 0 without one."""
         zero = sum(step.msb_sparsity * step.rows for step in self.of_phase(phase))
         return zero / self.tokens(phase) if zero else 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON form: numbers, strings, lists and dictionaries only."""
-        return {"kind": KIND, "version": JSON_VERSION, **plain(self)}
-
-    @classmethod
-    def from_json(cls, data: Any, where: object = "the generation") -> Generation:
-        """Read what `to_json` gave; ResultFileError if it is of another version or form."""
-        remedy = "make it again with sparqle generate --json FILE of this release"
-        return typed_version(
-            data, cls, JSON_VERSION, where, ResultFileError, remedy, besides=("kind",)
-        )

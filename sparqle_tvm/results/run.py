@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
 
 from sparqle_tvm.errors import InvalidArgumentError, ResultFileError
 from sparqle_tvm.files import (
@@ -13,10 +12,9 @@ from sparqle_tvm.files import (
     Count,
     Positive,
     Share,
-    plain,
     read_json,
-    typed_version,
 )
+from sparqle_tvm.results.form import Form, Stored
 from sparqle_tvm.results.losses import RunLoss
 from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.target.accelerator import Accelerator
@@ -26,7 +24,6 @@ from sparqle_tvm.target.cost.model import Counting
 from sparqle_tvm.target.cost.vector import TransformerShape
 
 KIND = "run"
-JSON_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -174,7 +171,7 @@ class TuningGain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measured(Stored):
     """What is known of every model that ran, whatever it came from: a run, or an analysis.
 
     Attributes
@@ -192,8 +189,6 @@ class Measured:
     seconds : mapping
         Wall time of the stages on the host.
     """
-
-    FORM: ClassVar[tuple[str, int]]  # what a file is called, and its version
 
     model: ModelFile
     accelerator: Accelerator
@@ -216,25 +211,6 @@ class Measured:
     def passes(self) -> tuple[PassResult, ...]:
         """What was counted, pass by pass."""
         raise NotImplementedError
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON form: numbers, strings, lists and dictionaries only."""
-        kind, version = self.FORM
-        return {"kind": kind, "version": version, **plain(self)}
-
-    @classmethod
-    def from_json(cls, data: Any, where: object = "the result") -> Self:
-        """Read what `to_json` gave, maybe out of a file; errors say `where`.
-
-        Raises
-        ------
-        ResultFileError
-            If it is of another version, or not of this form; names the place.
-        """
-        remedy = "make it again with sparqle run --json FILE of this release"
-        return typed_version(
-            data, cls, cls.FORM[1], where, ResultFileError, remedy, besides=("kind",)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +243,7 @@ class RunResult(Measured):
         What scale factors lose against plain int8; None if there are none.
     """
 
-    FORM = (KIND, JSON_VERSION)
+    FORM = Form(KIND, 4, "sparqle run")
 
     text: Text
     transformer: TransformerShape

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from sparqle_tvm.errors import ResultFileError
-from sparqle_tvm.files import Amount, Count, plain, typed_version
+from sparqle_tvm.files import Amount, Count
+from sparqle_tvm.results.form import Form, Stored
 from sparqle_tvm.results.passes import Phase
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.schedule import Decisions
 
 KIND = "target check"
-JSON_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class ChosenTile:
 
 
 @dataclass(frozen=True)
-class TargetCheck:
+class TargetCheck(Stored):
     """An accelerator looked at beside a model.
 
     Attributes
@@ -79,6 +77,8 @@ class TargetCheck:
         What is out of balance, and which field mends it.
     """
 
+    FORM = Form(KIND, 1, "sparqle target check", "the check")
+
     accelerator: Accelerator
     model: str
     seq: Count
@@ -86,15 +86,3 @@ class TargetCheck:
     tiles: tuple[ChosenTile, ...]
     limits: Mapping[Phase, Mapping[str, Amount]]
     warnings: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON form: numbers, strings, lists and dictionaries only."""
-        return {"kind": KIND, "version": JSON_VERSION, **plain(self)}
-
-    @classmethod
-    def from_json(cls, data: Any, where: object = "the check") -> TargetCheck:
-        """Read what `to_json` gave; ResultFileError if it is of another version or form."""
-        remedy = "make it again with sparqle target check --json FILE of this release"
-        return typed_version(
-            data, cls, JSON_VERSION, where, ResultFileError, remedy, besides=("kind",)
-        )
