@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -212,12 +213,11 @@ class AttentionTime:
     ) -> None:
         scheme = cast("Scheme", op.scheme)
         self._walk = _Walk(plan.header(op, array_of(accelerator, scheme)), plan, work, scheme)
-        self._steps = self._walk.steps()
-        self.least_cycles = self._walk.least(*self._steps)
+        self.least_cycles = self._walk.least()
 
     def total_cycles(self) -> int:
         """As `AttentionCost.total_cycles`."""
-        return self._walk.time(*self._steps)
+        return self._walk.total_cycles
 
     def cost(self) -> AttentionCost:
         """All that it costs."""
@@ -289,9 +289,9 @@ class _Walk:
     def cost(self) -> AttentionCost:
         """Add everything up."""
         header = self.header
-        transfers, cycles = self.steps()
+        transfers, cycles = self.steps
         nbytes = {cls: int(self._bytes(cls).sum()) for cls in _TRANSFERS}
-        total = self.time(transfers, cycles)
+        total = self.total_cycles
         written = nbytes[isa.StAtt]
         count = sum(int((found > 0).sum()) for found in transfers.values())
         machine = header.accelerator
@@ -323,14 +323,16 @@ class _Walk:
 
     # Time.
 
+    @cached_property
     def steps(self) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
         """Cycles of transfers, and of everything else, by instruction, for every step."""
         transfers = {cls: self._transfers(cls) for cls in _TRANSFERS}
         cycles = {cls: self._of(cls, "cycles") for cls in (*self.mmas, VecSmx, isa.DrnOut)}
         return transfers, cycles
 
-    def least(self, transfers: Mapping[Any, Any], cycles: Mapping[Any, Any]) -> int:
+    def least(self) -> int:
         """A lower bound of the time of blocks that are all walked through."""
+        transfers, cycles = self.steps
         half = len(self.mmas) // 2
         score, mix = (sum(cycles[c] for c in part) for part in (self.mmas[:half], self.mmas[half:]))
         vector = cycles[VecSmx]
@@ -340,8 +342,10 @@ class _Walk:
         softmax = begin + score[0].sum() + vector.sum() + mix[-1].sum() + end
         return int(max(array, softmax, sum(found.sum() for found in transfers.values())))
 
-    def time(self, transfers: Mapping[Any, Any], cycles: Mapping[Any, Any]) -> int:
+    @cached_property
+    def total_cycles(self) -> int:
         """Cycles from the first load to the last store."""
+        transfers, cycles = self.steps
         heads, per_head = self.header.op.kv_heads, self.per_head
         all_walked = heads <= _WALKED_HEADS or heads * per_head <= _WALKED_BLOCKS
         blocks = per_head * (heads if all_walked else _WALKED_HEADS)
