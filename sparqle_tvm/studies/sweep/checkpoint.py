@@ -60,7 +60,7 @@ class Checkpoint:
                 elif found != list(TABLES):
                     raise sqlite3.DatabaseError("it has other tables")
                 kept = self._database.execute("SELECT digest FROM sweep").fetchone()
-                if self._database.execute("SELECT 1 FROM done LIMIT 1").fetchone() is None:
+                if self._nothing_done():
                     # Nothing was done yet, of whichever sweep.
                     self._database.execute("DELETE FROM sweep")
                     self._database.execute("INSERT INTO sweep VALUES (?)", (digest,))
@@ -92,9 +92,12 @@ class Checkpoint:
     def is_empty(self) -> bool:
         """Whether nothing is done yet; False if the file cannot tell."""
         try:
-            return self._database.execute("SELECT 1 FROM done LIMIT 1").fetchone() is None
+            return self._nothing_done()
         except sqlite3.Error:
             return False
+
+    def _nothing_done(self) -> bool:
+        return self._database.execute("SELECT 1 FROM done LIMIT 1").fetchone() is None
 
     def _record(self, number: object, row: object) -> dict[str, Any]:
         if not isinstance(number, int) or not isinstance(row, str):
