@@ -11,48 +11,14 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pass_helpers import Runnable, apply, assert_equal_bits, assert_unchanged
-from tvm import relax, tirx
+from repeated_layers import WIDTH, repeated_model, repeated_parts
+from tvm import relax
 from tvm.relax import op as R
 
 from sparqle_tvm.compiler import lowering_passes
-from sparqle_tvm.passes import HoistConstants, LegalizeHost, OutlineRepeats
+from sparqle_tvm.passes import OutlineRepeats
 from sparqle_tvm.passes._rewrite import has_mark, relax_functions
 from sparqle_tvm.passes.outline_repeats import LEAST_SAVED, REPEAT
-
-WIDTH = 8
-
-
-def _layer(emit: Any, x: Any, weight: Any, steps: int, *, odd: bool) -> Any:
-    """A norm, a product with weights that are arranged first, and ``steps`` elementwise ops."""
-    ones = relax.const(np.linspace(1, 2, WIDTH * 4, dtype=np.float32))
-    y = emit(R.nn.rms_norm(x, ones, axes=[-1]))
-    y = emit(R.matmul(y, emit(R.permute_dims(weight))))
-    for i in range(steps):
-        y = emit(R.add(y, relax.const(float(i) / 8, "float32")))
-    return emit(R.subtract(y, x) if odd else R.add(x, y))
-
-
-def _model(
-    layers: int, steps: int = 9, odd: frozenset[int] = frozenset(), seed: int = 0
-) -> tvm.IRModule:
-    """Rows (n, 32) through so many layers; those in ``odd`` end in another op."""
-    rng = np.random.default_rng(seed)
-    x = relax.Var("x", relax.TensorType((tirx.Var("n", "int64"), WIDTH * 4), "float32"))
-    builder = relax.BlockBuilder()
-    with builder.function("main", [x]):
-        with builder.dataflow():
-            y = builder.emit(R.multiply(x, relax.const(2.0, "float32")))
-            for i in range(layers):
-                values = rng.normal(size=(WIDTH * 4, WIDTH * 4)).astype(np.float32) / 8
-                y = _layer(builder.emit, y, relax.const(values), steps, odd=i in odd)
-            y = builder.emit_output(R.negative(y))
-        builder.emit_func_output(y)
-    return builder.get()
-
-
-def _parts(mod: tvm.IRModule) -> dict[str, relax.Function]:
-    """The functions that were made of repeats."""
-    return {str(gv.name_hint): f for gv, f in relax_functions(mod) if has_mark(f, REPEAT)}
 
 
 def _called(func: relax.Function) -> Counter[str]:
@@ -80,9 +46,9 @@ def _run(mod: tvm.IRModule, steps: list[Any], *args: np.ndarray) -> Any:
 
 
 def test_equal_layers_are_one_function() -> None:
-    before = _model(30)
+    before = repeated_model(30)
     after, report = apply(OutlineRepeats, before)
-    (name,) = _parts(after)
+    (name,) = repeated_parts(after)
     assert report.rewritten["OutlineRepeats"] == 1
     assert _called(after["main"]) == {name: 30}
     # 2 bindings before and behind, 30 calls; each layer had 13.
@@ -93,13 +59,13 @@ def test_equal_layers_are_one_function() -> None:
 
 def test_layers_that_differ_have_functions_of_their_own() -> None:
     odd = frozenset(range(0, 30, 3))
-    after, _ = apply(OutlineRepeats, _model(30, odd=odd))
+    after, _ = apply(OutlineRepeats, repeated_model(30, odd=odd))
     counts = sorted(_called(after["main"]).values())
     assert counts == [10, 20]
 
 
 def test_a_layer_alone_stays() -> None:
-    after, _ = apply(OutlineRepeats, _model(30, odd=frozenset({7})))
+    after, _ = apply(OutlineRepeats, repeated_model(30, odd=frozenset({7})))
     assert list(_called(after["main"]).values()) == [29]
     count = sum(len(block.bindings) for block in after["main"].body.blocks)
     assert count >= 29 + 13
@@ -108,8 +74,8 @@ def test_a_layer_alone_stays() -> None:
 def test_what_saves_little_stays() -> None:
     # Two layers: one of them is saved, less its two calls with a result each.
     fits = LEAST_SAVED + 4
-    assert not assert_unchanged(OutlineRepeats, _model(2, steps=fits - 6))
-    after, _ = apply(OutlineRepeats, _model(2, steps=fits))
+    assert not assert_unchanged(OutlineRepeats, repeated_model(2, steps=fits - 6))
+    after, _ = apply(OutlineRepeats, repeated_model(2, steps=fits))
     assert list(_called(after["main"]).values()) == [2]
 
 
@@ -123,7 +89,7 @@ def test_what_saves_little_stays() -> None:
 def test_results_are_the_same_bit_for_bit(
     layers: int, steps: int, odd: frozenset[int], rows: int
 ) -> None:
-    mod = _model(layers, steps, odd, seed=rows)
+    mod = repeated_model(layers, steps, odd, seed=rows)
     x = np.random.default_rng(rows).normal(size=(rows, WIDTH * 4)).astype(np.float32)
     assert_equal_bits(_run(mod, lowering_passes(), x), _run(mod, _without_outlining(), x))
 
@@ -143,7 +109,7 @@ def test_thirty_layers_are_lowered_as_one(monkeypatch: pytest.MonkeyPatch) -> No
     for layers in (10, 30):
         steps: list[Any] = [*lowering_passes()[:5], _Sizes(sizes.setdefault(layers, []))]
         with tvm.target.Target("llvm"):
-            tvm.transform.Sequential(steps)(_model(layers))
+            tvm.transform.Sequential(steps)(repeated_model(layers))
     assert calls[30] == calls[10] > 10
     # The functions of layers have the same size; the caller has a binding per call.
     assert sizes[30][1:] == sizes[10][1:]
@@ -163,31 +129,6 @@ class _Sizes:
             sum(len(block.bindings) for block in func.body.blocks) for _, func in functions
         ]
         return mod
-
-
-def test_weights_are_arranged_by_the_caller_and_folded() -> None:
-    def lowered(*steps: Any) -> tvm.IRModule:
-        with tvm.target.Target("llvm"):
-            before = [OutlineRepeats(), LegalizeHost(), relax.transform.LegalizeOps(), *steps]
-            return tvm.transform.Sequential(before)(_model(12))
-
-    def transposes(func: relax.Function) -> int:
-        values = [each.value for block in func.body.blocks for each in block.bindings]
-        return sum("transpose" in str(each.args[0]) for each in values if len(each.args) == 2)
-
-    (inside,) = _parts(lowered()).values()
-    assert transposes(inside) == 1
-    hoisted = lowered(HoistConstants())
-    relax.analysis.well_formed(hoisted)
-    (inside,) = _parts(hoisted).values()
-    assert transposes(inside) == 0
-    assert transposes(hoisted["main"]) == 12
-    assert assert_unchanged_by_hoisting(hoisted)
-
-
-def assert_unchanged_by_hoisting(mod: tvm.IRModule) -> bool:
-    """A second run finds nothing."""
-    return not assert_unchanged(HoistConstants, mod)
 
 
 def test_texts_and_tensors_of_any_length_become_parameters() -> None:
@@ -260,7 +201,7 @@ def test_numbers_of_run_time_stay_where_they_are() -> None:
         builder.emit_func_output(out)
     after, _ = apply(OutlineRepeats, builder.get())
     assert list(_called(after["main"]).values()) == [6]
-    (part,) = _parts(after).values()
+    (part,) = repeated_parts(after).values()
     assert not relax.analysis.free_vars(part)
     launched = [
         each
