@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sparqle_tvm.report import formats
-from sparqle_tvm.report.attention import attention_sections
+from sparqle_tvm.report.attention import attention_sections, stored_as
 from sparqle_tvm.report.document import (
     Card,
     Column,
@@ -144,7 +144,8 @@ def perplexity_section(run: RunResult) -> Section:
     if alone is not None:
         notes.append(
             "int8 and split int8 compute attention in int8, too, with keys and values stored as "
-            f"{run.kv}; that alone makes of float {alone:.4f}, {alone / p['float'] - 1:+.2%}."
+            f"{stored_as(run)}; that alone makes of float {alone:.4f}, "
+            f"{alone / p['float'] - 1:+.2%}."
         )
     if run.float_kept:
         notes.append(

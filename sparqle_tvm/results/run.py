@@ -15,7 +15,7 @@ from sparqle_tvm.files import (
     read_json,
 )
 from sparqle_tvm.results.form import Form, Stored
-from sparqle_tvm.results.losses import RunLoss
+from sparqle_tvm.results.losses import KvChoice, RunLoss
 from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
@@ -232,6 +232,8 @@ class RunResult(Measured):
         tokens and code.
     kv : str
         How attention in integers stores keys and values, see `numerics.kv_cache.parse_kv`.
+    kv_choice : KvChoice, optional
+        The budget that chose it.
     not_on_array : str
         Why attention in integers is counted for the vector unit; empty if it is not.
     prefill, decode : PassResult
@@ -255,6 +257,7 @@ class RunResult(Measured):
     decode: PassResult
     float_kept: bool = False
     kv: str = "int8"
+    kv_choice: KvChoice | None = None
     not_on_array: str = ""
     balance: SortingResult | None = None
     uncounted: tuple[str, ...] = ()

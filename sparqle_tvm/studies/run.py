@@ -47,6 +47,7 @@ from sparqle_tvm.studies.inputs import (
     INT8_ATTENTION,
     check_text,
     checked_accelerator,
+    chosen_kv,
     functions_of_a_run,
     kv_options,
     model_path,
@@ -127,7 +128,8 @@ def run_model(
         How the int8 and the split form compute attention, see `sparqle_tvm.compile`.
     kv : str
         How keys and values of attention in int8 are stored, see `numerics.kv_cache.parse_kv`; with
-        ``planes`` the built-in model's heads as measured (`studies.inputs.kv_storage`).
+        ``planes`` the built-in model's heads as measured (`studies.inputs.kv_options`);
+        ``planes:1%`` takes the smallest of what the calibration measured within that budget.
     balance : {"array", "time", "none"}
         Where encodings sort their rows, see `sparqle_tvm.compile`.
     database : path, optional
@@ -159,6 +161,8 @@ def run_model(
     """
     require_known("engine", engine, get_args(Counting))
     require_known("balance", balance, BALANCES)
+    known, selection = _select(calibration, budget)
+    kv, kv_choice = chosen_kv(kv, known)
     require_attention(attention, kv)
     chosen = checked_accelerator(accelerator, tokens)
     if loss_tokens < 2:
@@ -171,7 +175,6 @@ def run_model(
     from sparqle_tvm.studies.held_out import ChosenFunctions, held_out_loss
 
     tuned = _open_database(database, chosen, engine)
-    known, selection = _select(calibration, budget)
     check_text(text, tokens)
     name, content = read_content(text)
     path = model_path(model, progress=progress)
@@ -259,6 +262,7 @@ def run_model(
         perplexity={"int8": plain.perplexity, "sparqle": split.perplexity, **perplexity},
         float_kept=kept,
         kv=kv,
+        kv_choice=kv_choice,
         not_on_array=not_on_array,
         msb_sparsity=msb_sparsity(records, prefill_encodings(encodings)),
         prefill=passes[0],
