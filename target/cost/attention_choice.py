@@ -147,6 +147,7 @@ def choose_scheme(
     """
     if op.scheme == "dense" or "p" in op.key_planes + op.value_planes:
         return op, None
+    op = op.plain()  # a letter for all heads, of which plans are compared with some
     dense, expected = in_dense(op), _what_matters(op, expected)
     _, split_cycles = _chosen(op, accelerator, expected)
     try:
