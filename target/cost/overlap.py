@@ -3,8 +3,9 @@
 LOAD, array and STORE work in order beside each other, as the tokens of a program let them: LOAD
 waits for a free slot, the array for its operands and for free accumulators, STORE for outputs
 (`PIPELINE_CYCLES` after the array's last step), and LOAD and STORE share the DRAM channel.
-`Timeline` walks through the nest with tiles of mean digits, for many schedules at once. Of a long loop it looks at the first iterations and the last one: in
-between, every iteration takes as long as the one before.
+`Timeline` walks through the nest with tiles of mean digits, for many schedules at once. Of a long
+loop it looks at the first iterations and the last one: in between, every iteration takes as long as
+the one before.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def test_memory_bound() -> None:
     work = timeline(OP, 40)
     assert work.dma_cycles == 256 + 4 * 128 + 4 * 512
     times = work.run()
-    # The first two tiles of weights, then the array (10 + 3) and the drain (16) before the first store.
+    # The first two tiles of weights, then the array (10 + 3) and the drain (16) before a store.
     assert times.total_cycles == pytest.approx(work.dma_cycles + 16, abs=16)
 
 
