@@ -147,7 +147,8 @@ def add_kv_argument(parser: argparse.ArgumentParser) -> None:
         metavar="STORAGE",
         help="how attention in integers stores keys and values: int8, planes (exact, what is "
         "smaller), planes:F or planes:F,G (factors on the scales of keys and values), int6, int5, "
-        "int4",
+        "int4; of run and generate planes:1%% too: the smallest of what the calibration measured "
+        "within that increase of perplexity",
     )
 
 

@@ -1,4 +1,4 @@
-"""What is said about the compiled modules that are kept."""
+"""What is said about the compiled modules, and the numbers, that are kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def cache_document(cache: ExecutableCache) -> Document:
     """What `sparqle cache list` prints."""
     columns = (
         Column("key", "key", lambda key: key[:12]),
-        Column("title", "compiled module"),
+        Column("title", "compiled module, or numbers"),
         Column("bytes", "size", formats.nbytes, numeric=True),
         Column("used", "last used"),
     )
@@ -40,8 +40,8 @@ def cleared_document(folder: str, removed: Sequence[Entry]) -> Document:
 def _rows(cache: ExecutableCache) -> Iterator[dict[str, Any]]:
     for entry in cache.entries():
         try:
-            title = entry.manifest().facts.title
+            title = entry.title
         except CompileError:
-            title = "cannot be read; it is compiled again"
+            title = "cannot be read; it is made again"
         used = datetime.fromtimestamp(entry.used).isoformat(" ", "seconds")
         yield {"key": entry.key, "title": title, "bytes": entry.nbytes, "used": used}

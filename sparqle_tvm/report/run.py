@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sparqle_tvm.report import formats
-from sparqle_tvm.report.attention import attention_sections
+from sparqle_tvm.report.attention import attention_sections, stored_as
 from sparqle_tvm.report.document import (
     Card,
     Column,
@@ -146,11 +146,17 @@ def cost_section(run: RunResult) -> Section:
 def perplexity_section(run: RunResult) -> Section:
     """Perplexity by the form of the activations, and what scale factors lose."""
     p = run.perplexity
-    note, alone = "", p.get("int8_attention")
+    notes, alone = [], p.get("int8_attention")
     if alone is not None:
-        note = (
+        notes.append(
             "int8 and split int8 compute attention in int8, too, with keys and values stored as "
-            f"{run.kv}; that alone makes of float {alone:.4f}, {alone / p['float'] - 1:+.2%}."
+            f"{stored_as(run)}; that alone makes of float {alone:.4f}, "
+            f"{alone / p['float'] - 1:+.2%}."
+        )
+    if run.float_kept:
+        notes.append(
+            "What float activations give was kept from an earlier run of the same file, tokens and "
+            "code (sparqle run --no-cache computes it again)."
         )
     row: dict[str, Any] = {
         **p,
@@ -170,7 +176,7 @@ def perplexity_section(run: RunResult) -> Section:
             Column("exact", "split = int8", lambda exact: "bit for bit" if exact else "NO"),
         ),
         rows=(row,),
-        note=note,
+        note=" ".join(notes),
     )
     return Section("What it changes", (table, *([] if run.loss is None else [_loss(run.loss)])))
 
