@@ -353,8 +353,10 @@ class PassResult:
             f"With its tiles for the baseline too, split precision saves {same:.1%} of the energy"
         )
         if saved > 0 and same < saved / 2:
-            return f"{note}: most of the {saved:.1%} that it saves come from other tiles."
-        return f"{note}, each with its own {saved:.1%}."
+            note += f": most of the {saved:.1%} that it saves come from other tiles."
+        else:
+            note += f", each with its own {saved:.1%}."
+        return note.replace("%", " %")
 
     def saved(self, scheme: str, part: str = "whole_model") -> Saved:
         """What a scheme saves of `BASELINE` in a part (`PARTS`).

@@ -67,11 +67,12 @@ def test_dense_layers_gain_from_the_rows_that_a_check_names(changes):
 
 
 @pytest.mark.parametrize(
-    ("shares", "bandwidth", "rows"), [(True, 128, 9), (True, 150, 6), (False, 128, 1), (True, 1024, 2)]
+    ("shares", "bandwidth", "rows"),
+    [(True, 128, 9), (True, 150, 6), (False, 128, 1), (True, 1024, 2)],
 )
 def test_fewer_rows_than_the_array_has_share_it(shares, bandwidth, rows):
     # 4096 products a cycle balance with 8 rows at 128 bytes, 6.8 at 150, 1 at 1024. Six to eight
-    # rows get two of 16 PE rows each and take as long as 8; five get three, as 5.3; nine one, as 16.
+    # rows get two of 16 PE rows each, and take as long as 8; five get three, nine one.
     machine = EDGE.changed({"rows_share_k": shares, "dram_bytes_per_cycle": float(bandwidth)})
     assert decode_rows(machine) == rows
 

@@ -181,7 +181,7 @@ def _look(i: int) -> dict[str, Any]:
 
 def _draw_line(axes: Axes, scan: Scan, one: BreakEven, i: int, names: Sequence[str]) -> Line2D:
     look = _look(i)
-    label = shown_point({n: one.point[n] for n in names if n in one.point}) or "figure"
+    label = shown_point({n: one.point[n] for n in names if n in one.point}) or "estimates"
     xs, ys = ([pair[j] for pair in one.scanned] for j in (0, 1))
     # What lies between two estimates is not known: tiles and groups of rows make jumps.
     axes.plot(xs, ys, color=look["color"], linewidth=0.8, alpha=0.5)
