@@ -227,6 +227,9 @@ class RunResult(Measured):
     perplexity : mapping
         Keys ``float``, ``int8``, ``sparqle``; ``int8_attention``, with attention alone in
         integers, if `int8` and `sparqle` have it so.
+    float_kept : bool
+        Whether ``float`` and ``int8_attention`` are those of an earlier run of the same file,
+        tokens and code.
     kv : str
         How attention in integers stores keys and values, see `numerics.kv_cache.parse_kv`.
     kv_choice : KvChoice, optional
@@ -252,6 +255,7 @@ class RunResult(Measured):
     perplexity: Mapping[str, Amount]
     prefill: PassResult
     decode: PassResult
+    float_kept: bool = False
     kv: str = "int8"
     kv_choice: KvChoice | None = None
     not_on_array: str = ""
