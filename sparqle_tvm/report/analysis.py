@@ -33,6 +33,7 @@ from sparqle_tvm.report.run import (
     saving_cards,
     sparsity_section,
 )
+from sparqle_tvm.report.verdict import verdicts
 from sparqle_tvm.results.analysis import Analysis
 from sparqle_tvm.results.passes import PassResult
 
@@ -75,6 +76,7 @@ def _document(found: Analysis, sections: tuple[Section, ...]) -> Document:
         f"{describe(found.accelerator)}.",
         cards=tuple(_cards(found)),
         sections=sections,
+        verdict=tuple(verdicts(found.passes)),
     )
 
 

@@ -187,8 +187,8 @@ class ExecutableCache:
                 found.append(Entry(path, state.st_size, state.st_mtime))
         return sorted(found, key=lambda entry: entry.used, reverse=True)
 
-    def clear(self) -> int:
-        """Remove all entries; who has one loaded keeps it. How many bytes they took.
+    def clear(self) -> list[Entry]:
+        """Remove all entries; who has one loaded keeps it. What they were.
 
         Raises
         ------
@@ -203,7 +203,7 @@ class ExecutableCache:
                 raise InvalidArgumentError(
                     f"{entry.path} cannot be removed: {error.strerror or error}"
                 ) from error
-        return sum(entry.nbytes for entry in found)
+        return found
 
     def _load(self, path: Path) -> Executable | None:
         if not path.exists():

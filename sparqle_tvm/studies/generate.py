@@ -21,8 +21,8 @@ from sparqle_tvm.errors import InvalidArgumentError, TextError, require_known
 from sparqle_tvm.numerics.attention import AttentionType
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.progress import Stages
+from sparqle_tvm.results.counted import CountedAttention
 from sparqle_tvm.results.generation import GeneratedText, Generation, Step
-from sparqle_tvm.results.passes import CountedAttention
 from sparqle_tvm.results.run import ModelFile
 from sparqle_tvm.studies.attention import counted_attention, launched_attention, written_token
 from sparqle_tvm.studies.count import Beside, PassCounter
