@@ -24,9 +24,9 @@ from typing import Any
 from amaranth.hdl import Module, signed
 from amaranth.lib.wiring import In, Out
 
-from sparqle_tvm.target.accelerator import PRESETS, Accelerator
+from sparqle_tvm.target.accelerator import PIPELINE_CYCLES, PRESETS, Accelerator
 from sparqle_tvm.target.rtl.encoder import Decoder, Encoder
-from sparqle_tvm.target.rtl.pe import DRAIN_CYCLES, KINDS, Block, Gather, Kind, Locate, Pe, PeRow
+from sparqle_tvm.target.rtl.pe import KINDS, Block, Gather, Kind, Locate, Pe, PeRow
 from sparqle_tvm.target.rtl.shape import ArrayShape
 from sparqle_tvm.target.rtl.yosys import read_commands, write_rtlil, yosys
 
@@ -302,7 +302,7 @@ def document(library: Library, found: dict[str, Any]) -> str:
             "What the control does in the cycles of a tile, from the RTL itself: steps of the LSB "
             "pass, then of the MSB pass, in which rows wait for the one with most digits; the next "
             "tile may start in the last of them. There is no bubble between steps or tiles; sums "
-            f"are whole {DRAIN_CYCLES} cycles after the last step, which programs do not count, "
+            f"are whole {PIPELINE_CYCLES} cycles after the last step, which programs do not count, "
             "for no scheme.",
             "",
             "![Waveform of one tile in the array: LSB pass, MSB pass, waiting rows](tile.png)",

@@ -33,6 +33,16 @@ class Stages:
         self._count = count
         self._bar = progress_bar(progress=progress, total=count, unit="stage", desc="start")
 
+    def skip(self, count: int) -> None:
+        """So many stages will not run."""
+        self._count -= count
+        self._bar.total = self._count
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if len(self.seconds) == self._count:
+            self._bar.close()
+
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Run the ``with`` block as the stage ``name``."""
@@ -45,5 +55,4 @@ class Stages:
             raise
         self.seconds[name] = round(time.perf_counter() - start, 3)
         self._bar.update()
-        if len(self.seconds) == self._count:
-            self._bar.close()
+        self._close_if_done()

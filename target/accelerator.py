@@ -9,7 +9,6 @@ not a dense layer. `sparqle_tvm.target.cost` holds the formulas that use these n
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sparqle_tvm.errors import TargetError, choose_from
+from sparqle_tvm.errors import TargetError, choose_from, closest
 from sparqle_tvm.files import read_toml
 from sparqle_tvm.numerics.integers import DIGIT_BITS
 
@@ -42,6 +41,9 @@ MEMORIES = ("LPDDR4", "LPDDR5", "DDR4", "HBM2")
 _CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {"digit_bits": DIGIT_BITS, "float_bytes": (2, 4), "memory": MEMORIES}
 )
+PIPELINE_CYCLES = 3
+"""From the last step of an MMA to the cycle in which its sums are whole, as in `target.rtl`. Steps
+of the next one follow without a gap; who takes the sums waits, in all schemes alike."""
 MAX_SIZE = 2**40
 """No number of an accelerator is larger, so that nothing counted from them overflows."""
 _RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
@@ -328,8 +330,8 @@ class Accelerator:
         unknown = sorted(set(given) - set(known))
         missing = [n for n, f in known.items() if f.default is MISSING and n not in given]
         if unknown:
-            close = difflib.get_close_matches(unknown[0], known, 1)
-            hint = f"did you mean {explained(close[0])}" if close else f"known: {', '.join(known)}"
+            close = closest(unknown[0], known)
+            hint = f"did you mean {explained(close)}" if close else f"known: {', '.join(known)}"
             raise TargetError(f"{where}: unknown {unknown}; {hint}")
         if missing:
             raise TargetError(

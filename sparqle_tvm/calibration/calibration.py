@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparqle_tvm.calibration.file import read_content, write_content
-from sparqle_tvm.calibration.loss import MeasuredLoss
+from sparqle_tvm.calibration.loss import MeasuredKv, MeasuredLoss
 from sparqle_tvm.calibration.statistics import SAMPLED_ROWS, EncodingStatistics
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
 from sparqle_tvm.numerics import windows_from
@@ -38,6 +38,8 @@ class Calibration:
         What the sample of rows was drawn by: those with the smallest keys are kept.
     measured : tuple of MeasuredLoss
         What some choices lost on calibration text; what a limit on perplexity is held to.
+    measured_kv : tuple of MeasuredKv
+        The same of storages of keys and values, if attention was in integers meanwhile.
     """
 
     model_name: str
@@ -46,6 +48,7 @@ class Calibration:
     encodings: tuple[EncodingStatistics, ...] = field(repr=False)
     sample_keys: npt.NDArray[np.uint64] = field(repr=False)
     measured: tuple[MeasuredLoss, ...] = ()
+    measured_kv: tuple[MeasuredKv, ...] = ()
 
     @cached_property
     def _by_label(self) -> dict[str, EncodingStatistics]:

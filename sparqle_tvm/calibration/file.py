@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from sparqle_tvm.calibration.loss import MeasuredLoss
+from sparqle_tvm.calibration.loss import MeasuredKv, MeasuredLoss
 from sparqle_tvm.calibration.statistics import FACTORS, DenseStatistics, EncodingStatistics
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
 from sparqle_tvm.files import MAX_AMOUNT, parse_json, plain, read_npz, replacing, typed
@@ -62,6 +62,7 @@ _Header: Any = msgspec.defstruct(
         ("text_name", str),
         ("tokens", int),
         ("measured", tuple[MeasuredLoss, ...]),
+        ("measured_kv", tuple[MeasuredKv, ...], ()),
         ("encodings", _facts_of(EncodingStatistics, dense=_facts_of(DenseStatistics))),
     ],
     kw_only=True,
@@ -124,6 +125,7 @@ def read_content(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {
         **about,
         "measured": header.measured,
+        "measured_kv": header.measured_kv,
         "encodings": encodings,
         "sample_keys": arrays["sample_keys"],
     }

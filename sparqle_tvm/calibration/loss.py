@@ -109,6 +109,14 @@ class MeasuredLoss:
     increase: LossIncrease
 
 
+@dataclass(frozen=True)
+class MeasuredKv:
+    """What a storage of keys and values (`numerics.kv_cache.parse_kv`) lost against int8."""
+
+    storage: str
+    increase: LossIncrease
+
+
 def compare(reference: TextLoss, other: TextLoss) -> LossIncrease:
     """Compare two forms on the same tokens; `other` was measured against the reference."""
     difference = other.nll - reference.nll

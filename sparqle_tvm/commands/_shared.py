@@ -147,7 +147,8 @@ def add_kv_argument(parser: argparse.ArgumentParser) -> None:
         metavar="STORAGE",
         help="how attention in integers stores keys and values: int8, planes (exact, what is "
         "smaller), planes:F or planes:F,G (factors on the scales of keys and values), int6, int5, "
-        "int4",
+        "int4; of run and generate planes:1%% too: the smallest of what the calibration measured "
+        "within that increase of perplexity",
     )
 
 
@@ -206,17 +207,19 @@ def check_outputs(arguments: argparse.Namespace) -> None:
     if len(printed) > 1:
         raise InvalidArgumentError(f"{' and '.join(printed)}: only one goes to standard output")
     files = {name: path for name, path in named.items() if path != STANDARD_OUTPUT}
-    inputs = {
-        name: value
-        for name, value in vars(arguments).items()
-        if isinstance(value, str) and name not in named and os.path.isfile(value)
+    seen: dict[str, str] = {
+        os.path.realpath(value): name
+        for name, values in given.items()
+        if name not in named
+        for value in (values if isinstance(values, list) else [values])
+        if isinstance(value, str) and os.path.isfile(value)
     }
-    seen: dict[str, str] = {os.path.realpath(value): name for name, value in inputs.items()}
+    inputs = set(seen.values())
     for name, path in files.items():
         require_writable(path)
         place = os.path.realpath(path)
         if other := seen.get(place):
-            what = "written by" if other in files else "read by"
+            what = "read by" if other in inputs else "written by"
             raise InvalidArgumentError(f"--{name} {path}: this file is {what} {other}, too")
         if os.path.isfile(place) or not os.path.exists(place):
             seen[place] = name

@@ -17,7 +17,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help="list or remove the compiled models that are kept",
         description="What `sparqle run` and `sparqle generate` compile is kept, so that the same "
         "model with the same options is not compiled again. Entries are found by content: of the "
-        "model, the options, the processor, and the code of this package. Those that were not "
+        "model, the options, the processor, and the code of this package. Of float activations "
+        "the perplexity of a text is kept, by the same content. Those that were not "
         "used for the longest time go when all take more than the limit.",
     )
     cache.add_argument(
@@ -36,8 +37,7 @@ def _cache(arguments: argparse.Namespace) -> None:
 
     cache = ExecutableCache()
     if arguments.action == "clear":
-        count = len(cache.entries())
-        document = cleared_document(str(cache.folder), count, cache.clear())
+        document = cleared_document(str(cache.folder), cache.clear())
     else:
         document = cache_document(cache)
     shared.show(arguments.json, lambda: document, document.to_json)

@@ -46,6 +46,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     shared.add_attention_argument(generate, "how attention is computed", default="int8")
     shared.add_kv_argument(generate)
+    generate.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="what sparqle calibrate wrote: chooses windows, and keys and values within a budget",
+    )
     shared.add_cache_argument(generate)
     return generate
 
@@ -68,6 +73,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         engine=arguments.engine,
         attention=arguments.attention,
         kv=arguments.kv,
+        calibration=arguments.calibration,
         table=shared.energy_table_of(arguments, Accelerator.from_target(arguments.target)),
         told=(lambda _, __: None) if quiet else _teller(len(prompts)),
         progress=True,

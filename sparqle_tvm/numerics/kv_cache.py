@@ -101,12 +101,17 @@ def parse_kv(text: str) -> KvStorage:
     Raises
     ------
     InvalidArgumentError
-        If it is something else.
+        If it is something else, as ``planes:1%``, which a calibration makes one of these.
     """
     kind, _, factors = text.partition(":")
     if kind in ("int8", "int6", "int5", "int4") and not factors:
         storage = plain(int(kind[3:]))
         return KvStorage(storage, storage)
+    if kind == "planes" and factors.endswith("%"):
+        raise InvalidArgumentError(
+            f"{text!r} is a budget, for which a calibration chooses factors: sparqle run and "
+            "sparqle generate take it with --calibration"
+        )
     try:
         numbers = [float(each) for each in (factors or "1").split(",")]
     except ValueError:

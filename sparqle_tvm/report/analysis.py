@@ -33,6 +33,7 @@ from sparqle_tvm.report.run import (
     saving_cards,
     sparsity_section,
 )
+from sparqle_tvm.report.verdict import verdicts
 from sparqle_tvm.results.analysis import Analysis
 from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.target.cost.baselines import scheme_notes
@@ -77,6 +78,7 @@ def _document(found: Analysis, sections: tuple[Section, ...]) -> Document:
         f"{describe(found.accelerator)}.",
         cards=tuple(_cards(found)),
         sections=sections,
+        verdict=tuple(verdicts(found.passes)),
     )
 
 

@@ -10,12 +10,28 @@ from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Part, Picture, Section, Table
 from sparqle_tvm.report.passes import figure
 from sparqle_tvm.report.pictures import drawing
+from sparqle_tvm.results.generation import Generation
 from sparqle_tvm.results.passes import Other, PassResult
-from sparqle_tvm.results.run import Measured
+from sparqle_tvm.results.run import Measured, RunResult
 from sparqle_tvm.target.simulator.attention_work import AttentionCache
 
 CONTEXTS = (512, 2048, 8192, 32768)
 """Tokens that the bytes of a cache are given for, beside those of the run."""
+
+
+def stored_as(found: RunResult | Generation) -> str:
+    """How keys and values are stored, and what a budget that chose it expects to lose."""
+    choice = found.kv_choice
+    if choice is None:
+        return found.kv
+    loss = choice.increase
+    if loss is None:
+        return f"{found.kv} (nothing smaller was measured within {choice.budget})"
+    return (
+        f"{found.kv} (chosen by {choice.budget}; on {loss.tokens} tokens of "
+        f"{choice.calibration_text} {loss.perplexity_increase:+.2%} ± "
+        f"{loss.perplexity_increase_error:.2%} against int8)"
+    )
 
 
 def attention_sections(run: Measured, *, by_layer: bool = True) -> Iterator[Section]:

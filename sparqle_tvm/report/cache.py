@@ -1,22 +1,22 @@
-"""What is said about the compiled modules that are kept."""
+"""What is said about the compiled modules, and the numbers, that are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 from sparqle_tvm.errors import CompileError
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Document, Section, Table
-from sparqle_tvm.runtime.cache import ExecutableCache
+from sparqle_tvm.runtime.cache import Entry, ExecutableCache
 
 
 def cache_document(cache: ExecutableCache) -> Document:
     """What `sparqle cache list` prints."""
     columns = (
         Column("key", "key", lambda key: key[:12]),
-        Column("title", "compiled module"),
+        Column("title", "compiled module, or numbers"),
         Column("bytes", "size", formats.nbytes, numeric=True),
         Column("used", "last used"),
     )
@@ -30,17 +30,18 @@ def cache_document(cache: ExecutableCache) -> Document:
     )
 
 
-def cleared_document(folder: str, count: int, nbytes: int) -> Document:
+def cleared_document(folder: str, removed: Sequence[Entry]) -> Document:
     """What `sparqle cache clear` prints."""
-    found = f"{count} removed from {folder}, {formats.nbytes(nbytes)}"
+    nbytes = sum(entry.nbytes for entry in removed)
+    found = f"{len(removed)} removed from {folder}, {formats.nbytes(nbytes)}"
     return Document(title="Compiled modules", subtitle=found)
 
 
 def _rows(cache: ExecutableCache) -> Iterator[dict[str, Any]]:
     for entry in cache.entries():
         try:
-            title = entry.manifest().facts.title
+            title = entry.title
         except CompileError:
-            title = "cannot be read; it is compiled again"
+            title = "cannot be read; it is made again"
         used = datetime.fromtimestamp(entry.used).isoformat(" ", "seconds")
         yield {"key": entry.key, "title": title, "bytes": entry.nbytes, "used": used}

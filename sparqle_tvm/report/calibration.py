@@ -26,12 +26,19 @@ def calibration_document(found: CalibrationSummary, path: str) -> Document:
         ),
         rows=tuple(asdict(choice) for choice in found.measured),
     )
+    kv = Table(
+        name="kv",
+        title="Storages of keys and values, measured on calibration text against int8",
+        columns=(Column("storage", "--kv"), *loss_columns()),
+        rows=tuple(asdict(storage) for storage in found.measured_kv),
+    )
+    tables = (table, kv) if found.measured_kv else (table,)
     return Document(
         title=found.model,
         subtitle=f"{len(found.encodings)} encodings over {found.tokens} tokens of {found.text}; "
         f"MSB sparsity {formats.percent(found.msb_sparsity)}, unsigned window better for "
         f"{unsigned}.",
-        sections=(Section("", (table, f"written to {path}")),),
+        sections=(Section("", (*tables, f"written to {path}")),),
     )
 
 

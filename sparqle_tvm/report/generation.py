@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparqle_tvm.report import formats
+from sparqle_tvm.report.attention import stored_as
 from sparqle_tvm.report.document import Document, Section, Table
 from sparqle_tvm.report.passes import describe, figure, saving, scheme_column
 from sparqle_tvm.results.generation import Generation
@@ -19,6 +20,7 @@ _ENGINES = {
 def generation_document(found: Generation) -> Document:
     """Tokens per second, joules per token and MSB sparsity."""
     count = len(found.texts)
+    kv = f" Keys and values are stored as {stored_as(found)}." if found.kv != "int8" else ""
     attention = " and attention" if found.attention == "int8" else ""
     how = _ENGINES[found.engine].format(attention=attention)
     table = Table(
@@ -38,7 +40,7 @@ def generation_document(found: Generation) -> Document:
         note=f"{how}; the rest of the model is counted by formula for the vector unit. Time is "
         f"cycles at {found.accelerator.clock_ghz:g} GHz, of the accelerator and not of this "
         f"computer; energy by the table {found.table.name}. A decode step takes one token of each "
-        "sequence: dense layers run once for all, attention once for each.",
+        f"sequence: dense layers run once for all, attention once for each.{kv}",
     )
     ends = ", ".join(f"{i}: {each.ended}" for i, each in enumerate(found.texts, start=1))
     return Document(

@@ -31,6 +31,13 @@ class MeasuredChoice(Loss):
     msb_sparsity: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasuredStorage(Loss):
+    """What a storage of keys and values lost on calibration text against int8."""
+
+    storage: str
+
+
 @dataclass(frozen=True)
 class CalibrationSummary:
     """A calibration; fields as in `calibration.Calibration`."""
@@ -43,6 +50,7 @@ class CalibrationSummary:
     fisher: bool
     encodings: tuple[EncodingSummary, ...]
     measured: tuple[MeasuredChoice, ...]
+    measured_kv: tuple[MeasuredStorage, ...] = ()
 
     @classmethod
     def of(cls, calibration: Calibration) -> CalibrationSummary:
@@ -72,5 +80,9 @@ class CalibrationSummary:
                     msb_sparsity=m.msb_sparsity,
                 )
                 for m in calibration.measured
+            ),
+            measured_kv=tuple(
+                MeasuredStorage(**vars(Loss.of(m.increase)), storage=m.storage)
+                for m in calibration.measured_kv
             ),
         )

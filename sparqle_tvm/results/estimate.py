@@ -164,9 +164,10 @@ class Estimate(Stored, PassResult):
             if found.whole_model.weight_bound
         ]
         if waiting:
+            under = "" if len(waiting) == len(self.schemes) else f" under {', '.join(waiting)}"
             notes.append(
-                f"Most of the time goes to waiting for weights under {', '.join(waiting)}: split "
-                "activations cannot help there."
+                f"Most of the time goes to waiting for weights{under}: split activations cannot "
+                "help there."
             )
         notes.append(
             "Counted by formula. Bands: parameters without a published value, see the energy "

@@ -8,6 +8,7 @@ from typing import Literal
 
 from sparqle_tvm.files import Amount, Count, Positive, Share
 from sparqle_tvm.results.form import Form, Stored
+from sparqle_tvm.results.losses import KvChoice
 from sparqle_tvm.results.passes import PassResult, Phase
 from sparqle_tvm.results.run import ModelFile
 from sparqle_tvm.target.accelerator import Accelerator
@@ -85,6 +86,8 @@ class Generation(Stored):
         Whether dense layers and attention were simulated, or counted by formula.
     attention, kv : str
         How attention was computed, and how keys and values were stored.
+    kv_choice : KvChoice, optional
+        The budget that chose `kv`.
     temperature, top_k, seed : float, int, int
         How tokens were drawn; temperature 0: always the likeliest.
     texts : tuple of GeneratedText
@@ -109,6 +112,7 @@ class Generation(Stored):
     texts: tuple[GeneratedText, ...]
     steps: tuple[Step, ...]
     seconds: Mapping[str, Amount] = field(default_factory=dict)
+    kv_choice: KvChoice | None = None
 
     def of_phase(self, phase: Phase) -> tuple[Step, ...]:
         """The steps of a phase."""

@@ -66,6 +66,25 @@ class RunLoss:
 
 
 @dataclass(frozen=True)
+class KvChoice:
+    """What a budget chose of keys and values.
+
+    Attributes
+    ----------
+    budget : str
+        As the user said it, ``planes:1%``.
+    calibration_text : str
+        What its loss was measured on.
+    increase : Loss, optional
+        Against keys and values in int8; None if they are stored without loss.
+    """
+
+    budget: str
+    calibration_text: str
+    increase: Loss | None
+
+
+@dataclass(frozen=True)
 class ParetoPoint:
     """One budget: what it loses and what it saves.
 

@@ -15,7 +15,7 @@ from sparqle_tvm.files import (
     read_json,
 )
 from sparqle_tvm.results.form import Form, Stored
-from sparqle_tvm.results.losses import RunLoss
+from sparqle_tvm.results.losses import KvChoice, RunLoss
 from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.block_rows import Balance
@@ -227,8 +227,13 @@ class RunResult(Measured):
     perplexity : mapping
         Keys ``float``, ``int8``, ``sparqle``; ``int8_attention``, with attention alone in
         integers, if `int8` and `sparqle` have it so.
+    float_kept : bool
+        Whether ``float`` and ``int8_attention`` are those of an earlier run of the same file,
+        tokens and code.
     kv : str
         How attention in integers stores keys and values, see `numerics.kv_cache.parse_kv`.
+    kv_choice : KvChoice, optional
+        The budget that chose it.
     not_on_array : str
         Why attention in integers is counted for the vector unit; empty if it is not.
     prefill, decode : PassResult
@@ -250,7 +255,9 @@ class RunResult(Measured):
     perplexity: Mapping[str, Amount]
     prefill: PassResult
     decode: PassResult
+    float_kept: bool = False
     kv: str = "int8"
+    kv_choice: KvChoice | None = None
     not_on_array: str = ""
     balance: SortingResult | None = None
     uncounted: tuple[str, ...] = ()

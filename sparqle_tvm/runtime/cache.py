@@ -1,5 +1,7 @@
 """Compiled modules kept on disk, so that what was compiled once is found again.
 
+Numbers that a model gave, of which only the code and the model could make others, are kept so, too.
+
 An entry is what `Executable.export` writes, named by a key: the SHA-256 of everything that the
 result depends on, which is the module with its constants, what the compilation was told, and the
 code and versions of all that took part. So an entry never gets old; one that is damaged, or that
@@ -28,10 +30,11 @@ from tvm import relax
 from sparqle_tvm import _versions, passes, target
 from sparqle_tvm._versions import REQUIRED, VERSION
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, SparqleError
+from sparqle_tvm.files import read_json, typed, write_json
 from sparqle_tvm.models.builtin import cache_directory
 from sparqle_tvm.passes._constants import Constant
 from sparqle_tvm.runtime.executable import Executable
-from sparqle_tvm.runtime.exported import Manifest, read_manifest
+from sparqle_tvm.runtime.exported import read_manifest
 
 LOG = logging.getLogger("sparqle_tvm.cache")
 
@@ -40,11 +43,26 @@ LIMIT_BYTES = 4 << 30
 """What all entries may take: those that were not used for the longest time go first."""
 
 _CODE = ("*.py", "*.toml", "*.json")
+_MODULE, _NUMBERS = ".so", ".json"
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """A file of numbers: what they are, for people, and each by its name."""
+
+    title: str
+    values: dict[str, float]
+
+    @classmethod
+    def read(cls, path: Path) -> _Numbers:
+        """Read it; CompileError if that cannot be done."""
+        what = "numbers that were kept"
+        return typed(read_json(path, CompileError, what), cls, path, CompileError)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One compiled module of a cache.
+    """One compiled module of a cache, or numbers.
 
     Attributes
     ----------
@@ -65,13 +83,16 @@ class Entry:
         """What it was found by."""
         return self.path.stem
 
-    def manifest(self) -> Manifest:
-        """What it says of itself; its bytes are not checked. CompileError if it cannot be read."""
-        return read_manifest(self.path)
+    @property
+    def title(self) -> str:
+        """What it is, for people; its bytes are not checked. CompileError if it cannot be read."""
+        if self.path.suffix == _NUMBERS:
+            return _Numbers.read(self.path).title
+        return read_manifest(self.path).facts.title
 
 
 class ExecutableCache:
-    """A folder of compiled modules.
+    """A folder of compiled modules, and numbers.
 
     Parameters
     ----------
@@ -112,32 +133,62 @@ class ExecutableCache:
             What it is, for people.
         """
         try:
-            path = self.folder / f"{key_of(mod, told)}.so"
+            path = self.folder / f"{key_of(mod, told)}{_MODULE}"
         except _NoContentError as error:
             LOG.info("not kept: %s", error)
             return make()
         if (found := self._load(path)) is not None:
             return found
         made = make()
+        self._keep(path, lambda: made.export(path, title=title))
+        return made
+
+    def numbers(
+        self, told: Mapping[str, Any], make: Callable[[], Mapping[str, float]], title: str
+    ) -> tuple[Mapping[str, float], bool]:
+        """Numbers that depend on `told` and the code alone, and whether they were found.
+
+        Parameters
+        ----------
+        told : mapping of str to anything
+            All that they depend on besides.
+        make : callable
+            Makes them, if they were not.
+        title : str
+            What they are, for people.
+        """
+        path = self.folder / f"{_key(told)}{_NUMBERS}"
+        if path.exists():
+            try:
+                found = _Numbers.read(path).values
+            except CompileError as error:
+                LOG.warning("made again: %s", error)
+            else:
+                _mark_used(path)
+                return found, True
+        made = make()
+        self._keep(path, lambda: write_json(path, {"title": title, "values": dict(made)}))
+        return made, False
+
+    def _keep(self, path: Path, write: Callable[[], None]) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            made.export(path, title=title)
+            write()
         except (SparqleError, OSError, RuntimeError, ValueError) as error:
-            LOG.warning("a compiled module is not kept: %s", error)
+            LOG.warning("what was made is not kept: %s", error)
         self._shrink(path)
-        return made
 
     def entries(self) -> list[Entry]:
         """What is kept, the last used first."""
         found = []
-        for path in self.folder.glob("*.so"):
+        for path in (*self.folder.glob(f"*{_MODULE}"), *self.folder.glob(f"*{_NUMBERS}")):
             with suppress(OSError):  # another process may have removed it
                 state = path.stat()
                 found.append(Entry(path, state.st_size, state.st_mtime))
         return sorted(found, key=lambda entry: entry.used, reverse=True)
 
-    def clear(self) -> int:
-        """Remove all entries; who has one loaded keeps it. How many bytes they took.
+    def clear(self) -> list[Entry]:
+        """Remove all entries; who has one loaded keeps it. What they were.
 
         Raises
         ------
@@ -152,7 +203,7 @@ class ExecutableCache:
                 raise InvalidArgumentError(
                     f"{entry.path} cannot be removed: {error.strerror or error}"
                 ) from error
-        return sum(entry.nbytes for entry in found)
+        return found
 
     def _load(self, path: Path) -> Executable | None:
         if not path.exists():
@@ -162,8 +213,7 @@ class ExecutableCache:
         except CompileError as error:
             LOG.warning("compiled again: %s", error)
             return None
-        with suppress(OSError):
-            os.utime(path)
+        _mark_used(path)
         return found
 
     def _shrink(self, newest: Path) -> None:
@@ -178,17 +228,18 @@ class ExecutableCache:
                     entry.path.unlink(missing_ok=True)
 
 
+def _mark_used(path: Path) -> None:
+    with suppress(OSError):
+        os.utime(path)
+
+
 class _NoContentError(Exception):
     """Something cannot be compared by its content."""
 
 
 def key_of(mod: tvm.IRModule, told: Mapping[str, Any]) -> str:
     """The key of a compilation, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    context = tvm.transform.PassContext.current()
-    passes = (context.opt_level, list(context.required_pass), list(context.disabled_pass))
-    for part in (VERSION, REQUIRED, _code_digest(), passes, str(context.config), told):
-        _feed(digest, part)
+    digest = _begun(told)
     # The text has the names, which the hash of the structure leaves out; that has all attributes
     # to the last bit. Tensors, which are in neither as a whole, follow.
     _feed(digest, (mod.script(show_meta=False), tvm_ffi.structural_hash(mod)))
@@ -196,6 +247,20 @@ def key_of(mod: tvm.IRModule, told: Mapping[str, Any]) -> str:
         if isinstance(function, relax.Function):
             relax.analysis.post_order_visit(function, lambda node: _feed_tensor(digest, node))
     return digest.hexdigest()
+
+
+def _key(told: Mapping[str, Any]) -> str:
+    return str(_begun(told).hexdigest())
+
+
+def _begun(told: Mapping[str, Any]) -> Any:
+    """The digest of what was told, and of all code and versions that take part."""
+    digest = hashlib.sha256()
+    context = tvm.transform.PassContext.current()
+    passes = (context.opt_level, list(context.required_pass), list(context.disabled_pass))
+    for part in (VERSION, REQUIRED, _code_digest(), passes, str(context.config), told):
+        _feed(digest, part)
+    return digest
 
 
 def _feed_tensor(digest: Any, node: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from sparqle_tvm.models.attention_sparsity import measured_attention
 from sparqle_tvm.models.shapes import ModelShape
 from sparqle_tvm.numerics.kv_cache import CacheName, KvStorage, parse_kv
-from sparqle_tvm.results.passes import CountedAttention
+from sparqle_tvm.results.counted import CountedAttention
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.attention_op import AttentionOp
 from sparqle_tvm.target.cost.attention import AttentionCost, attention_cost, counted_machine

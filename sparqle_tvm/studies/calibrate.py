@@ -52,7 +52,8 @@ def calibrate(
     importance : {"weights", "fisher"}
         ``fisher`` collects squared gradients too, with torch (extra ``torch``).
     attention : {"float", "int8"}
-        How attention is computed meanwhile, see `sparqle_tvm.compile`.
+        How attention is computed meanwhile, see `sparqle_tvm.compile`; with ``int8``, storages of
+        keys and values are measured, too, so that ``--kv planes:1%`` can choose one.
     progress : bool
         Show progress on standard error.
 
@@ -91,13 +92,14 @@ def calibrate_tokens(
     """Calibrate with the tokens (T,) of a text; see :func:`calibrate`."""
     from sparqle_tvm.calibration.choosable_model import ChoosableModel
     from sparqle_tvm.calibration.fisher import squared_gradients
+    from sparqle_tvm.calibration.kv import CANDIDATES, measure_kv
     from sparqle_tvm.passes import QuantizeAttention
 
     fisher = None
     if importance == "fisher":
         fisher = squared_gradients(imported, ids, progress=progress)
-    measured = min(len(ids), MEASURED_TOKENS) * (1 + len(STORED_SHARES))
-    count = len(ids) + measured
+    runs = 1 + len(STORED_SHARES) + (1 + len(CANDIDATES)) * (attention == "int8")
+    count = len(ids) + min(len(ids), MEASURED_TOKENS) * runs
     with progress_bar(progress=progress, total=count, desc="compile", unit="token") as bar:
         quantize: Any = QuantizeAttention()
         mod = imported.mod if attention == "float" else quantize(imported.mod)
@@ -109,6 +111,10 @@ def calibrate_tokens(
         )
         bar.set_description("measure")
         search = Search(calibration, importance=importance)
-        return replace(
-            calibration, measured=choosable.measure(search, ids[:MEASURED_TOKENS], bar.update)
-        )
+        some = ids[:MEASURED_TOKENS]
+        calibration = replace(calibration, measured=choosable.measure(search, some, bar.update))
+        if attention == "int8":
+            del choosable  # one model in memory at a time
+            found = measure_kv(imported.mod, some, bar.update)
+            calibration = replace(calibration, measured_kv=found)
+        return calibration

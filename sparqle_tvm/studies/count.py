@@ -7,13 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sparqle_tvm.results.passes import (
-    CountedAttention,
-    CountedEncoding,
-    PassKind,
-    PassResult,
-    pass_result,
-)
+from sparqle_tvm.results.counted import CountedAttention, CountedEncoding, pass_result
+from sparqle_tvm.results.passes import PassKind, PassResult
 from sparqle_tvm.results.run import SortingResult
 from sparqle_tvm.studies.attention import written_token
 from sparqle_tvm.studies.same_tiles import saved_with_same_tiles

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from sparqle_tvm.calibration.apply import as_calibration
 from sparqle_tvm.errors import InvalidArgumentError, TextError, require_known
 from sparqle_tvm.numerics.attention import AttentionType
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.progress import Stages
+from sparqle_tvm.results.counted import CountedAttention
 from sparqle_tvm.results.generation import GeneratedText, Generation, Step
-from sparqle_tvm.results.passes import CountedAttention
 from sparqle_tvm.results.run import ModelFile
 from sparqle_tvm.studies.attention import counted_attention, launched_attention, written_token
 from sparqle_tvm.studies.count import Beside, PassCounter
@@ -29,6 +30,7 @@ from sparqle_tvm.studies.evaluation import encoded_activations, transformer_shap
 from sparqle_tvm.studies.inputs import (
     BUILTIN_MODEL,
     checked_accelerator,
+    chosen_kv,
     kv_options,
     model_path,
     require_attention,
@@ -42,6 +44,7 @@ from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_
 if TYPE_CHECKING:
     import tvm
 
+    from sparqle_tvm.calibration import Calibration
     from sparqle_tvm.frontend import ImportedModel
     from sparqle_tvm.frontend.tokenizer import Tokenizer
     from sparqle_tvm.runtime.cache import ExecutableCache
@@ -68,6 +71,7 @@ def generate(
     engine: Counting = "simulator",
     attention: AttentionType = "int8",
     kv: str = "int8",
+    calibration: Calibration | str | PathLike[str] | None = None,
     table: EnergyTable | None = None,
     told: Told = lambda _, __: None,
     cache: ExecutableCache | None = None,
@@ -83,6 +87,8 @@ def generate(
         How many to generate for each, at most.
     model, accelerator, engine, attention, kv, table, cache, progress
         As of `studies.run.run_model`.
+    calibration : Calibration or path, optional
+        Of this model: chooses windows, and keys and values within a budget (`kv`).
     temperature : float
         What logits are divided by before a token is drawn; 0 takes the likeliest.
     top_k : int
@@ -98,6 +104,8 @@ def generate(
         One of its classes: a bad prompt, target or model file, numbers out of range.
     """
     require_known("engine", engine, get_args(Counting))
+    known = None if calibration is None else as_calibration(calibration)
+    kv, kv_choice = chosen_kv(kv, known)
     require_attention(attention, kv)
     _check(prompts, tokens, temperature, top_k)
     machine = checked_accelerator(accelerator, 2)
@@ -116,6 +124,7 @@ def generate(
             attention=attention,
             collect_encodings=True,
             cache=cache,
+            calibration=known,
             **kv_options(kv, imported),
         )
     table = default_table(machine) if table is None else table
@@ -133,6 +142,7 @@ def generate(
         engine=engine,
         attention=attention,
         kv=kv,
+        kv_choice=kv_choice,
         temperature=temperature,
         top_k=top_k,
         seed=seed,

@@ -26,11 +26,13 @@ from sparqle_tvm.models.shapes import MODELS
 from sparqle_tvm.numerics.attention import AttentionType
 from sparqle_tvm.numerics.integers import require_int8
 from sparqle_tvm.numerics.kv_cache import KvStorage, parse_kv
+from sparqle_tvm.results.losses import KvChoice, Loss
 from sparqle_tvm.target.accelerator import Accelerator
 
 if TYPE_CHECKING:
     import tvm
 
+    from sparqle_tvm.calibration import Calibration
     from sparqle_tvm.frontend import ImportedModel
 
 BUILTIN_MODEL = "smollm2"
@@ -158,6 +160,32 @@ def require_attention(attention: str, kv: str) -> None:
     if attention == "float" and kv != "int8":
         raise InvalidArgumentError(f"kv={kv!r} is about attention in int8, not in float")
     parse_kv(kv)
+
+
+def chosen_kv(kv: str, calibration: Calibration | None) -> tuple[str, KvChoice | None]:
+    """A storage of keys and values, and what chose it if `kv` is a budget, ``planes:1%``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the budget has no calibration to choose from.
+    CalibrationError
+        If nothing was measured in it.
+    """
+    from sparqle_tvm.calibration.kv import choose_kv, kv_budget
+
+    budget = kv_budget(kv)
+    if budget is None:
+        return kv, None
+    if calibration is None:
+        raise InvalidArgumentError(
+            f"kv={kv!r} is a budget, which needs a calibration to choose factors from: run sparqle "
+            "calibrate --attention int8, and give its file with --calibration"
+        )
+    best = choose_kv(calibration.measured_kv, budget)
+    increase = None if best is None else Loss.of(best.increase)
+    storage = "planes" if best is None else best.storage
+    return storage, KvChoice(kv, calibration.text_name, increase)
 
 
 def kv_options(kv: str, imported: ImportedModel) -> dict[str, Any]:

@@ -4,11 +4,15 @@ The model is compiled three times, one after the other: with float activations, 
 activations, and with int8 activations in split precision; attention is in integers in the last two,
 if it is asked for, and the first is run with both. Perplexity and exactness come from the logits of
 all tokens; cycles and bytes from the bitmaps of the same pass.
+
+With a cache, compiled forms are kept, but of the float form its perplexity alone, which no option
+of a run changes: it is a figure to compare with, and the form's weights are the largest. The int8
+form runs every time, because exactness is what it is run for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -43,6 +47,7 @@ from sparqle_tvm.studies.inputs import (
     INT8_ATTENTION,
     check_text,
     checked_accelerator,
+    chosen_kv,
     functions_of_a_run,
     kv_options,
     model_path,
@@ -73,6 +78,7 @@ LOSS_TOKENS = 2048
 
 # Imports, compilations and runs of three forms (two imports), and the count.
 STAGE_COUNT = 9
+_FLOAT_STAGES = 3
 _DENSE_OF_A_BLOCK = (
     "attn_q",
     "attn_k",
@@ -122,7 +128,8 @@ def run_model(
         How the int8 and the split form compute attention, see `sparqle_tvm.compile`.
     kv : str
         How keys and values of attention in int8 are stored, see `numerics.kv_cache.parse_kv`; with
-        ``planes`` the built-in model's heads as measured (`studies.inputs.kv_storage`).
+        ``planes`` the built-in model's heads as measured (`studies.inputs.kv_options`);
+        ``planes:1%`` takes the smallest of what the calibration measured within that budget.
     balance : {"array", "time", "none"}
         Where encodings sort their rows, see `sparqle_tvm.compile`.
     database : path, optional
@@ -154,6 +161,8 @@ def run_model(
     """
     require_known("engine", engine, get_args(Counting))
     require_known("balance", balance, BALANCES)
+    known, selection = _select(calibration, budget)
+    kv, kv_choice = chosen_kv(kv, known)
     require_attention(attention, kv)
     chosen = checked_accelerator(accelerator, tokens)
     if loss_tokens < 2:
@@ -166,7 +175,6 @@ def run_model(
     from sparqle_tvm.studies.held_out import ChosenFunctions, held_out_loss
 
     tuned = _open_database(database, chosen, engine)
-    known, selection = _select(calibration, budget)
     check_text(text, tokens)
     name, content = read_content(text)
     path = model_path(model, progress=progress)
@@ -231,13 +239,19 @@ def run_model(
         )
     else:
         plain = same = _evaluate(*(stages, "int8", imported, ids, chosen), split=False, **stored)
+    model_file, config = ModelFile(imported.name, imported.sha256), imported.config
     del imported  # one model in memory at a time
-    with stages("import (float)"):
-        imported = from_gguf(path, activations="float32", progress=progress)
-    perplexity = {"int8": plain.perplexity, "sparqle": split.perplexity}
-    perplexity |= _float_perplexity(stages, imported, ids, chosen, stored)
+
+    def float_perplexity() -> dict[str, float]:
+        with stages("import (float)"):
+            imported = from_gguf(path, activations="float32", progress=progress)
+        return _float_perplexity(stages, imported, ids, chosen, stored)
+
+    perplexity, kept = _kept_perplexity(model_file, ids, stored, float_perplexity)
+    if kept:
+        stages.skip(_FLOAT_STAGES)
     return RunResult(
-        model=ModelFile(imported.name, imported.sha256),
+        model=model_file,
         text=Text(name, tokens),
         transformer=shape,
         accelerator=chosen,
@@ -245,14 +259,16 @@ def run_model(
         engine=engine,
         exact=split.digest == same.digest,
         loss=loss,
-        perplexity=perplexity,
+        perplexity={"int8": plain.perplexity, "sparqle": split.perplexity, **perplexity},
+        float_kept=kept,
         kv=kv,
+        kv_choice=kv_choice,
         not_on_array=not_on_array,
         msb_sparsity=msb_sparsity(records, prefill_encodings(encodings)),
         prefill=passes[0],
         decode=passes[1],
         balance=sorting,
-        uncounted=_uncounted(imported.config, records),
+        uncounted=_uncounted(config, records),
         tuning=tuning,
         seconds=stages.seconds,
     )
@@ -324,6 +340,25 @@ def _open_database(
     return open_database(database, accelerator)
 
 
+def _kept_perplexity(
+    model: ModelFile,
+    ids: Sequence[int],
+    stored: dict[str, Any],
+    make: Callable[[], Mapping[str, float]],
+) -> tuple[Mapping[str, float], bool]:
+    """What `_float_perplexity` gives, and whether it did so in an earlier run."""
+    from sparqle_tvm.host.processor import checked_host
+
+    cache = stored["cache"]
+    if cache is None:
+        return make(), False
+    told = {name: value for name, value in stored.items() if name != "cache"}
+    told |= {"of": "float", "model": model.sha256, "tokens": list(ids), "host": checked_host(None)}
+    title = f"perplexity of {model.name} with float activations, {len(ids)} tokens"
+    found, kept = cache.numbers(told, make, title)
+    return found, kept
+
+
 def _float_perplexity(
     stages: Stages,
     imported: ImportedModel,
@@ -340,7 +375,8 @@ def _float_perplexity(
     both = stored["attention"] == "int8"
     with stages("compile (float)"):
         functions = functions_of_a_run(imported, both_attentions=both)
-        executable = compile_model(functions, accelerator, split=False, **stored)
+        options = {**stored, "cache": None}
+        executable = compile_model(functions, accelerator, split=False, **options)
     with stages("run (float)"):
         found = {"float": evaluate(executable, ids).perplexity}
         if both:

@@ -270,7 +270,7 @@ def _prepared(
     weights += tiling.channel_loads * op.channel_parameter_bytes
     activation_bytes, weight_bytes = tiling.activation_loads * digits, op.n * weights
     dma_cycles = math.ceil(timeline.dma_cycles[0])
-    drain_cycles = math.ceil(timeline.drain_cycles)
+    drain_cycles = int(timeline.drain_cycles[0])
     waiting = 0
     if scheme == "sparqle":
         waiting = msb_pass_waits(op, nnz, schedule.k, accelerator, split)

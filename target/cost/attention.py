@@ -21,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.target.accelerator import MEMORIES, Accelerator
+from sparqle_tvm.target.accelerator import MEMORIES, PIPELINE_CYCLES, Accelerator
 from sparqle_tvm.target.attention_op import AttentionOp
 from sparqle_tvm.target.cost.analytical import Bound
 from sparqle_tvm.target.cost.attention_plan import AttentionPlan
@@ -338,8 +338,8 @@ class _Walk:
         vector = cycles[VecSmx]
         begin = transfers[isa.LdQry][0] + transfers[isa.LdKey][0, 0]
         end = cycles[isa.DrnOut][-1] + transfers[isa.StAtt][-1]
-        array = begin + score.sum() + mix.sum() + end
-        softmax = begin + score[0].sum() + vector.sum() + mix[-1].sum() + end
+        array = begin + score.sum() + mix.sum() + PIPELINE_CYCLES + end
+        softmax = begin + score[0].sum() + vector.sum() + mix[-1].sum() + 2 * PIPELINE_CYCLES + end
         return int(max(array, softmax, sum(found.sum() for found in transfers.values())))
 
     @cached_property
@@ -379,7 +379,8 @@ class _Walk:
         per_head, gathers = self.per_head, self.header.sparse and not stays
         e = _Engines()
         load, mma, vector, store = e.load, e.mma, e.vector, e.store
-        act, acc, osc, scr, prb, liv, scl, wgt, val = (_Queue() for _ in range(9))
+        act, osc, prb, liv, scl, wgt, val = (_Queue() for _ in range(7))
+        acc, scr = _Sums(), _Sums()
         shared, chunk = 1 if stays else plan.scale_slots, 1 if stays else plan.chunk_slots
         free_act, free_acc, free_osc = (_Queue([0.0] * 2) for _ in range(3))
         free_scr = _Queue([0.0] * plan.score_slots)
@@ -553,6 +554,14 @@ def _by_chunk(cycles: NDArray[np.int64], present: NDArray[np.bool_]) -> list[lis
 
 _Queue = deque[float]
 """When each token was put in that nobody took yet."""
+
+
+class _Sums(_Queue):
+    """Tokens for sums of the array, see `isa.header.Queue`."""
+
+    def append(self, time: float) -> None:
+        super().append(time + PIPELINE_CYCLES)
+
 
 _NOTHING: _Queue = deque()
 """No queue that anything is put in."""

@@ -30,8 +30,8 @@ from sparqle_tvm.target.cost.tiling import TOLERANCE
 from sparqle_tvm.target.isa.access import ceil_div
 from sparqle_tvm.target.simulator.attention_work import Work
 
-_CHUNKS = (128, 256, 512, 1024)
-"""Keys of a chunk, if keys do not stay."""
+_LEAST_CHUNK = 128
+"""Keys of a chunk at least, if keys do not stay and there are more."""
 
 _ROW_GROUPS = (1, 2, 4, 8)
 """Groups of array rows in a block. Of long contexts a block may have a part of one only."""
@@ -147,6 +147,7 @@ def choose_scheme(
     """
     if op.scheme == "dense" or "p" in op.key_planes + op.value_planes:
         return op, None
+    op = op.plain()  # a letter for all heads, of which plans are compared with some
     dense, expected = in_dense(op), _what_matters(op, expected)
     _, split_cycles = _chosen(op, accelerator, expected)
     try:
@@ -174,8 +175,9 @@ def in_dense(op: AttentionOp) -> AttentionOp:
 def _compared(op: AttentionOp, accelerator: Accelerator) -> AttentionOp:
     """As many rows and heads of an op as plans are compared with: its last ones."""
     rows = max(_COMPARED_ROWS * accelerator.rows // op.group, 1)
-    heads = 1 if op.group * op.rows > 8 * accelerator.rows else 3
-    return replace(op, rows=min(op.rows, rows), kv_heads=min(op.kv_heads, heads))
+    # Of few blocks all heads: what comes before the first of them is little beside all.
+    heads = 1 if op.group * op.rows > 8 * accelerator.rows else op.kv_heads
+    return replace(op, rows=min(op.rows, rows), kv_heads=heads)
 
 
 @lru_cache(maxsize=1024)
@@ -246,8 +248,9 @@ def _time(
 def _candidates(op: AttentionOp, accelerator: Accelerator) -> Iterator[AttentionPlan]:
     """Plans that fit, each with as many slots as fit."""
     everything = ceil_div(op.keys, 8) * 8
-    ways = [(True, everything)]
-    ways += [(False, min(chunk, everything)) for chunk in _CHUNKS if chunk // 2 < everything]
+    ways, count = [(True, everything), (False, everything)], 2
+    while (chunk := ceil_div(ceil_div(op.keys, count), 8) * 8) >= _LEAST_CHUNK:
+        ways, count = [*ways, (False, chunk)], 2 * count
     whole = list(_plans(op, accelerator, ways, _block_rows(op, accelerator)))
     rows = accelerator.rows
     while not whole and rows > 1:

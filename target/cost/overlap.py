@@ -1,10 +1,11 @@
 """Time of the loop nest of tiles: the engines of a program, tile by tile, by formula.
 
 LOAD, array and STORE work in order beside each other, as the tokens of a program let them: LOAD
-waits for a free slot, the array for its operands and for free accumulators, STORE for outputs, and
-LOAD and STORE share the DRAM channel. `Timeline` walks through the nest with tiles of mean digits,
-for many schedules at once. Of a long loop it looks at the first iterations and the last one: in
-between, every iteration takes as long as the one before.
+waits for a free slot, the array for its operands and for free accumulators, STORE for outputs
+(`PIPELINE_CYCLES` after the array's last step), and LOAD and STORE share the DRAM channel.
+`Timeline` walks through the nest with tiles of mean digits, for many schedules at once. Of a long
+loop it looks at the first iterations and the last one: in between, every iteration takes as long as
+the one before.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.accelerator import PIPELINE_CYCLES, Accelerator
 from sparqle_tvm.target.cost import storage
 from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.schedule import Candidates, Scheduled, Tiling
@@ -121,7 +122,7 @@ class Timeline:
         All transfers.
     array_cycles : ndarray of float64
         `mma_cycles`, for each candidate.
-    drain_cycles : float
+    drain_cycles : ndarray of float64
         All drains.
     """
 
@@ -134,8 +135,14 @@ class Timeline:
             np.asarray(mma_cycles, np.float64),
             np.broadcast_shapes(np.shape(mma_cycles), schedule.k.shape),
         )
-        self.drain_cycles = loads.op.m * loads.op.n / loads.accelerator.drain_elements_per_cycle
+        last = loads.op.n - (self.tiling.n_tiles - 1) * schedule.n
+        words = (self.tiling.n_tiles - 1) * self._words(schedule.n) + self._words(last)
+        self.drain_cycles = np.asarray(loads.op.m * words, np.float64)
         self.dma_cycles = self._all_transfers(loads)
+
+    def _words(self, n: Any) -> Any:
+        """Cycles to drain `n` outputs of a row."""
+        return ceil_div(n, self.loads.accelerator.drain_elements_per_cycle)
 
     @property
     def descriptors(self) -> NDArray[np.float64]:
@@ -169,12 +176,12 @@ class Timeline:
         first_activation, first_weight = loads.activation(m, k), loads.weight(n, k)
         first = first_activation + first_weight
         m, n = op.m - (t.m_tiles - 1) * d.m, op.n - (t.n_tiles - 1) * d.n
-        drain = m * n / loads.accelerator.drain_elements_per_cycle
+        drain = m * self._words(n)
         store = loads.store(m, n)
         whole = np.where(t.n_tiles > 1, d.n, op.n)
         outputs = loads.store(op.m, whole, t.m_tiles) * (t.n_tiles - 1)
         outputs = outputs + loads.store(op.m, n, t.m_tiles)
-        array = first + self.array_cycles + drain + store
+        array = first + self.array_cycles + PIPELINE_CYCLES + drain + store
         slots = (d.activation_slots, d.weight_slots, d.accumulator_slots)
         if any(np.any(number == 1) for number in slots):
             activations, weights = self._loads(loads)
@@ -304,7 +311,7 @@ def _tables(timeline: Timeline) -> dict[str, Any]:
         "row": transfer(loads.row, m),
         "channel": transfer(loads.channel, n),
         "mma": table(mma, m, n, k),
-        "drain": table(lambda a, b: a * b / array.drain_elements_per_cycle, m, n),
+        "drain": table(lambda a, b: a * ceil_div(b, array.drain_elements_per_cycle), m, n),
         "store": transfer(loads.store, m, n),
     }
 
@@ -372,7 +379,8 @@ class _Walk:
             if mask.any():
                 free = self._free(_PARAMETERS)
                 ready = np.maximum(ready, np.where(mask, self._load(dur, free, mask), 0))
-            self._complete(np.maximum(ready, self.clock[_MMA]), rows + 2 * channels, active)
+            summed = self.clock[_MMA] + PIPELINE_CYCLES
+            self._complete(np.maximum(ready, summed), rows + 2 * channels, active)
 
     def _chunk_loop(self, inner: Any, rows: Any, channels: Any) -> None:
         marks: list[Any] = []

@@ -135,10 +135,3 @@ def worst_plane_bytes(k: int, accelerator: Accelerator, scheme: Scheme) -> int:
     if scheme != "sparqle":
         return math.ceil(k * stored_bits(accelerator, scheme) / 8)
     return math.ceil(k * accelerator.activation_bits / 8) + math.ceil(k / 8)
-
-
-def worst_row_bytes(op: DenseOp, k: int, accelerator: Accelerator, scheme: Scheme) -> int:
-    """Bytes of such a row with its scale and group sums: what a buffer must hold."""
-    planes = worst_plane_bytes(k, accelerator, scheme)
-    zeros = op.shift_bytes + centre_bytes(op, scheme)
-    return planes + row_metadata_bytes(1, k, op.sum_group_size, op.digit_bits) + zeros

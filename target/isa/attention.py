@@ -625,7 +625,7 @@ class MmaPvDns(_Mix):
 class DrnOut(AttentionInstruction):
     """Turn the sums of a block into outputs, in place: ``float32(acc) * scale`` of the row.
 
-    Cycles: ``ceil(rows * D / drain_elements_per_cycle)``.
+    Cycles: ``rows * ceil(D / drain_elements_per_cycle)``.
 
     Attributes
     ----------
@@ -654,8 +654,8 @@ class DrnOut(AttentionInstruction):
     @classmethod
     def cycles(cls, header: AttentionHeader, values: Values) -> Any:
         """Cycles, see the class."""
-        elements = values["rows"] * header.op.head_dim
-        return ceil_div(elements, header.accelerator.drain_elements_per_cycle)
+        per_row = ceil_div(header.op.head_dim, header.accelerator.drain_elements_per_cycle)
+        return values["rows"] * per_row
 
     @classmethod
     def events(cls, header: AttentionHeader, values: Values) -> Mapping[str, Any]:

@@ -315,8 +315,8 @@ class Drain(Instruction):
     Only a static scale: one per row depends on all N outputs of the row, which a tile does not
     have. Such outputs leave as float32, and the vector unit quantizes them.
 
-    Cycles: ``ceil(m * n / drain_elements_per_cycle)`` on the STORE engine; scaling, quantizing
-    and cutting into digits are stages of one pipeline, as wide as that.
+    Cycles: ``m * ceil(n / drain_elements_per_cycle)`` on the STORE engine, row by row; scaling,
+    quantizing and cutting into digits are stages of one pipeline, as wide as that.
 
     Attributes
     ----------
@@ -360,7 +360,7 @@ class Drain(Instruction):
     @classmethod
     def cycles(cls, header: Header, values: Values) -> Any:
         """Cycles, see the class."""
-        return ceil_div(values["m"] * values["n"], header.accelerator.drain_elements_per_cycle)
+        return values["m"] * ceil_div(values["n"], header.accelerator.drain_elements_per_cycle)
 
     @classmethod
     def events(cls, header: Header, values: Values) -> Mapping[str, Any]:

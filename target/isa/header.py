@@ -14,7 +14,7 @@ from enum import IntEnum
 from typing import Any, ClassVar
 
 from sparqle_tvm.errors import ProgramError
-from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.accelerator import PIPELINE_CYCLES, Accelerator
 from sparqle_tvm.target.isa.operands import Address, Affine, Buffer, M
 from sparqle_tvm.target.op import DenseOp, group_sum_bytes, is_whole
 
@@ -41,6 +41,9 @@ class Queue(IntEnum):
     Of attention: ACT: queries. WGT: keys. VAL: values. SCL: scales of keys and values. SCR: scores.
     PRB: probabilities. LIV: the bitmap of live keys among them, that loads of values read. OSC:
     scales of outputs (read by DRN.OUT). The queries' factors are read with the scores.
+
+    A token for sums of the array is there `delay_cycles` after its SIGNAL: the last products are on
+    their way through the PEs while the array goes on with its next step.
     """
 
     producer: Engine
@@ -77,6 +80,11 @@ class Queue(IntEnum):
     LIV_READY = 19, Engine.VECTOR, Engine.LOAD
     OSC_FREE = 20, Engine.STORE, Engine.VECTOR
     OSC_READY = 21, Engine.VECTOR, Engine.STORE
+
+    @property
+    def delay_cycles(self) -> int:
+        """Cycles from a SIGNAL to its token."""
+        return PIPELINE_CYCLES if self in (Queue.ACC_READY, Queue.SCR_READY) else 0
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.errors import SparqleError
 from sparqle_tvm.numerics.integers import pack_digits
+from sparqle_tvm.target.accelerator import PIPELINE_CYCLES
 from sparqle_tvm.target.rtl.array import SplitArray
-from sparqle_tvm.target.rtl.pe import DRAIN_CYCLES
 from sparqle_tvm.target.rtl.shape import ArrayShape
 from sparqle_tvm.target.rtl.yosys import read_commands, write_rtlil, yosys
 
@@ -112,7 +112,7 @@ class ArrayModel:
             "COLUMNS": shape.columns,
             "GROUPS": shape.groups,
             "BITS": shape.digit_bits,
-            "DRAIN": DRAIN_CYCLES,
+            "DRAIN": PIPELINE_CYCLES,
         }
         self.program = folder / "array_model"
         found = subprocess.run(

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparqle_tvm.numerics.slicing import SlicedTensor
+from sparqle_tvm.target.accelerator import PIPELINE_CYCLES
 from sparqle_tvm.target.rtl.array import SplitArray
 from sparqle_tvm.target.rtl.cosim import ArrayTile
-from sparqle_tvm.target.rtl.pe import DRAIN_CYCLES
 from sparqle_tvm.target.rtl.shape import ArrayShape
 from sparqle_tvm.target.rtl.yosys import read_commands, write_rtlil, yosys
 
@@ -156,7 +156,7 @@ def testbench(
         "GROUP_BITS": shape.group_bits,
         "SLICE_BITS": max((shape.weight_slices - 1).bit_length(), 1),
         "TILES": len(tiles),
-        "DRAIN": DRAIN_CYCLES,
+        "DRAIN": PIPELINE_CYCLES,
     }
     text = _TESTBENCH.read_text(encoding="utf-8")
     parameters = "".join(f"  localparam {name} = {size};\n" for name, size in sizes.items())
@@ -172,7 +172,7 @@ def readme(shape: ArrayShape, source: str) -> str:
         "lanes": shape.lanes,
         "bits": shape.digit_bits,
         "columns": shape.columns,
-        "drain": DRAIN_CYCLES,
+        "drain": PIPELINE_CYCLES,
         "source": source,
     }
     for name, value in sizes.items():

@@ -9,8 +9,8 @@ A step goes through three stages:
    added up;
 3. *accumulate*: sums are shifted to their digit's place and added.
 
-So the sums of a tile are whole `DRAIN_CYCLES` cycles after its last step was issued, while the
-steps of the next tile are on their way.
+So the sums of a tile are whole `accelerator.PIPELINE_CYCLES` after its last step was issued, while
+the steps of the next tile are on their way.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from sparqle_tvm.target.rtl.shape import ACCUMULATOR_BITS, ArrayShape
-
-DRAIN_CYCLES = 3
-"""From the issue of a step to the clock edge after which accumulators have it."""
 
 Kind = Literal["split", "dense", "native", "a4"]
 """What a row is built for: ``split`` walks a bitmap; ``dense`` multiplies digits in two passes;

@@ -24,6 +24,7 @@ from sparqle_tvm.target.simulator import executor as x
 from sparqle_tvm.target.simulator.dram import tensor_formats
 from sparqle_tvm.target.simulator.native import aligned
 from sparqle_tvm.target.simulator.pools import Pools, make_pools
+from sparqle_tvm.target.simulator.ranges import find_ranges
 from sparqle_tvm.target.simulator.spec import (
     FLIPPED_PLANE,
     HIGH_PLANE,
@@ -33,6 +34,9 @@ from sparqle_tvm.target.simulator.spec import (
     ValueSpec,
 )
 from sparqle_tvm.target.simulator.timing import Timing
+
+_NOTHING = -1
+"""The action that does nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +91,8 @@ def action_table(
     table = aligned(plan.table.shape, np.int64)
     np.take(plan.table, order, axis=0, out=table)
     _fill_streams(bound, tensors, table, plan.step[order])
+    if spec.joins_planes:
+        _join_passes(bound, table, plan.step[order])
     begins = np.zeros(len(Tensor) + 1, dtype=np.int64)
     for tensor, array in tensors.items():
         begins[tensor] = array.ctypes.data
@@ -208,6 +214,58 @@ def _fill_streams(
         )
 
 
+def _join_passes(bound: BoundProgram, table: Int64s, step: Int64s) -> None:
+    """Let passes over both planes of a tile be one: the low plane comes along with the high one.
+
+    It is decoded from what then lies in its buffer, so nothing between the two may write there, nor
+    touch their accumulators.
+    """
+
+    def of(at: Int64s, *operands: str) -> Int64s:
+        return table[at[:, None], [x.column("multiply", operand) for operand in operands]]
+
+    multiplies = np.flatnonzero(table[:, 0] == x.number("multiply"))
+    low, high = multiplies[:-1], multiplies[1:]
+    same = ("cell", "m", "n", "k", "wgt_entry", "wgt_key")
+    fit = (of(low, *same) == of(high, *same)).all(axis=1)
+    fit &= (of(low, "plane") < HIGH_PLANE).all(axis=1) & (of(high, "plane") >= HIGH_PLANE)[:, 0]
+    keys = ("act_key", "wgt_key")
+    fit &= (of(low, *keys) >= 0).all(axis=1) & (of(high, *keys) >= 0).all(axis=1)
+    fit &= (of(low, "act_entry") != of(high, "act_entry"))[:, 0] & (of(high, "zero") == 0)[:, 0]
+    low, high = low[fit], high[fit]
+    ranges = bound.once(find_ranges)
+    # Every action between the two of a pair.
+    pair = np.repeat(np.arange(len(low)), high - low - 1)
+    first = np.concatenate([[0], np.cumsum(high - low - 1)])[:-1]
+    between = step[low[pair] + 1 + np.arange(len(pair)) - first[pair]]
+    mine = step[low[pair]]
+    reads, writes = ranges.reads[between], ranges.writes[between]
+    hit = _overlap(writes, ranges.reads[mine]) | _overlap(writes, ranges.writes[mine])
+    hit |= _overlap(reads, ranges.writes[mine])
+    clean = np.bincount(pair[hit], minlength=len(low)) == 0
+    low, high = low[clean], high[clean]
+    base = table[multiplies, x.column("multiply", "act_key")].max(initial=0) + 1
+    (low_key,), (high_key,) = of(low, "act_key").T, of(high, "act_key").T
+    for operand, values in (
+        ("low", of(low, "act")),
+        ("low_plane", of(low, "plane")),
+        ("low_entry", of(low, "act_entry")),
+        ("low_key", low_key[:, None]),
+        # What the entry holds depends on both.
+        ("act_key", ((low_key + 1) * base + high_key)[:, None]),
+        ("zero", of(low, "zero")),
+    ):
+        table[high, x.column("multiply", operand)] = values[:, 0]
+    table[low, 0] = _NOTHING
+
+
+def _overlap(ranges: Int64s, others: Int64s) -> NDArray[np.bool_]:
+    """Which steps have a range [begin, end) that overlaps one of the other's."""
+    a, b = ranges[:, :, None], others[:, None]
+    common = np.minimum(a[..., 1], b[..., 1]) > np.maximum(a[..., 0], b[..., 0])
+    return np.asarray(common.any(axis=(1, 2)))
+
+
 def _fill_encoded(tensors: dict[Tensor, NDArray[Any]], table: Int64s, begins: Int64s) -> None:
     """Fill in the scale of the outputs, and where the parts of their encoding begin."""
     scale = tensors[Tensor.OUT_SCALE].view(np.int32)[0]
@@ -262,6 +320,7 @@ def _add_multiplies(b: _Builder, operands: Operands, plane: int, operand: str) -
         "plane": plane,
         "stream": operands["msb"] if plane == SPARSE_PLANE else 0,
         "turn": op.turn,
+        "low_key": -1,
         "zeros": operands["zro"] if plane == SPARSE_PLANE and op.row_centres else 0,
         "wgt": operands["wgt"],
     }

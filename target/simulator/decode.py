@@ -13,14 +13,27 @@ from typing import Any
 from tvm.tirx.script import builder as T
 
 from sparqle_tvm.target.simulator.spec import Action, ValueSpec
-from sparqle_tvm.tirscript import Array, Scalar, cast, ceil_div, loop, parallel
+from sparqle_tvm.tirscript import (
+    Array,
+    Scalar,
+    cast,
+    ceil_div,
+    loop,
+    parallel,
+    scratch,
+    vector,
+    when,
+)
 
 BUFFER_SLACK_BYTES = 512
 """Bytes behind ACT and WGT that a decoder may read (and ignore)."""
 
+_JOINED_LANES = 32
+"""Elements that are joined at a time; a span has a multiple of them."""
 
-def decode_plane(spec: ValueSpec, a: Action, complement: Any, signed: Any) -> None:
-    """Decode a dense plane of digits.
+
+def decode_plane(spec: ValueSpec, a: Action, tile: str, complement: Any, signed: Any) -> None:
+    """Decode a dense plane of digits: the tile ``act`` or ``low``.
 
     `complement` says whether they are two's complement; if they are `signed` without being that,
     their top bit is flipped.
@@ -31,8 +44,8 @@ def decode_plane(spec: ValueSpec, a: Action, complement: Any, signed: Any) -> No
     row_bytes = ceil_div(a["k"] * spec.k, 8)
 
     with loop(a["m"]) as row:
-        source = a["act"] + row * row_bytes
-        target = a.entry("act") + row * (spec.spans(a["k"]) * spec.pitch)
+        source = a[tile] + row * row_bytes
+        target = a.entry("act", tile) + row * (spec.spans(a["k"]) * spec.pitch)
         if spec.contiguous:
             per_byte = 8 // spec.k
             with loop(row_bytes) as byte:
@@ -52,7 +65,39 @@ def decode_plane(spec: ValueSpec, a: Action, complement: Any, signed: Any) -> No
 
             _for_columns(spec, a["k"], put)
         _clear_padding(spec, a, target)
-        _sum_spans(spec, a, row, target)
+        _sum_spans(spec, a, tile, row, target)
+
+
+def join_planes(spec: ValueSpec, a: Action) -> None:
+    """Make integers of both planes, ``low + 2^k * high``, in the entry of the high digits.
+
+    Only if all of them fit int8, which is noted; else the high digits stay as they are.
+    """
+    pool, columns = a.memory.activations, spec.spans(a["k"]) * spec.pitch
+    low, high = a.entry("act", "low"), a.entry("act")
+    lanes = _JOINED_LANES
+
+    def joined(at: Any) -> Any:
+        digits = (cast("int16", pool[vector(b + at, lanes)], lanes) for b in (low, high))
+        return next(digits) + next(digits) * T.broadcast(T.int16(2**spec.k), lanes)
+
+    outside = scratch("int16", lanes)
+    outside[vector(0, lanes)] = T.broadcast(T.int16(0), lanes)
+    # A row has a whole number of vectors.
+    with loop(T.truncdiv(a["m"] * columns, T.int64(lanes))) as i:
+        value = joined(i * lanes) + T.broadcast(T.int16(128), lanes)
+        above = T.bitwise_and(value, T.broadcast(T.int16(-256), lanes))
+        outside[vector(0, lanes)] = T.bitwise_or(outside[vector(0, lanes)], above)
+    found = Scalar("int32", T.int32(0))
+    with loop(lanes) as i:
+        found.set(T.bitwise_or(found.value, cast("int32", outside[i])))
+    with when(found.value == 0):
+        a.memory.joined[a["act_entry"]] = 1
+        with loop(T.truncdiv(a["m"] * columns, T.int64(lanes))) as i:
+            pool[vector(high + i * lanes, lanes)] = cast("int8", joined(i * lanes), lanes)
+        sums, of_low, of_high = a.memory.sums, a.entry("sums", "low"), a.entry("sums")
+        with loop(a["m"] * spec.spans(a["k"])) as i:
+            sums[of_high + i] = sums[of_low + i] + sums[of_high + i] * 2**spec.k
 
 
 def decode_sparse(spec: ValueSpec, a: Action) -> None:
@@ -100,7 +145,7 @@ def decode_sparse(spec: ValueSpec, a: Action) -> None:
 
         _for_columns(spec, a["k"], put)
         _clear_padding(spec, a, target)
-        _sum_spans(spec, a, row, target)
+        _sum_spans(spec, a, "act", row, target)
 
 
 def decode_weights(spec: ValueSpec, a: Action) -> None:
@@ -169,14 +214,14 @@ def _clear_padding(spec: ValueSpec, a: Action, target: Any) -> None:
             a.memory.activations[target + span * spec.pitch + columns.value + i] = 0
 
 
-def _sum_spans(spec: ValueSpec, a: Action, row: Any, target: Any) -> None:
+def _sum_spans(spec: ValueSpec, a: Action, tile: str, row: Any, target: Any) -> None:
     if not (spec.dot.biased and spec.weight_signed):
         return
     with loop(spec.spans(a["k"])) as span:
         total = Scalar("int32", T.int32(0))
         with loop(spec.pitch) as i:
             total.add(cast("int32", a.memory.activations[target + span * spec.pitch + i]))
-        a.memory.sums[a.entry("sums") + row * spec.spans(a["k"]) + span] = total.value
+        a.memory.sums[a.entry("sums", tile) + row * spec.spans(a["k"]) + span] = total.value
 
 
 def _put_word(

@@ -18,13 +18,13 @@ from sparqle_tvm.target.simulator.decode import (
     decode_plane,
     decode_sparse,
     decode_weights,
+    join_planes,
 )
 from sparqle_tvm.target.simulator.drain import drain, store_encoded, store_outputs
 from sparqle_tvm.target.simulator.multiply import add_minima, multiply
 from sparqle_tvm.target.simulator.native import compile_kernel
 from sparqle_tvm.target.simulator.spec import (
     FLIPPED_PLANE,
-    HIGH_PLANE,
     MSB_PLANE,
     SPARSE_PLANE,
     Action,
@@ -41,6 +41,8 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
     "multiply": (
         *(*_PRODUCT, "plane", "stream", "turn", "zeros", "wgt"),
         *("act_entry", "act_key", "wgt_entry", "wgt_key"),
+        # The plane of low digits, where it is multiplied together with this one; key -1: it is not.
+        *("low", "low_plane", "low_entry", "low_key"),
     ),
     "minima": _PRODUCT,
     "drain": (
@@ -77,7 +79,8 @@ def executor(spec: ValueSpec) -> Callable[..., None]:
     Arguments: table (actions, COLUMNS) int64; act, wgt uint8 with slack behind them; acc of the
     accumulator's type; pools of decoded activations, their span sums (int32), weights, parameters
     (float64); which key each entry of the activation, weight and parameter pools holds (int64,
-    -1: none); entry sizes (4) int64; scratch int64 (rows + 1), scratch float64.
+    -1: none), and whether that of the activation pool is of joined planes; entry sizes (4) int64;
+    scratch int64 (rows + 1), scratch float64.
     """
     return compile_kernel("execute", lambda: _body(spec))
 
@@ -129,20 +132,37 @@ def _split(spec: ValueSpec, a: Action) -> None:
 
 
 def _multiply(spec: ValueSpec, a: Action) -> None:
+    if spec.joins_planes:
+        with when(a["low_key"] >= 0):
+            _ensure(a, "act", lambda: _decode_low(spec, a), tile="low")
     _ensure(a, "act", lambda: _decode_activations(spec, a))
     _ensure(a, "wgt", lambda: decode_weights(spec, a))
     if spec.grouped:
         _ensure(a, "grp", lambda: decode_parameters(spec, a))
-    multiply(spec, a, spec.k * cast("int64", a["plane"] >= HIGH_PLANE))
+    multiply(spec, a)
 
 
 def _decode_activations(spec: ValueSpec, a: Action) -> None:
-    complement = a["plane"] == MSB_PLANE
     either(
         a["plane"] == SPARSE_PLANE,
         lambda: decode_sparse(spec, a),
-        lambda: decode_plane(spec, a, complement, T.Or(complement, a["plane"] == FLIPPED_PLANE)),
+        lambda: _decode_dense(spec, a, "act"),
     )
+    if spec.joins_planes:
+        a.memory.joined[a["act_entry"]] = 0
+        with when(a["low_key"] >= 0):
+            join_planes(spec, a)
+
+
+def _decode_low(spec: ValueSpec, a: Action) -> None:
+    _decode_dense(spec, a, "low")
+    a.memory.joined[a["low_entry"]] = 0
+
+
+def _decode_dense(spec: ValueSpec, a: Action, tile: str) -> None:
+    plane = a["low_plane" if tile == "low" else "plane"]
+    complement = plane == MSB_PLANE
+    decode_plane(spec, a, tile, complement, T.Or(complement, plane == FLIPPED_PLANE))
 
 
 def _minima(spec: ValueSpec, a: Action) -> None:
@@ -150,9 +170,10 @@ def _minima(spec: ValueSpec, a: Action) -> None:
     add_minima(spec, a)
 
 
-def _ensure(a: Action, pool: str, decode: Callable[[], None]) -> None:
-    """Decode a tile unless its entry holds it; the key -1 is never held."""
-    held, entry, key = a.memory.held[pool], a[f"{pool}_entry"], a[f"{pool}_key"]
+def _ensure(a: Action, pool: str, decode: Callable[[], None], tile: str = "") -> None:
+    """Decode a tile (named as its pool) unless its entry holds it; the key -1 is never held."""
+    tile = tile or pool
+    held, entry, key = a.memory.held[pool], a[f"{tile}_entry"], a[f"{tile}_key"]
     with when(T.Or(key < 0, held[entry] != key)):
         decode()
         held[entry] = key

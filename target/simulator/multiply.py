@@ -7,28 +7,76 @@ into the accumulators at the end, where the edges of the tile are respected.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from sparqle_tvm.target.simulator.spec import Action, ValueSpec
-from sparqle_tvm.tirscript import Array, cast, ceil_div, either, loop, scratch, spread, vector
+from sparqle_tvm.target.simulator.spec import HIGH_PLANE, Action, ValueSpec
+from sparqle_tvm.tirscript import (
+    Array,
+    cast,
+    ceil_div,
+    either,
+    fixed,
+    loop,
+    scratch,
+    spread,
+    vector,
+)
 
 _BLOCK_ROWS = 64
 _PARALLEL_PRODUCTS = 1 << 18
 
 
-def multiply(spec: ValueSpec, a: Action, shift: Any) -> None:
-    """Emit ``acc (+)= sum over weight slices of 2^shift * 2^(k * slice) * A @ W.T``."""
+@dataclass(frozen=True)
+class _Pass:
+    """One product of a decoded tile: where it begins, its span sums, and what it is shifted by.
+
+    Attributes
+    ----------
+    act, sums, shift : PrimExpr
+        int64; the product counts 2^shift times.
+    first : PrimExpr
+        Not 0: the accumulators begin with it.
+    index : PrimExpr
+        The weight slice.
+    """
+
+    act: Any
+    sums: Any
+    shift: Any
+    first: Any
+    index: Any
+
+
+def multiply(spec: ValueSpec, a: Action) -> None:
+    """Emit ``acc (+)= sum over weight slices of 2^shift * 2^(k * slice) * A @ W.T``.
+
+    A plane of low digits that comes along and could not be joined has a pass of its own.
+    """
     blocks = ceil_div(a["m"], _BLOCK_ROWS)
     panels = spec.panels(a["n"])
-    with loop(spec.slices) as index:
+    high = cast("int64", a["plane"] >= HIGH_PLANE)
+    passes, joined = T.int64(1), T.int64(0)
+    if spec.joins_planes:
+        joined = a.memory.joined[a["act_entry"]]
+        passes = passes + cast("int64", T.And(a["low_key"] >= 0, joined == 0))
+    with loop(passes) as number, loop(spec.slices) as index:
+        low = number + 1 < passes
+        one = _Pass(
+            act=fixed(T.Select(low, a.entry("act", "low"), a.entry("act"))),
+            sums=fixed(T.Select(low, a.entry("sums", "low"), a.entry("sums"))),
+            shift=fixed(T.Select(T.Or(low, joined != 0), T.int64(0), high * spec.k)),
+            first=fixed(T.bitwise_and(a["zero"], cast("int64", number + index == 0))),
+            index=index,
+        )
 
         def task(i: Any) -> None:
             panel, block = T.truncdiv(i, blocks), T.truncmod(i, blocks)
             rows = T.min(T.int64(_BLOCK_ROWS), a["m"] - block * _BLOCK_ROWS)
             with loop(ceil_div(rows, spec.dot.rows)) as tile:
-                _tile(spec, a, index, panel, block * _BLOCK_ROWS + tile * spec.dot.rows, shift)
+                _tile(spec, a, one, panel, block * _BLOCK_ROWS + tile * spec.dot.rows)
 
         spread(panels * blocks, a["m"] * a["n"] * a["k"] >= _PARALLEL_PRODUCTS, task)
 
@@ -87,11 +135,11 @@ def _total(spec: ValueSpec, row: int, j: int) -> Any:
     return vector(row * spec.dot.channels + j * spec.dot.lanes, spec.dot.lanes)
 
 
-def _tile(spec: ValueSpec, a: Action, index: Any, panel: Any, row: Any, shift: Any) -> None:
+def _tile(spec: ValueSpec, a: Action, one: _Pass, panel: Any, row: Any) -> None:
     """One register tile: `Dot.rows` rows from `row` on, a panel, one weight slice."""
     totals = _totals(spec)
     with loop(spec.spans(a["k"])) as span:
-        sums = _span_sums(spec, a, index, panel, row, span)
+        sums = _span_sums(spec, a, one, panel, row, span)
         for j in range(spec.dot.VECTORS):
             scale = _scale(spec, a, panel, span, j)
             for i in range(spec.dot.rows):
@@ -100,8 +148,7 @@ def _tile(spec: ValueSpec, a: Action, index: Any, panel: Any, row: Any, shift: A
                 if spec.grouped:
                     value = cast(f"float64x{spec.dot.lanes}", value) * scale
                 totals[at] = totals[at] + value
-    first = T.bitwise_and(a["zero"], cast("int64", index == 0))
-    _store(spec, a, totals, row, panel, first, shift + index * spec.k)
+    _store(spec, a, totals, row, panel, one.first, one.shift + one.index * spec.k)
 
 
 def _scale(spec: ValueSpec, a: Action, panel: Any, span: Any, j: int) -> Any:
@@ -114,14 +161,14 @@ def _scale(spec: ValueSpec, a: Action, panel: Any, span: Any, j: int) -> Any:
 
 
 def _span_sums(
-    spec: ValueSpec, a: Action, index: Any, panel: Any, row: Any, span: Any
+    spec: ValueSpec, a: Action, one: _Pass, panel: Any, row: Any, span: Any
 ) -> list[list[Any]]:
     """int32 sums of products over a span: [row][vector]."""
     dot = spec.dot
     spans = spec.spans(a["k"])
-    block = (index * spec.panels(a["n"]) + panel) * spans + span
+    block = (one.index * spec.panels(a["n"]) + panel) * spans + span
     weights = a.entry("wgt") + block * (spec.pitch * dot.channels)
-    activations = a.entry("act") + (row * spans + span) * spec.pitch
+    activations = one.act + (row * spans + span) * spec.pitch
     sums = [dot.sums() for _ in range(dot.rows)]
     with loop(ceil_div(spec.span_columns(span, a["k"]), dot.depth)) as step:
         length = dot.lanes * dot.depth
@@ -137,20 +184,20 @@ def _span_sums(
                 partial = total[dot.sum_index()]
                 total[dot.sum_index()] = dot.step(partial, digits, column[vector(0, length)])
     return [
-        [_unbiased(spec, a, index, row + i, span, total) for total in vectors]
+        [_unbiased(spec, a, one, row + i, span, total) for total in vectors]
         for i, vectors in enumerate(sums)
     ]
 
 
-def _unbiased(spec: ValueSpec, a: Action, index: Any, row: Any, span: Any, total: Array) -> Any:
+def _unbiased(spec: ValueSpec, a: Action, one: _Pass, row: Any, span: Any, total: Array) -> Any:
     """Widened sums, with the bias of signed weights taken off."""
     dot = spec.dot
     value = dot.widen(total[dot.sum_index()])
     if not (dot.biased and spec.weight_signed):
         return value
-    bias = T.shift_left(cast("int32", index == spec.slices - 1), T.int32(spec.slice_bits - 1))
+    bias = T.shift_left(cast("int32", one.index == spec.slices - 1), T.int32(spec.slice_bits - 1))
     # The last slice of s is signed: its stored digits are too large by 2^(bits - 1).
-    sums = a.memory.sums[a.entry("sums") + row * spec.spans(a["k"]) + span]
+    sums = a.memory.sums[one.sums + row * spec.spans(a["k"]) + span]
     return value - T.broadcast(sums * bias, dot.lanes)
 
 

@@ -58,7 +58,10 @@ class Pools:
     columns: dict[InstructionClass, dict[str, Int64s]]
 
     def memory(self) -> list[NDArray[Any]]:
-        """Make the executor's arguments: the four pools, what entries hold (-1), entry sizes."""
+        """Make the executor's arguments: the four pools, what entries hold (-1), entry sizes.
+
+        Before the sizes: whether entries for activations hold joined planes.
+        """
         act, wgt, grp = self.entries
         sizes = aligned(4, np.int64)
         sizes[...] = self.sizes
@@ -68,6 +71,7 @@ class Pools:
             aligned(wgt * self.sizes[2], self.dot.weight),
             aligned(grp * self.sizes[3], np.float64),
             *(aligned(entries, np.int64, fill=255) for entries in self.entries),
+            aligned(act, np.int64, fill=0),
             sizes,
         ]
 

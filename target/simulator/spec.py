@@ -167,6 +167,14 @@ class ValueSpec:
         """Whether a decoded column lies at its own number."""
         return self.pitch == self.width and self.parts * self.width in (self.group_size, SPAN)
 
+    @property
+    def joins_planes(self) -> bool:
+        """Whether both planes of a tile may be multiplied as one, of integers of 2k bits.
+
+        Sums of int32 are the same in any order; those of float64 only within limits.
+        """
+        return self.dot.variant == "vnni" and not self.grouped
+
     def slice_is_signed(self, index: int) -> bool:
         """Whether the digits of a weight slice are two's complement."""
         return self.weight_signed and index == self.slices - 1
@@ -230,6 +238,7 @@ class Memory:
             pool: parameter(f"{pool}_held", "int64", size(f"{pool}_entries"))
             for pool in ("act", "wgt", "grp")
         }
+        self.joined = parameter("joined", "int64", size("act_entries"))
         self.sizes = parameter("sizes", "int64", 4)
         self.offsets = parameter("offsets", "int64", size("rows"))
         self.scratch = parameter("scratch", "float64", size("scratch_room"))
@@ -265,7 +274,10 @@ class Action:
         """An operand (expression)."""
         return self.memory.table[self._index, 1 + self._operands.index(operand)]
 
-    def entry(self, pool: str) -> Any:
-        """Where its tile begins in a pool: ``act``, ``sums`` (beside act), ``wgt`` or ``grp``."""
-        number = self["act_entry" if pool == "sums" else f"{pool}_entry"]
+    def entry(self, pool: str, tile: str = "") -> Any:
+        """Where a tile begins in a pool: ``act``, ``sums`` (beside act), ``wgt`` or ``grp``.
+
+        The tile is named as its pool, but ``low`` that of joined low digits.
+        """
+        number = self[f"{tile or ('act' if pool == 'sums' else pool)}_entry"]
         return number * self.memory.sizes[_POOLS.index(pool)]

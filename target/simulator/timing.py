@@ -216,6 +216,9 @@ def _fill_class(
     header, cls, at = bound.header, operands.cls, operands.index
     if cls.KIND in (Kind.WAIT, Kind.SIGNAL):
         table[at, kernel.KIND] = kernel.WAIT if cls.KIND == Kind.WAIT else kernel.SIGNAL
+        if cls.KIND == Kind.SIGNAL:
+            delays = np.array([queue.delay_cycles for queue in Queue])
+            table[at, kernel.CYCLES] = delays[operands["queue"]]
         return
     if cls.MEASURED:
         table[at, kernel.KIND] = kernel.TRANSFER if cls.PARTS else kernel.WORK

@@ -1,7 +1,8 @@
 """When each step starts and ends: the engines, their tokens and the DRAM channel.
 
 An engine executes its steps in order. A WAIT starts when its token is there, a transfer when the
-DRAM channel is free, everything else at once; WAIT and SIGNAL take no time. Of the engines, the
+DRAM channel is free, everything else at once; WAIT and SIGNAL take no time, but a token for sums
+comes later (`Queue.delay_cycles`). Of the engines, the
 one whose next step can start earliest goes first; at the same time the one that goes on with a
 transfer, then the one that has been ready longer, then the one with the lower number. So steps are
 executed in order of their start.
@@ -33,7 +34,8 @@ SOURCES = SLOTS + WRITES  # slot that each read is, -1: none
 RANGES = SOURCES + READS  # begin and end of each read, then of each write
 COLUMNS = RANGES + 2 * (READS + WRITES)
 
-# Kinds of steps. A SPARSE step takes PASSES * (what its bitmap costs) + CYCLES.
+# Kinds of steps. A SPARSE step takes PASSES * (what its bitmap costs) + CYCLES. Those of a SIGNAL
+# are of its token.
 # GOES_ON: the transfer before, which nothing interrupts.
 WAIT, SIGNAL, WORK, TRANSFER, SPARSE, GOES_ON = range(6)
 
@@ -165,8 +167,9 @@ def _execute(s: _State, i: Any) -> None:
         s.head[s.table[step, QUEUE]] = s.head[s.table[step, QUEUE]] + 1
     with when(kind == SIGNAL):
         queue = s.table[step, QUEUE]
-        s.token_times[s.tail[queue]] = s.start.value
+        s.token_times[s.tail[queue]] = s.start.value + cycles.value
         s.tail[queue] = s.tail[queue] + 1
+        cycles.set(T.int64(0))
     with when(kind >= WORK):
         for read in range(READS):
             slot = s.table[step, SOURCES + read]

@@ -646,6 +646,51 @@ class RunFile(Boundary):
             to_html(document)
 
 
+class ResultFiles(RunFile):
+    """The JSON of an estimate, a check, a sweep and crossings, alone or together with another."""
+
+    name, share = "results-json", 8
+    commands: ClassVar[dict[str, list[str]]] = {
+        "estimate": ["estimate", "--seq", "64"],
+        "check": ["target", "check", "sparqle/edge", "--seq", "64"],
+        "sweep": ["sweep", "--axis", "seq=8,16", "--workers", "1"],
+        "find": ["sweep", "--seq", "16", "--find", "time_saved=0", "--over", "batch=1,2"],
+    }
+
+    def prepare(self, folder: Path) -> None:
+        from sparqle_tvm.cli import main
+
+        for name, words in self.commands.items():
+            out = ["--out", str(folder / "s.csv")] if name == "sweep" else []
+            whole = [*words, *out, "--model", "smollm2-135m"]
+            with contextlib.redirect_stdout(io.StringIO()):
+                if main([*whole, "--json", str(folder / f"{name}.json")]) != 0:
+                    raise Wrong(f"{name} cannot be prepared")
+
+    def open(self, folder: Path) -> Any:
+        return [json.loads((folder / f"{name}.json").read_text()) for name in self.commands]
+
+    def case(self, rng: random.Random, state: Any, folder: Path) -> None:
+        from sparqle_tvm.report.html import to_html
+        from sparqle_tvm.report.load import load_document
+        from sparqle_tvm.report.several import together
+        from sparqle_tvm.report.writers import print_document, to_markdown, write_csv
+
+        path, other = folder / "found.json", folder / "other.json"
+        path.write_text(
+            self.damaged(rng, rng.choice(state)), encoding="utf-8", errors="surrogateescape"
+        )
+        other.write_text(json.dumps(rng.choice(state)))
+        documents = [load_document(each)[1] for each in (path, other)]
+        document = together(documents[: rng.randint(1, 2)])
+        print_document(document)
+        to_markdown(document)
+        json.dumps(document.to_json(), allow_nan=False)
+        write_csv(document, folder / "csv")
+        if rng.random() < 0.1:
+            to_html(document)
+
+
 class Names(RunFile):
     """Names that would be markup, in a run: they come out as text."""
 
@@ -892,6 +937,7 @@ BOUNDARIES: dict[str, Boundary] = {
         SweepToml,
         AcceleratorToml,
         RunFile,
+        ResultFiles,
         Names,
         SparsityJson,
         Arrays,

@@ -99,6 +99,15 @@ def test_a_cache_in_planes_gives_the_same_bits():
     assert 0 < cache.live_keys <= 1
 
 
+def test_plain_heads_may_be_said_one_by_one():
+    """A letter for each head, all plain, is one letter for all: where heads are chosen by size."""
+    report = PassReport()
+    mod = module(1, 40, key_planes="--", value_planes="--")
+    after = passes.OffloadAttention(EDGE, report=report)(mod)
+    assert "R.sparqle.attention" not in after.script(), report.skipped
+    tvm.ir.assert_structural_equal(after, passes.OffloadAttention(EDGE)(module(1, 40)))
+
+
 def test_the_profile_has_it(both):
     both[0]["main"](*operands(3, 9))
     profile = both[0].profile()

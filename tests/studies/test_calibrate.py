@@ -14,6 +14,8 @@ import sparqle_tvm
 from sparqle_tvm.calibration import Budget, Calibration, Search
 from sparqle_tvm.calibration.apply import CheckCalibration, select
 from sparqle_tvm.calibration.fisher import squared_gradients
+from sparqle_tvm.calibration.kv import CANDIDATES, choose_kv, kv_budget
+from sparqle_tvm.calibration.loss import LossIncrease, MeasuredKv
 from sparqle_tvm.cli import main
 from sparqle_tvm.compiler import split_passes
 from sparqle_tvm.errors import (
@@ -25,9 +27,17 @@ from sparqle_tvm.errors import (
 )
 from sparqle_tvm.files import plain, typed
 from sparqle_tvm.frontend import from_gguf
+from sparqle_tvm.numerics.kv_cache import parse_kv
+from sparqle_tvm.report.generation import generation_document
 from sparqle_tvm.report.pictures.pareto import write_pareto
+from sparqle_tvm.report.run import run_document
+from sparqle_tvm.report.writers import to_markdown
 from sparqle_tvm.results.losses import ParetoResult
+from sparqle_tvm.results.run import RunResult
+from sparqle_tvm.studies.evaluation import evaluate
+from sparqle_tvm.studies.generate import generate
 from sparqle_tvm.studies.pareto import pareto
+from sparqle_tvm.studies.run import run_model
 from sparqle_tvm.target.accelerator import PRESETS
 
 TEXT_TOKENS = 90
@@ -44,18 +54,92 @@ def made(tiny):
     return path
 
 
-def test_attention_in_integers_meanwhile(tiny, made):
+@pytest.fixture(scope="module")
+def in_integers(tiny):
+    """A calibration with attention in int8, from its file."""
+    text, path = tiny.folder / "prose.txt", tiny.folder / "int8.npz"
+    given = (tiny.imported, text, TEXT_TOKENS)
+    found = sparqle_tvm.calibrate(*given, attention="int8", progress=False)
+    found.save(path)
+    assert Calibration.load(path).measured_kv == found.measured_kv
+    return path
+
+
+def test_attention_in_integers_meanwhile(tiny, made, in_integers):
     """The same encodings of the same model see other activations; a run takes either."""
     given = (tiny.imported, tiny.folder / "prose.txt", TEXT_TOKENS)
-    floating = Calibration.load(made)
-    found = sparqle_tvm.calibrate(*given, attention="int8", progress=False)
+    floating, found = Calibration.load(made), Calibration.load(in_integers)
     assert found.fingerprint == floating.fingerprint and len(found.measured)
+    assert floating.measured_kv == ()
+    assert [m.storage for m in found.measured_kv] == list(CANDIDATES)
+    assert all(m.increase.tokens == TEXT_TOKENS - 1 for m in found.measured_kv)
     behind, before = ([c[f"blk_{i}_attn_output"] for i in (0, 1)] for c in (found, floating))
     assert any((a.stored != b.stored).any() for a, b in zip(behind, before, strict=True))
     # Queries of the first block are computed before any attention.
     assert (found["blk_0_attn_q"].stored == floating["blk_0_attn_q"].stored).all()
     with pytest.raises(InvalidArgumentError, match="attention 'half' is unknown"):
         sparqle_tvm.calibrate(*given, attention="half", progress=False)
+
+
+def test_a_budget_chooses_how_keys_and_values_are_stored(tiny, made, in_integers, capsys):
+    """The smallest of what was measured within it, in runs and when generating."""
+    measured = {m.storage: m.increase for m in Calibration.load(in_integers).measured_kv}
+    # Measured as a run with that storage loses: the same form of the model, the same text.
+    executables = [
+        sparqle_tvm.compile(
+            tvm.IRModule({name: tiny.imported.mod[name] for name in ("hidden", "head")}),
+            split=False,
+            attention="int8",
+            default_kv=parse_kv(kv),
+        )
+        for kv in ("int8", "planes:4,4")
+    ]
+    int8, coarse = (evaluate(each, tiny.tokens[:TEXT_TOKENS]).perplexity for each in executables)
+    assert measured["planes:4,4"].perplexity == pytest.approx(coarse, rel=1e-6)
+    assert measured["planes:4,4"].reference_perplexity == pytest.approx(int8, rel=1e-6)
+    model, text = tiny.folder / "tiny.gguf", tiny.folder / "prose.txt"
+    options = {"engine": "analytical", "calibration": in_integers, "progress": False}
+    found = run_model(model, text, 24, kv="planes:900%", **options)
+    assert found.exact and found.kv == "planes:4,4"
+    assert found.kv_choice.increase.perplexity == measured["planes:4,4"].perplexity
+    assert RunResult.from_json(json.loads(json.dumps(found.to_json())), "") == found
+    said = to_markdown(run_document(found))
+    assert f"planes:4,4 (chosen by planes:900%; on {TEXT_TOKENS - 1} tokens of" in said
+    tight = generate(["a dog"], 2, model, kv="planes:0%", **options)
+    if tight.kv == "planes":  # no candidate lost less than nothing, error and all
+        assert tight.kv_choice.increase is None
+    assert "Keys and values are stored as planes" in to_markdown(generation_document(tight))
+    files = ["--model", str(model), "--kv", "planes:1%"]
+    for command, words in (
+        (["generate", "--prompt", "a", *files], "calibrate --attention int8, and give its file"),
+        (["run", *files, "--text", str(text)], "is a budget, which needs a calibration"),
+        (["run", *files, "--text", str(text), "--calibration", str(made)], "has no measured"),
+        (["estimate", "--kv", "planes:1%"], "run and sparqle generate take it with --calibration"),
+    ):
+        assert main(command) == 2
+        assert words in capsys.readouterr().err
+
+
+def increase(ratio: float, error: float = 0.0) -> LossIncrease:
+    return LossIncrease(9, 10.0, 10.0 * (1 + ratio), np.log1p(ratio), error / (1 + ratio), 0.0, 0.0)
+
+
+def test_chance_does_not_spend_a_budget():
+    measured = [
+        MeasuredKv("planes:2", increase(0.004, 0.002)),
+        MeasuredKv("planes:4", increase(0.009, 0.002)),
+        MeasuredKv("planes:4,4", increase(0.03)),
+    ]
+    # 0.9 % and a standard error of 0.2 % are not within 1 %.
+    assert choose_kv(measured, 0.01) == measured[0]
+    assert choose_kv(measured, 0.02) == measured[1]
+    assert choose_kv(measured, 0.03) == measured[2]
+    assert choose_kv(measured, 0.005) is None
+    for text, share in (("planes:1%", 0.01), ("planes:0.5 %", 0.005), ("planes:2", None)):
+        assert kv_budget(text) == share
+    for text, message in (("planes:-1%", "0 % or more"), ("planes:x%", "neither a share")):
+        with pytest.raises(InvalidArgumentError, match=message):
+            kv_budget(text)
 
 
 @pytest.fixture(scope="module")

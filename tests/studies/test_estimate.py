@@ -477,3 +477,20 @@ def test_a_cache_in_planes_needs_the_array():
         small("decode", kv="planes", attention="vector")
     with pytest.raises(InvalidArgumentError, match="is no storage of keys and values"):
         small("decode", kv="planes:0.5x")
+
+
+@pytest.mark.parametrize("model", ["bitnet-3b", "llama2-7b"])
+def test_decode_with_attention_is_not_slower_where_bandwidth_is_high(model: str):
+    """A chunk of keys has three descriptors, under every scheme: few chunks are tried, too."""
+    for batch in (1, 16):
+        found = estimate(
+            *(model, "decode"),
+            seq=2048,
+            batch=batch,
+            target="sparqle/server",
+            schemes=("dense", "sparqle"),
+            same_tiles=False,
+        )
+        assert found.attention.unit == "array"
+        times = {scheme: costs.whole_model.cycles for scheme, costs in found.schemes.items()}
+        assert times["sparqle"] < 1.005 * times["dense"], batch

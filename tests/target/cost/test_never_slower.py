@@ -16,7 +16,8 @@ from sparqle_tvm.target.cost.energy_table import default_table
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY, typical_digits
 from sparqle_tvm.target.cost.schedule import overflows
-from sparqle_tvm.target.cost.tiling import SPREAD, choose_schedules
+from sparqle_tvm.target.cost.schedule_space import SPREAD
+from sparqle_tvm.target.cost.tiling import choose_schedules
 from sparqle_tvm.target.op import DenseOp
 
 EDGE = PRESETS["sparqle/edge"]

@@ -19,16 +19,17 @@ from sparqle_tvm.target.cost.schedule import Candidates, Decisions, Tiling, even
 from sparqle_tvm.target.op import SCHEMES, DenseOp
 from sparqle_tvm.target.simulator import simulate_timing
 
-# A byte per cycle, transfers without descriptors, 64 outputs drained in a cycle. Weights of 4 bits
+# A byte per cycle, transfers without descriptors, 16 outputs drained in a cycle. Weights of 4 bits
 # and activations of two digits, no parameters.
 PLAIN = replace(
     PRESETS["sparqle/edge"],
     name="plain",
     dram_bytes_per_cycle=1.0,
     dma_descriptor_cycles=0,
-    drain_elements_per_cycle=64,
+    drain_elements_per_cycle=16,
 )
-# Tiles of 16 x 16 x 16: activations 256 bytes, weights 128, outputs 512 in 4 cycles of drain.
+# Tiles of 16 x 16 x 16: activations 256 bytes, weights 128, outputs 512 in 16 cycles of drain, that
+# begin 3 cycles after the array's last step.
 OP = DenseOp(16, 64, 16, output="int32", scheme="dense", window="unsigned")
 
 
@@ -39,8 +40,8 @@ def timeline(op: DenseOp, mma_cycles: float, **change: object) -> Timeline:
 
 
 def test_array_bound() -> None:
-    # 256 + 128 of loads, 4 tiles of 1000, the last drain and store.
-    assert timeline(OP, 4000).run().total_cycles == 384 + 4000 + 4 + 512
+    # 256 + 128 of loads, 4 tiles of 1000, the last sums, drain and store.
+    assert timeline(OP, 4000).run().total_cycles == 384 + 4000 + 3 + 16 + 512
 
 
 def test_memory_bound() -> None:
@@ -48,27 +49,27 @@ def test_memory_bound() -> None:
     work = timeline(OP, 40)
     assert work.dma_cycles == 256 + 4 * 128 + 4 * 512
     times = work.run()
-    # The first two tiles of weights, then the array (10) and the drain (4) before the first store.
-    assert times.total_cycles == pytest.approx(work.dma_cycles + 4, abs=16)
+    # The first two tiles of weights, then the array (10 + 3) and the drain (16) before a store.
+    assert times.total_cycles == pytest.approx(work.dma_cycles + 16, abs=16)
 
 
 def test_one_slot_of_weights_is_loaded_while_the_array_rests() -> None:
     one = timeline(OP, 4000, weight_slots=1).run()
     # Three more loads of 128 are not hidden, nor is the store before that each of them meets.
-    assert one.total_cycles == 384 + 4000 + 3 * 128 + 4 + 512
+    assert one.total_cycles == 384 + 4000 + 3 * 128 + 3 + 16 + 512
     assert one.waits["weights"] == 4 * 128
 
 
 def test_one_slot_of_accumulators_is_drained_while_the_array_rests() -> None:
     one = timeline(OP, 4000, accumulator_slots=1).run()
-    assert one.total_cycles == 384 + 4000 + 4 * (4 + 512)
-    assert one.waits["drain"] == 3 * (4 + 512)
+    assert one.total_cycles == 384 + 4000 + 4 * (3 + 16 + 512)
+    assert one.waits["drain"] == 3 * (3 + 16 + 512)
 
 
 def test_long_loops_are_as_long_as_their_iterations() -> None:
     # 100 tiles instead of 4: 96 more of 1000 cycles.
     longer = replace(OP, n=1600)
-    assert timeline(longer, 100_000).run().total_cycles == 384 + 100_000 + 4 + 512
+    assert timeline(longer, 100_000).run().total_cycles == 384 + 100_000 + 3 + 16 + 512
 
 
 def test_causes_add_up() -> None:

@@ -12,6 +12,12 @@ from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.cost import tiling
 from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.schedule import Decisions, buffer_needs
+from sparqle_tvm.target.cost.schedule_space import (
+    ScheduleSpace,
+    ScheduleTable,
+    space_of,
+    tile_sizes,
+)
 from sparqle_tvm.target.cost.tiling import TOLERANCE, Question, choose_schedules, choose_together
 from sparqle_tvm.target.op import DenseOp
 
@@ -47,9 +53,9 @@ def random_ops(seed: int, count: int) -> list[tuple[DenseOp, ...]]:
     return found
 
 
-def walked(search: tiling._Search) -> tiling._Table:
+def walked(space: ScheduleSpace) -> ScheduleTable:
     """All schedules of an op that fit, every one walked through."""
-    table = tiling._Table(search, np.flatnonzero(np.isfinite(search.bound)))
+    table = ScheduleTable(space, np.flatnonzero(np.isfinite(space.bound)))
     tiling._walk([(table, np.arange(len(table.time)))])
     return table
 
@@ -57,10 +63,10 @@ def walked(search: tiling._Search) -> tiling._Table:
 def plain_choice(question: Question) -> tuple[float, list[float]]:
     """Energy of the best schedules of all ops together, and the limits of their times."""
     group = tiling._Group.of(question)
-    tables = [walked(search) for search in group.searches]
-    lower = group.counts @ np.stack([search.least for search in group.searches])
+    tables = [walked(space) for space in group.spaces]
+    lower = group.counts @ np.stack([space.least for space in group.spaces])
     first = int(np.argmin(lower))
-    limits = [(1 + TOLERANCE) * search.least[first] for search in group.searches]
+    limits = [(1 + TOLERANCE) * space.least[first] for space in group.spaces]
     energy = least_energy(group, tables, limits)
     if np.isfinite(energy):
         return energy, limits
@@ -72,7 +78,7 @@ def plain_choice(question: Question) -> tuple[float, list[float]]:
     return least_energy(group, tables, limits), limits
 
 
-def least_energy(group: tiling._Group, tables: list[tiling._Table], limits: list[float]) -> float:
+def least_energy(group: tiling._Group, tables: list[ScheduleTable], limits: list[float]) -> float:
     sums = []
     for chunk in range(len(group.chunks)):
         total = 0.0
@@ -104,12 +110,12 @@ def test_choice_is_that_of_walking_through_everything(machine: Accelerator, sche
 def test_grid_has_every_schedule() -> None:
     """Against loops over sizes, orders and slots: what fits, but for what has fewer slots."""
     op, machine = DenseOp(60, 200, 96, 4, 32, True), SMALL
-    search = tiling._search(op, (96, 32), machine, "sparqle", 0.3)
-    table = tiling._Table(search, np.flatnonzero(np.isfinite(search.bound)))
+    space = space_of(op, (96, 32), machine, "sparqle", 0.3)
+    table = ScheduleTable(space, np.flatnonzero(np.isfinite(space.bound)))
     found = {table.candidates.decisions(i) for i in range(len(table.candidates))}
     fitting = set()
     for m, n, k, outer, keep, *slots in itertools.product(
-        *(tiling._sizes(60, 16), tiling._sizes(200, 16), (96, 32)),
+        *(tile_sizes(60, 16), tile_sizes(200, 16), (96, 32)),
         *itertools.repeat((True, False), 2),
         *itertools.repeat((1, 2), 3),
     ):
@@ -140,8 +146,8 @@ def test_grid_has_every_schedule() -> None:
 def test_bounds_are_below_the_time() -> None:
     """By no more than what a walk rounds up."""
     for ops in random_ops(3, 6):
-        search = tiling._search(ops[0], tiling._sizes(ops[0].k, 32), EDGE, "dense", 0.0)
-        table = tiling._Table(search, np.flatnonzero(np.isfinite(search.bound)))
+        space = space_of(ops[0], tile_sizes(ops[0].k, 32), EDGE, "dense", 0.0)
+        table = ScheduleTable(space, np.flatnonzero(np.isfinite(space.bound)))
         line = table.timelines(np.arange(len(table.time)))[0]
         assert (table.time <= 1.01 * line.run().total_cycles).all()
 
