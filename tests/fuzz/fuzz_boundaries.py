@@ -253,6 +253,54 @@ class Onnx(Boundary):
         from_onnx(path)
 
 
+class Pt2(Boundary):
+    """What ``torch.export.save`` writes: the archive damaged, or a file in it, or another in it."""
+
+    name, share = "pt2", 2
+
+    def prepare(self, folder: Path) -> None:
+        import torch
+        from torch.ao.quantization.fx import _decomposed  # noqa: F401, declares the ops
+
+        ops = torch.ops.quantized_decomposed
+
+        class Layer(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("w", torch.arange(-60, 60, dtype=torch.int8).reshape(5, 24))
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                q = ops.quantize_per_tensor(x, 0.05, 3, -128, 127, torch.int8)
+                x = ops.dequantize_per_tensor(q, 0.05, 3, -128, 127, torch.int8)
+                w = ops.dequantize_per_tensor(self.w, 0.01, 0, -127, 127, torch.int8)
+                return torch.nn.functional.linear(x, w)
+
+        torch.export.save(torch.export.export(Layer(), (torch.ones(3, 24),)), folder / "whole.pt2")
+
+    def open(self, folder: Path) -> Any:
+        return (folder / "whole.pt2").read_bytes()
+
+    def case(self, rng: random.Random, state: Any, folder: Path) -> None:
+        from sparqle_tvm.studies.inputs import load_module
+
+        path = folder / "model.pt2"
+        if rng.random() < 0.4:
+            path.write_bytes(damaged_bytes(rng, state))
+        else:
+            with zipfile.ZipFile(io.BytesIO(state)) as whole:
+                members = {name: whole.read(name) for name in whole.namelist()}
+            name = rng.choice([each for each, data in members.items() if data])
+            if name.endswith(".json") and rng.random() < 0.7:
+                value = damaged_value(rng, json.loads(members[name]))
+                members[name] = to_json(value).encode()
+            else:
+                members[name] = rng.choice((damaged_bytes(rng, members[name]), b"", state))
+            with zipfile.ZipFile(path, "w") as damaged:
+                for each, data in members.items():
+                    damaged.writestr(each, data)
+        load_module(path)
+
+
 class Programs(Boundary):
     """Programs in binary form, damaged, also where the checksum is made to fit."""
 
@@ -903,6 +951,7 @@ BOUNDARIES: dict[str, Boundary] = {
         AttentionValues,
         Gguf,
         Onnx,
+        Pt2,
         Programs,
         Bundles,
         Exported,
