@@ -15,6 +15,7 @@ from sparqle_tvm.passes.collect_encodings import CollectEncodings
 from sparqle_tvm.passes.drain_encoded import DrainEncoded
 from sparqle_tvm.passes.fold_constants import FoldConstants
 from sparqle_tvm.passes.fold_scales import FoldScales
+from sparqle_tvm.passes.fold_weights import FoldWeights, WeightSource
 from sparqle_tvm.passes.fuse_quantize import FuseQuantize
 from sparqle_tvm.passes.hoist_constants import HoistConstants
 from sparqle_tvm.passes.join_dense import JoinDense
@@ -47,6 +48,7 @@ __all__ = [
     "EncodingInfo",
     "FoldConstants",
     "FoldScales",
+    "FoldWeights",
     "FuseQuantize",
     "HoistConstants",
     "JoinDense",
@@ -69,5 +71,6 @@ __all__ = [
     "SplitGroupedDense",
     "SplitPrecision",
     "UnfuseTuples",
+    "WeightSource",
     "choice_arguments",
 ]

@@ -12,10 +12,12 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, PyExprVisitor, visitor
 
 from sparqle_tvm import dialect
+from sparqle_tvm.dialect.weights import Bounds, declared_weights
 from sparqle_tvm.passes._constants import ConstantEvaluator
 from sparqle_tvm.passes._encodings import Encodings
 from sparqle_tvm.passes._match import op_name
 from sparqle_tvm.passes._report import PassReport, Skipped
+from sparqle_tvm.passes._value_range import LAYOUT_OPS
 
 
 @visitor
@@ -91,6 +93,8 @@ class Rewriter(PyExprMutator):
 
     Attributes
     ----------
+    weights : dict of relax.Var to (float, float)
+        The parameters of the function that are weights, and their bounds.
     roots : tuple of str
         What the names of ops begin with that `rewrite` may replace; all others are passed over as
         long as nothing that they read was replaced, which takes a tenth of the time. ``("",)``,
@@ -107,6 +111,7 @@ class Rewriter(PyExprMutator):
         self.replacements: dict[Any, Any] = {}
         self._moved: set[Any] = set()
         self.parameters: frozenset[Any] = frozenset()
+        self.weights: dict[relax.Var, Bounds] = {}
         self.constants = ConstantEvaluator(self.value)
         self._function: relax.Function | None = None
         # Counted when somebody asks: on a model's functions that takes long.
@@ -118,6 +123,7 @@ class Rewriter(PyExprMutator):
         self.function = name
         self._function, self._uses, self._field_readers = func, None, {}
         self.parameters = frozenset(func.params)
+        self.weights = declared_weights(func)
         self.replacements, self._moved = {}, set()
 
     @property
@@ -165,6 +171,15 @@ class Rewriter(PyExprMutator):
                 and all(self.same(mine, theirs) for mine, theirs in pairs)
             )
         return bool(tvm_ffi.structural_equal(one, other))
+
+    def declared(self, expr: Any) -> bool:
+        """Whether ``expr`` is a declared weight, or several side by side, maybe moved."""
+        value = self.value(expr)
+        if isinstance(value, relax.Tuple):
+            return all(map(self.declared, value.fields))
+        if op_name(value) in LAYOUT_OPS:
+            return self.declared(value.args[0])
+        return isinstance(value, relax.Var) and value in self.weights
 
     def used_once(self, *variables: Any) -> bool:
         """Whether each of the variables is read exactly once in the function."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,9 @@ def _quantized_range(call: relax.Call, bounds: Range) -> Range:
     return _meet(limits, (np.rint(bounds[0] / scale) + zero, np.rint(bounds[1] / scale) + zero))
 
 
-def value_range(expr: Any, resolve: Callable[[Any], Any]) -> Range:
+def value_range(
+    expr: Any, resolve: Callable[[Any], Any], known: Mapping[Any, Range] = MappingProxyType({})
+) -> Range:
     """Bounds that every element of ``expr`` keeps, at worst those of its dtype.
 
     Parameters
@@ -109,15 +112,19 @@ def value_range(expr: Any, resolve: Callable[[Any], Any]) -> Range:
         A tensor expression, or a variable bound to one.
     resolve : callable
         Maps a variable to the expression it is bound to (``Rewriter.value``).
+    known : mapping of relax.Var to Range
+        Bounds of parameters.
     """
     value = resolve(expr)
     constant = const_value(value)
     if constant is not None and constant.size:
         return float(constant.min()), float(constant.max())
     limits = dtype_range(dtype_of(value))
+    if isinstance(value, relax.Var):
+        return known.get(value, limits)
     if not isinstance(value, relax.Call):
         return limits
-    found = _call_range(value, lambda arg: value_range(arg, resolve))
+    found = _call_range(value, lambda arg: value_range(arg, resolve, known))
     # A wrapping cast or sum can land anywhere in the dtype.
     inside = limits[0] <= found[0] and found[1] <= limits[1]
     return found if inside else limits

@@ -8,18 +8,19 @@ import numpy as np
 from tvm import relax
 
 from sparqle_tvm import dialect
+from sparqle_tvm.dialect.weights import Bounds
 from sparqle_tvm.errors import CompileError
-from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT
-from sparqle_tvm.numerics.integers import to_int32
+from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT, weight_channel_sums
 from sparqle_tvm.numerics.quantization import is_fixed_point
 from sparqle_tvm.numerics.window import Digits
 from sparqle_tvm.passes._constants import Constant, make_const
-from sparqle_tvm.passes._match import dtype_of, int_shape, op_name
+from sparqle_tvm.passes._match import axes_of, dtype_of, int_shape, op_name
 from sparqle_tvm.passes._rewrite import Rewriter
 from sparqle_tvm.passes._value_range import LAYOUT_OPS
 
 # Digit width for each activation container.
 DIGIT_BITS = {"int8": 4, "uint8": 4, "int16": 8, "uint16": 8}
+SUMS = "sparqle.weight_sums"
 # Ops a weight may pass through and still be a weight: they unpack or move, and use no activation.
 TWO_TENSORS = {
     f"relax.{name}"
@@ -80,8 +81,30 @@ def arranged(
         return constants.once(key, lambda: parted.transpose(axes).reshape(shape))
     if cut is not None:
         weight = rewriter.emit(relax.op.reshape(weight, cut))
+    elif (source := _before(rewriter, weight, axes, shape)) is not None:
+        return source
     moved = rewriter.emit(relax.op.permute_dims(weight, axes))
     return moved if len(shape) == len(axes) else rewriter.emit(relax.op.reshape(moved, shape))
+
+
+def _before(
+    rewriter: Rewriter, weight: Any, axes: list[int], shape: tuple[int, ...]
+) -> relax.Expr | None:
+    """What a weight was of that shape, if these axes undo how it was permuted since."""
+    moved = rewriter.match(weight, "permute_dims")
+    if moved is None:
+        return None
+    ndim = len(axes)
+    done = axes_of(moved.attrs.axes) or list(reversed(range(ndim)))
+    if [done[axis] for axis in axes] != list(range(ndim)):
+        return None
+    source = moved.args[0]
+    while int_shape(source) != list(shape):
+        cut = rewriter.match(source, "reshape")
+        if cut is None:
+            return None
+        source = cut.args[0]
+    return source
 
 
 def weight_sums(
@@ -97,12 +120,16 @@ def weight_sums(
     values = [v for v in map(constants.value, operands) if v is not None]
     if len(values) == len(operands):
         key = (*map(constants.source, operands), "weight sums", factor)
-        return constants.once(key, lambda: _weight_sums(factor, *values))
+        return constants.once(key, lambda: weight_channel_sums(factor, *values))
     outputs, columns = int_shape(weight)
     if not factor:
         dtype = np.int32 if w_scale is None else np.float64
         return constants.once(("zeros", outputs, dtype), lambda: np.zeros(outputs, dtype))
     op = relax.op
+    if all(map(rewriter.declared, operands)):
+        out = relax.TensorType((outputs,), "int32" if w_scale is None else "float64")
+        given = relax.Tuple([*operands, relax.prim_value(factor)])
+        return rewriter.emit(op.call_dps_packed(SUMS, given, out_ty=out), "weight_sums")
     if w_scale is None:
         total = op.sum(op.astype(weight, "int32"), axis=[1])
         return rewriter.emit(op.multiply(total, relax.const(factor, "int32")), "weight_sums")
@@ -111,14 +138,6 @@ def weight_sums(
     sums64 = rewriter.emit(op.astype(op.sum(op.astype(by_group, "int32"), axis=[2]), "float64"))
     total = op.sum(op.multiply(sums64, op.astype(w_scale, "float64")), axis=[1])
     return rewriter.emit(op.multiply(total, relax.const(float(factor), "float64")), "weight_sums")
-
-
-def _weight_sums(factor: int, values: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
-    sums = factor * values.sum(axis=1, dtype=np.int64)
-    if scales is None:
-        return to_int32(sums)
-    by_group = values.reshape(*scales.shape, -1).sum(axis=2, dtype=np.int64)
-    return factor * (by_group * scales.astype(np.float64)).sum(axis=1)
 
 
 def zero_shift(rewriter: Rewriter, digits: Digits, zero_points: relax.Expr) -> relax.Var:
@@ -204,13 +223,21 @@ def _is_exact(sums: np.ndarray) -> bool:
     return bool(np.all(scaled == np.rint(scaled)) and np.all(np.abs(sums) < EXACT_SUM_LIMIT))
 
 
+def _declared(rewriter: Rewriter, expr: Any) -> Bounds | None:
+    """The bounds that are declared of a parameter, maybe moved."""
+    value = rewriter.value(expr)
+    while op_name(value) in LAYOUT_OPS and isinstance(value.args[0], relax.Var):
+        value = rewriter.value(value.args[0])
+    return rewriter.weights.get(value) if isinstance(value, relax.Var) else None
+
+
 def adds_exactly(
     rewriter: Rewriter, w_scale: Any, w_min: Any | None, bounds: tuple[float, float], sum_q: int
 ) -> bool:
     """Whether float64 adds the groups of a dense without rounding, as far as can be known.
 
-    Scales and minima that are no constants are taken to be small enough, and in float32 to be no
-    multiples of 2^-24.
+    Scales and minima that are no constants are as they are declared; of those that are not, it is
+    supposed that they are small enough, and in float32 no multiples of 2^-24.
 
     Parameters
     ----------
@@ -223,9 +250,15 @@ def adds_exactly(
     """
     bound = np.float64(0.0)
     for factors, largest in ((w_scale, max(map(abs, bounds))), (w_min, 1.0)):
-        values = rewriter.constants.value(factors) if factors is not None else None
-        wide = factors is not None and dtype_of(factors) == "float32"
-        if wide and (values is None or not is_fixed_point(values)):
+        if factors is None:
+            continue
+        values = rewriter.constants.value(factors)
+        declared = _declared(rewriter, factors)
+        if declared is not None and np.isfinite(declared).all():
+            groups = int_shape(factors)[0]
+            bound = bound + sum_q * largest * max(map(abs, declared)) * groups
+            continue
+        if dtype_of(factors) == "float32" and (values is None or not is_fixed_point(values)):
             return False
         if values is not None:
             by_group = np.abs(values.astype(np.float64)).reshape(len(values), -1)

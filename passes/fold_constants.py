@@ -72,7 +72,7 @@ def _empty(ty: Any) -> Any:
     return tvm.runtime.empty([int(d) for d in ty.shape.values], str(ty.dtype))
 
 
-def _compiled(mod: tvm.IRModule, callees: list[Any]) -> dict[Any, Any]:
+def compiled_functions(mod: tvm.IRModule, callees: list[Any]) -> dict[Any, Any]:
     """The functions as callables; without those that cannot be compiled for this processor."""
     named = {
         str(gv.name_hint): mod[gv].with_attr("global_symbol", str(gv.name_hint)) for gv in callees
@@ -83,7 +83,7 @@ def _compiled(mod: tvm.IRModule, callees: list[Any]) -> dict[Any, Any]:
         library = tvm.tirx.build(tvm.IRModule(named), target=target)
     except Exception as error:  # whatever a pass or LLVM makes of a function of somebody else
         if len(callees) > 1:
-            return {gv: f for each in callees for gv, f in _compiled(mod, [each]).items()}
+            return {gv: f for each in callees for gv, f in compiled_functions(mod, [each]).items()}
         LOG.info("FoldConstants left calls of %s alone: %s", callees[0].name_hint, error)
         return {}
     return {gv: library[str(gv.name_hint)] for gv in callees}
@@ -113,7 +113,7 @@ class FoldConstants(RewritePass):
         callees = [gv for gv in _callees(mod) if isinstance(mod[gv], tvm.tirx.PrimFunc)]
         if not callees:
             return mod
-        functions = _compiled(mod, callees)
+        functions = compiled_functions(mod, callees)
 
         def evaluate(callee: Any, fields: list[Any], ty: Any) -> Any | None:
             if callee not in functions:

@@ -9,9 +9,10 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from sparqle_tvm.dialect.weights import declared_weights
 from sparqle_tvm.passes._constants import Constant
-from sparqle_tvm.passes._match import op_name, static_shape
 from sparqle_tvm.passes._rewrite import ReportingPass, count_uses, has_mark, relax_functions
+from sparqle_tvm.passes.fold_weights import prepares
 from sparqle_tvm.passes.outline_repeats import REPEAT, with_operands
 
 
@@ -56,14 +57,21 @@ class _Hoisted:
 
 
 def _constant_places(mod: tvm.IRModule, marked: set[Any]) -> dict[Any, set[int]]:
-    """For each function, the arguments that are constants in all of its calls."""
+    """For each function, the arguments that are constants or weights in all of its calls."""
     found: dict[Any, list[set[int]]] = defaultdict(list)
     for _, func in relax_functions(mod):
+        known = set(declared_weights(func))
         for binding in (each for block in func.body.blocks for each in block.bindings):
             value = binding.value
+            if prepares(value, known):
+                known.add(binding.var)
             if isinstance(value, relax.Call) and value.op in marked:
                 found[value.op].append(
-                    {at for at, arg in enumerate(value.args) if isinstance(arg, Constant)}
+                    {
+                        at
+                        for at, arg in enumerate(value.args)
+                        if isinstance(arg, Constant) or arg in known
+                    }
                 )
     return {variable: set.intersection(*places) for variable, places in found.items()}
 
@@ -74,7 +82,7 @@ def _hoist(variable: relax.GlobalVar, func: relax.Function, places: set[int]) ->
     moved, kept_bindings = [], []
     (block,) = func.body.blocks
     for binding in block.bindings:
-        if _is_constant(binding.value, known):
+        if prepares(binding.value, known):
             known.add(binding.var)
             moved.append(binding)
         else:
@@ -97,22 +105,12 @@ def _hoist(variable: relax.GlobalVar, func: relax.Function, places: set[int]) ->
     return _Hoisted(builder.add_func(made, name), made, list(func.params), kept, moved, wanted)
 
 
-def _is_constant(value: Any, known: set[Any]) -> bool:
-    """Whether a value is a static ``call_tir`` of known tensors and nothing else."""
-    if op_name(value) != "relax.call_tir" or static_shape(value) is None or len(value.args) > 2:
-        return False
-    given = value.args[1]
-    fields = list(given.fields) if isinstance(given, relax.Tuple) else [given]
-    tensors = (each in known or isinstance(each, Constant) for each in fields)
-    return any(each in known for each in fields) and all(tensors)
-
-
 @tvm.transform.module_pass(opt_level=0)
 class HoistConstants(ReportingPass):
     """Move what functions of repeats compute from constants into their callers.
 
-    The callers fold it (`FoldConstants`), once per layer: arranged weights reach the function as
-    parameters, and nothing is arranged while the model runs.
+    The callers fold it (`FoldConstants`, `FoldWeights`), once per layer: arranged weights reach the
+    function as parameters, and nothing is arranged while the model runs.
 
     Precondition: ops are legalized; functions are those of `OutlineRepeats`.
 

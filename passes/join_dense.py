@@ -16,7 +16,7 @@ from sparqle_tvm.passes._dense_specs import weight_format
 from sparqle_tvm.passes._encodings import Encodings
 from sparqle_tvm.passes._match import dtype_of
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
-from sparqle_tvm.passes._weights import remaining_offset
+from sparqle_tvm.passes._weights import group_scale, remaining_offset, weight_sums
 from sparqle_tvm.target.joint_op import SEPARATOR
 
 # Operands whose first dimension is that of the output channels.
@@ -78,11 +78,14 @@ class _Join(Rewriter):
         if op.row_order is not None:
             return None
         own = [getattr(op, name, None) for name in PER_CHANNEL]
-        if any(self.constants.value(x) is None for x in own if x is not None):
+        declared = self._is_declared(op)
+        if not declared and any(self.constants.value(x) is None for x in own if x is not None):
             return None
         try:
             offset = remaining_offset(self, op, -op.digits.bias) is not None
         except CompileError:
+            return None
+        if declared and offset:
             return None
         attributes = {name: v for name, v in op.attributes.items() if name != "label"}
         # Scales of groups may be of several types.
@@ -96,11 +99,17 @@ class _Join(Rewriter):
 
     def _join(self, op: dialect.Dense, members: list[tuple[Any, dialect.Dense]]) -> None:
         ops = [member for _, member in members]
+        declared = self._is_declared(op)
         channels = {
             name: self._side_by_side([getattr(member, name) for member in ops], name)
             for name in PER_CHANNEL
-            if getattr(op, name, None) is not None
+            if getattr(op, name, None) is not None and not (declared and name == "offset")
         }
+        if declared:
+            # All of it is what the window asks for: sums of the weights, here of all of them.
+            scale = channels.get("w_scale") if group_scale(op) is not None else None
+            own = weight_sums(self, channels["weight"], scale, -op.digits.bias)
+            channels["offset"] = own
         label = SEPARATOR.join(member.label for member in ops)
         joint = self.emit(op.changed(**channels, label=label), "joint")
         ends = np.cumsum([member.out_features for member in ops])[:-1].tolist()
@@ -109,7 +118,14 @@ class _Join(Rewriter):
             self.count()
             self.results[result] = relax.TupleGetItem(parts, i)
 
+    def _is_declared(self, op: dialect.Dense) -> bool:
+        """Whether weights, scales and minima are declared weights."""
+        own = (getattr(op, name, None) for name in PER_CHANNEL if name != "offset")
+        return all(self.declared(x) for x in own if x is not None)
+
     def _side_by_side(self, operands: list[Any], name: str) -> relax.Expr:
+        if all(map(self.declared, operands)):
+            return self.emit(relax.op.concat(operands, axis=0), name)
         values = [v for v in map(self.constants.value, operands) if v is not None]
         key = (*map(self.constants.source, operands), "joint", name)
         return self.constants.once(key, lambda: np.concatenate(values))
@@ -128,7 +144,8 @@ class JoinDense(RewritePass):
     the joint op, whose label is those of its parts with ``+`` between them (`target.joint_op`).
 
     Precondition: ops of one kind with the same attributes, weight format, activation scale and
-    group sums; what belongs to channels is constant; outputs are not encoded. Others stay alone.
+    group sums; what belongs to channels is constant, or declared to be weights; outputs are not
+    encoded. Others stay alone.
 
     Before::
 

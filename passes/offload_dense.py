@@ -14,6 +14,7 @@ from tvm.relax.expr_functor import mutator
 from sparqle_tvm import dialect
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, TargetError
 from sparqle_tvm.passes._dense_specs import Specs, describe
+from sparqle_tvm.passes._match import int_shape
 from sparqle_tvm.passes._programs import programs_function
 from sparqle_tvm.passes._report import PassReport
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, apply_rewriter
@@ -28,7 +29,7 @@ from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program.bundle import pack_bundle
 from sparqle_tvm.target.simulator.dram import pack_weights
 
-LAUNCH = "sparqle.launch"
+LAUNCH, PACK = "sparqle.launch", "sparqle.pack_weights"
 
 
 @mutator
@@ -84,8 +85,13 @@ class _Offload(Rewriter):
         return programs_function(self.module, self.bundles)
 
     def _packed(self, weight: Any, bits: int) -> relax.Expr:
-        """A constant weight as it lies in DRAM; any other is packed when the op is launched."""
+        """A weight as it lies in DRAM; one that is computed is packed when the op is launched."""
         values = self.constants.value(weight)
+        if values is None and self.declared(weight):
+            rows, columns = int_shape(weight)
+            packed = relax.TensorType((rows, -(-columns * bits // 8)), "uint8")
+            given = relax.Tuple([weight, relax.prim_value(bits)])
+            return self.emit(relax.op.call_dps_packed(PACK, given, out_ty=packed), "packed")
         if values is None:
             return weight
         key = (self.constants.source(weight), "packed", bits)

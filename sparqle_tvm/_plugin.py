@@ -42,7 +42,8 @@ def _register_launch() -> None:
     """Let compiled modules call the accelerator."""
     import tvm_ffi
 
-    for name in ("launch", "launch_attention", "balance_rows"):
+    names = ("launch", "launch_attention", "balance_rows", "pack_weights", "weight_sums")
+    for name in names:
         if tvm_ffi.get_global_func(f"sparqle.{name}", allow_missing=True) is None:
             tvm_ffi.register_global_func(f"sparqle.{name}", _at_first_call(name))
 

@@ -182,6 +182,7 @@ def compile(
     split: bool = True,
     collect_encodings: bool = False,
     lift_choices: bool = False,
+    weights: passes.WeightSource | None = None,
     cache: ExecutableCache | None = None,
     **options: Unpack[CommonOptions],
 ) -> Executable | tvm.IRModule:
@@ -204,6 +205,10 @@ def compile(
     lift_choices : bool
         Leave factors and bands open: ``Executable.choose`` sets them between calls, without
         another compilation. Encodings in `choices` keep what they have there.
+    weights : WeightSource, optional
+        Tensors of the parameters that functions declare to be weights, as
+        ``imported.weights`` for ``imported.template`` of `sparqle_tvm.frontend.from_gguf`. They are
+        prepared one after the other, and belong to the executable: its functions do not take them.
     cache : runtime.cache.ExecutableCache, optional
         Where the result is looked for first, and kept; by default nowhere. Not with a database,
         `stop_after` or `dump`.
@@ -229,6 +234,7 @@ def compile(
         split=split,
         lift=passes.LiftChoices(report=report) if lift_choices else None,
         collect=passes.CollectEncodings(report=report) if collect_encodings and split else None,
+        weights=passes.FoldWeights(weights),
         report=report,
     )
     if host is None and isinstance(target, tvm.target.Target):
@@ -240,9 +246,10 @@ def compile(
     if cache is None or known.dump is not None or known.stop_after is not None:
         return make()
     # Checks are of a calibration, the report is new, and passes say only whether they are there.
-    passed = {"checks", "report", "lift", "collect"}
+    passed = {"checks", "report", "lift", "collect", "weights"}
     told = {each.name: getattr(known, each.name) for each in fields(known)}
     told = {name: value for name, value in told.items() if name not in passed}
+    told["weights"] = None if weights is None else weights.content
     told |= {"split": split, "lift": lift_choices, "collect": collect_encodings}
     calibration = options.get("calibration")
     checked = None if calibration is None else as_calibration(calibration)

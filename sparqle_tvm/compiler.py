@@ -47,6 +47,8 @@ class Options:
         What the engine ``simulator`` simulates.
     checks : sequence of tvm.transform.Pass
         Passes that refuse a module in split-precision form that the options do not suit.
+    weights : FoldWeights
+        Has the tensors of weights that functions take as parameters, and gets the prepared ones.
     lift, collect, offload, report
         Passes to use, and their report, as of `sparqle_tvm.pipeline`.
     schedules : Schedules, optional
@@ -73,6 +75,7 @@ class Options:
     default_kv: KvStorage = PLAIN_INT8
     balance: Balance = "array"
     planes: Planes = "cost"
+    weights: passes.FoldWeights = field(default_factory=passes.FoldWeights)
     lift: passes.LiftChoices | None = None
     collect: passes.CollectEncodings | None = None
     schedules: Schedules | None = None
@@ -124,7 +127,7 @@ def phases(given: Options) -> Phases:
         # Dense ops that become calls of accelerator programs.
         "offload": _offloading_passes(given),
         # All that is left, for a host CPU.
-        "lower": lowering_passes(),
+        "lower": lowering_passes(given.weights),
     }
 
 
@@ -192,7 +195,7 @@ def reference_phases(given: Options) -> Phases:
 def host_phases(given: Options) -> Phases:
     """The same lowering and host kernels as in :func:`phases`, without split precision."""
     shared = [relax.transform.CanonicalizeBindings(), relax.transform.EliminateCommonSubexpr()]
-    return {"import": [*shared, *_attention_passes(given)], "lower": lowering_passes()}
+    return {"import": [*shared, *_attention_passes(given)], "lower": lowering_passes(given.weights)}
 
 
 def split_passes(**options: Any) -> list[tvm.transform.Pass]:
@@ -201,8 +204,11 @@ def split_passes(**options: Any) -> list[tvm.transform.Pass]:
     return [each for name in SPLIT for each in found[name]]
 
 
-def lowering_passes() -> list[tvm.transform.Pass]:
-    """From Relax ops (ours included) to what the VM's code generator takes, for a host CPU."""
+def lowering_passes(weights: passes.FoldWeights | None = None) -> list[tvm.transform.Pass]:
+    """From Relax ops (ours included) to what the VM's code generator takes, for a host CPU.
+
+    `weights` prepares what functions take as weights, if they do.
+    """
     return [
         passes.OutlineRepeats(),
         relax.backend.DispatchSampling(),
@@ -211,6 +217,7 @@ def lowering_passes() -> list[tvm.transform.Pass]:
         relax.transform.LegalizeOps(),
         passes.HoistConstants(),
         passes.FoldConstants(),
+        weights or passes.FoldWeights(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
         passes.UnfuseTuples(),
@@ -356,8 +363,10 @@ def compile(
     if given.stop_after is not None:
         with chosen:
             return steps(mod)
+    built = relax.build(mod, chosen, relax_pipeline=steps)
     return Executable(
-        relax.build(mod, chosen, relax_pipeline=steps),
+        built,
+        weights=given.weights.weights,
         collected=given.collect.collected if given.collect is not None else None,
         lifted=given.lift.lifted if given.lift is not None else None,
         report=given.report,

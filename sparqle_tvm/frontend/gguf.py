@@ -17,7 +17,7 @@ from sparqle_tvm.frontend.gguf_file import GGUFFile
 from sparqle_tvm.frontend.tokenizer import Tokenizer, tokenizer_from_gguf
 from sparqle_tvm.models.builtin import builtin_name
 from sparqle_tvm.models.decoder import DecoderConfig, Yarn, export_decoder
-from sparqle_tvm.models.quantized import Weight
+from sparqle_tvm.models.quantized import StoredWeight, StoredWeights, Weight
 from sparqle_tvm.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -69,7 +69,10 @@ class ImportedModel:
 
     Attributes
     ----------
-    mod : the module, with the functions that `sparqle_tvm.models.decoder` describes
+    template : the module, with the functions that `sparqle_tvm.models.decoder` describes; weights
+        are parameters of these
+    weights : what these parameters take, read from the file when somebody asks for it:
+        ``sparqle_tvm.compile(template, weights=weights)``
     config : its shape
     name : what people call the built-in model; of others the name in the file, or of the file
     sha256 : SHA-256 of the file, in hexadecimal digits
@@ -77,12 +80,18 @@ class ImportedModel:
     file : the file that it came from, with its tensors
     """
 
-    mod: tvm.IRModule = field(repr=False)
+    template: tvm.IRModule = field(repr=False)
+    weights: StoredWeights = field(repr=False)
     config: DecoderConfig
     name: str
     sha256: str
     activations: Activations
     file: GGUFFile = field(repr=False)
+
+    @cached_property
+    def mod(self) -> tvm.IRModule:
+        """The module with its weights as constants; made, and kept, when it is asked for."""
+        return export_decoder(self.config, _Source(self.file, self.activations))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -127,17 +136,19 @@ def from_gguf(
         raise InvalidArgumentError(f"activations={activations!r} is neither 'int8' nor 'float32'")
     file = GGUFFile(Path(path))
     config = read_config(file)
-    count = len(file.tensors)
+    count, sha256 = len(file.tensors), file.sha256()
     with progress_bar(progress=progress, total=count, desc="import", unit="tensor") as bar:
-        mod = export_decoder(config, _Source(file, activations, bar))
+        source = _StoredSource(file, activations, bar)
+        weights = StoredWeights(f"{sha256} {activations}")
+        template = export_decoder(config, source, weights)
     if file.unused():
         raise UnsupportedModelError(
             f"{file.path}: tensors that a {file.require('general.architecture', str)} does not "
             f"have here: {', '.join(file.unused()[:5])}"
         )
-    sha256 = file.sha256()
     return ImportedModel(
-        mod=mod,
+        template=template,
+        weights=weights,
         config=config,
         name=builtin_name(sha256) or file.get("general.name", str) or file.path.stem,
         sha256=sha256,
@@ -297,18 +308,32 @@ def _is_sound(yarn: Yarn, base: float) -> bool:
 class _Source:
     """The weights of a file, as `export_decoder` asks for them."""
 
-    def __init__(self, file: GGUFFile, activations: Activations, bar: Any) -> None:
-        self._file, self._activations, self._bar = file, activations, bar
+    def __init__(self, file: GGUFFile, activations: Activations) -> None:
+        self._file, self._activations = file, activations
 
-    def dense(self, name: str, in_features: int, out_features: int) -> Weight:
+    def dense(self, name: str, in_features: int, out_features: int) -> Weight | StoredWeight:
         weight = self._file.weight(name, in_features, out_features)
+        return weight.to_float() if self._activations == "float32" else weight
+
+    def vector(self, name: str, size: int) -> NDArray[np.float32]:
+        return self._file.vector(name, size)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file.tensors
+
+
+class _StoredSource(_Source):
+    """The same, but that matrices stay in the file."""
+
+    def __init__(self, file: GGUFFile, activations: Activations, bar: Any) -> None:
+        super().__init__(file, activations)
+        self._bar = bar
+
+    def dense(self, name: str, in_features: int, out_features: int) -> StoredWeight:
+        weight = self._file.stored(name, in_features, out_features)
         self._bar.update()
         return weight.to_float() if self._activations == "float32" else weight
 
     def vector(self, name: str, size: int) -> NDArray[np.float32]:
-        vector = self._file.vector(name, size)
         self._bar.update()
-        return vector
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._file.tensors
+        return super().vector(name, size)

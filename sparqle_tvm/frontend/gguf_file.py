@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +18,7 @@ from gguf import GGUFValueType
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import ModelFileError, UnsupportedModelError
-from sparqle_tvm.models.quantized import FloatWeight, GroupedWeight, Weight
+from sparqle_tvm.models.quantized import FloatWeight, GroupedWeight, StoredWeight, Weight
 
 T = TypeVar("T")
 
@@ -78,12 +80,9 @@ def _grouped(
     scale: NDArray[np.floating[Any]],
     minimum: NDArray[np.floating[Any]] | None = None,
 ) -> GroupedWeight:
-    """Lay out values (N, G, g), scale (N, G) and minimum (N, G) as `GroupedWeight` wants them."""
-    return GroupedWeight(
-        np.ascontiguousarray(values.transpose(1, 2, 0)),
-        np.ascontiguousarray(scale.T)[:, None, :],
-        None if minimum is None else np.ascontiguousarray(minimum.T),
-    )
+    """Views of values (N, G, g), scale (N, G) and minimum (N, G) as `GroupedWeight` wants them."""
+    minima = None if minimum is None else minimum.T
+    return GroupedWeight(values.transpose(1, 2, 0), scale.T[:, None, :], minima)
 
 
 def _nibbles(packed: Blocks) -> NDArray[np.int8]:
@@ -247,24 +246,68 @@ def _iq4_xs(blocks: Blocks) -> GroupedWeight:
     return _k_quant(_NON_LINEAR[nibbles.reshape(*shape, 256)], _half(blocks, 0), scales)
 
 
-_UNPACK: dict[Kind, Callable[[Blocks], GroupedWeight]] = {
-    Kind.Q4_0: _q4_0,
-    Kind.Q4_1: _q4_1,
-    Kind.Q5_0: _q5_0,
-    Kind.Q5_1: _q5_1,
-    Kind.Q8_0: _q8_0,
-    Kind.IQ4_NL: _iq4_nl,
-    Kind.TQ1_0: _tq1_0,
-    Kind.TQ2_0: _tq2_0,
-    Kind.Q2_K: _q2_k,
-    Kind.Q3_K: _q3_k,
-    Kind.Q4_K: _q4_k,
-    Kind.Q5_K: _q5_k,
-    Kind.Q6_K: _q6_k,
-    Kind.IQ4_XS: _iq4_xs,
+@dataclass(frozen=True)
+class _Form:
+    """How a type stores integers, and what is known of any of its weights.
+
+    Attributes
+    ----------
+    unpack : callable
+        Makes weights of the bytes of blocks.
+    low, high : int
+        Bounds of the integers.
+    scale_byte, minimum_byte : int
+        Where in a block the float16 of scales is, and that of minima; -1 if there is none.
+    factor : int
+        The largest integer that scales are a float16 times of; 0 if they are the float16 itself.
+    group_size : int
+        Integers that share a scale.
+    """
+
+    unpack: Callable[[Blocks], GroupedWeight]
+    low: int
+    high: int
+    scale_byte: int = 0
+    minimum_byte: int = -1
+    factor: int = 0
+    group_size: int = 32
+
+    def weight(self, blocks: Blocks) -> GroupedWeight:
+        """Unpack some rows after the other, so that what is in between stays small."""
+        rows = len(blocks)
+        piece = max(_PIECE_BYTES // max(blocks[:1].nbytes, 1), 1)
+        if rows <= piece:
+            return self.unpack(blocks)
+        made: list[NDArray[Any]] = []
+        for begin in range(0, rows, piece):
+            part = self.unpack(blocks[begin : begin + piece])
+            arrays = [part.values, part.scale, *([] if part.minimum is None else [part.minimum])]
+            arrays = [np.moveaxis(array, -1, 0) for array in arrays]
+            made = made or [np.empty((rows, *each.shape[1:]), each.dtype) for each in arrays]
+            for whole, array in zip(made, arrays, strict=True):
+                whole[begin : begin + piece] = array
+        return GroupedWeight(*(np.moveaxis(whole, 0, -1) for whole in made))
+
+
+_FORMS: dict[Kind, _Form] = {
+    Kind.Q4_0: _Form(_q4_0, -8, 7),
+    Kind.Q4_1: _Form(_q4_1, 0, 15, minimum_byte=2),
+    Kind.Q5_0: _Form(_q5_0, -16, 15),
+    Kind.Q5_1: _Form(_q5_1, 0, 31, minimum_byte=2),
+    Kind.Q8_0: _Form(_q8_0, -128, 127),
+    Kind.IQ4_NL: _Form(_iq4_nl, -127, 113),
+    Kind.TQ1_0: _Form(_tq1_0, -1, 1, scale_byte=52),
+    Kind.TQ2_0: _Form(_tq2_0, -1, 2, scale_byte=64),
+    Kind.Q2_K: _Form(_q2_k, 0, 3, 80, 82, factor=15, group_size=16),
+    Kind.Q3_K: _Form(_q3_k, -4, 3, 108, factor=32, group_size=16),
+    Kind.Q4_K: _Form(_q4_k, 0, 15, 0, 2, factor=63),
+    Kind.Q5_K: _Form(_q5_k, 0, 31, 0, 2, factor=63),
+    Kind.Q6_K: _Form(_q6_k, -32, 31, 208, factor=128, group_size=16),
+    Kind.IQ4_XS: _Form(_iq4_xs, -127, 113, factor=32),
 }
 _FLOATS = (Kind.F16, Kind.F32, Kind.BF16)
-SUPPORTED_KINDS = tuple(kind.name for kind in (*_UNPACK, *_FLOATS))
+_PIECE_BYTES = 1 << 22
+SUPPORTED_KINDS = tuple(kind.name for kind in (*_FORMS, *_FLOATS))
 """Names of the tensor types that a dense layer may have."""
 
 _PART = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
@@ -291,6 +334,20 @@ def _open(path: Path) -> _Reader:
     if reader.byte_order != "I":
         raise UnsupportedModelError(f"{path}: the file is of the other byte order")
     return reader
+
+
+def _blocks(tensor: Any) -> Blocks:
+    """The bytes of a quantized matrix, by rows and blocks."""
+    block, _ = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+    columns, rows = (int(n) for n in tensor.shape)
+    blocks: Blocks = tensor.data.reshape(rows, columns // block, -1)
+    return blocks
+
+
+def _has_three(blocks: Blocks) -> bool:
+    """Whether TQ2_0 uses the fourth value of two bits, which ternary weights do not."""
+    pairs = blocks[:, :, :64]
+    return bool((pairs & pairs >> 1 & np.uint8(0x55)).any())
 
 
 def _floats(tensor: Any) -> NDArray[np.floating[Any]]:
@@ -357,7 +414,10 @@ class GGUFFile:
         """Return the SHA-256 of the whole file (of all parts), in hexadecimal digits."""
         digest = hashlib.sha256()
         for part in self._parts:
-            digest.update(part.data.data)
+            # In pieces: all pages at once would count as memory of this process.
+            for begin in range(0, len(part.data), _PIECE_BYTES):
+                digest.update(part.data[begin : begin + _PIECE_BYTES])
+                self._release()
         return digest.hexdigest()
 
     def get(self, key: str, kind: type[T]) -> T | None:
@@ -406,23 +466,72 @@ class GGUFFile:
         UnsupportedModelError
             If it is of an unsupported type.
         """
-        tensor = self._tensor(name, (out_features, in_features))
-        kind = tensor.tensor_type
-        if kind.name not in SUPPORTED_KINDS:
-            raise UnsupportedModelError(
-                f"{self.path}: tensor {name!r} is of type {kind.name}; supported are "
-                f"{', '.join(SUPPORTED_KINDS)}"
-            )
-        if kind not in _UNPACK:
+        tensor = self._dense_tensor(name, in_features, out_features)
+        form = _FORMS.get(tensor.tensor_type)
+        if form is None:
             values = np.ascontiguousarray(_floats(tensor).T, dtype=np.float32)
             self._check_finite(name, values)
             return FloatWeight(values)
-        block, _ = gguf.GGML_QUANT_SIZES[kind]
-        weight = _UNPACK[kind](tensor.data.reshape(out_features, in_features // block, -1))
+        weight = form.weight(_blocks(tensor))
         self._check_finite(name, weight.scale)
         if weight.minimum is not None:
             self._check_finite(name, weight.minimum)
         return weight
+
+    def stored(self, name: str, in_features: int, out_features: int) -> StoredWeight:
+        """Return the same as `weight`, to be read later; what is wrong with it is said now.
+
+        Raises
+        ------
+        ModelFileError, UnsupportedModelError
+            As in `weight`.
+        """
+        tensor = self._dense_tensor(name, in_features, out_features)
+        form = _FORMS.get(tensor.tensor_type)
+
+        def load() -> Weight:
+            weight = self.weight(name, in_features, out_features)
+            self._release()
+            return weight
+
+        if form is None:
+            self._check_finite(name, _floats(tensor))
+            self._release()
+            return StoredWeight(in_features, out_features, load)
+        blocks, factor = _blocks(tensor), max(form.factor, 1)
+        halves = [_half(blocks, at) for at in (form.scale_byte, form.minimum_byte) if at >= 0]
+        for half in halves:
+            self._check_finite(name, half)
+        largest = [float(np.abs(half).max(initial=0)) * factor for half in halves]
+        low, high = form.low, form.high
+        if form.unpack is _tq2_0 and not _has_three(blocks):
+            high = 1
+        self._release()
+        return StoredWeight(
+            *(in_features, out_features, load),
+            bounds=(low, high),
+            group_size=form.group_size,
+            scale_dtype="float32" if form.factor else "float16",
+            scale_bound=largest[0],
+            minimum_bound=largest[-1],
+            has_minimum=form.minimum_byte >= 0,
+        )
+
+    def _dense_tensor(self, name: str, in_features: int, out_features: int) -> Any:
+        tensor = self._tensor(name, (out_features, in_features))
+        if tensor.tensor_type.name not in SUPPORTED_KINDS:
+            raise UnsupportedModelError(
+                f"{self.path}: tensor {name!r} is of type {tensor.tensor_type.name}; supported are "
+                f"{', '.join(SUPPORTED_KINDS)}"
+            )
+        return tensor
+
+    def _release(self) -> None:
+        """Let go of the pages of the files: they count as memory of this process while mapped."""
+        for part in self._parts:
+            mapped = getattr(part.data, "_mmap", None)
+            if mapped is not None:
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     def first_rows(self, name: str, count: int = 256) -> GroupedWeight | None:
         """Return some outputs of a matrix of integers, unchecked; None of floats or unknown types.
@@ -430,13 +539,8 @@ class GGUFFile:
         It is not noted as read: this is to see how integers are stored.
         """
         tensor = self.tensors[name]
-        unpack = _UNPACK.get(tensor.tensor_type)
-        if unpack is None:
-            return None
-        block, _ = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
-        in_features, rows = (int(n) for n in tensor.shape)
-        data = tensor.data.reshape(rows, in_features // block, -1)
-        return unpack(data[:count])
+        form = _FORMS.get(tensor.tensor_type)
+        return None if form is None else form.unpack(_blocks(tensor)[:count])
 
     def vector(self, name: str, size: int) -> NDArray[np.float32]:
         """Return a vector as float32.

@@ -29,7 +29,15 @@ from tvm import relax, tirx
 from tvm.relax import op as R
 from tvm.relax.frontend import nn
 
-from sparqle_tvm.models.quantized import Dense, Weight, bound_parameter
+from sparqle_tvm.dialect.weights import Bounds, declare_weights
+from sparqle_tvm.models.quantized import (
+    STORED,
+    Dense,
+    StoredWeight,
+    StoredWeights,
+    Weight,
+    bound_parameter,
+)
 from sparqle_tvm.models.token_limits import LIMITS_FUNCTION, TokenLimits
 
 FUNCTIONS = ("prefill", "decode", "hidden", "head")
@@ -148,7 +156,7 @@ class DecoderConfig:
 class WeightSource(Protocol):
     """Where the weights come from, by their GGUF names (as "blk.0.attn_q.weight")."""
 
-    def dense(self, name: str, in_features: int, out_features: int) -> Weight:
+    def dense(self, name: str, in_features: int, out_features: int) -> Weight | StoredWeight:
         """Return the weights of a dense layer or an embedding."""
         ...
 
@@ -335,7 +343,9 @@ class _BlockSource:
         place = f"blk.{self.layer}.{name}.bias"
         return self._source.vector(place, size) if place in self._source else None
 
-    def _layer(self, name: str, weight: Weight, bias: NDArray[np.float32] | None) -> Dense:
+    def _layer(
+        self, name: str, weight: Weight | StoredWeight, bias: NDArray[np.float32] | None
+    ) -> Dense:
         return Dense(weight, f"blk_{self.layer}_{name}", bias)
 
 
@@ -494,10 +504,13 @@ def cache_function(config: DecoderConfig) -> relax.Function:
     return builder.finalize()["create_cache"]
 
 
-def export_decoder(config: DecoderConfig, source: WeightSource) -> tvm.IRModule:
+def export_decoder(
+    config: DecoderConfig, source: WeightSource, weights: StoredWeights | None = None
+) -> tvm.IRModule:
     """Build the module described above, with the weights bound as constants.
 
-    All functions share one copy of each constant.
+    All functions share one copy of each constant. Stored weights stay parameters, which functions
+    take behind all others, and `weights` gets to know them.
 
     Raises
     ------
@@ -515,13 +528,19 @@ def export_decoder(config: DecoderConfig, source: WeightSource) -> tvm.IRModule:
     }
     constants: dict[str, relax.Constant] = {}
     functions: dict[str, relax.Function] = {}
+    bounds: dict[str, Bounds] = {}
     for name, (effects, arguments) in specs.items():
         modes = {"param_mode": "plain", "effect_mode": effects}
         # One export per function: names are unique per export, and layers keep theirs.
         mod, parameters = model.export_tvm(spec={name: {**arguments, "$": modes}})
-        if not constants:
-            constants = {key: relax.const(parameter.data) for key, parameter in parameters}
-        functions[name] = relax.transform.BindParams(name, constants)(mod)[name]
+        for key, parameter in parameters if not functions else []:
+            if parameter.data is not None:
+                constants[key] = relax.const(parameter.data)
+            elif weights is not None:
+                weights.add(key, *parameter.attrs[STORED])
+                bounds[key] = weights.bounds(key)
+        function = relax.transform.BindParams(name, constants)(mod)[name]
+        functions[name] = declare_weights(function, bounds) if bounds else function
     others = {
         "create_cache": cache_function(config),
         LIMITS_FUNCTION: TokenLimits(config.vocab, config.context).function(),

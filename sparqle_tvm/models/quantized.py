@@ -9,7 +9,8 @@ later pass shares what is the same.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,13 @@ from tvm import relax, runtime
 from tvm.relax import op as R
 from tvm.relax.frontend import nn
 
+from sparqle_tvm.dialect.weights import Bounds
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.quantization import SMALLEST_AMAX
 from sparqle_tvm.numerics.window import WINDOWS, largest_integer
+
+STORED = "stored"
+"""Attribute of a parameter without data: its `StoredWeight`, and which part of it."""
 
 
 def quantizer_levels(k: int) -> int:
@@ -143,6 +148,121 @@ class FloatWeight(_ChannelsLast):
 Weight = GroupedWeight | ChannelWeight | FloatWeight
 
 
+@dataclass(frozen=True)
+class StoredWeight:
+    """Weights that stay in their file until somebody asks for them.
+
+    Attributes
+    ----------
+    in_features, out_features : int
+        K and N.
+    load : callable
+        Reads them: a `GroupedWeight`, or a `FloatWeight` if there are no groups.
+    bounds : (float, float)
+        Of the integers; infinite of floats.
+    group_size : int
+        g; 0 of floats.
+    scale_dtype : str
+        Of scales and minima.
+    scale_bound, minimum_bound : float
+        What no scale and no minimum is larger than; without minima, the second is 0.
+    has_minimum : bool
+    """
+
+    in_features: int
+    out_features: int
+    load: Callable[[], Weight]
+    bounds: Bounds = (-math.inf, math.inf)
+    group_size: int = 0
+    scale_dtype: str = "float16"
+    scale_bound: float = 0.0
+    minimum_bound: float = 0.0
+    has_minimum: bool = False
+
+    def outputs(self, part: slice) -> StoredWeight:
+        """Return the weights of some output channels."""
+        count, load = len(range(self.out_features)[part]), self.load
+        return replace(self, out_features=count, load=lambda: load().outputs(part))
+
+    def to_float(self) -> StoredWeight:
+        """Return the same weights as float32."""
+        load = self.load
+        return StoredWeight(self.in_features, self.out_features, lambda: load().to_float())
+
+    def parts(self) -> dict[str, tuple[tuple[int, ...], str, Bounds]]:
+        """Shape, dtype and bounds of the tensors that make them, as `part` returns them."""
+        rows, columns = self.out_features, self.in_features
+        if not self.group_size:
+            return {"values": ((columns, rows), "float32", self.bounds)}
+        shape, dtype = (rows, columns // self.group_size), self.scale_dtype
+        largest = {"scale": self.scale_bound}
+        if self.has_minimum:
+            largest["minimum"] = self.minimum_bound
+        factors = {name: (shape, dtype, (-bound, bound)) for name, bound in largest.items()}
+        return {"values": ((rows, columns), "int8", self.bounds), **factors}
+
+    def part(self, loaded: Weight, name: str) -> NDArray[Any]:
+        """A tensor of loaded weights, outputs first: (N, K) integers, (N, G) scales or minima.
+
+        Floats are (K, N).
+        """
+        array: NDArray[Any] = getattr(loaded, name)
+        if not isinstance(loaded, GroupedWeight):
+            return array
+        if name == "minimum":
+            return array.T
+        return array.transpose(2, 0, 1).reshape(self.out_features, -1)
+
+
+class StoredWeights:
+    """Tensors of weights by the names of the parameters that take them, read when asked for.
+
+    Parameters
+    ----------
+    content : str
+        Tells these weights from any others: a hash of the file, and how it is read.
+    """
+
+    CACHED_BYTES = 1 << 27
+    """What was read last stays: several tensors are made of the same weights."""
+
+    def __init__(self, content: str) -> None:
+        """Know no weights yet."""
+        self.content = content
+        self._known: dict[str, tuple[StoredWeight, str]] = {}
+        self._loaded: dict[int, Weight] = {}
+
+    def add(self, name: str, weight: StoredWeight, part: str) -> None:
+        """Note what a parameter takes."""
+        self._known[name] = weight, part
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a parameter takes weights from here."""
+        return name in self._known
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Read the tensor of a parameter."""
+        weight, part = self._known[name]
+        loaded = self._loaded.pop(id(weight), None)
+        loaded = weight.load() if loaded is None else loaded
+        left = self.CACHED_BYTES - loaded.values.nbytes
+        for key, other in reversed(list(self._loaded.items())):
+            left -= other.values.nbytes
+            if left < 0:
+                del self._loaded[key]
+        self._loaded[id(weight)] = loaded
+        return weight.part(loaded, part)
+
+    def forget(self) -> None:
+        """Give back the memory of what was read."""
+        self._loaded.clear()
+
+    def bounds(self, name: str) -> Bounds:
+        """Of the tensor of a parameter."""
+        weight, part = self._known[name]
+        return weight.parts()[part][2]
+
+
 def _emit(expr: relax.Expr, name: str) -> relax.Var:
     return relax.BlockBuilder.current().emit(expr, name)
 
@@ -250,13 +370,26 @@ class Dense(nn.Module):
     bias : float32 (N,), or None
     """
 
-    def __init__(self, weight: Weight, label: str, bias: NDArray[np.float32] | None = None) -> None:
-        """Hold the weights as parameters that will be constants."""
+    def __init__(
+        self,
+        weight: Weight | StoredWeight,
+        label: str,
+        bias: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Hold the weights as parameters, which will be constants if they are no stored ones."""
         self.label = label
         self.bias = None if bias is None else bound_parameter(bias)
-        self.values = bound_parameter(weight.values)
         self.scale: nn.Parameter | None = None
         self.minimum: nn.Parameter | None = None
+        self.group_size = 0
+        if isinstance(weight, StoredWeight):
+            self.group_size = weight.group_size
+            for name, (shape, dtype, _) in weight.parts().items():
+                parameter = nn.Parameter(shape, dtype=dtype)
+                parameter.attrs[STORED] = weight, name
+                setattr(self, name, parameter)
+            return
+        self.values = bound_parameter(weight.values)
         if not isinstance(weight, FloatWeight):
             self.scale = bound_parameter(weight.scale)
         if isinstance(weight, GroupedWeight) and weight.minimum is not None:
@@ -272,10 +405,42 @@ class Dense(nn.Module):
         if self.scale is None:
             return emit_float_dense(x, values, self.label)
         scale = self.scale._expr
+        if self.group_size:
+            return self._grouped_product(x)
         if values.ty.ndim == 3:
             minimum = None if self.minimum is None else self.minimum._expr
             return emit_grouped_dense(x, values, scale, minimum, self.label)
         return emit_channel_dense(x, values, scale, self.label)
+
+    def _grouped_product(self, x: relax.Expr) -> relax.Var:
+        """The product with stored weights, which lie with their outputs first."""
+        values, scale = self.values._expr, self.scale._expr
+        rows, columns = (int(n) for n in values.ty.shape)
+        groups = columns // self.group_size
+        by_group = R.reshape(values, (rows, groups, self.group_size))
+        values = _emit(R.permute_dims(by_group, [1, 2, 0]), f"{self.label}_values")
+        scale = R.permute_dims(R.reshape(scale, (rows, groups, 1)), [1, 2, 0])
+        scale = _emit(scale, f"{self.label}_factors")
+        minimum = None
+        if self.minimum is not None:
+            minimum = _emit(R.permute_dims(self.minimum._expr), f"{self.label}_minima")
+        return emit_grouped_dense(x, values, scale, minimum, self.label)
+
+    def _grouped_rows(self, index: relax.Expr) -> relax.Var:
+        """Rows of stored weights as floats: index (T,) gives (1, T, K)."""
+        count = index.ty.shape[0]
+
+        def taken(parameter: nn.Parameter, last: int) -> relax.Expr:
+            rows, columns = (
+                R.take(parameter._expr, index, axis=0, mode="clip"),
+                int(parameter.shape[1]),
+            )
+            return R.astype(R.reshape(rows, (count, columns // last, last)), "float32")
+
+        rows = R.multiply(taken(self.values, self.group_size), taken(self.scale, 1))
+        if self.minimum is not None:
+            rows = R.add(rows, taken(self.minimum, 1))
+        return _emit(R.reshape(rows, (1, count, int(self.values.shape[1]))), "embedding")
 
     def embed(self, tokens: relax.Expr) -> relax.Var:
         """Look up the weights of output channels, so that a tied head serves as the embedding.
@@ -296,6 +461,8 @@ class Dense(nn.Module):
         count = tokens.ty.shape[1]
         index = _emit(R.reshape(tokens, (count,)), "token_index")
         values = self.values._expr
+        if self.group_size:
+            return self._grouped_rows(index)
         if self.scale is None:
             rows = R.permute_dims(R.take(values, index, axis=1, mode="clip"))
             return _emit(R.expand_dims(rows, 0), "embedding")

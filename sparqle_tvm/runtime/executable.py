@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,15 @@ from sparqle_tvm.errors import CompileError, InvalidArgumentError, QuantizationE
 from sparqle_tvm.files import replacing
 from sparqle_tvm.models.token_limits import CHECKED_FUNCTIONS, TokenLimits
 from sparqle_tvm.numerics import EncodingChoice
-from sparqle_tvm.runtime.exported import Facts, Manifest, check, seal, without_scopes
+from sparqle_tvm.runtime.exported import (
+    Facts,
+    Manifest,
+    append_tensors,
+    check,
+    mapped_tensors,
+    seal,
+    without_scopes,
+)
 from sparqle_tvm.runtime.launch import recording
 from sparqle_tvm.runtime.profile import Profile
 from sparqle_tvm.showing import html_table
@@ -108,6 +116,8 @@ class Executable:
         What functions return beside their result.
     lifted : mapping of function name to encodings
         Encodings whose choices functions take as arguments; see :meth:`choose`.
+    weights : mapping of function name to tensors
+        What functions take behind all other arguments.
     cpu : str
         The processor that it was compiled for, as LLVM names it.
 
@@ -129,9 +139,11 @@ class Executable:
         collected: Mapping[str, list[passes.EncodingInfo]] | None = None,
         lifted: Mapping[str, list[passes.LiftedEncoding]] | None = None,
         report: passes.PassReport | None = None,
+        weights: Mapping[str, list[Any]] | None = None,
         cpu: str = "",
     ) -> None:
         self._executable = executable
+        self._weights = dict(weights or {})
         self._collected = dict(collected or {})
         self._lifted = dict(lifted or {})
         use_threads()
@@ -162,7 +174,7 @@ class Executable:
             except (AttributeError, ValueError, RuntimeError) as error:
                 raise InvalidArgumentError(f"the executable has no function {name}") from error
             limits = TokenLimits.of(self._vm) if name in CHECKED_FUNCTIONS else None
-        infos = self._collected.get(name)
+        infos, weights = self._collected.get(name), self._weights.get(name, [])
 
         def call(*args: Any) -> Any:
             if limits is not None:
@@ -170,7 +182,7 @@ class Executable:
             tensors = [_to_tensor(arg) for arg in args]
             with self._lock, recording() as records:
                 ensure_threads()
-                result = function(*tensors, *self._choices.get(name, []))
+                result = function(*tensors, *self._choices.get(name, []), *weights)
             self._last.profile = Profile(records)
             if infos is None:
                 return result
@@ -271,6 +283,7 @@ class Executable:
         with replacing(target) as temporary:
             with without_scopes():
                 self._executable.export_library(str(temporary))
+            facts = replace(facts, weights=append_tensors(temporary, self._weights))
             seal(temporary, Manifest.of_this_machine(self._cpu, facts))
 
     @classmethod
@@ -287,6 +300,7 @@ class Executable:
                 collected=facts.collected,
                 lifted=facts.lifted,
                 report=facts.report(),
+                weights=mapped_tensors(path, facts.weights),
                 cpu=manifest.cpu,
             )
         except (RuntimeError, OSError, AttributeError, ValueError) as error:

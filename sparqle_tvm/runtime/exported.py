@@ -3,6 +3,7 @@
 The loader of the system ignores what stands behind the last section of a library::
 
     library   as TVM wrote it
+    tensors   weights, each at a multiple of 4096 bytes
     manifest  JSON, UTF-8: what it runs on, and what is known of it besides its code
     8 bytes   length of the manifest, little endian
     32 bytes  SHA-256 of all of the above
@@ -25,12 +26,13 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
 import tvm
 from tvm.target import codegen
 
@@ -41,7 +43,8 @@ from sparqle_tvm.files import Count, parse_json, plain, typed_version
 from sparqle_tvm.passes._report import Skipped, Split
 
 MAGIC = b"SPQLIB\x01\n"
-FORMAT = 2
+FORMAT = 3
+_ALIGNMENT_BYTES = 4096
 _LENGTH = struct.Struct("<Q")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _TAIL_BYTES = _LENGTH.size + _DIGEST_BYTES + len(MAGIC)
@@ -54,6 +57,23 @@ _CPU = re.compile(r"[a-zA-Z0-9_.+-]{0,64}")
 _REMEDY = "export it again"
 _SCOPES = re.compile(rb"^.*executable\.cc:\d+: Warning: Scope (?:Saving|Loaded):.*\n", re.M)
 _ALONE = threading.Lock()
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in the file.
+
+    Attributes
+    ----------
+    begin : int
+        Its first byte.
+    dtype : str
+    shape : list of int
+    """
+
+    begin: Count
+    dtype: str
+    shape: list[Count]
 
 
 @dataclass(frozen=True)
@@ -70,6 +90,8 @@ class Facts:
         The parts of the `PassReport`.
     title : str
         What it is, for people.
+    weights : mapping of function name to list of StoredTensor
+        What functions take behind all other arguments.
     """
 
     collected: dict[str, list[passes.EncodingInfo]] = field(default_factory=dict)
@@ -79,6 +101,7 @@ class Facts:
     skipped: list[Skipped] = field(default_factory=list)
     tuned: list[str] = field(default_factory=list)
     title: str = ""
+    weights: dict[str, list[StoredTensor]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -138,6 +161,39 @@ def seal(path: Path, manifest: Manifest) -> None:
             digest.update(part)
             file.write(part)
         file.write(digest.digest() + MAGIC)
+
+
+def append_tensors(
+    path: Path, weights: Mapping[str, Sequence[Any]]
+) -> dict[str, list[StoredTensor]]:
+    """Append the weights of functions to a library, one that several take once."""
+    written: dict[int, StoredTensor] = {}
+    with path.open("ab") as file:
+        for tensor in (each for tensors in weights.values() for each in tensors):
+            array = np.from_dlpack(tensor)
+            if array.ctypes.data in written and array.size:
+                continue
+            file.write(bytes(-file.tell() % _ALIGNMENT_BYTES))
+            shape = [int(n) for n in array.shape]
+            written[array.ctypes.data] = StoredTensor(file.tell(), str(array.dtype), shape)
+            file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+    return {
+        name: [written[np.from_dlpack(each).ctypes.data] for each in tensors]
+        for name, tensors in weights.items()
+    }
+
+
+def mapped_tensors(
+    path: str | os.PathLike[str], weights: Mapping[str, Sequence[StoredTensor]]
+) -> dict[str, list[Any]]:
+    """The weights of functions, mapped into memory: what is not used is not read."""
+    made: dict[int, Any] = {}
+    for tensor in (each for tensors in weights.values() for each in tensors):
+        if tensor.begin not in made:
+            # Copied when it is written to, which nobody does: other processes have the same pages.
+            mapped = np.memmap(path, tensor.dtype, "c", tensor.begin, tuple(tensor.shape))
+            made[tensor.begin] = tvm.runtime.from_dlpack(mapped)
+    return {name: [made[each.begin] for each in tensors] for name, tensors in weights.items()}
 
 
 def check(path: str | os.PathLike[str]) -> Manifest:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sparqle_tvm.errors import ProgramError, QuantizationError
 from sparqle_tvm.numerics.attention import SCALE_BYTES, Heads, row_factors
+from sparqle_tvm.numerics.dense import weight_channel_sums
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.numerics.slicing import SlicedTensor
 from sparqle_tvm.numerics.window import PLAIN
@@ -26,17 +27,17 @@ from sparqle_tvm.target.isa.attention_header import AttentionHeader
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.target.program import Program
 from sparqle_tvm.target.program.bundle import select, select_attention, unpack_bundle
-from sparqle_tvm.target.simulator import SimResult, pack_weights, plane_tensors, simulate
+from sparqle_tvm.target.simulator import SimResult, dram, plane_tensors, simulate
 from sparqle_tvm.target.simulator.attention import (
     AttentionResult,
     attention_tensors,
     simulate_attention,
 )
-from sparqle_tvm.target.simulator.dram import pack_activations
 from sparqle_tvm.target.simulator.streams import transport_order
 from sparqle_tvm.target.verify import verify
 
 ENCODED_OUTPUTS = 4
+_PIECE_WEIGHTS = 1 << 23
 OUTPUTS = {1: (Tensor.OUT,), ENCODED_OUTPUTS: (Tensor.OUT_LSB, Tensor.OUT_PBM)}
 """What programs write into the memory of the caller, by the number of its tensors."""
 
@@ -263,7 +264,7 @@ def _tensors(
             "compile the module again"
         )
     lsb, pbm, msb, row_ptr, weight, *others = inputs
-    packed = pack_weights(weight, header.op.weight_bits) if weight.dtype == np.int8 else weight
+    packed = dram.pack_weights(weight, header.op.weight_bits) if weight.dtype == np.int8 else weight
     by_row = {Tensor.LSB: lsb.reshape(rows, -1), Tensor.PBM: pbm.reshape(rows, -1)}
     if header.op.scheme == "dense":
         by_row = {Tensor.ACT: _integers(header, rows, inputs[:4], window)}
@@ -308,7 +309,7 @@ def _integers(
         window=window,
         signed=op.act_signed,
     )
-    return pack_activations(sliced.decode(), op.digit_bits)
+    return dram.pack_activations(sliced.decode(), op.digit_bits)
 
 
 def balance_rows(pbm: Any, in_features: int, block_rows: int, lanes: int, out: Any) -> None:
@@ -326,3 +327,41 @@ def balance_rows(pbm: Any, in_features: int, block_rows: int, lanes: int, out: A
     bitmap = np.asarray(np.from_dlpack(pbm), dtype=np.uint8)
     nnz = RowNnz.from_pbm(bitmap.reshape(-1, bitmap.shape[-1]), in_features)
     np.from_dlpack(out)[...] = nnz.order(block_rows, lanes)
+
+
+def pack_weights(weight: Any, bits: int, out: Any) -> None:
+    """Pack weights as they lie in the accelerator's DRAM; called when a module is compiled.
+
+    Parameters
+    ----------
+    weight : tensor of int8 (N, K)
+        Integers of `bits` bits.
+    bits : {2, 4, 8}
+        Bits of a stored weight.
+    out : tensor of uint8 (N, ceil(K * bits / 8))
+        Written.
+    """
+    values, packed = np.from_dlpack(weight), np.from_dlpack(out)
+    rows = max(_PIECE_WEIGHTS // max(values.shape[1], 1), 1)
+    for begin in range(0, len(values), rows):
+        part = slice(begin, begin + rows)
+        packed[part] = dram.pack_weights(values[part], bits)
+
+
+def weight_sums(weight: Any, *operands: Any) -> None:
+    """Sum up the channels of a weight; called when a module is compiled.
+
+    Parameters
+    ----------
+    weight : tensor of int8 (N, K)
+    operands : tensors
+        The scales of groups (N, G), if there are any; then an int that sums are multiplied with;
+        last the output (N,), int32 or, with scales, float64, which is written.
+    """
+    *scales, factor, out = operands
+    values, sums = np.from_dlpack(weight), np.from_dlpack(out)
+    factors = [np.from_dlpack(scale) for scale in scales]
+    rows = max(_PIECE_WEIGHTS // max(values.shape[1], 1), 1)
+    for begin in range(0, len(values), rows):
+        part = slice(begin, begin + rows)
+        sums[part] = weight_channel_sums(factor, values[part], *(each[part] for each in factors))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tvm
+from gguf import GGMLQuantizationType as Kind
 from tiny_llama import TinyLlama
 
 import sparqle_tvm
 from sparqle_tvm import compiler
+from sparqle_tvm.errors import CompileError
+from sparqle_tvm.frontend.gguf import ImportedModel, from_gguf
 from sparqle_tvm.passes._rewrite import has_mark, relax_functions
 from sparqle_tvm.passes.outline_repeats import REPEAT
+from sparqle_tvm.runtime.cache import key_of
+from sparqle_tvm.runtime.exported import read_manifest
 
 LAYERS = 4
 TOKENS = np.arange(1, 8, dtype=np.int32)[None]
@@ -29,10 +35,9 @@ def _flat(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on every layer is lowered by itself."""
     lowering = compiler.lowering_passes
 
-    def without() -> list[Any]:
-        return [
-            p for p in lowering() if str(p.info.name) not in ("OutlineRepeats", "HoistConstants")
-        ]
+    def without(*weights: Any) -> list[Any]:
+        once = ("OutlineRepeats", "HoistConstants")
+        return [p for p in lowering(*weights) if str(p.info.name) not in once]
 
     assert len(without()) == len(lowering()) - 2
     monkeypatch.setattr(compiler, "lowering_passes", without)
@@ -88,3 +93,77 @@ def test_functions_of_a_model_have_a_few_bindings_per_layer(module: tvm.IRModule
     }
     for name in ("hidden", "prefill", "decode"):
         assert sizes[name] < before[name] / 2
+
+
+KINDS = {
+    "blk.0.attn_q.weight": Kind.Q4_0,
+    "blk.0.attn_k.weight": Kind.Q8_0,
+    "blk.0.attn_v.weight": Kind.F16,
+    "blk.0.attn_output.weight": Kind.Q5_0,
+    "blk.0.ffn_up.weight": Kind.Q5_1,
+    "blk.0.ffn_gate.weight": Kind.IQ4_NL,
+    "blk.0.ffn_down.weight": Kind.TQ1_0,
+    "blk.1.attn_q.weight": Kind.TQ2_0,
+    "blk.1.attn_k.weight": Kind.BF16,
+    "blk.1.attn_v.weight": Kind.Q4_K,
+    "blk.1.ffn_up.weight": Kind.Q3_K,
+    "blk.1.ffn_down.weight": Kind.Q2_K,
+    "blk.1.ffn_gate.weight": Kind.IQ4_XS,
+}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> ImportedModel:
+    """A model with all types of weights, an output layer of its own, and two equal layers."""
+    tiny = TinyLlama(
+        embed=256, ffn=256, layers=4, embed_kind=Kind.Q4_1, output_kind=Kind.Q6_K, kinds=KINDS
+    )
+    return from_gguf(tiny.write(tmp_path_factory.mktemp("mixed") / "tiny.gguf"), progress=False)
+
+
+@pytest.mark.parametrize("engine", ["host", "simulator"])
+def test_weights_in_the_file_give_what_constants_give(mixed: ImportedModel, engine: Any) -> None:
+    options: dict[str, Any] = {"engine": engine, "attention": "int8", "collect_encodings": True}
+    stored = sparqle_tvm.compile(mixed.template, weights=mixed.weights, **options)
+    assert _told(stored) == _told(sparqle_tvm.compile(mixed.mod, **options))
+
+
+@pytest.mark.parametrize("activations", ["int8", "float32"])
+def test_weights_in_the_file_serve_the_forms_without_planes(
+    mixed: ImportedModel, activations: Any
+) -> None:
+    model = from_gguf(mixed.file.path, activations=activations, progress=False)
+    stored = sparqle_tvm.compile(model.template, weights=model.weights, split=False)
+    constants = sparqle_tvm.compile(model.mod, split=False)
+    results = [each["hidden"](TOKENS).numpy() for each in (stored, constants)]
+    np.testing.assert_array_equal(*results)
+
+
+def test_an_exported_module_maps_its_weights(mixed: ImportedModel, tmp_path: Path) -> None:
+    functions = tvm.IRModule({name: mixed.template[name] for name in ("hidden", "head")})
+    executable = sparqle_tvm.compile(functions, weights=mixed.weights)
+    executable.export(tmp_path / "m.so")
+    kept = read_manifest(tmp_path / "m.so").facts.weights
+    assert set(kept) == {"hidden", "head"}
+    first = min(each.begin for tensors in kept.values() for each in tensors)
+    everything = sum(math.prod(t.shape) * np.dtype(t.dtype).itemsize for t in kept["hidden"])
+    # What stands before the weights is code: the module has none of them.
+    assert everything > 4 * 7 * 256 * 200 > first / 3
+    loaded = sparqle_tvm.load(tmp_path / "m.so")
+    results = [each["hidden"](TOKENS) for each in (executable, loaded)]
+    np.testing.assert_array_equal(*(each.numpy() for each in results))
+    logits = [
+        each["head"](hidden) for each, hidden in zip((executable, loaded), results, strict=True)
+    ]
+    np.testing.assert_array_equal(*(each.numpy() for each in logits))
+    with (tmp_path / "m.so").open("rb+") as file:
+        file.seek(first)
+        file.write(b"\xff" * 8)
+    with pytest.raises(CompileError, match="checksum"):
+        sparqle_tvm.load(tmp_path / "m.so")
+
+
+def test_what_is_compiled_is_found_by_the_weights_too(mixed: ImportedModel) -> None:
+    assert mixed.sha256 in mixed.weights.content
+    keys = {key_of(mixed.template, {"weights": content}) for content in ("one", "other")}
+    assert len(keys) == 2
