@@ -169,7 +169,7 @@ def _check(prompts: Sequence[str], tokens: int, temperature: float, top_k: int) 
 def _functions(imported: ImportedModel) -> tvm.IRModule:
     import tvm
 
-    return tvm.IRModule({name: imported.mod[name] for name in _FUNCTIONS})
+    return tvm.IRModule({name: imported.template[name] for name in _FUNCTIONS})
 
 
 @dataclass(frozen=True)

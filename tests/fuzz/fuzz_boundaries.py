@@ -117,6 +117,29 @@ class ProgramValues(Boundary):
             raise Wrong(f"{spec} with {rows} rows")
 
 
+class AttentionValues(Boundary):
+    """Attention on the simulator, beside its definition (tests/target/attention_cases.py).
+
+    Odd head widths, one row, groups of 1 to 8, an empty past; caches in planes and plain.
+    """
+
+    name, share = "attention-values", 3
+
+    def case(self, rng: random.Random, state: Any, folder: Path) -> None:
+        from attention_cases import Case, Operands
+
+        from sparqle_tvm.target.compile.attention import attention_program
+        from sparqle_tvm.target.simulator.attention import simulate_attention
+
+        draw = np.random.default_rng(rng.randrange(2**31))
+        case = Case.random(draw)
+        operands = Operands.random(case.op, case.rows, case.past, draw)
+        program = attention_program(case.op, case.accelerator, case.plan)
+        found = simulate_attention(program, operands.tensors(program.header), case.rows).output
+        if found.tobytes() != operands.expected(case.op).tobytes():
+            raise Wrong(str(case))
+
+
 def _peak_bytes() -> int:
     """Most memory that this process had."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -925,6 +948,7 @@ BOUNDARIES: dict[str, Boundary] = {
     for kind in (
         Values,
         ProgramValues,
+        AttentionValues,
         Gguf,
         Onnx,
         Pt2,
