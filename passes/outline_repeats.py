@@ -399,8 +399,9 @@ class _Outliner:
         for begin in repeat.begins:
             names = {}
             for offset in range(repeat.length):
-                mine, theirs = (steps[at + offset].binding.var for at in (repeat.begins[0], begin))
-                names[str(mine.name)] = str(theirs.name)
+                pair = [steps[at + offset].binding for at in (repeat.begins[0], begin)]
+                for mine, theirs in (map(_label, pair), (str(each.var.name) for each in pair)):
+                    names[mine] = theirs
             segments.append(Segment(caller, names))
         return with_segments(declare_weights(function, bounds) if bounds else function, segments)
 
@@ -634,8 +635,14 @@ def _copied(
     return made, result
 
 
+def _label(binding: relax.VarBinding) -> str:
+    """The label of an op of the dialect, empty of anything else."""
+    op = dialect.Op.of(binding.value) if dialect.op_name(binding.value) else None
+    return op.label if op is not None else ""
+
+
 def _renamed(value: Any, names: dict[str, str]) -> Any:
     """A call of the dialect with the label of its layer."""
     op = dialect.Op.of(value) if dialect.op_name(value) else None
-    label = getattr(op, "label", "")
+    label = op.label if op is not None else ""
     return op.changed(label=names[label]) if op is not None and label in names else value

@@ -303,7 +303,7 @@ class Executable:
                 weights=mapped_tensors(path, facts.weights),
                 cpu=manifest.cpu,
             )
-        except (RuntimeError, OSError, AttributeError, ValueError) as error:
+        except (RuntimeError, OSError, AttributeError, ValueError, TypeError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise CompileError(f"{path} is no exported executable: {reason}") from error
 

@@ -171,7 +171,7 @@ def append_tensors(
     with path.open("ab") as file:
         for tensor in (each for tensors in weights.values() for each in tensors):
             array = np.from_dlpack(tensor)
-            if array.ctypes.data in written and array.size:
+            if array.ctypes.data in written:
                 continue
             file.write(bytes(-file.tell() % _ALIGNMENT_BYTES))
             shape = [int(n) for n in array.shape]

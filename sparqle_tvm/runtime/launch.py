@@ -37,7 +37,8 @@ from sparqle_tvm.target.simulator.streams import transport_order
 from sparqle_tvm.target.verify import verify
 
 ENCODED_OUTPUTS = 4
-_PIECE_WEIGHTS = 1 << 23
+# Weights that are worked on at a time, in the cache of a core.
+_PIECE_WEIGHTS = 1 << 18
 OUTPUTS = {1: (Tensor.OUT,), ENCODED_OUTPUTS: (Tensor.OUT_LSB, Tensor.OUT_PBM)}
 """What programs write into the memory of the caller, by the number of its tensors."""
 

@@ -222,7 +222,7 @@ def test_layers_that_were_split_together_are_those_that_were_split_alone(
     reports = [sparqle_tvm.passes.PassReport() for _ in range(2)]
     modules = []
     for report, layers in zip(reports, (True, False), strict=True):
-        found = compiler.phases(compiler.Options(report=report))
+        found = compiler.phases(compiler.Options(attention="int8", report=report))
         steps = [each for name in ("import", "split") for each in found[name]]
         if not layers:
             once = ("OutlineLayers", "InlineLayers")
@@ -233,3 +233,4 @@ def test_layers_that_were_split_together_are_those_that_were_split_alone(
     tvm.ir.assert_structural_equal(*map(_simplified, modules))
     assert reports[0] == reports[1]
     assert reports[0].split
+    assert modules[0].script(show_meta=False).count('label="blk_2_attn"') > 2
