@@ -1,12 +1,13 @@
 """Split precision beside the dense baseline on random accelerators: is it ever slower?
 
     python benchmarks/bench_never_slower.py [--accelerators 50] [--models NAME ..] [--seq 512]
-        [--batches 1 8 64] [--seed 0] [--json FILE]
+        [--batches 1 8 64] [--seed 0] [--whole] [--json FILE]
 
 Four accelerators are those that were slower once, the others are drawn: rows, columns, lanes,
 bandwidth and buffers. For each of them, every model,
 prefill of `--seq` tokens and decode after them, every batch: the time of the dense layers with the
-encoding of their inputs. Prints what is slower by more than 0.5 %, the worst cases, and how often
+encoding of their inputs, or with `--whole` that of the whole model with attention on the array (a
+third more to compute). Prints what is slower by more than 0.5 %, the worst cases, and how often
 the compiler leaves layers dense.
 """
 
@@ -82,7 +83,12 @@ def named_machines() -> list[Accelerator]:
 
 
 def measure(
-    accelerator: Accelerator, models: list[str], seq: int, batches: list[int]
+    accelerator: Accelerator,
+    models: list[str],
+    seq: int,
+    batches: list[int],
+    *,
+    whole: bool = False,
 ) -> list[dict[str, Any]]:
     """What split precision saves of the time, case by case."""
     records = []
@@ -97,9 +103,11 @@ def measure(
                     batch=batch,
                     target=accelerator,
                     schemes=("dense", "sparqle"),
-                    attention="vector",
+                    attention=None if whole else "vector",
+                    same_tiles=False,
                 )
-                times = {s: r.dense_layers.cycles for s, r in found.schemes.items()}
+                part = "whole_model" if whole else "dense_layers"
+                times = {s: r.part(part).cycles for s, r in found.schemes.items()}
                 records.append(
                     {
                         "accelerator": accelerator.name,
@@ -119,6 +127,7 @@ def main() -> None:
     parser.add_argument("--seq", type=int, default=512)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     rng = np.random.default_rng(arguments.seed)
@@ -127,7 +136,9 @@ def main() -> None:
     drawn = (random_accelerator(rng, number) for number in range(arguments.accelerators))
     for machine in (*named_machines(), *drawn):
         machines[machine.name] = machine
-        records += measure(machine, arguments.models, arguments.seq, arguments.batches)
+        records += measure(
+            *(machine, arguments.models, arguments.seq, arguments.batches), whole=arguments.whole
+        )
     records.sort(key=lambda record: record["saved"])
     for record in records[:10]:
         m = machines[record["accelerator"]]

@@ -24,20 +24,44 @@ import tvm
 
 from sparqle_tvm import cli, passes
 from sparqle_tvm.compiler import Options, phases
+from sparqle_tvm.results import (
+    analysis,
+    calibration,
+    estimate,
+    generation,
+    losses,
+    run,
+    target,
+    tuning,
+)
 from sparqle_tvm.results.analysis import Analysis
+from sparqle_tvm.results.calibration import CalibrationSummary
 from sparqle_tvm.results.estimate import Estimate
+from sparqle_tvm.results.form import Stored
 from sparqle_tvm.results.generation import Generation
+from sparqle_tvm.results.losses import ParetoResult
 from sparqle_tvm.results.run import RunResult
+from sparqle_tvm.results.target import TargetCheck
+from sparqle_tvm.results.tuning import TuningSummary
+from sparqle_tvm.studies import sweep
+from sparqle_tvm.studies.sweep.as_json import CrossingsContent, SweepContent
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.isa import INSTRUCTIONS
 from sparqle_tvm.target.isa.header import Engine
 
-RESULTS = {
-    "sparqle run": RunResult,
-    "sparqle run --model model.onnx": Analysis,
-    "sparqle generate": Generation,
-    "sparqle estimate": Estimate,
+RESULTS: dict[str, tuple[type, str]] = {
+    "sparqle run": (RunResult, run.KIND),
+    "sparqle run --model model.onnx": (Analysis, analysis.KIND),
+    "sparqle generate": (Generation, generation.KIND),
+    "sparqle estimate": (Estimate, estimate.KIND),
+    "sparqle sweep": (SweepContent, sweep.KIND),
+    "sparqle sweep --find": (CrossingsContent, sweep.KIND_OF_CROSSINGS),
+    "sparqle tune": (TuningSummary, tuning.KIND),
+    "sparqle calibrate": (CalibrationSummary, calibration.KIND),
+    "sparqle pareto": (ParetoResult, losses.KIND),
+    "sparqle target check": (TargetCheck, target.KIND),
 }
+"""What ``--json`` of a command writes, and its kind; ``estimates`` are a list of estimates."""
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 HELP_COLUMNS = 80
 
@@ -64,7 +88,9 @@ def write_all(docs: Path) -> None:
         if notebook.read_bytes() != _bytes_of(tutorials / notebook.name):
             shutil.copy(notebook, tutorials)
     for name, svg in drawings.all_drawings():
-        _write(folder / f"{name}.svg.md", f"```{{raw}} html\n{svg}\n```\n")
+        _write(
+            folder / f"{name}.svg.md", f'```{{raw}} html\n<div class="drawing">{svg}</div>\n```\n'
+        )
 
 
 def _write(path: Path, text: str) -> None:
@@ -268,25 +294,44 @@ def _attributes_of(cls: type) -> dict[str, str]:
 # Results
 
 
+def schemas() -> dict[str, dict[str, Any]]:
+    """The JSON schema of what each command of `RESULTS` writes."""
+    found, components = msgspec.json.schema_components(
+        [cls for cls, _ in RESULTS.values()], ref_template="#/$defs/{name}"
+    )
+    whole = {}
+    for (command, (cls, kind)), schema in zip(RESULTS.items(), found, strict=True):
+        says: dict[str, Any] = {"kind": {"const": kind}}
+        if issubclass(cls, Stored):
+            says["version"] = {"const": cls.FORM.version}
+        whole[command] = {
+            "$schema": SCHEMA,
+            "title": command,
+            "properties": says,
+            "required": list(says),
+            **schema,
+            "$defs": components,
+        }
+    return whole
+
+
 def results_page(folder: Path) -> str:
     """What `--json` writes: every field of every result, and schemas for other programs."""
-    schemas, components = msgspec.json.schema_components(
-        list(RESULTS.values()), ref_template="#/$defs/{name}"
-    )
     parts = [
         "# JSON of commands",
         "`--json FILE` writes the whole result; `sparqle report` and the classes named here read "
-        "it back, and check every field. Shares are from 0 to 1, sizes in bytes, times in seconds "
-        "or cycles, as names say.",
-        "| command | result | JSON schema |\n|---|---|---|",
+        "it back, and check every field. `kind` says what it is. Shares are from 0 to 1, sizes in "
+        "bytes, times in seconds or cycles, as names say. `sparqle estimate --phase both` writes a "
+        "list of estimates.",
+        "| command | kind | result | JSON schema |\n|---|---|---|---|",
     ]
-    for (command, cls), schema in zip(RESULTS.items(), schemas, strict=True):
+    components: dict[str, Any] = {}
+    for (command, (cls, kind)), schema in zip(RESULTS.items(), schemas().values(), strict=True):
         name = f"{cls.__name__}.schema.json"
-        whole = {"$schema": SCHEMA, "title": command, **schema, "$defs": components}
-        _write(folder / name, json.dumps(whole, indent=1))
-        parts[-1] += (
-            f"\n| `{command}` | [{cls.__name__}](#{cls.__name__.lower()}) | {{download}}`{name}` |"
-        )
+        _write(folder / name, json.dumps(schema, indent=1))
+        linked = f"[{cls.__name__}](#{cls.__name__.lower()})"
+        parts[-1] += f"\n| `{command}` | `{kind}` | {linked} | {{download}}`{name}` |"
+        components = schema["$defs"]
     for name in sorted(components):
         parts.append(_schema_table(name, components[name]))
     return "\n\n".join(parts) + "\n"

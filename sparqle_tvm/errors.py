@@ -66,12 +66,18 @@ class TuningError(SparqleError):
     """A tuning database is missing, damaged, or does not fit what it is used for."""
 
 
+def closest(word: str, known: Collection[str]) -> str:
+    """The known word that was probably meant; empty if none is near."""
+    same = [name for name in known if name.lower() in word.lower()]
+    close = difflib.get_close_matches(word, known, 1, 0.75) or sorted(same, key=len)[-1:]
+    return close[0] if close else ""
+
+
 def choose_from(word: str, known: Collection[str]) -> str:
     """What to say where a word is none of those known: the one that was meant, then all of them."""
     everything = f"known: {', '.join(known)}"
-    same = [name for name in known if name.lower() in word.lower()]
-    close = difflib.get_close_matches(word, known, 1, 0.75) or sorted(same, key=len)[-1:]
-    return f"did you mean {close[0]}? {everything}" if close else everything
+    close = closest(word, known)
+    return f"did you mean {close}? {everything}" if close else everything
 
 
 def require_known(what: str, value: str, known: Collection[str]) -> None:

@@ -9,7 +9,6 @@ not a dense layer. `sparqle_tvm.target.cost` holds the formulas that use these n
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sparqle_tvm.errors import TargetError, choose_from
+from sparqle_tvm.errors import TargetError, choose_from, closest
 from sparqle_tvm.files import read_toml
 from sparqle_tvm.numerics.integers import DIGIT_BITS
 
@@ -331,8 +330,8 @@ class Accelerator:
         unknown = sorted(set(given) - set(known))
         missing = [n for n, f in known.items() if f.default is MISSING and n not in given]
         if unknown:
-            close = difflib.get_close_matches(unknown[0], known, 1)
-            hint = f"did you mean {explained(close[0])}" if close else f"known: {', '.join(known)}"
+            close = closest(unknown[0], known)
+            hint = f"did you mean {explained(close)}" if close else f"known: {', '.join(known)}"
             raise TargetError(f"{where}: unknown {unknown}; {hint}")
         if missing:
             raise TargetError(

@@ -153,9 +153,10 @@ def test_check_says_what_fits_and_where_rates_balance(tmp_path, capsys):
     assert rates["macs_per_cycle"] == 8192
     assert rates["dense_macs_per_second"] == 4096e9
     assert rates["dram_bytes_per_second"] == 16e9
-    # A MAC is two products: 4096 MACs in the time of 16 bytes, or 32 int4 weights: 128 rows.
+    # A MAC is two products: 4096 MACs in the time of 16 bytes, or 32 int4 weights: 128 rows,
+    # which are four groups of 32 PE rows; the next row begins a fifth.
     assert rates["balance_macs_per_byte"] == 256
-    assert rates["balance_rows"] == 128
+    assert rates["balance_rows"] == 129
     # 1024 outputs in 2 * k / 8 cycles, drained 16 a cycle: k = 256.
     assert rates["drain_balance_k"] == 256
     # One memory of 2 MiB: rows of 576 bytes, channels of 288, sums of 4.

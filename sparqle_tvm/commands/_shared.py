@@ -207,17 +207,19 @@ def check_outputs(arguments: argparse.Namespace) -> None:
     if len(printed) > 1:
         raise InvalidArgumentError(f"{' and '.join(printed)}: only one goes to standard output")
     files = {name: path for name, path in named.items() if path != STANDARD_OUTPUT}
-    inputs = {
-        name: value
-        for name, value in vars(arguments).items()
-        if isinstance(value, str) and name not in named and os.path.isfile(value)
+    seen: dict[str, str] = {
+        os.path.realpath(value): name
+        for name, values in given.items()
+        if name not in named
+        for value in (values if isinstance(values, list) else [values])
+        if isinstance(value, str) and os.path.isfile(value)
     }
-    seen: dict[str, str] = {os.path.realpath(value): name for name, value in inputs.items()}
+    inputs = set(seen.values())
     for name, path in files.items():
         require_writable(path)
         place = os.path.realpath(path)
         if other := seen.get(place):
-            what = "written by" if other in files else "read by"
+            what = "read by" if other in inputs else "written by"
             raise InvalidArgumentError(f"--{name} {path}: this file is {what} {other}, too")
         if os.path.isfile(place) or not os.path.exists(place):
             seen[place] = name

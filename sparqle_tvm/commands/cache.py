@@ -37,8 +37,7 @@ def _cache(arguments: argparse.Namespace) -> None:
 
     cache = ExecutableCache()
     if arguments.action == "clear":
-        count = len(cache.entries())
-        document = cleared_document(str(cache.folder), count, cache.clear())
+        document = cleared_document(str(cache.folder), cache.clear())
     else:
         document = cache_document(cache)
     shared.show(arguments.json, lambda: document, document.to_json)

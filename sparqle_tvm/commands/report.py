@@ -22,31 +22,36 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "these, the tables are printed.",
     )
     report.add_argument(
-        "result",
-        nargs="?",
+        "results",
+        nargs="*",
         metavar="FILE",
-        help="what a command wrote with --json FILE; without it, the built-in model is run first",
+        help="what a command wrote with --json FILE, several of them for one page of all (a "
+        "prefill, a decode and a sweep, say); without any, the built-in model is run first",
     )
     shared.add_document_arguments(report)
     return report
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    if arguments.result is not None:
+    kinds: list[str]
+    if arguments.results:
         from sparqle_tvm.report.load import load_document
+        from sparqle_tvm.report.several import together
 
-        kind, document = load_document(arguments.result)
+        found = [load_document(path) for path in arguments.results]
+        kinds, document = [kind for kind, _ in found], together([each for _, each in found])
     else:
         from sparqle_tvm.report.build import build_report
         from sparqle_tvm.results.run import KIND
         from sparqle_tvm.studies.run import run_model
 
-        kind, document = KIND, build_report(run_model())
+        kinds, document = [KIND], build_report(run_model())
     if not (arguments.json or shared.documents_wanted(arguments)):
         from sparqle_tvm.report.writers import print_document
 
         print_document(document)
     with all_or_nothing():
         if arguments.json:
-            shared.emit_json(arguments.json, {"of": kind, **document.to_json()})
+            of = kinds if len(kinds) > 1 else kinds[0]
+            shared.emit_json(arguments.json, {"of": of, **document.to_json()})
         shared.write_documents(arguments, document)

@@ -38,10 +38,9 @@ def _rtl(arguments: argparse.Namespace) -> None:
     found = write_rtl(
         Accelerator.from_target(arguments.target), arguments.columns, Path(arguments.out)
     )
-    if arguments.json is None:
-        shared.print_text(
-            f"{arguments.out}: {', '.join(found['files'])}\nThe testbench runs {found['tiles']} "
-            f"tiles of {found['source']} in {found['cycles']} cycles; see README.md there."
-        )
-        return
-    shared.emit_json(arguments.json, {"kind": "rtl", "target": arguments.target, **found})
+    shared.emit_outcome(
+        arguments.json,
+        f"{arguments.out}: {', '.join(found['files'])}\nThe testbench runs {found['tiles']} tiles "
+        f"of {found['source']} in {found['cycles']} cycles; see README.md there.",
+        {"kind": "rtl", "target": arguments.target, **found},
+    )

@@ -17,7 +17,8 @@ DESCRIPTION = """Run `sparqle estimate` for every point of a grid or a list, on 
 Dask cluster, and write a table. Names are the options of `sparqle estimate`
 (model, phase, seq, batch, msb_sparsity, kv_bits, target, node, memory) and the
 fields of the accelerator (sparqle target show). A sweep that was killed goes
-on where it was when it is started again.
+on where it was when it is started again. Points without an estimate are listed
+with the reason; the exit code is 2 if no point has one.
 
 What is saved is shown as pivot tables and heat maps over the two names with
 most values; --pivot shows another figure over two names of yours. --find looks

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 from sparqle_tvm.errors import CompileError
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Document, Section, Table
-from sparqle_tvm.runtime.cache import ExecutableCache
+from sparqle_tvm.runtime.cache import Entry, ExecutableCache
 
 
 def cache_document(cache: ExecutableCache) -> Document:
@@ -30,9 +30,10 @@ def cache_document(cache: ExecutableCache) -> Document:
     )
 
 
-def cleared_document(folder: str, count: int, nbytes: int) -> Document:
+def cleared_document(folder: str, removed: Sequence[Entry]) -> Document:
     """What `sparqle cache clear` prints."""
-    found = f"{count} removed from {folder}, {formats.nbytes(nbytes)}"
+    nbytes = sum(entry.nbytes for entry in removed)
+    found = f"{len(removed)} removed from {folder}, {formats.nbytes(nbytes)}"
     return Document(title="Compiled modules", subtitle=found)
 
 

@@ -157,20 +157,25 @@ Part = str | Notice | Table | Picture
 
 @dataclass(frozen=True)
 class Section:
-    """A section under its title; texts among its parts are paragraphs."""
+    """A section under its title; texts among its parts are paragraphs.
+
+    `level` is that of its heading: 1, or 2 for what stands within the section of level 1 before it.
+    """
 
     title: str
     parts: Sequence[Part]
+    level: int = 1
 
 
 @dataclass(frozen=True)
 class Document:
-    """A report: what it is about, the figures that one should not miss, and the rest."""
+    """A report: what it is about, the answer in a few sentences, its figures, and the rest."""
 
     title: str
     subtitle: str
     cards: tuple[Card, ...] = ()
     sections: tuple[Section, ...] = ()
+    verdict: tuple[str, ...] = ()
 
     @property
     def tables(self) -> list[Table]:
@@ -187,5 +192,6 @@ class Document:
         return {
             "title": self.title,
             "subtitle": self.subtitle,
+            "verdict": list(self.verdict),
             "tables": {table.name: table.values() for table in self.tables},
         }

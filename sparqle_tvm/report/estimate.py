@@ -19,16 +19,20 @@ from sparqle_tvm.report.document import (
 from sparqle_tvm.report.passes import (
     FORMULA,
     components_table,
-    cost_tables,
+    cost_table,
     describe,
     energy_table,
     figure,
+    left_dense_tables,
+    limits_table,
+    others_table,
     saving,
     scheme_column,
 )
 from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.report.run import detail_tables, roofline_picture, saving_cards
-from sparqle_tvm.report.sensitivity import sensitivity_section
+from sparqle_tvm.report.sensitivity import sensitivity_section, sensitivity_verdicts
+from sparqle_tvm.report.verdict import estimate_verdicts
 from sparqle_tvm.results.estimate import Estimate, TimeArea
 from sparqle_tvm.results.passes import BASELINE
 from sparqle_tvm.results.sensitivity import Sensitivity
@@ -55,12 +59,17 @@ def estimate_document(
         cards=tuple(_cards(found)),
         sections=(
             _cost_section(found),
-            *_picture_sections(found),
+            _limits_section(found),
             *([sensitivity_section(sensitivities)] if sensitivities else []),
+            *_picture_sections(found),
             Section(
                 "In detail",
                 (*detail_tables(found, first.accelerator), constants_table(first.table)),
             ),
+        ),
+        verdict=(
+            *(estimate_verdicts(found) if _compared(found) else ()),
+            *sensitivity_verdicts(sensitivities),
         ),
     )
 
@@ -93,14 +102,30 @@ def _cost_section(found: Sequence[Estimate]) -> Section:
     beyond = dict.fromkeys(one.positions_note for one in found if one.positions_note)
     parts: list[Part] = [
         *map(Notice, beyond),
-        *cost_tables(found, found[0].accelerator),
+        cost_table(found, found[0].accelerator),
         *_area_tables(found),
+        *left_dense_tables(found),
     ]
     for note in dict.fromkeys(note for one in found for note in one.notes if note not in beyond):
         phases = [one.phase for one in found if note in one.notes]
         alone = len(phases) < len(found)
         parts.append(f"{phases[0].capitalize()}: {note[0].lower()}{note[1:]}" if alone else note)
     return Section("What it costs", tuple(parts))
+
+
+def _limits_section(found: Sequence[Estimate]) -> Section:
+    accelerator = found[0].accelerator
+    tables = limits_table(found, accelerator), others_table(found, accelerator)
+    if not _compared(found):
+        return Section("Compute or memory", tables)
+    series = [Series(one.name, "tokens", (one.seq,), (one,)) for one in found]
+    picture = Picture(
+        "limits",
+        "What limits the time of the whole model: slim bars dense, wide bars split. The busiest "
+        "engine of each op, and what it waits for, in shares of the cycles.",
+        lambda narrow: drawing("limits").draw_limits(series, narrow=narrow),
+    )
+    return Section("Compute or memory", (picture, *tables))
 
 
 def _picture_sections(found: Sequence[Estimate]) -> Iterator[Section]:
@@ -119,19 +144,6 @@ def _picture_sections(found: Sequence[Estimate]) -> Iterator[Section]:
         ),
     )
     if _compared(found):
-        series = [Series(one.name, "tokens", (one.seq,), (one,)) for one in found]
-        yield Section(
-            "Compute or memory",
-            (
-                Picture(
-                    "limits",
-                    "What limits the time of the whole model: slim bars dense, wide bars split. "
-                    "The busiest engine of each op, and what it waits for, in shares of the "
-                    "cycles.",
-                    lambda narrow: drawing("limits").draw_limits(series, narrow=narrow),
-                ),
-            ),
-        )
         yield Section("Roofline", (roofline_picture(found, accelerator, "estimate"),))
 
 

@@ -46,8 +46,8 @@ def prefix_of(value: float) -> tuple[float, str]:
 
 
 def seconds(value: float) -> str:
-    """Time in seconds."""
-    return scaled(value, "s")
+    """Time in seconds: nobody counts in kiloseconds."""
+    return f"{grouped(value)} s" if value >= 999.5 else scaled(value, "s")
 
 
 def joules(value: float) -> str:

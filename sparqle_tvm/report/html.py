@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from importlib.resources import files
+from itertools import chain, count
 
 from sparqle_tvm._versions import VERSION
 from sparqle_tvm.escaping import CODE, for_html
 from sparqle_tvm.report.document import Document, Notice, Part, Picture, Section, Table
 from sparqle_tvm.report.pictures import require_matplotlib
+
+LONG_TEXT = 40
+"""Characters of a cell from which on its column is broken into lines."""
 
 
 def to_html(document: Document, *, progress: Callable[[], None] = lambda: None) -> str:
@@ -25,11 +29,16 @@ def to_html(document: Document, *, progress: Callable[[], None] = lambda: None) 
     if document.pictures:
         require_matplotlib()
     style = files("sparqle_tvm.report").joinpath("page.css").read_text(encoding="utf-8")
+    anchors = _anchors(document.sections)
     links = "\n".join(
-        f'<a href="#{_anchor(section)}">{for_html(section.title)}</a>'
-        for section in document.sections
+        f'<a href="#{anchor}">{for_html(section.title)}</a>'
+        for anchor, section in zip(anchors, document.sections, strict=True)
+        if section.level == 1
     )
-    sections = "\n".join(_section(section, progress) for section in document.sections)
+    sections = "\n".join(
+        _section(anchor, section, progress)
+        for anchor, section in zip(anchors, document.sections, strict=True)
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -43,7 +52,7 @@ def to_html(document: Document, *, progress: Callable[[], None] = lambda: None) 
 <body>
 <header>
 <h1>{for_html(document.title)}</h1>
-<p class="subtitle">{_text(document.subtitle)}</p>
+{_verdict(document)}<p class="subtitle">{_text(document.subtitle)}</p>
 {_cards(document)}
 <nav aria-label="Sections">
 {links}
@@ -58,19 +67,35 @@ def to_html(document: Document, *, progress: Callable[[], None] = lambda: None) 
 """
 
 
+def _verdict(document: Document) -> str:
+    if not document.verdict:
+        return ""
+    sentences = "\n".join(f"<li>{_led(text)}</li>" for text in document.verdict)
+    return f'<ul class="verdict">\n{sentences}\n</ul>\n'
+
+
+def _led(text: str) -> str:
+    """A sentence whose words before a colon say what it is about."""
+    about, colon, rest = text.partition(": ")
+    return f"<strong>{_text(about)}</strong>{colon}{_text(rest)}" if colon else _text(text)
+
+
 def _cards(document: Document) -> str:
+    if not document.cards:
+        return ""
     cards = "\n".join(
-        f'<div class="card"><dt>{for_html(card.label)}</dt>'
-        f'<dd class="value">{for_html(card.value)}</dd><dd>{for_html(card.note)}</dd></div>'
+        f'<div class="card"><dt>{_text(card.label)}</dt>'
+        f'<dd class="value">{_text(card.value)}</dd><dd>{_text(card.note)}</dd></div>'
         for card in document.cards
     )
     return f'<dl class="cards">\n{cards}\n</dl>'
 
 
-def _section(section: Section, progress: Callable[[], None]) -> str:
+def _section(anchor: str, section: Section, progress: Callable[[], None]) -> str:
     parts = "\n".join(_part(part, progress) for part in section.parts)
-    anchor, title = _anchor(section), for_html(section.title)
-    return f'<section>\n<h2 id="{anchor}">{title}</h2>\n{parts}\n</section>'
+    heading = f"h{section.level + 1}"
+    title = f'<{heading} id="{anchor}">{for_html(section.title)}</{heading}>'
+    return f"<section>\n{title}\n{parts}\n</section>"
 
 
 def _part(part: Part, progress: Callable[[], None]) -> str:
@@ -98,9 +123,16 @@ def _figure(picture: Picture) -> str:
 
 
 def _table(table: Table) -> str:
+    long = {
+        i
+        for i in range(len(table.shown))
+        if any(len(texts[i]) > LONG_TEXT for _, group in table.groups() for texts in group)
+    }
+
     def cell(tag: str, column: int, text: str) -> str:
-        numeric = ' class="number"' if table.shown[column].numeric else ""
-        return f"<{tag}{numeric}>{_text(text)}</{tag}>"
+        kind = "number" if table.shown[column].numeric else "long" if column in long else ""
+        named = f' class="{kind}"' if kind else ""
+        return f"<{tag}{named}>{_text(text)}</{tag}>"
 
     def row(tag: str, texts: Iterable[str]) -> str:
         return "<tr>" + "".join(cell(tag, i, text) for i, text in enumerate(texts)) + "</tr>"
@@ -126,10 +158,16 @@ def _table(table: Table) -> str:
     return shown
 
 
-def _anchor(section: Section) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-")
+def _anchors(sections: Iterable[Section]) -> list[str]:
+    """A name for each; titles that are the same are numbered."""
+    found: list[str] = []
+    for section in sections:
+        name = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-")
+        numbered = (f"{name}-{i}" for i in count(2))
+        found.append(next(one for one in chain([name], numbered) if one not in found))
+    return found
 
 
 def _text(text: str) -> str:
-    """Escape, and set what stands in backquotes as code."""
-    return CODE.sub(r"<code>\1</code>", for_html(text))
+    """Escape, set what stands in backquotes as code, and keep percent signs at their numbers."""
+    return CODE.sub(r"<code>\1</code>", for_html(text)).replace(" %", "\N{NO-BREAK SPACE}%")

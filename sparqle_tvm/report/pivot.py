@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 from sparqle_tvm.models.shapes import MODELS
@@ -45,6 +45,11 @@ def of_model(shared: Mapping[str, Value], title: str) -> str:
     """A title that begins with the published model that all points share, if there is one."""
     model = str({**DEFAULTS, **shared}["model"]) if shared else ""
     return f"{MODELS[model].name}: {title}" if model in MODELS else title
+
+
+def phase_of(shared: Mapping[str, Value]) -> str:
+    """``Decode``: the phase of points, with which a sentence begins."""
+    return str({**DEFAULTS, **shared}["phase"]).capitalize()
 
 
 def quantity_title(quantity: Quantity) -> str:
@@ -129,7 +134,8 @@ def crossing_document(scan: Scan, found: Sequence[BreakEven]) -> Document:
     parts: list[Part] = [
         Picture(
             "crossing",
-            f"{what} over {scan.over}: {fixed} Dots: where {level} is just reached.",
+            f"{what} over {_over(scan)}: {fixed} Small dots: estimates; between two of them the "
+            f"figure may jump, as tiles and groups of rows do. Marks: {level} is just reached.",
             lambda narrow: drawing("pivot").draw_scan(scan, found, names, narrow=narrow),
         ),
         _crossing_table(scan, found, names),
@@ -147,7 +153,34 @@ def crossing_document(scan: Scan, found: Sequence[BreakEven]) -> Document:
         of_model(shared, f"{what}: {better} {level}, over {scan.over}"),
         fixed,
         sections=(Section("Break-even", tuple(parts)),),
+        verdict=tuple(_verdict(scan, found, names)),
     )
+
+
+MOST_SENTENCES = 4
+"""Points that a verdict names; the table has all."""
+
+
+def _verdict(scan: Scan, found: Sequence[BreakEven], names: Sequence[str]) -> Iterator[str]:
+    """Where the level is reached, point by point."""
+    what = quantity_title(scan.quantity).replace(", ", " in the ")
+    level = shown_figure(scan.quantity)(scan.level)
+    least = f"{'at least' if scan.quantity.more_is_better else 'at most'} {level}"
+    for one in found[:MOST_SENTENCES]:
+        values = [value for value, _ in one.scanned]
+        if values:
+            point = shown_point({n: one.point[n] for n in names if n in one.point})
+            begin = f"{', '.join(filter(None, (phase_of(one.point), point)))}: {what}"
+            looked = f"from {shown_value(min(values))} to {shown_value(max(values))}"
+            if one.ranges:
+                where = f"with {_over(scan)} {_reached(scan, one)}, looked for {looked}"
+                yield f"{begin} is {least} {where}."
+            else:
+                yield f"{begin} is nowhere {least} with {_over(scan)} {looked}."
+
+
+def _over(scan: Scan) -> str:
+    return scan.over.replace("_", " ")
 
 
 def _names(found: Sequence[BreakEven]) -> list[str]:
@@ -161,7 +194,7 @@ def _crossing_table(scan: Scan, found: Sequence[BreakEven], names: Sequence[str]
         title="",
         columns=(
             *(Column(name, name.replace("_", " "), shown_value) for name in names),
-            Column("reached", f"reached with {scan.over}".replace("_", " ")),
+            Column("reached", f"reached with {_over(scan)}"),
             figure("crossings", "crossings", str),
             figure("lowest", "lowest", show),
             figure("highest", "highest", show),
@@ -185,15 +218,16 @@ def _crossing_row(scan: Scan, one: BreakEven) -> Row:
     values = [value for _, value in one.scanned]
     return {
         **one.point,
-        "reached": ", ".join(map(partial(_shown_range, scan), one.ranges)) or _nowhere(one),
+        "reached": _reached(scan, one),
         "crossings": len(one.crossings),
         "lowest": min(values, default=None),
         "highest": max(values, default=None),
     }
 
 
-def _nowhere(one: BreakEven) -> str:
-    return "nowhere" if one.scanned else "no estimate"
+def _reached(scan: Scan, one: BreakEven) -> str:
+    nowhere = "nowhere" if one.scanned else "no estimate"
+    return ", ".join(map(partial(_shown_range, scan), one.ranges)) or nowhere
 
 
 def _shown_range(scan: Scan, found: Range) -> str:

@@ -28,6 +28,7 @@ from sparqle_tvm.report.passes import (
 )
 from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.report.target import fields_table
+from sparqle_tvm.report.verdict import verdicts
 from sparqle_tvm.results.losses import RunLoss
 from sparqle_tvm.results.passes import PassResult, share_saved
 from sparqle_tvm.results.run import LayerSparsity, Measured, RunResult, SortingResult, TuningGain
@@ -57,6 +58,7 @@ def document_of(run: RunResult, sections: tuple[Section, ...]) -> Document:
         f"{run.model.sha256[:12]}. {describe(run.accelerator)}.",
         cards=tuple(_cards(run)),
         sections=sections,
+        verdict=tuple(verdicts(run.passes)),
     )
 
 
@@ -90,20 +92,24 @@ def saving_cards(passes: Sequence[PassResult], table: EnergyTable, counted: str)
             f"{formats.change(one.saved('sparqle').cycles)}; {counted}",
         )
     for one in passes:
-        saved, whole = (one.saved("sparqle", p).energy for p in ("dense_layers", "whole_model"))
+        saved, shown = one.saved("sparqle", "dense_layers").energy, _energy(one, "dense_layers")
+        tiles = "with the same tiles, and with tiles of its own; " if TO in shown else ""
         yield Card(
             _of_pass(one, "energy, dense layers"),
-            formats.change(saved.mid),
-            f"{formats.change(saved.high)} to {formats.change(saved.low)}; {_whole(one)} "
-            f"{formats.change(whole.mid)}{_same_tiles(one)}; table {table.name}; {counted}",
+            shown,
+            f"{tiles}by constants {formats.change(saved.high)} to {formats.change(saved.low)}; "
+            f"{_whole(one)} {_energy(one, 'whole_model')}; table {table.name}; {counted}",
         )
 
 
-def _same_tiles(one: PassResult) -> str:
-    """What is saved of the energy of the dense layers with the same tiles."""
-    if not one.same_tiles:
-        return ""
-    return f"; dense layers with the same tiles {formats.change(one.same_tiles['dense_layers'])}"
+TO = " to "
+
+
+def _energy(one: PassResult, part: str) -> str:
+    """What is saved with the tiles of the split form for both, to that with tiles for each."""
+    own = formats.change(one.saved("sparqle", part).energy.mid)
+    same = formats.change(one.same_tiles[part]) if one.same_tiles else own
+    return own if same == own else f"{same}{TO}{own}"
 
 
 def _of_pass(one: PassResult, figure_name: str) -> str:

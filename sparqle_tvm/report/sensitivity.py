@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Part, Picture, Section, Table
@@ -57,14 +57,33 @@ def sensitivity_table(found: Sensitivity) -> Table:
             figure("dense_joules_change", "energy, dense", formats.signed_percent),
             figure("sparqle_joules_change", "split", formats.signed_percent),
             saving("energy_saved"),
+            figure("sparqle_time_area_change", "time x area, split", formats.signed_percent),
         ),
-        rows=tuple(_row(change) for field in ranked_fields(found) for change in field),
+        rows=tuple(_row(found, change) for field in ranked_fields(found) for change in field),
         note=f"Energy: {base.table.name}. As it is, split precision saves {time} of the time and "
         f"{energy} of the energy. Tiles are chosen anew for every change, of those within 1 % of "
         "the least time the ones of least energy: that alone moves energy by some percent either "
-        "way. Bandwidth is in bytes per cycle: it grows with the clock.",
+        "way. Bandwidth is in bytes per cycle: it grows with the clock. Area: array and "
+        "buffers; DRAM, its channel and the vector unit cost nothing there.",
         group="field",
+        repeated=2,
     )
+
+
+def sensitivity_verdicts(found: Sequence[Sensitivity]) -> Iterator[str]:
+    """The knobs that shorten each pass most, and those that do at least area, in a sentence."""
+    texts = []
+    for what, cost in (("time", _time), ("time x area", _time_area_of)):
+        knobs = []
+        for one in found:
+            change, best = _best(one, cost)
+            if change <= -_LEAST["seconds"]:
+                shown = formats.signed_percent(change)
+                knobs.append(f"{one.base.phase} {_named(best)} ({shown})")
+        if knobs:
+            texts.append(f"by {what} of the split form {', '.join(knobs)}")
+    if texts:
+        yield f"The next knob: {'; '.join(texts)}."
 
 
 def ranked_fields(found: Sensitivity) -> list[list[FieldChange]]:
@@ -73,14 +92,18 @@ def ranked_fields(found: Sensitivity) -> list[list[FieldChange]]:
     for change in found.changes:
         if change.parts:
             fields.setdefault(change.field, []).append(change)
-    return sorted(fields.values(), key=lambda group: min(map(_time, group)))
+    return sorted(fields.values(), key=lambda group: min(_time(found, c) for c in group))
 
 
-def _time(change: FieldChange) -> float:
+def _time(_: Sensitivity, change: FieldChange) -> float:
     return change.parts[_PART].seconds["sparqle"]
 
 
-def _row(change: FieldChange) -> Row:
+def _time_area_of(found: Sensitivity, change: FieldChange) -> float:
+    return found.time_area(change, "sparqle")
+
+
+def _row(found: Sensitivity, change: FieldChange) -> Row:
     part = change.parts[_PART]
     figures = {
         f"{scheme}_{name}_change": getattr(part, name)[scheme]
@@ -92,31 +115,43 @@ def _row(change: FieldChange) -> Row:
         "factor": change.factor,
         "time_saved": part.time_saved,
         "energy_saved": part.energy_saved,
+        "sparqle_time_area_change": _time_area_of(found, change),
         **figures,
     }
 
 
 def _advice(found: Sensitivity) -> str:
     """The changes that lower the split form's time and its energy most, the clock aside."""
-    changes = [c for c in found.changes if c.parts and c.field != EVERYTHING]
     parts = []
-    for what, key in (("time", "seconds"), ("energy", "joules")):
-
-        def change_of(change: FieldChange, key: str = key) -> float:
-            by_scheme: dict[str, float] = getattr(change.parts[_PART], key)
-            return by_scheme["sparqle"]
-
-        best = min(changes, key=change_of)
-        if change_of(best) > -_LEAST[key]:
-            by = "" if _LEAST[key] == _TINY else f" by {_LEAST[key]:.0%}".replace("%", " %")
+    for what, least, cost in (
+        ("time", _LEAST["seconds"], _time),
+        ("energy", _LEAST["joules"], _energy),
+        ("time x area", _LEAST["seconds"], _time_area_of),
+    ):
+        change, best = _best(found, cost)
+        if change > -least:
+            by = "" if least == _TINY else f" by {least:.0%}".replace("%", " %")
             parts.append(f"no change lowers the {what}{by}")
         else:
-            change = formats.signed_percent(change_of(best))
-            parts.append(
-                f"the {what} of the split form falls most ({change}) with {best.field} "
-                f"{FACTOR_NAMES[best.factor]} to {best.after:,.12g}"
-            )
+            shown = formats.signed_percent(change)
+            parts.append(f"the {what} of the split form falls most ({shown}) with {_named(best)}")
     return f"{found.base.name}: {'; '.join(parts)}."
+
+
+def _energy(_: Sensitivity, change: FieldChange) -> float:
+    return change.parts[_PART].joules["sparqle"]
+
+
+def _best(
+    found: Sensitivity, cost: Callable[[Sensitivity, FieldChange], float]
+) -> tuple[float, FieldChange]:
+    """What the best change of a field does to a cost, and the change; the clock aside."""
+    knobs = [c for c in found.changes if c.parts and c.field != EVERYTHING]
+    return min(((cost(found, c), c) for c in knobs), key=lambda pair: pair[0])
+
+
+def _named(change: FieldChange) -> str:
+    return f"{change.field} {FACTOR_NAMES[change.factor]} to {change.after:,.12g}"
 
 
 def _impossible(found: Sensitivity) -> Iterator[str]:

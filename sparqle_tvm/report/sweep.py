@@ -20,6 +20,7 @@ from sparqle_tvm.report.passes import figure, saving
 from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.report.pivot import (
     of_model,
+    phase_of,
     pivot_section,
     quantity_title,
     shown_fixed,
@@ -28,10 +29,13 @@ from sparqle_tvm.report.pivot import (
 )
 from sparqle_tvm.studies.sweep.figures import quantity
 from sparqle_tvm.studies.sweep.pivot import pivot
+from sparqle_tvm.studies.sweep.points import Point
 from sparqle_tvm.studies.sweep.table import SweepResult
 
 SHOWN_ROWS = 12
-"""Points that are shown without being asked for; pages fold the others, the file has all."""
+"""Points that are shown of very many; pages fold the others, the file has all."""
+MOST_ROWS = 2 * SHOWN_ROWS
+"""Points that are all shown."""
 FIGURES = ("time_saved", "energy_saved")
 """What pivots and cards show."""
 
@@ -52,6 +56,7 @@ def sweep_document(result: SweepResult, out: str) -> Document:
             *_savings(result, good, varying, counts),
             Section("Points", (*_points(good, varying), *outcome(result, out))),
         ),
+        verdict=tuple(_verdict(good, varying, shared)),
     )
 
 
@@ -60,20 +65,38 @@ def outcome(result: SweepResult, out: str) -> list[Part]:
     parts: list[Part] = []
     if result.failed:
         first = next(row["error"] for row in result.rows if "error" in row)
-        parts.append(Notice(f"{result.failed} points have no estimate; the first: {first}"))
-    return [*parts, f"{len(result.results)} points in {out}"]
+        have = "point has" if result.failed == 1 else "points have"
+        parts.append(Notice(f"{result.failed} {have} no estimate; the first: {first}"))
+    count = len(result.results)
+    return [*parts, f"{count} point{'s' * (count > 1)} in {out}"]
+
+
+def _verdict(
+    rows: Sequence[dict[str, Any]], varying: Sequence[str], shared: Point
+) -> Iterator[str]:
+    """From where to where what is saved goes."""
+    if len(rows) < 2:
+        return
+    parts = []
+    for name in FIGURES:
+        saved = [float(row[quantity(name).column]) for row in rows]
+        ends = " to ".join(map(formats.percent, (min(saved), max(saved))))
+        parts.append(f"{ends} of the {name.removesuffix('_saved')}")
+    best = max(rows, key=lambda row: float(row[quantity(FIGURES[0]).column]))
+    where = shown_point({n: best[n] for n in varying if n in best})
+    phase = "" if "phase" in varying else f"{phase_of(shared)}, "
+    over = f"{phase}over {' and '.join(varying).replace('_', ' ')}"
+    saves = f"split precision saves {' and '.join(parts)}; most time with {where}."
+    yield f"{over[0].upper()}{over[1:]}: {saves}"
 
 
 def _cards(rows: Sequence[dict[str, Any]], varying: Sequence[str]) -> Iterator[Card]:
-    """Where most is saved, and where least."""
+    """Where most is saved."""
     for name in FIGURES if len(rows) > 1 else ():
         column, what = quantity(name).column, name.replace("_", " ")
-        for word, row in (
-            ("Most", max(rows, key=lambda row: float(row[column]))),
-            ("Least", min(rows, key=lambda row: float(row[column]))),
-        ):
-            where = shown_point({n: row[n] for n in varying if n in row})
-            yield Card(f"{word} {what}", formats.percent(row[column]), f"{where}; by formula")
+        row = max(rows, key=lambda row: float(row[column]))
+        where = shown_point({n: row[n] for n in varying if n in row})
+        yield Card(f"Most {what}", formats.percent(row[column]), f"{where}; by formula")
 
 
 def _savings(
@@ -105,10 +128,10 @@ def _savings(
 def _points(rows: Sequence[dict[str, Any]], varying: Sequence[str]) -> Iterator[Table]:
     if not rows:
         return
-    if len(rows) > SHOWN_ROWS and len(varying) < 2:
+    if len(rows) > MOST_ROWS and len(varying) < 2:
         some = _spread(rows)
         yield _table("some_points", some, varying, f"{len(some)} of {len(rows)} points")
-    yield _table("points", rows, varying, "" if len(rows) <= SHOWN_ROWS else "All points")
+    yield _table("points", rows, varying, "" if len(rows) <= MOST_ROWS else "All points")
 
 
 def _table(name: str, rows: Sequence[dict[str, Any]], varying: Sequence[str], title: str) -> Table:
@@ -125,7 +148,7 @@ def _table(name: str, rows: Sequence[dict[str, Any]], varying: Sequence[str], ti
         ),
         rows=tuple(rows),
         note=f"By formula. Energy: {', '.join(sorted({row['energy_table'] for row in rows}))}.",
-        folded=len(rows) > SHOWN_ROWS,
+        folded=len(rows) > MOST_ROWS,
     )
 
 

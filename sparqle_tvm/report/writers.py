@@ -35,7 +35,10 @@ MAX_WIDTH_COLUMNS = 100
 
 def to_markdown(document: Document) -> str:
     """Write texts and tables as Markdown; pictures are left out, their captions too."""
-    lines = [f"# {for_markdown(document.title)}", "", for_markdown(document.subtitle), ""]
+    lines = [f"# {for_markdown(document.title)}", ""]
+    for text in document.verdict:
+        lines += [f"**{for_markdown(text)}**", ""]
+    lines += [for_markdown(document.subtitle), ""]
     for card in document.cards:
         label, value, note = map(for_markdown, (card.label, card.value, card.note))
         lines.append(f"- **{label}: {value}** ({note})")
@@ -43,7 +46,7 @@ def to_markdown(document: Document) -> str:
         parts = [part for part in section.parts if not isinstance(part, Picture)]
         if not parts:
             continue
-        lines += ["", f"## {for_markdown(section.title)}"]
+        lines += ["", f"#{'#' * section.level} {for_markdown(section.title)}"]
         for part in parts:
             if isinstance(part, Table):
                 lines += ["", *markdown_table(part)]
@@ -130,6 +133,7 @@ def print_document(document: Document, console: Console | None = None) -> None:
     console = console or Console()
     width = min(console.width, MAX_WIDTH_COLUMNS)
     parts: list[RenderableType] = [_text(document.title, style="bold")]
+    parts += map(_text, document.verdict)
     if document.subtitle:
         parts.append(_text(document.subtitle, style="dim"))
     if document.cards:

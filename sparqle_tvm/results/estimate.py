@@ -159,14 +159,15 @@ class Estimate(Stored, PassResult):
         """What a reader has to know of the figures, in sentences."""
         notes = [self.positions_note, self.attention.note, self.cache_note, self.tiles_note]
         waiting = [
-            scheme_name(self.accelerator, scheme)
+            "split" if scheme == "sparqle" else scheme_name(self.accelerator, scheme)
             for scheme, found in self.schemes.items()
             if found.whole_model.weight_bound
         ]
         if waiting:
+            under = "" if len(waiting) == len(self.schemes) else f" under {', '.join(waiting)}"
             notes.append(
-                f"Most of the time goes to waiting for weights under {', '.join(waiting)}: split "
-                "activations cannot help there."
+                f"Most of the time goes to waiting for weights{under}: split activations cannot "
+                "help there."
             )
         notes.append(
             "Counted by formula. Bands: parameters without a published value, see the energy "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from sparqle_tvm.errors import ResultFileError
 from sparqle_tvm.files import plain, typed
 from sparqle_tvm.results.estimate import Estimate
+from sparqle_tvm.target.cost.area import array_mm2, buffers_mm2
+from sparqle_tvm.target.cost.baselines import Scheme, array_of
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,20 @@ class Sensitivity:
 
     base: Estimate
     changes: tuple[FieldChange, ...]
+
+    def time_area(self, change: FieldChange, scheme: Scheme) -> float:
+        """Time x area of array and buffers under a scheme, as a share more than as it is.
+
+        The time is that of the whole model.
+        """
+        machine = self.base.accelerator
+        changed = replace(machine, **cast(Any, {change.field: change.after}))
+        areas = (
+            array_mm2(array_of(each, scheme), scheme) + buffers_mm2(each).mid
+            for each in (machine, changed)
+        )
+        before, after = areas
+        return (1 + change.parts["whole_model"].seconds[scheme]) * after / before - 1
 
     @classmethod
     def from_json(cls, base: Estimate, data: Any, where: object = "the changes") -> Sensitivity:

@@ -141,7 +141,8 @@ class ExecutableCache:
             return found
         made = make()
         self._keep(path, lambda: made.export(path, title=title))
-        return made
+        # Its machine code is in the file: to emit it once more would take longer than to load it.
+        return self._load(path) or made
 
     def numbers(
         self, told: Mapping[str, Any], make: Callable[[], Mapping[str, float]], title: str
@@ -187,8 +188,8 @@ class ExecutableCache:
                 found.append(Entry(path, state.st_size, state.st_mtime))
         return sorted(found, key=lambda entry: entry.used, reverse=True)
 
-    def clear(self) -> int:
-        """Remove all entries; who has one loaded keeps it. How many bytes they took.
+    def clear(self) -> list[Entry]:
+        """Remove all entries; who has one loaded keeps it. What they were.
 
         Raises
         ------
@@ -203,7 +204,7 @@ class ExecutableCache:
                 raise InvalidArgumentError(
                     f"{entry.path} cannot be removed: {error.strerror or error}"
                 ) from error
-        return sum(entry.nbytes for entry in found)
+        return found
 
     def _load(self, path: Path) -> Executable | None:
         if not path.exists():
@@ -250,7 +251,8 @@ def key_of(mod: tvm.IRModule, told: Mapping[str, Any]) -> str:
 
 
 def _key(told: Mapping[str, Any]) -> str:
-    return str(_begun(told).hexdigest())
+    key: str = _begun(told).hexdigest()
+    return key
 
 
 def _begun(told: Mapping[str, Any]) -> Any:

@@ -24,16 +24,9 @@ from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape
 from sparqle_tvm.models.sparsity import MEASURED, MsbDistribution, msb_distribution
 from sparqle_tvm.numerics.kv_cache import parse_kv
 from sparqle_tvm.numerics.row_nnz import RowNnz
+from sparqle_tvm.results.counted import CountedAttention, CountedCosts, CountedEncoding, pass_result
 from sparqle_tvm.results.estimate import AttentionSource, AttentionUnit, DigitSource, Estimate
-from sparqle_tvm.results.passes import (
-    BASELINE,
-    PHASES,
-    CountedAttention,
-    CountedCosts,
-    CountedEncoding,
-    Phase,
-    pass_result,
-)
+from sparqle_tvm.results.passes import BASELINE, PHASES, Phase
 from sparqle_tvm.studies.attention import counted_attention, written_token
 from sparqle_tvm.studies.same_tiles import saved_with_same_tiles
 from sparqle_tvm.target.accelerator import Accelerator

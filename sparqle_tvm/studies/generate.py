@@ -21,8 +21,8 @@ from sparqle_tvm.errors import InvalidArgumentError, TextError, require_known
 from sparqle_tvm.numerics.attention import AttentionType
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.progress import Stages
+from sparqle_tvm.results.counted import CountedAttention
 from sparqle_tvm.results.generation import GeneratedText, Generation, Step
-from sparqle_tvm.results.passes import CountedAttention
 from sparqle_tvm.results.run import ModelFile
 from sparqle_tvm.studies.attention import counted_attention, launched_attention, written_token
 from sparqle_tvm.studies.count import Beside, PassCounter
@@ -36,10 +36,10 @@ from sparqle_tvm.studies.inputs import (
     require_attention,
 )
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import Counting, EncodedActivation
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
-from sparqle_tvm.target.op import ProgramScheme
 
 if TYPE_CHECKING:
     import tvm
@@ -303,7 +303,7 @@ class _Coster:
         self,
         parts: Sequence[_Pass],
         attention: Sequence[CountedAttention],
-        scheme: ProgramScheme,
+        scheme: Scheme,
     ) -> tuple[VectorCost, ...]:
         """The vector unit's work, that of all sequences one after another."""
         options: Any = {"attention": not attention, "scheme": scheme}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sparqle_tvm.results.passes import BASELINE, PARTS, CountedEncoding, PassResult
+from sparqle_tvm.results.counted import CountedEncoding
+from sparqle_tvm.results.passes import BASELINE, PARTS, PassResult
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.analytical import OpCost, costs_with
 from sparqle_tvm.target.cost.energy import energy

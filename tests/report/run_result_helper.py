@@ -3,7 +3,8 @@
 import numpy as np
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
-from sparqle_tvm.results.passes import CountedAttention, PassResult
+from sparqle_tvm.results.counted import CountedAttention
+from sparqle_tvm.results.passes import PassResult
 from sparqle_tvm.results.run import (
     LayerSparsity,
     ModelFile,

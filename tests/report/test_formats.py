@@ -18,7 +18,8 @@ from sparqle_tvm.report import formats
         (9.996, "10.0 s"),
         (99.97, "100 s"),
         (123.4, "123 s"),
-        (1234, "1.23 ks"),
+        (1234, "1,234 s"),
+        (999.6, "1,000 s"),
         (-0.002, "−2.00 ms"),  # noqa: RUF001 - a real minus sign
     ],
 )

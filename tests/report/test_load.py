@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+import jsonschema
 import pytest
+from generate import RESULTS, schemas
 from report_helper import small_run
 from test_other_documents import CALIBRATION, PARETO
 
@@ -31,13 +33,25 @@ COMMANDS = {
 }
 
 
+def fits_its_schema(found):
+    """The schema of the documentation takes it, and not without its kind or a field."""
+    for one in found.get("estimates", [found]):
+        (command,) = (name for name, (_, kind) in RESULTS.items() if kind == one["kind"])
+        check = jsonschema.Draft202012Validator(schemas()[command])
+        check.validate(one)
+        for key in ("kind", *({"accelerator", "rows", "over"} & set(one))):
+            assert not check.is_valid({name: v for name, v in one.items() if name != key}), key
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_report_is_what_the_command_printed(tmp_path, capsys, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     assert main([*COMMANDS[name], "--json", "found.json"]) == 0
     printed = capsys.readouterr().out
-    kind = json.loads((tmp_path / "found.json").read_text())["kind"]
+    found = json.loads((tmp_path / "found.json").read_text())
+    kind = found["kind"]
     assert kind in READERS
+    fits_its_schema(found)
     assert kind == name or kind == "sweep"
     assert main(["report", "found.json"]) == 0
     assert capsys.readouterr().out == printed

@@ -11,8 +11,15 @@ from sparqle_tvm.cli import main
 from sparqle_tvm.report.by_formula import RunModel
 from sparqle_tvm.report.document import Document, Section
 from sparqle_tvm.report.pictures.sensitivity import draw_sensitivity
-from sparqle_tvm.report.sensitivity import EVERYTHING, ranked_fields, sensitivity_table
+from sparqle_tvm.report.sensitivity import (
+    EVERYTHING,
+    ranked_fields,
+    sensitivity_table,
+    sensitivity_verdicts,
+)
 from sparqle_tvm.report.writers import print_document
+from sparqle_tvm.target.cost.area import array_mm2, buffers_mm2
+from sparqle_tvm.target.cost.baselines import array_of
 
 SMALL = ["estimate", "--model", "smollm2-135m", "--seq", "64", "--sensitivity"]
 
@@ -38,7 +45,8 @@ def test_is_printed_whole(width):
         for line in lines
         if line.startswith(("\N{MULTIPLICATION SIGN}2 ", "\N{DIVISION SIGN}2 "))
     ]
-    assert len(signs) == sum(len(t.rows) for t in section.parts if hasattr(t, "rows"))
+    pieces = 2 if width == 60 else 1  # a narrow terminal has the columns in two tables
+    assert len(signs) == pieces * sum(len(t.rows) for t in section.parts if hasattr(t, "rows"))
 
 
 def test_fields_that_shorten_time_most_come_first():
@@ -52,6 +60,31 @@ def test_fields_that_shorten_time_most_come_first():
     table = sensitivity_table(found)
     assert sum(map(len, ranked_fields(found))) == len(table.rows)
     assert table.rows[0]["sparqle_seconds_change"] == pytest.approx(-0.5)
+
+
+def test_time_x_area_grows_with_what_is_doubled():
+    found = RunModel.of(full_run()).sensitivities[0]
+    changes = {(c.field, c.factor): c for c in found.changes if c.parts}
+    machine, time = found.base.accelerator, changes["rows", 2.0].parts["whole_model"].seconds
+    for scheme in ("dense", "sparqle"):
+        # All PEs twice and the buffers as they are: by hand from the parts of the area.
+        array = array_mm2(array_of(machine, scheme), scheme)
+        area = (2 * array + buffers_mm2(machine).mid) / (array + buffers_mm2(machine).mid)
+        change = found.time_area(changes["rows", 2.0], scheme)
+        assert change == pytest.approx((1 + time[scheme]) * area - 1, rel=1e-6)
+    # Bandwidth has no area.
+    wide = changes["dram_bytes_per_cycle", 2.0]
+    assert found.time_area(wide, "sparqle") == wide.parts["whole_model"].seconds["sparqle"]
+
+
+def test_the_next_knob_is_named_in_a_sentence():
+    found = RunModel.of(full_run()).sensitivities
+    (sentence,) = sensitivity_verdicts(found)
+    knobs = [c for c in found[0].changes if c.parts and c.field != EVERYTHING]
+    best = min(knobs, key=lambda c: c.parts["whole_model"].seconds["sparqle"])
+    word = {2.0: "doubled", 0.5: "halved"}[best.factor]
+    assert f"by time of the split form prefill {best.field} {word} to" in sentence
+    assert "by time x area of the split form prefill" in sentence
 
 
 @pytest.mark.parametrize("narrow", [False, True])

@@ -41,7 +41,22 @@ def test_many_points_are_cut_to_some_with_both_ends():
 
 def test_points_without_an_estimate_are_counted_with_their_reason():
     text = printed([{"weight_buffer_bytes": 16}])
-    assert "1 points have no estimate; the first: " in " ".join(text.split())
+    assert "1 point has no estimate; the first: " in " ".join(text.split())
+    text = printed([{"weight_buffer_bytes": 16}, {"weight_buffer_bytes": 8}])
+    assert "2 points have no estimate; the first: " in " ".join(text.split())
+
+
+@pytest.mark.parametrize("find", [[], ["--find", "time_saved=0", "--over", "batch=1,2"]])
+def test_a_sweep_without_any_estimate_is_an_error(tmp_path, capsys, monkeypatch, find):
+    monkeypatch.chdir(tmp_path)
+    fixed = [f"--fix={name}={value}" for name, value in FIXED.items()]
+    asked = ["sweep", *fixed, "--axis", "weight_buffer_bytes=8,16", "--workers", "1", *find]
+    assert main(asked) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no point of the sweep has an estimate; the first: " in line
+    assert not list(tmp_path.iterdir())
+    one_is_possible = ["weight_buffer_bytes=8,1048576" if "=8,16" in a else a for a in asked]
+    assert main(one_is_possible) == 0
 
 
 def test_command_writes_what_it_prints_as_json(tmp_path, capsys):

@@ -130,7 +130,8 @@ def draw_axis(rows: Sequence[Mapping[str, Any]], name: str, *, narrow: bool = Fa
         for i, (saved, label) in enumerate(_SAVED.items()):
             column, look = quantity(saved).column, _look(i)
             values = [float(row[column]) for row in rows]
-            axes.plot(places, values, linewidth=1.4, markersize=4, **look)
+            axes.plot(places, values, linewidth=0.8, alpha=0.5, color=look["color"])
+            axes.plot(places, values, linestyle="none", markersize=4.5, **look)
             handles.append(Line2D([], [], linewidth=1.4, markersize=4, label=label, **look))
         axes.axhline(0, color=style.INK, linewidth=0.8)
         step = max(1, len(rows) // (6 if narrow else 12))
@@ -180,9 +181,11 @@ def _look(i: int) -> dict[str, Any]:
 
 def _draw_line(axes: Axes, scan: Scan, one: BreakEven, i: int, names: Sequence[str]) -> Line2D:
     look = _look(i)
-    label = shown_point({n: one.point[n] for n in names if n in one.point}) or "figure"
+    label = shown_point({n: one.point[n] for n in names if n in one.point}) or "estimates"
     xs, ys = ([pair[j] for pair in one.scanned] for j in (0, 1))
-    axes.plot(xs, ys, color=look["color"], linewidth=1.4)
+    # What lies between two estimates is not known: tiles and groups of rows make jumps.
+    axes.plot(xs, ys, color=look["color"], linewidth=0.8, alpha=0.5)
+    axes.scatter(xs, ys, s=7, color=look["color"], linewidths=0)
     figures = dict(one.scanned)
     axes.plot(
         one.crossings,

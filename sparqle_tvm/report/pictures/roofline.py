@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
 from sparqle_tvm.report.pictures import style
 from sparqle_tvm.results.passes import Layer, PassResult
@@ -29,6 +31,9 @@ _SPLIT: dict[str, Any] = {
     "color": style.SCHEME_COLORS["sparqle"],
     "markersize": 4,
 }
+
+Lines = Sequence[NDArray[np.float64]]
+"""Points along what is drawn, (points, 2) each, in MACs per byte and per second."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,14 @@ def draw_roofline(
             phase = replace(whole, layers=_whole_rows(whole))
             dense, split = (points_of(phase, s, accelerator) for s in ("dense", "sparqle"))
             axes.set_title(phase.name)
-            _draw_roofs(axes, accelerator, dense + split, passes_per_mac(phase, accelerator))
+            roofs = _draw_roofs(
+                axes, accelerator, dense + split, passes_per_mac(phase, accelerator)
+            )
             moves = [(astuple(a), astuple(b)) for a, b in zip(dense, split, strict=True)]
             axes.add_collection(LineCollection(moves, colors=style.GRID, zorder=1), autolim=False)
             for points, look in ((dense, _DENSE), (split, _SPLIT)):
                 axes.plot(*zip(*map(astuple, points), strict=True), linestyle="none", **look)
-            _name_kinds(axes, phase, split)
+            _name_kinds(axes, phase, split, [*roofs, *(_dotted(*move) for move in moves)])
             axes.set_xlabel("MACs per byte of DRAM traffic")
             axes.set_ylabel("MACs per second")
         handles = [Line2D([], [], linestyle="none", **look) for look in (_DENSE, _SPLIT)]
@@ -91,40 +98,80 @@ def _whole_rows(whole: PassResult) -> tuple[Layer, ...]:
     return tuple(x for x in whole.layers if x.m == rows) or whole.layers
 
 
-def _name_kinds(axes: Axes, phase: PassResult, points: Sequence[Point]) -> None:
-    """Write each kind of layer beside the middle of its points; kinds at one place together."""
+def _name_kinds(axes: Axes, phase: PassResult, points: Sequence[Point], drawn: Lines) -> None:
+    """Write each kind of layer near its points, where least of what is drawn lies below the name.
+
+    Kinds at one place share a name; `drawn` are the lines of the picture.
+    """
     kinds: dict[str, list[Point]] = {}
     for layer, point in zip(phase.layers, points, strict=True):
         kinds.setdefault(layer.type, []).append(point)
     to_axes = axes.transData + axes.transAxes.inverted()
-    places: dict[tuple[float, float], list[str]] = {}
+
+    def places(found: Sequence[Point]) -> NDArray[np.float64]:
+        return np.asarray(to_axes.transform([astuple(point) for point in found]))
+
+    taken = np.vstack([to_axes.transform(np.vstack(drawn)), np.repeat(places(points), 4, axis=0)])
+    names: dict[tuple[float, float], list[str]] = {}
     for kind, found in kinds.items():
-        middle = np.exp(np.mean(np.log([astuple(point) for point in found]), axis=0))
-        x, y = to_axes.transform(middle)
-        near = (at for at in places if abs(at[0] - x) < 0.02 and abs(at[1] - y) < 0.02)
-        places.setdefault(next(near, (float(x), float(y))), []).append(kind)
-    # From the top down, each below the one before where both would stand side by side.
-    written: list[tuple[float, float]] = []
-    for (x, y), names in sorted(places.items(), key=lambda place: -place[0][1]):
-        left, at = x > 0.55, y - 0.02
-        for other_x, other_y in written:
-            if abs(other_x - x) < 0.45 and at > other_y - 0.075:
-                at = min(at, other_y - 0.075)
-        written.append((x, at))
+        x, y = places(found).mean(axis=0)
+        near = (at for at in names if abs(at[0] - x) < 0.02 and abs(at[1] - y) < 0.02)
+        names.setdefault(next(near, (float(x), float(y))), []).append(kind)
+    for place, these in names.items():
+        text = ", ".join(these).replace("_", " ")
+        width, height = _LETTER[0] * len(text), _LETTER[1]
+        left, bottom = min(
+            ((place[0] + dx, place[1] + dy) for dx in _shifts(width) for dy in _SHIFTS_UP),
+            key=lambda at: _covered(taken, at, width, height) + 4 * math.dist(at, place),
+        )
+        taken = np.vstack([taken, _filled(left, bottom, width, height)])
         axes.annotate(
-            ", ".join(names).replace("_", " "),
-            (x, y),
-            xytext=(x + (-0.02 if left else 0.02), max(at, 0.02)),
+            text,
+            place,
+            xytext=(left, bottom),
             xycoords="axes fraction",
             textcoords="axes fraction",
-            ha="right" if left else "left",
-            va="top",
             fontsize=8,
             color=style.INK,
         )
 
 
-def _draw_roofs(axes: Axes, accelerator: Accelerator, points: Sequence[Point], passes: int) -> None:
+_LETTER = (0.019, 0.045)
+"""Width and height of a letter of a name, in shares of a panel."""
+_SHIFTS_UP = (-0.02, *(sign * k * 0.05 - 0.02 for k in range(1, 6) for sign in (1, -1)))
+
+
+def _shifts(width: float) -> tuple[float, ...]:
+    """Where a name of that width may begin, seen from the middle of its points."""
+    return 0.03, 0.06, -0.03 - width, -0.06 - width, -width / 2
+
+
+def _covered(
+    taken: NDArray[np.float64], at: tuple[float, float], width: float, height: float
+) -> float:
+    """How much lies below a name; very much if it leaves the panel."""
+    margin = 0.008
+    low, high = np.subtract(at, margin), np.add(at, (width + margin, height + margin))
+    if low.min() < 0 or high.max() > 1:
+        return math.inf
+    return float(((taken >= low) & (taken <= high)).all(axis=1).sum())
+
+
+def _filled(left: float, bottom: float, width: float, height: float) -> NDArray[np.float64]:
+    """Points all over a name that is written."""
+    x, y = np.meshgrid(np.linspace(left, left + width, 12), np.linspace(bottom, bottom + height, 4))
+    return np.column_stack([x.ravel(), y.ravel()])
+
+
+def _dotted(begin: tuple[float, float], end: tuple[float, float]) -> NDArray[np.float64]:
+    """Points along a line, even on logarithmic axes."""
+    return np.geomspace(begin, end, 40)
+
+
+def _draw_roofs(
+    axes: Axes, accelerator: Accelerator, points: Sequence[Point], passes: int
+) -> Lines:
+    """Draw what memory and array allow; return what is drawn as points of lines."""
     bandwidth = accelerator.dram_bytes_per_second
     one, two = (accelerator.peak_macs_per_second / n for n in (passes / 2, passes))
     low = min(p.macs_per_byte for p in points) / 1.5
@@ -136,9 +183,12 @@ def _draw_roofs(axes: Axes, accelerator: Accelerator, points: Sequence[Point], p
     x = np.geomspace(low, high, 200)
     axes.plot(x, np.minimum(x * bandwidth, one), color=style.INK, linewidth=1.4)
     axes.plot(x, np.minimum(x * bandwidth, two), color=style.MUTED, linewidth=1.4, linestyle="--")
+    drawn = [np.column_stack([x, np.minimum(x * bandwidth, roof)]) for roof in (one, two)]
     for roof, text in ((one, "one digit pass"), (two, "two passes")):
         if low * bandwidth < roof < top:
-            _note(axes, (low, roof), f" {text}, {_si(roof)}", 2)
+            _note(axes, (high, roof), f"{text}, {_si(roof)} ", 3, "right")
+            # The words stand above the line, on a third of it.
+            drawn.append(_dotted((low * (high / low) ** 0.6, roof * 1.04), (high, roof * 1.04)))
             axes.hlines(roof, low, roof / bandwidth, style.GRID, linewidth=1.2)
     middle = (low * min(high, two / bandwidth)) ** 0.5
     # Above the slope, unless there is no room between it and the axis.
@@ -147,6 +197,7 @@ def _draw_roofs(axes: Axes, accelerator: Accelerator, points: Sequence[Point], p
         _note(axes, at, f"{text}  ", 6, "right")
     else:
         _note(axes, at, f"  {text}", -12)
+    return drawn
 
 
 def _label(axes: Axes, low: float, high: float, bottom: float, top: float) -> None:

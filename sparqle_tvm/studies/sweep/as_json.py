@@ -34,8 +34,16 @@ def sweep_json(result: SweepResult, out: str, shown: Pivot | None = None) -> dic
 
 
 @dataclass(frozen=True)
-class _Axes:
-    """What is read of a pivot; the rest is made of the rows again."""
+class PivotAxes:
+    """What is read of a pivot; the rest is made of the rows again.
+
+    Attributes
+    ----------
+    rows, cols : str
+        Names of the sweep.
+    quantity : mapping of str to str
+        ``name`` and ``column`` of the figure.
+    """
 
     rows: str
     cols: str
@@ -43,13 +51,39 @@ class _Axes:
 
 
 @dataclass(frozen=True)
-class _Content:
-    """What is read of a sweep."""
+class SweepContent:
+    """All points of a sweep with their figures.
+
+    Attributes
+    ----------
+    out : str
+        The file of the table.
+    names : tuple of str
+        What the points say: parameters of `studies.estimate.estimate`, fields of the accelerator.
+    rows : tuple of dict
+        For every point its names and figures, as `studies.sweep.evaluate_point` gives them, or
+        ``error``.
+    pivot : PivotAxes, optional
+        The pivot that was asked for.
+    """
 
     out: str
     names: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
-    pivot: _Axes | None = None
+    pivot: PivotAxes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossingsContent(Scan):
+    """What was looked for, and what was found.
+
+    Attributes
+    ----------
+    points : tuple of BreakEven
+        For every point of the sweep.
+    """
+
+    points: tuple[BreakEven, ...]
 
 
 def read_result(data: Any, where: object) -> tuple[SweepResult, str, Pivot | None]:
@@ -60,7 +94,7 @@ def read_result(data: Any, where: object) -> tuple[SweepResult, str, Pivot | Non
     ResultFileError
         If it is not of that form; names the place.
     """
-    content = typed(data, _Content, where, ResultFileError, partial=True)
+    content = typed(data, SweepContent, where, ResultFileError, partial=True)
     names = set(content.names)
     points = tuple({n: v for n, v in row.items() if n in names} for row in content.rows)
     sweep = Sweep(typed(points, tuple[Point, ...], f"{where}, $.rows", ResultFileError))
@@ -82,14 +116,7 @@ def crossings_json(scan: Scan, found: Sequence[BreakEven]) -> dict[str, Any]:
 
 def read_crossings(data: Any, where: object) -> tuple[Scan, tuple[BreakEven, ...]]:
     """Read what `crossings_json` gave; ResultFileError if it is not of that form."""
-    scan = typed(data, Scan, where, ResultFileError, partial=True)
-    found = typed(
-        data.get("points"),
-        tuple[BreakEven, ...],
-        f"{where}, $.points",
-        ResultFileError,
-        partial=True,
-    )
-    if not found:
+    content = typed(data, CrossingsContent, where, ResultFileError, partial=True)
+    if not content.points:
         raise ResultFileError(f"{where}: there is no point in it")
-    return scan, found
+    return Scan(content.quantity, content.level, content.over, content.values), content.points

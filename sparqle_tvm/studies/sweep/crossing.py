@@ -14,11 +14,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
 
-from sparqle_tvm.errors import InvalidArgumentError, choose_from
+from sparqle_tvm.errors import InvalidArgumentError, TargetError, choose_from
 from sparqle_tvm.numerics.integers import DIGIT_BITS
 from sparqle_tvm.processes import on_processes, require_workers
 from sparqle_tvm.progress import progress_bar
-from sparqle_tvm.studies.sweep.execute import choose_schedules_of, evaluate_point
+from sparqle_tvm.studies.sweep.execute import (
+    choose_schedules_of,
+    evaluate_point,
+    nothing_estimated,
+)
 from sparqle_tvm.studies.sweep.figures import Quantity
 from sparqle_tvm.studies.sweep.points import DEFAULTS, ESTIMATE_KINDS, Point, Sweep, parse_axis
 from sparqle_tvm.target.accelerator import Accelerator
@@ -149,14 +153,20 @@ def find_crossings(
     Raises
     ------
     InvalidArgumentError
-        If a point has the field itself.
-    TargetError
-        If the accelerator of a point is unknown.
+        If a point has the field itself, or no point has an estimate.
     """
     if scan.over in sweep.names:
         raise InvalidArgumentError(f"over: {scan.over} is fixed, or an axis of the sweep")
     require_workers(workers)
-    look = partial(break_even, scan)
+    found = _looked_for(partial(break_even, scan), sweep, workers, progress)
+    if not any(one.scanned for one in found):
+        raise nothing_estimated(found[0].error)
+    return found
+
+
+def _looked_for(
+    look: Callable[[Point], BreakEven], sweep: Sweep, workers: int | None, progress: bool
+) -> tuple[BreakEven, ...]:
     count = len(sweep.points)
     with ExitStack() as stack:
         bar = stack.enter_context(
@@ -193,7 +203,10 @@ def break_even(scan: Scan, point: Point) -> BreakEven:
         seen[value] = figures[scan.quantity.column]
         return scan.quantity.reached(seen[value], scan.level)
 
-    values = scan.values or scan_values(scan, point)
+    try:
+        values = scan.values or scan_values(scan, point)
+    except TargetError as error:
+        return BreakEven(point, (), (), str(error))
     choose_schedules_of(map(there, values))
     reached = [(value, state) for value in values if (state := at(value)) is not None]
     ranges = tuple(_ranges(reached, partial(_bisect, at, whole=scan.whole)))

@@ -106,6 +106,11 @@ def require_results(row: Any, where: str, error: type[SparqleError]) -> None:
     typed(row, kind, where, error)
 
 
+def nothing_estimated(reason: str) -> InvalidArgumentError:
+    """The error that no point has an estimate; of some that have none, results say why."""
+    return InvalidArgumentError(f"no point of the sweep has an estimate; the first: {reason}")
+
+
 def run_sweep(
     sweep: Sweep,
     out: str | os.PathLike[str],
@@ -139,7 +144,7 @@ def run_sweep(
     ------
     InvalidArgumentError
         If `out` cannot be written, or what was kept is damaged or of another sweep; if Dask is not
-        installed or does not answer.
+        installed or does not answer; if no point has an estimate.
     """
     SweepResult.check_name(out)
     require_workers(workers)
@@ -171,6 +176,9 @@ def run_sweep(
             done.update(results)
             bar.update(len(results))
     result = SweepResult(sweep, tuple(done[i] for i in range(len(sweep.points))))
+    if result.failed == len(sweep.points):
+        remove_checkpoint(kept)
+        raise nothing_estimated(done[0]["error"])
     result.write(out)
     remove_checkpoint(kept)
     return result
