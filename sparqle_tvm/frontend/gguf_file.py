@@ -423,7 +423,7 @@ class GGUFFile:
         for part in self._parts:
             # In pieces: all pages at once would count as memory of this process.
             for begin in range(0, len(part.data), _PIECE_BYTES):
-                digest.update(part.data[begin : begin + _PIECE_BYTES])
+                digest.update(part.data.data[begin : begin + _PIECE_BYTES])
                 self._release()
         return digest.hexdigest()
 

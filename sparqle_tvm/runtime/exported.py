@@ -176,7 +176,7 @@ def append_tensors(
             file.write(bytes(-file.tell() % _ALIGNMENT_BYTES))
             shape = [int(n) for n in array.shape]
             written[array.ctypes.data] = StoredTensor(file.tell(), str(array.dtype), shape)
-            file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return {
         name: [written[np.from_dlpack(each).ctypes.data] for each in tensors]
         for name, tensors in weights.items()
