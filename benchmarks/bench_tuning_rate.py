@@ -7,13 +7,19 @@ the simulator, and with the analytical model. Processor time counts, so that wha
 machine does not. Then the steps of one trial, each by itself, and the search with one process and
 with several, by the clock (of use on a machine that does nothing else), and by the processor time
 of the processes: as long as the busiest of them works, or all of them on as many cores as workers.
+Last, what the machine gives: measurements alone, without a search, in one process and in several
+at once. Every process has one thread.
 """
 
 from __future__ import annotations
 
+import os
+
+os.environ |= {"OMP_NUM_THREADS": "1", "TVM_NUM_THREADS": "1"}  # before anything is imported
+
 import argparse
 import json
-import os
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,6 +43,7 @@ from sparqle_tvm.tuning import (
     default_of,
     tasks_of_group,
 )
+from sparqle_tvm.tuning.workers import Workers
 
 EDGE = PRESETS["sparqle/edge"]
 TOKENS = 512
@@ -108,6 +115,17 @@ def by_workers(tasks: list[TuningTask], trials: int, workers: int) -> dict[str, 
     return {"clock": 60 * count / (end - clock), "processor": 60 * count / work}
 
 
+def measurements(tasks: list[TuningTask], count: int, workers: int) -> float:
+    """Measurements per minute of a clock without any search, in several processes at once."""
+    candidates = [(task, default_of(task, EDGE)) for task in tasks]
+    candidates *= math.ceil(count / len(candidates))
+    with Workers(Meter(EDGE), workers) as there:
+        there.measure(candidates[: 4 * workers])  # everything is loaded
+        begin = time.perf_counter()
+        there.measure(candidates)
+        return 60 * len(candidates) / (time.perf_counter() - begin)
+
+
 def mean_ms(call: Callable[[], Any], repeats: int = 10) -> float:
     call()
     begin = time.process_time()
@@ -157,6 +175,15 @@ def main() -> None:
     one, several = figures["workers"].values()
     ratios = {name: several[name] / one[name] for name in one}
     print(f"  ratio      {ratios['clock']:.2f} by the clock, {ratios['processor']:.2f} otherwise")
+    figures["measurements"] = {
+        workers: measurements(tasks, 2 * arguments.trials, workers)
+        for workers in (1, arguments.workers)
+    }
+    one, several = figures["measurements"].values()
+    print(
+        f"measurements alone, {arguments.workers} processes: {several:,.0f} per minute of a clock, "
+        f"one {one:,.0f}: ratio {several / one:.2f}"
+    )
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -22,7 +22,8 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build"]
+# Drawings are included in pages, and are none themselves.
+exclude_patterns = ["_build", "generated/*.svg.md"]
 
 # `make docs NOTEBOOKS=off` shows the tutorials without running them.
 nb_execution_mode = os.environ.get("NOTEBOOKS", "cache")
@@ -54,6 +55,7 @@ html_title = "sparqle_tvm"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}

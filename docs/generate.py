@@ -88,7 +88,9 @@ def write_all(docs: Path) -> None:
         if notebook.read_bytes() != _bytes_of(tutorials / notebook.name):
             shutil.copy(notebook, tutorials)
     for name, svg in drawings.all_drawings():
-        _write(folder / f"{name}.svg.md", f"```{{raw}} html\n{svg}\n```\n")
+        _write(
+            folder / f"{name}.svg.md", f'```{{raw}} html\n<div class="drawing">{svg}</div>\n```\n'
+        )
 
 
 def _write(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from sparqle_tvm.passes.lower_qdq import LowerQDQ
 from sparqle_tvm.passes.merge_precision import MergePrecision
 from sparqle_tvm.passes.offload_attention import OffloadAttention
 from sparqle_tvm.passes.offload_dense import OffloadDense
-from sparqle_tvm.passes.outline_repeats import OutlineRepeats
+from sparqle_tvm.passes.outline_repeats import InlineLayers, OutlineLayers, OutlineRepeats
 from sparqle_tvm.passes.quantize_attention import FLOAT_ATTENTION, QuantizeAttention
 from sparqle_tvm.passes.quantize_cache import QuantizeCache
 from sparqle_tvm.passes.raise_msb_sparsity import RaiseMsbSparsity
@@ -51,6 +51,7 @@ __all__ = [
     "FoldWeights",
     "FuseQuantize",
     "HoistConstants",
+    "InlineLayers",
     "JoinDense",
     "LegalizeHost",
     "LiftChoices",
@@ -60,6 +61,7 @@ __all__ = [
     "ObservedDense",
     "OffloadAttention",
     "OffloadDense",
+    "OutlineLayers",
     "OutlineRepeats",
     "PassReport",
     "QuantizeAttention",

@@ -145,12 +145,18 @@ def _from_arithmetic(rewriter: Rewriter, call: relax.Call) -> Dequantized | None
         if found is None:
             continue
         values, zero = found
-        rank, dims = values.ty.ndim, scale.ty.shape
-        if dims is None or scale.ty.ndim > rank:
+        rank = values.ty.ndim
+        if scale.ty.shape is None or scale.ty.ndim > rank:
             return None
-        shape = [int(d) if hasattr(d, "value") else -1 for d in dims.values]
-        shape = [1] * (rank - len(shape)) + shape
+        shape = _extents(scale, rank)
         along = [axis for axis, extent in enumerate(shape) if extent != 1]
+        if isinstance(zero, relax.Expr) and rank == 2 and not dialect.is_single(zero.ty):
+            # Both lie along one axis, or the scale along none.
+            extents = _extents(zero, rank)
+            if along and [i for i, extent in enumerate(extents) if extent != 1] != along:
+                return None
+            if not along and -1 not in extents and 1 in extents:
+                return Dequantized(values, zero, scale, int(extents[0] == 1))
         several = isinstance(zero, np.ndarray) and zero.size > 1
         if not along and not several:
             return Dequantized(values, zero, scale, None)
@@ -161,6 +167,12 @@ def _from_arithmetic(rewriter: Rewriter, call: relax.Call) -> Dequantized | None
             return Dequantized(values, zero, scale, None)
         return None
     return None
+
+
+def _extents(expr: Any, rank: int) -> list[int]:
+    """The shape that a tensor has among `rank` axes, -1 for what is symbolic."""
+    found = [int(d) if hasattr(d, "value") else -1 for d in expr.ty.shape.values]
+    return [1] * (rank - len(found)) + found
 
 
 def _integers(rewriter: Rewriter, expr: Any) -> tuple[Any, Any] | None:

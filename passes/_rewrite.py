@@ -17,6 +17,7 @@ from sparqle_tvm.passes._constants import ConstantEvaluator
 from sparqle_tvm.passes._encodings import Encodings
 from sparqle_tvm.passes._match import op_name
 from sparqle_tvm.passes._report import PassReport, Skipped
+from sparqle_tvm.passes._segments import Segment, segments_of
 from sparqle_tvm.passes._value_range import LAYOUT_OPS
 
 
@@ -93,6 +94,8 @@ class Rewriter(PyExprMutator):
 
     Attributes
     ----------
+    segments : list of Segment
+        What the function stands for, if it is one of equal layers.
     weights : dict of relax.Var to (float, float)
         The parameters of the function that are weights, and their bounds.
     roots : tuple of str
@@ -112,6 +115,7 @@ class Rewriter(PyExprMutator):
         self._moved: set[Any] = set()
         self.parameters: frozenset[Any] = frozenset()
         self.weights: dict[relax.Var, Bounds] = {}
+        self.segments: list[Segment] = []
         self.constants = ConstantEvaluator(self.value)
         self._function: relax.Function | None = None
         # Counted when somebody asks: on a model's functions that takes long.
@@ -122,8 +126,9 @@ class Rewriter(PyExprMutator):
         """Look at the next function of the module before it is visited."""
         self.function = name
         self._function, self._uses, self._field_readers = func, None, {}
-        self.parameters = frozenset(func.params)
-        self.weights = declared_weights(func)
+        self.weights, self.segments = declared_weights(func), segments_of(func)
+        # What a layer is called with is computed, but for its weights.
+        self.parameters = frozenset(self.weights if self.segments else func.params)
         self.replacements, self._moved = {}, set()
 
     @property
@@ -204,12 +209,14 @@ class Rewriter(PyExprMutator):
         raise AssertionError(f"{type(self).__name__} does not say what it rewrites")
 
     def count(self) -> None:
-        """Note one rewrite in the report."""
-        self.owner.report.rewrite(self.owner.name)
+        """Note one rewrite in the report, of all layers that a function stands for."""
+        self.owner.report.rewrite(self.owner.name, max(len(self.segments), 1))
 
     def skip(self, op: str, label: str, reason: str) -> None:
         """Note in the report that an op is left alone."""
-        self.owner.report.skip(Skipped(self.owner.name, self.function, op, label, reason))
+        for each in self.segments or [Segment(self.function, {})]:
+            own = each.names.get(label, label)
+            self.owner.report.skip(Skipped(self.owner.name, each.caller, op, own, reason))
 
     def finish(self) -> None:
         """What is to be done (reported) after all functions are visited."""

@@ -38,8 +38,27 @@ class _Balance(Rewriter):
 
     def begin(self, name: str, func: relax.Function) -> None:
         super().begin(name, func)
-        for result, dense in Encodings(func).dense.items():
+        found = Encodings(func)
+        for result, dense in found.dense.items():
             self.readers[dense.encoding].append((dense, result))
+        # All schedules at once takes hardly longer than those of one encoding.
+        machine, densities = self.owner.accelerator, self.owner.densities
+        choose_together(
+            question
+            for encoding, made in found.encoders.items()
+            if all(isinstance(d, dialect.SplitDenseScaled) for d, _ in self.readers[encoding])
+            for group in self._groups(self.readers[encoding])
+            for question in sorting_questions(
+                group, machine, densities.get(made.label, TYPICAL_DENSITY)
+            )
+        )
+
+    def _groups(self, readers: list[Reader]) -> tuple[tuple[DenseOp, ...], ...]:
+        """What reads an encoding, for each number of rows, the fewest first."""
+        if not readers:
+            return ()
+        counts = row_counts(dims_of(readers[0][1])[:-1], self.owner.accelerator)
+        return tuple(tuple(dense_op(dense, rows) for dense, _ in readers) for rows in counts)
 
     def in_block(self, block: relax.BindingBlock, visit: Callable[..., Any]) -> relax.BindingBlock:
         # A block reads the orders that blocks around it made, but not those of another branch.
@@ -102,8 +121,7 @@ class _Balance(Rewriter):
         return None
 
     def _best(self, readers: list[Reader], density: float) -> tuple[int, int] | None:
-        counts = row_counts(dims_of(readers[0][1])[:-1], self.owner.accelerator)
-        groups = tuple(tuple(dense_op(dense, rows) for dense, _ in readers) for rows in counts)
+        groups = self._groups(readers)
         key = groups, rounded_density(density)
         if key not in self.best:
             self.best[key] = self._best_of(groups, density)
@@ -114,7 +132,6 @@ class _Balance(Rewriter):
     ) -> tuple[int, int] | None:
         """The same of the ops for each number of rows, the fewest first."""
         best, machine = None, self.owner.accelerator
-        choose_together(q for group in groups for q in sorting_questions(group, machine, density))
         for group in groups:
             block, rows = choose_block_rows(group, machine, self.owner.goal, density), group[0].m
             if block:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable
 from typing import Any, Protocol
@@ -17,9 +18,12 @@ from sparqle_tvm.passes._constants import Constant
 from sparqle_tvm.passes._match import op_name, static_shape
 from sparqle_tvm.passes._rewrite import ReportingPass, count_uses, has_mark, relax_functions
 from sparqle_tvm.passes.fold_constants import compiled_functions
+from sparqle_tvm.threads import give_back_memory
 
 PREPARING = ("sparqle.pack_weights", "sparqle.weight_sums")
 """Packed functions that make tensors of weights, and do nothing else."""
+
+_LARGE = 1 << 20
 
 
 class WeightSource(Protocol):
@@ -91,7 +95,9 @@ class _Preparation:
     def tensor(self, expr: Any, known: dict[Any, Any], key: Hashable) -> Any:
         """The value of an expression that a function takes."""
         if key not in self.made:
-            self.made[key] = self._value(expr, known)
+            made = self.made[key] = self._value(expr, known)
+            if math.prod(made.shape) >= _LARGE:
+                give_back_memory()
         return self.made[key]
 
     def _value(self, expr: Any, known: dict[Any, Any]) -> Any:

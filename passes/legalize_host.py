@@ -10,7 +10,7 @@ from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
 from sparqle_tvm.host import legalize
-from sparqle_tvm.passes._match import op_name
+from sparqle_tvm.passes._match import dtype_of, op_name
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 
 
@@ -49,10 +49,36 @@ class _Kernels:
         return list(self._builder.get().functions_items())
 
 
+_BETWEEN = frozenset(f"relax.{name}" for name in ("astype", "reshape", "multiply", "sum", "add"))
+"""Ops between the sums of an integer dense and its scales."""
+
+
+def scales_of_dense(func: relax.Function) -> set[relax.Var]:
+    """Results of the multiplications with scales that follow integer dense ops, float32."""
+    sums, scaled = set(), set()
+    for binding in (each for block in func.body.blocks for each in block.bindings):
+        value: Any = getattr(binding, "value", None)
+        name = op_name(value)
+        if name in _BETWEEN:
+            behind = any(each in sums for each in value.args if isinstance(each, relax.Var))
+            # What is added in float32 is a bias or a residual, with which scales are over.
+            if not behind or (name == "relax.add" and dtype_of(value) == "float32"):
+                continue
+            if name == "relax.multiply" and dtype_of(value) == "float32":
+                scaled.add(binding.var)
+        elif dialect.Dense.of(value) is None and not (
+            name == "relax.matmul" and dtype_of(value) == "int32"
+        ):
+            continue
+        sums.add(binding.var)
+    return scaled
+
+
 @mutator
 class _Legalize(Rewriter):
     roots = (
         "relax.matmul",
+        "relax.multiply",
         "relax.sparqle.",
     )
 
@@ -60,9 +86,15 @@ class _Legalize(Rewriter):
         super().__init__(mod, owner)
         self.kernels = _Kernels(self, {str(gv.name_hint) for gv in mod.get_global_vars()})
 
+    def begin(self, name: str, func: relax.Function) -> None:
+        super().begin(name, func)
+        self.scaled = scales_of_dense(func)
+
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         if dialect.op_name(call):
             lower = legalize.legalize
+        elif self.bound in self.scaled:
+            lower = legalize.legalize_scale
         elif op_name(call) == "relax.matmul" and legalize.has_matmul_kernel(call):
             lower = legalize.legalize_matmul
         else:
@@ -80,7 +112,8 @@ class LegalizeHost(RewritePass):
     """Replace matmuls and the ops of the dialect by ``call_tir`` of kernels for a host CPU.
 
     Does for these ops what LegalizeOps does for all others, and in a fraction of the time on a
-    module with hundreds of equal layers. Equal ops share one PrimFunc.
+    module with hundreds of equal layers. Equal ops share one PrimFunc. Multiplications with the
+    scales of an integer dense are kernels of their own, too: see `host.legalize.legalize_scale`.
 
     Precondition: the shape of weights is static.
 

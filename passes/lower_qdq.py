@@ -69,8 +69,8 @@ class _Lower(Rewriter):
         reason = self._obstacle_of_activation(activation)
         if reason:
             return reason
-        if not (weight.zero is None or isinstance(weight.zero, np.ndarray)):
-            return "the zero point of the weight is not constant"
+        if isinstance(weight.zero, relax.Expr) and dtype_of(weight.zero) != dtype_of(weight.values):
+            return "the zero point of the weight comes at run time, and is not of the weight's type"
         if not is_weight(weight.values, self) or not is_weight(weight.scale, self):
             return "the second operand is computed at run time, it is no weight"
         if shape is None or len(shape) != 2:
@@ -79,10 +79,8 @@ class _Lower(Rewriter):
             return "the weight is moved otherwise than transposed"
         if weight.per_row or weight.axis not in (None, 0 if weight.transposed else 1):
             return "the weight has a scale per row of K"
-        shifted = self._shifted(weight)
-        if shifted is None:
-            return "the weight has a zero point, or is no int8, and is not constant"
-        return self._overflow(activation, shifted, shape[1] if weight.transposed else shape[0])
+        columns = shape[1] if weight.transposed else shape[0]
+        return self._overflow(activation, self._shifted(weight), columns)
 
     def _obstacle_of_activation(self, activation: Dequantized) -> str:
         """Why an activation cannot be multiplied as integers, ``""`` if it can."""
@@ -129,7 +127,7 @@ class _Lower(Rewriter):
         largest, zero = high - low, _number(activation.zero)
         if zero is not None:
             largest = max(high - zero, zero - low)
-        weights = 128 * columns
+        weights = 255 * columns
         if isinstance(shifted, np.ndarray) and shifted.size:
             magnitudes = np.abs(shifted.astype(np.int64))
             weights = int(max(magnitudes.sum(axis=0).max(), magnitudes.sum(axis=1).max()))
@@ -137,25 +135,35 @@ class _Lower(Rewriter):
             return ""
         return f"sums over K = {columns} can leave int32 with {dtype_of(activation.values)}"
 
-    def _shifted(self, weight: Dequantized) -> Any | None:
-        """The weight without its zero point: int8, or constants of int32 where they must be."""
-        zero = np.zeros((), np.int64) if weight.zero is None else weight.zero.astype(np.int64)
+    def _shifted(self, weight: Dequantized) -> np.ndarray | None:
+        """A constant weight less a constant zero point: int8, or int32 where it must be."""
         values = self.constants.value(weight.values)
-        if values is None:
-            whole = dtype_of(weight.values) == "int8" and not zero.any()
-            return weight.values if whole else None
+        if values is None or isinstance(weight.zero, relax.Expr):
+            return None
+        zero = np.zeros((), np.int64) if weight.zero is None else weight.zero.astype(np.int64)
         if zero.size > 1 and zero.ndim == 1 and weight.axis is not None:
             zero = np.expand_dims(zero, 1 - weight.axis)
         wide = values.astype(np.int64) - (zero if zero.size > 1 else zero.reshape(()))
         inside = wide.size == 0 or (wide.min() >= -128 and wide.max() <= 127)
-        if wide.shape != values.shape:
-            return None
         return wide.astype(np.int8 if inside else np.int32)
 
+    def _second(self, weight: Dequantized) -> relax.Expr:
+        """The weight (K, N) less its zero point: int8 as it is, or int32."""
+        op, shifted, zero = relax.op, self._shifted(weight), weight.zero
+        if shifted is not None:
+            return weight.moved(self, make_const(shifted))
+        values = weight.moved(self, weight.values)
+        if isinstance(zero, np.ndarray):
+            zero = make_const(zero.astype(np.int32)) if zero.any() else None
+        if zero is None:
+            return values
+        wide = self.emit(op.astype(values, "int32"), "weight")
+        # One number, or one for each column.
+        flat = self.emit(op.reshape(zero, () if dialect.is_single(zero.ty) else (-1,)))
+        return self.emit(op.subtract(wide, self.emit(op.astype(flat, "int32"), "weight_zero")))
+
     def _build(self, activation: Dequantized, weight: Dequantized) -> relax.Expr:
-        op, shifted = relax.op, self._shifted(weight)
-        second = make_const(shifted) if isinstance(shifted, np.ndarray) else shifted
-        second = weight.moved(self, second)
+        op, second = relax.op, self._second(weight)
         first, zero = activation.moved(self, activation.values), self._zero(activation)
         if zero is not None or (dtype_of(first), dtype_of(second)) != ("int8", "int8"):
             first = self.emit(op.astype(first, "int32"), "wide")
@@ -205,12 +213,12 @@ class LowerQDQ(RewritePass):
     """Compute ``matmul(dequantize(q), dequantize(w))`` in integers.
 
     Precondition: int8 or uint8 (int16 or uint16) activations with one scale and zero point, or with
-    one per row, which may come at run time; int8 weights with one scale or one per output column,
-    constants or parameters, and a constant zero point (uint8 ones are constants); or constant
-    weights with a scale per group of K, see `GroupedWeight`. Floats may be
-    spelled out (``float(q) * s``), of 16 bits, moved, and multiplied with a number. The integer sum
-    is exact, and fits int32 whatever the activations are; the result differs from the float matmul
-    it replaces by that one's rounding.
+    one per row, which may come at run time; int8 or uint8 weights with one scale and zero point, or
+    with one per output column, constants or parameters (a zero point may come at run time); or
+    constant weights with a scale per group of K, see `GroupedWeight`. Floats may be spelled out
+    (``float(q) * s``), of 16 bits, moved, and multiplied with a number. The integer sum is exact,
+    and fits int32 whatever the activations are; the result differs from the float matmul it
+    replaces by that one's rounding.
 
     Before::
 

@@ -29,8 +29,9 @@ from sparqle_tvm.target.program.bundle import pack_bundle
 LAUNCH = "sparqle.launch_attention"
 
 ROW_BUCKETS = (1, 64, 512, 4096)
-KEY_BUCKETS = (512, 2048, 8192, 32768)
-"""Sizes that programs are made for where rows and keys are symbolic."""
+KEY_BUCKETS = tuple(2**i for i in range(9, 16))
+"""Sizes that programs are made for where rows and keys are symbolic: up to 32,768 keys, by the
+factor two because scores of all keys of a block lie on chip."""
 
 
 @mutator

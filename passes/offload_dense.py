@@ -44,6 +44,8 @@ class _Plan(Rewriter):
             except (CompileError, InvalidArgumentError, TargetError):
                 return None
             self.owner.readers.setdefault(before.encoding, []).append(specs)
+            made = dialect.Encoder.of(self.value(op.encoding))
+            self.owner.expected[before.encoding] = self.owner.density(made)
         return None
 
 
@@ -159,6 +161,8 @@ class OffloadDense(RewritePass):
     readers : dict of relax.Var to list of tuple of DenseOp
         The ops that read each encoding, each with a spec for every row count. They share the K
         chunk, because the MSB digits lie in DRAM chunk by chunk.
+    expected : dict of relax.Var to float
+        Share of stored digits that is expected of each encoding.
     chunks : dict of relax.Var to tuple of int
         K chunk, for every row count, of the encodings that a program makes.
     """
@@ -179,14 +183,24 @@ class OffloadDense(RewritePass):
         self.densities, self.planes = dict(densities or {}), planes
         self.library = ProgramLibrary(accelerator, tuned)
         self.readers: dict[Any, list[Specs]] = {}
+        self.expected: dict[Any, float] = {}
         self.chunks: dict[Any, tuple[int, ...]] = {}
         self._bundles: dict[tuple[tuple[DenseOp, Decisions], ...], relax.Expr] = {}
         self._cheapest: dict[Any, tuple[list[tuple[DenseOp, Specs]], str]] = {}
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""
-        self.readers, self.chunks = {}, {}
+        self.readers, self.expected, self.chunks = {}, {}, {}
         apply_rewriter(mod, _Plan(mod, self))
+        if self.planes == "cost":
+            # All schedules at once takes hardly longer than those of one encoding.
+            choose_together(
+                question
+                for encoding, readers in self.readers.items()
+                for group in zip(*readers, strict=True)
+                if all(reader.output != "encoded" for reader in group)
+                for question in scheme_questions(group, self.accelerator, self.expected[encoding])
+            )
         return super().transform_module(mod, _ctx)
 
     def bundle(
@@ -210,7 +224,7 @@ class OffloadDense(RewritePass):
                 )
             )
         else:
-            density = self.densities.get(made.label, TYPICAL_DENSITY) if made else TYPICAL_DENSITY
+            density = self.density(made)
             together = list(zip(specs, groups, strict=True))
             if self.planes == "cost":
                 together, left = self._cheaper(together, made, density)
@@ -228,6 +242,10 @@ class OffloadDense(RewritePass):
         # Programs that are left dense have no rows to sort: perhaps nobody asks for an order.
         return self._bundles[key], left, any(spec.block_rows for spec, _ in key)
 
+    def density(self, made: dialect.Encoder | None) -> float:
+        """Share of stored digits to expect of an encoding."""
+        return self.densities.get(made.label, TYPICAL_DENSITY) if made else TYPICAL_DENSITY
+
     def _cheaper(
         self, together: list[tuple[DenseOp, Specs]], made: dialect.Encoder | None, density: float
     ) -> tuple[list[tuple[DenseOp, Specs]], str]:
@@ -238,11 +256,6 @@ class OffloadDense(RewritePass):
         key = (tuple(together), factors, density)
         if key in self._cheapest:
             return self._cheapest[key]
-        choose_together(
-            question
-            for _, group in together
-            for question in scheme_questions(group, self.accelerator, density)
-        )
         chosen, texts = [], []
         for spec, group in together:
             try:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import tvm
 import tvm_ffi
 from tvm import relax
+from tvm.relax.expr import _update_type
 from tvm.relax.utils import copy_with_new_vars
 
 from sparqle_tvm import dialect
+from sparqle_tvm.dialect.weights import WEIGHTS, Bounds, declare_weights, declared_weights
 from sparqle_tvm.passes._constants import Constant
-from sparqle_tvm.passes._match import op_name
+from sparqle_tvm.passes._match import dtype_of, op_name
 from sparqle_tvm.passes._rewrite import ReportingPass, count_uses, has_mark, relax_functions
+from sparqle_tvm.passes._segments import Segment, segments_of, with_segments
 
 REPEAT = "sparqle_repeat"
 """Attribute of a function that was made of repeated bindings."""
@@ -85,6 +88,7 @@ class _Comparison:
 
     def __init__(self) -> None:
         self._kinds = _Kinds()
+        self.weights: dict[relax.Var, Bounds] = {}
 
     def step(self, binding: relax.Binding) -> _Step:
         """One binding."""
@@ -151,7 +155,10 @@ class _Comparison:
             return ("constant", known)
         if isinstance(expr, relax.Var) and not tvm.ir.is_prim_expr(expr):
             operands.append(expr)
-            return ("variable", self._kinds.of_object(expr.ty))
+            # Integers of as many bits; of floats, all are within the largest bounds.
+            integer = expr in self.weights and dtype_of(expr).startswith("int")
+            bounds = self.weights[expr] if integer else None
+            return ("variable", self._kinds.of_object(expr.ty), bounds)
         if tvm.ir.is_prim_expr(expr) and not _is_known(expr):
             return ("computed", self._kinds.new())
         return ("as it is", self._kinds.of_object(expr))
@@ -188,8 +195,11 @@ def _identity(operand: Any) -> Hashable:
     return ("text", operand.value) if isinstance(operand, tvm.ir.StringImm) else operand
 
 
-def _repeats(steps: Sequence[_Step], uses: Counter[Any]) -> list[_Repeat]:
-    """The segments to make functions of: those between steps of the kind that saves most."""
+def _repeats(steps: Sequence[_Step], uses: Counter[Any], cut_at: str = "") -> list[_Repeat]:
+    """The segments to make functions of: those between steps of the kind that saves most.
+
+    With the name of an op in `cut_at`, the steps are those like the first one that calls it.
+    """
     places: dict[int, list[int]] = defaultdict(list)
     for at, step in enumerate(steps):
         places[step.kind].append(at)
@@ -220,7 +230,10 @@ def _repeats(steps: Sequence[_Step], uses: Counter[Any]) -> list[_Repeat]:
         counts = Counter(map(hashed, segments))
         return sum((count - 1) * length for (length, _), count in counts.items())
 
-    cuts = [cut(each) for each in ([], *places.values()) if steps and len(each) != 1]
+    kinds = [[], *places.values()]
+    if cut_at:
+        kinds = [places[s.kind] for s in steps if op_name(s.binding.value) == cut_at][:1]
+    cuts = [cut(each) for each in kinds if steps and len(each) != 1]
     best: list[_Repeat] = []
     for segments in sorted(cuts, key=promised, reverse=True)[:_CANDIDATES]:
         found = _grouped(steps, segments, uses)
@@ -289,7 +302,8 @@ def _parameter(at: int, given: Sequence[Any]) -> relax.Var | None:
 class _Outliner:
     """Puts calls in place of segments, and keeps the functions that they call."""
 
-    def __init__(self, taken: set[str]) -> None:
+    def __init__(self, taken: set[str], cut_at: str = "") -> None:
+        self._cut_at = cut_at
         self.functions: list[tuple[relax.GlobalVar, relax.Function]] = []
         self._taken = taken
         self._comparison = _Comparison()
@@ -297,6 +311,7 @@ class _Outliner:
     def function(self, name: str, func: relax.Function) -> relax.Function:
         """One function of the module, itself if nothing in it repeats."""
         uses, known = count_uses(func), len(self.functions)
+        self._comparison.weights = declared_weights(func)
         ready = set(func.params)
         blocks = [self._block(name, block, uses, ready) for block in func.body.blocks]
         if len(self.functions) == known:
@@ -316,7 +331,7 @@ class _Outliner:
                 steps.append(self._comparison.step(binding))
         bindings, at = first, 0
         calls = {}
-        for repeat in _repeats(steps, uses):
+        for repeat in _repeats(steps, uses, self._cut_at):
             called = self._called(name, steps, repeat)
             for begin, inputs in zip(repeat.begins, repeat.inputs, strict=True):
                 arguments = [inputs[i] for i in called.inputs]
@@ -359,8 +374,35 @@ class _Outliner:
             builder.emit_func_output(output)
         ((variable, function),) = builder.get().functions_items()
         function = copy_with_new_vars(function).with_attr(REPEAT, True)
+        if self._cut_at:
+            function = self._declared(name, function, steps, repeat, inputs)
         self.functions.append((variable, function))
         return _Called(variable, inputs, symbols)
+
+    def _declared(
+        self,
+        caller: str,
+        function: relax.Function,
+        steps: Sequence[_Step],
+        repeat: _Repeat,
+        inputs: Sequence[int],
+    ) -> relax.Function:
+        """The function with what is known of its weights, and how its callers name what it does."""
+        known = self._comparison.weights
+        bounds = {}
+        for param, at in zip(function.params, inputs, strict=False):
+            given = [known[each[at]] for each in repeat.inputs if each[at] in known]
+            if len(given) == len(repeat.inputs):
+                lows, highs = zip(*given, strict=True)
+                bounds[str(param.name)] = min(lows), max(highs)
+        segments = []
+        for begin in repeat.begins:
+            names = {}
+            for offset in range(repeat.length):
+                mine, theirs = (steps[at + offset].binding.var for at in (repeat.begins[0], begin))
+                names[str(mine.name)] = str(theirs.name)
+            segments.append(Segment(caller, names))
+        return with_segments(declare_weights(function, bounds) if bounds else function, segments)
 
     def _unique(self, name: str) -> str:
         unique, count = name, 0
@@ -456,15 +498,144 @@ class OutlineRepeats(ReportingPass):
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""
-        outliner = _Outliner({str(gv.name_hint) for gv in mod.get_global_vars()})
-        changed = mod.clone()
+        return _outlined(self, mod)
+
+
+def _outlined(
+    owner: ReportingPass, mod: tvm.IRModule, *, mark: str = "", cut_at: str = ""
+) -> tvm.IRModule:
+    """The module with what repeats in functions of its own; only in those with a mark, if given."""
+    outliner = _Outliner({str(gv.name_hint) for gv in mod.get_global_vars()}, cut_at)
+    changed = mod.clone()
+    for gv, func in relax_functions(mod):
+        if has_mark(func, REPEAT) or (mark and not has_mark(func, mark)):
+            continue
+        outlined = outliner.function(str(gv.name_hint), func)
+        if not outlined.same_as(func):
+            changed.update_func(gv, outlined)
+    for gv, func in outliner.functions:
+        owner.report.rewrite(owner.name)
+        changed.update_func(gv, func)
+    return changed if outliner.functions else mod
+
+
+@tvm.transform.module_pass(opt_level=0)
+class OutlineLayers(ReportingPass):
+    """Make one function of equal layers of a decoder, so that passes work on one of them.
+
+    Like `OutlineRepeats`, in functions whose weights are parameters (`dialect.weights`), and cut
+    before norms alone: what passes look for begins with a norm's result and ends before the next.
+    The functions say what they stand for (`_segments`), so that reports name every layer;
+    `InlineLayers` puts what became of them back, for passes that treat layers differently.
+    """
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Apply the pass to every function that takes weights, in a copy of ``mod``."""
+        return _outlined(self, mod, mark=WEIGHTS, cut_at="relax.nn.rms_norm")
+
+
+@tvm.transform.module_pass(opt_level=0)
+class InlineLayers(ReportingPass):
+    """Put the functions of `OutlineLayers` where they are called, under the names of each layer.
+
+    Variables and labels get the names that they had: ``blk_0_ffn_up`` of the function becomes
+    ``blk_7_ffn_up`` in the eighth layer.
+
+    Before::
+
+        def main_repeat(x, w):                     # sparqle_segments: main, {}; main, {up0: up1}
+            up0 = R.sparqle.split_dense(x, w, label="up0", ...)
+            return up0
+        def main(x, w0, w1):
+            a = cls.main_repeat(x, w0)
+            b = cls.main_repeat(a, w1)
+
+    After::
+
+        def main(x, w0, w1):
+            up0 = R.sparqle.split_dense(x, w0, label="up0", ...)
+            up1 = R.sparqle.split_dense(up0, w1, label="up1", ...)
+    """
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        """Apply the pass to a copy of ``mod``."""
+        layers = {gv: func for gv, func in relax_functions(mod) if segments_of(func)}
+        if not layers:
+            return mod
+        functions = {gv: func for gv, func in mod.functions_items() if gv not in layers}
         for gv, func in relax_functions(mod):
-            if has_mark(func, REPEAT):
+            if gv not in layers and not (made := _inlined(func, layers)).same_as(func):
+                functions[gv] = made
+                self.report.rewrite(self.name)
+        whole = tvm.IRModule(functions, mod.attrs, mod.global_infos)
+        return relax.transform.CanonicalizeBindings()(whole)
+
+
+def _inlined(func: relax.Function, layers: dict[Any, relax.Function]) -> relax.Function:
+    """The function with the bindings of layers in place of their calls."""
+    bodies: dict[Any, tuple[relax.Function, Iterator[Segment]]] = {}
+    returned: dict[Any, relax.Tuple] = {}
+    blocks = []
+    for block in func.body.blocks:
+        bindings = []
+        for binding in block.bindings:
+            call = binding.value
+            if isinstance(call, relax.TupleGetItem) and call.tuple_value in returned:
+                item = returned[call.tuple_value].fields[call.index]
+                bindings.append(relax.VarBinding(binding.var, item))
                 continue
-            outlined = outliner.function(str(gv.name_hint), func)
-            if not outlined.same_as(func):
-                changed.update_func(gv, outlined)
-        for gv, func in outliner.functions:
-            self.report.rewrite(self.name)
-            changed.update_func(gv, func)
-        return changed if outliner.functions else mod
+            if not isinstance(call, relax.Call) or call.op not in layers:
+                bindings.append(binding)
+                continue
+            if call.op not in bodies:
+                layer = _with_symbols_of(layers[call.op], call)
+                bodies[call.op] = layer, iter(segments_of(layers[call.op]))
+            layer, segments = bodies[call.op]
+            copied, result = _copied(layer, binding, next(segments).names)
+            bindings += copied
+            if isinstance(result, relax.Tuple):
+                returned[binding.var] = result
+            else:
+                bindings.append(relax.VarBinding(binding.var, result))
+        blocks.append(type(block)(bindings))
+    if not bodies:
+        return func
+    body = relax.SeqExpr(blocks, func.body.body)
+    return relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs)
+
+
+def _with_symbols_of(layer: relax.Function, call: relax.Call) -> relax.Function:
+    """The function with the symbols of shapes that its caller has."""
+    last = layer.params[-1].ty
+    if not isinstance(last, relax.ShapeType):
+        return layer
+    symbols = zip(last.values, call.args[-1].values, strict=True)
+    return layer.bind_symbolic_vars(dict(symbols))
+
+
+def _copied(
+    layer: relax.Function, binding: relax.VarBinding, names: dict[str, str]
+) -> tuple[list[relax.VarBinding], relax.Expr]:
+    """The bindings of a function for the arguments of a call, with names of its own; the result."""
+    given = binding.value.args
+    replaced: dict[Hashable, Any] = dict(zip(layer.params, given, strict=False))
+    made = []
+    for each in (each for block in layer.body.blocks for each in block.bindings):
+        value = _renamed(with_operands(each.value, replaced), names)
+        if isinstance(value, relax.Call) and not value.same_as(each.value):
+            _update_type(value, each.value.ty)
+        name = str(each.var.name)
+        var = type(binding.var)(names.get(name, name), each.var.ty)
+        replaced[each.var] = var
+        made.append(relax.VarBinding(var, value))
+    result = with_operands(layer.body.body, replaced)
+    if made and made[-1].var.same_as(result) and isinstance(made[-1].value, relax.Tuple):
+        result = made.pop().value
+    return made, result
+
+
+def _renamed(value: Any, names: dict[str, str]) -> Any:
+    """A call of the dialect with the label of its layer."""
+    op = dialect.Op.of(value) if dialect.op_name(value) else None
+    label = getattr(op, "label", "")
+    return op.changed(label=names[label]) if op is not None and label in names else value

@@ -13,6 +13,7 @@ from sparqle_tvm import dialect
 from sparqle_tvm.numerics.integers import INT32_MAX
 from sparqle_tvm.numerics.window import WINDOWS, default_window
 from sparqle_tvm.passes._activation import Activation, match_activation
+from sparqle_tvm.passes._constants import make_const
 from sparqle_tvm.passes._match import axes_of, dims_of, dtype_of, op_name, static_shape
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter
 from sparqle_tvm.passes._value_range import dtype_range, value_range, weight_bits
@@ -41,7 +42,7 @@ class _Split(Rewriter):
             activation = "its zero points are clipped"
         narrow, shift = weight if dtype_of(weight) == "int8" else self._narrow(weight), None
         if narrow is None:
-            narrow, shift = self._centred(weight)
+            narrow, shift = self._centred(weight) or self._less(weight) or (None, None)
         if not isinstance(activation, str):
             obstacle = self._obstacle(call, activation.q, weight if narrow is None else narrow)
             activation = obstacle or activation
@@ -57,7 +58,7 @@ class _Split(Rewriter):
         op = relax.op
         dtype = dtype_of(call)
         sums = self.emit(op.sum(op.astype(wide, dtype), axis=[-1], keepdims=True), "row_sums")
-        term = self.emit(op.multiply(sums, relax.const(shift.astype(dtype), dtype)), "shift")
+        term = self.emit(op.multiply(sums, self.emit(op.astype(shift, dtype))), "shift")
         return op.add(self.emit(dense, self.label), term)
 
     def _cast_once(self, expr: Any) -> Any:
@@ -72,7 +73,7 @@ class _Split(Rewriter):
             return expr
         return self._cast_once(self.emit(relax.op.astype(inner.args[0], dtype_of(expr))))
 
-    def _centred(self, weight: Any) -> tuple[Any, np.ndarray | None]:
+    def _centred(self, weight: Any) -> tuple[Any, relax.Expr] | None:
         """A constant of 9 bits as int8, and what its columns are less by: (N,) int32.
 
         uint8 weights without their zero point are such. The sums of the activations, times that,
@@ -80,15 +81,48 @@ class _Split(Rewriter):
         """
         value = self.constants.value(weight)
         if value is None or value.dtype.kind not in "iu" or value.ndim != 2 or not value.size:
-            return None, None
+            return None
         wide = value.astype(np.int64)
         low, high = wide.min(axis=0), wide.max(axis=0)
         shift = np.where(low < -128, low + 128, np.maximum(high - 127, 0))
         if (high - low).max() > 255 or np.abs(shift).max() > 256:
-            return None, None
+            return None
         key = (self.constants.source(weight), "centred")
-        return self.constants.once(key, lambda: (wide - shift).astype(np.int8)), shift.astype(
-            np.int32
+        narrow = self.constants.once(key, lambda: (wide - shift).astype(np.int8))
+        return narrow, make_const(shift.astype(np.int32))
+
+    def _less(self, weight: Any, axis: int = 1) -> tuple[Any, relax.Expr] | None:
+        """Weights of 8 bits less a zero point of run time, or unsigned, as of `_centred`.
+
+        The zero point is one number or one for each channel, which lie along this axis.
+        """
+        op, emit, value = relax.op, self.emit, self.value(weight)
+        if op_name(value) == "relax.permute_dims" and axes_of(value.attrs.axes) in ([], [1, 0]):
+            found = self._less(value.args[0], 1 - axis)
+            return None if found is None else (emit(op.permute_dims(found[0])), found[1])
+        zero, dtype = None, "int32"
+        if op_name(value) == "relax.subtract" and dtype_of(value) in ("int32", "int64"):
+            dtype, zero = dtype_of(value), value.args[1]
+            value = self.value(value.args[0])
+        if op_name(value) == "relax.astype" and dtype_of(value) in ("int32", "int64"):
+            value = value.args[0]
+        shape = static_shape(value)
+        if dtype_of(value) not in ("int8", "uint8") or shape is None or len(shape) != 2:
+            return None
+        if zero is None:
+            shift = relax.const(0, dtype)
+        else:
+            along = [[shape[0], 1]] if axis == 0 else [[shape[1]], [1, shape[1]]]
+            single = dialect.is_single(zero.ty)
+            if not single and static_shape(zero) not in along:
+                return None
+            flat = emit(op.reshape(zero, () if single else (-1,)))
+            shift = emit(op.negative(flat), "weight_shift")
+        if dtype_of(value) == "int8":
+            return None if zero is None else (value, shift)
+        moved = op.subtract(emit(op.astype(value, "int32")), relax.const(128, "int32"))
+        return emit(op.astype(emit(moved), "int8"), "weight"), emit(
+            op.add(shift, relax.const(128, dtype))
         )
 
     def _build(self, activation: Activation, weight: Any) -> relax.Expr:
@@ -195,7 +229,8 @@ class SplitPrecision(RewritePass):
                                     zero_point=128, in_features=K, weight_bits=4)
 
     Constant weights of 9 bits (uint8 without their zero point) are brought into int8 by column, and
-    the sums of the activations times the difference are added behind the op.
+    the sums of the activations times the difference are added behind the op. So are int8 or uint8
+    weights with a zero point of run time, one or one for each column.
 
     Zero points per row that lie at an end of their type leave a term ``shift * sum w`` that is
     added behind the op.

@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-PIPELINE_NAME = "sparqle"
-
 
 def register() -> None:
-    """Make target tags, dialect and named pipeline known to TVM. Calling it again changes nothing.
+    """Make target tags, dialect and named pipelines known to TVM. Calling it again changes nothing.
 
     Raises
     ------
@@ -28,7 +26,7 @@ def register() -> None:
     from sparqle_tvm.target.accelerator import register_tags
 
     register_tags()
-    _register_pipeline()
+    _register_pipelines()
     from sparqle_tvm.dialect.registration import register as register_dialect
 
     register_dialect()
@@ -59,16 +57,21 @@ def _at_first_call(name: str) -> Callable[..., None]:
     return call
 
 
-def _register_pipeline() -> None:
-    """Name the pipeline for ``relax_pipeline="sparqle"`` and ``relax.get_pipeline("sparqle")``."""
+def _register_pipelines() -> None:
+    """Name ``relax_pipeline="sparqle"``, and ``relax.get_pipeline("sparqle_tasks")`` for tuning."""
     from tvm.relax.pipeline import PIPELINE_MAP, register_pipeline
 
-    if PIPELINE_NAME not in PIPELINE_MAP:
-        register_pipeline(PIPELINE_NAME)(_pipeline)
+    for name, function in (("sparqle", "pipeline"), ("sparqle_tasks", "tasks_pipeline")):
+        if name not in PIPELINE_MAP:
+            register_pipeline(name)(_of_api(function))
 
 
-def _pipeline(**options: Any) -> Any:
-    """Build `sparqle_tvm.pipeline` with these options."""
-    from sparqle_tvm.api import pipeline
+def _of_api(name: str) -> Callable[..., Any]:
+    """A function of `api`; what that needs is loaded when it is called."""
 
-    return pipeline(**options)
+    def build(**options: Any) -> Any:
+        from sparqle_tvm import api
+
+        return getattr(api, name)(**options)
+
+    return build

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -159,11 +160,31 @@ def pipeline(
     return _ForTarget(lambda target: build(target, options))
 
 
+def tasks_pipeline(**options: Any) -> tvm.transform.Pass:
+    """What comes before MetaSchedule's ``tune_relax``: ``relax.get_pipeline("sparqle_tasks")``.
+
+    From a module, or one after the split phase, its dense ops as ``call_tir`` of the PrimFuncs that
+    are tuned, for the accelerator that is built for.
+
+    Parameters
+    ----------
+    **options
+        `rows` and the others of `tuning.dense_module`.
+
+    Raises
+    ------
+    MissingExtraError
+        If what MetaSchedule needs is not installed; when applied, as `tuning.dense_module`.
+    """
+    dense_module = _tuning("metaschedule").dense_module
+    return _ForTarget(lambda target: lambda mod: dense_module(mod, target, **options))
+
+
 @tvm.transform.module_pass(opt_level=0, name="sparqle")
 class _ForTarget:
     """The pipeline for the target that is built for, which is known when it is applied."""
 
-    def __init__(self, build: Callable[[Any], tvm.transform.Pass]) -> None:
+    def __init__(self, build: Callable[[Any], Callable[[tvm.IRModule], tvm.IRModule]]) -> None:
         self.build = build
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
@@ -330,13 +351,17 @@ def open_database(
     """
     if database is None:
         return None
-    try:
-        from sparqle_tvm.tuning.database import TuningDatabase
-    except ImportError as error:
-        raise MissingExtraError(
-            f"a tuning database needs {error.name}, which is not installed: "
-            "pip install 'sparqle-tvm[tune]'"
-        ) from error
-    opened = TuningDatabase.open(database)
+    opened: TuningDatabase = _tuning("database").TuningDatabase.open(database)
     opened.check_accelerator(accelerator)
     return opened
+
+
+def _tuning(module: str) -> Any:
+    """A module of `sparqle_tvm.tuning`, which needs the extra ``tune``."""
+    try:
+        return importlib.import_module(f"sparqle_tvm.tuning.{module}")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"tuning and its databases need {error.name}, which is not installed: "
+            "pip install 'sparqle-tvm[tune]'"
+        ) from error

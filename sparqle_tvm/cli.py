@@ -81,6 +81,8 @@ class _OneLine(logging.Formatter):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    # TVM would import torch, where it is installed, for a faster way between their tensors.
+    os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
     signals = _Signals()
     with signals.caught_here():
         code = _checked(argv, signals)

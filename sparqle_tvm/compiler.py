@@ -113,11 +113,13 @@ def phases(given: Options) -> Phases:
         ],
         # From integer ops to R.sparqle ops, which encode and multiply planes.
         "split": [
+            passes.OutlineLayers(),
             passes.SplitGroupedDense(report=report),
             passes.SplitPrecision(report=report),
             passes.FuseQuantize(report=report),
             passes.FoldScales(report=report),
             passes.ShareEncodings(report=report),
+            passes.InlineLayers(),
             passes.ReportLeft(report=report),
         ],
         # Windows and factors of encodings, and what functions take and return besides.

@@ -7,6 +7,7 @@ fixed cores, so that two processes compete for the same ones. :func:`use_threads
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from pathlib import Path
@@ -82,3 +83,14 @@ def _allowed_cpus() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def give_back_memory() -> None:
+    """Return to the system what the C library keeps of freed memory, where it can be told to.
+
+    Large tensors that come and go leave holes that no larger one fits into: a process that makes
+    gigabytes of them grows by half of that.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -195,7 +195,7 @@ def parameter(name: str, dtype: str, *shape: Any, align: int = 64) -> Array:
 # PrimFuncs that Relax takes, for the kernels of the host.
 
 # The attribute by which Relax knows that a PrimFunc must not be fused with its neighbours.
-_OPAQUE_PATTERN = 8
+OPAQUE_PATTERN = 8
 
 
 def build(
@@ -216,7 +216,7 @@ def build(
     with IRBuilder() as builder:
         with T.prim_func(is_private=True, s_tir=True):
             T.func_name(name)
-            T.func_attr({"tirx.noalias": True, "op_pattern": _OPAQUE_PATTERN})
+            T.func_attr({"tirx.noalias": True, "op_pattern": OPAQUE_PATTERN})
             arrays = {
                 key: Array(T.arg(key, T.buffer(what[1:], what[0]))) if what else None
                 for key, what in parameters.items()

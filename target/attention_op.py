@@ -48,7 +48,7 @@ class AttentionOp:
         Of plain keys and values in the cache.
     key_planes, value_planes : str
         How the cache holds them, as `numerics.kv_cache.HeadStorage`: ``p`` for planes, ``-`` for
-        plain, a letter per key head or one for all. ``dense`` has no planes.
+        plain, a letter per key head or one for all; loads expand them.
 
     Raises
     ------
@@ -99,8 +99,6 @@ class AttentionOp:
                     f"{name}_planes = {planes!r} must be p or - for each of {self.kv_heads} key "
                     "heads, or for all"
                 )
-            if self.scheme == "dense" and "p" in planes:
-                return "scheme 'dense' has plain keys and values"
         if self.rows > self.keys:
             return f"{self.rows} rows see themselves: they need as many keys, not {self.keys}"
         if self.keys > MAX_KEYS:

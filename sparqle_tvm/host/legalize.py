@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 import tvm
-from tvm import relax, sym, tirx
+from tvm import relax, sym, tirx, topi
+from tvm.relax.utils import gen_call_tir_inputs
 
 from sparqle_tvm import dialect
 from sparqle_tvm.host.attention import AttentionSpec, attention_kernel, quantize_heads_kernel
@@ -28,6 +29,7 @@ from sparqle_tvm.numerics.attention import HEAD_LEVELS
 from sparqle_tvm.numerics.integers import container
 from sparqle_tvm.numerics.window import WINDOWS
 from sparqle_tvm.target.op import DenseOp
+from sparqle_tvm.tirscript import OPAQUE_PATTERN
 
 
 def legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -171,6 +173,18 @@ def legalize_matmul(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     if spec is None:
         return tvm.ir.Op.get("relax.matmul").get_attr("FLegalize")(bb, call)
     return _call(bb, matmul_kernel(spec), "matmul", list(call.args), call.ty)
+
+
+def legalize_scale(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Lower a multiplication with a scale behind an integer dense to a kernel that stays alone.
+
+    Fused with what follows, LLVM may contract it and an addition (of a bias, of a residual) to one
+    operation that rounds once. A split dense has its scales inside, so that its results would
+    differ in the last bit.
+    """
+    kernel, args, ty = gen_call_tir_inputs(topi.multiply, *call.args)
+    gv = bb.add_func(kernel.with_attr("op_pattern", OPAQUE_PATTERN), "scale")
+    return relax.call_tir(gv, args, ty)
 
 
 def has_matmul_kernel(call: relax.Call) -> bool:

@@ -47,6 +47,12 @@ class WeightFormat:
     has_min: bool = False
     scale_bytes: int = 2
 
+    @property
+    def bytes_per_weight(self) -> float:
+        """Of a weight with its share of the scale and the minimum of its group."""
+        of_group = self.scale_bytes * (1 + self.has_min)
+        return self.bits / 8 + (of_group / self.group_size if self.group_size else 0)
+
 
 @dataclass(frozen=True)
 class ModelShape:

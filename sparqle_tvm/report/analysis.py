@@ -36,6 +36,8 @@ from sparqle_tvm.report.run import (
 from sparqle_tvm.report.verdict import verdicts
 from sparqle_tvm.results.analysis import Analysis
 from sparqle_tvm.results.passes import PassResult
+from sparqle_tvm.target.cost.baselines import scheme_notes
+from sparqle_tvm.target.op import SCHEMES
 
 _HOW = {
     "simulator": "The dense layers ran as programs on the cycle-level simulator, which computed "
@@ -131,6 +133,9 @@ def _cost_sections(found: Analysis) -> Iterator[Section]:
         f"written once. Float tensors travel at {8 * found.accelerator.float_bytes} bits.",
         *cost_tables(found.passes, found.accelerator),
     ]
+    if len(found.call.schemes) > len(SCHEMES):
+        notes = scheme_notes(found.accelerator)
+        parts.append(f"Baselines: {notes} Those that no programs exist for count by formula.")
     if found.drained:
         parts.append(
             f"The accelerator makes {len(found.drained)} encodings as it drains the layer before; "

@@ -84,8 +84,8 @@ def _cards(document: Document) -> str:
     if not document.cards:
         return ""
     cards = "\n".join(
-        f'<div class="card"><dt>{for_html(card.label)}</dt>'
-        f'<dd class="value">{for_html(card.value)}</dd><dd>{for_html(card.note)}</dd></div>'
+        f'<div class="card"><dt>{_text(card.label)}</dt>'
+        f'<dd class="value">{_text(card.value)}</dd><dd>{_text(card.note)}</dd></div>'
         for card in document.cards
     )
     return f'<dl class="cards">\n{cards}\n</dl>'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Part, Picture, Section, Table
@@ -76,10 +76,10 @@ def sensitivity_verdicts(found: Sequence[Sensitivity]) -> Iterator[str]:
     for what, cost in (("time", _time), ("time x area", _time_area_of)):
         knobs = []
         for one in found:
-            best = min(_knobs(one), key=lambda change, one=one: cost(one, change))
-            if cost(one, best) <= -_LEAST["seconds"]:
-                change = formats.signed_percent(cost(one, best))
-                knobs.append(f"{one.base.phase} {_named(best)} ({change})")
+            change, best = _best(one, cost)
+            if change <= -_LEAST["seconds"]:
+                shown = formats.signed_percent(change)
+                knobs.append(f"{one.base.phase} {_named(best)} ({shown})")
         if knobs:
             texts.append(f"by {what} of the split form {', '.join(knobs)}")
     if texts:
@@ -128,13 +128,13 @@ def _advice(found: Sensitivity) -> str:
         ("energy", _LEAST["joules"], _energy),
         ("time x area", _LEAST["seconds"], _time_area_of),
     ):
-        best = min(_knobs(found), key=lambda change, cost=cost: cost(found, change))
-        if cost(found, best) > -least:
+        change, best = _best(found, cost)
+        if change > -least:
             by = "" if least == _TINY else f" by {least:.0%}".replace("%", " %")
             parts.append(f"no change lowers the {what}{by}")
         else:
-            change = formats.signed_percent(cost(found, best))
-            parts.append(f"the {what} of the split form falls most ({change}) with {_named(best)}")
+            shown = formats.signed_percent(change)
+            parts.append(f"the {what} of the split form falls most ({shown}) with {_named(best)}")
     return f"{found.base.name}: {'; '.join(parts)}."
 
 
@@ -142,9 +142,12 @@ def _energy(_: Sensitivity, change: FieldChange) -> float:
     return change.parts[_PART].joules["sparqle"]
 
 
-def _knobs(found: Sensitivity) -> list[FieldChange]:
-    """Changes with an estimate, the clock aside."""
-    return [c for c in found.changes if c.parts and c.field != EVERYTHING]
+def _best(
+    found: Sensitivity, cost: Callable[[Sensitivity, FieldChange], float]
+) -> tuple[float, FieldChange]:
+    """What the best change of a field does to a cost, and the change; the clock aside."""
+    knobs = [c for c in found.changes if c.parts and c.field != EVERYTHING]
+    return min(((cost(found, c), c) for c in knobs), key=lambda pair: pair[0])
 
 
 def _named(change: FieldChange) -> str:

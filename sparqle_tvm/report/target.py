@@ -102,7 +102,7 @@ def _rates_table(rates: tuple[Rate, ...]) -> Table:
         name="rates",
         title="",
         columns=(
-            Column("name", "", lambda name: name.replace("_", " ")),
+            Column("name", ""),
             figure("shown", "", str),
             Column("meaning", ""),
         ),

@@ -82,7 +82,7 @@ def _decode_gains(one: Estimate) -> str:
     dense = one.schemes[BASELINE].dense_layers
     if one.phase != "decode" or dense.share("weights") < 0.5:
         return "."
-    rows = decode_rows(one.accelerator, one.model.weights.bits)
+    rows = decode_rows(one.accelerator, one.model.weights)
     return f"; its dense layers gain from about {rows:,} sequences on."
 
 

@@ -141,7 +141,8 @@ class ExecutableCache:
             return found
         made = make()
         self._keep(path, lambda: made.export(path, title=title))
-        return made
+        # Its machine code is in the file: to emit it once more would take longer than to load it.
+        return self._load(path) or made
 
     def numbers(
         self, told: Mapping[str, Any], make: Callable[[], Mapping[str, float]], title: str
@@ -250,7 +251,8 @@ def key_of(mod: tvm.IRModule, told: Mapping[str, Any]) -> str:
 
 
 def _key(told: Mapping[str, Any]) -> str:
-    return str(_begun(told).hexdigest())
+    key: str = _begun(told).hexdigest()
+    return key
 
 
 def _begun(told: Mapping[str, Any]) -> Any:

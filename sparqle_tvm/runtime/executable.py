@@ -147,7 +147,6 @@ class Executable:
         self._collected = dict(collected or {})
         self._lifted = dict(lifted or {})
         use_threads()
-        self._vm = relax.VirtualMachine(executable, tvm.cpu())
         self._cpu = cpu
         # TVM's virtual machine has one set of registers.
         self._lock = threading.RLock()
@@ -155,6 +154,11 @@ class Executable:
         self.report = report if report is not None else passes.PassReport()
         self._choices: dict[str, list[Any]] = {}
         self.choose({})
+
+    @cached_property
+    def _vm(self) -> Any:
+        """What runs the module: made when it is first asked for, which emits its machine code."""
+        return relax.VirtualMachine(self._executable, tvm.cpu())
 
     @property
     def encodings(self) -> list[EncodingRecord]:
@@ -295,7 +299,7 @@ class Executable:
         try:
             with without_scopes():
                 module = tvm.runtime.load_module(str(path))
-            return cls(
+            loaded = cls(
                 module,
                 collected=facts.collected,
                 lifted=facts.lifted,
@@ -303,6 +307,9 @@ class Executable:
                 weights=mapped_tensors(path, facts.weights),
                 cpu=manifest.cpu,
             )
+            # Also refused here: what no machine can be made of.
+            assert loaded._vm is not None
+            return loaded
         except (RuntimeError, OSError, AttributeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise CompileError(f"{path} is no exported executable: {reason}") from error

@@ -107,10 +107,7 @@ def counted_attention(
             f"{what}_planes": "p" if r.digits.any() else "-" for what, r in rows.items()
         }
         mine, left = choose_scheme(replace(op, **planes), accelerator, some.expected(op.keys))
-        if left is None:
-            cost, live = _cost(mine, accelerator, "sparqle", some, seed)
-        else:
-            cost, live = _cost(mine, accelerator, "dense", None, seed)
+        cost, live = _cost(mine, accelerator, mine.scheme, some, seed)
         held = {_storage(op, layer, shape.layers, kv) for layer in layers}
         letters = [{s.keys.planes for s in held}, {s.values.planes for s in held}]
         key_planes, value_planes = ("".join(some) if len(some) == 1 else "" for some in letters)
@@ -274,8 +271,8 @@ def _cost(
     layers: _Layers | None,
     seed: int,
 ) -> tuple[AttentionCost, float]:
-    """Cost of an op of one of these layers (None: all keys are live, the cache is plain), and the
-    share of the keys that are live.
+    """Cost of an op of one of these layers (None: the cache is plain), and the share of the keys
+    that are live: of those that only the split scheme leaves out, all.
     """
     program: ProgramScheme = "sparqle" if scheme == "sparqle" else "dense"
     known = None if layers is None else layers.expected(op.keys)
@@ -300,7 +297,7 @@ def _cost_of(
     live = 0.0
     for rows, keys in places:
         share = _ALL_LIVE
-        if layers is not None:
+        if layers is not None and scheme == "sparqle":
             share = layers.expected(keys).shares(plan.block_rows / op.group)
         some = replace(op, rows=rows, keys=keys)
         header = plan.header(some, machine)

@@ -1,4 +1,4 @@
-"""Counting the phases of a run: prefill and decode, under both schemes, rows sorted or not."""
+"""Counting the phases of a run: prefill and decode, split and dense, rows sorted or not."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from sparqle_tvm.studies.attention import written_token
 from sparqle_tvm.studies.same_tiles import saved_with_same_tiles
 from sparqle_tvm.studies.simulated import simulated_pass_cost
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.baselines import ALL_SCHEMES, Scheme
 from sparqle_tvm.target.cost.block_rows import Balance
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import Counting, EncodedActivation, PassCost, pass_cost
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
-from sparqle_tvm.target.op import ProgramScheme
+from sparqle_tvm.target.op import SCHEMES, ProgramScheme
 
 Attention = Callable[[int, int], Sequence[CountedAttention]]
 """Attention of all layers, counted for so many tokens after so many others."""
@@ -26,6 +27,8 @@ Attention = Callable[[int, int], Sequence[CountedAttention]]
 if TYPE_CHECKING:
     from sparqle_tvm.target.compile.library import ProgramLibrary, Schedules
 
+# What programs exist for, the baseline first.
+_PROGRAMS: tuple[ProgramScheme, ...] = ("dense", "sparqle")
 OUTPUT_LABEL = "output"
 """Name of the layer that makes logits."""
 
@@ -80,10 +83,15 @@ def count_call(
     *,
     attention: Sequence[CountedAttention] = (),
 ) -> PassResult:
-    """Count a call of any function, whose other work is `rest`; else as `count_phases`."""
+    """Count a call of any function, whose other work is `rest`; else as `count_phases`.
+
+    The baselines that no programs exist for are counted by formula, where attention on the array is
+    not: that of a call ran as programs.
+    """
     counter = PassCounter(None, accelerator, engine, tuned)
     beside = Beside(lambda _: tuple(rest), attention)
-    return counter.count("call", encodings, 0, balance, table, beside=beside)
+    schemes = _PROGRAMS if attention else ALL_SCHEMES
+    return counter.count("call", encodings, 0, balance, table, beside=beside, schemes=schemes)
 
 
 def count_sorting(
@@ -132,7 +140,7 @@ def _is_output(encoding: EncodedActivation) -> bool:
 class Beside:
     """What a pass has beside dense layers: the vector unit's work by scheme, and attention."""
 
-    vector: Callable[[ProgramScheme], tuple[VectorCost, ...]]
+    vector: Callable[[Scheme], tuple[VectorCost, ...]]
     attention: Sequence[CountedAttention] = ()
 
 
@@ -156,14 +164,14 @@ class PassCounter:
         self,
         encodings: Sequence[EncodedActivation],
         past: int,
-        scheme: ProgramScheme,
+        scheme: Scheme,
         balance: Balance,
     ) -> PassCost:
         """Count a pass after `past` tokens; its own tokens are those of its encodings."""
         tokens = max(encoding.nnz.rows for encoding in encodings)
         options: Any = {"tokens": tokens, "past": past, "scheme": scheme, "balance": balance}
         shape = self.transformer if self.attention is None else None
-        if self.engine == "simulator":
+        if self.engine == "simulator" and scheme in SCHEMES:
             return simulated_pass_cost(encodings, shape, programs=self._programs, **options)
         return pass_cost(encodings, shape, accelerator=self.accelerator, **options)
 
@@ -172,7 +180,7 @@ class PassCounter:
         assert self.transformer is not None
         given = (self.transformer, tokens, past, self.accelerator)
 
-        def vector(scheme: ProgramScheme) -> tuple[VectorCost, ...]:
+        def vector(scheme: Scheme) -> tuple[VectorCost, ...]:
             stored = written_token(attention, scheme)
             return vector_costs(*given, attention=False, scheme=scheme, stored=stored)
 
@@ -188,12 +196,12 @@ class PassCounter:
         *,
         batch: int = 1,
         beside: Beside | None = None,
+        schemes: Sequence[Scheme] = _PROGRAMS,
     ) -> PassResult:
-        """Count a pass under both schemes; of a `batch` in decode, rows are those of sequences.
+        """Count a pass under some schemes; of a `batch` in decode, rows are those of sequences.
 
         What is `beside` the dense layers is by default that of a transformer and one sequence.
         """
-        schemes: tuple[ProgramScheme, ...] = ("dense", "sparqle")
         costs = {scheme: self.cost(encodings, past, scheme, balance) for scheme in schemes}
         counted, first = [], 0
         for i, e in enumerate(encodings):

@@ -36,10 +36,10 @@ from sparqle_tvm.studies.inputs import (
     require_attention,
 )
 from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.cost.baselines import Scheme
 from sparqle_tvm.target.cost.energy_table import EnergyTable, default_table
 from sparqle_tvm.target.cost.model import Counting, EncodedActivation
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
-from sparqle_tvm.target.op import ProgramScheme
 
 if TYPE_CHECKING:
     import tvm
@@ -169,7 +169,7 @@ def _check(prompts: Sequence[str], tokens: int, temperature: float, top_k: int) 
 def _functions(imported: ImportedModel) -> tvm.IRModule:
     import tvm
 
-    return tvm.IRModule({name: imported.mod[name] for name in _FUNCTIONS})
+    return tvm.IRModule({name: imported.template[name] for name in _FUNCTIONS})
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ class _Coster:
         self,
         parts: Sequence[_Pass],
         attention: Sequence[CountedAttention],
-        scheme: ProgramScheme,
+        scheme: Scheme,
     ) -> tuple[VectorCost, ...]:
         """The vector unit's work, that of all sequences one after another."""
         options: Any = {"attention": not attention, "scheme": scheme}

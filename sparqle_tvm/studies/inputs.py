@@ -134,8 +134,13 @@ def import_model(
     return from_gguf(model_path(model, progress=progress), progress=progress)
 
 
-def functions_of_a_run(imported: ImportedModel, *, both_attentions: bool = False) -> tvm.IRModule:
+def functions_of_a_run(
+    imported: ImportedModel, *, both_attentions: bool = False, stored: bool = False
+) -> tvm.IRModule:
     """What a run calls: the functions with a cache have the same layers, and compile as long.
+
+    With `stored`, weights are parameters, to be compiled with ``weights=imported.weights``; factors
+    are chosen for weights that are constants.
 
     With `both_attentions`, compiled with ``attention="int8"``, ``hidden`` keeps attention in
     float32, and `INT8_ATTENTION` is the same with attention in integers.
@@ -145,7 +150,8 @@ def functions_of_a_run(imported: ImportedModel, *, both_attentions: bool = False
 
     from sparqle_tvm.passes import FLOAT_ATTENTION
 
-    functions = {name: imported.mod[name] for name in ("hidden", "head")}
+    mod = imported.template if stored else imported.mod
+    functions = {name: mod[name] for name in ("hidden", "head")}
     if both_attentions:
         hidden = functions["hidden"]
         copy = copy_with_new_vars(hidden)

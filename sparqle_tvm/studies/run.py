@@ -374,8 +374,8 @@ def _float_perplexity(
 
     both = stored["attention"] == "int8"
     with stages("compile (float)"):
-        functions = functions_of_a_run(imported, both_attentions=both)
-        options = {**stored, "cache": None}
+        functions = functions_of_a_run(imported, both_attentions=both, stored=True)
+        options = {**stored, "cache": None, "weights": imported.weights}
         executable = compile_model(functions, accelerator, split=False, **options)
     with stages("run (float)"):
         found = {"float": evaluate(executable, ids).perplexity}
@@ -396,8 +396,13 @@ def _evaluate(
     """Compile a form of the model, with options of `sparqle_tvm.compile`, and run the tokens."""
     from sparqle_tvm.api import compile as compile_model
 
+    # Factors go into weights that are constants.
+    stored = options.get("calibration") is None and not options.get("choices")
+    if stored:
+        options["weights"] = imported.weights
     with stages(f"compile ({name})"):
-        executable = compile_model(functions_of_a_run(imported), accelerator, **options)
+        functions = functions_of_a_run(imported, stored=stored)
+        executable = compile_model(functions, accelerator, **options)
     with stages(f"run ({name})"):
         return evaluate(executable, ids)
 

@@ -144,17 +144,21 @@ def simulated_pass_cost(
         scheme=scheme,
         balance=balance,
         program_rows=lambda rows: bucket(rows, programs.accelerator.rows),
+        count_ops=False,
     )
-    ops = []
+    ops: list[SimulatedOp] = []
+    # Time does not depend on digits where none are stored: equal ops are simulated once.
+    known: dict[tuple[DenseOp, tuple[DenseOp, ...]], SimulatedOp] = {}
     for encoding, encode, left in zip(encodings, counted.encodes, counted.left, strict=True):
+        own = scheme if left is None else "dense"
         for op in encoding.launches:
-            ops.append(
-                simulate_op(
-                    *(op, encoding.nnz, scheme if left is None else "dense", programs),
-                    readers=encoding.launches,
-                    block_rows=encode.block_rows,
-                    density=encoding.density,
-                )
-            )
+            key, readers = (op, encoding.launches), encoding.launches
+            found = known.get(key) if own == "dense" else None
+            if found is None:
+                given = (op, encoding.nnz, own, programs, readers)
+                found = simulate_op(*given, encode.block_rows, encoding.density)
+            if own == "dense":
+                known[key] = found
+            ops.append(replace(found, label=op.label, tiling=replace(found.tiling, op=op)))
             progress()
     return replace(counted, ops=tuple(ops))

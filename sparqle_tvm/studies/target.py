@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from sparqle_tvm.models.shapes import ModelShape
+from sparqle_tvm.models.shapes import ModelShape, WeightFormat
 from sparqle_tvm.models.sparsity import MEASURED, msb_distribution
 from sparqle_tvm.results.passes import BASELINE, PHASES, Phase
 from sparqle_tvm.results.target import ChosenTile, Rate, TargetCheck
@@ -19,8 +19,8 @@ from sparqle_tvm.target.cost.schedule import buffer_needs
 from sparqle_tvm.target.cost.tiling import choose_schedules
 from sparqle_tvm.target.joint_op import joined
 
-WEIGHT_BITS = 4
-"""Of a weight in `rates`: int4, as most models are stored."""
+INT4 = WeightFormat(4)
+"""Weights in `rates`, as most models are stored."""
 _PASSES = 2
 """Digit products of an int8 activation and an int4 weight."""
 _LAYER = "gate_up"
@@ -91,17 +91,17 @@ def check_target(
     )
 
 
-def decode_rows(accelerator: Accelerator, weight_bits: int = WEIGHT_BITS) -> int:
+def decode_rows(accelerator: Accelerator, weights: WeightFormat = INT4) -> int:
     """Rows from which on a dense layer takes longer on the array than its weights from DRAM.
 
-    ``rows * n * k * 2 * slices / macs_per_cycle > n * k * weight_bits / 8 / dram_bytes_per_cycle``.
+    ``rows * n * k * 2 * slices / macs_per_cycle > n * k * weight_bytes / dram_bytes_per_cycle``.
     The array takes rows in groups as large as it is, and fewer in as many of its rows as they can
     share (`Accelerator.rows_share_k`). A decode of fewer sequences waits for weights, which split
     activations do not change.
     """
     a = accelerator
-    passes = _PASSES * -(-weight_bits // a.digit_bits)
-    balance = a.macs_per_cycle * weight_bits / 8 / passes / a.dram_bytes_per_cycle
+    passes = _PASSES * -(-weights.bits // a.digit_bits)
+    balance = a.macs_per_cycle * weights.bytes_per_weight / passes / a.dram_bytes_per_cycle
     if balance >= a.rows:
         return int(balance // a.rows) * a.rows + 1
     shared = (m for m in range(1, a.rows) if a.rows / (a.rows // m) > balance)
@@ -142,7 +142,7 @@ def rates(accelerator: Accelerator, k: int) -> Iterator[Rate]:
     )
     for word, each, what in (
         ("activation", k * bits / 8, f"activation rows of {k:,} inputs that fit, as int{bits}"),
-        ("weight", k * WEIGHT_BITS / 8, f"output channels of {k:,} inputs that fit, as int4"),
+        ("weight", k * INT4.bytes_per_weight, f"output channels of {k:,} inputs that fit, as int4"),
         ("accumulator", 4, "int32 sums that fit"),
     ):
         alone = "alone in it" if a.scratchpad else f"in its buffer of {a.memory_bytes(word):,} B"

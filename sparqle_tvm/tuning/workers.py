@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copyreg
 import io
+import os
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
@@ -88,6 +90,16 @@ class Workers:
         """Cost of each candidate in their order, or why it has none."""
         return self.start(candidates)()
 
+    @property
+    def parts(self) -> int:
+        """In how many pieces a batch is handed out: one for each process, of Dask each candidate.
+
+        The process that searches is woken once for a piece.
+        """
+        if self.scheduler is not None:
+            return sys.maxsize
+        return self.workers or len(os.sched_getaffinity(0))
+
     def calls(self) -> Calls:
         """What submits to the workers and waits for them, see `processes.on_workers`."""
         if self._calls is None:
@@ -115,14 +127,19 @@ class _Batch:
         self.calls = self.workers.calls()
         submit, packed = self.calls[0], _packed(self.workers.meter.bare())
         left = [i for i in range(len(self.candidates)) if i not in self.found]
-        self.numbers = {submit(_measured_there, packed, *self.candidates[i]): i for i in left}
+        parts = min(self.workers.parts, len(left))
+        pieces = [left[number::parts] for number in range(parts)]
+        self.numbers = {
+            submit(_measured_there, packed, [self.candidates[i] for i in piece]): piece
+            for piece in pieces
+        }
 
     def collect(self) -> list[Measurement | str]:
         """Wait for all; what a lost worker was at is measured again, by new processes."""
         while True:
             try:
                 for future in self.calls[1](list(self.numbers)):
-                    self.found[self.numbers[future]] = future.result()
+                    self.found.update(zip(self.numbers[future], future.result(), strict=True))
                 return [self.found[number] for number in range(len(self.candidates))]
             except WorkerLostError:
                 if not self.workers.lost(self.calls):
@@ -153,8 +170,8 @@ def _meter(packed: bytes) -> Meter:
     return meter
 
 
-def _measured_there(packed: bytes, task: TuningTask, decisions: Decisions) -> Measurement | str:
-    return _measured(_meter(packed), task, decisions)
+def _measured_there(packed: bytes, some: Sequence[Candidate]) -> list[Measurement | str]:
+    return [_measured(_meter(packed), *candidate) for candidate in some]
 
 
 def _measured(meter: Meter, task: TuningTask, decisions: Decisions) -> Measurement | str:

@@ -483,9 +483,11 @@ def encoding_costs(
 
 
 def costs_together(
-    asked: Sequence[Encoded], accelerator: Accelerator
+    asked: Sequence[Encoded], accelerator: Accelerator, *, count_ops: bool = True
 ) -> list[tuple[EncodeCost, tuple[OpCost, ...]]]:
     """`encoding_costs` of many encodings, which takes hardly longer than of one.
+
+    Without `count_ops` only encodings are counted, and no op is.
 
     Raises
     ------
@@ -507,7 +509,7 @@ def costs_together(
             zero_bytes=one.consumers[0].zero_bytes,
         )
         # Ops that differ in nothing but their names (gate and up) are counted once.
-        pairs = list(zip(one.consumers, schedules, strict=True))
+        pairs = list(zip(one.consumers, schedules, strict=True)) if count_ops else []
         numbers: dict[tuple[DenseOp, Decisions], int] = {}
         for op, schedule in pairs:
             if (op, schedule) not in numbers:
@@ -518,7 +520,8 @@ def costs_together(
                 lines.append(line)
                 costs.append(cost)
         finish.append((encode, [(numbers[pair], pair[0].label) for pair in pairs]))
-    counted = [cost(times) for cost, times in zip(costs, walk(lines), strict=True)]
+    walked = walk(lines) if lines else []
+    counted = [cost(times) for cost, times in zip(costs, walked, strict=True)]
     return [
         (encode, tuple(replace(counted[i], label=label) for i, label in numbers))
         for encode, numbers in finish

@@ -137,28 +137,29 @@ def choose_scheme(
 ) -> tuple[AttentionOp, LeftDense | None]:
     """The op in the scheme that takes fewer cycles, and why if it is left dense.
 
-    Split if both take as long. With keys or values in planes it stays split. The cycles are those
-    of the whole op, as the part says that plans are compared with.
+    Split if both take as long. Keys and values stay as they are stored, and are compared plain. The
+    cycles are those of the whole op, as the part says that plans are compared with.
 
     Raises
     ------
     TargetError
         If the op cannot run on the array, see `choose_plan`.
     """
-    if op.scheme == "dense" or "p" in op.key_planes + op.value_planes:
+    if op.scheme == "dense":
         return op, None
-    op = op.plain()  # a letter for all heads, of which plans are compared with some
-    dense, expected = in_dense(op), _what_matters(op, expected)
-    _, split_cycles = _chosen(op, accelerator, expected)
+    split, dense = op.plain(), in_dense(op)
+    expected = _what_matters(split, expected)
+    _, split_cycles = _chosen(split, accelerator, expected)
     try:
         _, dense_cycles = _chosen(dense, accelerator, _what_matters(dense, None))
     except TargetError:
         return op, None
     if dense_cycles >= split_cycles:
         return op, None
-    whole = op.pairs / _compared(op, accelerator).pairs
+    whole = split.pairs / _compared(split, accelerator).pairs
     cycles = round(split_cycles * whole), round(dense_cycles * whole)
-    return dense, LeftDense(*cycles, 1 - expected.queries, accelerator.digit_bits)
+    left = replace(op, scheme="dense", window="unsigned")
+    return left, LeftDense(*cycles, 1 - expected.queries, accelerator.digit_bits)
 
 
 def _what_matters(op: AttentionOp, expected: ExpectedAttention | None) -> ExpectedAttention:

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.numerics.window import window_of
 from sparqle_tvm.target.accelerator import Accelerator
-from sparqle_tvm.target.cost.analytical import Bound, EncodeCost, OpCost, encoding_costs
+from sparqle_tvm.target.cost.analytical import Bound, EncodeCost, Encoded, OpCost, costs_together
 from sparqle_tvm.target.cost.baselines import Scheme
-from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows
+from sparqle_tvm.target.cost.block_rows import Balance, choose_block_rows, sorting_questions
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.expected import TYPICAL_DENSITY
 from sparqle_tvm.target.cost.factors import NO_FACTORS, EncodeFactors
 from sparqle_tvm.target.cost.limits import Limits, add
 from sparqle_tvm.target.cost.schedule import Tiling
-from sparqle_tvm.target.cost.scheme_choice import LeftDense, left_dense
+from sparqle_tvm.target.cost.scheme_choice import LeftDense, left_dense, scheme_questions
+from sparqle_tvm.target.cost.tiling import choose_together
 from sparqle_tvm.target.cost.vector import TransformerShape, VectorCost, vector_costs
 from sparqle_tvm.target.joint_op import joined
 from sparqle_tvm.target.op import DenseOp, ProgramScheme
@@ -133,7 +135,7 @@ class EncodedActivation:
         """Multiply-accumulates of all dense ops that read it."""
         return sum(shape.macs for shape in self.consumers)
 
-    @property
+    @cached_property
     def launches(self) -> tuple[DenseOp, ...]:
         """What runs for its consumers, see `joint_op.join`."""
         return joined(self.consumers, joint=self.joint)
@@ -149,9 +151,12 @@ class EncodedActivation:
 
         `rows` are those that programs are made for, if not its own.
         """
-        m = rows or self.nnz.rows
-        ops = [replace(op, m=m, block_rows=block_rows) for op in self.launches]
+        ops = self.programs(block_rows, rows or self.nnz.rows)
         return left_dense(ops, accelerator, self.factors, self.density)
+
+    def programs(self, block_rows: int, rows: int) -> tuple[DenseOp, ...]:
+        """What programs for so many rows, so many of them sorted, are made of."""
+        return tuple(replace(op, m=rows, block_rows=block_rows) for op in self.launches)
 
     def last_token(self) -> EncodedActivation:
         """The same encoding with its last token only."""
@@ -243,6 +248,7 @@ def pass_cost(
     scheme: Scheme,
     balance: Balance = "array",
     program_rows: Callable[[int], int] = int,
+    count_ops: bool = True,
 ) -> PassCost:
     """Cost of one pass of a model.
 
@@ -262,8 +268,27 @@ def pass_cost(
         Where encodings sort their rows, see `balance.choose_block_rows`.
     program_rows : callable
         For how many rows the program is made that serves so many; by default as many.
+    count_ops : bool
+        Whether dense ops are counted; else the result has none.
     """
-    parts, left = [], []
+    asked, left = [], []
+    if scheme == "sparqle":
+        # Schedules are chosen for all encodings at once: what they sort, then what is left dense.
+        some = encodings if balance != "none" else ()
+        choose_together(
+            question
+            for e in some
+            if e.nnz.rows > accelerator.rows
+            for question in sorting_questions(e.launches, accelerator, e.density)
+        )
+        choose_together(
+            question
+            for e in encodings
+            for question in scheme_questions(
+                e.programs(e.block_rows(accelerator, balance), program_rows(e.nnz.rows)),
+                *(accelerator, e.density),
+            )
+        )
     for e in encodings:
         block, factors, own, why = 0, NO_FACTORS, scheme, None
         if scheme == "sparqle":
@@ -272,11 +297,8 @@ def pass_cost(
             if why is not None:
                 block, own = 0, "dense"
         left.append(why)
-        parts.append(
-            encoding_costs(
-                *(e.label, e.nnz, e.launches, accelerator, own, block, factors, e.density)
-            )
-        )
+        asked.append(Encoded(e.label, e.nnz, e.launches, own, block, factors, e.density))
+    parts = costs_together(asked, accelerator, count_ops=count_ops)
     return PassCost(
         scheme=scheme,
         ops=tuple(op for _, ops in parts for op in ops),

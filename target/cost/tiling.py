@@ -69,14 +69,19 @@ class Question:
 
     def plain(self) -> tuple[Question, tuple[DenseOp, ...]]:
         """What the answer depends on, and which op of it each of the ops is."""
-        # What no dense op depends on does not make another choice.
-        machine = replace(self.accelerator, clock_ghz=1.0, vector_lanes=1, vector_macs_per_cycle=1)
-        share = rounded_density(self.density) if self.scheme == "sparqle" else 0.0
-        ops = tuple(_plain(op, self.scheme, machine) for op in self.ops)
-        counts = {op: ops.count(op) for op in ops}
-        divisor = math.gcd(*counts.values())
-        fewer = tuple(op for op, count in counts.items() for _ in range(count // divisor))
-        return Question(fewer, machine, self.scheme, share), ops
+        return _plain_question(self)
+
+
+@lru_cache(maxsize=4096)
+def _plain_question(asked: Question) -> tuple[Question, tuple[DenseOp, ...]]:
+    # What no dense op depends on does not make another choice.
+    machine = replace(asked.accelerator, clock_ghz=1.0, vector_lanes=1, vector_macs_per_cycle=1)
+    share = rounded_density(asked.density) if asked.scheme == "sparqle" else 0.0
+    ops = tuple(_plain(op, asked.scheme, machine) for op in asked.ops)
+    counts = {op: ops.count(op) for op in ops}
+    divisor = math.gcd(*counts.values())
+    fewer = tuple(op for op, count in counts.items() for _ in range(count // divisor))
+    return Question(fewer, machine, asked.scheme, share), ops
 
 
 _ANSWERS: dict[Question, dict[DenseOp, Decisions]] = {}

@@ -2,7 +2,9 @@
 
 Its program is a table of actions made by `actions`; its memories are the on-chip buffers as bytes
 (accumulators as their type), and DRAM by pointer. Decoded tiles are kept: a tile that is still in
-its entry, or was loaded from the same place in DRAM as what is there, is not decoded again.
+its entry, or was loaded from the same place in DRAM as what is there, is not decoded again. The
+passes over both planes of a tile are one product of integers of 2k bits where `actions` lets them
+be, and those fit.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ the product where other threads wait actively for work, as those of compiled ker
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from sparqle_tvm.tirscript import ceil_div, loop, parameter, scratch, size, vect
 
 _LANES, _VECTORS, _ROWS = 8, 2, 4
 _COLUMNS = _LANES * _VECTORS
+_KEPT = 8
 _DEPTH = 2 ** (24 - DIGIT_BITS - 7)
 """So many products of a digit and an int8 add up to a whole number that float32 holds."""
 
@@ -43,16 +45,33 @@ def multiply(digits: NDArray[Any], weights: NDArray[np.int8]) -> NDArray[np.int3
     total = np.zeros((rows, columns), np.int32)
     if not total.size:
         return total
-    found = aligned((-(-rows // _ROWS) * _ROWS, wide), np.float32)
     for begin in range(0, depth, _DEPTH):
         part = slice(begin, min(begin + _DEPTH, depth))
-        a = aligned((len(found), part.stop - begin), np.float32)
+        a, b, found = _STATE.operands(-(-rows // _ROWS) * _ROWS, part.stop - begin, wide)
         a[:rows], a[rows:] = digits[:, part], 0
-        b = aligned((part.stop - begin, wide), np.float32)
         b[:, :columns], b[:, columns:] = weights[part], 0
         _kernel()(a, b, found)
-        total += found[:rows, :columns].astype(np.int32)
+        if begin == 0:
+            total[...] = found[:rows, :columns]
+        else:
+            total += found[:rows, :columns].astype(np.int32)
     return total
+
+
+def _operands(rows: int, depth: int, columns: int) -> tuple[NDArray[np.float32], ...]:
+    """Memory for (M, K), (K, N) and (M, N)."""
+    shapes = ((rows, depth), (depth, columns), (rows, columns))
+    return tuple(aligned(shape, np.float32) for shape in shapes)
+
+
+class _State(threading.local):
+    """Per thread: memory of the operands of its last products, which are of few sizes."""
+
+    def __init__(self) -> None:
+        self.operands = lru_cache(maxsize=_KEPT)(_operands)
+
+
+_STATE = _State()
 
 
 @cache

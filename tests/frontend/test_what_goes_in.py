@@ -58,10 +58,10 @@ def dq(e: Any, q: Any, scale: Any, zero: Any, axis: int = -1, dtype: str = "floa
     return e(op.dequantize(q, scale, zero, axis, dtype))
 
 
-def in_groups(e: Any, zero: np.ndarray | None = None) -> relax.Expr:
+def in_groups(e: Any, zero: Any = None) -> relax.Expr:
     """The weight (K, N) of groups of K, kept as (N, K)."""
     cut = e(op.reshape(const(np.ascontiguousarray(W.T), "int8"), (N, K // GROUP, GROUP)))
-    wide = spelled(e, cut, const(G_SCALE), None if zero is None else const(zero))
+    wide = spelled(e, cut, const(G_SCALE), const(zero) if isinstance(zero, np.ndarray) else zero)
     return e(op.permute_dims(e(op.reshape(wide, (N, K)))))
 
 
@@ -77,6 +77,10 @@ def drained(e: Any, p: dict[str, relax.Var]) -> relax.Expr:
 def matmul_integer(e: Any, p: dict[str, relax.Var]) -> relax.Expr:
     wide = [e(op.astype(each, "int32")) for each in (p["q"], p["z"], const(W, "int8"))]
     return op.matmul(e(op.subtract(wide[0], wide[1])), wide[2], out_dtype="int32")
+
+
+def wide_less(e: Any, q: Any, zero: Any) -> relax.Expr:
+    return e(op.subtract(e(op.astype(q, "int32")), e(op.astype(zero, "int32"))))
 
 
 def per_token(e: Any, p: dict[str, relax.Var]) -> relax.Expr:
@@ -151,12 +155,47 @@ FORMS: dict[str, tuple[Values, Form]] = {
         ROWS,
         lambda e, p: op.matmul(per_token(e, p), in_groups(e, G_ZERO)),
     ),
+    "zero points of weights at run time": (
+        {"q": ROWS["q"], "z": W_ZERO, "w": W},
+        lambda e, p: op.matmul(
+            dq(e, p["q"], const(0.1), const(3, "int8")), dq(e, p["w"], OF_W, p["z"], 1)
+        ),
+    ),
+    "unsigned weights, parameters": (
+        {"q": ROWS["q"], "z": np.array(140, np.uint8), "w": integers("uint8", N, K)},
+        lambda e, p: op.matmul(
+            spelled(e, p["q"], const(0.1)),
+            e(
+                op.permute_dims(
+                    spelled(e, p["w"], const(W_SCALE[:, None]), e(op.astype(p["z"], "float32")))
+                )
+            ),
+        ),
+    ),
+    "MatMulInteger with both zero points": (
+        {
+            "q": integers("uint8", M, K),
+            "z": np.array(117, np.uint8),
+            "w": integers("uint8", K, N),
+            "zw": integers("uint8", N),
+        },
+        lambda e, p: op.matmul(wide_less(e, p["q"], p["z"]), wide_less(e, p["w"], p["zw"])),
+    ),
     "bias and ReLU, drained": ({"q": integers("int8", M, K)}, drained),
 }
 LEFT: dict[str, tuple[Values, Form]] = {
-    "zero point of the weight at run time": (
-        {"q": integers("int8", M, K), "z": np.array(3, np.int8)},
-        lambda e, p: op.matmul(dq(e, p["q"], const(0.1), ZERO), dq(e, W8, const(0.1), p["z"])),
+    "zero point of the weight of another type": (
+        {"q": integers("int8", M, K), "z": np.array(3, np.int32)},
+        lambda e, p: op.matmul(
+            dq(e, p["q"], const(0.1), ZERO),
+            spelled(e, W8, const(0.1), e(op.astype(p["z"], "float32"))),
+        ),
+    ),
+    "groups with zero points of run time": (
+        {"q": integers("int8", M, K), "z": G_ZERO},
+        lambda e, p: op.matmul(
+            dq(e, p["q"], const(0.1), ZERO), in_groups(e, e(op.astype(p["z"], "float32")))
+        ),
     ),
     "scale per column of K": (
         {"q": integers("int8", M, K)},

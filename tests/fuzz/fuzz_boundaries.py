@@ -117,6 +117,29 @@ class ProgramValues(Boundary):
             raise Wrong(f"{spec} with {rows} rows")
 
 
+class AttentionValues(Boundary):
+    """Attention on the simulator, beside its definition (tests/target/attention_cases.py).
+
+    Odd head widths, one row, groups of 1 to 8, an empty past; caches in planes and plain.
+    """
+
+    name, share = "attention-values", 3
+
+    def case(self, rng: random.Random, state: Any, folder: Path) -> None:
+        from attention_cases import Case, Operands
+
+        from sparqle_tvm.target.compile.attention import attention_program
+        from sparqle_tvm.target.simulator.attention import simulate_attention
+
+        draw = np.random.default_rng(rng.randrange(2**31))
+        case = Case.random(draw)
+        operands = Operands.random(case.op, case.rows, case.past, draw)
+        program = attention_program(case.op, case.accelerator, case.plan)
+        found = simulate_attention(program, operands.tensors(program.header), case.rows).output
+        if found.tobytes() != operands.expected(case.op).tobytes():
+            raise Wrong(str(case))
+
+
 def _peak_bytes() -> int:
     """Most memory that this process had."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -228,6 +251,54 @@ class Onnx(Boundary):
                 tensor.dims[:] = rng.choice(([], [0], [-1], [2**40, 2**40], [3, 5, 7]))
             path.write_bytes(model.SerializeToString())
         from_onnx(path)
+
+
+class Pt2(Boundary):
+    """What ``torch.export.save`` writes: the archive damaged, or a file in it, or another in it."""
+
+    name, share = "pt2", 2
+
+    def prepare(self, folder: Path) -> None:
+        import torch
+        from torch.ao.quantization.fx import _decomposed  # noqa: F401, declares the ops
+
+        ops = torch.ops.quantized_decomposed
+
+        class Layer(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("w", torch.arange(-60, 60, dtype=torch.int8).reshape(5, 24))
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                q = ops.quantize_per_tensor(x, 0.05, 3, -128, 127, torch.int8)
+                x = ops.dequantize_per_tensor(q, 0.05, 3, -128, 127, torch.int8)
+                w = ops.dequantize_per_tensor(self.w, 0.01, 0, -127, 127, torch.int8)
+                return torch.nn.functional.linear(x, w)
+
+        torch.export.save(torch.export.export(Layer(), (torch.ones(3, 24),)), folder / "whole.pt2")
+
+    def open(self, folder: Path) -> Any:
+        return (folder / "whole.pt2").read_bytes()
+
+    def case(self, rng: random.Random, state: Any, folder: Path) -> None:
+        from sparqle_tvm.studies.inputs import load_module
+
+        path = folder / "model.pt2"
+        if rng.random() < 0.4:
+            path.write_bytes(damaged_bytes(rng, state))
+        else:
+            with zipfile.ZipFile(io.BytesIO(state)) as whole:
+                members = {name: whole.read(name) for name in whole.namelist()}
+            name = rng.choice([each for each, data in members.items() if data])
+            if name.endswith(".json") and rng.random() < 0.7:
+                value = damaged_value(rng, json.loads(members[name]))
+                members[name] = to_json(value).encode()
+            else:
+                members[name] = rng.choice((damaged_bytes(rng, members[name]), b"", state))
+            with zipfile.ZipFile(path, "w") as damaged:
+                for each, data in members.items():
+                    damaged.writestr(each, data)
+        load_module(path)
 
 
 class Programs(Boundary):
@@ -877,8 +948,10 @@ BOUNDARIES: dict[str, Boundary] = {
     for kind in (
         Values,
         ProgramValues,
+        AttentionValues,
         Gguf,
         Onnx,
+        Pt2,
         Programs,
         Bundles,
         Exported,

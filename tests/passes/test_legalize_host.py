@@ -15,6 +15,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
+import sparqle_tvm
 from sparqle_tvm import dialect, numerics
 from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.host.legalize import HOST_LEGALIZE_MAP
@@ -250,3 +251,25 @@ def test_report_counts_what_was_lowered() -> None:
     LegalizeHost(report=report)(dense_module(8, 3, 4, "signed"))
     expected = {"split": [], "rewritten": {"LegalizeHost": 2}, "skipped": [], "tuned": []}
     assert report.to_dict() == expected
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_scale_is_rounded_before_a_residual_is_added(split: bool) -> None:
+    """In one loop with the addition LLVM would round once, and the forms would differ."""
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-127, 128, (64, 64)).astype(np.int8)
+    step, q = np.float32(0.0123), rng.integers(-127, 128, (1, 64)).astype(np.int8)
+    residual = rng.standard_normal((1, 64), dtype=np.float32)
+    given, emit = [relax.Var("q", relax.TensorType((1, 64), "int8"))], relax.op
+    given.append(relax.Var("r", relax.TensorType((1, 64), "float32")))
+    builder = relax.BlockBuilder()
+    with builder.function("main", given):
+        with builder.dataflow():
+            acc = builder.emit(emit.matmul(given[0], relax.const(weight), out_dtype="int32"))
+            wide = builder.emit(emit.astype(acc, "float32"))
+            scaled = builder.emit(emit.multiply(wide, relax.const(step)))
+            y = builder.emit_output(emit.add(scaled, given[1]))
+        builder.emit_func_output(y)
+    found = sparqle_tvm.compile(builder.get(), split=split)["main"](q, residual).numpy()
+    expected = (q.astype(np.int32) @ weight).astype(np.float32) * step + residual
+    np.testing.assert_array_equal(found, expected)

@@ -56,7 +56,7 @@ def both():
 
 @pytest.mark.parametrize(
     ("tokens", "keys", "bucket"),
-    [(1, 1, (1, 512)), (1, 700, (1, 2048)), (5, 20, (64, 512)), (70, 600, (512, 2048))],
+    [(1, 1, (1, 512)), (1, 700, (1, 1024)), (5, 20, (64, 512)), (70, 600, (512, 1024))],
 )
 def test_programs_give_the_bits_of_the_host(both, tokens, keys, bucket):
     simulator, host = both
@@ -100,12 +100,11 @@ def test_a_cache_in_planes_gives_the_same_bits():
 
 
 def test_plain_heads_may_be_said_one_by_one():
-    """A letter for each head, all plain, is one letter for all: where heads are chosen by size."""
+    """A letter for each head though all are plain: where heads are chosen by size."""
     report = PassReport()
     mod = module(1, 40, key_planes="--", value_planes="--")
     after = passes.OffloadAttention(EDGE, report=report)(mod)
     assert "R.sparqle.attention" not in after.script(), report.skipped
-    tvm.ir.assert_structural_equal(after, passes.OffloadAttention(EDGE)(module(1, 40)))
 
 
 def test_the_profile_has_it(both):
@@ -173,9 +172,9 @@ def test_what_is_left_dense_gives_the_same_bits_and_what_a_decode_step_meets():
     """At 70 rows the vector engine is the limit; one token after them is split."""
     given = operands(70, 70)
     forms = {}
-    for name, planes in (("left", "-"), ("split", "p")):
-        mod = module(key_planes=planes)
-        executable = sparqle_tvm.compile(mod, "sparqle/edge", engine="simulator")
+    mod = module(key_planes="p")
+    for name, planes in (("left", "cost"), ("split", "always")):
+        executable = sparqle_tvm.compile(mod, "sparqle/edge", engine="simulator", planes=planes)
         with recording_attention() as launches:
             found = executable["main"](*given).numpy()
         forms[name] = found, launches[0], [s.reason for s in executable.report.skipped]

@@ -310,6 +310,33 @@ def test_expected_module(before: tvm.IRModule, expected: tvm.IRModule) -> None:
     assert report.skipped == []
 
 
+@pytest.mark.parametrize(("dtype", "zero"), [("uint8", (3, 1)), ("int8", ()), ("uint8", None)])
+def test_weights_less_what_is_known_at_run_time(dtype: str, zero: tuple[int, ...] | None) -> None:
+    """Channels along the first axis of parameters (3, 8), transposed behind the subtraction."""
+    rng, emit = np.random.default_rng(0), (builder := relax.BlockBuilder()).emit
+    q, w = (rng.integers(0, 128, s).astype(t) for s, t in (((5, 8), "int8"), ((3, 8), dtype)))
+    values = [q - np.int8(64), w + (np.uint8(100) if dtype == "uint8" else np.int8(-50))]
+    if zero is not None:
+        values.append(rng.integers(0, 120, zero).astype("int32") if zero else np.array(9, "int32"))
+    params = [
+        relax.Var(n, relax.TensorType(v.shape, str(v.dtype)))
+        for n, v in zip("qwz", values, strict=False)
+    ]
+    with builder.function("main", params):
+        with builder.dataflow():
+            real = emit(relax.op.astype(params[1], "int32"))
+            real = real if zero is None else emit(relax.op.subtract(real, params[2]))
+            wide = emit(relax.op.astype(params[0], "int32"))
+            y = emit(relax.op.matmul(wide, emit(relax.op.permute_dims(real)), out_dtype="int32"))
+            y = builder.emit_output(y)
+        builder.emit_func_output(y)
+    after, report = apply(SplitPrecision, builder.finalize())
+    assert report.rewritten["SplitPrecision"] == 1 and report.skipped == []
+    less = values[2] if zero is not None else 0
+    expected = values[0].astype(np.int32) @ (values[1].astype(np.int32) - less).T
+    assert_equal_bits(Runnable(after)(*values), expected)
+
+
 def matmul(q: Any, w: Any, out_dtype: str | None = "int32", moved: bool = False) -> tvm.IRModule:
     """``matmul`` of two parameters of these (shape, dtype), the second maybe computed."""
     builder = relax.BlockBuilder()
@@ -331,7 +358,7 @@ Q, W = ((4, 8), "int8"), ((8, 3), "int8")
     ("mod", "reason"),
     [
         (matmul(((4, 8), "int32"), ((8, 3), "int32")), "activations are int32"),
-        (matmul(Q, ((8, 3), "uint8")), "weights are uint8"),
+        (matmul(Q, ((8, 3), "int16")), "weights are int16"),
         (matmul(Q, W, None), "accumulates in int8, int32 is needed"),
         (matmul(Q, W, "int8"), "accumulates in int8, int32 is needed"),
         (matmul(Q, W, moved=True), "computed at run time"),

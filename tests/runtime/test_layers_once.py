@@ -11,6 +11,7 @@ import pytest
 import tvm
 from gguf import GGMLQuantizationType as Kind
 from tiny_llama import TinyLlama
+from tvm import relax
 
 import sparqle_tvm
 from sparqle_tvm import compiler
@@ -167,3 +168,68 @@ def test_what_is_compiled_is_found_by_the_weights_too(mixed: ImportedModel) -> N
     assert mixed.sha256 in mixed.weights.content
     keys = {key_of(mixed.template, {"weights": content}) for content in ("one", "other")}
     assert len(keys) == 2
+
+
+def test_the_split_passes_see_one_of_equal_layers(tmp_path: Path) -> None:
+    """The integer products and encodings that each pass finds do not depend on the layers."""
+
+    @tvm.instrument.pass_instrument
+    class Count:
+        def __init__(self) -> None:
+            self.found: dict[str, int] = {}
+
+        def run_before_pass(self, mod: tvm.IRModule, info: Any) -> None:
+            text = mod.script(show_meta=False) if str(info.name) in SPLIT else ""
+            ops = ("R.matmul(", "R.sparqle.", "R.nn.rms_norm(")
+            self.found[str(info.name)] = sum(text.count(op) for op in ops)
+
+    found = []
+    for layers in (3, 6):
+        path = TinyLlama(layers=layers).write(tmp_path / f"{layers}.gguf")
+        model, count = from_gguf(path, progress=False), Count()
+        with tvm.transform.PassContext(instruments=[count]):
+            split = sparqle_tvm.compile(model.template, stop_after="split")
+        found.append({name: count.found[name] for name in SPLIT})
+        labels = [f"blk_{i}_ffn_down" for i in range(layers)]
+        text = split.script(show_meta=False)
+        assert all(text.count(f'label="{label}"') for label in labels)
+    assert found[0] == found[1]
+    assert min(found[0].values()) > 10
+
+
+def _simplified(mod: tvm.IRModule) -> dict[str, Any]:
+    functions = {}
+    for gv, func in relax_functions(mod):
+        symbols = relax.analysis.defined_symbolic_vars(func)
+        renewed = {symbol: tvm.tirx.Var(str(symbol.name), "int64") for symbol in symbols}
+        functions[str(gv.name_hint)] = func.bind_symbolic_vars(renewed) if renewed else func
+    return functions
+
+
+SPLIT = ("SplitGroupedDense", "SplitPrecision", "FuseQuantize", "FoldScales", "ShareEncodings")
+
+
+@pytest.mark.parametrize("fixture", ["mixed", "tiny"])
+def test_layers_that_were_split_together_are_those_that_were_split_alone(
+    mixed: ImportedModel, module: tvm.IRModule, tmp_path: Path, fixture: str
+) -> None:
+    if fixture == "mixed":
+        template = mixed.template
+    else:
+        template = from_gguf(
+            TinyLlama(layers=3).write(tmp_path / "t.gguf"), progress=False
+        ).template
+    reports = [sparqle_tvm.passes.PassReport() for _ in range(2)]
+    modules = []
+    for report, layers in zip(reports, (True, False), strict=True):
+        found = compiler.phases(compiler.Options(report=report))
+        steps = [each for name in ("import", "split") for each in found[name]]
+        if not layers:
+            once = ("OutlineLayers", "InlineLayers")
+            steps = [each for each in steps if str(each.info.name) not in once]
+        with tvm.target.Target("llvm"):
+            modules.append(tvm.transform.Sequential(steps)(template))
+    # Symbols that were bound anew may stand on the other side of a product.
+    tvm.ir.assert_structural_equal(*map(_simplified, modules))
+    assert reports[0] == reports[1]
+    assert reports[0].split

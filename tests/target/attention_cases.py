@@ -112,7 +112,7 @@ class Case:
             scheme="dense" if dense else "sparqle",
             window="unsigned" if dense or rng.random() < 0.3 else "signed",
         )
-        if not dense and rng.random() < 0.5:
+        if rng.random() < 0.5:
             letters = ("".join(rng.choice(["p", "-"], op.kv_heads)) for _ in range(2))
             op = replace(op, key_planes=next(letters), value_planes=next(letters))
         block = int(rng.choice([1, 3, 4, 7, 8, 16]))

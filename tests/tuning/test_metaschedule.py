@@ -37,6 +37,12 @@ found = ms.relax_integration.extract_tasks(tasks, target, {})
 assert sorted((t.task_name, t.weight) for t in found) == [
     ("dense_48x48x96", 1), ("dense_48x96x96", 2)
 ]
+# The same by the name of a pipeline, of the module and of what the split phase leaves.
+with target:
+    named = relax.get_pipeline("sparqle_tasks", rows=(48,))
+    split = relax.get_pipeline("sparqle", stop_after="split")(mod)
+    for before in (mod, split):
+        tvm.ir.assert_structural_equal(named(before), tasks)
 ours = tuning.extract_tasks(mod, target, rows=(48,))
 for task in ours:
     # The same workloads as those of sparqle_tvm.tune.

@@ -288,11 +288,11 @@ def test_attention_is_left_dense_where_the_vector_engine_is_the_limit():
         dense, EDGE, plan, Work.uniform(header, header.limits(512, 0), 0.0, 1.0, 0.0)
     )
     assert left.dense_cycles == pytest.approx(whole.total_cycles, rel=0.05)
-    # With vector lanes enough, or a cache that only planes can read, it is split.
+    # With vector lanes enough it is split.
     fast = replace(EDGE, vector_lanes=8 * EDGE.vector_lanes)
     assert choose_scheme(op, fast) == (op, None)
     planes = replace(op, key_planes="p--")
-    assert choose_scheme(planes, EDGE) == (planes, None)
+    assert choose_scheme(planes, EDGE) == (replace(dense, key_planes="p--"), left)
     # A decode step loads live values only.
     step = AttentionOp(1, 4096, 3, 3, 64)
     assert choose_scheme(step, EDGE) == (step, None)
