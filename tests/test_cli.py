@@ -237,7 +237,7 @@ def test_standard_output_that_is_full_is_one_line(words):
         (["--json", "-", "--markdown", "-"], "--json and --markdown: only one goes to standard"),
         (["--html", "-", "--json", "-"], "only one goes to standard output"),
         (["--json", "a", "--markdown", "a"], "this file is written by json, too"),
-        (["--json", "run.json"], "this file is read by result, too"),
+        (["--json", "run.json"], "this file is read by results, too"),
         (["--json", ""], "an empty name is none"),
         (["--json", "new", "--csv", "run.json"], "run.json cannot be written"),
         (["--json", "new", "--pictures", "run.json/x"], "run.json is no folder"),

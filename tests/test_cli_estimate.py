@@ -23,7 +23,7 @@ def test_prints_tables(capsys):
         "Cost by scheme",
         "What limits the time",
         "Energy of the whole model by component, 7nm + LPDDR4",
-        "waiting for weights under dense, native, a4, sparqle",
+        "goes to waiting for weights: split activations cannot help there",
         "KV cache",
         "a4: activations of 4 bits",
         "Not checked against a copy of their source: on-chip memory, 8 KiB",

@@ -159,7 +159,7 @@ class Estimate(Stored, PassResult):
         """What a reader has to know of the figures, in sentences."""
         notes = [self.positions_note, self.attention.note, self.cache_note, self.tiles_note]
         waiting = [
-            scheme_name(self.accelerator, scheme)
+            "split" if scheme == "sparqle" else scheme_name(self.accelerator, scheme)
             for scheme, found in self.schemes.items()
             if found.whole_model.weight_bound
         ]
