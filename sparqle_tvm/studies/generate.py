@@ -125,7 +125,6 @@ def generate(
             engine="simulator" if engine == "simulator" else "host",
             attention=attention,
             collect_encodings=True,
-            weights=imported.weights,
             cache=cache,
             calibration=known,
             **kv_options(kv, imported),
