@@ -243,7 +243,8 @@ def key_of(mod: tvm.IRModule, told: Mapping[str, Any]) -> str:
     for _, function in mod.functions_items():
         if isinstance(function, relax.Function):
             relax.analysis.post_order_visit(function, lambda node: _feed_tensor(digest, node))
-    return digest.hexdigest()
+    key: str = digest.hexdigest()
+    return key
 
 
 def _begun(told: Mapping[str, Any]) -> Any:
