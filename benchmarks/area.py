@@ -301,9 +301,11 @@ def document(library: Library, found: dict[str, Any]) -> str:
             "",
             "What the control does in the cycles of a tile, from the RTL itself: steps of the LSB "
             "pass, then of the MSB pass, in which rows wait for the one with most digits; the next "
-            "tile may start in the last of them. There is no bubble between steps or tiles; sums "
-            f"are whole {PIPELINE_CYCLES} cycles after the last step, which programs do not count, "
-            "for no scheme.",
+            "tile may start in the last of them. There is no bubble between steps or tiles. Sums "
+            f"are whole {PIPELINE_CYCLES} cycles after the last step: the array goes on meanwhile, "
+            "but drain and vector unit wait for that, in programs and formulas of all schemes. "
+            "`python benchmarks/cosimulate.py` runs random tiles and programs of SmolLM2's layers "
+            "through the RTL, for digits of 2, 4 and 8 bits: integers and cycles are equal.",
             "",
             "![Waveform of one tile in the array: LSB pass, MSB pass, waiting rows](tile.png)",
             "",
@@ -358,7 +360,12 @@ def document(library: Library, found: dict[str, Any]) -> str:
             f"({TOKENS} tokens, rows as they come, chunks of the whole K) the sparse pass needs "
             + ", ".join(f"{share - 1:.2%} more steps with {c}" for c, share in memory.items())
             + " columns than is counted: how long a chunk is hardly matters to the hardware. The "
-            "RTL has no such early steps yet, its chunk is what a PE can keep.",
+            "RTL has no such early steps: its chunk is what a PE can keep (`sparqle rtl "
+            "--columns`), and it is built as wide as a program's chunks to be compared with it.",
+            "- Not in the RTL: PE rows that share an activation row (`row_split`), which need "
+            "weights of their own; `msb_across_groups = false`; lanes that are no power of two; "
+            "the way of sums between PEs and accumulator buffer, taken to run beside the steps. "
+            "The first three are refused by name.",
             f"- On the area of a dense row, a `native` row has {lanes:.1f} lanes of {EDGE.lanes}; "
             "the baseline `native` of the estimates has as many by measurement "
             + "("
@@ -417,9 +424,10 @@ def document(library: Library, found: dict[str, Any]) -> str:
                 ],
             ),
             "",
-            "The encoder takes values of one row in a cycle: rows of n outputs take ceil(n / 16) "
-            "cycles each. Programs count ceil(m n / 16) for m rows, which is the same where 16 "
-            "divides n, as in all tiles but the last of odd sizes.",
+            "The encoder takes values of one row in a cycle, so m rows of n outputs take "
+            f"m ceil(n / {EDGE.drain_elements_per_cycle}) cycles, and one more brings the last "
+            "word of digits out. Drains take that in programs and formulas, those of plain outputs "
+            "without the one.",
             "",
             "## Factors of energy",
             "",
@@ -431,8 +439,15 @@ def document(library: Library, found: dict[str, Any]) -> str:
             "bits give; its low end that of 8 x 4 and 8 x 8 bits.",
             "",
             table(
-                ["factor", "low", "mid", "high"],
-                [[f"`{n}`", *(f"{x:.2f}" for x in band)] for n, band in factors(found).items()],
+                ["factor", "low", "mid", "high", "is"],
+                [
+                    *(
+                        [f"`{n}`", *(f"{x:.2f}" for x in band), "synthesised: area as proxy"]
+                        for n, band in factors(found).items()
+                    ),
+                    ["um2 of a bit of memory", *(f"{x:g}" for x in SRAM_UM2), "assumed"],
+                    ["share of stored digits", "", f"{DENSITY:g}", "", "measured"],
+                ],
             ),
             "",
             "Not in the tables: the scale units of weight groups, which all schemes have; wires; "

@@ -22,10 +22,12 @@ import numpy as np
 
 from sparqle_tvm.models.shapes import MODELS
 from sparqle_tvm.results.passes import PHASES
-from sparqle_tvm.studies.estimate import estimate
+from sparqle_tvm.studies.estimate import choose_ahead, estimate
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
+from sparqle_tvm.target.cost.baselines import Scheme
 
 AIM = -0.005
+SCHEMES: tuple[Scheme, ...] = ("dense", "sparqle")
 # Tokens of a prefill over all sequences: beyond that a larger batch changes next to nothing.
 MOST_ROWS = 4096
 
@@ -91,32 +93,27 @@ def measure(
     whole: bool = False,
 ) -> list[dict[str, Any]]:
     """What split precision saves of the time, case by case."""
+    cases: list[dict[str, Any]] = [
+        {"model": model, "phase": phase, "seq": seq, "batch": batch}
+        for model in models
+        for phase in PHASES
+        for batch in batches
+        if phase == "decode" or seq * batch <= MOST_ROWS
+    ]
+    choose_ahead(((accelerator, case) for case in cases), schemes=SCHEMES)
     records = []
-    for model in models:
-        for phase in PHASES:
-            for batch in batches:
-                if phase == "prefill" and seq * batch > MOST_ROWS:
-                    continue
-                found = estimate(
-                    *(model, phase),
-                    seq=seq,
-                    batch=batch,
-                    target=accelerator,
-                    schemes=("dense", "sparqle"),
-                    attention=None if whole else "vector",
-                    same_tiles=False,
-                )
-                part = "whole_model" if whole else "dense_layers"
-                times = {s: r.part(part).cycles for s, r in found.schemes.items()}
-                records.append(
-                    {
-                        "accelerator": accelerator.name,
-                        "model": model,
-                        "phase": phase,
-                        "batch": batch,
-                        "saved": 1 - times["sparqle"] / times["dense"],
-                    }
-                )
+    for case in cases:
+        found = estimate(
+            **case,
+            target=accelerator,
+            schemes=SCHEMES,
+            attention=None if whole else "vector",
+            same_tiles=False,
+        )
+        part = "whole_model" if whole else "dense_layers"
+        times = {s: r.part(part).cycles for s, r in found.schemes.items()}
+        saved = 1 - times["sparqle"] / times["dense"]
+        records.append({"accelerator": accelerator.name, **case, "saved": saved})
     return records
 
 

@@ -29,7 +29,7 @@ def measure(form: str, tokens: int, repeat: int) -> dict[str, Any]:
     model = sparqle_tvm.frontend.from_gguf(path, activations="int8", progress=False)
     imported, busy = time.perf_counter(), time.process_time()
     executable = sparqle_tvm.compile(
-        model.template, "sparqle/edge", split=form == "split", weights=model.weights
+        model.template, "sparqle/edge", weights=model.weights, split=form == "split"
     )
     executable["prefill"]  # its machine code is emitted when a function is first asked for
     built, build_cpu_seconds = time.perf_counter(), time.process_time() - busy

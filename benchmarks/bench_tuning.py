@@ -16,8 +16,8 @@ goes below. The simulator measures, but for Llama2's prefill with small buffers,
 thousands of tiles: the formulas do there.
 
 ``tolerance``: Llama2-7B's prefill on `sparqle/edge`, dense layers, if schedules may take so much
-longer than the bound for less energy: time and energy of dense and split, what is saved with each
-its own tiles and with the same, and seconds of choosing them.
+longer than the bound for less energy: time, bytes and energy of dense and split, what is saved with
+each its own tiles and with the same, and seconds of choosing them.
 """
 
 from __future__ import annotations
@@ -389,7 +389,8 @@ def bench_optimum(console: Console) -> list[dict[str, Any]]:
 def bench_tolerance(console: Console) -> list[dict[str, Any]]:
     title = "Llama2-7B, prefill of 2,048 tokens on sparqle/edge, dense layers"
     table = Table(title=title, title_justify="left")
-    for name in ("tolerance", "time", "energy", "saved", "with the same tiles", "choosing"):
+    names = ("tolerance", "time", "DRAM", "energy", "saved", "with the same tiles", "choosing")
+    for name in names:
         table.add_column(name)
     found = []
     used = tiling.TOLERANCE
@@ -404,6 +405,7 @@ def bench_tolerance(console: Console) -> list[dict[str, Any]]:
         row = (
             f"{tolerance:.1%}",
             " / ".join(f"{part.cycles / 1e6:,.1f} M" for part in parts),
+            " / ".join(f"{part.dram_bytes / 1e9:.1f} GB" for part in parts),
             " / ".join(f"{part.energy.joules.mid:.2f} J" for part in parts),
             f"{saved.cycles:.1%}, energy {saved.energy.mid:.1%}",
             f"energy {same:.1%}",
@@ -414,6 +416,7 @@ def bench_tolerance(console: Console) -> list[dict[str, Any]]:
             {
                 "tolerance": tolerance,
                 "cycles": [part.cycles for part in parts],
+                "dram_bytes": [part.dram_bytes for part in parts],
                 "joules": [part.energy.joules.mid for part in parts],
                 "saved": {"cycles": saved.cycles, "energy": saved.energy.mid},
                 "same_tiles": same,

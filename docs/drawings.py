@@ -122,7 +122,7 @@ def draw_array() -> Any:
             axes.text(x, y, text, ha="left", va="center", weight="bold")
             axes.text(x, y - 0.7, more, ha="left", va="center", size=7.5, color=style.MUTED)
 
-        title(0.2, 17.4, "Array", "weights go down its columns, to all rows alike")
+        title(0.2, 17.4, "Array", "a row takes a token, a column an output channel")
         block(3.2, 14.6, 6.0, 0.9, "weights of 16 columns a step", style.GREEN)
         for row in range(3):
             y = 12.6 - 2.2 * row
@@ -148,15 +148,15 @@ def draw_array() -> Any:
         block(11.8, 8.6, 2.8, 1.4, "weights\n16 x 4 bits", style.GREEN)
         block(15.4, 9.1, 3.6, 1.9, "4 stages of\nswitches", style.ORANGE)
         block(19.6, 9.1, 3.2, 1.9, "words of kept\nweights", style.ORANGE)
-        block(19.6, 6.9, 3.2, 1.5, "LSB: as come\nMSB: a word", style.ORANGE)
+        block(19.4, 6.9, 3.6, 1.5, "LSB pass: these\nMSB pass: a word", style.ORANGE)
         block(23.8, 6.9, 2.6, 4.1, "16\nmultipliers\n5 x 4 bits", style.SKY)
         block(27.0, 8.9, 2.3, 2.1, "adder\ntree", style.GRID)
         block(27.0, 5.9, 2.3, 2.1, "int32\nsums", style.GRID)
         _arrow(axes, (14.6, 9.7), (15.4, 9.9))
-        _arrow(axes, (14.6, 9.0), (19.6, 7.6))
+        _arrow(axes, (14.6, 9.0), (19.4, 7.6))
         _arrow(axes, (19.0, 10.0), (19.6, 10.0))
         _arrow(axes, (21.2, 9.1), (21.2, 8.4))
-        _arrow(axes, (22.8, 7.7), (23.8, 8.2))
+        _arrow(axes, (23.0, 7.7), (23.8, 8.0))
         _arrow(axes, (26.4, 9.9), (27.0, 9.9))
         _arrow(axes, (28.1, 8.9), (28.1, 8.0))
         axes.text(17.4, 5.5, "orange: what only split precision needs", **small, color=style.MUTED)

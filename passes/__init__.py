@@ -25,7 +25,8 @@ from sparqle_tvm.passes.lower_qdq import LowerQDQ
 from sparqle_tvm.passes.merge_precision import MergePrecision
 from sparqle_tvm.passes.offload_attention import OffloadAttention
 from sparqle_tvm.passes.offload_dense import OffloadDense
-from sparqle_tvm.passes.outline_repeats import InlineLayers, OutlineLayers, OutlineRepeats
+from sparqle_tvm.passes.outline_layers import InlineLayers, OutlineLayers
+from sparqle_tvm.passes.outline_repeats import OutlineRepeats
 from sparqle_tvm.passes.quantize_attention import FLOAT_ATTENTION, QuantizeAttention
 from sparqle_tvm.passes.quantize_cache import QuantizeCache
 from sparqle_tvm.passes.raise_msb_sparsity import RaiseMsbSparsity

@@ -109,7 +109,7 @@ def weight_format(rewriter: Rewriter, op: dialect.Dense) -> tuple[int, bool]:
 
     An op of 4 bits means -8..7 or 0..15; where nothing tells which, the int8 are kept whole.
     """
-    low, high = value_range(op.weight, rewriter.value, rewriter.weights)
+    low, high = value_range(op.weight, rewriter.value, rewriter.weight_bounds)
     bits, half = op.weight_bits, 1 << (op.weight_bits - 1)
     if -half <= low and high < half:
         return bits, True

@@ -181,7 +181,7 @@ def _obstacle(rewriter: Rewriter, dense: GroupedDense) -> str:
         return "K = 0"
     # Twice the largest q: until the window's offset is added, sums of stored digits are larger.
     sum_q = size * 2 * (largest_integer(DIGIT_BITS[dtype_of(dense.q)]) + 1)
-    bounds = value_range(dense.weight, rewriter.value, rewriter.weights)
+    bounds = value_range(dense.weight, rewriter.value, rewriter.weight_bounds)
     if not adds_exactly(rewriter, dense.w_scale, dense.w_min, bounds, sum_q):
         return (
             f"float64 would round: the group scales allow sums of {EXACT_SUM_LIMIT:g}, or are "

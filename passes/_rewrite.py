@@ -96,7 +96,7 @@ class Rewriter(PyExprMutator):
     ----------
     segments : list of Segment
         What the function stands for, if it is one of equal layers.
-    weights : dict of relax.Var to (float, float)
+    weight_bounds : dict of relax.Var to (float, float)
         The parameters of the function that are weights, and their bounds.
     roots : tuple of str
         What the names of ops begin with that `rewrite` may replace; all others are passed over as
@@ -114,7 +114,7 @@ class Rewriter(PyExprMutator):
         self.replacements: dict[Any, Any] = {}
         self._moved: set[Any] = set()
         self.parameters: frozenset[Any] = frozenset()
-        self.weights: dict[relax.Var, Bounds] = {}
+        self.weight_bounds: dict[relax.Var, Bounds] = {}
         self.segments: list[Segment] = []
         self.constants = ConstantEvaluator(self.value)
         self._function: relax.Function | None = None
@@ -126,9 +126,9 @@ class Rewriter(PyExprMutator):
         """Look at the next function of the module before it is visited."""
         self.function = name
         self._function, self._uses, self._field_readers = func, None, {}
-        self.weights, self.segments = declared_weights(func), segments_of(func)
+        self.weight_bounds, self.segments = declared_weights(func), segments_of(func)
         # What a layer is called with is computed, but for its weights.
-        self.parameters = frozenset(self.weights if self.segments else func.params)
+        self.parameters = frozenset(self.weight_bounds if self.segments else func.params)
         self.replacements, self._moved = {}, set()
 
     @property
@@ -184,7 +184,7 @@ class Rewriter(PyExprMutator):
             return all(map(self.declared, value.fields))
         if op_name(value) in LAYOUT_OPS:
             return self.declared(value.args[0])
-        return isinstance(value, relax.Var) and value in self.weights
+        return isinstance(value, relax.Var) and value in self.weight_bounds
 
     def used_once(self, *variables: Any) -> bool:
         """Whether each of the variables is read exactly once in the function."""

@@ -228,7 +228,7 @@ def _declared(rewriter: Rewriter, expr: Any) -> Bounds | None:
     value = rewriter.value(expr)
     while op_name(value) in LAYOUT_OPS and isinstance(value.args[0], relax.Var):
         value = rewriter.value(value.args[0])
-    return rewriter.weights.get(value) if isinstance(value, relax.Var) else None
+    return rewriter.weight_bounds.get(value) if isinstance(value, relax.Var) else None
 
 
 def adds_exactly(

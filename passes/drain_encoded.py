@@ -75,6 +75,8 @@ class _Drain(Rewriter):
         low, between = self._through_relu(quantize)
         found = self.value(between[-1])
         dense = dialect.SplitDenseScaled.of(found)
+        if dense is None and op_name(found) == "relax.add":
+            raise _NoMatch("a float is added first, as a bias that is no whole number of steps")
         if dense is None:
             raise _NoMatch("what is quantized is not the scaled result of a split dense op")
         if dense.k != encode.k:

@@ -67,7 +67,7 @@ class _SplitGrouped(Rewriter):
             zero_point=zero_point,
             in_features=columns,
             group_size=size,
-            weight_bits=weight_bits(value_range(found.weight, self.value, self.weights)),
+            weight_bits=weight_bits(value_range(found.weight, self.value, self.weight_bounds)),
             label=found.label,
         )
 

@@ -146,7 +146,7 @@ class _Split(Rewriter):
             act_signed=int(signed),
             zero_point=zero_point,
             in_features=int(dims_of(q)[-1]),
-            weight_bits=weight_bits(value_range(weight, self.value, self.weights)),
+            weight_bits=weight_bits(value_range(weight, self.value, self.weight_bounds)),
             label=label,
         )
         if zero_points is None or dialect.is_single(zero_points.ty):

@@ -41,9 +41,9 @@ MEMORIES = ("LPDDR4", "LPDDR5", "DDR4", "HBM2")
 _CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {"digit_bits": DIGIT_BITS, "float_bytes": (2, 4), "memory": MEMORIES}
 )
-PIPELINE_CYCLES = 3
-"""From the last step of an MMA to the cycle in which its sums are whole, as in `target.rtl`. Steps
-of the next one follow without a gap; who takes the sums waits, in all schemes alike."""
+PIPELINE_CYCLES = 2
+"""From the end of an MMA's last step until its sums are whole, as in `target.rtl`. Steps of the
+next one follow without a gap; who takes the sums waits, in all schemes alike."""
 MAX_SIZE = 2**40
 """No number of an accelerator is larger, so that nothing counted from them overflows."""
 _RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(

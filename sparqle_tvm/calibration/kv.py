@@ -16,7 +16,7 @@ from sparqle_tvm.calibration.budget import parse_share
 from sparqle_tvm.calibration.loss import MeasuredKv, chunks, compare, text_loss
 from sparqle_tvm.errors import CalibrationError, InvalidArgumentError
 from sparqle_tvm.models.attention_sparsity import measured_attention
-from sparqle_tvm.numerics.kv_cache import parse_kv
+from sparqle_tvm.numerics.kv_cache import CacheName, parse_kv
 
 if TYPE_CHECKING:
     import tvm
@@ -138,14 +138,12 @@ def bits_of(kv: str) -> tuple[float, float]:
     """
     storage, measured = parse_kv(kv), measured_attention()
     layers = len(measured.layers)
-    keys, values = [], []
+    found: dict[CacheName, list[float]] = {"key": [], "value": []}
     for place, layer in enumerate(measured.layers):
         heads = len(layer.k_msb_sparsity[0])
         chosen = measured.storage(place, layers, heads, _HEAD_DIM) if kv == "planes" else storage
-        for bits, mine, what in (
-            (keys, chosen.keys, "key"),
-            (values, chosen.values, "value"),
-        ):
+        for what, bits in found.items():
+            mine = chosen.keys if what == "key" else chosen.values
             stored = measured.stored(what, place, layers, heads, mine.levels)
             bits += [mine.mean_bits(1 - share, head) for head, share in enumerate(stored)]
-    return float(np.mean(keys)), float(np.mean(values))
+    return float(np.mean(found["key"])), float(np.mean(found["value"]))

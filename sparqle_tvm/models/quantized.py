@@ -406,15 +406,15 @@ class Dense(nn.Module):
             return emit_float_dense(x, values, self.label)
         scale = self.scale._expr
         if self.group_size:
-            return self._grouped_product(x)
+            return self._grouped_product(x, scale)
         if values.ty.ndim == 3:
             minimum = None if self.minimum is None else self.minimum._expr
             return emit_grouped_dense(x, values, scale, minimum, self.label)
         return emit_channel_dense(x, values, scale, self.label)
 
-    def _grouped_product(self, x: relax.Expr) -> relax.Var:
+    def _grouped_product(self, x: relax.Expr, scale: relax.Expr) -> relax.Var:
         """The product with stored weights, which lie with their outputs first."""
-        values, scale = self.values._expr, self.scale._expr
+        values = self.values._expr
         rows, columns = (int(n) for n in values.ty.shape)
         groups = columns // self.group_size
         by_group = R.reshape(values, (rows, groups, self.group_size))

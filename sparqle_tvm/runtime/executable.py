@@ -310,7 +310,7 @@ class Executable:
             # Also refused here: what no machine can be made of.
             assert loaded._vm is not None
             return loaded
-        except (RuntimeError, OSError, AttributeError, ValueError) as error:
+        except (RuntimeError, OSError, AttributeError, ValueError, TypeError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise CompileError(f"{path} is no exported executable: {reason}") from error
 

@@ -171,12 +171,12 @@ def append_tensors(
     with path.open("ab") as file:
         for tensor in (each for tensors in weights.values() for each in tensors):
             array = np.from_dlpack(tensor)
-            if array.ctypes.data in written and array.size:
+            if array.ctypes.data in written:
                 continue
             file.write(bytes(-file.tell() % _ALIGNMENT_BYTES))
             shape = [int(n) for n in array.shape]
             written[array.ctypes.data] = StoredTensor(file.tell(), str(array.dtype), shape)
-            file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return {
         name: [written[np.from_dlpack(each).ctypes.data] for each in tensors]
         for name, tensors in weights.items()

@@ -37,7 +37,8 @@ from sparqle_tvm.target.simulator.streams import transport_order
 from sparqle_tvm.target.verify import verify
 
 ENCODED_OUTPUTS = 4
-_PIECE_WEIGHTS = 1 << 23
+# Weights that are worked on at a time, in the cache of a core.
+_PIECE_WEIGHTS = 1 << 18
 OUTPUTS = {1: (Tensor.OUT,), ENCODED_OUTPUTS: (Tensor.OUT_LSB, Tensor.OUT_PBM)}
 """What programs write into the memory of the caller, by the number of its tensors."""
 
@@ -341,7 +342,7 @@ def pack_weights(weight: Any, bits: int, out: Any) -> None:
     out : tensor of uint8 (N, ceil(K * bits / 8))
         Written.
     """
-    values, packed = np.from_dlpack(weight), np.from_dlpack(out)
+    values, packed = np.asarray(np.from_dlpack(weight), np.int8), np.from_dlpack(out)
     rows = max(_PIECE_WEIGHTS // max(values.shape[1], 1), 1)
     for begin in range(0, len(values), rows):
         part = slice(begin, begin + rows)
@@ -359,7 +360,7 @@ def weight_sums(weight: Any, *operands: Any) -> None:
         last the output (N,), int32 or, with scales, float64, which is written.
     """
     *scales, factor, out = operands
-    values, sums = np.from_dlpack(weight), np.from_dlpack(out)
+    values, sums = np.asarray(np.from_dlpack(weight), np.int8), np.from_dlpack(out)
     factors = [np.from_dlpack(scale) for scale in scales]
     rows = max(_PIECE_WEIGHTS // max(values.shape[1], 1), 1)
     for begin in range(0, len(values), rows):

@@ -118,8 +118,10 @@ def generate(
         sequences = [_Sequence.of(i, prompt, imported, seed) for i, prompt in enumerate(prompts)]
     with stages("compile"):
         executable = compile_model(
-            _functions(imported),
+            _functions(imported, stored=known is None),
             machine,
+            # A calibration is held to weights that are constants.
+            weights=imported.weights if known is None else None,
             engine="simulator" if engine == "simulator" else "host",
             attention=attention,
             collect_encodings=True,
@@ -166,10 +168,12 @@ def _check(prompts: Sequence[str], tokens: int, temperature: float, top_k: int) 
         raise InvalidArgumentError(f"top_k = {top_k} must be 0 or more")
 
 
-def _functions(imported: ImportedModel) -> tvm.IRModule:
+def _functions(imported: ImportedModel, *, stored: bool) -> tvm.IRModule:
+    """What generating calls; with `stored`, weights are parameters."""
     import tvm
 
-    return tvm.IRModule({name: imported.template[name] for name in _FUNCTIONS})
+    mod = imported.template if stored else imported.mod
+    return tvm.IRModule({name: mod[name] for name in _FUNCTIONS})
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,11 @@ class OpLoads:
         per_channel = self.op.channel_parameter_bytes
         return self._cycles(n * per_channel, tiles) if per_channel else 0 * n
 
+    def drain(self, m: Any, n: Any, tiles: Any = 1) -> Any:
+        """Outputs of (m, n), of `tiles` tiles along the rows: whole words, see `isa.compute`."""
+        words = m * ceil_div(n, self.accelerator.drain_elements_per_cycle)
+        return words + tiles * np.any(self.encoded_bytes)
+
     def store(self, m: Any, n: Any, tiles: Any = 1) -> Any:
         """Outputs of a tile of (m, n), of `tiles` tiles along each row."""
         if np.any(self.encoded_bytes):
@@ -135,14 +140,11 @@ class Timeline:
             np.asarray(mma_cycles, np.float64),
             np.broadcast_shapes(np.shape(mma_cycles), schedule.k.shape),
         )
-        last = loads.op.n - (self.tiling.n_tiles - 1) * schedule.n
-        words = (self.tiling.n_tiles - 1) * self._words(schedule.n) + self._words(last)
-        self.drain_cycles = np.asarray(loads.op.m * words, np.float64)
+        m, n = self.tiling.m_tiles, self.tiling.n_tiles
+        drains = loads.drain(loads.op.m, schedule.n, m) * (n - 1)
+        drains = drains + loads.drain(loads.op.m, loads.op.n - (n - 1) * schedule.n, m)
+        self.drain_cycles = np.asarray(drains, np.float64)
         self.dma_cycles = self._all_transfers(loads)
-
-    def _words(self, n: Any) -> Any:
-        """Cycles to drain `n` outputs of a row."""
-        return ceil_div(n, self.loads.accelerator.drain_elements_per_cycle)
 
     @property
     def descriptors(self) -> NDArray[np.float64]:
@@ -176,7 +178,7 @@ class Timeline:
         first_activation, first_weight = loads.activation(m, k), loads.weight(n, k)
         first = first_activation + first_weight
         m, n = op.m - (t.m_tiles - 1) * d.m, op.n - (t.n_tiles - 1) * d.n
-        drain = m * self._words(n)
+        drain = loads.drain(m, n)
         store = loads.store(m, n)
         whole = np.where(t.n_tiles > 1, d.n, op.n)
         outputs = loads.store(op.m, whole, t.m_tiles) * (t.n_tiles - 1)
@@ -311,7 +313,7 @@ def _tables(timeline: Timeline) -> dict[str, Any]:
         "row": transfer(loads.row, m),
         "channel": transfer(loads.channel, n),
         "mma": table(mma, m, n, k),
-        "drain": table(lambda a, b: a * ceil_div(b, array.drain_elements_per_cycle), m, n),
+        "drain": table(loads.drain, m, n),
         "store": transfer(loads.store, m, n),
     }
 

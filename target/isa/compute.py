@@ -316,7 +316,8 @@ class Drain(Instruction):
     have. Such outputs leave as float32, and the vector unit quantizes them.
 
     Cycles: ``m * ceil(n / drain_elements_per_cycle)`` on the STORE engine, row by row; scaling,
-    quantizing and cutting into digits are stages of one pipeline, as wide as that.
+    quantizing and cutting into digits are stages of one pipeline, as wide as that. Encoded: one
+    more, in which the last word of MSB digits leaves.
 
     Attributes
     ----------
@@ -360,7 +361,8 @@ class Drain(Instruction):
     @classmethod
     def cycles(cls, header: Header, values: Values) -> Any:
         """Cycles, see the class."""
-        return values["m"] * ceil_div(values["n"], header.accelerator.drain_elements_per_cycle)
+        words = values["m"] * ceil_div(values["n"], header.accelerator.drain_elements_per_cycle)
+        return words + (header.op.output == "encoded")
 
     @classmethod
     def events(cls, header: Header, values: Values) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ dense ones first: ``ceil(columns / lanes)``, then as many sparse ones as the row
 digits needs. In the cycle of the last step ``ready`` is 1 again, so tiles follow each other
 without a gap. Digits and weights come from memories that answer in the cycle after ``read_dense``
 or ``read_sparse`` with ``step``; each PE keeps those weights of the dense pass that the sparse one
-needs. `PIPELINE_CYCLES` after the last step the accumulators hold the tile's sums.
+needs. `PIPELINE_CYCLES` after the cycle of the last step the accumulators hold the tile's sums.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ A step goes through three stages:
    added up;
 3. *accumulate*: sums are shifted to their digit's place and added.
 
-So the sums of a tile are whole `accelerator.PIPELINE_CYCLES` after its last step was issued, while
-the steps of the next tile are on their way.
+So the sums of a tile are whole `accelerator.PIPELINE_CYCLES` after the cycle of its last step,
+while the steps of the next tile are on their way.
 """
 
 from __future__ import annotations

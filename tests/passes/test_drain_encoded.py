@@ -192,6 +192,7 @@ def test_uint8_by_hand_is_clipped_to_its_type() -> None:
         ({"quantize": lambda y: op.astype(y, "int8")}, "in one of the known forms"),
         ({"quantize": lambda y: op.astype(op.clip(y, 0, 9), "int8")}, "one of the known forms"),
         ({"between": lambda y: op.maximum(y, scalar(1))}, "not the scaled result"),
+        ({"between": lambda y: op.add(y, scalar(1))}, "as a bias that is no whole number of steps"),
         ({"encode": {"group_size": 3}}, "need group sums, which a drain does not make"),
         ({"encode": {"k": 2}}, "digits of 2 bits, the dense op has 4"),
         (

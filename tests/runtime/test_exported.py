@@ -81,7 +81,7 @@ def with_manifest(library: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 9}, "has version 9, not 2"),
+        ({"version": 9}, "has version 9, not 3"),
         ({"apache_tvm": "0.1"}, "exported for apache_tvm 0.1"),
         ({"machine": "pdp11"}, "exported for machine pdp11"),
         ({"machine": 3}, r"\$\.machine"),

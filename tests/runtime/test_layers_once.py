@@ -11,7 +11,6 @@ import pytest
 import tvm
 from gguf import GGMLQuantizationType as Kind
 from tiny_llama import TinyLlama
-from tvm import relax
 
 import sparqle_tvm
 from sparqle_tvm import compiler
@@ -44,8 +43,8 @@ def _flat(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "lowering_passes", without)
 
 
-def _told(executable: Any) -> dict[str, Any]:
-    """What a call of `hidden` and of the functions with a cache gives, and what is said of it."""
+def _told(executable: Any, *, caches: bool = True) -> dict[str, Any]:
+    """What calls of the functions that there are give, and what is said of them."""
     hidden = executable["hidden"](TOKENS)
     told = {
         "hidden": hidden.numpy().tobytes(),
@@ -56,6 +55,8 @@ def _told(executable: Any) -> dict[str, Any]:
             for e in executable.encodings
         ],
     }
+    if not caches:
+        return told
     cache = executable["create_cache"]()
     told["prefill"] = executable["prefill"](TOKENS, cache)[0].numpy().tobytes()
     told["decode"] = executable["decode"](TOKENS[:, :1], cache)[0].numpy().tobytes()
@@ -125,8 +126,14 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> ImportedModel:
 @pytest.mark.parametrize("engine", ["host", "simulator"])
 def test_weights_in_the_file_give_what_constants_give(mixed: ImportedModel, engine: Any) -> None:
     options: dict[str, Any] = {"engine": engine, "attention": "int8", "collect_encodings": True}
-    stored = sparqle_tvm.compile(mixed.template, weights=mixed.weights, **options)
-    assert _told(stored) == _told(sparqle_tvm.compile(mixed.mod, **options))
+    # Programs of all types take long, and those of one function say enough.
+    template, mod = mixed.template, mixed.mod
+    if engine == "simulator":
+        template, mod = (tvm.IRModule({"hidden": each["hidden"]}) for each in (template, mod))
+    stored = sparqle_tvm.compile(template, weights=mixed.weights, **options)
+    constants = sparqle_tvm.compile(mod, **options)
+    told = [_told(each, caches=engine == "host") for each in (stored, constants)]
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize("activations", ["int8", "float32"])
@@ -168,68 +175,3 @@ def test_what_is_compiled_is_found_by_the_weights_too(mixed: ImportedModel) -> N
     assert mixed.sha256 in mixed.weights.content
     keys = {key_of(mixed.template, {"weights": content}) for content in ("one", "other")}
     assert len(keys) == 2
-
-
-def test_the_split_passes_see_one_of_equal_layers(tmp_path: Path) -> None:
-    """The integer products and encodings that each pass finds do not depend on the layers."""
-
-    @tvm.instrument.pass_instrument
-    class Count:
-        def __init__(self) -> None:
-            self.found: dict[str, int] = {}
-
-        def run_before_pass(self, mod: tvm.IRModule, info: Any) -> None:
-            text = mod.script(show_meta=False) if str(info.name) in SPLIT else ""
-            ops = ("R.matmul(", "R.sparqle.", "R.nn.rms_norm(")
-            self.found[str(info.name)] = sum(text.count(op) for op in ops)
-
-    found = []
-    for layers in (3, 6):
-        path = TinyLlama(layers=layers).write(tmp_path / f"{layers}.gguf")
-        model, count = from_gguf(path, progress=False), Count()
-        with tvm.transform.PassContext(instruments=[count]):
-            split = sparqle_tvm.compile(model.template, stop_after="split")
-        found.append({name: count.found[name] for name in SPLIT})
-        labels = [f"blk_{i}_ffn_down" for i in range(layers)]
-        text = split.script(show_meta=False)
-        assert all(text.count(f'label="{label}"') for label in labels)
-    assert found[0] == found[1]
-    assert min(found[0].values()) > 10
-
-
-def _simplified(mod: tvm.IRModule) -> dict[str, Any]:
-    functions = {}
-    for gv, func in relax_functions(mod):
-        symbols = relax.analysis.defined_symbolic_vars(func)
-        renewed = {symbol: tvm.tirx.Var(str(symbol.name), "int64") for symbol in symbols}
-        functions[str(gv.name_hint)] = func.bind_symbolic_vars(renewed) if renewed else func
-    return functions
-
-
-SPLIT = ("SplitGroupedDense", "SplitPrecision", "FuseQuantize", "FoldScales", "ShareEncodings")
-
-
-@pytest.mark.parametrize("fixture", ["mixed", "tiny"])
-def test_layers_that_were_split_together_are_those_that_were_split_alone(
-    mixed: ImportedModel, module: tvm.IRModule, tmp_path: Path, fixture: str
-) -> None:
-    if fixture == "mixed":
-        template = mixed.template
-    else:
-        template = from_gguf(
-            TinyLlama(layers=3).write(tmp_path / "t.gguf"), progress=False
-        ).template
-    reports = [sparqle_tvm.passes.PassReport() for _ in range(2)]
-    modules = []
-    for report, layers in zip(reports, (True, False), strict=True):
-        found = compiler.phases(compiler.Options(report=report))
-        steps = [each for name in ("import", "split") for each in found[name]]
-        if not layers:
-            once = ("OutlineLayers", "InlineLayers")
-            steps = [each for each in steps if str(each.info.name) not in once]
-        with tvm.target.Target("llvm"):
-            modules.append(tvm.transform.Sequential(steps)(template))
-    # Symbols that were bound anew may stand on the other side of a product.
-    tvm.ir.assert_structural_equal(*map(_simplified, modules))
-    assert reports[0] == reports[1]
-    assert reports[0].split

@@ -29,7 +29,7 @@ PLAIN = replace(
     drain_elements_per_cycle=16,
 )
 # Tiles of 16 x 16 x 16: activations 256 bytes, weights 128, outputs 512 in 16 cycles of drain, that
-# begin 3 cycles after the array's last step.
+# begin 2 cycles after the array's last step.
 OP = DenseOp(16, 64, 16, output="int32", scheme="dense", window="unsigned")
 
 
@@ -41,7 +41,7 @@ def timeline(op: DenseOp, mma_cycles: float, **change: object) -> Timeline:
 
 def test_array_bound() -> None:
     # 256 + 128 of loads, 4 tiles of 1000, the last sums, drain and store.
-    assert timeline(OP, 4000).run().total_cycles == 384 + 4000 + 3 + 16 + 512
+    assert timeline(OP, 4000).run().total_cycles == 384 + 4000 + 2 + 16 + 512
 
 
 def test_memory_bound() -> None:
@@ -49,27 +49,27 @@ def test_memory_bound() -> None:
     work = timeline(OP, 40)
     assert work.dma_cycles == 256 + 4 * 128 + 4 * 512
     times = work.run()
-    # The first two tiles of weights, then the array (10 + 3) and the drain (16) before a store.
+    # The first two tiles of weights, then the array (10 + 2) and the drain (16) before a store.
     assert times.total_cycles == pytest.approx(work.dma_cycles + 16, abs=16)
 
 
 def test_one_slot_of_weights_is_loaded_while_the_array_rests() -> None:
     one = timeline(OP, 4000, weight_slots=1).run()
     # Three more loads of 128 are not hidden, nor is the store before that each of them meets.
-    assert one.total_cycles == 384 + 4000 + 3 * 128 + 3 + 16 + 512
+    assert one.total_cycles == 384 + 4000 + 3 * 128 + 2 + 16 + 512
     assert one.waits["weights"] == 4 * 128
 
 
 def test_one_slot_of_accumulators_is_drained_while_the_array_rests() -> None:
     one = timeline(OP, 4000, accumulator_slots=1).run()
-    assert one.total_cycles == 384 + 4000 + 4 * (3 + 16 + 512)
-    assert one.waits["drain"] == 3 * (3 + 16 + 512)
+    assert one.total_cycles == 384 + 4000 + 4 * (2 + 16 + 512)
+    assert one.waits["drain"] == 3 * (2 + 16 + 512)
 
 
 def test_long_loops_are_as_long_as_their_iterations() -> None:
     # 100 tiles instead of 4: 96 more of 1000 cycles.
     longer = replace(OP, n=1600)
-    assert timeline(longer, 100_000).run().total_cycles == 384 + 100_000 + 3 + 16 + 512
+    assert timeline(longer, 100_000).run().total_cycles == 384 + 100_000 + 2 + 16 + 512
 
 
 def test_causes_add_up() -> None:

@@ -44,10 +44,10 @@ def check_sums(result: SimResult) -> None:
 
 
 def test_one_tile():
-    # Loads 0..31, array 31..36, sums whole at 39, drain ..43, store ..56: nothing overlaps.
+    # Loads 0..31, array 31..36, sums whole at 38, drain ..42, store ..55: nothing overlaps.
     program = dense_program(integer_header(4, 4, 32, 32), 4, 4)
     result = simulate_timing(program, 4, eight_per_row())
-    assert result.total_cycles == 31 + 5 + 3 + 4 + 13
+    assert result.total_cycles == 31 + 5 + 2 + 4 + 13
     assert result.engines[LOAD].busy_cycles == {
         "LD.LSB": 13,
         "LD.PBM": 2,
@@ -57,42 +57,42 @@ def test_one_tile():
     assert result.engines[MMA].busy_cycles == {"MMA.LSB": 4, "MMA.MSB": 1}
     assert result.engines[STORE].busy_cycles == {"DRAIN": 4, "ST.OUT": 13}
     # The activations are there at 18, the weights at 31.
-    assert result.engines[LOAD].stalled_cycles == {"END": 56 - 31}
+    assert result.engines[LOAD].stalled_cycles == {"END": 55 - 31}
     assert result.engines[MMA].stalled_cycles == {
         "ACT_READY": 18,
         "WGT_READY": 13,
-        "END": 56 - 36,
+        "END": 55 - 36,
     }
-    assert result.engines[STORE].stalled_cycles == {"ACC_READY": 39}
+    assert result.engines[STORE].stalled_cycles == {"ACC_READY": 38}
     check_sums(result)
 
 
 def test_two_tiles_overlap():
     # Two column tiles. LOAD goes on at 31 with the transfer of the activations, until 49. ST.OUT of
-    # the first tile is ready at 43 and waits for the channel, for nothing interrupts a transfer; at
+    # the first tile is ready at 42 and waits for the channel, for nothing interrupts a transfer; at
     # 49 LD.WGT is ready too, but ST.OUT has waited longer: 49..62. Then LD.WGT 62..75, array
-    # 75..80, drain 83..87, store ..100.
+    # 75..80, drain 82..86, store ..99.
     program = dense_program(integer_header(4, 8, 32, 32), 4, 4)
     result = simulate_timing(program, 4, eight_per_row())
-    assert result.total_cycles == 100
-    assert result.engines[LOAD].stalled_cycles == {"DRAM": 13, "END": 100 - 75}
-    assert result.engines[STORE].stalled_cycles["DRAM"] == 49 - 43
+    assert result.total_cycles == 99
+    assert result.engines[LOAD].stalled_cycles == {"DRAM": 13, "END": 99 - 75}
+    assert result.engines[STORE].stalled_cycles["DRAM"] == 49 - 42
     assert result.engines[STORE].busy == 2 * (4 + 13)
     check_sums(result)
 
 
 def test_bound_by_loads():
     # Three K chunks of one tile: loads 0..93 without a gap, since the array is done with a slot
-    # long before it is needed. The last chunk is computed 93..98, drained 101..105, stored ..118.
+    # long before it is needed. The last chunk is computed 93..98, drained 100..104, stored ..117.
     program = dense_program(integer_header(4, 4, 96, 32), 4, 4)
     result = simulate_timing(program, 4, eight_per_row(chunks=3))
-    assert result.total_cycles == 3 * 31 + 5 + 3 + 4 + 13
+    assert result.total_cycles == 3 * 31 + 5 + 2 + 4 + 13
     assert result.engines[LOAD].busy == 93
     # ACT_READY: until 18; from 36 to 31 + 18; from 67 to 62 + 18.
     assert result.engines[MMA].stalled_cycles == {
         "ACT_READY": 18 + 13 + 13,
         "WGT_READY": 3 * 13,
-        "END": 118 - 98,
+        "END": 117 - 98,
     }
     check_sums(result)
 
@@ -100,18 +100,18 @@ def test_bound_by_loads():
 def test_bound_by_stores():
     # Memory as fast as can be, but 1 output per cycle: every transfer takes 1 cycle (at most 64
     # bytes), a tile 4 loads; 8 columns are 1 step, without MSBs. Loads of the first tile 0..4,
-    # array 4..5, and from 8 on, when sums are whole, the STORE engine is busy: 4 tiles x (16 + 1).
+    # array 4..5, and from 7 on, when sums are whole, the STORE engine is busy: 4 tiles x (16 + 1).
     machine = replace(
         TINY, dram_bytes_per_cycle=64.0, dma_descriptor_cycles=0, drain_elements_per_cycle=1
     )
     program = dense_program(integer_header(4, 16, 8, 8, accelerator=machine), 4, 4)
     result = simulate_timing(program, 4, digits([[0]] * 4, unit=8))
-    assert result.total_cycles == 5 + 3 + 4 * 17
+    assert result.total_cycles == 5 + 2 + 4 * 17
     assert result.engines[STORE].busy == 4 * 17
-    # Two slots of accumulators: tile 3 begins when tile 1 is stored, at 25, tile 4 at 42. Until
+    # Two slots of accumulators: tile 3 begins when tile 1 is stored, at 24, tile 4 at 41. Until
     # then the array has had its operands for long. It waits for the operands of tile 1 until 4.
     # Those of tile 2 arrive at 8 (the array waits from 5 on).
-    assert result.engines[MMA].stalled_cycles["ACC_FREE"] == (25 - 9) + (42 - 26)
+    assert result.engines[MMA].stalled_cycles["ACC_FREE"] == (24 - 9) + (41 - 25)
     check_sums(result)
 
 
@@ -120,7 +120,7 @@ def test_one_slow_row():
     program = dense_program(integer_header(4, 4, 32, 32), 4, 4)
     result = simulate_timing(program, 4, digits([[0], [0], [32], [0]]))
     # LD.MSB: 16 bytes and 8 of pointers, as when every row has 8 digits.
-    assert result.total_cycles == 31 + (4 + 4) + 3 + 4 + 13
+    assert result.total_cycles == 31 + (4 + 4) + 2 + 4 + 13
     msb = result.counts.msb
     assert msb.macs == 32 * 4
     assert msb.lane_cycles == 4 * (4 * 4 * 8)
@@ -143,7 +143,7 @@ def test_empty_msb_plane():
     # Only the two pointers are moved, 8 bytes in 1 cycle instead of 3, and MMA.MSB takes none.
     program = dense_program(integer_header(4, 4, 32, 32), 4, 4)
     result = simulate_timing(program, 4, digits([[0]] * 4))
-    assert result.total_cycles == (13 + 2 + 1 + 13) + 4 + 3 + 4 + 13
+    assert result.total_cycles == (13 + 2 + 1 + 13) + 4 + 2 + 4 + 13
     assert "MMA.MSB" not in result.engines[MMA].busy_cycles
     assert result.counts.msb.lane_cycles == 0
 
@@ -152,7 +152,7 @@ def test_two_weight_slices():
     # 8-bit weights: 128 bytes (5 + 16 = 21 cycles), and every pass twice.
     program = dense_program(integer_header(4, 4, 32, 32, weight_bits=8), 4, 4)
     result = simulate_timing(program, 4, eight_per_row())
-    assert result.total_cycles == (13 + 2 + 3 + 21) + 2 * 5 + 3 + 4 + 13
+    assert result.total_cycles == (13 + 2 + 3 + 21) + 2 * 5 + 2 + 4 + 13
     assert result.counts.lsb.macs == 2 * (4 * 4 * 32)
     assert result.counts.msb.macs == 2 * (4 * 8 * 4)
 
@@ -167,7 +167,7 @@ def test_one_row_is_split_over_the_array():
     result = simulate_timing(program, 1, digits([[8, 8, 3, 0, 0, 0, 0, 0]], unit=8))
     assert result.engines[MMA].busy_cycles == {"MMA.LSB": 8, "MMA.MSB": 8}
     assert result.engines[LOAD].busy == 9 + 1 + 3 + 37
-    assert result.total_cycles == 50 + 16 + 3 + 2 + 9
+    assert result.total_cycles == 50 + 16 + 2 + 2 + 9
     # Of 4 PE rows, those with 3, 0 and 0 digits wait 1, 2 and 2 steps.
     assert result.counts.msb.macs == 19 * 8
     assert result.counts.msb.waiting_lane_cycles == (1 + 2 + 2) * 8 * 8
@@ -195,7 +195,7 @@ def test_dense_scheme():
     # 4 rows x 32 bytes 21 cycles, weights 13; two dense passes of 4 cycles.
     program = dense_program(integer_header(4, 4, 32, 32, scheme="dense"), 4, 4)
     result = simulate_timing(program, 4)
-    assert result.total_cycles == (21 + 13) + 8 + 3 + 4 + 13
+    assert result.total_cycles == (21 + 13) + 8 + 2 + 4 + 13
     assert result.engines[MMA].busy_cycles == {"MMA.LSB": 4, "MMA.DNS": 4}
     assert result.counts.msb.macs == 4 * 4 * 32
 
@@ -204,7 +204,7 @@ def test_float_outputs_count_their_bytes():
     # Row scales 16 bytes 7 cycles, channel scales 16 bytes 7 cycles, outputs of 2 bytes: 32 in 9.
     header = integer_header(4, 4, 32, 32, output="float32")
     result = simulate_timing(dense_program(header, 4, 4), 4, eight_per_row())
-    assert result.total_cycles == 7 + 7 + 31 + 5 + 3 + 4 + 9
+    assert result.total_cycles == 7 + 7 + 31 + 5 + 2 + 4 + 9
 
 
 def test_outputs_are_drained_row_by_row():
