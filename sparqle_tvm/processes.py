@@ -64,6 +64,47 @@ def signals_left_to_parent() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def in_background(function: Callable[..., Any], *operands: Any) -> Callable[[], Any]:
+    """Call a function in a process of its own, which ends with this one; what waits for it.
+
+    The result, or what it raises, comes from a call of that. Both have to be picklable.
+
+    Raises
+    ------
+    WorkerLostError
+        If the process ended before its time; when it is waited for.
+    """
+    context = get_context("spawn")  # Not forked: the parent may have threads.
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, function, operands), daemon=True)
+    with signals_left_to_parent():
+        process.start()
+    sender.close()
+
+    def result() -> Any:
+        try:
+            found, problem = receiver.recv()
+        except EOFError as error:
+            raise WorkerLostError(
+                "a process ended before its time, maybe for want of memory"
+            ) from error
+        process.join()
+        if problem is not None:
+            raise problem
+        return found
+
+    return result
+
+
+def _answer(sender: Any, function: Callable[..., Any], operands: tuple[Any, ...]) -> None:
+    end_with_parent()
+    try:
+        found, error = function(*operands), None
+    except Exception as caught:
+        found, error = None, caught
+    sender.send((found, error))
+
+
 class WorkerLostError(InvalidArgumentError):
     """A worker process ended before its time; what it was at is lost."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fuzz_kills import _session as processes_of_session
 
-from sparqle_tvm.processes import module_command
+from sparqle_tvm.processes import WorkerLostError, in_background, module_command
 
 SPARQLE = str(Path(sys.executable).with_name("sparqle"))
 
@@ -124,3 +124,12 @@ def test_signals_that_are_ignored_stay_ignored(number):
     code += "sys.exit(main(['estimate']))\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_call_in_another_process_gives_what_it_returns_or_raises():
+    running = in_background(os.getpid), in_background(int, "x"), in_background(os._exit, 3)
+    assert running[0]() not in (os.getpid(), 0)
+    with pytest.raises(ValueError, match="invalid literal"):
+        running[1]()
+    with pytest.raises(WorkerLostError, match="before its time"):
+        running[2]()

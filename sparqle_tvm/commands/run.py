@@ -199,5 +199,6 @@ def _run_text(arguments: argparse.Namespace, table: Any) -> None:
         table=table,
         dump=arguments.dump,
         cache=shared.cache_of(arguments),
+        beside=True,
     )
     shared.show(arguments.json, lambda: run_document(result), result.to_json)

@@ -187,7 +187,8 @@ class Measured(Stored):
     msb_sparsity : MsbSparsity
         Where the digits are zero.
     seconds : mapping
-        Wall time of the stages on the host.
+        Wall time of the stages on the host; those of a run with float activations may have run
+        beside the others.
     """
 
     model: ModelFile

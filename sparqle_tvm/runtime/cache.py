@@ -144,32 +144,28 @@ class ExecutableCache:
         # Its machine code is in the file: to emit it once more would take longer than to load it.
         return self._load(path) or made
 
-    def numbers(
-        self, told: Mapping[str, Any], make: Callable[[], Mapping[str, float]], title: str
-    ) -> tuple[Mapping[str, float], bool]:
-        """Numbers that depend on `told` and the code alone, and whether they were found.
+    def find_numbers(self, told: Mapping[str, Any]) -> dict[str, float] | None:
+        """Numbers that depend on `told` and the code alone, None if they are not kept."""
+        path = self._path_of_numbers(told)
+        if not path.exists():
+            return None
+        try:
+            found = _Numbers.read(path).values
+        except CompileError as error:
+            LOG.warning("made again: %s", error)
+            return None
+        _mark_used(path)
+        return found
 
-        Parameters
-        ----------
-        told : mapping of str to anything
-            All that they depend on besides.
-        make : callable
-            Makes them, if they were not.
-        title : str
-            What they are, for people.
-        """
-        path = self.folder / f"{_key(told)}{_NUMBERS}"
-        if path.exists():
-            try:
-                found = _Numbers.read(path).values
-            except CompileError as error:
-                LOG.warning("made again: %s", error)
-            else:
-                _mark_used(path)
-                return found, True
-        made = make()
-        self._keep(path, lambda: write_json(path, {"title": title, "values": dict(made)}))
-        return made, False
+    def keep_numbers(
+        self, told: Mapping[str, Any], values: Mapping[str, float], title: str
+    ) -> None:
+        """Keep numbers for `find_numbers`; the title says to people what they are."""
+        path = self._path_of_numbers(told)
+        self._keep(path, lambda: write_json(path, {"title": title, "values": dict(values)}))
+
+    def _path_of_numbers(self, told: Mapping[str, Any]) -> Path:
+        return self.folder / f"{_begun(told).hexdigest()}{_NUMBERS}"
 
     def _keep(self, path: Path, write: Callable[[], None]) -> None:
         try:
@@ -247,11 +243,7 @@ def key_of(mod: tvm.IRModule, told: Mapping[str, Any]) -> str:
     for _, function in mod.functions_items():
         if isinstance(function, relax.Function):
             relax.analysis.post_order_visit(function, lambda node: _feed_tensor(digest, node))
-    return digest.hexdigest()
-
-
-def _key(told: Mapping[str, Any]) -> str:
-    key: str = _begun(told).hexdigest()
+    key: str = digest.hexdigest()
     return key
 
 

@@ -5,14 +5,13 @@ activations, and with int8 activations in split precision; attention is in integ
 if it is asked for, and the first is run with both. Perplexity and exactness come from the logits of
 all tokens; cycles and bytes from the bitmaps of the same pass.
 
-With a cache, compiled forms are kept, but of the float form its perplexity alone, which no option
-of a run changes: it is a figure to compare with, and the form's weights are the largest. The int8
-form runs every time, because exactness is what it is run for.
+With a cache, compiled forms are kept, but of the float form its perplexity alone, see
+`float_reference`. The int8 form runs every time, because exactness is what it is run for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -42,9 +41,9 @@ from sparqle_tvm.studies.evaluation import (
     msb_sparsity,
     transformer_shape,
 )
+from sparqle_tvm.studies.float_reference import float_perplexity
 from sparqle_tvm.studies.inputs import (
     BUILTIN_MODEL,
-    INT8_ATTENTION,
     check_text,
     checked_accelerator,
     chosen_kv,
@@ -78,7 +77,6 @@ LOSS_TOKENS = 2048
 
 # Imports, compilations and runs of three forms (two imports), and the count.
 STAGE_COUNT = 9
-_FLOAT_STAGES = 3
 _DENSE_OF_A_BLOCK = (
     "attn_q",
     "attn_k",
@@ -107,6 +105,7 @@ def run_model(
     table: EnergyTable | None = None,
     dump: str | PathLike[str] | None = None,
     cache: ExecutableCache | None = None,
+    beside: bool = False,
     progress: bool = True,
 ) -> RunResult:
     """Run a language model on a text in three forms, and count what the split one saves.
@@ -150,6 +149,9 @@ def run_model(
         Folder for the split form's module after each phase, see `sparqle_tvm.compile`.
     cache : ExecutableCache, optional
         Where compiled forms are looked for, and kept; by default nowhere.
+    beside : bool
+        Compile and run the float form in another process meanwhile, if there are cores and memory
+        for that. The main module is imported there once more, as `multiprocessing` does it.
     progress : bool
         Show progress on standard error.
 
@@ -186,6 +188,13 @@ def run_model(
     densities = measured_densities(_dense_layers(imported.config), chosen.digit_bits)
     densities |= selection.densities if selection is not None else {}
     stored: dict[str, Any] = {"attention": attention, **kv_options(kv, imported), "cache": cache}
+    model_file = ModelFile(imported.name, imported.sha256)
+    with_floats = float_perplexity(
+        *(stages, path, model_file, ids, chosen),
+        {name: value for name, value in stored.items() if name != "cache"},
+        *(cache,),
+        beside=beside,
+    )
     # The split form first: what cannot be split is refused before minutes are spent on the rest.
     split = _evaluate(
         *(stages, "sparqle", imported, ids, chosen),
@@ -239,17 +248,9 @@ def run_model(
         )
     else:
         plain = same = _evaluate(*(stages, "int8", imported, ids, chosen), split=False, **stored)
-    model_file, config = ModelFile(imported.name, imported.sha256), imported.config
+    config = imported.config
     del imported  # one model in memory at a time
-
-    def float_perplexity() -> dict[str, float]:
-        with stages("import (float)"):
-            imported = from_gguf(path, activations="float32", progress=progress)
-        return _float_perplexity(stages, imported, ids, chosen, stored)
-
-    perplexity, kept = _kept_perplexity(model_file, ids, stored, float_perplexity)
-    if kept:
-        stages.skip(_FLOAT_STAGES)
+    perplexity, kept = with_floats()
     return RunResult(
         model=model_file,
         text=Text(name, tokens),
@@ -338,51 +339,6 @@ def _open_database(
     from sparqle_tvm.api import open_database
 
     return open_database(database, accelerator)
-
-
-def _kept_perplexity(
-    model: ModelFile,
-    ids: Sequence[int],
-    stored: dict[str, Any],
-    make: Callable[[], Mapping[str, float]],
-) -> tuple[Mapping[str, float], bool]:
-    """What `_float_perplexity` gives, and whether it did so in an earlier run."""
-    from sparqle_tvm.host.processor import checked_host
-
-    cache = stored["cache"]
-    if cache is None:
-        return make(), False
-    told = {name: value for name, value in stored.items() if name != "cache"}
-    told |= {"of": "float", "model": model.sha256, "tokens": list(ids), "host": checked_host(None)}
-    title = f"perplexity of {model.name} with float activations, {len(ids)} tokens"
-    found, kept = cache.numbers(told, make, title)
-    return found, kept
-
-
-def _float_perplexity(
-    stages: Stages,
-    imported: ImportedModel,
-    ids: Sequence[int],
-    accelerator: Accelerator,
-    stored: dict[str, Any],
-) -> dict[str, float]:
-    """Perplexity with float activations, and with attention alone in integers if it is asked for.
-
-    Compiled together, which takes little longer than one of them.
-    """
-    from sparqle_tvm.api import compile as compile_model
-
-    both = stored["attention"] == "int8"
-    with stages("compile (float)"):
-        functions = functions_of_a_run(imported, both_attentions=both, stored=True)
-        options = {**stored, "cache": None, "weights": imported.weights}
-        executable = compile_model(functions, accelerator, split=False, **options)
-    with stages("run (float)"):
-        found = {"float": evaluate(executable, ids).perplexity}
-        if both:
-            quantized = evaluate(executable, ids, hidden=INT8_ATTENTION)
-            found["int8_attention"] = quantized.perplexity
-    return found
 
 
 def _evaluate(

@@ -193,11 +193,11 @@ def test_tiles_of_the_real_model(folder: Path):
 
 MUTANTS = {
     # A digit's code that is negative is taken for the next larger one.
-    "one bit": ("~zero & (code >= turn)", "~zero & (code > turn)", "not equal"),
+    "one-bit": ("~zero & (code >= turn)", "~zero & (code > turn)", "not equal"),
     # A row whose digits fill whole steps takes one more.
-    "one cycle": ("self.after.eq(left > lanes)", "self.after.eq(left >= lanes)", "cycles differ"),
+    "one-cycle": ("self.after.eq(left > lanes)", "self.after.eq(left >= lanes)", "cycles differ"),
     # A register more behind the multipliers.
-    "one stage": (
+    "one-stage": (
         "m.d.sync += held.eq(self.sums.word_select(group, self.sum_width))",
         "late = Signal(signed(self.sum_width))\n"
         "            m.d.sync += late.eq(self.sums.word_select(group, self.sum_width))\n"
