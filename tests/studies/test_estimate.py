@@ -90,7 +90,8 @@ def test_part_of_the_saving_that_other_tiles_make():
         assert layer.costs["sparqle"] != layer.costs["dense"]
     # Planes alone cannot save more than all MSB digits.
     assert 0 < found.same_tiles["dense_layers"] < 0.5
-    assert f"{found.same_tiles['whole_model']:.1%}" in found.tiles_note
+    same = 100 * found.same_tiles["whole_model"]
+    assert f"saves {same:.1f} % of the energy" in found.tiles_note
     assert split.energy.joules.mid < dense.energy.joules.mid
     nothing = llama("prefill", msb_sparsity=0.0, schemes=("dense", "sparqle"), attention="vector")
     # Without zero digits everything is left dense, with its tiles.
