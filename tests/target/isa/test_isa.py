@@ -156,8 +156,9 @@ def test_cycles_of_transfers_and_drain():
     assert transfer_cycles(header, 1) == 32 + 1
     assert transfer_cycles(header, 160) == 32 + 10
     assert transfer_cycles(header, 161) == 32 + 11
-    # 5 x 7 = 35 outputs, 16 per cycle.
-    assert Drain.cycles(header, {"m": 5, "n": 7}) == 3
+    # 16 outputs per cycle, and none of two rows: 5 rows of 7, and 5 rows of 16 + 4.
+    assert Drain.cycles(header, {"m": 5, "n": 7}) == 5
+    assert Drain.cycles(header, {"m": 5, "n": 20}) == 5 * 2
 
 
 def test_cycles_of_a_dense_pass():
