@@ -11,6 +11,7 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprVisitor, mutator, visitor
 
 from sparqle_tvm import dialect
+from sparqle_tvm.passes._constants import Constant
 from sparqle_tvm.passes._match import dims_of, dtype_of, op_name
 from sparqle_tvm.passes._report import LOG, Split
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, relax_functions
@@ -88,6 +89,8 @@ class _Look(Rewriter):
         activation, weight = operands[:2]
         sources = [self._source(activation), self._source(weight)]
         if not sources[1]:
+            if op == "matmul" and self._multiplies_floats(activation, weight):
+                self._name(op, f"multiplies {dtype_of(activation)} values: not quantized")
             return
         if not sources[0]:
             # A matrix with weights of few bits alone; a cache of few bits has more dimensions.
@@ -95,8 +98,21 @@ class _Look(Rewriter):
                 return
             reason = f"its activations are {dtype_of(activation)}, only the weights are quantized"
         self.products += self.times
+        self._name(op, f"{reason} ({' x '.join(filter(None, sources))})")
+
+    def _name(self, op: str, reason: str) -> None:
         if (self.function, self.label) not in self.known:
-            self.skip(op, self.label, f"{reason} ({' x '.join(filter(None, sources))})")
+            self.skip(op, self.label, reason)
+
+    def _multiplies_floats(self, activation: Any, weight: Any) -> bool:
+        """Whether it is a dense layer in floats: attention has no matrix of weights."""
+        # What corrects the integers of other products is float64.
+        if len(dims_of(weight)) != 2 or dtype_of(activation) not in _FLOATS - {"float64"}:
+            return False
+        source = self.value(weight)
+        while op_name(source) in LAYOUT_OPS | {"relax.astype"}:
+            source = self.value(source.args[0])
+        return isinstance(source, Constant) or source in self.parameters
 
     def _source(self, expr: Any) -> str:
         """Dtype of the narrow integers that a tensor is made of by moves, casts and scales."""
@@ -135,9 +151,10 @@ class ReportLeft(RewritePass):
 
     The module stays as it is. A ``matmul``, or a ``call_tir`` that sums products, whose second
     operand is made of integers of 4 to 16 bits has an entry in the report, whether a pass looked at
-    it or not. If nothing of the module is split, one entry, and a warning in the log, says why:
-    there is no such product, all were legalized too early, or each has its reason. Entries of other
-    passes are not repeated.
+    it or not; so has a ``matmul`` of floats with a matrix of weights (constant, or a parameter).
+    If nothing of the module is split, one entry, and a warning in the log, says why: there is no
+    such product, all were legalized too early, or each has its reason. Entries of other passes are
+    not repeated.
 
     Precondition: the passes that split have run.
     """

@@ -10,7 +10,7 @@ from typing import Literal
 from sparqle_tvm.errors import InvalidArgumentError, ResultFileError
 from sparqle_tvm.files import Amount, Count, read_json
 from sparqle_tvm.results.form import Form
-from sparqle_tvm.results.passes import PassResult
+from sparqle_tvm.results.passes import PassResult, Saved
 from sparqle_tvm.results.run import Measured, RunResult
 
 KIND = "analysis"
@@ -113,8 +113,40 @@ class Analysis(Measured):
         super().__post_init__()
         if (self.call is None) != bool(self.why_nothing):
             raise InvalidArgumentError("a call without cost has to say why, and no other")
-        if any(each.source == "random" for each in self.inputs) != (self.seed is not None):
+        if bool(self.random_inputs) != (self.seed is not None):
             raise InvalidArgumentError("random inputs, and no others, have a seed")
+
+    def __repr__(self) -> str:
+        """What came out, in a line."""
+        said = [f"{self.function}: {'exact' if self.exact else 'not exact'}"]
+        if self.call is None:
+            said.append(f"nothing rewritten ({self.why_nothing})")
+        else:
+            said += [
+                f"{len(self.call.layers)} dense layers",
+                f"MSB sparsity {100 * self.msb_sparsity.mean:.1f} %",
+                f"{100 * self.saved('sparqle').cycles:.1f} % of the cycles saved",
+            ]
+        said += [f"{len(self.left)} notes on ops left alone"] if self.left else []
+        said += [f"random inputs: {', '.join(self.random_inputs)}"] if self.random_inputs else []
+        return f"<Analysis of {', '.join(said)}>"
+
+    def saved(self, scheme: str, part: str = "whole_model") -> Saved:
+        """What a scheme saves of the call, see `PassResult.saved`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If nothing was rewritten, or the scheme or the part is unknown.
+        """
+        if self.call is None:
+            raise InvalidArgumentError(f"nothing was rewritten: {self.why_nothing}")
+        return self.call.saved(scheme, part)
+
+    @property
+    def random_inputs(self) -> tuple[str, ...]:
+        """Names of the inputs that had no values."""
+        return tuple(each.name for each in self.inputs if each.source == "random")
 
     @property
     def passes(self) -> tuple[PassResult, ...]:

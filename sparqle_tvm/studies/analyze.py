@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from sparqle_tvm.compiler import Options
     from sparqle_tvm.runtime.executable import EncodingRecord, Executable
 
+LOG = logging.getLogger("sparqle_tvm.analyze")
 STAGE_COUNT = 5  # and one more if floats are multiplied
 _REMEDY = "quantize it first: docs/models.md says which forms are taken"
 
@@ -60,8 +62,8 @@ def analyze(
     mod : tvm.IRModule or an imported model
         A module with the function, or what a frontend returns (``from_onnx``, ``from_gguf``).
     inputs : sequence or mapping of ndarray
-        Inputs in their order or by name. Those that are missing are random, which the result says:
-        their sparsity is no measurement of the model.
+        Inputs in their order or by name. Those that are missing are random, which the result
+        and a warning in the log say: their sparsity is no measurement of the model.
     target : str, Accelerator or tvm.target.Target
         What cycles and bytes are counted for.
     function : str
@@ -111,6 +113,9 @@ def analyze(
     module, names = getattr(mod, "mod", mod), [each.name for each in getattr(mod, "inputs", ())]
     module, func = _only(module, function, params or {})
     call = checked_call(func, inputs, names=names, shapes=shapes, seed=seed)
+    random = [each.name for each in call.described if each.source == "random"]
+    if random:
+        LOG.warning("random values for %s: no measurement of the model", ", ".join(random))
     # Of this call alone: programs for any number of rows would be made for nothing.
     module = relax.transform.BindSymbolicVars(call.sizes(func), function)(module)
     stages = Stages(STAGE_COUNT, progress)
@@ -152,7 +157,6 @@ def analyze(
             attention=launched_attention(attention, machine, last=False) if attention else (),
         )
     drained = _drained(halfway[function])
-    random = any(each.source == "random" for each in call.described)
     # That sorting rows does not pay leaves no op as it was.
     skipped = (e for e in report.skipped if e.pass_name != "BalanceRows")
     left = tuple(LeftAlone(e.pass_name, e.function, e.op, e.label, e.reason) for e in skipped)
@@ -301,9 +305,10 @@ def _drained(func: relax.Function) -> tuple[str, ...]:
 
 def _why_nothing(left: Sequence[LeftAlone]) -> str:
     """Why nothing was rewritten, in a line."""
-    reasons = Counter(each.reason for each in left)
+    named = [each for each in left if each.op != "module"]
+    reasons = Counter(each.reason for each in named or left)
     if not reasons:
         return f"it has no matmul with weights; {_REMEDY}"
     reason, count = reasons.most_common(1)[0]
-    others = f" ({count} of {len(left)} ops that were looked at)" if len(left) > 1 else ""
+    others = f" ({count} of {len(named)} ops that were looked at)" if len(named) > 1 else ""
     return f"{reason}{others}"

@@ -96,11 +96,25 @@ def test_weights_alone_are_not_enough() -> None:
     assert "its activations are float32, only the weights are quantized" in entry[3]
 
 
+def test_a_dense_layer_in_floats_is_named_beside_others() -> None:
+    reason = "multiplies float32 values: not quantized"
+    assert entries(module(of_floats, integer)) == [("f0", "matmul", "y", reason)]
+
+
+def test_a_product_of_two_activations_in_floats_is_not_named() -> None:
+    def scores(emit: Emit, q: Any) -> Any:
+        x = emit(op.sigmoid(emit(dequantized(q))))
+        return op.matmul(x, emit(op.permute_dims(x)))
+
+    assert entries(module(scores, integer)) == []
+
+
 @pytest.mark.parametrize("bodies", [(), (of_floats,)])
-def test_a_module_without_such_products_says_so_in_one_entry(bodies: Any) -> None:
-    (entry,) = entries(module(*bodies))
-    assert entry[:3] == ("", "module", "")
-    assert "is the model quantized?" in entry[3]
+def test_a_module_without_such_products_says_so_in_the_last_entry(bodies: Any) -> None:
+    *named, last = entries(module(*bodies))
+    assert len(named) == len(bodies)
+    assert last[:3] == ("", "module", "")
+    assert "is the model quantized?" in last[3]
 
 
 def test_the_module_stays_the_same_object() -> None:

@@ -73,6 +73,8 @@ def test_sparsity_is_that_of_the_values_and_costs_are_of_programs_that_ran(found
     for layer, launch in zip(found.call.layers, found.launches, strict=True):
         assert (launch.label, launch.rows) == (layer.label, 20)
     assert found.left == () and found.why_nothing == "" and found.seed is None
+    assert repr(found).startswith("<Analysis of main: exact, 2 dense layers, MSB sparsity ")
+    assert found.saved("sparqle") == found.call.saved("sparqle") and len(repr(found)) < 120
 
 
 def test_a_result_survives_json_and_reports_name_every_layer(found, tmp_path):
@@ -99,11 +101,12 @@ def test_formulas_agree_with_programs_on_what_does_not_depend_on_time(found):
     assert mma[0] == mma[1]
 
 
-def test_missing_inputs_are_random_and_said_to_be():
+def test_missing_inputs_are_random_and_said_to_be(caplog):
     mod, (x, _) = two_products(), operands(5)
     some = sparqle_tvm.analyze(mod, [x], seed=3)
     assert [(i.source, i.shape) for i in some.inputs] == [("given", (5, K)), ("random", (5, K))]
-    assert some.seed == 3 and some.exact
+    assert some.seed == 3 and some.exact and repr(some).endswith("random inputs: y>")
+    assert caplog.messages == ["random values for y: no measurement of the model"]
     assert "no measurement" in to_markdown(build_report(some))
 
 
@@ -145,7 +148,12 @@ def test_nothing_to_rewrite_has_a_reason():
             y = builder.emit_output(builder.emit(relax.op.matmul(x, w)))
         builder.emit_func_output(y)
     found = sparqle_tvm.analyze(builder.finalize())
-    assert found.call is None and "is the model quantized?" in found.why_nothing
+    assert found.call is None
+    assert found.why_nothing == "multiplies float32 values: not quantized"
+    assert [(e.function, e.op) for e in found.left] == [("main", "matmul"), ("", "module")]
+    assert f"nothing rewritten ({found.why_nothing})" in repr(found)
+    with pytest.raises(InvalidArgumentError, match="multiplies float32"):
+        found.saved("sparqle")
     assert "Nothing was rewritten" in to_markdown(build_report(found))
 
 
