@@ -68,7 +68,7 @@ class TuningError(SparqleError):
 
 def closest(word: str, known: Collection[str]) -> str:
     """The known word that was probably meant; empty if none is near."""
-    same = [name for name in known if name.lower() in word.lower()]
+    same = [name for name in known if name.lower() in word.lower() or name.startswith(f"{word}_")]
     close = difflib.get_close_matches(word, known, 1, 0.75) or sorted(same, key=len)[-1:]
     return close[0] if close else ""
 

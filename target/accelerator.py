@@ -44,6 +44,8 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
 PIPELINE_CYCLES = 2
 """From the end of an MMA's last step until its sums are whole, as in `target.rtl`. Steps of the
 next one follow without a gap; who takes the sums waits, in all schemes alike."""
+OTHER_NAMES = MappingProxyType({"bandwidth": "dram_bytes_per_cycle", "pes": "rows"})
+"""What else fields are called, to say the right name where one of these is given."""
 MAX_SIZE = 2**40
 """No number of an accelerator is larger, so that nothing counted from them overflows."""
 _RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
@@ -330,7 +332,7 @@ class Accelerator:
         unknown = sorted(set(given) - set(known))
         missing = [n for n, f in known.items() if f.default is MISSING and n not in given]
         if unknown:
-            close = closest(unknown[0], known)
+            close = closest(OTHER_NAMES.get(unknown[0], unknown[0]), known)
             hint = f"did you mean {explained(close)}" if close else f"known: {', '.join(known)}"
             raise TargetError(f"{where}: unknown {unknown}; {hint}")
         if missing:

@@ -92,7 +92,7 @@ def test_more_tokens_than_positions_are_said(capsys):
     ("change", "message"),
     [
         (["--model", "gpt-5"], "unknown model 'gpt-5'"),
-        (["--phase", "train"], "unknown phase 'train'"),
+        (["--phase", "train"], "phase 'train' is unknown; known: prefill, decode, both"),
         (["--seq", "0"], "seq = 0"),
         (["--node", "3nm"], "unknown node '3nm'"),
         (["--memory", "tape"], "unknown memory 'tape'"),

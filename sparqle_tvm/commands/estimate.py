@@ -77,12 +77,15 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 
 def _estimate(arguments: argparse.Namespace) -> None:
+    from sparqle_tvm.errors import require_known
     from sparqle_tvm.report.estimate import estimate_document
     from sparqle_tvm.results.estimate import KIND_OF_SEVERAL
     from sparqle_tvm.results.passes import PHASES
     from sparqle_tvm.studies.estimate import estimate
     from sparqle_tvm.target.accelerator import Accelerator
 
+    if arguments.phase != "both":
+        require_known("phase", arguments.phase, (*PHASES, "both"))
     accelerator = Accelerator.from_target(arguments.target)
     question = {
         "seq": arguments.seq,

@@ -106,9 +106,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
     sweep.add_argument(
         "--over",
         metavar="FIELD[=VALUES]",
-        help="the number that --find changes: bandwidth, batch, seq, msb_sparsity or any field; "
-        "its scan begins with the values given (first:last or a,b,c), else with a range around "
-        "what it is",
+        help="the number that --find changes: batch, seq, msb_sparsity, dram_bytes_per_cycle or "
+        "any other field; its scan begins with the values given (first:last or a,b,c), else with a "
+        "range around what it is",
     )
     sweep.add_argument(
         "--out",

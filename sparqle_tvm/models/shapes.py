@@ -53,6 +53,11 @@ class WeightFormat:
         of_group = self.scale_bytes * (1 + self.has_min)
         return self.bits / 8 + (of_group / self.group_size if self.group_size else 0)
 
+    def __str__(self) -> str:
+        """``int4, groups of 128``."""
+        groups = f"groups of {self.group_size}" if self.group_size else "a scale for each output"
+        return f"int{self.bits}, {groups}{' with a minimum' if self.has_min else ''}"
+
 
 @dataclass(frozen=True)
 class ModelShape:

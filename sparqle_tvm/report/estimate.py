@@ -55,7 +55,8 @@ def estimate_document(
         title=f"{first.model.name}: {'; '.join(one.name for one in found)}, {sequences}",
         subtitle=f"{describe(first.accelerator)}. Energy: table {first.table.name}. MSB sparsity "
         f"{formats.percent(first.msb_sparsity)} by MACs ({by_type}): {source}. Sizes: "
-        f"{first.model.source}.",
+        f"{first.model.source}. Weights: {first.model.weights}; output layer: "
+        f"{first.model.output_weights}.",
         cards=tuple(_cards(found)),
         sections=(
             _cost_section(found),

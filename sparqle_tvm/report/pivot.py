@@ -135,7 +135,8 @@ def crossing_document(scan: Scan, found: Sequence[BreakEven]) -> Document:
         Picture(
             "crossing",
             f"{what} over {_over(scan)}: {fixed} Small dots: estimates; between two of them the "
-            f"figure may jump, as tiles and groups of rows do. Marks: {level} is just reached.",
+            f"figure may jump, as tiles and groups of rows do. Marks: the outermost values that "
+            f"reach {level}; where it jumps, a mark is beyond the level.",
             lambda narrow: drawing("pivot").draw_scan(scan, found, names, narrow=narrow),
         ),
         _crossing_table(scan, found, names),

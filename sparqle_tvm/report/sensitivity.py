@@ -44,6 +44,7 @@ def sensitivity_table(found: Sensitivity) -> Table:
     """A row for each change that there is an estimate of; fields that change most come first."""
     base, saved = found.base, found.base.saved("sparqle")
     time, energy = formats.percent(saved.cycles), formats.percent(saved.energy.mid)
+    one_memory = " Buffers are one memory: of those of a size one is changed."
     return Table(
         name=f"{base.phase}_sensitivity",
         title=f"{base.name}: change of time and energy of the whole model if one field is doubled "
@@ -64,7 +65,8 @@ def sensitivity_table(found: Sensitivity) -> Table:
         f"{energy} of the energy. Tiles are chosen anew for every change, of those within 1 % of "
         "the least time the ones of least energy: that alone moves energy by some percent either "
         "way. Bandwidth is in bytes per cycle: it grows with the clock. Area: array and "
-        "buffers; DRAM, its channel and the vector unit cost nothing there.",
+        "buffers; DRAM, its channel and the vector unit cost nothing there."
+        f"{one_memory if base.accelerator.scratchpad else ''}",
         group="field",
         repeated=2,
     )
@@ -83,7 +85,7 @@ def sensitivity_verdicts(found: Sequence[Sensitivity]) -> Iterator[str]:
         if knobs:
             texts.append(f"by {what} of the split form {', '.join(knobs)}")
     if texts:
-        yield f"The next knob: {'; '.join(texts)}."
+        yield f"The next knob, the clock aside: {'; '.join(texts)}."
 
 
 def ranked_fields(found: Sensitivity) -> list[list[FieldChange]]:
@@ -135,7 +137,7 @@ def _advice(found: Sensitivity) -> str:
         else:
             shown = formats.signed_percent(change)
             parts.append(f"the {what} of the split form falls most ({shown}) with {_named(best)}")
-    return f"{found.base.name}: {'; '.join(parts)}."
+    return f"{found.base.name}, the clock aside: {'; '.join(parts)}."
 
 
 def _energy(_: Sensitivity, change: FieldChange) -> float:

@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from sparqle_tvm.errors import InvalidArgumentError, SparqleError, TargetError, require_known
+from sparqle_tvm.errors import (
+    InvalidArgumentError,
+    SparqleError,
+    TargetError,
+    choose_from,
+    require_known,
+)
 from sparqle_tvm.frontend.shape import model_shape
 from sparqle_tvm.models.attention_sparsity import measured_attention
 from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape
@@ -207,7 +213,7 @@ def _vector_reason(attention: AttentionUnit | None, kv_bits: int, accelerator: A
 
 def _check(phase: str, seq: int, batch: int, schemes: Sequence[str]) -> None:
     if phase not in PHASES:
-        raise InvalidArgumentError(f"unknown phase {phase!r}; known: {', '.join(PHASES)}")
+        raise InvalidArgumentError(f"unknown phase {phase!r}; {choose_from(phase, PHASES)}")
     for name, value in (("seq", seq), ("batch", batch)):
         if value < 1:
             raise InvalidArgumentError(f"{name} = {value} must be at least 1")

@@ -37,12 +37,33 @@ def test_a_prefill_gains_where_the_array_works_less():
 
 
 def test_a_decode_says_from_how_many_sequences_on_it_gains():
-    sentence, area = estimate_verdicts([of_edge("decode", 64)])
+    sentence, *_, area = estimate_verdicts([of_edge("decode", 64)])
     assert "next to nothing" in sentence
     assert "of the time goes to loading weights, which does not change" in sentence
     # int4 with a scale and a minimum for each 32: 5 bits, so 80 rows balance at 16 bytes a cycle.
-    assert sentence.endswith("gain from about 81 sequences on.")
+    assert "its dense layers gain from about 81 sequences on" in sentence
     assert area.startswith("Time x area of array and buffers: split precision ")
+
+
+def test_the_whole_model_gains_before_its_dense_layers_do():
+    machine = EDGE.changed({"rows": 32, "cols": 32, "lanes": 8, "dram_bytes_per_cycle": 25.6})
+
+    def of(batch, **more):
+        question = {"seq": 256, "batch": batch, "target": machine, "same_tiles": False, **more}
+        return estimate("llama2-7b", "decode", **question)
+
+    sentence, *_ = estimate_verdicts([of(1)])
+    assert sentence.endswith(", the whole model gains 1 % from about 3 on, by attention.")
+    before, there = (of(batch, schemes=("dense", "sparqle")) for batch in (2, 3))
+    assert before.saved("sparqle").cycles < 0.01 <= there.saved("sparqle").cycles
+
+
+def test_wider_multipliers_are_named_where_they_save_more_energy():
+    one = of_edge("prefill", 256)
+    named = [s for s in estimate_verdicts([one]) if s.startswith("Wider multipliers (native)")]
+    native, split = (one.saved(scheme).energy.mid for scheme in ("native", "sparqle"))
+    shown = f"save more energy: {native:.1%} in prefill.".replace("%", " %")
+    assert [shown in sentence for sentence in named] == [True] * (native - split >= 0.01)
 
 
 def test_without_a_split_form_there_is_no_verdict():
@@ -112,7 +133,7 @@ def test_a_report_of_several_files_is_one_page(tmp_path, capsys, monkeypatch):
     assert data["of"] == ["estimate", "estimate", "crossings"]
     page = (tmp_path / "all.html").read_text()
     assert page.count('class="verdict"') == 1
-    assert page.count("<li>") == len(data["verdict"]) == 5
+    assert page.count("<li>") == len(data["verdict"]) == 7
     anchors = [part.split('"')[0] for part in page.split(' id="')[1:]]
     assert len(set(anchors)) == len(anchors)
     assert (tmp_path / "tables" / "3_crossings.csv").exists()

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
 
-from sparqle_tvm.errors import InvalidArgumentError, TargetError, choose_from
+from sparqle_tvm.errors import InvalidArgumentError, TargetError
 from sparqle_tvm.numerics.integers import DIGIT_BITS
 from sparqle_tvm.processes import on_processes, require_workers
 from sparqle_tvm.progress import progress_bar
@@ -24,7 +24,14 @@ from sparqle_tvm.studies.sweep.execute import (
     nothing_estimated,
 )
 from sparqle_tvm.studies.sweep.figures import Quantity
-from sparqle_tvm.studies.sweep.points import DEFAULTS, ESTIMATE_KINDS, Point, Sweep, parse_axis
+from sparqle_tvm.studies.sweep.points import (
+    DEFAULTS,
+    ESTIMATE_KINDS,
+    Point,
+    Sweep,
+    choose_name,
+    parse_axis,
+)
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.vector import KV_BITS
 
@@ -77,7 +84,7 @@ class Scan:
         if _KINDS.get(self.over) not in ("int", "float"):
             known = [name for name, kind in _KINDS.items() if kind in ("int", "float")]
             raise InvalidArgumentError(
-                f"over: {self.over!r} is no number of an estimate; {choose_from(self.over, known)}"
+                f"over: {self.over!r} is no number of an estimate; {choose_name(self.over, known)}"
             )
         if not math.isfinite(self.level):
             raise InvalidArgumentError(f"find: {self.quantity.name} = {self.level} is no level")
@@ -287,7 +294,7 @@ def parse_find(text: str) -> tuple[str, float]:
     Raises
     ------
     InvalidArgumentError
-        If it is something else.
+        If it is something else, or all is to be saved.
 
     Examples
     --------
@@ -304,6 +311,11 @@ def parse_find(text: str) -> tuple[str, float]:
         raise InvalidArgumentError(
             f"find: {text!r} is not of the form VALUE=LEVEL, as time_saved=16%"
         ) from None
+    if not percent and value >= 1 and name.endswith(("_saved", "_reduction")):
+        raise InvalidArgumentError(
+            f"find: {name} = {value:g} is {value:.0%}, which nothing saves; "
+            f"did you mean {value:g}%?"
+        )
     return name, value / 100 if percent else value
 
 

@@ -22,13 +22,13 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from sparqle_tvm._versions import VERSION
 from sparqle_tvm.errors import InvalidArgumentError, choose_from
 from sparqle_tvm.files import MAX_AMOUNT, read_toml, typed
-from sparqle_tvm.target.accelerator import Accelerator
+from sparqle_tvm.target.accelerator import OTHER_NAMES, Accelerator
 
 Value = str | int | float | bool
 Point = Mapping[str, Value]
@@ -56,6 +56,11 @@ DEFAULTS: Point = {
 MAX_POINTS = 1_000_000
 
 
+def choose_name(word: str, known: Collection[str]) -> str:
+    """What to say where a word is no name of a point."""
+    return choose_from(OTHER_NAMES.get(word, word), known)
+
+
 @dataclass(frozen=True)
 class Sweep:
     """The points of a sweep in order.
@@ -81,7 +86,7 @@ class Sweep:
         for name in self.names:
             if name not in known:
                 raise InvalidArgumentError(
-                    f"sweep: {name!r} is unknown; {choose_from(name, sorted(known))}"
+                    f"sweep: {name!r} is unknown; {choose_name(name, sorted(known))}"
                 )
         for name, value in (pair for point in self.points for pair in point.items()):
             kinds = ESTIMATE_KINDS.get(name, (int, float, bool))

@@ -159,6 +159,8 @@ def test_parse_over():
         (lambda: Scan(SAVED, 0.1, "model"), "'model' is no number of an estimate"),
         (lambda: Scan(SAVED, 0.1, "msb_across_groups"), "is no number"),
         (lambda: Scan(SAVED, math.inf, "batch"), "is no level"),
+        (lambda: parse_find("time_saved=1"), "is 100%, which nothing saves; did you mean 1%?"),
+        (lambda: Scan(SAVED, 0.1, "bandwidth"), "did you mean dram_bytes_per_cycle?"),
         (lambda: Scan(SAVED, 0.1, "batch", (8.0, 1.0)), "at least two rising values"),
         (lambda: find_crossings(Scan(SAVED, 0.1, "seq"), Sweep((FIXED,))), "seq is fixed"),
     ],
