@@ -21,8 +21,9 @@ endif
 run: $(VENV)/.installed
 	$(BIN)/sparqle run --tokens 512 --json out.json
 
+# A process per core, so one thread for each.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 docs: $(VENV)/.installed-docs
 	NOTEBOOKS=$(NOTEBOOKS) $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
