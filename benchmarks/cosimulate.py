@@ -394,25 +394,19 @@ def real_programs(
 
     Digits, window and the order of rows take turns from layer to layer.
     """
-    from sparqle_tvm.calibration.choosable_model import ChoosableModel
-    from sparqle_tvm.frontend import from_gguf
     from sparqle_tvm.frontend.gguf_file import GGUFFile
-    from sparqle_tvm.frontend.text import builtin_text, load_tokens
     from sparqle_tvm.models.builtin import fetch_builtin
     from sparqle_tvm.models.quantized import quantizer_levels
+    from sparqle_tvm.studies.rtl import layer_inputs
 
-    path = fetch_builtin("smollm2")
-    imported = from_gguf(path, activations="int8", progress=False)
-    ids = np.asarray(load_tokens(imported.tokenizer, builtin_text(), TOKENS), np.int32)
-    collector, file = ChoosableModel(imported.mod).collector, GGUFFile(path)
-    inputs = collector.inputs(collector.call(ids[None])[1])
+    inputs, file = layer_inputs(TOKENS), GGUFFile(fetch_builtin("smollm2"))
     forms = itertools.product((4, 2, 8), ("signed", "unsigned"), (False, True))
     turns = itertools.cycle(forms)
     for (label, x), (k, window, ordered) in zip(
         itertools.islice(inputs.items(), layers), turns, strict=False
     ):
         _, block, kind = label.split("_", 2)
-        q, scale = quantize_per_token(np.asarray(x, np.float32), qmax=quantizer_levels(k), k=k)
+        q, scale = quantize_per_token(x, qmax=quantizer_levels(k), k=k)
         stored = file.first_rows(f"blk.{block}.{kind}.weight", 1 << 16)
         assert stored is not None
         group, channels = stored.values.shape[1:]

@@ -51,8 +51,8 @@ def write_rtl(accelerator: Accelerator, columns: int, folder: Path) -> dict[str,
     from sparqle_tvm.models.quantized import quantizer_levels
     from sparqle_tvm.numerics import encode, quantize_per_token
 
-    k = shape.digit_bits
-    q = quantize_per_token(_inputs(shape.rows), qmax=quantizer_levels(k), k=k)[0]
+    k, x = shape.digit_bits, next(iter(layer_inputs(shape.rows).values()))
+    q = quantize_per_token(x, qmax=quantizer_levels(k), k=k)[0]
     sliced = encode(q, k=k, window="signed")
     stored = GGUFFile(fetch_builtin("smollm2")).first_rows(LAYER, shape.cols)
     assert stored is not None, LAYER
@@ -74,8 +74,18 @@ def write_rtl(accelerator: Accelerator, columns: int, folder: Path) -> dict[str,
 
 
 @lru_cache(maxsize=1)
-def _inputs(tokens: int) -> NDArray[np.float32]:
-    """Inputs of `LAYER`: float32 (tokens, K). The model is compiled for it, which takes longest."""
+def layer_inputs(tokens: int) -> dict[str, NDArray[np.float32]]:
+    """Inputs of the dense layers of SmolLM2-135M on its built-in text, by label; `LAYER`'s first.
+
+    Parameters
+    ----------
+    tokens : int
+        Their number M; the model is compiled for them, which takes longest.
+
+    Returns
+    -------
+    dict of str to float32 (M, K)
+    """
     from sparqle_tvm.calibration.choosable_model import ChoosableModel
     from sparqle_tvm.frontend import from_gguf
     from sparqle_tvm.frontend.text import builtin_text, load_tokens
@@ -84,5 +94,5 @@ def _inputs(tokens: int) -> NDArray[np.float32]:
     imported = from_gguf(fetch_builtin("smollm2"), activations="int8")
     ids = np.asarray(load_tokens(imported.tokenizer, builtin_text(), tokens), np.int32)
     collector = ChoosableModel(imported.mod).collector
-    x = next(iter(collector.inputs(collector.call(ids[None])[1]).values()))
-    return np.asarray(x, np.float32)
+    found = collector.inputs(collector.call(ids[None])[1])
+    return {label: np.asarray(x, np.float32) for label, x in found.items()}
