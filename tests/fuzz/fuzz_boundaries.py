@@ -654,13 +654,17 @@ class RunFile(Boundary):
 
     def case(self, rng: random.Random, state: Any, folder: Path) -> None:
         from sparqle_tvm.report.build import build_report
-        from sparqle_tvm.report.html import to_html
-        from sparqle_tvm.report.writers import print_document, to_markdown, write_csv
         from sparqle_tvm.results.run import RunResult
 
         path = folder / "run.json"
         path.write_text(self.damaged(rng, state), encoding="utf-8", errors="surrogateescape")
-        document = build_report(RunResult.load(path))
+        self.show(rng, build_report(RunResult.load(path)), folder)
+
+    def show(self, rng: random.Random, document: Any, folder: Path) -> None:
+        """Write a report in every form."""
+        from sparqle_tvm.report.html import to_html
+        from sparqle_tvm.report.writers import print_document, to_markdown, write_csv
+
         print_document(document)
         to_markdown(document)
         json.dumps(document.to_json(), allow_nan=False)
@@ -694,10 +698,8 @@ class ResultFiles(RunFile):
         return [json.loads((folder / f"{name}.json").read_text()) for name in self.commands]
 
     def case(self, rng: random.Random, state: Any, folder: Path) -> None:
-        from sparqle_tvm.report.html import to_html
         from sparqle_tvm.report.load import load_document
         from sparqle_tvm.report.several import together
-        from sparqle_tvm.report.writers import print_document, to_markdown, write_csv
 
         path, other = folder / "found.json", folder / "other.json"
         path.write_text(
@@ -705,13 +707,7 @@ class ResultFiles(RunFile):
         )
         other.write_text(json.dumps(rng.choice(state)))
         documents = [load_document(each)[1] for each in (path, other)]
-        document = together(documents[: rng.randint(1, 2)])
-        print_document(document)
-        to_markdown(document)
-        json.dumps(document.to_json(), allow_nan=False)
-        write_csv(document, folder / "csv")
-        if rng.random() < 0.1:
-            to_html(document)
+        self.show(rng, together(documents[: rng.randint(1, 2)]), folder)
 
 
 class Names(RunFile):
