@@ -32,6 +32,12 @@ def const_scalar(expr: Any) -> float | None:
     return float(literal) if isinstance(literal, int | float) else None
 
 
+def call_operands(call: relax.Call) -> list[Any]:
+    """What a ``call_tir`` or ``call_dps_packed`` is given."""
+    given = call.args[1]
+    return list(given.fields) if isinstance(given, relax.Tuple) else [given]
+
+
 def static_shape(expr: Any) -> list[int] | None:
     """The shape of a tensor expression if it is known and free of symbols, else ``None``."""
     dims = _known_dims(expr)

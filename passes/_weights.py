@@ -8,7 +8,7 @@ import numpy as np
 from tvm import relax
 
 from sparqle_tvm import dialect
-from sparqle_tvm.dialect.weights import Bounds
+from sparqle_tvm.dialect.weights import WEIGHT_SUMS, Bounds
 from sparqle_tvm.errors import CompileError
 from sparqle_tvm.numerics.dense import EXACT_SUM_LIMIT, weight_channel_sums
 from sparqle_tvm.numerics.quantization import is_fixed_point
@@ -20,7 +20,6 @@ from sparqle_tvm.passes._value_range import LAYOUT_OPS
 
 # Digit width for each activation container.
 DIGIT_BITS = {"int8": 4, "uint8": 4, "int16": 8, "uint16": 8}
-SUMS = "sparqle.weight_sums"
 # Ops a weight may pass through and still be a weight: they unpack or move, and use no activation.
 TWO_TENSORS = {
     f"relax.{name}"
@@ -129,7 +128,7 @@ def weight_sums(
     if all(map(rewriter.declared, operands)):
         out = relax.TensorType((outputs,), "int32" if w_scale is None else "float64")
         given = relax.Tuple([*operands, relax.prim_value(factor)])
-        return rewriter.emit(op.call_dps_packed(SUMS, given, out_ty=out), "weight_sums")
+        return rewriter.emit(op.call_dps_packed(WEIGHT_SUMS, given, out_ty=out), "weight_sums")
     if w_scale is None:
         total = op.sum(op.astype(weight, "int32"), axis=[1])
         return rewriter.emit(op.multiply(total, relax.const(factor, "int32")), "weight_sums")

@@ -10,7 +10,7 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm.passes._constants import Constant
-from sparqle_tvm.passes._match import op_name, static_shape
+from sparqle_tvm.passes._match import call_operands, op_name, static_shape
 from sparqle_tvm.passes._report import LOG
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, apply_rewriter, relax_functions
 
@@ -36,9 +36,7 @@ class _Fold(Rewriter):
         # Several results, symbolic ones, and scalars besides the tensors stay as they are.
         if op_name(call) != "relax.call_tir" or static_shape(call) is None or len(call.args) > 2:
             return None
-        callee, arguments = call.args
-        fields = list(arguments.fields) if isinstance(arguments, relax.Tuple) else [arguments]
-        fields = [self.value(field) for field in fields]
+        callee, fields = call.args[0], [self.value(field) for field in call_operands(call)]
         if not fields or not all(isinstance(field, Constant) for field in fields):
             return None
         key = (callee, *fields)

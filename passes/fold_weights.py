@@ -12,16 +12,13 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
-from sparqle_tvm.dialect.weights import WEIGHTS, declared_weights
+from sparqle_tvm.dialect.weights import PACK_WEIGHTS, WEIGHT_SUMS, WEIGHTS, declared_weights
 from sparqle_tvm.errors import CompileError
 from sparqle_tvm.passes._constants import Constant
-from sparqle_tvm.passes._match import op_name, static_shape
+from sparqle_tvm.passes._match import call_operands, op_name, static_shape
 from sparqle_tvm.passes._rewrite import ReportingPass, count_uses, has_mark, relax_functions
 from sparqle_tvm.passes.fold_constants import compiled_functions
 from sparqle_tvm.threads import give_back_memory
-
-PREPARING = ("sparqle.pack_weights", "sparqle.weight_sums")
-"""Packed functions that make tensors of weights, and do nothing else."""
 
 _LARGE = 1 << 20
 
@@ -56,21 +53,15 @@ def prepares(value: Any, known: Any) -> bool:
     name = op_name(value)
     packed = name == "relax.call_dps_packed" and isinstance(value.args[0], relax.ExternFunc)
     if packed:
-        packed = str(value.args[0].global_symbol) in PREPARING
+        packed = str(value.args[0].global_symbol) in (PACK_WEIGHTS, WEIGHT_SUMS)
     if name != "relax.call_tir" and not packed:
         return False
-    fields = operands(value)
+    fields = call_operands(value)
     known_fields = [each for each in fields if isinstance(each, relax.Var) and each in known]
     others = (each for each in fields if not isinstance(each, relax.Var))
     plain = all(isinstance(each, Constant | tvm.tirx.IntImm) for each in others)
     variables = sum(isinstance(each, relax.Var) for each in fields)
     return bool(known_fields) and plain and len(known_fields) == variables
-
-
-def operands(call: relax.Call) -> list[Any]:
-    """What a ``call_tir`` or ``call_dps_packed`` is given."""
-    given = call.args[1]
-    return list(given.fields) if isinstance(given, relax.Tuple) else [given]
 
 
 class _Preparation:
@@ -87,7 +78,7 @@ class _Preparation:
         if isinstance(value, relax.Call):
             callee = value.args[0]
             name = callee if isinstance(callee, tvm.ir.GlobalVar) else str(callee.global_symbol)
-            return (name, *(self.key(each, known) for each in operands(value)))
+            return (name, *(self.key(each, known) for each in call_operands(value)))
         if isinstance(value, relax.Var):
             return ("weight", str(value.name))
         return ("number", int(value)) if isinstance(value, tvm.tirx.IntImm) else value
@@ -103,7 +94,7 @@ class _Preparation:
     def _value(self, expr: Any, known: dict[Any, Any]) -> Any:
         value = known.get(expr, expr) if isinstance(expr, relax.Var) else expr
         if isinstance(value, relax.Call):
-            arguments = [self._value(each, known) for each in operands(value)]
+            arguments = [self._value(each, known) for each in call_operands(value)]
             shape = [int(d) for d in value.ty.shape.values]
             out = tvm.runtime.empty(shape, str(value.ty.dtype))
             callee = value.args[0]
@@ -182,7 +173,7 @@ class FoldWeights(ReportingPass):
             for var in wanted:
                 key = ready.key(var, known)
                 weights[key] = ready.tensor(var, known, key)
-                if var in known and isinstance(known[var], relax.Call):
+                if isinstance(known[var], relax.Call):
                     param = params.setdefault(key, relax.Var(str(var.name), var.ty))
                     again.append(relax.VarBinding(var, param))
                 else:

@@ -12,6 +12,7 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from sparqle_tvm import dialect
+from sparqle_tvm.dialect.weights import PACK_WEIGHTS
 from sparqle_tvm.errors import CompileError, InvalidArgumentError, TargetError
 from sparqle_tvm.passes._dense_specs import Specs, describe
 from sparqle_tvm.passes._match import int_shape
@@ -29,7 +30,7 @@ from sparqle_tvm.target.op import DenseOp
 from sparqle_tvm.target.program.bundle import pack_bundle
 from sparqle_tvm.target.simulator.dram import pack_weights
 
-LAUNCH, PACK = "sparqle.launch", "sparqle.pack_weights"
+LAUNCH = "sparqle.launch"
 
 
 @mutator
@@ -93,7 +94,7 @@ class _Offload(Rewriter):
             rows, columns = int_shape(weight)
             packed = relax.TensorType((rows, -(-columns * bits // 8)), "uint8")
             given = relax.Tuple([weight, relax.prim_value(bits)])
-            return self.emit(relax.op.call_dps_packed(PACK, given, out_ty=packed), "packed")
+            return self.emit(relax.op.call_dps_packed(PACK_WEIGHTS, given, out_ty=packed), "packed")
         if values is None:
             return weight
         key = (self.constants.source(weight), "packed", bits)

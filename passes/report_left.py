@@ -12,7 +12,7 @@ from tvm.relax.expr_functor import PyExprVisitor, mutator, visitor
 
 from sparqle_tvm import dialect
 from sparqle_tvm.passes._constants import Constant
-from sparqle_tvm.passes._match import dims_of, dtype_of, op_name
+from sparqle_tvm.passes._match import call_operands, dims_of, dtype_of, op_name
 from sparqle_tvm.passes._report import LOG, Split
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, relax_functions
 from sparqle_tvm.passes._value_range import LAYOUT_OPS
@@ -131,8 +131,7 @@ class _Look(Rewriter):
             return ""
         arguments = list(value.args[:2])
         if op_name(value) == "relax.call_tir":
-            fields = value.args[1]
-            arguments = list(fields.fields) if isinstance(fields, relax.Tuple) else [fields]
+            arguments = call_operands(value)
             if self._is_product(value.args[0]):
                 return _MADE_OF_PRODUCT
         elif op_name(value) == "relax.matmul" or dialect.Dense.of(value) is not None:

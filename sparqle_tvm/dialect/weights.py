@@ -14,6 +14,9 @@ from tvm import relax
 WEIGHTS = "sparqle_weights"
 """Attribute of a function: JSON of the bounds of its weights, by name of the parameter."""
 
+PACK_WEIGHTS, WEIGHT_SUMS = "sparqle.pack_weights", "sparqle.weight_sums"
+"""Packed functions (`runtime.launch`) that make tensors of weights, and do nothing else."""
+
 Bounds = tuple[float, float]
 
 

@@ -343,9 +343,7 @@ def pack_weights(weight: Any, bits: int, out: Any) -> None:
         Written.
     """
     values, packed = np.asarray(np.from_dlpack(weight), np.int8), np.from_dlpack(out)
-    rows = max(_PIECE_WEIGHTS // max(values.shape[1], 1), 1)
-    for begin in range(0, len(values), rows):
-        part = slice(begin, begin + rows)
+    for part in _pieces(values):
         packed[part] = dram.pack_weights(values[part], bits)
 
 
@@ -362,7 +360,12 @@ def weight_sums(weight: Any, *operands: Any) -> None:
     *scales, factor, out = operands
     values, sums = np.asarray(np.from_dlpack(weight), np.int8), np.from_dlpack(out)
     factors = [np.from_dlpack(scale) for scale in scales]
+    for part in _pieces(values):
+        sums[part] = weight_channel_sums(factor, values[part], *(each[part] for each in factors))
+
+
+def _pieces(values: NDArray[Any]) -> Iterator[slice]:
+    """Rows that are worked on at a time."""
     rows = max(_PIECE_WEIGHTS // max(values.shape[1], 1), 1)
     for begin in range(0, len(values), rows):
-        part = slice(begin, begin + rows)
-        sums[part] = weight_channel_sums(factor, values[part], *(each[part] for each in factors))
+        yield slice(begin, begin + rows)
