@@ -431,10 +431,8 @@ class Dense(nn.Module):
         count = index.ty.shape[0]
 
         def taken(parameter: nn.Parameter, last: int) -> relax.Expr:
-            rows, columns = (
-                R.take(parameter._expr, index, axis=0, mode="clip"),
-                int(parameter.shape[1]),
-            )
+            rows = R.take(parameter._expr, index, axis=0, mode="clip")
+            columns = int(parameter.shape[1])
             return R.astype(R.reshape(rows, (count, columns // last, last)), "float32")
 
         rows = R.multiply(taken(self.values, self.group_size), taken(self.scale, 1))

@@ -187,13 +187,11 @@ def run_model(
         ids = load_tokens(imported.tokenizer, content, tokens)
     densities = measured_densities(_dense_layers(imported.config), chosen.digit_bits)
     densities |= selection.densities if selection is not None else {}
-    stored: dict[str, Any] = {"attention": attention, **kv_options(kv, imported), "cache": cache}
+    told: dict[str, Any] = {"attention": attention, **kv_options(kv, imported)}
+    stored = {**told, "cache": cache}
     model_file = ModelFile(imported.name, imported.sha256)
     with_floats = float_perplexity(
-        *(stages, path, model_file, ids, chosen),
-        {name: value for name, value in stored.items() if name != "cache"},
-        *(cache,),
-        beside=beside,
+        stages, path, model_file, ids, chosen, told, cache, beside=beside
     )
     # The split form first: what cannot be split is refused before minutes are spent on the rest.
     split = _evaluate(
