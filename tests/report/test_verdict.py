@@ -75,9 +75,8 @@ def test_what_other_digits_would_save_stands_beside_the_answer():
     assert dense.msb_sparsity < one.msb_sparsity < sparse.msb_sparsity
     assert dense.time_saved < one.saved("sparqle").cycles < sparse.time_saved
     *_, sentence = estimate_verdicts([one])
-    assert sentence.startswith(
-        f"MSB sparsity is assumed: {one.msb_sparsity:.1%}".replace("%", " %")
-    )
+    begin = f"MSB sparsity is assumed: {one.msb_sparsity:.1%} by MACs"
+    assert sentence.startswith(begin.replace("%", " %"))
     shown = f"at {dense.msb_sparsity:.1%}, prefill saves {dense.time_saved:.1%} of the time"
     assert shown.replace("%", " %") in sentence
     # By hand: all rows with a tenth more digits.

@@ -373,14 +373,14 @@ def test_targets_and_tables():
         (
             {"schemes": ("int3",)},
             InvalidArgumentError,
-            "different ones of dense, sparqle, native, a4",
+            "ones of dense, sparqle, native, a4",
         ),
         (
             {"schemes": ("a4", "a4")},
             InvalidArgumentError,
-            "different ones of dense, sparqle, native, a4",
+            "ones of dense, sparqle, native, a4",
         ),
-        ({"schemes": ()}, InvalidArgumentError, "different ones of dense, sparqle, native, a4"),
+        ({"schemes": ()}, InvalidArgumentError, "ones of dense, sparqle, native, a4"),
         ({"target": "none.toml"}, TargetError, "none.toml cannot be read"),
     ],
 )
