@@ -12,7 +12,7 @@ import pytest
 import torch
 from build_helper import all_logits, build, only, tensor
 from gguf import GGMLQuantizationType as Kind
-from tiny_llama import TinyLlama
+from tiny_llama import I2_S, TinyLlama
 from tiny_transformers import TinyTransformers
 
 import sparqle_tvm
@@ -121,7 +121,15 @@ MODELS = {
     ),
     "bitnet b1.58": TinyTransformers(
         *("BitNet", "bitnet-b1.58", ARCH.BITNET),
-        config={"hidden_act": "relu2", "tie_word_embeddings": True},
+        config={
+            "hidden_act": "relu2",
+            "tie_word_embeddings": True,
+            "hidden_size": 128,
+            "intermediate_size": 128,
+        },
+        # As bitnet.cpp writes it.
+        kind=I2_S,
+        kinds={"token_embd.weight": Kind.F16},
     ),
 }
 
@@ -146,9 +154,14 @@ def test_split_equals_int8(tmp_path: Path, name: str) -> None:
     path, model = tmp_path / "tiny.gguf", MODELS[name]
     # Layers are alike, and whole models are compared above.
     replace(model, config={**model.config, "num_hidden_layers": 1}).write(path)
-    mod = only(from_gguf(path, progress=False).mod, ["prefill", "decode", "create_cache"])
-    found = [sparqle_tvm.compile(mod, split=split) for split in (False, True)]
-    assert not [entry for entry in found[1].report.skipped if "matmul" in entry.op]
+    imported, functions = from_gguf(path, progress=False), ["prefill", "decode", "create_cache"]
+    # Weights as constants, and as they come from the file.
+    found = [
+        sparqle_tvm.compile(only(imported.mod, functions), split=False),
+        sparqle_tvm.compile(only(imported.template, functions), weights=imported.weights),
+    ]
+    left = {entry.label for entry in found[1].report.skipped if "matmul" in entry.op}
+    assert left == ({"output"} if Kind.F16 in model.kinds.values() else set())
     prompt = tensor(tokens_of(13))
     plain_logits, logits = (e["prefill"](prompt, e["create_cache"]())[0].numpy() for e in found)
     np.testing.assert_array_equal(logits, plain_logits)
@@ -165,11 +178,18 @@ MIXES = {
     },
     "Q2_K": {
         "dense_kind": Kind.Q3_K,
-        "kinds": {"blk.0.attn_q.weight": Kind.Q2_K, "blk.0.attn_v.weight": Kind.Q5_K},
+        "kinds": {
+            "blk.0.attn_q.weight": Kind.Q2_K,
+            "blk.0.attn_v.weight": Kind.Q5_K,
+            "blk.0.attn_output.weight": I2_S,
+        },
         "embed_kind": Kind.IQ4_XS,
     },
 }
-"""Files as llama.cpp's quantizer writes them by default: what is told by the name, and besides."""
+"""Files as llama.cpp's quantizer writes them by default: what is told by the name, and besides.
+
+One layer is bitnet.cpp's, without groups.
+"""
 
 
 @pytest.mark.parametrize("name", MIXES)
@@ -183,6 +203,9 @@ def test_default_files_are_exact_on_host_and_simulator(tmp_path: Path, name: str
         results.append(executable["prefill"](prompt, executable["create_cache"]())[0].numpy())
         if options != {"split": False}:
             # Seven layers and the head.
-            assert executable.report.rewritten["SplitGroupedDense"] == 8
+            channels = sum(kind == I2_S for kind in tiny.kinds.values())
+            rewritten = executable.report.rewritten
+            assert rewritten["SplitGroupedDense"] == 8 - channels
+            assert rewritten["SplitPrecision"] == channels
     np.testing.assert_array_equal(results[1], results[0])
     np.testing.assert_array_equal(results[2], results[0])
