@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tiny_llama import I2_S, TinyLlama
 from tiny_transformers import TinyTransformers
 
 import sparqle_tvm
-from sparqle_tvm.frontend.gguf import from_gguf
+from sparqle_tvm.frontend.gguf import ARCHITECTURES, from_gguf
 
 ARCH = gguf.MODEL_ARCH
 SHORT = [1.0, 1.1, 1.3, 1.7, 2.0, 2.5, 3.0, 4.0]
@@ -132,6 +133,25 @@ MODELS = {
         kinds={"token_embd.weight": Kind.F16},
     ),
 }
+
+
+def test_the_tables_name_every_architecture() -> None:
+    """Docs/models.md names those that can be imported, and what they are compared with here."""
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "models.md").read_text(encoding="utf-8")
+    table = text[text.index("| `general.architecture` |") :].split("\n\n")[0].splitlines()[2:]
+    rows = [line.strip("| ").split(" | ") for line in table]
+    named = {name: re.findall(r"`(\w+)`", row[-1]) for row in rows for name in ticked(row[0])}
+    assert set(named) == set(ARCHITECTURES) == {model.arch for model in MODELS.values()}
+    for name, classes in named.items():
+        assert set(classes) >= {f"{m.model}ForCausalLM" for m in MODELS.values() if m.arch == name}
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    (names,) = re.findall(r"^\| GGUF \((.+)\):", readme, re.MULTILINE)
+    assert set(names.split(", ")) <= set(MODELS)
+
+
+def ticked(cell: str) -> list[str]:
+    return re.findall(r"`([\w.-]+)`", cell.split("(")[0])
 
 
 def tokens_of(count: int) -> np.ndarray:
