@@ -21,7 +21,6 @@ from sparqle_tvm.errors import (
     InvalidArgumentError,
     SparqleError,
     TargetError,
-    choose_from,
     require_known,
 )
 from sparqle_tvm.frontend.shape import model_shape
@@ -234,8 +233,7 @@ def _vector_reason(attention: AttentionUnit | None, kv_bits: int, accelerator: A
 
 
 def _check(phase: str, seq: int, batch: int, schemes: Sequence[str]) -> None:
-    if phase not in PHASES:
-        raise InvalidArgumentError(f"unknown phase {phase!r}; {choose_from(phase, PHASES)}")
+    require_known("phase", phase, PHASES)
     for name, value in (("seq", seq), ("batch", batch)):
         if value < 1:
             raise InvalidArgumentError(f"{name} = {value} must be at least 1")

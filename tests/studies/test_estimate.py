@@ -361,7 +361,7 @@ def test_targets_and_tables():
     ("change", "error", "message"),
     [
         ({"model": "llama9"}, InvalidArgumentError, "unknown model 'llama9'; known: smollm2-135m"),
-        ({"phase": "train"}, InvalidArgumentError, "unknown phase 'train'; known: prefill, decode"),
+        ({"phase": "train"}, InvalidArgumentError, "phase 'train' is unknown"),
         ({"seq": 0}, InvalidArgumentError, "seq = 0 must be at least 1"),
         ({"batch": -1}, InvalidArgumentError, "batch = -1 must be at least 1"),
         ({"kv_bits": 0}, InvalidArgumentError, "kv_bits = 0 must be positive"),
