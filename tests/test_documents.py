@@ -1,4 +1,4 @@
-"""What the README and the pages of the documentation say: links, commands, what they print, code."""
+"""What README and documentation say: links, commands, what these print, code."""
 
 from __future__ import annotations
 
