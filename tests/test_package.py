@@ -26,8 +26,8 @@ PACKAGE_ROOTS = {"sparqle_tvm": "sparqle_tvm", "passes": "sparqle_tvm.passes"} |
 # wherever the import stands; rooms of one line do not know each other. "" is the package itself.
 LAYERS = (
     ("errors",),
-    ("_versions", "escaping", "files", "processes", "progress", "threads", "tirscript"),
-    ("numerics", "showing"),
+    ("_versions", "escaping", "files", "processes", "progress", "tirscript"),
+    ("numerics", "showing", "threads"),
     ("dialect", "target.accelerator", "target.op"),
     ("target.attention_op", "target.joint_op"),
     ("host", "target.isa"),

@@ -54,7 +54,7 @@ CSS_NAMES = {
 }
 """Colour -> name of its CSS variable, without the leading dashes."""
 
-SCHEME_COLORS = {"dense": GREY, "native": ORANGE, "a4": GREEN, "sparqle": BLUE}
+SCHEME_COLORS = {"dense": GREY, "sparqle": BLUE, "native": ORANGE, "a4": GREEN}
 
 NARROW_INCHES = 4.2
 WIDE_INCHES = 9.0
