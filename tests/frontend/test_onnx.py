@@ -36,6 +36,8 @@ STATIC = {
     "int8 operators": {"operators": True},
     "uint8": {"activations": QuantType.QUInt8},
     "uint8 operators": {"activations": QuantType.QUInt8, "operators": True},
+    "int16": {"activations": QuantType.QInt16},
+    "uint16": {"activations": QuantType.QUInt16},
 }
 
 
