@@ -20,7 +20,7 @@ from sparqle_tvm.host.attention import AttentionSpec, attention_kernel, quantize
 from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import INTEGER_LIMITS, MatmulSpec
-from sparqle_tvm.host.panels import panel_kernel
+from sparqle_tvm.host.panels import nibble_panel_kernel, panel_kernel
 from sparqle_tvm.host.planes import SplitForm
 from sparqle_tvm.host.processor import require_cpu
 from sparqle_tvm.host.register_tile import host_tile, static_int
@@ -104,7 +104,13 @@ def legalize_split_dense(
     zeros = _zeros(bb, form, op)
     args += [zeros] if zeros is not None else []
     args += [scaled.act_scale] if scaled else []
-    args.append(_arrange(bb, op.weight, cols, "int8"))
+    if kernel.nibbles:
+        dtype, *shape = kernel.weight
+        nibbles = nibble_panel_kernel(described.n, described.k, cols)
+        packed = relax.TensorType(shape, dtype)
+        args.append(bb.emit(_call(bb, nibbles, "nibble_panels", [op.weight], packed)))
+    else:
+        args.append(_arrange(bb, op.weight, cols, "int8"))
     args += [_arrange(bb, scaled.w_scale, cols, "float32")] if scaled else []
     args.append(_arrange(bb, op.offset, cols))
     if op.has_min:
