@@ -146,11 +146,18 @@ def on_workers(
     return _on_dask(stack, scheduler) if scheduler else on_processes(stack, workers)
 
 
+def allowed_cpus() -> list[int]:
+    """Numbers of the logical processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def on_processes(
     stack: ExitStack, workers: int | None
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """How to submit a call to processes (by default one for each core), and to wait for some."""
-    count = workers or len(os.sched_getaffinity(0))
+    count = workers or len(allowed_cpus())
     # Not forked: the parent may have threads.
     others = set(active_children())
     pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=end_with_parent)

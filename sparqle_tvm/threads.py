@@ -15,6 +15,7 @@ from pathlib import Path
 import tvm
 
 from sparqle_tvm.errors import InvalidArgumentError
+from sparqle_tvm.processes import allowed_cpus
 
 # TVM's name for: all threads may run on all of the processors given.
 _SHARE_ALL_CORES = -3
@@ -32,7 +33,7 @@ _STATE = _State()
 def core_count() -> int:
     """Physical cores that this process may run on; logical processors where that is not known."""
     cores = set()
-    for cpu in _allowed_cpus():
+    for cpu in allowed_cpus():
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         try:
             cores.add(siblings.read_text(encoding="ascii").strip())
@@ -66,7 +67,7 @@ def use_threads(count: int | None = None) -> int:
         count = int(wanted) if wanted.isdecimal() else core_count()
     if count < 1:
         raise InvalidArgumentError(f"{count} threads: at least one is needed")
-    cpus = [str(cpu) for cpu in _allowed_cpus()]
+    cpus = [str(cpu) for cpu in allowed_cpus()]
     configure = tvm.get_global_func("runtime.config_threadpool")
     configure(_SHARE_ALL_CORES, min(count, len(cpus)), cpus)
     _STATE.chosen = True
@@ -77,12 +78,6 @@ def ensure_threads() -> None:
     """Use all cores in this thread, unless :func:`use_threads` said how many."""
     if not _STATE.chosen:
         use_threads()
-
-
-def _allowed_cpus() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def give_back_memory() -> None:

@@ -81,7 +81,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.report.estimate import estimate_document
     from sparqle_tvm.results.estimate import KIND_OF_SEVERAL
     from sparqle_tvm.results.passes import PHASES
-    from sparqle_tvm.studies.estimate import estimate
+    from sparqle_tvm.studies.estimate import estimate, estimate_around
     from sparqle_tvm.target.accelerator import Accelerator
 
     if arguments.phase != "both":
@@ -100,7 +100,9 @@ def _estimate(arguments: argparse.Namespace) -> None:
     }
     phases = PHASES if arguments.phase == "both" else (arguments.phase,)
     asked = [partial(estimate, arguments.model, phase, **question) for phase in phases]
-    found = [on(target=accelerator) for on in asked]
+    found = [
+        estimate_around(arguments.model, phase, target=accelerator, **question) for phase in phases
+    ]
     changes = []
     if arguments.sensitivity:
         from sparqle_tvm.studies.sensitivity import count_changes, sensitivity
@@ -130,14 +132,13 @@ def _estimate(arguments: argparse.Namespace) -> None:
 
 def _compared(on: Callable[..., Estimate], accelerator: Accelerator) -> Estimate:
     """An estimate on another accelerator, of the schemes that a sensitivity compares."""
-    from sparqle_tvm.studies.sensitivity import COMPARED
+    from sparqle_tvm.studies.estimate import COMPARED
 
     return on(target=accelerator, schemes=COMPARED, same_tiles=False)
 
 
 def _choose_ahead(given: dict[str, Any], accelerators: Sequence[Accelerator]) -> None:
     """Choose the schedules of such estimates on many accelerators together."""
-    from sparqle_tvm.studies.estimate import choose_ahead
-    from sparqle_tvm.studies.sensitivity import COMPARED
+    from sparqle_tvm.studies.estimate import COMPARED, choose_ahead
 
     choose_ahead(((machine, given) for machine in accelerators), schemes=COMPARED)

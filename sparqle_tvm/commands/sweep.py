@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from sparqle_tvm.studies.sweep import Sweep
     from sparqle_tvm.studies.sweep.points import Value
 
-DEFAULT_OUT = "sweep.csv"
 DESCRIPTION = """Run `sparqle estimate` for every point of a grid or a list, on all cores or on a
-Dask cluster, and write a table. Names are the options of `sparqle estimate`
+Dask cluster. Names are the options of `sparqle estimate`
 (model, phase, seq, batch, msb_sparsity, kv_bits, target, node, memory) and the
 fields of the accelerator (sparqle target show). A sweep that was killed goes
 on where it was when it is started again. Points without an estimate are listed
@@ -113,7 +112,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     sweep.add_argument(
         "--out",
         metavar="FILE",
-        help="the table of all points, .csv or .json (sweep.csv; --find makes none)",
+        help="write the table of all points, .csv or .json; a file beside it keeps what is done",
     )
     shared.add_workers_arguments(sweep)
     sweep.add_argument(
@@ -163,7 +162,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from sparqle_tvm.report.sweep import outcome, sweep_document
     from sparqle_tvm.studies.sweep import pivot, quantity, require_axes, run_sweep, sweep_json
 
-    points, out = _points(arguments), arguments.out or DEFAULT_OUT
+    points, out = _points(arguments), arguments.out or ""
     if arguments.pivot:
         rows, cols, value = arguments.pivot
         shown = quantity(value)
@@ -189,11 +188,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _kept(arguments: argparse.Namespace) -> str:
-    from pathlib import Path
+    from sparqle_tvm.studies.sweep.checkpoint import kept_beside
 
-    from sparqle_tvm.studies.sweep.checkpoint import SUFFIX
-
-    kept = Path(f"{arguments.out or DEFAULT_OUT}{SUFFIX}")
+    kept = kept_beside(arguments.out or "")
     if not kept.exists():
         return "nothing was kept"
     return f"finished points are kept in {kept}; the same command goes on from there"

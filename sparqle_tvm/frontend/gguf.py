@@ -38,6 +38,13 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
 """Values of "general.architecture" that can be imported, with the fields of `DecoderConfig` in
 which they differ from a llama. Biases are found by their tensors."""
 
+_NOT_BUILT: Mapping[str, str] = {
+    "gemma2": "norms behind attention and MLP, capped scores and logits, a window in every second "
+    "layer",
+    "gemma3": "norms behind attention and MLP, a window and a RoPE base of its own in most layers",
+}
+"""Near relatives of `ARCHITECTURES`, and what they have that `DecoderConfig` does not."""
+
 KNOWN_KEYS: Mapping[str, frozenset[str]] = {
     "attention": frozenset(
         {
@@ -169,8 +176,9 @@ def read_config(file: GGUFFile) -> DecoderConfig:
     """
     arch = file.require("general.architecture", str)
     if arch not in ARCHITECTURES:
+        missing = f" (it has {_NOT_BUILT[arch]})" if arch in _NOT_BUILT else ""
         raise UnsupportedModelError(
-            f"{file.path}: architecture {arch!r} is not supported; supported: "
+            f"{file.path}: architecture {arch!r} is not supported{missing}; supported: "
             f"{', '.join(ARCHITECTURES)}"
         )
     _refuse_unknown(file, arch)

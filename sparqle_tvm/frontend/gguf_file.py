@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 import mmap
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import gguf
 import numpy as np
@@ -18,20 +21,52 @@ from gguf import GGUFValueType
 from numpy.typing import NDArray
 
 from sparqle_tvm.errors import ModelFileError, UnsupportedModelError
-from sparqle_tvm.models.quantized import FloatWeight, GroupedWeight, StoredWeight, Weight
+from sparqle_tvm.models.quantized import (
+    ChannelWeight,
+    FloatWeight,
+    GroupedWeight,
+    StoredWeight,
+    Weight,
+)
 
+LOG = logging.getLogger("sparqle_tvm.frontend")
 T = TypeVar("T")
 
 Blocks = NDArray[np.uint8]
 """The bytes of quantized weights: uint8 of shape (N, G, bytes per group)."""
 
 
+class _ForkKind(IntEnum):
+    """The type of bitnet.cpp that the library lacks."""
+
+    I2_S = 36
+
+
 class _Reader(gguf.GGUFReader):
     """The library's reader, which reads arrays at once and notices the end of the file.
 
     The library walks arrays element by element, which takes seconds for a vocabulary, and takes
-    a slice past the end of the file for an empty one.
+    a slice past the end of the file for an empty one. I2_S is no type of it; the data of such a
+    tensor are all bytes up to the next one.
     """
+
+    def _build_tensors(self, start_offs: int, fields: list[gguf.ReaderField]) -> None:
+        own = [field for field in fields if field.parts[4][0] == _ForkKind.I2_S]
+        super()._build_tensors(start_offs, [f for f in fields if f.parts[4][0] != _ForkKind.I2_S])
+        names = {tensor.name for tensor in self.tensors}
+        begins = sorted({int(field.parts[5][0]) for field in fields} | {len(self.data)})
+        for field in own:
+            _, name, _, dims, _, begin = field.parts
+            start, kind = start_offs + int(begin[0]), cast("Kind", _ForkKind.I2_S)
+            end = start_offs + begins[begins.index(int(begin[0])) + 1]
+            data = self._get(start, np.uint8, max(min(end, len(self.data)) - start, 1))
+            text, count = str(bytes(name), encoding="utf-8"), math.prod(map(int, dims))
+            if text in names:
+                raise ValueError(f"Found duplicated tensor with name {text}")
+            names.add(text)
+            self.tensors.append(
+                gguf.ReaderTensor(text, kind, dims, count, len(data), start, data, field)
+            )
 
     def _get(self, offset: int, dtype: Any, count: int = 1, *args: Any, **kwargs: Any) -> Any:
         end = int(offset) + np.dtype(dtype).itemsize * int(count)
@@ -155,6 +190,24 @@ def _tq1_0(blocks: Blocks) -> GroupedWeight:
         parts.append(((shifted.astype(np.uint16) * 3) >> 8).astype(np.uint8))
     flat = [part.reshape(rows, count, -1) for part in parts]
     return _ternary(np.concatenate(flat, axis=2), _half(blocks, 52))
+
+
+_I2_S_BLOCK, _I2_S_TAIL = 128, 32
+
+
+def _i2_s(data: NDArray[np.uint8], rows: int, columns: int) -> ChannelWeight:
+    """Ternary weights of bitnet.cpp: 0, 1, 2 in two bits, a scale for all of them behind.
+
+    128 values lie in 32 bytes: value i of 32 bytes in bits 6 and 7, value 32 + i below, and so on.
+    So its converters write them (utils/convert-hf-to-gguf-bitnet.py of microsoft/BitNet), its
+    quantizer on x86, and so dequantize_row_i2_s of its llama.cpp reads them.
+    """
+    packed = data[: rows * columns // 4].reshape(-1, 1, 32)
+    shifts = np.array([6, 4, 2, 0], np.uint8).reshape(4, 1)
+    values = ((packed >> shifts) & np.uint8(3)).reshape(rows, columns).view(np.int8)
+    values -= np.int8(1)
+    scale = data[rows * columns // 4 :][:4].copy().view(np.float32)
+    return ChannelWeight(values, np.repeat(scale, rows))
 
 
 def _crumbs(packed: Blocks) -> NDArray[np.uint8]:
@@ -314,7 +367,7 @@ _FORMS: dict[Kind, _Form] = {
 }
 _FLOATS = (Kind.F16, Kind.F32, Kind.BF16)
 _PIECE_BYTES = 1 << 20
-SUPPORTED_KINDS = tuple(kind.name for kind in (*_FORMS, *_FLOATS))
+SUPPORTED_KINDS = tuple(kind.name for kind in (*_FORMS, *_ForkKind, *_FLOATS))
 """Names of the tensor types that a dense layer may have."""
 
 _PART = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
@@ -388,6 +441,7 @@ class GGUFFile:
         """Map the file and read all but the weights."""
         self.path = path
         self.used: set[str] = set()
+        self._told_of_i2_s = False
         self._reader = _open(path)
         self._parts = [self._reader, *map(_open, self._other_parts())]
         self.tensors = {t.name: t for part in self._parts for t in part.tensors}
@@ -475,6 +529,8 @@ class GGUFFile:
         """
         tensor = self._dense_tensor(name, in_features, out_features)
         form = _FORMS.get(tensor.tensor_type)
+        if tensor.tensor_type == _ForkKind.I2_S:
+            return _i2_s(tensor.data, out_features, in_features)
         if form is None:
             values = np.ascontiguousarray(_floats(tensor).T, dtype=np.float32)
             self._check_finite(name, values)
@@ -501,6 +557,9 @@ class GGUFFile:
             self._release()
             return weight
 
+        if tensor.tensor_type == _ForkKind.I2_S:
+            self._release()
+            return StoredWeight(in_features, out_features, load, bounds=(-1, 1))
         if form is None:
             self._check_finite(name, _floats(tensor))
             self._release()
@@ -531,7 +590,30 @@ class GGUFFile:
                 f"{self.path}: tensor {name!r} is of type {tensor.tensor_type.name}; supported are "
                 f"{', '.join(SUPPORTED_KINDS)}"
             )
+        if tensor.tensor_type == _ForkKind.I2_S:
+            self._check_i2_s(tensor)
         return tensor
+
+    def _check_i2_s(self, tensor: Any) -> None:
+        """Raise unless the bytes are what bitnet.cpp writes: other programs use the number too."""
+        what = f"{self.path}: tensor {tensor.name!r} is of type 36"
+        needed, columns = tensor.n_elements // 4 + _I2_S_TAIL, int(tensor.shape[0])
+        if columns % _I2_S_BLOCK or not 0 <= tensor.n_bytes - needed < self._reader.alignment:
+            raise UnsupportedModelError(
+                f"{what}, but no I2_S of bitnet.cpp: rows of {columns} values in {tensor.n_bytes} "
+                f"bytes, where it has multiples of {_I2_S_BLOCK}, and {needed} bytes"
+            )
+        packed = tensor.data[: tensor.n_elements // 4]
+        if (packed & packed >> 1 & np.uint8(0x55)).any():
+            raise UnsupportedModelError(f"{what} (I2_S) and has a fourth value besides -1, 0, 1")
+        self._check_finite(tensor.name, tensor.data[len(packed) :][:4].copy().view(np.float32))
+        if not self._told_of_i2_s:
+            self._told_of_i2_s = True
+            LOG.warning(
+                "%s: I2_S is read in the order of bitnet.cpp's converter and of x86; a file that "
+                "its llama-quantize made on ARM has another order, and does not say so",
+                self.path,
+            )
 
     def _release(self) -> None:
         """Let go of the pages of the files: they count as memory of this process while mapped."""

@@ -194,6 +194,8 @@ def _format_of_gguf(file: GGUFFile, kind: str, prefix: str) -> WeightFormat | No
     """How the weights of a type are imported; None for floats, and for what is not imported."""
     from sparqle_tvm.passes._value_range import weight_bits
 
+    if kind == "I2_S":
+        return TERNARY
     for name, tensor in file.tensors.items():
         if name.startswith(prefix) and tensor.tensor_type.name == kind and len(tensor.shape) == 2:
             rows = file.first_rows(name)

@@ -157,15 +157,15 @@ class StoredWeight:
     in_features, out_features : int
         K and N.
     load : callable
-        Reads them: a `GroupedWeight`, or a `FloatWeight` if there are no groups.
+        Reads them: a `GroupedWeight`, without groups a `ChannelWeight` or a `FloatWeight`.
     bounds : (float, float)
         Of the integers; infinite of floats.
     group_size : int
-        g; 0 of floats.
+        g; 0 of floats, and of integers with one scale per output.
     scale_dtype : str
-        Of scales and minima.
+        Of scales and minima in groups; scales of outputs are float32.
     scale_bound, minimum_bound : float
-        What no scale and no minimum is larger than; without minima, the second is 0.
+        What no scale and no minimum of a group is larger than; without minima, the second is 0.
     has_minimum : bool
     """
 
@@ -192,8 +192,12 @@ class StoredWeight:
     def parts(self) -> dict[str, tuple[tuple[int, ...], str, Bounds]]:
         """Shape, dtype and bounds of the tensors that make them, as `part` returns them."""
         rows, columns = self.out_features, self.in_features
-        if not self.group_size:
+        if math.isinf(self.bounds[1]):
             return {"values": ((columns, rows), "float32", self.bounds)}
+        if not self.group_size:
+            anything = (-math.inf, math.inf)
+            values = ((rows, columns), "int8", self.bounds)
+            return {"values": values, "scale": ((rows,), "float32", anything)}
         shape, dtype = (rows, columns // self.group_size), self.scale_dtype
         largest = {"scale": self.scale_bound}
         if self.has_minimum:
@@ -204,7 +208,7 @@ class StoredWeight:
     def part(self, loaded: Weight, name: str) -> NDArray[Any]:
         """A tensor of loaded weights, outputs first: (N, K) integers, (N, G) scales or minima.
 
-        Floats are (K, N).
+        Scales of outputs are (N,), floats are (K, N).
         """
         array: NDArray[Any] = getattr(loaded, name)
         if not isinstance(loaded, GroupedWeight):

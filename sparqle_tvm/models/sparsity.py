@@ -22,7 +22,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import NormalDist
@@ -119,6 +119,15 @@ class MsbDistribution:
             parts, in random order, so that their mean is that of the class.
         """
         return _draw(self, layer_type, which, rows, in_features, unit, seed)
+
+    def shifted(self, share: float) -> MsbDistribution:
+        """The same with that share of zero MSB digits more in every row, of 0 to 1 at the ends."""
+        classes = {
+            kind: tuple(np.clip(quantiles - share, 0.0, 1.0) for quantiles in found)
+            for kind, found in self.classes.items()
+        }
+        label = f"{self.label}, {100 * share:+g} points"
+        return replace(self, label=label, classes=classes)
 
 
 def msb_distribution(

@@ -266,9 +266,9 @@ def _savings_section(model: RunModel) -> Section:
 def _limits_section(model: RunModel) -> Section:
     picture = Picture(
         "limits",
-        "What limits the time of the whole model over tokens, batch and context: slim bars dense, "
-        "wide bars split. The busiest engine of each op, and what it waits for, in shares of the "
-        "cycles.",
+        "What takes the time of the whole model over tokens, batch and context, as a share of "
+        "that of dense: the busiest engine of each op, and what it waits for. Left bars dense, "
+        "right bars split.",
         lambda narrow: drawing("limits").draw_limits(model.series, narrow=narrow),
     )
     return Section("Compute or memory", (picture,))

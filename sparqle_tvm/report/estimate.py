@@ -27,7 +27,6 @@ from sparqle_tvm.report.passes import (
     limits_table,
     others_table,
     saving,
-    scheme_column,
 )
 from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.report.run import detail_tables, roofline_picture, saving_cards
@@ -37,6 +36,7 @@ from sparqle_tvm.results.estimate import Estimate, TimeArea
 from sparqle_tvm.results.passes import BASELINE
 from sparqle_tvm.results.sensitivity import Sensitivity
 from sparqle_tvm.studies.savings import Series
+from sparqle_tvm.target.cost.baselines import scheme_name, scheme_notes
 
 
 def estimate_document(
@@ -87,11 +87,7 @@ def _cards(found: Sequence[Estimate]) -> Iterator[Card]:
             saved = {
                 of.scheme: 1 - of.time_area.mid for of in one.time_areas if of.part == "whole_model"
             }
-            beside = (
-                f"; wider multipliers (native) {formats.change(saved['native'])}"
-                if "native" in saved
-                else ""
-            )
+            beside = f"; native {formats.change(saved['native'])}" if "native" in saved else ""
             yield Card(
                 f"{one.phase.capitalize()} time x area",
                 formats.change(saved["sparqle"]),
@@ -122,8 +118,9 @@ def _limits_section(found: Sequence[Estimate]) -> Section:
     series = [Series(one.name, "tokens", (one.seq,), (one,)) for one in found]
     picture = Picture(
         "limits",
-        "What limits the time of the whole model: slim bars dense, wide bars split. The busiest "
-        "engine of each op, and what it waits for, in shares of the cycles.",
+        "What takes the time of the whole model, as a share of that of dense: the busiest engine "
+        f"of each op, and what it waits for. {scheme_notes(accelerator)} Diamonds: time x area "
+        "of array and buffers, with the band of the density of buffers.",
         lambda narrow: drawing("limits").draw_limits(series, narrow=narrow),
     )
     return Section("Compute or memory", (picture, *tables))
@@ -156,7 +153,7 @@ def _area_tables(found: Sequence[Estimate]) -> Iterator[Table]:
     rows = [
         {
             "part": f"{one.name}: {title}",
-            "scheme": of.scheme,
+            "scheme": scheme_name(one.accelerator, of.scheme),
             "area": of.area.mid,
             "time_area": of.time_area.mid,
             **(dict.fromkeys(_SAVED) if of.scheme == BASELINE else _saved(of)),
@@ -172,7 +169,7 @@ def _area_tables(found: Sequence[Estimate]) -> Iterator[Table]:
             title=f"Area, and time x area, relative to the {BASELINE} baseline",
             columns=(
                 Column("part", ""),
-                scheme_column(found[0].accelerator),
+                Column("scheme", "scheme"),
                 figure("area", "area", "{:.2f}".format),
                 figure("time_area", "time x area", "{:.2f}".format),
                 saving("time_area_saved"),

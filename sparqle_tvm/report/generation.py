@@ -6,10 +6,11 @@ from typing import Any
 
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.attention import stored_as
-from sparqle_tvm.report.document import Document, Section, Table
-from sparqle_tvm.report.passes import describe, figure, saving, scheme_column
+from sparqle_tvm.report.document import Column, Document, Section, Table
+from sparqle_tvm.report.passes import describe, figure, saving
 from sparqle_tvm.results.generation import Generation
 from sparqle_tvm.results.passes import BASELINE, PHASES, share_saved
+from sparqle_tvm.target.cost.baselines import scheme_name
 
 _ENGINES = {
     "simulator": "Dense layers{attention} are programs on the cycle-level simulator",
@@ -28,7 +29,7 @@ def generation_document(found: Generation) -> Document:
         title="Of the accelerator, all sequences together, whole model",
         columns=(
             figure("phase", "phase", str),
-            scheme_column(found.accelerator),
+            Column("scheme", "scheme"),
             figure("tokens", "tokens", formats.grouped),
             figure("tokens_per_second", "tokens/s", "{:,.1f}".format),
             saving("cycles_saved", "time saved"),
@@ -60,7 +61,7 @@ def _rows(found: Generation) -> list[dict[str, Any]]:
             joules = found.joules_per_token(phase, scheme)
             row: dict[str, Any] = {
                 "phase": phase,
-                "scheme": scheme,
+                "scheme": scheme_name(found.accelerator, scheme),
                 "tokens": found.tokens(phase),
                 "tokens_per_second": speed,
                 "joules_per_token": joules,

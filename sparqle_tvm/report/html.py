@@ -30,11 +30,14 @@ def to_html(document: Document, *, progress: Callable[[], None] = lambda: None) 
         require_matplotlib()
     style = files("sparqle_tvm.report").joinpath("page.css").read_text(encoding="utf-8")
     anchors = _anchors(document.sections)
-    links = "\n".join(
+    links = [
         f'<a href="#{anchor}">{for_html(section.title)}</a>'
         for anchor, section in zip(anchors, document.sections, strict=True)
         if section.level == 1
-    )
+    ]
+    # One section needs no list of sections.
+    shown = ['<nav aria-label="Sections">', *links, "</nav>"] if len(links) > 1 else []
+    nav = "\n".join(shown)
     sections = "\n".join(
         _section(anchor, section, progress)
         for anchor, section in zip(anchors, document.sections, strict=True)
@@ -54,9 +57,7 @@ def to_html(document: Document, *, progress: Callable[[], None] = lambda: None) 
 <h1>{for_html(document.title)}</h1>
 {_verdict(document)}<p class="subtitle">{_text(document.subtitle)}</p>
 {_cards(document)}
-<nav aria-label="Sections">
-{links}
-</nav>
+{nav}
 </header>
 <main>
 {sections}

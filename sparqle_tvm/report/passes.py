@@ -71,16 +71,6 @@ def describe(accelerator: Accelerator) -> str:
     )
 
 
-def scheme_column(accelerator: Accelerator) -> Column:
-    """A column of schemes, by the names that readers know."""
-    return Column("scheme", "scheme", lambda scheme: shown_name(accelerator, scheme))
-
-
-def shown_name(accelerator: Accelerator, scheme: str) -> str:
-    """What tables of reports call a scheme."""
-    return "split" if scheme == "sparqle" else scheme_name(accelerator, scheme)
-
-
 def figure(key: str, title: str, show: Callable[[Any], str], **more: Any) -> Column:
     """A column of numbers."""
     return Column(key, title, show, numeric=True, **more)
@@ -99,20 +89,20 @@ def cost_table(passes: Sequence[PassResult], accelerator: Accelerator) -> Table:
             rows.append(
                 {
                     "part": f"{one.name}: MAC array alone",
-                    "scheme": scheme,
+                    "scheme": scheme_name(accelerator, scheme),
                     "cycles": found.mma_cycles,
                     "seconds": accelerator.seconds(found.mma_cycles),
                     "cycles_saved": None if scheme == BASELINE else found.mma_saved,
                 }
             )
-        rows += _rows((one,), _costs)
+        rows += _rows((one,), accelerator, _costs)
     return Table(
         name="costs",
         title=f"Cost by scheme, and what it saves of the {BASELINE} baseline (two dense passes on "
         "the same array)",
         columns=(
             Column("part", ""),
-            scheme_column(accelerator),
+            Column("scheme", "scheme"),
             figure("cycles", "cycles", formats.grouped),
             figure("seconds", "time", formats.seconds),
             saving("cycles_saved"),
@@ -131,21 +121,20 @@ def cost_table(passes: Sequence[PassResult], accelerator: Accelerator) -> Table:
 
 def limits_table(passes: Sequence[PassResult], accelerator: Accelerator) -> Table:
     """Cycles that each of `LIMITS` takes, and their share of the time: a row for each."""
-    # The two that are compared stand first: on a phone the others are out of sight.
-    first = [BASELINE, "sparqle"]
-    schemes = sorted(passes[0].schemes, key=lambda s: first.index(s) if s in first else len(first))
     columns = [Column("part", ""), Column("limit", "", LIMIT_NAMES.__getitem__)]
-    for scheme in schemes:
-        name = shown_name(accelerator, scheme)
+    for scheme in passes[0].schemes:
+        name = scheme_name(accelerator, scheme)
         columns += [
-            figure(f"{scheme}_cycles", name, formats.count),
-            figure(f"{scheme}_share", "share", formats.percent),
+            figure(f"{name}_cycles", name, formats.count),
+            figure(f"{name}_share", "share", formats.percent),
         ]
     return Table(
         name="limits",
         title="What limits the time, in cycles that add up to it",
         columns=tuple(columns),
-        rows=tuple(row for one in passes for part in PARTS for row in _limit_rows(one, part)),
+        rows=tuple(
+            row for one in passes for part in PARTS for row in _limit_rows(one, part, accelerator)
+        ),
         note="The busiest engine of an op counts with all its cycles (array with rows that wait, "
         "DRAM channel by what it moves, drain); the rest is what it waits for. Activations: "
         "outputs too. Fill: before the array's first cycle and after its last.",
@@ -160,19 +149,18 @@ WHERE = {"attention": "array", "vector": "vector unit"}
 
 def others_table(passes: Sequence[PassResult], accelerator: Accelerator) -> Table:
     """What the whole model has besides dense layers: cycles, and their share of all."""
-    schemes = list(passes[0].schemes)
     columns = [Column("part", ""), Column("work", ""), Column("unit", "on")]
-    for scheme in schemes:
-        name = shown_name(accelerator, scheme)
+    for scheme in passes[0].schemes:
+        name = scheme_name(accelerator, scheme)
         columns += [
-            figure(f"{scheme}_cycles", name, formats.count),
-            figure(f"{scheme}_share", "share", formats.percent),
+            figure(f"{name}_cycles", name, formats.count),
+            figure(f"{name}_share", "share", formats.percent),
         ]
     return Table(
         name="others",
         title="Besides dense layers, in cycles and as a share of the whole model",
         columns=tuple(columns),
-        rows=tuple(row for one in passes for row in _other_rows(one)),
+        rows=tuple(row for one in passes for row in _other_rows(one, accelerator)),
         note="Attention on the array is that of its programs or of their formula; the vector unit "
         "counts by formula: its operations beside one pass of its tensors through DRAM.",
         group="part",
@@ -180,7 +168,7 @@ def others_table(passes: Sequence[PassResult], accelerator: Accelerator) -> Tabl
     )
 
 
-def _other_rows(one: PassResult) -> Iterator[Row]:
+def _other_rows(one: PassResult, accelerator: Accelerator) -> Iterator[Row]:
     """A row for each kind of work: attention on the array together, of all its layers."""
     found = [other for other in one.others if other.part in WHERE]
     parts = dict.fromkeys((other.part, other.label) for other in found if other.part == "vector")
@@ -196,21 +184,22 @@ def _other_rows(one: PassResult) -> Iterator[Row]:
         row: Row = {"part": one.name, "work": label, "unit": WHERE[part]}
         for scheme, cost in one.schemes.items():
             cycles = sum(other.times * other.costs[scheme].total_cycles for other in group)
-            row[f"{scheme}_cycles"] = cycles
-            row[f"{scheme}_share"] = cycles / cost.whole_model.cycles
+            name = scheme_name(accelerator, scheme)
+            row[f"{name}_cycles"] = cycles
+            row[f"{name}_share"] = cycles / cost.whole_model.cycles
         yield row
 
 
-def _limit_rows(one: PassResult, part: str) -> Iterator[Row]:
+def _limit_rows(one: PassResult, part: str, accelerator: Accelerator) -> Iterator[Row]:
     """A row for everything that limits any scheme."""
-    costs = {scheme: found.part(part) for scheme, found in one.schemes.items()}
+    costs = {scheme_name(accelerator, s): found.part(part) for s, found in one.schemes.items()}
     for limit in LIMITS:
         if any(cost.limits[limit] for cost in costs.values()):
             yield {
                 "part": f"{one.name}: {PARTS[part]}",
                 "limit": limit,
-                **{f"{s}_cycles": cost.limits[limit] for s, cost in costs.items()},
-                **{f"{s}_share": cost.share(limit) for s, cost in costs.items()},
+                **{f"{name}_cycles": cost.limits[limit] for name, cost in costs.items()},
+                **{f"{name}_share": cost.share(limit) for name, cost in costs.items()},
             }
 
 
@@ -258,23 +247,24 @@ def energy_table(
     counted: Mapping[str, str] | None = None,
 ) -> Table:
     """Joules and what is saved, each with its band; by scheme, how they were `counted`, if said."""
+    how = {scheme_name(accelerator, scheme): text for scheme, text in (counted or {}).items()}
     return Table(
         name="energy",
         title=f"Energy with the table {table}, and the band of what has no published value",
         columns=(
             Column("part", ""),
-            scheme_column(accelerator),
+            Column("scheme", "scheme"),
             figure("joules", "energy", formats.joules),
             figure("joules_low", "low", formats.joules),
             figure("joules_high", "high", formats.joules),
             saving("energy_saved"),
             figure("energy_saved_low", "low", formats.percent),
             figure("energy_saved_high", "high", formats.percent),
-            *([Column("counted", "counted")] if counted else []),
+            *([Column("counted", "counted")] if how else []),
         ),
         rows=tuple(
-            {**row, **({"counted": counted[row["scheme"]]} if counted else {})}
-            for row in _rows(passes, _energies)
+            {**row, **({"counted": how[row["scheme"]]} if how else {})}
+            for row in _rows(passes, accelerator, _energies)
         ),
         note=note,
         group="part",
@@ -283,35 +273,43 @@ def energy_table(
 
 def components_table(passes: Sequence[PassResult], accelerator: Accelerator, table: str) -> Table:
     """Joules of the whole model by component, a column for each scheme."""
-    schemes = list(passes[0].schemes)
-    energies = [{s: p.schemes[s].whole_model.energy for s in schemes} for p in passes]
+    schemes = {scheme_name(accelerator, scheme): scheme for scheme in passes[0].schemes}
+    energies = [
+        {name: p.schemes[s].whole_model.energy for name, s in schemes.items()} for p in passes
+    ]
     return Table(
         name="components",
         title=f"Energy of the whole model by component, {table}",
         columns=(
             Column("pass", ""),
             Column("component", "", component_name),
-            *(figure(f"{s}_joules", shown_name(accelerator, s), formats.joules) for s in schemes),
+            *(figure(f"{name}_joules", name, formats.joules) for name in schemes),
         ),
         rows=tuple(
             {
                 "pass": one.name,
-                "component": name,
-                **{f"{s}_joules": energy[s].components[name].mid for s in schemes},
+                "component": component,
+                **{f"{name}_joules": e.components[component].mid for name, e in energy.items()},
             }
             for one, energy in zip(passes, energies, strict=True)
-            for name in energy[schemes[0]].components
+            for component in next(iter(energy.values())).components
         ),
         group="pass",
     )
 
 
-def _rows(passes: Sequence[PassResult], figures: Callable[[PartCost], Row]) -> Iterator[Row]:
+def _rows(
+    passes: Sequence[PassResult], accelerator: Accelerator, figures: Callable[[PartCost], Row]
+) -> Iterator[Row]:
     """A row for each pass, part and scheme; the baseline saves nothing, and shows nothing."""
     for one in passes:
         for part, name in PARTS.items():
             for scheme, found in one.schemes.items():
-                row = {"part": f"{one.name}: {name}", "scheme": scheme, **figures(found.part(part))}
+                row = {
+                    "part": f"{one.name}: {name}",
+                    "scheme": scheme_name(accelerator, scheme),
+                    **figures(found.part(part)),
+                }
                 if scheme == BASELINE:
                     row = {key: None if "saved" in key else row[key] for key in row}
                 yield row

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
+from pathlib import Path
 
 from sparqle_tvm.models.shapes import MODELS
 from sparqle_tvm.report import formats
@@ -41,15 +43,19 @@ def shown_point(point: Mapping[str, Value]) -> str:
     return ", ".join(f"{name} = {shown_value(value)}" for name, value in point.items())
 
 
-def of_model(shared: Mapping[str, Value], title: str) -> str:
-    """A title that begins with the published model that all points share, if there is one."""
-    model = str({**DEFAULTS, **shared}["model"]) if shared else ""
-    return f"{MODELS[model].name}: {title}" if model in MODELS else title
+def of_model(shared: Mapping[str, Value], varying: Collection[str], title: str) -> str:
+    """A title that begins with the model, if all points share it."""
+    if "model" in varying:
+        return title
+    model = str({**DEFAULTS, **shared}["model"])
+    path = Path(model).resolve()
+    own = path.parent.name if path.name == "config.json" else path.stem
+    return f"{MODELS[model].name if model in MODELS else own}: {title}"
 
 
-def phase_of(shared: Mapping[str, Value]) -> str:
-    """``Decode``: the phase of points, with which a sentence begins."""
-    return str({**DEFAULTS, **shared}["phase"]).capitalize()
+def phase_of(shared: Mapping[str, Value], varying: Collection[str] = ()) -> str:
+    """``Decode``: the phase that points share, with which a sentence begins; or nothing."""
+    return "" if "phase" in varying else str({**DEFAULTS, **shared}["phase"]).capitalize()
 
 
 def quantity_title(quantity: Quantity) -> str:
@@ -62,10 +68,29 @@ def quantity_title(quantity: Quantity) -> str:
 def pivot_document(found: Pivot, notes: Sequence[Part] = ()) -> Document:
     """A table of every panel, and a heat map of all."""
     return Document(
-        of_model(found.fixed, _pivot_title(found)),
+        of_model(found.fixed, _varying(found), _pivot_title(found)),
         shown_fixed(found.fixed, _varying(found)),
-        sections=(pivot_section(found, "Pivot", "pivot", notes),),
+        sections=(pivot_section(found, "Table and heat map", "pivot", notes),),
+        verdict=tuple(_range_of(found)),
     )
+
+
+def _range_of(found: Pivot) -> Iterator[str]:
+    """From where to where the figure goes."""
+    cells = [
+        (value, {**panel.point, found.rows: row, found.cols: col})
+        for panel in found.panels
+        for row, values in zip(found.row_values, panel.values, strict=True)
+        for col, value in zip(found.col_values, values, strict=True)
+        if value is not None
+    ]
+    if cells:
+        show = shown_figure(found.quantity)
+        ends = (min(cells, key=itemgetter(0)), max(cells, key=itemgetter(0)))
+        low, high = (f"{show(value)} with {shown_point(point)}" for value, point in ends)
+        over = f"over {found.rows} and {found.cols}".replace("_", " ")
+        about = ", ".join(filter(None, (phase_of(found.fixed, _varying(found)), over)))
+        yield f"{about[0].upper()}{about[1:]}: {quantity_title(found.quantity)}, {low}, to {high}."
 
 
 def pivot_section(found: Pivot, title: str, name: str, notes: Sequence[Part] = ()) -> Section:
@@ -151,7 +176,7 @@ def crossing_document(scan: Scan, found: Sequence[BreakEven]) -> Document:
     errors = dict.fromkeys(one.error for one in found if one.error)
     parts += [f"Without an estimate: {error}" for error in errors]
     return Document(
-        of_model(shared, f"{what}: {better} {level}, over {scan.over}"),
+        of_model(shared, {*names, scan.over}, f"{what}: {better} {level}, over {_over(scan)}"),
         fixed,
         sections=(Section("Break-even", tuple(parts)),),
         verdict=tuple(_verdict(scan, found, names)),
@@ -170,7 +195,8 @@ def _verdict(scan: Scan, found: Sequence[BreakEven], names: Sequence[str]) -> It
     for one in found[:MOST_SENTENCES]:
         values = [value for value, _ in one.scanned]
         if values:
-            point = shown_point({n: one.point[n] for n in names if n in one.point})
+            named = {n: one.point[n] for n in names if n in one.point and n != "phase"}
+            point = shown_point(named)
             begin = f"{', '.join(filter(None, (phase_of(one.point), point)))}: {what}"
             looked = f"from {shown_value(min(values))} to {shown_value(max(values))}"
             if one.ranges:

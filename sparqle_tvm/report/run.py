@@ -308,13 +308,14 @@ def _layer_table(one: PassResult) -> Table:
         row: dict[str, Any] = {
             key: getattr(layer, key) for key in ("label", "times", "m", "n", "k", "msb_sparsity")
         }
-        for name, cost in layer.costs.items():
+        for scheme, cost in layer.costs.items():
+            name = "split" if scheme == "sparqle" else scheme
             row |= {
                 f"{name}_cycles": cost.total_cycles,
                 f"{name}_dram_bytes": cost.dram_bytes,
                 f"{name}_limit": LIMIT_NAMES[cost.limit],
             }
-        row["cycles_saved"] = share_saved(row["dense_cycles"], row["sparqle_cycles"])
+        row["cycles_saved"] = share_saved(row["dense_cycles"], row["split_cycles"])
         rows.append(row)
     return Table(
         name=f"{one.phase}_layers",
@@ -327,12 +328,12 @@ def _layer_table(one: PassResult) -> Table:
             figure("k", "inputs", formats.grouped),
             figure("msb_sparsity", "MSB sparsity", formats.percent),
             figure("dense_cycles", "cycles, dense", formats.grouped),
-            figure("sparqle_cycles", "split", formats.grouped),
+            figure("split_cycles", "split", formats.grouped),
             figure("cycles_saved", "saved", formats.percent),
             figure("dense_dram_bytes", "DRAM, dense", formats.nbytes),
-            figure("sparqle_dram_bytes", "split", formats.nbytes),
+            figure("split_dram_bytes", "split", formats.nbytes),
             Column("dense_limit", "most goes to, dense"),
-            Column("sparqle_limit", "split"),
+            Column("split_limit", "split"),
         ),
         rows=tuple(rows),
         folded=True,

@@ -53,12 +53,12 @@ def sensitivity_table(found: Sensitivity) -> Table:
             Column("field", "field"),
             Column("factor", "", _SIGNS.__getitem__),
             figure("dense_seconds_change", "time, dense", formats.signed_percent),
-            figure("sparqle_seconds_change", "split", formats.signed_percent),
+            figure("split_seconds_change", "split", formats.signed_percent),
             saving("time_saved"),
             figure("dense_joules_change", "energy, dense", formats.signed_percent),
-            figure("sparqle_joules_change", "split", formats.signed_percent),
+            figure("split_joules_change", "split", formats.signed_percent),
             saving("energy_saved"),
-            figure("sparqle_time_area_change", "time x area, split", formats.signed_percent),
+            figure("split_time_area_change", "time x area, split", formats.signed_percent),
         ),
         rows=tuple(_row(found, change) for field in ranked_fields(found) for change in field),
         note=f"Energy: {base.table.name}. As it is, split precision saves {time} of the time and "
@@ -81,9 +81,9 @@ def sensitivity_verdicts(found: Sequence[Sensitivity]) -> Iterator[str]:
             change, best = _best(one, cost)
             if change <= -_LEAST["seconds"]:
                 shown = formats.signed_percent(change)
-                knobs.append(f"{one.base.phase} {_named(best)} ({shown})")
+                knobs.append(f"{_named(best)} in {one.base.phase} ({shown})")
         if knobs:
-            texts.append(f"by {what} of the split form {', '.join(knobs)}")
+            texts.append(f"for the {what} of the split form {' and '.join(knobs)}")
     if texts:
         yield f"The next knob, the clock aside: {'; '.join(texts)}."
 
@@ -108,8 +108,8 @@ def _time_area_of(found: Sensitivity, change: FieldChange) -> float:
 def _row(found: Sensitivity, change: FieldChange) -> Row:
     part = change.parts[_PART]
     figures = {
-        f"{scheme}_{name}_change": getattr(part, name)[scheme]
-        for scheme in (BASELINE, "sparqle")
+        f"{shown}_{name}_change": getattr(part, name)[scheme]
+        for scheme, shown in ((BASELINE, BASELINE), ("sparqle", "split"))
         for name in ("seconds", "joules")
     }
     return {
@@ -117,7 +117,7 @@ def _row(found: Sensitivity, change: FieldChange) -> Row:
         "factor": change.factor,
         "time_saved": part.time_saved,
         "energy_saved": part.energy_saved,
-        "sparqle_time_area_change": _time_area_of(found, change),
+        "split_time_area_change": _time_area_of(found, change),
         **figures,
     }
 
@@ -137,7 +137,7 @@ def _advice(found: Sensitivity) -> str:
         else:
             shown = formats.signed_percent(change)
             parts.append(f"the {what} of the split form falls most ({shown}) with {_named(best)}")
-    return f"{found.base.name}, the clock aside: {'; '.join(parts)}."
+    return f"{found.base.name.capitalize()}, the clock aside: {'; '.join(parts)}."
 
 
 def _energy(_: Sensitivity, change: FieldChange) -> float:

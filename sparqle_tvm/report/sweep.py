@@ -49,7 +49,7 @@ def sweep_document(result: SweepResult, out: str) -> Document:
     shared = {n: v for n, v in result.sweep.points[0].items() if n not in varying}
     over = f", over {' and '.join(varying).replace('_', ' ')}" if len(varying) in (1, 2) else ""
     return Document(
-        of_model(shared, f"What split precision saves{over}"),
+        of_model(shared, varying, f"What split precision saves{over}"),
         shown_fixed(shared, varying),
         cards=tuple(_cards(good, varying)),
         sections=(
@@ -68,7 +68,8 @@ def outcome(result: SweepResult, out: str) -> list[Part]:
         have = "point has" if result.failed == 1 else "points have"
         parts.append(Notice(f"{result.failed} {have} no estimate; the first: {first}"))
     count = len(result.results)
-    return [*parts, f"{count} point{'s' * (count > 1)} in {out}"]
+    where = f" in {out}" if out else "; --out FILE writes all their figures as a table"
+    return [*parts, f"{count} point{'s' * (count > 1)}{where}"]
 
 
 def _verdict(
@@ -84,8 +85,8 @@ def _verdict(
         parts.append(f"{ends} of the {name.removesuffix('_saved')}")
     best = max(rows, key=lambda row: float(row[quantity(FIGURES[0]).column]))
     where = shown_point({n: best[n] for n in varying if n in best})
-    phase = "" if "phase" in varying else f"{phase_of(shared)}, "
-    over = f"{phase}over {' and '.join(varying).replace('_', ' ')}"
+    about = f"over {' and '.join(varying).replace('_', ' ')}"
+    over = ", ".join(filter(None, (phase_of(shared, varying), about)))
     saves = f"split precision saves {' and '.join(parts)}; most time with {where}."
     yield f"{over[0].upper()}{over[1:]}: {saves}"
 
@@ -140,11 +141,11 @@ def _table(name: str, rows: Sequence[dict[str, Any]], varying: Sequence[str], ti
         title=title,
         columns=(
             *(Column(name, name.replace("_", " "), shown_value) for name in varying),
-            saving("sparqle_dense_layers_cycles_reduction", "dense layers, cycles saved"),
-            figure("sparqle_whole_model_seconds", "whole model", formats.seconds),
-            saving("sparqle_whole_model_cycles_reduction"),
-            figure("sparqle_whole_model_joules", "energy", formats.joules),
-            saving("sparqle_whole_model_energy_reduction"),
+            saving("split_dense_layers_time_saved", "dense layers, cycles saved"),
+            figure("split_whole_model_seconds", "whole model", formats.seconds),
+            saving("split_whole_model_time_saved"),
+            figure("split_whole_model_joules", "energy", formats.joules),
+            saving("split_whole_model_energy_saved"),
         ),
         rows=tuple(rows),
         note=f"By formula. Energy: {', '.join(sorted({row['energy_table'] for row in rows}))}.",

@@ -8,9 +8,10 @@ from typing import Any
 
 from sparqle_tvm.report import formats
 from sparqle_tvm.report.document import Column, Document, Notice, Part, Section, Table
-from sparqle_tvm.report.passes import LIMIT_NAMES, describe, figure, shown_name
+from sparqle_tvm.report.passes import LIMIT_NAMES, describe, figure
 from sparqle_tvm.results.target import ChosenTile, Rate, TargetCheck
 from sparqle_tvm.target.accelerator import Accelerator, field_texts
+from sparqle_tvm.target.cost.baselines import scheme_name
 
 
 def targets_document(presets: Mapping[str, Accelerator]) -> Document:
@@ -115,7 +116,7 @@ def _tiles_table(found: TargetCheck) -> Table:
         chosen = one.decisions
         return {
             "pass": f"{one.phase}: {one.m:,} x {one.n:,} x {one.k:,} ({one.layer})",
-            "scheme": one.scheme,
+            "scheme": scheme_name(found.accelerator, one.scheme),
             "tile": f"{chosen.m:,} x {chosen.n:,} x {chosen.k:,}",
             "dataflow": chosen.dataflow,
             "onchip_bytes": one.onchip_bytes,
@@ -127,7 +128,7 @@ def _tiles_table(found: TargetCheck) -> Table:
         title=f"Tiles chosen for the gate and up layers of {found.model}, rows x outputs x inputs",
         columns=(
             Column("pass", ""),
-            Column("scheme", "scheme", lambda scheme: shown_name(found.accelerator, scheme)),
+            Column("scheme", "scheme"),
             Column("tile", "tile"),
             Column("dataflow", "dataflow"),
             figure("onchip_bytes", "on chip", formats.nbytes),

@@ -34,14 +34,17 @@ def verdicts(passes: Sequence[PassResult]) -> Iterator[str]:
 
 
 def estimate_verdicts(found: Sequence[Estimate]) -> Iterator[str]:
-    """The same, from how many sequences on decode gains, and what wider multipliers would do."""
+    """The same, from how many sequences on decode gains, and what `native` would do."""
     for one, sentence in zip(found, verdicts(found), strict=False):
         yield sentence.removesuffix(".") + _decode_gains(one)
     native = [text for one in found for text in _native_energy(one)]
     if native:
-        yield f"Wider multipliers (native) save more energy: {' and '.join(native)}."
+        more = " and ".join(native)
+        yield f"Native (wider multipliers on the same area) saves more energy: {more}."
     if len({one.batch for one in found}) == 1 and any(one.time_areas for one in found):
         yield from _time_area(found)
+    if all(one.other_sparsities for one in found):
+        yield _other_sparsities(found)
 
 
 def _name(one: PassResult) -> str:
@@ -109,7 +112,7 @@ def _attention_gains(one: Estimate) -> int | None:
 
 
 def _native_energy(one: Estimate) -> Iterator[str]:
-    """What wider multipliers save of the energy, where that is more than the split form does."""
+    """What `native` saves of the energy, where that is more than the split form does."""
     if {BASELINE, "native", "sparqle"} <= set(one.schemes):
         native, split = (one.saved(scheme).energy.mid for scheme in ("native", "sparqle"))
         if native - split >= LEAST:
@@ -117,9 +120,9 @@ def _native_energy(one: Estimate) -> Iterator[str]:
 
 
 def _time_area(found: Sequence[Estimate]) -> Iterator[str]:
-    """What becomes of the saving if the array's area counts, beside wider multipliers."""
+    """What becomes of the saving if the array's area counts, beside `native`."""
     texts = []
-    for name, scheme in (("split precision", "sparqle"), ("wider multipliers (native)", "native")):
+    for name, scheme in (("split precision", "sparqle"), ("native", "native")):
         saved = [
             (one.phase, 1 - of.time_area.mid)
             for one in found
@@ -133,6 +136,26 @@ def _time_area(found: Sequence[Estimate]) -> Iterator[str]:
         yield f"Time x area of array and buffers: {'; '.join(texts)}."
 
 
+def _other_sparsities(found: Sequence[Estimate]) -> str:
+    """Which MSB sparsity the figures hold for, and what would be saved around it."""
+    first = found[0]
+    assumed = (" is assumed", ", of another model") if first.digits.transferred else ("", "")
+    texts = []
+    for around in zip(*(one.other_sparsities for one in found), strict=True):
+        saved = (
+            f"{one.phase} saves {formats.percent(other.time_saved)} of the time and "
+            f"{formats.percent(other.energy_saved)} of the energy"
+            for one, other in zip(found, around, strict=True)
+        )
+        texts.append(f"at {formats.percent(around[0].msb_sparsity)}, {', '.join(saved)}")
+    return (
+        f"MSB sparsity{assumed[0]}: {formats.percent(first.msb_sparsity)} by MACs{assumed[1]}; "
+        f"{'; '.join(texts)}."
+    )
+
+
 def _less(share: float) -> str:
-    """``12.3 % less``, or ``14.9 % more``."""
+    """``12.3 % less``, ``14.9 % more`` or ``as much``."""
+    if formats.percent(share) == formats.percent(0):
+        return "as much"
     return f"{formats.percent(abs(share))} {'less' if share >= 0 else 'more'}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from sparqle_tvm.files import plain
+from sparqle_tvm.files import Share, plain
 from sparqle_tvm.models.shapes import LAYER_TYPES, ModelShape
 from sparqle_tvm.models.sparsity import MsbDistribution
 from sparqle_tvm.results.form import Form, Stored
@@ -81,6 +81,23 @@ class DigitSource:
 
 
 @dataclass(frozen=True)
+class OtherSparsity:
+    """What the whole model would save with other digits.
+
+    Attributes
+    ----------
+    msb_sparsity : float
+        Share of zero MSB digits, weighted by MACs.
+    time_saved, energy_saved : float
+        Saved shares of the baseline's.
+    """
+
+    msb_sparsity: Share
+    time_saved: float
+    energy_saved: float
+
+
+@dataclass(frozen=True)
 class TimeArea:
     """What a scheme takes of time and area, relative to the baseline's: 1 is as much.
 
@@ -105,7 +122,8 @@ class Estimate(Stored, PassResult):
     """A pass of a model under all schemes asked for, by formula.
 
     Its layers stand for all of a type (`models.shapes.LAYER_TYPES`) and one class of digits. The
-    fields are the question, as `studies.estimate.estimate` takes it.
+    fields are the question, as `studies.estimate.estimate` takes it; `other_sparsities` are what
+    would be saved with digits around those, from dense to sparse, if asked for.
     """
 
     # A sensitivity may stand beside it.
@@ -125,6 +143,7 @@ class Estimate(Stored, PassResult):
     digits: DigitSource
     accelerator: Accelerator
     table: EnergyTable
+    other_sparsities: tuple[OtherSparsity, ...] = ()
 
     @property
     def seq(self) -> int:
@@ -157,9 +176,9 @@ class Estimate(Stored, PassResult):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader has to know of the figures, in sentences."""
-        notes = [self.positions_note, self.attention.note, self.cache_note, self.tiles_note]
+        notes = [self.positions_note, self.attention.note, self.cache_note]
         waiting = [
-            "split" if scheme == "sparqle" else scheme_name(self.accelerator, scheme)
+            scheme_name(self.accelerator, scheme)
             for scheme, found in self.schemes.items()
             if found.whole_model.weight_bound
         ]

@@ -342,22 +342,6 @@ class PassResult:
         tokens = f"{self.tokens:,} {unit}{'s' * (self.tokens > 1)}"
         return f"{self.phase}, {tokens}" + (f" after {self.past:,}" if self.past else "")
 
-    @property
-    def tiles_note(self) -> str:
-        """What split precision would save of the energy with the same tiles; empty if not asked."""
-        if not self.same_tiles:
-            return ""
-        part = "whole_model"
-        saved, same = self.saved("sparqle", part).energy.mid, self.same_tiles[part]
-        note = (
-            f"With its tiles for the baseline too, split precision saves {same:.1%} of the energy"
-        )
-        if saved > 0 and same < saved / 2:
-            note += f": most of the {saved:.1%} that it saves come from other tiles."
-        else:
-            note += f", each with its own {saved:.1%}."
-        return note.replace("%", " %")
-
     def saved(self, scheme: str, part: str = "whole_model") -> Saved:
         """What a scheme saves of `BASELINE` in a part (`PARTS`).
 

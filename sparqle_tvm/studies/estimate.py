@@ -21,7 +21,6 @@ from sparqle_tvm.errors import (
     InvalidArgumentError,
     SparqleError,
     TargetError,
-    choose_from,
     require_known,
 )
 from sparqle_tvm.frontend.shape import model_shape
@@ -31,7 +30,13 @@ from sparqle_tvm.models.sparsity import MEASURED, MsbDistribution, msb_distribut
 from sparqle_tvm.numerics.kv_cache import parse_kv
 from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.results.counted import CountedAttention, CountedCosts, CountedEncoding, pass_result
-from sparqle_tvm.results.estimate import AttentionSource, AttentionUnit, DigitSource, Estimate
+from sparqle_tvm.results.estimate import (
+    AttentionSource,
+    AttentionUnit,
+    DigitSource,
+    Estimate,
+    OtherSparsity,
+)
 from sparqle_tvm.results.passes import BASELINE, PHASES, Phase
 from sparqle_tvm.studies.attention import counted_attention, written_token
 from sparqle_tvm.studies.same_tiles import saved_with_same_tiles
@@ -50,7 +55,9 @@ from sparqle_tvm.target.op import DenseOp
 if TYPE_CHECKING:
     from tvm.target import Target
 
-COMPARED = (BASELINE, "sparqle")
+COMPARED: tuple[Scheme, ...] = (BASELINE, "sparqle")
+AROUND = 0.1
+"""How much sparser and denser `estimate_around` takes the MSB digits."""
 MAX_COUNTS = 1 << 27
 """Counts of stored digits that are drawn for a layer, at most: they take about 1.5 GB."""
 
@@ -189,6 +196,20 @@ def estimate(
     )
 
 
+def estimate_around(model: str, phase: Phase, **question: Any) -> Estimate:
+    """As `estimate`, with what is saved if MSB digits are denser, and sparser, by `AROUND`."""
+    found = estimate(model, phase, **question)
+    source = question.get("msb_sparsity", MEASURED)
+    distribution = msb_distribution(source, found.accelerator.digit_bits)
+    quick = {**question, "schemes": COMPARED, "same_tiles": False}
+    others = []
+    for share in (-AROUND, AROUND):
+        other = estimate(model, phase, **{**quick, "msb_sparsity": distribution.shifted(share)})
+        saved = other.saved("sparqle")
+        others.append(OtherSparsity(other.msb_sparsity, saved.cycles, saved.energy.mid))
+    return replace(found, other_sparsities=tuple(others))
+
+
 def _vector_reason(attention: AttentionUnit | None, kv_bits: int, accelerator: Accelerator) -> str:
     """Why the vector unit computes attention; empty if the array may.
 
@@ -212,8 +233,7 @@ def _vector_reason(attention: AttentionUnit | None, kv_bits: int, accelerator: A
 
 
 def _check(phase: str, seq: int, batch: int, schemes: Sequence[str]) -> None:
-    if phase not in PHASES:
-        raise InvalidArgumentError(f"unknown phase {phase!r}; {choose_from(phase, PHASES)}")
+    require_known("phase", phase, PHASES)
     for name, value in (("seq", seq), ("batch", batch)):
         if value < 1:
             raise InvalidArgumentError(f"{name} = {value} must be at least 1")

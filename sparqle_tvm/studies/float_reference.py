@@ -8,13 +8,12 @@ that this one compiles meanwhile; most of compiling keeps one core busy.
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparqle_tvm.processes import WorkerLostError, in_background
+from sparqle_tvm.processes import WorkerLostError, allowed_cpus, in_background
 from sparqle_tvm.progress import Stages
 from sparqle_tvm.results.run import ModelFile
 from sparqle_tvm.studies.evaluation import evaluate
@@ -102,7 +101,7 @@ def float_perplexity(
 def _has_room(path: Path) -> bool:
     """Whether there are cores and memory for another process, and it would be worth one."""
     size = path.stat().st_size
-    if size < _LEAST_BYTES or len(os.sched_getaffinity(0)) < 2:
+    if size < _LEAST_BYTES or len(allowed_cpus()) < 2:
         return False
     try:
         found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())

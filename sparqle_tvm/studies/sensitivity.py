@@ -13,12 +13,10 @@ from sparqle_tvm.errors import SparqleError
 from sparqle_tvm.results.estimate import Estimate
 from sparqle_tvm.results.passes import PARTS
 from sparqle_tvm.results.sensitivity import FieldChange, PartChange, Sensitivity
+from sparqle_tvm.studies.estimate import COMPARED
 from sparqle_tvm.target.accelerator import Accelerator, explained
-from sparqle_tvm.target.cost.baselines import Scheme
 
 FACTORS = (2.0, 0.5)
-COMPARED: tuple[Scheme, ...] = ("dense", "sparqle")
-"""Schemes that are estimated."""
 
 _DIGITS = (
     "activations would have {bits} bits, which is another quantization of the model, with digits "

@@ -12,8 +12,7 @@ from sparqle_tvm.models.shapes import ModelShape, WeightFormat
 from sparqle_tvm.models.sparsity import MEASURED, msb_distribution
 from sparqle_tvm.results.passes import BASELINE, PHASES, Phase
 from sparqle_tvm.results.target import ChosenTile, Rate, TargetCheck
-from sparqle_tvm.studies.estimate import estimate
-from sparqle_tvm.studies.sensitivity import COMPARED
+from sparqle_tvm.studies.estimate import COMPARED, estimate
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.schedule import buffer_needs
 from sparqle_tvm.target.cost.tiling import choose_schedules

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copyreg
 import io
-import os
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +17,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 from sparqle_tvm.errors import SparqleError
-from sparqle_tvm.processes import WorkerLostError, on_workers, require_workers
+from sparqle_tvm.processes import WorkerLostError, allowed_cpus, on_workers, require_workers
 from sparqle_tvm.target.cost.schedule import Decisions
 from sparqle_tvm.tuning.measure import Measurement, Meter
 from sparqle_tvm.tuning.task import TuningTask
@@ -98,7 +97,7 @@ class Workers:
         """
         if self.scheduler is not None:
             return sys.maxsize
-        return self.workers or len(os.sched_getaffinity(0))
+        return self.workers or len(allowed_cpus())
 
     def calls(self) -> Calls:
         """What submits to the workers and waits for them, see `processes.on_workers`."""

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Literal, cast
+from typing import Literal
 
 from sparqle_tvm.target.accelerator import Accelerator
 from sparqle_tvm.target.cost.area import native_lanes
@@ -34,13 +34,11 @@ class Baseline:
 
     Attributes
     ----------
-    title : str
-        What pictures call it. Here and below ``{k}`` is the width of a digit, ``{wide}`` that of an
-        activation.
     note : str
-        What it is, in a few words.
+        What it is, in a few words. Here and below ``{k}`` is the width of a digit, ``{wide}`` that
+        of an activation.
     name : str
-        What tables call it; empty: the name of the scheme.
+        What readers know it by; empty: the name of the scheme.
     passes : int
         Dense passes over all products.
     digits : int
@@ -50,8 +48,7 @@ class Baseline:
         have the area of the k x k array.
     """
 
-    title: str
-    note: str = ""
+    note: str
     name: str = ""
     passes: int = 1
     digits: int = 2
@@ -60,25 +57,16 @@ class Baseline:
 
 BASELINES: Mapping[str, Baseline] = MappingProxyType(
     {
-        "dense": Baseline("dense", "two passes", passes=2),
-        "native": Baseline(
-            "native {wide}-bit",
-            "one pass of {wide}-bit multipliers on the same area",
-            wide=True,
-        ),
-        "a4": Baseline(
-            "{k}-bit, not exact",
-            "activations of {k} bits, whose results are others",
-            name="a{k}",
-            digits=1,
-        ),
+        "dense": Baseline("two passes", passes=2),
+        "native": Baseline("one pass of {wide}-bit multipliers on the same area", wide=True),
+        "a4": Baseline("activations of {k} bits, whose results are others", name="a{k}", digits=1),
     }
 )
 
-ALL_SCHEMES = cast("tuple[Scheme, ...]", (*BASELINES, "sparqle"))
-"""Schemes that the formulas know; the baselines first."""
+ALL_SCHEMES: tuple[Scheme, ...] = ("dense", "sparqle", "native", "a4")
+"""Schemes that the formulas know, as readers see them: the two that are compared first."""
 
-_SPARQLE = Baseline("split")
+_SPARQLE = Baseline("two planes", name="split")
 
 
 def baseline(scheme: str) -> Baseline:
@@ -97,13 +85,8 @@ def _wide_array(accelerator: Accelerator) -> Accelerator:
 
 
 def scheme_name(accelerator: Accelerator, scheme: str) -> str:
-    """What tables call a scheme: its own name, ``a4`` by the real width of a digit (``a8``)."""
+    """What readers know a scheme by: ``split``, ``dense``, ``native``, ``a4`` (``a2``, ``a8``)."""
     return _filled(baseline(scheme).name, accelerator) or scheme
-
-
-def scheme_title(accelerator: Accelerator, scheme: str) -> str:
-    """What pictures call a scheme, with the widths that it works on."""
-    return _filled(baseline(scheme).title, accelerator)
 
 
 def scheme_notes(accelerator: Accelerator) -> str:

@@ -11,14 +11,14 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from tiny_llama import TinyLlama
+from tiny_llama import I2_S, TinyLlama, unpack_i2_s
 
 import sparqle_tvm.frontend
 from sparqle_tvm.errors import InvalidArgumentError, ModelFileError, UnsupportedModelError
 from sparqle_tvm.frontend.gguf import from_gguf, read_config
 from sparqle_tvm.frontend.gguf_file import SUPPORTED_KINDS, GGUFFile
 from sparqle_tvm.models.decoder import Yarn
-from sparqle_tvm.models.quantized import FloatWeight, GroupedWeight
+from sparqle_tvm.models.quantized import ChannelWeight, FloatWeight, GroupedWeight
 from sparqle_tvm.passes._value_range import weight_bits
 
 SMALL = TinyLlama(layers=1)
@@ -73,12 +73,13 @@ def test_integer_weights_stay_as_stored(path: Path, kind: Kind, low: int, high: 
 
 
 TABLE = re.compile(r"^\| (\w+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| (\d) \|$", re.MULTILINE)
+TABLE_OF_I2_S = re.compile(r"^\| I2_S \| none, one scale \| 2 \| (\d) \| 1 \|$", re.MULTILINE)
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 def test_the_table_of_weight_types_is_what_is_imported(path: Path) -> None:
     rows = {row[0]: row[1:] for row in TABLE.findall(DOCUMENT.read_text(encoding="utf-8"))}
-    assert {*rows, "F16", "F32", "BF16"} == set(SUPPORTED_KINDS)
+    assert {*rows, "I2_S", "F16", "F32", "BF16"} == set(SUPPORTED_KINDS)
     for name, row in rows.items():
         block, nbytes = gguf.GGML_QUANT_SIZES[Kind[name]]
         file = GGUFFile(replace(WIDE, dense_kind=Kind[name]).write(path))
@@ -89,6 +90,51 @@ def test_the_table_of_weight_types_is_what_is_imported(path: Path) -> None:
         loaded = bits + sum(8 * part.itemsize for part in parameters) / group
         expected = group, 8 * nbytes / block, loaded, -(-bits // 4)
         assert tuple(map(float, row)) == expected, name
+
+
+def test_i2_s_is_what_bitnet_cpp_reads(path: Path) -> None:
+    name, content = "blk.0.ffn_up.weight", TABLE_OF_I2_S.search(DOCUMENT.read_text("utf-8"))
+    file = GGUFFile(replace(WIDE, dense_kind=I2_S).write(path))
+    weight, tensor = file.weight(name, 256, 512), file.tensors[name]
+    assert isinstance(weight, ChannelWeight)
+    assert set(np.unique(weight.values)) == {-1, 0, 1}
+    np.testing.assert_array_equal(
+        weight.to_float().values, unpack_i2_s(tensor.data, (512, 256)).T.astype(np.float32)
+    )
+    # Two bits a value and 32 bytes behind all; a float32 for each output is loaded.
+    assert tensor.n_bytes == 512 * 256 * 2 // 8 + 32
+    assert content is not None
+    assert weight_bits((weight.values.min(), weight.values.max())) == int(content[1]) == 2
+
+
+def test_i2_s_that_is_not_that_of_bitnet_cpp(path: Path) -> None:
+    """Without the 32 bytes behind each tensor, with a fourth value, in rows of 64, NaN scale."""
+    name = "blk.0.attn_q.weight"
+    whole = replace(WIDE, dense_kind=I2_S).write(path).read_bytes()
+    begin = GGUFFile(path).tensors[name].data_offset
+
+    def refused(error: type[Exception], match: str) -> None:
+        with pytest.raises(error, match=match):
+            GGUFFile(path).stored(name, 256, 256)
+
+    end = begin + 256 * 256 // 4
+    path.write_bytes(whole[:begin] + b"\xd5" + whole[begin + 1 :])
+    refused(UnsupportedModelError, r"attn_q.* has a fourth value")
+    path.write_bytes(whole[:end] + np.float32(np.nan).tobytes() + whole[end + 4 :])
+    refused(ModelFileError, "holds NaN or Inf")
+    content = bytearray(replace(WIDE, kinds={name: Kind.Q8_0}).write(path).read_bytes())
+    content[_kind_of(content, name)] = 36
+    path.write_bytes(content)
+    refused(UnsupportedModelError, "type 36, but no I2_S of bitnet.cpp: rows of 256 values in")
+    replace(SMALL, dense_kind=I2_S).write(path)
+    with pytest.raises(UnsupportedModelError, match=r"rows of 64 values .* multiples of 128"):
+        from_gguf(path, progress=False)
+
+
+def test_order_of_i2_s_is_said_once(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from_gguf(replace(WIDE, dense_kind=I2_S, embed_kind=Kind.F16).write(path), progress=False)
+    (record,) = caplog.records
+    assert "ARM has another order" in record.getMessage()
 
 
 def test_q6_k_is_what_its_definition_says(path: Path) -> None:
@@ -355,11 +401,18 @@ def test_other_byte_order(path: Path) -> None:
         from_gguf(replace(SMALL, byte_order=gguf.GGUFEndian.BIG).write(path))
 
 
-def test_unsupported_architecture(path: Path) -> None:
-    with pytest.raises(
-        UnsupportedModelError, match="'gemma3' is not supported; supported: llama, "
-    ):
-        from_gguf(replace(SMALL, arch="gemma3").write(path))
+@pytest.mark.parametrize(
+    ("arch", "reason"),
+    [
+        ("gpt2", ""),
+        ("gemma2", r" \(it has norms behind .* capped scores and logits, a window .*\)"),
+        ("gemma3", r" \(it has norms behind .* a window and a RoPE base .*\)"),
+    ],
+)
+def test_unsupported_architecture(path: Path, arch: str, reason: str) -> None:
+    match = f"{arch!r} is not supported{reason}; supported: llama, "
+    with pytest.raises(UnsupportedModelError, match=match):
+        from_gguf(replace(SMALL, arch=arch).write(path))
 
 
 @pytest.mark.parametrize("name", ["token_embd", "output_norm", "blk.0.attn_norm", "blk.0.ffn_gate"])
@@ -381,17 +434,20 @@ def test_unsupported_tensor_type(path: Path) -> None:
         from_gguf(tiny.write(path), progress=False)
 
 
-def test_tensor_type_of_a_fork(path: Path) -> None:
-    """I2_S is number 36 in bitnet.cpp; the library gguf has no such number."""
-    content = bytearray(
-        replace(SMALL, kinds={"blk.0.attn_v.weight": Kind.Q8_0}).write(path).read_bytes()
-    )
-    name = b"blk.0.attn_v.weight"
-    kind = content.index(name) + len(name) + 4 + 2 * 8
+def _kind_of(content: bytearray, name: str) -> int:
+    """Where the type of a matrix of Q8_0 stands in a file."""
+    kind = content.index(name.encode()) + len(name) + 4 + 2 * 8
     assert content[kind] == Kind.Q8_0
-    content[kind] = 36
+    return kind
+
+
+def test_tensor_type_of_a_fork(path: Path) -> None:
+    """TL1 is number 38 in bitnet.cpp; the library gguf has no such number."""
+    name = "blk.0.attn_v.weight"
+    content = bytearray(replace(SMALL, kinds={name: Kind.Q8_0}).write(path).read_bytes())
+    content[_kind_of(content, name)] = 38
     path.write_bytes(content)
-    with pytest.raises(UnsupportedModelError, match=r"type that is not known.*36"):
+    with pytest.raises(UnsupportedModelError, match=r"type that is not known.*38"):
         GGUFFile(path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from tiny_llama import TinyLlama
+from tiny_llama import I2_S, TinyLlama
 
 from sparqle_tvm.cli import main
 from sparqle_tvm.errors import InvalidArgumentError, ModelFileError, UnsupportedModelError
@@ -142,6 +142,7 @@ def test_what_is_no_model_says_what_would_be(tmp_path):
         (Kind.Q4_1, WeightFormat(4, 32, True)),
         (Kind.Q8_0, WeightFormat(8, 32)),
         (Kind.Q4_K, WeightFormat(4, 32, True, 4)),
+        (I2_S, WeightFormat(2)),
         (Kind.F16, WeightFormat(4, 128)),
     ],
 )
@@ -153,7 +154,8 @@ def test_a_gguf_file_is_read_as_it_is_imported(tmp_path, kind, weights):
         assert getattr(found, name) == getattr(config, name), name
     assert found.max_positions == config.context
     assert found.weights == weights
-    assert kind.name in found.source or kind == Kind.F16
+    name = "I2_S" if kind == I2_S else kind.name
+    assert name in found.source or kind == Kind.F16
 
 
 def test_estimates_and_sweeps_take_files(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,6 +38,21 @@ def ours(source: Any, *given: torch.Tensor, **options: Any) -> tuple[np.ndarray,
     """What the compiled model computes, and its executable."""
     compiled = sparqle_tvm.compile(from_exported_program(source, given, **options).mod)
     return compiled["main"](*(each.numpy() for each in given)).numpy(), compiled
+
+
+def test_the_table_names_what_is_tested() -> None:
+    """Each way of torchao here and each of PT2E below has a row in docs/models.md."""
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows_of_torchao = re.findall(r"^\| torchao `(\w+)`(?:, `(\w+)\(\w+\)`)? \|", text, re.MULTILINE)
+    tested = set()
+    for make in CONFIGS.values():
+        config = make()
+        granularity = getattr(config, "weight_granularity", None)
+        tested.add((type(config).__name__, type(granularity).__name__ if granularity else ""))
+    assert {(row, "" if "Int8Weight" in row else given) for row, given in rows_of_torchao} == tested
+    assert re.findall(r"^\| PT2E, (\w+) \|", text, re.MULTILINE) == ["static", "dynamic"]
+    (ways,) = re.findall(r"^\| `quantized_decomposed` ops per ([a-z, ]+) \|", text, re.MULTILINE)
+    assert ways.split(", ") == ["tensor", "channel", "token", "group"]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -102,6 +118,12 @@ def test_programs_of_pt2e(dynamic: bool, bias: bool) -> None:
     program = by_pt2e(Mlp(bias), (x,), dynamic=dynamic)
     found, compiled = ours(program, x)
     assert compiled.report.rewritten["SplitPrecision"] == 2
+    # A scale per token takes whole rows; a static one is the drain's, behind the float bias.
+    assert compiled.report.rewritten["DrainEncoded"] == (not dynamic)
+    if bias and not dynamic:
+        mod = from_exported_program(program, (x,)).mod
+        simulated = sparqle_tvm.compile(mod, engine="simulator")
+        np.testing.assert_array_equal(simulated["main"](x.numpy()).numpy(), found)
     np.testing.assert_allclose(found, theirs(program.module(), x), rtol=0, atol=1e-6)
 
 

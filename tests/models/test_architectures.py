@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import pytest
 import torch
 from build_helper import all_logits, build, only, tensor
 from gguf import GGMLQuantizationType as Kind
-from tiny_llama import TinyLlama
+from tiny_llama import I2_S, TinyLlama
 from tiny_transformers import TinyTransformers
 
 import sparqle_tvm
-from sparqle_tvm.frontend.gguf import from_gguf
+from sparqle_tvm.frontend.gguf import ARCHITECTURES, from_gguf
 
 ARCH = gguf.MODEL_ARCH
 SHORT = [1.0, 1.1, 1.3, 1.7, 2.0, 2.5, 3.0, 4.0]
@@ -121,9 +122,36 @@ MODELS = {
     ),
     "bitnet b1.58": TinyTransformers(
         *("BitNet", "bitnet-b1.58", ARCH.BITNET),
-        config={"hidden_act": "relu2", "tie_word_embeddings": True},
+        config={
+            "hidden_act": "relu2",
+            "tie_word_embeddings": True,
+            "hidden_size": 128,
+            "intermediate_size": 128,
+        },
+        # As bitnet.cpp writes it.
+        kind=I2_S,
+        kinds={"token_embd.weight": Kind.F16},
     ),
 }
+
+
+def test_the_tables_name_every_architecture() -> None:
+    """Docs/models.md names those that can be imported, and what they are compared with here."""
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "models.md").read_text(encoding="utf-8")
+    table = text[text.index("| `general.architecture` |") :].split("\n\n")[0].splitlines()[2:]
+    rows = [line.strip("| ").split(" | ") for line in table]
+    named = {name: re.findall(r"`(\w+)`", row[-1]) for row in rows for name in ticked(row[0])}
+    assert set(named) == set(ARCHITECTURES) == {model.arch for model in MODELS.values()}
+    for name, classes in named.items():
+        assert set(classes) >= {f"{m.model}ForCausalLM" for m in MODELS.values() if m.arch == name}
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    (names,) = re.findall(r"^\| GGUF \((.+)\):", readme, re.MULTILINE)
+    assert set(names.split(", ")) <= set(MODELS)
+
+
+def ticked(cell: str) -> list[str]:
+    return re.findall(r"`([\w.-]+)`", cell.split("(")[0])
 
 
 def tokens_of(count: int) -> np.ndarray:
@@ -146,9 +174,14 @@ def test_split_equals_int8(tmp_path: Path, name: str) -> None:
     path, model = tmp_path / "tiny.gguf", MODELS[name]
     # Layers are alike, and whole models are compared above.
     replace(model, config={**model.config, "num_hidden_layers": 1}).write(path)
-    mod = only(from_gguf(path, progress=False).mod, ["prefill", "decode", "create_cache"])
-    found = [sparqle_tvm.compile(mod, split=split) for split in (False, True)]
-    assert not [entry for entry in found[1].report.skipped if "matmul" in entry.op]
+    imported, functions = from_gguf(path, progress=False), ["prefill", "decode", "create_cache"]
+    # Weights as constants, and as they come from the file.
+    found = [
+        sparqle_tvm.compile(only(imported.mod, functions), split=False),
+        sparqle_tvm.compile(only(imported.template, functions), weights=imported.weights),
+    ]
+    left = {entry.label for entry in found[1].report.skipped if "matmul" in entry.op}
+    assert left == ({"output"} if Kind.F16 in model.kinds.values() else set())
     prompt = tensor(tokens_of(13))
     plain_logits, logits = (e["prefill"](prompt, e["create_cache"]())[0].numpy() for e in found)
     np.testing.assert_array_equal(logits, plain_logits)
@@ -165,11 +198,18 @@ MIXES = {
     },
     "Q2_K": {
         "dense_kind": Kind.Q3_K,
-        "kinds": {"blk.0.attn_q.weight": Kind.Q2_K, "blk.0.attn_v.weight": Kind.Q5_K},
+        "kinds": {
+            "blk.0.attn_q.weight": Kind.Q2_K,
+            "blk.0.attn_v.weight": Kind.Q5_K,
+            "blk.0.attn_output.weight": I2_S,
+        },
         "embed_kind": Kind.IQ4_XS,
     },
 }
-"""Files as llama.cpp's quantizer writes them by default: what is told by the name, and besides."""
+"""Files as llama.cpp's quantizer writes them by default: what is told by the name, and besides.
+
+One layer is bitnet.cpp's, without groups.
+"""
 
 
 @pytest.mark.parametrize("name", MIXES)
@@ -183,6 +223,9 @@ def test_default_files_are_exact_on_host_and_simulator(tmp_path: Path, name: str
         results.append(executable["prefill"](prompt, executable["create_cache"]())[0].numpy())
         if options != {"split": False}:
             # Seven layers and the head.
-            assert executable.report.rewritten["SplitGroupedDense"] == 8
+            channels = sum(kind == I2_S for kind in tiny.kinds.values())
+            rewritten = executable.report.rewritten
+            assert rewritten["SplitGroupedDense"] == 8 - channels
+            assert rewritten["SplitPrecision"] == channels
     np.testing.assert_array_equal(results[1], results[0])
     np.testing.assert_array_equal(results[2], results[0])

@@ -10,6 +10,34 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
 
+I2_S: Any = 36
+"""A type of bitnet.cpp, which the library gguf does not have."""
+
+
+def pack_i2_s(values: np.ndarray) -> np.ndarray:
+    """Values (N, K) in the order of bitnet.cpp's quantizer on x86."""
+    flat = np.sign(np.round(values / np.abs(values).mean())).reshape(-1)
+    packed = np.zeros(len(flat) // 4, np.uint8)
+    for element, value in enumerate(flat):
+        block, place = divmod(element, 128)
+        packed[32 * block + place % 32] |= int(value + 1) << (6 - 2 * (place // 32))
+    tail = np.zeros(8, np.float32)
+    tail[0] = np.abs(values).mean()
+    return np.concatenate([packed, tail.view(np.uint8)])
+
+
+def unpack_i2_s(data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """What dequantize_row_i2_s of bitnet.cpp's llama.cpp makes of the bytes: 128 values at once."""
+    count = int(np.prod(shape))
+    scale, found = data[count // 4 : count // 4 + 4].view(np.float32)[0], np.empty(count)
+    meaning = np.array([-1, 0, 1, 0])
+    for done in range(0, count, 128):
+        block = data[done // 4 : done // 4 + 32]
+        for quarter in range(4):
+            begin = done + 32 * quarter
+            found[begin : begin + 32] = meaning[block >> (6 - 2 * quarter) & 3]
+    return (found.astype(np.float32) * scale).reshape(shape)
+
 
 @dataclass
 class TinyLlama:
@@ -92,7 +120,8 @@ class TinyLlama:
                 values = 1 + 0.1 * values
             else:
                 values *= shape[-1] ** -0.5
-            writer.add_tensor(name, _quantized(values, kind, rng), raw_dtype=kind)
+            data = _quantized(values, kind, rng)
+            writer.add_tensor(name, data, raw_shape=shape if kind == I2_S else None, raw_dtype=kind)
         for name, values in self.extra.items():
             writer.add_tensor(name, values)
         writer.write_header_to_file()
@@ -116,6 +145,8 @@ _HALVES = {
 
 def _quantized(values: np.ndarray, kind: Kind, rng: np.random.Generator) -> np.ndarray:
     """Values as blocks of a kind; any integers with scales of about the right size, if need be."""
+    if kind == I2_S:
+        return pack_i2_s(values).view(np.int8)
     if kind not in _HALVES:
         return gguf.quants.quantize(values, kind)
     block, size = gguf.GGML_QUANT_SIZES[kind]

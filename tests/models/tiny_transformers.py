@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import transformers
 from gguf import GGMLQuantizationType as Kind
+from tiny_llama import I2_S, pack_i2_s, unpack_i2_s
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -82,9 +83,14 @@ class TinyTransformers:
             assert place is not None, name
             kind = self.kinds.get(place, self.kind) if parameter.ndim == 2 else Kind.F32
             values = self._stored(place, parameter.detach().numpy(), config)
-            data = gguf.quants.quantize(values, kind)
-            writer.add_tensor(place, data, raw_dtype=kind)
-            kept = gguf.quants.dequantize(data, kind).reshape(values.shape)
+            if kind == I2_S:
+                data = pack_i2_s(values)
+                writer.add_tensor(place, data.view(np.int8), values.shape, raw_dtype=kind)
+                kept = unpack_i2_s(data, values.shape)
+            else:
+                data = gguf.quants.quantize(values, kind)
+                writer.add_tensor(place, data, raw_dtype=kind)
+                kept = gguf.quants.dequantize(data, kind).reshape(values.shape)
             with torch.no_grad():
                 kept = self._stored(place, kept, config, back=True)
                 parameter.copy_(torch.from_numpy(np.ascontiguousarray(kept)))

@@ -8,6 +8,7 @@ from report_helper import full_report, full_run, small_report, small_run
 from sparqle_tvm.report.by_formula import RunModel, constants_table, shape_of
 from sparqle_tvm.report.document import Picture
 from sparqle_tvm.report.formats import change
+from sparqle_tvm.studies.savings import Series
 from sparqle_tvm.target.cost.energy_table import default_table, energy_table
 
 TABLE = default_table(full_run().accelerator)
@@ -47,18 +48,18 @@ def test_energy_has_one_number_for_one_thing_and_says_how_it_was_counted(model):
     rows = {(row["part"], row["scheme"]): row for row in tables["energy"].values()}
     run, result = full_run(), model.phases[0]
     saved = run.prefill.saved("sparqle", "whole_model").energy
-    row = rows["prefill, 24 tokens: whole model", "sparqle"]
+    row = rows["prefill, 24 tokens: whole model", "split"]
     assert row["joules"] == run.prefill.schemes["sparqle"].whole_model.energy.joules.mid
     assert row["energy_saved"] == saved.mid
     costs = {(row["part"], row["scheme"]): row for row in tables["costs"].values()}
     for place, one in rows.items():
-        if one["scheme"] in run.prefill.schemes:
+        if one["scheme"] in ("dense", "split"):
             assert one["joules"] == costs[place]["joules"], place
     other = rows["prefill, 24 tokens: whole model", "native"]
     assert other["joules"] == result.schemes["native"].whole_model.energy.joules.mid
     how = {row["scheme"]: row["counted"] for row in tables["energy"].values()}
     own = "by simulator" if run.engine == "simulator" else "by formula"
-    assert (how["dense"], how["sparqle"], how["native"]) == (own, own, "by formula")
+    assert (how["dense"], how["split"], how["native"]) == (own, own, "by formula")
     assert row["energy_saved_low"] <= saved.mid <= row["energy_saved_high"]
     assert rows["prefill, 24 tokens: whole model", "dense"]["energy_saved"] is None
 
@@ -114,7 +115,23 @@ def test_savings_and_limits_are_drawn(model):
     figure = drawn["limits"].draw(True)
     for axes, series in zip(figure.axes, model.series, strict=True):
         heights = sum(bar.get_height() for bar in axes.patches)
-        assert heights == pytest.approx(2 * len(series.values))
+        saved = sum(one.saved("sparqle").cycles for one in series.estimates)
+        assert heights == pytest.approx(2 * len(series.values) - saved)
+
+
+def test_bars_of_one_estimate_are_its_schemes_with_time_x_area(model):
+    from sparqle_tvm.report.pictures.limits import draw_limits
+
+    one = model.phases[0]
+    (axes,) = draw_limits([Series("prefill", "tokens", (24,), (one,))]).axes
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["dense", "split", "native", "a4"]
+    dense = one.schemes["dense"].whole_model.cycles
+    heights = sum(bar.get_height() for bar in axes.patches)
+    assert heights == pytest.approx(sum(s.whole_model.cycles / dense for s in one.schemes.values()))
+    marks = [y for line in axes.lines if line.get_marker() == "D" for y in line.get_ydata()]
+    areas = [of.time_area.mid for of in one.time_areas if of.part == "whole_model"]
+    assert marks == pytest.approx(areas)
+    assert marks[0] == 1
 
 
 def test_energy_bars_add_up(model):

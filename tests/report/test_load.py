@@ -77,7 +77,7 @@ def test_cards_of_a_sweep_say_where_most_is_saved(tmp_path, capsys):
     out = tmp_path / "s.json"
     assert main([*COMMANDS["sweep"], "--out", str(out)]) == 0
     rows = json.loads(out.read_text())
-    best = max(rows, key=lambda row: row["sparqle_whole_model_cycles_reduction"])
+    best = max(rows, key=lambda row: row["split_whole_model_time_saved"])
     printed = " ".join(capsys.readouterr().out.split())
     where = f"batch = {best['batch']}, msb_sparsity = {best['msb_sparsity']:g}; by formula"
     assert where in printed

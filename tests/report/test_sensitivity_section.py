@@ -59,7 +59,7 @@ def test_fields_that_shorten_time_most_come_first():
     assert best[0] == pytest.approx(-0.5)  # the clock
     table = sensitivity_table(found)
     assert sum(map(len, ranked_fields(found))) == len(table.rows)
-    assert table.rows[0]["sparqle_seconds_change"] == pytest.approx(-0.5)
+    assert table.rows[0]["split_seconds_change"] == pytest.approx(-0.5)
 
 
 def test_time_x_area_grows_with_what_is_doubled():
@@ -83,8 +83,8 @@ def test_the_next_knob_is_named_in_a_sentence():
     knobs = [c for c in found[0].changes if c.parts and c.field != EVERYTHING]
     best = min(knobs, key=lambda c: c.parts["whole_model"].seconds["sparqle"])
     word = {2.0: "doubled", 0.5: "halved"}[best.factor]
-    assert f"by time of the split form prefill {best.field} {word} to" in sentence
-    assert "by time x area of the split form prefill" in sentence
+    assert f"for the time of the split form {best.field} {word} to" in sentence
+    assert "; for the time x area of the split form " in sentence
 
 
 @pytest.mark.parametrize("narrow", [False, True])

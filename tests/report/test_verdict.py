@@ -7,10 +7,12 @@ import json
 import pytest
 
 from sparqle_tvm.cli import main
+from sparqle_tvm.models.sparsity import measured
 from sparqle_tvm.report.document import Card, Column, Document, Picture, Section, Table
 from sparqle_tvm.report.several import together
 from sparqle_tvm.report.verdict import estimate_verdicts, verdicts
-from sparqle_tvm.studies.estimate import estimate
+from sparqle_tvm.results.estimate import Estimate
+from sparqle_tvm.studies.estimate import estimate, estimate_around
 from sparqle_tvm.studies.target import decode_rows
 from sparqle_tvm.target.accelerator import PRESETS
 
@@ -60,10 +62,29 @@ def test_the_whole_model_gains_before_its_dense_layers_do():
 
 def test_wider_multipliers_are_named_where_they_save_more_energy():
     one = of_edge("prefill", 256)
-    named = [s for s in estimate_verdicts([one]) if s.startswith("Wider multipliers (native)")]
+    named = [s for s in estimate_verdicts([one]) if s.startswith("Native (wider multipliers")]
     native, split = (one.saved(scheme).energy.mid for scheme in ("native", "sparqle"))
-    shown = f"save more energy: {native:.1%} in prefill.".replace("%", " %")
+    shown = f"saves more energy: {native:.1%} in prefill.".replace("%", " %")
     assert [shown in sentence for sentence in named] == [True] * (native - split >= 0.01)
+
+
+def test_what_other_digits_would_save_stands_beside_the_answer():
+    question = {"seq": 256, "target": EDGE}
+    one = estimate_around("smollm2-135m", "prefill", **question)
+    sparse, dense = one.other_sparsities[::-1]
+    assert dense.msb_sparsity < one.msb_sparsity < sparse.msb_sparsity
+    assert dense.time_saved < one.saved("sparqle").cycles < sparse.time_saved
+    *_, sentence = estimate_verdicts([one])
+    begin = f"MSB sparsity is assumed: {one.msb_sparsity:.1%} by MACs"
+    assert sentence.startswith(begin.replace("%", " %"))
+    shown = f"at {dense.msb_sparsity:.1%}, prefill saves {dense.time_saved:.1%} of the time"
+    assert shown.replace("%", " %") in sentence
+    # By hand: all rows with a tenth more digits.
+    given = {kind: s - 0.1 for kind, s in one.digits.layer_types.items()}
+    found = measured(4).shifted(-0.1)
+    assert {kind: found.msb_sparsity(kind) for kind in given} == pytest.approx(given, abs=0.005)
+    again = Estimate.from_json(json.loads(json.dumps(one.to_json())))
+    assert again.other_sparsities == one.other_sparsities
 
 
 def test_without_a_split_form_there_is_no_verdict():
@@ -133,7 +154,7 @@ def test_a_report_of_several_files_is_one_page(tmp_path, capsys, monkeypatch):
     assert data["of"] == ["estimate", "estimate", "crossings"]
     page = (tmp_path / "all.html").read_text()
     assert page.count('class="verdict"') == 1
-    assert page.count("<li>") == len(data["verdict"]) == 7
+    assert page.count("<li>") == len(data["verdict"]) == 9
     anchors = [part.split('"')[0] for part in page.split(' id="')[1:]]
     assert len(set(anchors)) == len(anchors)
     assert (tmp_path / "tables" / "3_crossings.csv").exists()

@@ -14,7 +14,7 @@ from sparqle_tvm.report import formats
 from sparqle_tvm.report.passes import component_name
 from sparqle_tvm.report.pictures import style
 from sparqle_tvm.results.estimate import Estimate
-from sparqle_tvm.target.cost.baselines import scheme_title
+from sparqle_tvm.target.cost.baselines import scheme_name
 
 _LOOKS = {
     "dram": (style.BLUE, ""),
@@ -67,7 +67,7 @@ def _draw_bars(axes: Axes, result: Estimate) -> list[str]:
         total = breakdown.joules
         ends = [[total.mid - total.low], [total.high - total.mid]]
         axes.errorbar(total.mid, y, xerr=ends, color=style.INK, linewidth=1, capsize=3)
-    axes.set_yticks(range(len(order)), [scheme_title(result.accelerator, s) for s in order])
+    axes.set_yticks(range(len(order)), [scheme_name(result.accelerator, s) for s in order])
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     style.no_ticks(axes, "y")

@@ -1,4 +1,4 @@
-"""What limits the time, over batch and context."""
+"""What takes the time under each scheme, beside that of the dense baseline."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from sparqle_tvm.report import formats
 from sparqle_tvm.report.passes import LIMIT_NAMES
 from sparqle_tvm.report.pictures import style
+from sparqle_tvm.results.estimate import Estimate
+from sparqle_tvm.results.passes import BASELINE
 from sparqle_tvm.studies.savings import Series
+from sparqle_tvm.target.cost.baselines import scheme_name
 from sparqle_tvm.target.cost.limits import LIMITS
 
 _LOOKS = {
@@ -27,39 +32,72 @@ _LOOKS = {
     "fill": (style.GREY, ""),
 }
 """Colour and hatch, in the order they are stacked."""
+_AREA: dict[str, Any] = {"color": style.INK, "marker": "D", "markersize": 5, "linestyle": "none"}
 
 
 def draw_limits(series: Sequence[Series], *, narrow: bool = False) -> Figure:
-    """Divide the time of the whole model; a panel per series.
+    """Divide the time of the whole model, as a share of the baseline's; a panel per series.
 
-    Bars are in pairs, dense at the left (slim), split at the right.
+    Bars are in pairs, dense at the left, split at the right. A series of one estimate has a bar for
+    each of its schemes, and its time x area.
     """
-    with style.panels(narrow, len(series), 2.4, 1.1 if narrow else 0.8) as (figure, panels):
+    alone = all(len(one.estimates) == 1 for one in series)
+    with style.panels(narrow, len(series), 2.6, 1.1 if narrow else 0.8) as (figure, panels):
         for axes, one in zip(panels, series, strict=True):
-            _draw_series(axes, one)
+            if alone:
+                _draw_schemes(axes, one.estimates[0])
+            else:
+                _draw_pairs(axes, one)
+            axes.set_title(one.title)
+            axes.grid(False, axis="x")
+            style.no_ticks(axes, "x")
+            style.percents(axes.yaxis)
+            # Room for what stands above a bar.
+            axes.set_ylim(0, 1.12 * axes.get_ylim()[1])
         for axes in panels[:1] if not narrow else panels:
-            axes.set_ylabel("share of the time")
-        handles = [Patch(**_look(limit), label=LIMIT_NAMES[limit]) for limit in LIMITS]
-        style.legend(figure, handles, 2 if narrow else 5)
+            axes.set_ylabel("time, dense = 100%")
+        handles: list[Any] = [Patch(**_look(limit), label=LIMIT_NAMES[limit]) for limit in LIMITS]
+        if alone:
+            handles.append(Line2D([], [], label="time x area", **_AREA))
+        style.legend(figure, handles, 2 if narrow else 6)
     return figure
 
 
-def _draw_series(axes: Axes, series: Series) -> None:
+def _draw_schemes(axes: Axes, result: Estimate) -> None:
+    """A bar for every scheme, and a mark where its area is taken in."""
+    for i, scheme in enumerate(result.schemes):
+        _draw_bar(axes, result, scheme, i, 0.62)
+    for of in result.time_areas:
+        if of.part == "whole_model":
+            band, x = of.time_area, list(result.schemes).index(of.scheme)
+            ends = [[band.mid - band.low], [band.high - band.mid]]
+            axes.errorbar(x + 0.4, band.mid, yerr=ends, linewidth=1, **_AREA)
+    names = [scheme_name(result.accelerator, scheme) for scheme in result.schemes]
+    axes.set_xticks(range(len(names)), names)
+
+
+def _draw_pairs(axes: Axes, series: Series) -> None:
     for i, result in enumerate(series.estimates):
-        for scheme, x, bar in (("dense", i - 0.28, 0.24), ("sparqle", i + 0.14, 0.52)):
-            part = result.schemes[scheme].whole_model
-            bottom = 0.0
-            for limit in LIMITS:
-                share = part.share(limit)
-                axes.bar(x, share, bar, bottom, linewidth=0, **_look(limit))
-                bottom += share
+        for scheme, x in ((BASELINE, i - 0.2), ("sparqle", i + 0.2)):
+            _draw_bar(axes, result, scheme, x, 0.36)
     axes.set_xticks(range(len(series.values)), [f"{value:,}" for value in series.values])
     axes.set_xlabel(series.knob)
-    axes.set_title(series.title)
-    axes.set_ylim(0, 1)
-    axes.grid(False, axis="x")
-    style.no_ticks(axes, "x")
-    style.percents(axes.yaxis)
+
+
+def _draw_bar(axes: Axes, result: Estimate, scheme: str, x: float, width: float) -> None:
+    """What takes the time of a scheme, with what changes above it."""
+    part, dense = (result.schemes[s].whole_model for s in (scheme, BASELINE))
+    bottom = 0.0
+    for limit in LIMITS:
+        share = part.limits[limit] / dense.cycles
+        axes.bar(x, share, width, bottom, linewidth=0, **_look(limit))
+        bottom += share
+    if scheme != BASELINE:
+        text = formats.change(result.saved(scheme).cycles)
+        axes.annotate(
+            *(text, (x, bottom)),
+            **{"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 7.5},
+        )
 
 
 def _look(limit: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from sparqle_tvm.report.pictures import style
 from sparqle_tvm.report.sensitivity import EVERYTHING, FACTOR_NAMES, ranked_fields
@@ -53,6 +54,7 @@ def _draw_panel(axes: Axes, found: Sensitivity, key: str, order: Sequence[str]) 
     style.no_ticks(axes, "y")
     axes.spines["left"].set_visible(False)
     style.percents(axes.xaxis)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_title(f"{found.base.phase}, {'time' if key == 'seconds' else 'energy'}")
 
 

@@ -54,7 +54,7 @@ CSS_NAMES = {
 }
 """Colour -> name of its CSS variable, without the leading dashes."""
 
-SCHEME_COLORS = {"dense": GREY, "native": ORANGE, "a4": GREEN, "sparqle": BLUE}
+SCHEME_COLORS = {"dense": GREY, "sparqle": BLUE, "native": ORANGE, "a4": GREEN}
 
 NARROW_INCHES = 4.2
 WIDE_INCHES = 9.0
@@ -94,11 +94,12 @@ _STYLE: Any = {
 def picture(narrow: bool, height_inches: float) -> Iterator[Figure]:
     """A figure for a phone or for a screen, drawn in the ``with`` block as this module says.
 
-    Its ground is transparent, and its parts keep out of each other's way.
+    Its parts keep out of each other's way. It is white, for notebooks; inside a page (`to_svg`) it
+    has the ground of the page.
     """
     size = (NARROW_INCHES if narrow else WIDE_INCHES, height_inches)
     with matplotlib.rc_context(_STYLE):
-        yield Figure(figsize=size, layout="constrained", facecolor="none")
+        yield Figure(figsize=size, layout="constrained", facecolor="white")
 
 
 @contextmanager
@@ -152,9 +153,7 @@ def save_png(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 144) ->
     """
     with replacing(path) as temporary, matplotlib.rc_context(_STYLE):
         _settle(figure)
-        figure.savefig(
-            temporary, format="png", dpi=dpi, facecolor="white", metadata={"Software": None}
-        )
+        figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
@@ -167,7 +166,9 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         _settle(figure)
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            buffer, format="svg", facecolor="none", metadata={"Date": None, "Creator": None}
+        )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)

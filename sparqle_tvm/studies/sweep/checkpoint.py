@@ -20,7 +20,14 @@ TABLES = (
     "CREATE TABLE sweep (digest TEXT)",
     "CREATE TABLE done (number INTEGER PRIMARY KEY, row TEXT)",
 )
+UNNAMED = "sweep"
+"""What the file of a sweep without a table is named for."""
 REMEDY = "remove it, or begin anew with --restart"
+
+
+def kept_beside(out: str | os.PathLike[str]) -> Path:
+    """The file of a sweep, beside its table; in this folder if there is none."""
+    return Path(f"{out or UNNAMED}{SUFFIX}")
 
 
 class Checkpoint:

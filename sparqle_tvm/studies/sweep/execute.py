@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +14,7 @@ from sparqle_tvm.errors import InvalidArgumentError, SparqleError
 from sparqle_tvm.files import Share, typed
 from sparqle_tvm.processes import on_workers, require_workers
 from sparqle_tvm.progress import progress_bar
-from sparqle_tvm.studies.sweep.checkpoint import REMEDY, SUFFIX, Checkpoint, remove_checkpoint
+from sparqle_tvm.studies.sweep.checkpoint import REMEDY, Checkpoint, kept_beside, remove_checkpoint
 from sparqle_tvm.studies.sweep.figures import COLUMNS, SWEEP_SCHEMES, figures
 from sparqle_tvm.studies.sweep.points import ACCELERATOR_NAMES, DEFAULTS, Point, Sweep
 from sparqle_tvm.studies.sweep.table import SweepResult
@@ -36,7 +35,7 @@ def evaluate_point(point: Point) -> dict[str, Any]:
     dict
         ``energy_table``, ``msb_sparsity_source``, ``msb_sparsity_mean``, ``beyond_positions``
         (sequences are longer than the model was made for), and for every scheme and part of the
-        model figures as ``sparqle_dense_layers_cycles``. Or ``error``, the message,
+        model figures as ``split_dense_layers_cycles``. Or ``error``, the message,
         if there is no such accelerator, model or number: one bad point does not end a sweep.
     """
     from sparqle_tvm.studies.estimate import estimate
@@ -120,17 +119,17 @@ def run_sweep(
     restart: bool = False,
     progress: bool = True,
 ) -> SweepResult:
-    """Estimate every point, and write the table.
+    """Estimate every point, and write the table, if there is a file for it.
 
-    What is done is kept beside `out` in a file that ends in ``.progress`` until the table is
-    written. A sweep that was killed finds it and goes on; its table is the same, bit for bit.
+    What is done is kept beside `out` in a file that ends in ``.progress`` until all is.
+    A sweep that was killed finds it and goes on; its table is the same, bit for bit.
 
     Parameters
     ----------
     sweep : Sweep
         The points.
     out : path
-        The table: ``.csv`` or ``.json``.
+        The table: ``.csv`` or ``.json``; empty: none, and what is done is kept in this folder.
     workers : int, optional
         Processes; by default one for each core.
     scheduler : str, optional
@@ -146,9 +145,10 @@ def run_sweep(
         If `out` cannot be written, or what was kept is damaged or of another sweep; if Dask is not
         installed or does not answer; if no point has an estimate.
     """
-    SweepResult.check_name(out)
+    if out:
+        SweepResult.check_name(out)
     require_workers(workers)
-    kept = Path(f"{out}{SUFFIX}")
+    kept = kept_beside(out)
     if restart:
         remove_checkpoint(kept)
     with ExitStack() as stack:
@@ -179,7 +179,8 @@ def run_sweep(
     if result.failed == len(sweep.points):
         remove_checkpoint(kept)
         raise nothing_estimated(done[0]["error"])
-    result.write(out)
+    if out:
+        result.write(out)
     remove_checkpoint(kept)
     return result
 

@@ -14,6 +14,8 @@ from sparqle_tvm.target.cost.limits import LIMITS
 
 SWEEP_SCHEMES: tuple[Scheme, ...] = ("dense", "sparqle")
 """What is estimated of every point: the baseline and the split form."""
+_SHOWN = {"dense": "dense", "split": "sparqle"}
+"""What columns call them."""
 
 
 def _share(limit: str, part: PartCost) -> float:
@@ -30,16 +32,16 @@ _COSTS: Mapping[str, Callable[[PartCost], float]] = {
     **{f"{limit}_share": partial(_share, limit) for limit in LIMITS},
 }
 _SAVINGS: Mapping[str, Callable[[Saved], float]] = {
-    "cycles_reduction": lambda saved: saved.cycles,
-    "dram_bytes_reduction": lambda saved: saved.dram_bytes,
-    "energy_reduction": lambda saved: saved.energy.mid,
+    "time_saved": lambda saved: saved.cycles,
+    "dram_saved": lambda saved: saved.dram_bytes,
+    "energy_saved": lambda saved: saved.energy.mid,
 }
 _SHORT = {
-    "time_saved": "sparqle_{part}_cycles_reduction",
-    "energy_saved": "sparqle_{part}_energy_reduction",
-    "dram_saved": "sparqle_{part}_dram_bytes_reduction",
-    "seconds": "sparqle_{part}_seconds",
-    "joules": "sparqle_{part}_joules",
+    "time_saved": "split_{part}_time_saved",
+    "energy_saved": "split_{part}_energy_saved",
+    "dram_saved": "split_{part}_dram_saved",
+    "seconds": "split_{part}_seconds",
+    "joules": "split_{part}_joules",
     "dense_seconds": "dense_{part}_seconds",
     "dense_joules": "dense_{part}_joules",
 }
@@ -64,7 +66,7 @@ class Quantity:
     @property
     def unit(self) -> str:
         """``share``, ``seconds``, ``joules``, ``bytes`` or ``cycles``."""
-        if self.column.endswith(("_reduction", "_share")) or self.column == "msb_sparsity_mean":
+        if self.column.endswith(("_saved", "_share")) or self.column == "msb_sparsity_mean":
             return "share"
         units = ("seconds", "joules", "bytes", "cycles")
         return next(unit for unit in units if unit in self.column)
@@ -106,21 +108,21 @@ def quantity(name: str) -> Quantity:
 def figures(found: Estimate) -> dict[str, float]:
     """Figures of an estimate under `SWEEP_SCHEMES`, by `COLUMNS`."""
     values: dict[str, float] = {"msb_sparsity_mean": found.msb_sparsity}
-    for scheme in SWEEP_SCHEMES:
+    for shown, scheme in _SHOWN.items():
         for name in PARTS:
             part = found.schemes[scheme].part(name)
-            values |= {f"{scheme}_{name}_{key}": get(part) for key, get in _COSTS.items()}
+            values |= {f"{shown}_{name}_{key}": get(part) for key, get in _COSTS.items()}
             if scheme != BASELINE:
                 saved = found.saved(scheme, name)
-                values |= {f"{scheme}_{name}_{key}": get(saved) for key, get in _SAVINGS.items()}
+                values |= {f"{shown}_{name}_{key}": get(saved) for key, get in _SAVINGS.items()}
     return values
 
 
 COLUMNS = (
     "msb_sparsity_mean",
     *(
-        f"{scheme}_{part}_{key}"
-        for scheme in SWEEP_SCHEMES
+        f"{shown}_{part}_{key}"
+        for shown, scheme in _SHOWN.items()
         for part in PARTS
         for key in (*_COSTS, *(_SAVINGS if scheme != BASELINE else ()))
     ),

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, fields
 from sparqle_tvm._versions import VERSION
 from sparqle_tvm.errors import InvalidArgumentError, choose_from
 from sparqle_tvm.files import MAX_AMOUNT, read_toml, typed
+from sparqle_tvm.results.passes import PHASES
 from sparqle_tvm.target.accelerator import OTHER_NAMES, Accelerator
 
 Value = str | int | float | bool
@@ -50,6 +51,8 @@ DEFAULTS: Point = {
     "model": "llama2-7b",
     "phase": "prefill",
     "seq": 2048,
+    "batch": 1,
+    "msb_sparsity": "measured",
     "target": "sparqle/edge",
 }
 """What a point has unless it says otherwise."""
@@ -112,12 +115,17 @@ class Sweep:
     def grid(cls, axes: Mapping[str, Sequence[Value]], fixed: Point | None = None) -> Sweep:
         """Every combination of the axes' values; the last axis varies fastest.
 
+        The fixed phase ``both`` is an axis of its two values.
+
         Raises
         ------
         InvalidArgumentError
             If an axis is empty, is fixed as well, or the combinations are too many.
         """
         fixed = fixed or {}
+        if fixed.get("phase") == "both":
+            axes = {"phase": PHASES, **axes}
+            fixed = {name: value for name, value in fixed.items() if name != "phase"}
         for name, values in axes.items():
             if not values:
                 raise InvalidArgumentError(f"sweep: {name} has no values")

@@ -96,7 +96,7 @@ def test_a_crossing_of_real_estimates_parts_them():
     )
     (at,) = found.crossings
     assert 1 / 4 < at < 1 / 3
-    column = "sparqle_dense_layers_energy_reduction"
+    column = "split_dense_layers_energy_saved"
     before, there = (
         evaluate_point({**point, "msb_sparsity": value})[column] for value in (0.995 * at, at)
     )

@@ -43,7 +43,7 @@ def test_json_has_the_same_rows(tmp_path):
 def test_more_bandwidth_is_never_slower_and_more_zeros_neither():
     def cycles(**changes):
         return evaluate_point({**FIXED, "msb_sparsity": 0.5, **changes})[
-            "sparqle_dense_layers_cycles"
+            "split_dense_layers_cycles"
         ]
 
     assert cycles(dram_bytes_per_cycle=64) < cycles(dram_bytes_per_cycle=8)

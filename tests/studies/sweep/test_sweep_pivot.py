@@ -66,7 +66,7 @@ def test_figures_are_those_of_an_estimate():
     [
         ("time_saved", "share", 0.2, 0.1),
         ("dense_layers_seconds", "seconds", 0.1, 0.2),
-        ("sparqle_whole_model_dram_bytes", "bytes", 0.1, 0.2),
+        ("split_whole_model_dram_bytes", "bytes", 0.1, 0.2),
         ("dense_whole_model_joules_high", "joules", 0.1, 0.2),
         ("msb_sparsity_mean", "share", 0.2, 0.1),
     ],

@@ -91,3 +91,10 @@ def test_files_that_are_refused_name_the_file(tmp_path, text, reason):
 def test_missing_file_is_refused(tmp_path):
     with pytest.raises(InvalidArgumentError, match="cannot be read"):
         read_sweep(tmp_path / "none.toml")
+
+
+def test_both_phases_are_an_axis():
+    sweep = Sweep.grid({"seq": [8, 16]}, {"phase": "both", "batch": 2})
+    assert [(p["phase"], p["seq"], p["batch"]) for p in sweep.points] == [
+        (phase, seq, 2) for phase in ("prefill", "decode") for seq in (8, 16)
+    ]

@@ -16,7 +16,6 @@ from sparqle_tvm.target.cost.baselines import (
     array_of,
     scheme_name,
     scheme_notes,
-    scheme_title,
 )
 from sparqle_tvm.target.op import DenseOp
 
@@ -68,9 +67,7 @@ def test_areas_of_arrays_and_buffers():
 def test_names_have_the_real_widths(k):
     accelerator = dataclasses.replace(EDGE, digit_bits=k)
     names = [scheme_name(accelerator, scheme) for scheme in ALL_SCHEMES]
-    assert names == ["dense", "native", f"a{k}", "sparqle"]
-    titles = [scheme_title(accelerator, scheme) for scheme in ALL_SCHEMES]
-    assert titles == ["dense", f"native {2 * k}-bit", f"{k}-bit, not exact", "split"]
+    assert names == ["dense", "split", "native", f"a{k}"]
     notes = scheme_notes(accelerator)
     for words in (f"{2 * k}-bit multipliers", f"a{k}: activations of {k} bits", f"{2 * k}-bit act"):
         assert words in notes
@@ -94,14 +91,14 @@ def test_cycles_and_bytes_of_a_prefill(weight_bits):
 def test_a_baseline_is_one_declaration(monkeypatch):
     known = dict(baselines.BASELINES)
     before = {scheme: cost for scheme, cost in ops(64, 0.3).items() if scheme in known}
-    declared = baselines.Baseline("native {wide} x {wide}", passes=2, wide=True)
+    declared = baselines.Baseline("two passes", name="native {wide} x {wide}", passes=2, wide=True)
     monkeypatch.setattr(baselines, "BASELINES", {**known, "native8": declared})
     nnz = RowNnz(np.full((64, 128), 3), 8, 1024)
     encode, (op,) = encoding_costs("x", nnz, [DenseOp(64, 1024, 1024)], EDGE, "native8")
     assert op.mma_cycles == 2 * before["native"][1].mma_cycles
     assert encode.activation_bytes == before["native"][0].activation_bytes
     assert (op.events.wide_products, op.events.lsb_products) == (64 * 1024 * 1024, 0)
-    assert scheme_title(EDGE, "native8") == "native 8 x 8"
+    assert scheme_name(EDGE, "native8") == "native 8 x 8"
     assert {s: c for s, c in ops(64, 0.3).items() if s in known} == before
 
 

@@ -58,8 +58,7 @@ def test_by_hand(tiny: Accelerator) -> None:
 
 
 def test_baselines_by_hand(tiny: Accelerator) -> None:
-    dense, native, a4 = (counted(scheme, tiny) for scheme in ALL_SCHEMES[:3])
-    assert ALL_SCHEMES[:3] == ("dense", "native", "a4")
+    dense, native, a4 = (counted(scheme, tiny) for scheme in ("dense", "native", "a4"))
     assert dense.lsb_products == dense.msb_products == native.wide_products == a4.lsb_products
     assert native.lsb_products == native.msb_products == a4.msb_products == 0
     assert dense.selected_products == dense.find_first_steps == 0
