@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -203,11 +203,14 @@ def _match(name: str, shape: tuple[int, ...], ty: Any, sizes: dict[Any, int]) ->
         elif isinstance(extent, tvm.tirx.Var):
             wrong = wrong or sizes.setdefault(extent, size) != size
     if wrong:
-        wanted = " x ".join(str(sizes.get(extent, extent)) for extent in extents)
-        found = " x ".join(map(str, shape)) or "a scalar"
-        raise InvalidArgumentError(
-            f"{name!r} is {found}, the function takes {wanted or 'a scalar'}"
-        )
+        found, wanted = _axes(shape), _axes(sizes.get(extent, extent) for extent in extents)
+        raise InvalidArgumentError(f"{name!r} is {found}, the function takes {wanted}")
+
+
+def _axes(extents: Iterable[Any]) -> str:
+    """A shape as people write it: ``2 x n``."""
+    shown = (str(getattr(extent, "value", extent)) for extent in extents)
+    return " x ".join(shown) or "a scalar"
 
 
 def _shape_of(
@@ -224,9 +227,8 @@ def _shape_of(
         ]
         if None not in found:
             return tuple(size for size in found if size is not None)
-        axes = " x ".join(map(str, ty.shape.values))
         raise InvalidArgumentError(
-            f"{name!r} is {axes}: give its values, or a shape ({name}=1x128) for random ones"
+            f"{name!r} is {_axes(ty.shape.values)}: give its values, or a shape ({name}=1x128) for random ones"
         )
     raise InvalidArgumentError(f"{name!r} may have any shape: give its values, or a shape")
 

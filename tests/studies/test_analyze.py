@@ -115,7 +115,7 @@ def test_missing_inputs_are_random_and_said_to_be(caplog):
     [
         ([], {}, "give its values, or a shape"),
         ({"z": np.zeros((1, K), np.int8)}, {}, "no parameter of this name, only x, y"),
-        ([np.zeros((2, K + 1), np.int8)], {}, "the function takes"),
+        ([np.zeros((2, K + 1), np.int8)], {}, "takes n x 64$"),
         ([np.zeros((2, K), np.float32)], {}, "is float32, the function takes int8"),
         ([np.full((2, K), 300)], {}, "do not fit int8"),
         ([np.zeros((2, K), np.int8), np.zeros((3, K), np.int8)], {}, "'y' is 3 x 64"),
