@@ -228,7 +228,8 @@ def _shape_of(
         if None not in found:
             return tuple(size for size in found if size is not None)
         raise InvalidArgumentError(
-            f"{name!r} is {_axes(ty.shape.values)}: give its values, or a shape ({name}=1x128) for random ones"
+            f"{name!r} is {_axes(ty.shape.values)}: give its values, or a shape "
+            f"({name}=1x128) for random ones"
         )
     raise InvalidArgumentError(f"{name!r} may have any shape: give its values, or a shape")
 

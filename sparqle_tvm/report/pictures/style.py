@@ -94,11 +94,11 @@ _STYLE: Any = {
 def picture(narrow: bool, height_inches: float) -> Iterator[Figure]:
     """A figure for a phone or for a screen, drawn in the ``with`` block as this module says.
 
-    Its ground is transparent, and its parts keep out of each other's way.
+    Its ground is white, but in a page (`to_svg`), and its parts keep out of each other's way.
     """
     size = (NARROW_INCHES if narrow else WIDE_INCHES, height_inches)
     with matplotlib.rc_context(_STYLE):
-        yield Figure(figsize=size, layout="constrained", facecolor="none")
+        yield Figure(figsize=size, layout="constrained", facecolor="white")
 
 
 @contextmanager
@@ -152,9 +152,7 @@ def save_png(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 144) ->
     """
     with replacing(path) as temporary, matplotlib.rc_context(_STYLE):
         _settle(figure)
-        figure.savefig(
-            temporary, format="png", dpi=dpi, facecolor="white", metadata={"Software": None}
-        )
+        figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
@@ -167,7 +165,8 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         _settle(figure)
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        metadata = {"Date": None, "Creator": None}
+        figure.savefig(buffer, format="svg", facecolor="none", metadata=metadata)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
