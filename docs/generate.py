@@ -271,7 +271,11 @@ def _instruction(cls: Any) -> str:
         for field in dataclasses.fields(cls)
     ]
     text = text.split("**Attributes**")[0].strip()
-    table = ["| operand | type | |", "|---|---|---|", *operands] if operands else ["No operands."]
+    table = (
+        ["| operand | type | meaning |", "|---|---|---|", *operands]
+        if operands
+        else ["No operands."]
+    )
     return f"### {cls.MNEMONIC}\n\n{text}\n\n" + "\n".join(table)
 
 
@@ -352,7 +356,14 @@ def _schema_table(name: str, schema: dict[str, Any]) -> str:
     described: dict[str, str] = {}
     for base in reversed(cls.__mro__ if cls else ()):
         described.update(_attributes_of(base))
-    rows = [f"## {name}", "", text.replace("``", "`"), "", "| field | JSON | |", "|---|---|---|"]
+    rows = [
+        f"## {name}",
+        "",
+        text.replace("``", "`"),
+        "",
+        "| field | JSON | meaning |",
+        "|---|---|---|",
+    ]
     required = set(schema.get("required", ()))
     for field, kind in schema.get("properties", {}).items():
         said = _kind(kind) + ("" if field in required else "; may be missing")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import graphlib
 import importlib.metadata
-import re
 import subprocess
 import sys
 import tomllib
@@ -13,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from onnx_models import mlp, static
 
 import sparqle_tvm
 from sparqle_tvm._versions import REQUIRED
@@ -188,24 +186,6 @@ def test_version_and_pins_agree_with_pyproject():
     assert importlib.metadata.version("sparqle-tvm") == sparqle_tvm.__version__
     pins = {f"{name}=={version}" for name, version in REQUIRED.items()}
     assert pins <= set(PYPROJECT["project"]["dependencies"])
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/start.md", "docs/howto-passes.md"])
-def test_python_of_documents_runs_in_order(page, tmp_path):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
-    assert blocks
-    static(mlp(), tmp_path).rename(tmp_path / "model.onnx")
-    # A file, because TVMScript reads the source of what it decorates.
-    script = tmp_path / "blocks.py"
-    script.write_text("\n".join(blocks))
-    done = subprocess.run(
-        [sys.executable, "-W", "error", script],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_make_says_which_python_it_needs(tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +26,22 @@ _KEPT = re.compile(r"(torchao|quantized_decomposed)\.|aten\.linear\.default")
 _DTYPES = re.compile(r"(?:torch\.)?(u?int\d+|float\d+|bfloat16|bool)")
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what PyTorch and torchao log: they say it again in the exceptions that they raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 def from_exported_program(
     source: torch.export.ExportedProgram | torch.nn.Module,
-    example: Sequence[Any] | None = None,
+    example: Sequence[Any] | torch.Tensor | None = None,
     *,
     dynamic_shapes: Any = None,
 ) -> GraphModel:
@@ -41,8 +56,8 @@ def from_exported_program(
     ----------
     source : torch.export.ExportedProgram or torch.nn.Module
         A module is exported here, in evaluation mode.
-    example : sequence, optional
-        Arguments of the module, which it is exported with.
+    example : sequence or tensor, optional
+        Arguments of the module, which it is exported with; a tensor is the only one.
     dynamic_shapes : optional
         As of `torch.export.export`: which axes of the arguments are dynamic.
 
@@ -61,8 +76,7 @@ def from_exported_program(
             "PyTorch models need torch, which is not installed: pip install 'sparqle-tvm[torch]'"
         ) from error
     name = type(source).__name__
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         if isinstance(source, torch.export.ExportedProgram):
             program, name = source, "the exported program"
         elif example is None:
@@ -70,7 +84,8 @@ def from_exported_program(
                 f"{name} is no exported program: give example arguments, which it is exported with"
             )
         else:
-            program = _exported(source, tuple(example), dynamic_shapes)
+            given = (example,) if isinstance(example, torch.Tensor) else tuple(example)
+            program = _exported(source, given, dynamic_shapes)
         try:
             program = _decomposed(program)
             _multiply_signed(program.graph)

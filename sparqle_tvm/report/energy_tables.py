@@ -89,7 +89,7 @@ def _parameters() -> Section:
     text = (
         "Reports give the band that these ranges make. A saving has the lowest and highest value "
         "over all combinations of their ends, each taken alike for both schemes. Synthesised: a "
-        "ratio of areas ([area.md](area.md)) stands for one of energies, because switching "
+        "ratio of areas (docs/area.md) stands for one of energies, because switching "
         "activity is not measured. Assumed: neither cited nor synthesised. All figures above this "
         "section are cited."
     )

@@ -243,7 +243,7 @@ class Profile:
         Parameters
         ----------
         label : str
-            The op; if it ran several times, its first run.
+            The op, or a part of a joint op; if it ran several times, its first run.
         cycles : tuple of int, optional
             Begin and end of the part to draw; by default all of it.
 
@@ -255,7 +255,7 @@ class Profile:
         from sparqle_tvm.runtime.timeline_picture import draw_timeline
 
         record = self[label]
-        title = " x ".join(map(str, (f"{label}: {record.rows}", *_sizes(record))))
+        title = " x ".join(map(str, (f"{record.label}: {record.rows}", *_sizes(record))))
         return draw_timeline(record.result, title=title, cycles=cycles)
 
 

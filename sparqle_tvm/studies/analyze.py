@@ -194,7 +194,10 @@ def _only(
     from tvm import relax
 
     if not isinstance(mod, tvm.IRModule):
-        raise InvalidArgumentError(f"a Relax module is needed, not {type(mod).__name__}")
+        raise InvalidArgumentError(
+            f"a Relax module is needed, not {type(mod).__name__}: sparqle_tvm.frontend makes one "
+            "of a file, as from_onnx(path)"
+        )
     functions = {
         str(gv.name_hint): f for gv, f in mod.functions.items() if isinstance(f, relax.Function)
     }

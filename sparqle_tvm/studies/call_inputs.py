@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +152,7 @@ def checked_call(
 def _by_name(inputs: Inputs, names: Sequence[str]) -> dict[str, Array]:
     if isinstance(inputs, Mapping):
         return dict(inputs)
-    if isinstance(inputs, str | os.PathLike | np.ndarray):
+    if isinstance(inputs, str | os.PathLike | np.ndarray) or not isinstance(inputs, Sequence):
         raise InvalidArgumentError("inputs are a sequence of arrays, or a mapping by name")
     if len(inputs) > len(names):
         raise InvalidArgumentError(f"{len(inputs)} inputs for {len(names)} parameters")
@@ -181,7 +181,10 @@ def _typed(name: str, value: Array, ty: Any) -> Array:
                 f"input {name!r} is {value.dtype}, the function takes {wanted}"
             ) from error
         cast = np.ascontiguousarray(value.astype(wanted))
-    if not wanted.startswith("float") and not np.array_equal(cast, value):
+    if wanted.startswith("float"):
+        if np.isnan(cast).any():
+            raise InvalidArgumentError(f"input {name!r} holds NaN: sparsity would mean nothing")
+    elif not np.array_equal(cast, value):
         raise InvalidArgumentError(f"input {name!r}: values of {value.dtype} do not fit {wanted}")
     return cast.reshape(value.shape)
 
@@ -203,14 +206,19 @@ def _match(name: str, shape: tuple[int, ...], ty: Any, sizes: dict[Any, int]) ->
         elif isinstance(extent, tvm.tirx.Var):
             wrong = wrong or sizes.setdefault(extent, size) != size
     if wrong:
-        found, wanted = _axes(shape), _axes(sizes.get(extent, extent) for extent in extents)
-        raise InvalidArgumentError(f"{name!r} is {found}, the function takes {wanted}")
+        wanted = " x ".join(_extent(extent, sizes) for extent in extents)
+        found = " x ".join(map(str, shape)) or "a scalar"
+        raise InvalidArgumentError(
+            f"{name!r} is {found}, the function takes {wanted or 'a scalar'}"
+        )
 
 
-def _axes(extents: Iterable[Any]) -> str:
-    """A shape as people write it: ``2 x n``."""
-    shown = (str(getattr(extent, "value", extent)) for extent in extents)
-    return " x ".join(shown) or "a scalar"
+def _extent(extent: Any, sizes: Mapping[Any, int]) -> str:
+    """An extent in words: a number if it is known, else its name or what it is made of."""
+    import tvm
+
+    known = int(extent) if isinstance(extent, tvm.tirx.IntImm) else sizes.get(extent, extent)
+    return str(known)
 
 
 def _shape_of(
@@ -227,9 +235,9 @@ def _shape_of(
         ]
         if None not in found:
             return tuple(size for size in found if size is not None)
+        axes = " x ".join(_extent(extent, {}) for extent in ty.shape.values)
         raise InvalidArgumentError(
-            f"{name!r} is {_axes(ty.shape.values)}: give its values, or a shape "
-            f"({name}=1x128) for random ones"
+            f"{name!r} is {axes}: give its values, or a shape ({name}=1x128) for random ones"
         )
     raise InvalidArgumentError(f"{name!r} may have any shape: give its values, or a shape")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
@@ -104,9 +103,10 @@ def _exported_program(path: Path) -> Any:
         ) from error
     if not path.is_file():
         raise ModelFileError(f"{path} cannot be read: there is no such file")
+    from sparqle_tvm.frontend.torch import quiet
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             # A program of PT2E is read only where the ops of its quantization are known.
             importlib.import_module("torch.ao.quantization.fx._decomposed")
             with suppress(ImportError):
@@ -114,6 +114,8 @@ def _exported_program(path: Path) -> Any:
             return torch.export.load(path)
     except Exception as error:  # of zipfile, of PyTorch: whatever they stumble over
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        if "warnings above" in reason:
+            reason = "no exported program is in it (did torch.save write it?)"
         raise ModelFileError(
             f"{path} is not what torch.export.save of this PyTorch writes: {reason}"
         ) from error

@@ -132,7 +132,8 @@ def space_generator(
     """
     accelerator = Accelerator.from_target(target)
     space = space_of or cache(lambda task: make_space(task, accelerator))
-    why_not = refuses or (lambda task, decisions: reason_against(task, accelerator, decisions))
+    # A population has most of its candidates again and again.
+    why_not = cache(refuses or (lambda task, chosen: reason_against(task, accelerator, chosen)))
     return ms.space_generator.ScheduleFn(
         lambda sch: space(task_of(sch.mod)).schedule(sch),
         sch_rules=[],

@@ -7,7 +7,7 @@ candidates are measured with. It ranks; it is not reported.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,9 @@ from sparqle_tvm.target.cost.schedule import Candidates, Decisions
 from sparqle_tvm.target.isa.compute import dense_span_steps, reduction_cycles
 from sparqle_tvm.target.isa.header import Header
 from sparqle_tvm.tuning.task import TuningTask
+
+# Of many points, so many are walked through together.
+_WALKED = 256
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Predictor:
         )
         self._array: dict[tuple[int, int], float] = {}
         self._seen: dict[Decisions, Prediction] = {}
+        self._bound = self._lower_bound()
 
     def mma_cycles(self, chunk: int, split: int) -> float:
         """All work of the array with a K chunk and PE rows per activation row."""
@@ -83,6 +87,9 @@ class Predictor:
         The largest of: every byte of the op moved once, without descriptors; the dense pass and
         the digits of the sparse one without any waiting; the drain of all outputs.
         """
+        return self._bound
+
+    def _lower_bound(self) -> float:
         shape, array, spec = self.task.shape, self.accelerator, self.task.spec
         sums = storage.row_metadata_bytes(shape.m, shape.k, shape.sum_group_size, shape.digit_bits)
         moved = self.loads.activation_bytes + sums + shape.m * shape.n * array.float_bytes
@@ -97,7 +104,8 @@ class Predictor:
 
     def predict(self, decisions: Decisions) -> Prediction:
         """Cycles under decisions."""
-        self.look_at([decisions])
+        if decisions not in self._seen:
+            self.look_at([decisions])
         return self._seen[decisions]
 
     def cycles(self, decisions: Decisions) -> float:
@@ -109,13 +117,24 @@ class Predictor:
         new = [d for d in dict.fromkeys(some) if d not in self._seen]
         if not new:
             return
-        mma = np.array([self.mma_cycles(d.k, d.row_split) for d in new])
-        timeline = Timeline(self.loads, Candidates.of(new), mma)
+        timeline = self._timeline(new)
         times = timeline.run()
-        waits = sum(times.waits.values())
+        waits, mma = sum(times.waits.values()), timeline.array_cycles
         columns = (times.total_cycles, timeline.dma_cycles, mma, waits, times.tail_cycles)
         found = np.stack(columns, axis=1).tolist()
         self._seen.update((d, Prediction(*row)) for d, row in zip(new, found, strict=True))
+
+    def best_first(self, points: Sequence[Decisions]) -> Iterator[Decisions]:
+        """Points by their cycles, `_WALKED` at a time: those whose lower bounds are least first."""
+        order = np.argsort(self._timeline(points).least_cycles(), kind="stable")
+        for begin in range(0, len(points), _WALKED):
+            some = [points[i] for i in order[begin : begin + _WALKED].tolist()]
+            self.look_at(some)
+            yield from sorted(some, key=self.cycles)
+
+    def _timeline(self, some: Sequence[Decisions]) -> Timeline:
+        mma = np.array([self.mma_cycles(d.k, d.row_split) for d in some])
+        return Timeline(self.loads, Candidates.of(some), mma)
 
     def _count_mma(self, chunk: int, split: int) -> float:
         task, array = self.task, self.accelerator

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import tvm
 from tvm import s_tir
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
@@ -23,10 +24,13 @@ from sparqle_tvm.tuning.measure import Meter
 from sparqle_tvm.tuning.predict import Predictor
 from sparqle_tvm.tuning.ranking import Ranking
 from sparqle_tvm.tuning.space import Space, decisions_of, decisions_of_trace, default_of
-from sparqle_tvm.tuning.task import TuningTask, task_of
+from sparqle_tvm.tuning.task import TuningTask, outline, task_of
 
 # Points of which the prediction chooses what is measured first.
 _DRAWN = 3000
+
+# Batches that are measured while the next one is searched for, each of another task.
+_AHEAD = 2
 
 # Batches of evolution with nothing new before a space counts as exhausted.
 _EMPTY_BATCHES = 5
@@ -137,11 +141,15 @@ class Strategy(ms.search_strategy.PySearchStrategy):
     def _initialize_with_tune_context(self, context: Any) -> None:
         self.context, self.mod = context, context.mod
         self.task = task_of(self.mod)
-        # Evolution on several threads finds something else every time.
+        self.arguments = ms.arg_info.ArgInfo.from_entry_func(self.mod, remove_preproc=True)
+        # Evolution on several threads finds something else every time. It replays hundreds of
+        # traces for a batch: on outlines, in a database of its own.
         seed = _seed(self.rules.seed, self.task)
-        generator = context.space_generator
-        self.alone = tune_context(self.task, context.target, generator, None, seed)
+        bare, generator = outline(self.mod), context.space_generator
+        self.alone = tune_context(self.task, context.target, generator, None, seed, mod=bare)
         self.evolution._initialize_with_tune_context(self.alone)
+        self.measured = ms.database.MemoryDatabase()
+        self.workload = self.measured.commit_workload(bare)
 
     def pre_tuning(
         self,
@@ -156,7 +164,7 @@ class Strategy(ms.search_strategy.PySearchStrategy):
         self._recall(database, cost_model)
         self.most = min(self.plan.first_guesses, num_trials_per_iter, max_trials // 2)
         self.evolution.pre_tuning(
-            max_trials, num_trials_per_iter, design_spaces, database, cost_model
+            max_trials, num_trials_per_iter, design_spaces, self.measured, cost_model
         )
 
     def _recall(self, database: Any, cost_model: Any) -> None:
@@ -172,10 +180,20 @@ class Strategy(ms.search_strategy.PySearchStrategy):
         self.foreign = len(values)
         self.turns.default_value = values.get(default, max(values.values()))
         self.turns.guessed = True
+        for each in mine:
+            self._keep(each.trace, float(each.run_secs[0]))
         if len(mine) > 1:
             results = [ms.runner.RunnerResult(list(each.run_secs), None) for each in mine]
             known = [each.as_measure_candidate() for each in mine]
             cost_model.update(self.context, known, results)
+
+    def _keep(self, trace: Any, figure: float) -> None:
+        """Let evolution begin with what was measured."""
+        self.measured.commit_tuning_record(
+            ms.database.TuningRecord(
+                trace, self.workload, [figure], self.context.target, self.arguments
+            )
+        )
 
     def post_tuning(self) -> None:
         """End."""
@@ -208,15 +226,17 @@ class Strategy(ms.search_strategy.PySearchStrategy):
             found = self.evolution.generate_measure_candidates()
             if found is None:
                 break
-            if new := [c for c in found if decisions_of(c.sch.mod) not in self.turns.seen]:
-                return new
+            if new := [c.sch for c in found if decisions_of(c.sch.mod) not in self.turns.seen]:
+                return [self._candidate(sch.trace) for sch in new]
         return []
 
-    def _candidate(self, decisions: Decisions) -> Any:
+    def _candidate(self, chosen: Decisions | s_tir.schedule.Trace) -> Any:
         sch = s_tir.Schedule(self.mod, seed=1, debug_mask="none")
-        self.rules.space_of(self.task).schedule(sch, decisions)
-        arguments = ms.arg_info.ArgInfo.from_entry_func(self.mod, remove_preproc=True)
-        return ms.search_strategy.MeasureCandidate(sch, arguments)
+        if isinstance(chosen, Decisions):
+            self.rules.space_of(self.task).schedule(sch, chosen)
+        else:
+            chosen.apply_to_schedule(sch, remove_postproc=True)
+        return ms.search_strategy.MeasureCandidate(sch, self.arguments)
 
     def _guesses(self, count: int) -> list[Decisions]:
         """What the prediction likes best of many points.
@@ -228,13 +248,11 @@ class Strategy(ms.search_strategy.PySearchStrategy):
             return []
         predictor = self.rules.predictor_of(task)
         points = space.draw(np.random.default_rng((self.rules.seed, 1)), _DRAWN)
-        predictor.look_at(points)
-        points.sort(key=predictor.cycles)
         shared = len(set(task.group)) > 1
         per_chunk = -(-count // len(space.knobs["k"])) if shared else count
         left = dict.fromkeys(space.knobs["k"], per_chunk)
         chosen = list[Decisions]()
-        for point in points:
+        for point in predictor.best_first(points):
             if len(chosen) == count:
                 break
             if point in self.turns.seen or left[point.k] < 1:
@@ -246,7 +264,11 @@ class Strategy(ms.search_strategy.PySearchStrategy):
 
     def notify_runner_results(self, candidates: Any, results: Any) -> None:
         """Take what candidates cost."""
-        values = [float(r.run_secs[0]) for r in results if r.run_secs is not None]
+        values = []
+        for candidate, result in zip(candidates, results, strict=True):
+            if result.run_secs is not None:
+                values.append(float(result.run_secs[0]))
+                self._keep(candidate.sch.trace, values[-1])
         turns, best = self.turns, min(values, default=math.inf)
         if math.isinf(turns.default_value):
             # Without a figure for the default the op has no worth, but gets its turns.
@@ -317,8 +339,8 @@ class Scheduler(ms.task_scheduler.PyTaskScheduler):
 class _Loop(ms.task_scheduler.PyTaskScheduler):
     """What asks the plan whose turn it is.
 
-    While workers measure a batch, the next one, of another task, is chosen; always in this order,
-    so that what is found does not depend on who is ready first.
+    While workers measure `_AHEAD` batches, the next one, of another task, is chosen; always in
+    this order, so that what is found does not depend on who is ready first.
     """
 
     def __init__(self, plan: Plan, keys: Sequence[TuningTask]) -> None:
@@ -331,7 +353,7 @@ class _Loop(ms.task_scheduler.PyTaskScheduler):
         outer = self._outer()
         alive = {i for i, task in enumerate(outer.tasks_) if not task.is_terminated}
         self.measuring = [i for i in self.measuring if i in alive]
-        while len(self.measuring) > 1 or (self.measuring and not alive - {*self.measuring}):
+        while len(self.measuring) > _AHEAD or (self.measuring and not alive - {*self.measuring}):
             outer.join_running_task(self.measuring.pop(0))
         free = alive - {*self.measuring}
         if not free:
@@ -361,7 +383,15 @@ def _seed(seed: int, task: TuningTask) -> int:
     return int(drawn)
 
 
-def tune_context(task: TuningTask, target: Any, generator: Any, strategy: Any, seed: int) -> Any:
+def tune_context(
+    task: TuningTask,
+    target: Any,
+    generator: Any,
+    strategy: Any,
+    seed: int,
+    *,
+    mod: tvm.IRModule | None = None,
+) -> Any:
     """A `ms.TuneContext` of one thread, made by the constructor below its own.
 
     That of Python first imports TVM's tensor intrinsics for CUDA, ROCm and others, half a minute
@@ -375,13 +405,15 @@ def tune_context(task: TuningTask, target: Any, generator: Any, strategy: Any, s
         As of TVM's constructor.
     seed : int
         Of its random numbers, 1 to 2^31 - 1.
+    mod : IRModule, optional
+        Instead of the task's workload.
     """
     context = ms.TuneContext.__new__(ms.TuneContext)
     logger = logging.getLogger("sparqle_tvm.tuning.metaschedule")
     logger.setLevel(logging.WARNING)  # what goes wrong; the rest is a table after every batch
     context.__init_handle_by_constructor__(
         ms._ffi_api.TuneContext,
-        task.workload(),
+        mod or task.workload(),
         target,
         generator,
         strategy,

@@ -1,6 +1,6 @@
 """Which plan and scheme an attention op gets, by formula, of those that fit the buffers.
 
-Of the plans whose time is within `tiling.TOLERANCE` of the least, that of least energy: where the
+Of the plans whose time is within `TOLERANCE` of the least, that of least energy: where the
 vector engine is the limit, keys that stay take as long as keys that every block loads again.
 Attention is left dense where the vector engine is the limit: there planes save time of the array
 that nothing waits for, and encoding probabilities costs some.
@@ -26,9 +26,11 @@ from sparqle_tvm.target.cost.energy import energy
 from sparqle_tvm.target.cost.energy_table import default_table
 from sparqle_tvm.target.cost.events import Events
 from sparqle_tvm.target.cost.scheme_choice import LeftDense
-from sparqle_tvm.target.cost.tiling import TOLERANCE
 from sparqle_tvm.target.isa.access import ceil_div
 from sparqle_tvm.target.simulator.attention_work import Work
+
+TOLERANCE = 0.01
+"""Share of the least time that less energy may cost; of dense ops `tiling.TOLERANCE`."""
 
 _LEAST_CHUNK = 128
 """Keys of a chunk at least, if keys do not stay and there are more."""

@@ -537,14 +537,18 @@ class _Walk:
         """Store what the array has to wait for; loads may come before it."""
         clock = self.clock
         if (mask & (self._pending() > self.slots)).any():
-            # LOAD is ahead: a load that begins before the drain ends delays the store.
+            # LOAD is ahead, up to what the array waits for: the next load that begins before the
+            # drain ends delays the store. The last output has none behind its chunks.
             keeps = self.keeps_rows
-            slots = np.where(keeps, _WGT + self.weight_slots, _ACT + self.activation_slots) - 1
+            ring = np.where(keeps, _WGT, _ACT)
+            slots = np.where(keeps, self.weight_slots, self.activation_slots)
+            free = np.where(slots > 1, clock[ring + np.maximum(slots - 2, 0), self.at], _NEVER)
             dur = np.where(keeps, self.weight[channels, self.at], self.activation[rows, self.at])
             inner = np.where(self.by_rows, self.channel[channels, self.at], self.row[rows, self.at])
-            begin = np.maximum(clock[_LOAD], clock[slots, self.at])
+            begin = np.maximum(clock[_LOAD], free)
             alone = (self.trips[2] > 1) | (inner == 0)
-            ahead = (begin < clock[_DRAINED]) & alone
+            more = (self.trips[2] > 1) | (rows * channels == 0)
+            ahead = (begin < clock[_DRAINED]) & alone & more
             end = np.where(ahead, np.maximum(begin, clock[_DRAM]) + dur, 0)
             # Parameters are loaded when the drain ends, before the store.
             numbers = self.numbers & ~self.by_rows

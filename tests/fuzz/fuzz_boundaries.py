@@ -145,6 +145,12 @@ def _peak_bytes() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def _check_memory(path: Path, before: int) -> None:
+    """Raise if reading a file took more than twice its size and 1 GiB."""
+    if _peak_bytes() - before > 2 * path.stat().st_size + 2**30:
+        raise Wrong(f"{_peak_bytes() - before} bytes of memory")
+
+
 class Gguf(Boundary):
     """Model files: damaged bytes, and metadata that no model has."""
 
@@ -153,11 +159,12 @@ class Gguf(Boundary):
     def prepare(self, folder: Path) -> None:
         from gguf import GGMLQuantizationType as Kind
         from tiny_files import sentencepiece_tokenizer, write_tiny_model
-        from tiny_llama import TinyLlama
+        from tiny_llama import I2_S, TinyLlama
 
         write_tiny_model(folder)
         kinds = [Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K, Kind.IQ4_XS]
-        names = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up")
+        kinds.append(I2_S)
+        names = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
         wide = TinyLlama(
             *(1, 256, 256),
             vocab=260,
@@ -198,8 +205,7 @@ class Gguf(Boundary):
                 raise Wrong(f"token ids {ids}")
             imported.tokenizer.decode(ids)
         finally:
-            if _peak_bytes() - before > 2 * path.stat().st_size + 2**30:
-                raise Wrong(f"{_peak_bytes() - before} bytes of memory")
+            _check_memory(path, before)
 
     @staticmethod
     def _nested(data: bytes, depth: int) -> bytes:
@@ -215,6 +221,8 @@ class Onnx(Boundary):
     """ONNX models: damaged bytes, and parts of the graph that are others."""
 
     name, share = "onnx", 6
+    CALLED = 1.0
+    """Of files that are imported; compiling takes seconds."""
 
     def prepare(self, folder: Path) -> None:
         import onnx
@@ -250,7 +258,36 @@ class Onnx(Boundary):
                 tensor = rng.choice(model.graph.initializer)
                 tensor.dims[:] = rng.choice(([], [0], [-1], [2**40, 2**40], [3, 5, 7]))
             path.write_bytes(model.SerializeToString())
-        from_onnx(path)
+        before = _peak_bytes()
+        try:
+            imported = from_onnx(path)
+        finally:
+            _check_memory(path, before)
+        if rng.random() < self.CALLED:
+            self._compare(path, imported)
+
+    @staticmethod
+    def _compare(path: Path, imported: Any) -> None:
+        """What a damaged model computes is what onnxruntime computes, if that takes it at all."""
+        import onnxruntime
+        from onnx_models import rows
+
+        import sparqle_tvm
+
+        onnxruntime.set_default_logger_severity(4)
+        given = [rows(3, 5)]
+        try:
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            names = [each.name for each in session.get_inputs()]
+            expected = session.run(None, dict(zip(names, given, strict=True)))[0]
+        except Exception:
+            return
+        found = sparqle_tvm.compile(imported.mod)["main"](*given).numpy()
+        if not np.isfinite(expected).all():
+            return
+        off = np.abs(found - expected).max()
+        if found.shape != expected.shape or not off <= 1e-5 * np.abs(expected).max():
+            raise Wrong(f"off by {off} of {np.abs(expected).max()}")
 
 
 class Pt2(Boundary):

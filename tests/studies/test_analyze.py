@@ -115,7 +115,8 @@ def test_missing_inputs_are_random_and_said_to_be(caplog):
     [
         ([], {}, "give its values, or a shape"),
         ({"z": np.zeros((1, K), np.int8)}, {}, "no parameter of this name, only x, y"),
-        ([np.zeros((2, K + 1), np.int8)], {}, "takes n x 64$"),
+        ([np.zeros((2, K + 1), np.int8)], {}, "'x' is 2 x 65, the function takes 2 x 64"),
+        (3, {}, "inputs are a sequence"),
         ([np.zeros((2, K), np.float32)], {}, "is float32, the function takes int8"),
         ([np.full((2, K), 300)], {}, "do not fit int8"),
         ([np.zeros((2, K), np.int8), np.zeros((3, K), np.int8)], {}, "'y' is 3 x 64"),
@@ -130,6 +131,11 @@ def test_missing_inputs_are_random_and_said_to_be(caplog):
 def test_what_does_not_fit_is_refused(inputs, options, message):
     with pytest.raises(InvalidArgumentError, match=message):
         sparqle_tvm.analyze(two_products(), inputs, **options)
+
+
+def test_a_path_is_no_module():
+    with pytest.raises(InvalidArgumentError, match=r"not str: sparqle_tvm\.frontend makes one"):
+        sparqle_tvm.analyze("model.onnx")
 
 
 def test_weights_that_are_parameters_are_bound():
@@ -147,7 +153,10 @@ def test_nothing_to_rewrite_has_a_reason():
             w = relax.const(np.ones((K, 8), np.float32))
             y = builder.emit_output(builder.emit(relax.op.matmul(x, w)))
         builder.emit_func_output(y)
-    found = sparqle_tvm.analyze(builder.finalize())
+    mod = builder.finalize()
+    with pytest.raises(InvalidArgumentError, match="input 'x' holds NaN"):
+        sparqle_tvm.analyze(mod, [np.full((4, K), np.nan, np.float32)])
+    found = sparqle_tvm.analyze(mod)
     assert found.call is None
     assert found.why_nothing == "multiplies float32 values: not quantized"
     assert [(e.function, e.op) for e in found.left] == [("main", "matmul"), ("", "module")]
@@ -236,7 +245,7 @@ def test_shapes_are_read():
         parse_shapes(["a=1", "a=2"])
 
 
-def test_a_pytorch_program_as_a_file(tmp_path):
+def test_a_pytorch_program_as_a_file(tmp_path, caplog):
     import torch
 
     from sparqle_tvm.studies.inputs import load_module
@@ -249,3 +258,8 @@ def test_a_pytorch_program_as_a_file(tmp_path):
     path.write_bytes(b"no archive")
     with pytest.raises(ModelFileError, match=r"model\.pt2"):
         load_module(path)
+    torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+    with pytest.raises(ModelFileError, match=r"model\.pt2 .*did torch\.save write it\?"):
+        load_module(path)
+    # PyTorch logs a traceback besides.
+    assert not caplog.records

@@ -94,7 +94,8 @@ _STYLE: Any = {
 def picture(narrow: bool, height_inches: float) -> Iterator[Figure]:
     """A figure for a phone or for a screen, drawn in the ``with`` block as this module says.
 
-    Its ground is white, but in a page (`to_svg`), and its parts keep out of each other's way.
+    Its parts keep out of each other's way. It is white, for notebooks; inside a page (`to_svg`) it
+    has the ground of the page.
     """
     size = (NARROW_INCHES if narrow else WIDE_INCHES, height_inches)
     with matplotlib.rc_context(_STYLE):
@@ -165,8 +166,9 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         _settle(figure)
-        metadata = {"Date": None, "Creator": None}
-        figure.savefig(buffer, format="svg", facecolor="none", metadata=metadata)
+        figure.savefig(
+            buffer, format="svg", facecolor="none", metadata={"Date": None, "Creator": None}
+        )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)

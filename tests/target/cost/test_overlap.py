@@ -62,8 +62,25 @@ def test_one_slot_of_weights_is_loaded_while_the_array_rests() -> None:
 
 def test_one_slot_of_accumulators_is_drained_while_the_array_rests() -> None:
     one = timeline(OP, 4000, accumulator_slots=1).run()
-    assert one.total_cycles == 384 + 4000 + 4 * (2 + 16 + 512)
-    assert one.waits["drain"] == 3 * (2 + 16 + 512)
+    # Two of the stores wait for the weights of the tile after the next, whose load begins when the
+    # array is done, as the drain does.
+    loads = 2 * (128 - 2 - 16)
+    assert one.total_cycles == 384 + 4000 + 4 * (2 + 16 + 512) + loads
+    assert one.waits["drain"] == 3 * (2 + 16 + 512) + loads
+
+
+def test_a_load_without_a_slot_delays_no_store() -> None:
+    # Outputs that are drained (128) and stored (512) one behind the other take longer than the
+    # array (600). Weights (128) are loaded when it is done with a tile: behind a store, so in the
+    # next drain.
+    loads = OpLoads(
+        op=replace(OP, n=1024),
+        accelerator=replace(PLAIN, drain_elements_per_cycle=2),
+        scheme="dense",
+        activation_bytes=256,
+    )
+    times = Timeline(loads, Decisions(m=16, n=16, k=16, keep_outer=True), 64 * 600).run()
+    assert times.total_cycles == 384 + 600 + 2 + 64 * (128 + 512)
 
 
 def test_long_loops_are_as_long_as_their_iterations() -> None:
