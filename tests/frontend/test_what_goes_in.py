@@ -75,7 +75,21 @@ def drained(e: Any, p: dict[str, relax.Var]) -> relax.Expr:
     scale, zero = const(0.02), const(0, "int8")
     bias = const(RNG.integers(-999, 999, N), "int32")
     h = e(op.matmul(dq(e, p["q"], scale, zero), dq(e, const(W, "int8"), scale, zero)))
-    h = e(op.add(h, dq(e, bias, const(0.0004), const(0, "int32"))))
+    return reader(e, op.add(h, dq(e, bias, const(0.0004), const(0, "int32"))))
+
+
+def drained_float(e: Any, p: dict[str, relax.Var], grid: bool = False) -> relax.Expr:
+    scale, zero = const(0.02), const(0, "int8")
+    h = e(op.matmul(dq(e, p["q"], scale, zero), dq(e, const(W, "int8"), scale, zero)))
+    if grid:
+        form = const(0.317), const(-9, "int8")
+        h = dq(e, e(op.quantize(h, *form, -1, "int8")), *form)
+    return reader(e, op.add(h, const(RNG.normal(0, 2, N))))
+
+
+def reader(e: Any, h: relax.Expr) -> relax.Expr:
+    """The layer that reads the first one's result, behind a ReLU."""
+    scale, zero, h = const(0.02), const(0, "int8"), e(h)
     q = e(op.quantize(e(op.nn.relu(h)), const(0.5), zero, -1, "int8"))
     return op.matmul(dq(e, q, scale, zero), dq(e, const(W[:N, :8], "int8"), scale, zero))
 
@@ -188,6 +202,11 @@ FORMS: dict[str, tuple[Values, Form]] = {
         lambda e, p: op.matmul(wide_less(e, p["q"], p["z"]), wide_less(e, p["w"], p["zw"])),
     ),
     "bias and ReLU, drained": ({"q": integers("int8", M, K)}, drained),
+    "float bias and ReLU, drained": ({"q": integers("int8", M, K)}, drained_float),
+    "quantized before the bias, drained": (
+        {"q": integers("int8", M, K)},
+        lambda e, p: drained_float(e, p, grid=True),
+    ),
 }
 LEFT: dict[str, tuple[Values, Form]] = {
     "zero point of the weight of another type": (
@@ -254,7 +273,7 @@ def compiled() -> dict[str, Any]:
 
 def test_every_product_of_every_form_is_rewritten(compiled: dict[str, Any]) -> None:
     products = build(FORMS).script().count("R.matmul")
-    assert products == len(FORMS) + 1  # one of them has two
+    assert products == len(FORMS) + 3  # the drained ones have two
     for engine in ("host", "simulator"):
         report = compiled[engine].report
         split = report.rewritten["SplitPrecision"] + report.rewritten["SplitGroupedDense"]
@@ -262,7 +281,7 @@ def test_every_product_of_every_form_is_rewritten(compiled: dict[str, Any]) -> N
         assert not [entry for entry in report.skipped if "matmul" in entry.op]
     # The presets have digits of 4 bits: what has digits of 8 runs on the host.
     assert report.rewritten["OffloadDense"] == products - 1
-    assert report.rewritten["DrainEncoded"] == 1
+    assert report.rewritten["DrainEncoded"] == 3
 
 
 @pytest.mark.parametrize("name", FORMS)
