@@ -66,7 +66,9 @@ def kernel():
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_runs(path, tmp_path, kernel):
     notebook = nbformat.read(path, as_version=4)
-    (answer,) = (found for cell in notebook.cells for found in re.findall(ANSWER, cell.source, re.S))
+    (answer,) = (
+        found for cell in notebook.cells for found in re.findall(ANSWER, cell.source, re.S)
+    )
     code, shown = answer
     first = nbformat.v4.new_code_cell(f"%reset -f\n%cd -q {tmp_path}")
     notebook.cells = [first, *notebook.cells, nbformat.v4.new_code_cell(code)]
