@@ -72,6 +72,9 @@ class _Offload(Rewriter):
         if not any(bundle.same_as(other) for other in self.bundles):
             self.bundles.append(bundle)
         self.count()
+        if op.label in self.owner.report.tuned:
+            for label in self.labels(op.label):
+                self.owner.report.note_tuned(label)
         operands = self._operands(op, specs[0], offset, op.row_order if ordered else None)
         if left:
             self.skip(str(call.op.name), op.label, f"left dense {left}")
