@@ -169,6 +169,8 @@ def test_bad_input(tmp_path):
     with pytest.raises(InvalidArgumentError, match='window "up" of'):
         sparqle_tvm.compile(IntegerModel, windows={"acc": "up"})
     executable = sparqle_tvm.compile(IntegerModel)
+    with pytest.raises(InvalidArgumentError, match=r'called by name: executable\["main"\]'):
+        executable(np.zeros((4, 8), np.int8))
     with pytest.raises(InvalidArgumentError, match="no function prefill"):
         executable["prefill"]
     with pytest.raises(InvalidArgumentError, match=r"end in \.so"):
