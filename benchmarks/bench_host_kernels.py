@@ -102,7 +102,9 @@ def bench_dense(form: str, rows: int, channels: int, columns: int, seconds: floa
     encoding = encode(rows, columns, encode_spec)
     compiled(encode_kernel(encode_spec))(*encoding)
     rng = np.random.default_rng(0)
-    weight = rng.integers(0, 16, (panels, columns, cols)).astype(np.int8)
+    dtype, *shape = spec.weight
+    weight = rng.integers(0, 256, shape).astype(dtype)
+    weight[:, columns:] = 8
     scales = rng.standard_normal((panels, groups, cols)).astype(np.float32)
     args = encoding[1:5]
     if form != "int32":

@@ -1,14 +1,13 @@
 """Split precision beside the dense baseline on random accelerators: is it ever slower?
 
     python benchmarks/bench_never_slower.py [--accelerators 50] [--models NAME ..] [--seq 512]
-        [--batches 1 8 64] [--seed 0] [--whole] [--json FILE]
+        [--batches 1 8 64] [--seed 0] [--json FILE]
 
 Four accelerators are those that were slower once, the others are drawn: rows, columns, lanes,
-bandwidth and buffers. For each of them, every model,
-prefill of `--seq` tokens and decode after them, every batch: the time of the dense layers with the
-encoding of their inputs, or with `--whole` that of the whole model with attention on the array (a
-third more to compute). Prints what is slower by more than 0.5 %, the worst cases, and how often
-the compiler leaves layers dense.
+bandwidth and buffers. For each of them, every model, prefill of `--seq` tokens and decode after
+them, every batch: the time of the dense layers with the encoding of their inputs, and that of the
+whole model with attention on the array. Prints what is slower by more than 0.5 % and the worst
+cases of both.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from sparqle_tvm.models.shapes import MODELS
-from sparqle_tvm.results.passes import PHASES
+from sparqle_tvm.results.passes import PARTS, PHASES
 from sparqle_tvm.studies.estimate import choose_ahead, estimate
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.cost.baselines import Scheme
@@ -89,8 +88,6 @@ def measure(
     models: list[str],
     seq: int,
     batches: list[int],
-    *,
-    whole: bool = False,
 ) -> list[dict[str, Any]]:
     """What split precision saves of the time, case by case."""
     cases: list[dict[str, Any]] = [
@@ -107,14 +104,31 @@ def measure(
             **case,
             target=accelerator,
             schemes=SCHEMES,
-            attention=None if whole else "vector",
             same_tiles=False,
         )
-        part = "whole_model" if whole else "dense_layers"
-        times = {s: r.part(part).cycles for s, r in found.schemes.items()}
-        saved = 1 - times["sparqle"] / times["dense"]
+        saved = {part: found.saved("sparqle", part).cycles for part in PARTS}
         records.append({"accelerator": accelerator.name, **case, "saved": saved})
     return records
+
+
+def report(
+    part: str, machines: dict[str, Accelerator], records: list[dict[str, Any]], worst: int = 5
+) -> None:
+    """Print the worst cases of a part, and how many there are."""
+    print(part.replace("_", " "))
+    for record in sorted(records, key=lambda record: record["saved"][part])[:worst]:
+        m = machines[record["accelerator"]]
+        print(
+            f"{record['saved'][part]:+7.2%} {record['model']:14} {record['phase']:8} batch "
+            f"{record['batch']:3} {m.rows}x{m.cols}x{m.lanes}, {m.dram_bytes_per_cycle:g} B/cycle, "
+            f"{m.activation_buffer_bytes >> 10}/{m.weight_buffer_bytes >> 10}/"
+            f"{m.accumulator_buffer_bytes >> 10} KiB{' in one' * m.scratchpad}"
+        )
+    saved = np.array([record["saved"][part] for record in records])
+    print(
+        f"{len(saved)} cases: {np.count_nonzero(saved < AIM)} slower by more than {-AIM:.1%}; "
+        f"saved {saved.min():+.2%} to {saved.max():+.2%}, median {np.median(saved):+.2%}"
+    )
 
 
 def main() -> None:
@@ -124,7 +138,6 @@ def main() -> None:
     parser.add_argument("--seq", type=int, default=512)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     rng = np.random.default_rng(arguments.seed)
@@ -133,23 +146,9 @@ def main() -> None:
     drawn = (random_accelerator(rng, number) for number in range(arguments.accelerators))
     for machine in (*named_machines(), *drawn):
         machines[machine.name] = machine
-        records += measure(
-            *(machine, arguments.models, arguments.seq, arguments.batches), whole=arguments.whole
-        )
-    records.sort(key=lambda record: record["saved"])
-    for record in records[:10]:
-        m = machines[record["accelerator"]]
-        print(
-            f"{record['saved']:+7.2%} {record['model']:14} {record['phase']:8} batch "
-            f"{record['batch']:3} {m.rows}x{m.cols}x{m.lanes}, {m.dram_bytes_per_cycle:g} B/cycle, "
-            f"{m.activation_buffer_bytes >> 10}/{m.weight_buffer_bytes >> 10}/"
-            f"{m.accumulator_buffer_bytes >> 10} KiB{' in one' * m.scratchpad}"
-        )
-    saved = np.array([record["saved"] for record in records])
-    print(
-        f"{len(saved)} cases: {np.count_nonzero(saved < AIM)} slower by more than {-AIM:.1%}; "
-        f"saved {saved.min():+.2%} to {saved.max():+.2%}, median {np.median(saved):+.2%}"
-    )
+        records += measure(machine, arguments.models, arguments.seq, arguments.batches)
+    for part in PARTS:
+        report(part, machines, records)
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump({"machines": list(map(asdict, machines.values())), "cases": records}, file)

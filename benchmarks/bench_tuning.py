@@ -17,7 +17,8 @@ thousands of tiles: the formulas do there.
 
 ``tolerance``: Llama2-7B's prefill on `sparqle/edge`, dense layers, if schedules may take so much
 longer than the bound for less energy: time, bytes and energy of dense and split, what is saved with
-each its own tiles and with the same, and seconds of choosing them.
+each its own tiles and with the same, the least and the most of both with buffers of a quarter to
+four times the size, and seconds of choosing them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,10 +86,11 @@ SPACES = (
     (1, 768, 576, CRAMPED),
 )
 # Programs with more tiles take the simulator too long here.
-MOST_TILES = 4000
+MOST_TILES = 20_000
 SECTIONS = ("spaces", "models", "optimum", "tolerance")
 PAIR: tuple[Scheme, ...] = ("dense", "sparqle")
 TOLERANCES = (0.0, 0.003, 0.01, 0.02)
+BUFFERS = (0.25, 0.35, 0.5, 0.7, 1.4, 2, 2.8, 4)
 SEARCHES = ("learned", "predicted", "random")
 # (N, K) of the readers of an encoding, and how many there are in the model.
 SMOLLM2 = (
@@ -386,20 +389,39 @@ def bench_optimum(console: Console) -> list[dict[str, Any]]:
     return found
 
 
+def scaled(factors: Sequence[float]) -> list[Accelerator]:
+    """`sparqle/edge` with buffers of other sizes."""
+    names = [f"{kind}_buffer_bytes" for kind in ("activation", "weight", "accumulator")]
+    return [
+        replace(EDGE, name=f"{factor} x", **{n: int(factor * getattr(EDGE, n)) for n in names})
+        for factor in factors
+    ]
+
+
 def bench_tolerance(console: Console) -> list[dict[str, Any]]:
     title = "Llama2-7B, prefill of 2,048 tokens on sparqle/edge, dense layers"
     table = Table(title=title, title_justify="left")
     names = ("tolerance", "time", "DRAM", "energy", "saved", "with the same tiles", "choosing")
+    names += ("all buffers", "with the same tiles")
     for name in names:
         table.add_column(name)
     found = []
+    given: dict[str, Any] = {"seq": 2048, "schemes": PAIR, "attention": "vector"}
     used = tiling.TOLERANCE
     for tolerance in TOLERANCES:
         tiling.TOLERANCE = tolerance
         tiling.forget()
         begin = time.process_time()
-        result = estimate("llama2-7b", "prefill", seq=2048, schemes=PAIR, attention="vector")
+        result = estimate("llama2-7b", "prefill", **given)
         seconds = time.process_time() - begin
+        others = [estimate("llama2-7b", "prefill", target=m, **given) for m in scaled(BUFFERS)]
+        ranges = [
+            [saving(each) for each in (result, *others)]
+            for saving in (
+                lambda found: found.saved("sparqle", "dense_layers").energy.mid,
+                lambda found: found.same_tiles["dense_layers"],
+            )
+        ]
         parts = [result.schemes[scheme].dense_layers for scheme in PAIR]
         saved, same = result.saved("sparqle", "dense_layers"), result.same_tiles["dense_layers"]
         row = (
@@ -410,6 +432,7 @@ def bench_tolerance(console: Console) -> list[dict[str, Any]]:
             f"{saved.cycles:.1%}, energy {saved.energy.mid:.1%}",
             f"energy {same:.1%}",
             f"{seconds:.1f} s",
+            *(f"{min(values):.1%} to {max(values):.1%}" for values in ranges),
         )
         table.add_row(*row)
         found.append(
@@ -420,6 +443,7 @@ def bench_tolerance(console: Console) -> list[dict[str, Any]]:
                 "joules": [part.energy.joules.mid for part in parts],
                 "saved": {"cycles": saved.cycles, "energy": saved.energy.mid},
                 "same_tiles": same,
+                "all_buffers": dict(zip(("saved", "same_tiles"), ranges, strict=True)),
                 "seconds": seconds,
             }
         )

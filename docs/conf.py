@@ -51,6 +51,7 @@ napoleon_use_ivar = True
 napoleon_preprocess_types = False
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "sparqle_tvm"
 html_static_path = ["static"]
 html_css_files = ["site.css"]

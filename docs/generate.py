@@ -326,7 +326,7 @@ def results_page(folder: Path) -> str:
         "`--json FILE` writes the whole result; `sparqle report` and the classes named here read "
         "it back, and check every field. `kind` says what it is. Shares are from 0 to 1, sizes in "
         "bytes, times in seconds or cycles, as names say. `sparqle estimate --phase both` writes a "
-        "list of estimates.",
+        "list of estimates. Of schemes `sparqle` is what pages and tables call split.",
         "| command | kind | result | JSON schema |\n|---|---|---|---|",
     ]
     components: dict[str, Any] = {}

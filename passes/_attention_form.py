@@ -264,7 +264,8 @@ class Recogniser:
 
     def _is_causal(self, mask: relax.Expr, tokens: Any, keys: Any) -> bool:
         """Whether a mask is that of `AttentionForm.causal`: a constant, or compared positions."""
-        value = self._value(mask)
+        value, outside = self._known(mask), self.rewriter.outside
+        tokens, keys = (outside.number(each) for each in (tokens, keys))
         known = const_value(value)
         if known is not None:
             rows, columns = ([1, *known.shape])[-2:]
@@ -286,9 +287,9 @@ class Recogniser:
 
     def _first_position(self, expr: relax.Expr, count: Any) -> Any | None:
         """The first of `count` positions that rise by one; None if it is something else."""
-        value = self._value(expr)
+        value = self._known(expr)
         while op_name(value) in ("relax.reshape", "relax.expand_dims"):
-            value = self._value(value.args[0])
+            value = self._known(value.args[0])
         skipped: Any = 0
         if op_name(value) == "relax.strided_slice":
             bounds = value.args[1:]
@@ -298,7 +299,7 @@ class Recogniser:
                 return None
             if not _equal(bounds[2].fields[0] - bounds[1].fields[0], count):
                 return None
-            skipped, value = bounds[1].fields[0], self._value(value.args[0])
+            skipped, value = bounds[1].fields[0], self._known(value.args[0])
         elif len(dims_of(value)) != 1 or not _equal(dims_of(value)[0], count):
             return None
         if op_name(value) != "relax.arange" or not _equal(value.args[2], 1):
@@ -307,6 +308,10 @@ class Recogniser:
 
     def _value(self, expr: Any) -> Any:
         return self.rewriter.value(expr)
+
+    def _known(self, expr: Any) -> Any:
+        """The same of what callers compute, too: to look at, not to be used."""
+        return self.rewriter.outside.value(self._value(expr))
 
     def _scalar(self, expr: Any) -> float | None:
         return const_scalar(self._value(expr))

@@ -101,6 +101,10 @@ def _digits_out(op: dialect.SplitDenseEncoded) -> dict[str, Any]:
         "out_zero": op.out_zero,
         "out_low": op.out_low,
         "out_high": op.out_high,
+        "has_bias": op.bias is not None,
+        "mid_zero": op.mid_zero,
+        "mid_low": op.mid_low,
+        "mid_high": op.mid_high,
     }
 
 

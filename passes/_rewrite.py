@@ -17,7 +17,7 @@ from sparqle_tvm.passes._constants import ConstantEvaluator
 from sparqle_tvm.passes._encodings import Encodings
 from sparqle_tvm.passes._match import op_name
 from sparqle_tvm.passes._report import PassReport, Skipped
-from sparqle_tvm.passes._segments import Segment, segments_of
+from sparqle_tvm.passes._segments import Outside, Segment, in_program_order, segments_of
 from sparqle_tvm.passes._value_range import LAYOUT_OPS
 
 
@@ -108,7 +108,7 @@ class Rewriter(PyExprMutator):
 
     def __init__(self, mod: tvm.IRModule, owner: Any) -> None:
         super().__init__(mod)
-        self.owner = owner
+        self._mod, self.owner = mod, owner
         self.label = self.function = ""
         self.bound: Any = None
         self.replacements: dict[Any, Any] = {}
@@ -118,6 +118,7 @@ class Rewriter(PyExprMutator):
         self.segments: list[Segment] = []
         self.constants = ConstantEvaluator(self.value)
         self._function: relax.Function | None = None
+        self._outside: Outside | None = None
         # Counted when somebody asks: on a model's functions that takes long.
         self._uses: Counter[Any] | None = None
         self._field_readers: dict[int, Counter[Any]] = {}
@@ -130,6 +131,14 @@ class Rewriter(PyExprMutator):
         # What a layer is called with is computed, but for its weights.
         self.parameters = frozenset(self.weight_bounds if self.segments else func.params)
         self.replacements, self._moved = {}, set()
+        self._outside = None
+
+    @property
+    def outside(self) -> Outside:
+        """What is known of the function's parameters if it is one of equal layers."""
+        if self._outside is None:
+            self._outside = Outside(self._mod, self._function)
+        return self._outside
 
     @property
     def uses(self) -> Counter[Any]:
@@ -212,11 +221,25 @@ class Rewriter(PyExprMutator):
         """Note one rewrite in the report, of all layers that a function stands for."""
         self.owner.report.rewrite(self.owner.name, max(len(self.segments), 1))
 
+    @property
+    def stands_for(self) -> list[Segment]:
+        """The parts of functions that the function stands for: itself if it is one of its own."""
+        return self.segments or [Segment(self.function, {})]
+
+    def labels(self, label: str) -> list[str]:
+        """What an op of that label is called in all that the function stands for."""
+        return [each.name(label) for each in self.stands_for]
+
     def skip(self, op: str, label: str, reason: str) -> None:
         """Note in the report that an op is left alone."""
-        for each in self.segments or [Segment(self.function, {})]:
-            own = each.names.get(label, label)
+        for each in self.stands_for:
+            own = each.name(label)
             self.owner.report.skip(Skipped(self.owner.name, each.caller, op, own, reason))
+
+    def end(self) -> None:
+        """All functions are visited."""
+        self.function, self.segments = "", []
+        self.finish()
 
     def finish(self) -> None:
         """What is to be done (reported) after all functions are visited."""
@@ -378,13 +401,13 @@ def apply_rewriter(mod: tvm.IRModule, rewriter: Rewriter) -> tvm.IRModule:
     before = rewrites.total()
     # Not through the builder: its table of functions hashes every constant of each.
     rewritten = mod.clone()
-    for gv, func in relax_functions(mod):
-        rewriter.begin(str(gv.name_hint), func)
-        known, visited = rewrites.total(), rewriter.visit_expr(func)
-        if rewrites.total() > known:
-            rewritten.update_func(gv, remove_unused(visited))
-    rewriter.function = ""
-    rewriter.finish()
+    with in_program_order(rewriter.owner.report, mod):
+        for gv, func in relax_functions(mod):
+            rewriter.begin(str(gv.name_hint), func)
+            known, visited = rewrites.total(), rewriter.visit_expr(func)
+            if rewrites.total() > known:
+                rewritten.update_func(gv, remove_unused(visited))
+        rewriter.end()
     if rewrites.total() == before:
         return mod
     for gv, added in rewriter.added_functions():

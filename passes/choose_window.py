@@ -35,7 +35,7 @@ class _Choose(Rewriter):
         return None
 
     def _choose(self, encoder: dialect.Encoder) -> relax.Expr | None:
-        self.seen.add(encoder.label)
+        self.seen.update(self.labels(encoder.label))
         wanted = self.owner.windows.get(encoder.label, self.owner.default)
         if wanted is None or wanted == encoder.window:
             return None

@@ -74,9 +74,24 @@ def scales_of_dense(func: relax.Function) -> set[relax.Var]:
     return scaled
 
 
+def summands_from_integers(func: relax.Function) -> set[relax.Var]:
+    """Results of dequantizations, by one scale and zero point, that something is added to."""
+    made: set[relax.Var] = set()
+    added: set[relax.Var] = set()
+    for binding in (each for block in func.body.blocks for each in block.bindings):
+        value: Any = getattr(binding, "value", None)
+        if op_name(value) == "relax.dequantize" and dtype_of(value) == "float32":
+            if all(map(dialect.is_single, (arg.ty for arg in value.args[1:]))):
+                made.add(binding.var)
+        elif op_name(value) in ("relax.add", "relax.subtract"):
+            added.update(arg for arg in value.args if isinstance(arg, relax.Var))
+    return made & added
+
+
 @mutator
 class _Legalize(Rewriter):
     roots = (
+        "relax.dequantize",
         "relax.matmul",
         "relax.multiply",
         "relax.sparqle.",
@@ -89,12 +104,15 @@ class _Legalize(Rewriter):
     def begin(self, name: str, func: relax.Function) -> None:
         super().begin(name, func)
         self.scaled = scales_of_dense(func)
+        self.summands = summands_from_integers(func)
 
     def rewrite(self, call: relax.Call, original: relax.Call) -> relax.Expr | None:
         if dialect.op_name(call):
             lower = legalize.legalize
         elif self.bound in self.scaled:
             lower = legalize.legalize_scale
+        elif self.bound in self.summands:
+            lower = legalize.legalize_dequantize
         elif op_name(call) == "relax.matmul" and legalize.has_matmul_kernel(call):
             lower = legalize.legalize_matmul
         else:
@@ -113,7 +131,8 @@ class LegalizeHost(RewritePass):
 
     Does for these ops what LegalizeOps does for all others, and in a fraction of the time on a
     module with hundreds of equal layers. Equal ops share one PrimFunc. Multiplications with the
-    scales of an integer dense are kernels of their own, too: see `host.legalize.legalize_scale`.
+    scales of an integer dense are kernels of their own, too, and so are those of dequantizations
+    that something is added to: see `host.legalize.legalize_scale`.
 
     Precondition: the shape of weights is static.
 

@@ -40,7 +40,7 @@ class _Lift(Rewriter):
         start = 0
         for encoding in choosable_encodings(func):
             obstacle = encoding.obstacle
-            if name in self.called:
+            if name in self.called and not self.segments:
                 obstacle = f"its function {name} is called by another one"
             if obstacle:
                 self.skip("quantize_encode", encoding.op.label, obstacle)

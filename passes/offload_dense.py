@@ -72,6 +72,9 @@ class _Offload(Rewriter):
         if not any(bundle.same_as(other) for other in self.bundles):
             self.bundles.append(bundle)
         self.count()
+        if op.label in self.owner.report.tuned:
+            for label in self.labels(op.label):
+                self.owner.report.note_tuned(label)
         operands = self._operands(op, specs[0], offset, op.row_order if ordered else None)
         if left:
             self.skip(str(call.op.name), op.label, f"left dense {left}")
@@ -107,14 +110,17 @@ class _Offload(Rewriter):
         offset: relax.Expr | None,
         order: relax.Expr | None,
     ) -> list[relax.Expr]:
-        """Planes, weight, offset, scales, minima, group sums, zero points, order, output scale."""
+        """Planes, weight, offset, scales, minima, group sums, zero points, order, the drain's."""
         planes = [self.emit(dialect.plane(op.encoding, name)) for name in dialect.PLANES]
         scales = [op.act_scale, op.w_scale] if isinstance(op, dialect.ScaledDense) else []
-        out_scale = op.out_scale if isinstance(op, dialect.SplitDenseEncoded) else None
+        drain: tuple[relax.Expr | None, ...] = ()
+        if isinstance(op, dialect.SplitDenseEncoded):
+            step = relax.const(op.mid_scale, "float32") if op.mid_scale else None
+            drain = (op.bias, step, op.out_scale)
         zeros = None
         if spec.row_zeros and op.zero_points is not None:
             zeros = self.emit(op.zero_points, "zero_points")
-        others = (offset, *scales, op.w_min, op.group_sums, zeros, order, out_scale)
+        others = (offset, *scales, op.w_min, op.group_sums, zeros, order, *drain)
         weight = self._packed(op.weight, spec.weight_bits)
         return [*planes, weight, *(operand for operand in others if operand is not None)]
 

@@ -5,21 +5,40 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import tvm
 import tvm_ffi
 from tvm import relax
+from tvm.relax.expr import _update_type
 from tvm.relax.utils import copy_with_new_vars
 
 from sparqle_tvm import dialect
-from sparqle_tvm.dialect.weights import Bounds, declare_weights, declared_weights
+from sparqle_tvm.dialect.weights import WEIGHTS, Bounds, declare_weights, declared_weights
 from sparqle_tvm.passes._constants import Constant
 from sparqle_tvm.passes._match import dtype_of, op_name
-from sparqle_tvm.passes._rewrite import ReportingPass, count_uses, has_mark, relax_functions
-from sparqle_tvm.passes._segments import Segment, with_segments
+from sparqle_tvm.passes._rewrite import (
+    ReportingPass,
+    count_uses,
+    has_mark,
+    relax_functions,
+    remove_unused,
+)
+from sparqle_tvm.passes._segments import (
+    SEGMENTS,
+    Calls,
+    Segment,
+    function_variable,
+    label_text,
+    layers_of,
+    segments_of,
+    with_segments,
+)
+
+Told = Callable[[str], Hashable]
+"""What options say of an op, by its label."""
 
 REPEAT = "sparqle_repeat"
 """Attribute of a function that was made of repeated bindings."""
@@ -88,6 +107,7 @@ class _Comparison:
     def __init__(self) -> None:
         self._kinds = _Kinds()
         self.weights: dict[relax.Var, Bounds] = {}
+        self.repeats: set[tvm.ir.GlobalVar] = set()
 
     def step(self, binding: relax.Binding) -> _Step:
         """One binding."""
@@ -114,7 +134,7 @@ class _Comparison:
             return None
         if isinstance(op, tvm.ir.Op):
             name = str(op.name)
-        elif isinstance(op, tvm.ir.GlobalVar):
+        elif isinstance(op, tvm.ir.GlobalVar) and op not in self.repeats:
             name = f"@{op.name_hint}"
         else:
             return None
@@ -194,7 +214,9 @@ def _identity(operand: Any) -> Hashable:
     return ("text", operand.value) if isinstance(operand, tvm.ir.StringImm) else operand
 
 
-def _repeats(steps: Sequence[_Step], uses: Counter[Any], cut_at: str = "") -> list[_Repeat]:
+def _repeats(
+    steps: Sequence[_Step], uses: Counter[Any], cut_at: str = "", told: Told | None = None
+) -> list[_Repeat]:
     """The segments to make functions of: those between steps of the kind that saves most.
 
     With the name of an op in `cut_at`, the steps are those like the first one that calls it.
@@ -235,14 +257,17 @@ def _repeats(steps: Sequence[_Step], uses: Counter[Any], cut_at: str = "") -> li
     cuts = [cut(each) for each in kinds if steps and len(each) != 1]
     best: list[_Repeat] = []
     for segments in sorted(cuts, key=promised, reverse=True)[:_CANDIDATES]:
-        found = _grouped(steps, segments, uses)
+        found = _grouped(steps, segments, uses, told)
         if sum(each.saved for each in found) > sum(each.saved for each in best):
             best = found
     return best
 
 
 def _grouped(
-    steps: Sequence[_Step], segments: Sequence[tuple[int, int]], uses: Counter[Any]
+    steps: Sequence[_Step],
+    segments: Sequence[tuple[int, int]],
+    uses: Counter[Any],
+    told: Told | None = None,
 ) -> list[_Repeat]:
     """Those of the segments that are equal, where a function of them is worth it."""
     groups: dict[Hashable, _Repeat] = {}
@@ -260,7 +285,8 @@ def _grouped(
                     sources.append((0, made[name]))
                 else:
                     sources.append((1, inputs.setdefault(name, (len(inputs), operand))[0]))
-            key.append((step.kind, *sources))
+            own = None if told is None else told(_label(step.binding) or str(step.binding.var.name))
+            key.append((step.kind, own, *sources))
         found = groups.setdefault(tuple(key), _Repeat(end - begin))
         found.begins.append(begin)
         found.inputs.append([operand for _, operand in inputs.values()])
@@ -301,15 +327,17 @@ def _parameter(at: int, given: Sequence[Any]) -> relax.Var | None:
 class _Outliner:
     """Puts calls in place of segments, and keeps the functions that they call."""
 
-    def __init__(self, taken: set[str], cut_at: str = "") -> None:
-        self._cut_at = cut_at
+    def __init__(self, mod: tvm.IRModule, cut_at: str = "", told: Told | None = None) -> None:
+        self._cut_at, self._told = cut_at, told
         self.functions: list[tuple[relax.GlobalVar, relax.Function]] = []
-        self._taken = taken
+        self._taken = {str(gv.name_hint) for gv in mod.get_global_vars()}
         self._comparison = _Comparison()
+        self._comparison.repeats = {gv for gv, f in relax_functions(mod) if has_mark(f, REPEAT)}
 
     def function(self, name: str, func: relax.Function) -> relax.Function:
         """One function of the module, itself if nothing in it repeats."""
         uses, known = count_uses(func), len(self.functions)
+        self._attrs = func.attrs
         self._comparison.weights = declared_weights(func)
         ready = set(func.params)
         blocks = [self._block(name, block, uses, ready) for block in func.body.blocks]
@@ -330,7 +358,7 @@ class _Outliner:
                 steps.append(self._comparison.step(binding))
         bindings, at = first, 0
         calls = {}
-        for repeat in _repeats(steps, uses, self._cut_at):
+        for repeat in _repeats(steps, uses, self._cut_at, self._told):
             called = self._called(name, steps, repeat)
             for begin, inputs in zip(repeat.begins, repeat.inputs, strict=True):
                 arguments = [inputs[i] for i in called.inputs]
@@ -402,6 +430,9 @@ class _Outliner:
                 for mine, theirs in (map(_label, pair), (str(each.var.name) for each in pair)):
                     names[mine] = theirs
             segments.append(Segment(caller, names))
+        for name, value in self._attrs.items():
+            if str(name).startswith("sparqle."):  # what users say of it
+                function = function.with_attr(str(name), value)
         return with_segments(declare_weights(function, bounds) if bounds else function, segments)
 
     def _unique(self, name: str) -> str:
@@ -488,6 +519,9 @@ class OutlineRepeats(ReportingPass):
     The function is cut before each binding of one kind, the one that saves most (in a decoder,
     the norms before attention and MLP), and equal segments become one function.
 
+    The functions of `OutlineLayers` are what it would find there: they get the labels of programs
+    as arguments, like the functions that it makes.
+
     Precondition: nothing behind it reads labels in the attributes of the dialect's ops: calls
     share those of the first layer.
 
@@ -504,14 +538,109 @@ class OutlineRepeats(ReportingPass):
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Apply the pass to every Relax function of a copy of ``mod``."""
-        return outlined_in(self, mod)
+        return outlined_in(self, _with_labels_given(mod))
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """A function of `OutlineLayers` that gets the labels of programs as arguments.
+
+    Attributes
+    ----------
+    variable : tvm.ir.GlobalVar
+        Its name.
+    kept : list of int
+        The places of the parameters that it still has.
+    labels : list of str
+        What those behind them are in the first of its calls.
+    """
+
+    variable: tvm.ir.GlobalVar
+    kept: list[int]
+    labels: list[str]
+
+    def call(self, call: relax.Call, segment: Segment) -> relax.Call:
+        """Call it for a part of its caller."""
+        texts = [tvm.ir.StringImm(segment.name(label)) for label in self.labels]
+        made = relax.Call(self.variable, [*(call.args[at] for at in self.kept), *texts])
+        _update_type(made, call.ty)
+        return made
+
+
+def _labelled(gv: tvm.ir.GlobalVar, func: relax.Function) -> tuple[_Labelled, relax.Function]:
+    """The function, which stands for nothing any more and takes only what it reads."""
+    segments, given = segments_of(func), dict[str, relax.Var]()
+
+    def changed(binding: relax.VarBinding) -> relax.VarBinding:
+        text = label_text(binding.value)
+        label = "" if text is None else str(text.value)
+        if all(each.name(label) == label for each in segments):
+            return binding
+        param = given.setdefault(label, relax.Var(f"label{len(given)}", relax.AnyType()))
+        return relax.VarBinding(binding.var, with_label(binding.value, param))
+
+    blocks = [type(block)(list(map(changed, block.bindings))) for block in func.body.blocks]
+    body = relax.SeqExpr(blocks, func.body.body)
+    uses = count_uses(relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs))
+    shapes = [isinstance(param.ty, relax.ShapeType) for param in func.params]
+    kept = [at for at, param in enumerate(func.params) if uses[param] or shapes[at]]
+    params = [*(func.params[at] for at in kept), *given.values()]
+    made = relax.Function(params, body, func.ret_ty, func.is_pure, func.attrs)
+    made = made.without_attr(SEGMENTS).without_attr(WEIGHTS)
+    return _Labelled(function_variable(str(gv.name_hint), made), kept, list(given)), made
+
+
+def _with_labels_given(mod: tvm.IRModule) -> tvm.IRModule:
+    """The module whose functions of `OutlineLayers` take labels of programs as arguments."""
+    layers = layers_of(mod)
+    if not layers:
+        return mod
+    functions, calls = dict(mod.functions_items()), Calls(layers)
+    labelled: dict[Any, _Labelled] = {}
+    for gv, func in layers.items():
+        labelled[gv], made = _labelled(gv, func)
+        del functions[gv]
+        functions[labelled[gv].variable] = made
+
+    def changed(binding: relax.Binding) -> relax.Binding:
+        segment = calls.segment(binding.value)
+        if segment is None:
+            return binding
+        value = labelled[binding.value.op].call(binding.value, segment)
+        return relax.VarBinding(binding.var, value)
+
+    for gv, func in relax_functions(mod):
+        if gv in layers or not any(each in layers for each in relax.analysis.all_global_vars(func)):
+            continue
+        blocks = [type(block)(list(map(changed, block.bindings))) for block in func.body.blocks]
+        body = relax.SeqExpr(blocks, func.body.body)
+        whole = relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs)
+        functions[gv] = remove_unused(whole)
+    return tvm.IRModule(functions, mod.attrs, mod.global_infos)
+
+
+def with_label(call: relax.Call, label: relax.Expr) -> relax.Call:
+    """A call that launches a program, with another label."""
+    packed, operands = call.args
+    operands = relax.Tuple([label, *operands.fields[1:]])
+    made = relax.Call(call.op, [packed, operands], call.attrs, call.ty_args)
+    _update_type(made, call.ty)
+    return made
 
 
 def outlined_in(
-    owner: ReportingPass, mod: tvm.IRModule, *, mark: str = "", cut_at: str = ""
+    owner: ReportingPass,
+    mod: tvm.IRModule,
+    *,
+    mark: str = "",
+    cut_at: str = "",
+    told: Told | None = None,
 ) -> tvm.IRModule:
-    """The module with what repeats in functions of its own; only in those with a mark, if given."""
-    outliner = _Outliner({str(gv.name_hint) for gv in mod.get_global_vars()}, cut_at)
+    """The module with what repeats in functions of its own; only in those with a mark, if given.
+
+    Segments are equal only if `told` says the same of their labels.
+    """
+    outliner = _Outliner(mod, cut_at, told)
     changed = mod.clone()
     for gv, func in relax_functions(mod):
         if has_mark(func, REPEAT) or (mark and not has_mark(func, mark)):

@@ -49,7 +49,7 @@ class _Raise(Rewriter):
         super().begin(name, func)
         for encoding in choosable_encodings(func):
             label = encoding.op.label
-            self.seen.add(label)
+            self.seen.update(self.labels(label))
             choice = self.owner.choices.get(label)
             if choice is None or (choice.factors is None and choice.bands is None):
                 continue

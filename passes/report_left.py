@@ -15,6 +15,7 @@ from sparqle_tvm.passes._constants import Constant
 from sparqle_tvm.passes._match import call_operands, dims_of, dtype_of, op_name
 from sparqle_tvm.passes._report import LOG, Split
 from sparqle_tvm.passes._rewrite import RewritePass, Rewriter, relax_functions
+from sparqle_tvm.passes._segments import in_program_order
 from sparqle_tvm.passes._value_range import LAYOUT_OPS
 
 # What counts as quantized, for operands of a product.
@@ -45,8 +46,9 @@ class _Look(Rewriter):
         if (dense := dialect.Dense.of(call)) is not None:
             self.products += self.times
             self.split += self.times
-            noted = Split(self.function, dense.label, _form(dense), dense.window)
-            self.owner.report.note_split(noted)
+            for each in self.stands_for:
+                noted = Split(each.caller, each.name(dense.label), _form(dense), dense.window)
+                self.owner.report.note_split(noted)
         elif kind == "relax.matmul":
             self._report("matmul", "its form is not one that is split", call.args)
         elif kind == "relax.call_tir" and self._is_product(call.args[0]):
@@ -101,7 +103,8 @@ class _Look(Rewriter):
         self._name(op, f"{reason} ({' x '.join(filter(None, sources))})")
 
     def _name(self, op: str, reason: str) -> None:
-        if (self.function, self.label) not in self.known:
+        named = {(each.caller, each.name(self.label)) for each in self.stands_for}
+        if not named <= self.known:
             self.skip(op, self.label, reason)
 
     def _multiplies_floats(self, activation: Any, weight: Any) -> bool:
@@ -165,13 +168,13 @@ class ReportLeft(RewritePass):
         look, calls = _Look(mod, self), _CallCounter()
         for _, func in relax_functions(mod):
             calls.visit_expr(func)
-        for gv, func in relax_functions(mod):
-            # Equal fused functions are one.
-            look.times = max(1, calls.found[gv])
-            look.begin(str(gv.name_hint), func)
-            look.visit_expr(func)
-        look.function = ""
-        look.finish()
+        with in_program_order(self.report, mod):
+            for gv, func in relax_functions(mod):
+                # Equal fused functions are one.
+                look.times = max(1, calls.found[gv])
+                look.begin(str(gv.name_hint), func)
+                look.visit_expr(func)
+            look.end()
         return mod
 
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 from sparqle_tvm._versions import VERSION
 from sparqle_tvm.commands import add_all, execute
@@ -162,8 +163,14 @@ def _start_log(verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say it in one line, as all that is wrong."""
+        self.exit(EXIT_ERROR, f"sparqle: error: {visible(message)}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="sparqle",
         description="Split precision (sub-precision sparsity) for quantized language models.",
         epilog='Completion in bash and zsh: eval "$(register-python-argcomplete sparqle)"',

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -100,6 +100,12 @@ class Options:
         if self.engine == "simulator" and self.accelerator is None:
             raise InvalidArgumentError("the simulator needs an accelerator")
 
+    def said_of(self, label: str) -> Hashable:
+        """What is said of the op with a label alone: layers that differ in it are not equal."""
+        known = (self.windows, self.kv, self.densities)
+        # A choice is none that another op has.
+        return (*(each.get(label) for each in known), label if label in self.choices else None)
+
 
 def phases(given: Options) -> Phases:
     """The passes of each phase, in their order: the table of contents of a compilation."""
@@ -107,19 +113,19 @@ def phases(given: Options) -> Phases:
     return {
         # Bring the forms of other frameworks into integer ops.
         "import": [
+            # All that follows sees one of equal layers.
+            passes.OutlineLayers(given.said_of),
             relax.transform.CanonicalizeBindings(),
             passes.LowerQDQ(report=report),
             *_attention_passes(given),
         ],
         # From integer ops to R.sparqle ops, which encode and multiply planes.
         "split": [
-            passes.OutlineLayers(),
             passes.SplitGroupedDense(report=report),
             passes.SplitPrecision(report=report),
             passes.FuseQuantize(report=report),
             passes.FoldScales(report=report),
             passes.ShareEncodings(report=report),
-            passes.InlineLayers(),
             passes.ReportLeft(report=report),
         ],
         # Windows and factors of encodings, and what functions take and return besides.
@@ -196,14 +202,18 @@ def reference_phases(given: Options) -> Phases:
 
 def host_phases(given: Options) -> Phases:
     """The same lowering and host kernels as in :func:`phases`, without split precision."""
-    shared = [relax.transform.CanonicalizeBindings(), relax.transform.EliminateCommonSubexpr()]
+    shared = [
+        passes.OutlineLayers(given.said_of),
+        relax.transform.CanonicalizeBindings(),
+        relax.transform.EliminateCommonSubexpr(),
+    ]
     return {"import": [*shared, *_attention_passes(given)], "lower": lowering_passes(given.weights)}
 
 
 def split_passes(**options: Any) -> list[tvm.transform.Pass]:
     """The passes of the phases up to the `SPLIT` form; keywords are attributes of `Options`."""
     found = phases(Options(**options))
-    return [each for name in SPLIT for each in found[name]]
+    return [*(each for name in SPLIT for each in found[name]), passes.InlineLayers()]
 
 
 def lowering_passes(weights: passes.FoldWeights | None = None) -> list[tvm.transform.Pass]:
@@ -272,6 +282,7 @@ def sequence(phases: Phases, given: Options, *, name: str = "sparqle") -> tvm.tr
         if dump is not None:
             steps.append(_Dump(Path(dump), files[done]))
         if phase == stop_after:
+            steps.append(passes.InlineLayers())
             break
     return tvm.transform.Sequential(steps, name=name)
 
@@ -328,7 +339,8 @@ class _Dump:
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Write, and return ``mod`` itself."""
-        write_text(self.folder / self.file, mod.script(show_meta=False) + "\n")
+        whole = tvm.transform.Sequential([passes.InlineLayers()])(mod)
+        write_text(self.folder / self.file, whole.script(show_meta=False) + "\n")
         return mod
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.integers import DIGIT_BITS, bounds, container
+from sparqle_tvm.numerics.requantize import GRID_LIMIT
 from sparqle_tvm.numerics.window import PLAIN, WINDOWS, Digits, WindowName
 
 ProgramScheme = Literal["sparqle", "dense"]
@@ -22,6 +23,7 @@ Output = Literal["int32", "float32", "encoded"]
 """What a dense op makes of its sums."""
 
 _SIZE_LIMIT = 2**31
+_MID = ("mid_zero", "mid_low", "mid_high")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,12 @@ class DenseOp:
         ``encoded`` only: type, window and centre of the outputs, as of activations.
     out_zero, out_low, out_high : int
         ``encoded`` only: zero point and limits of the quantized outputs.
+    has_bias : bool
+        ``encoded`` only: the drain adds a float32 per channel to the scaled sums before it
+        quantizes them (`numerics.requantize`).
+    mid_zero, mid_low, mid_high : int
+        ``encoded`` only: zero point and limits of the grid that the scaled sums are brought onto
+        before the bias is added; equal limits: there is none.
 
     Raises
     ------
@@ -116,6 +124,10 @@ class DenseOp:
     out_zero: int = 0
     out_low: int = 0
     out_high: int = 0
+    has_bias: bool = False
+    mid_zero: int = 0
+    mid_low: int = 0
+    mid_high: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what does not hold together."""
@@ -140,12 +152,12 @@ class DenseOp:
             if getattr(self, name) not in known:
                 return f"{name} = {getattr(self, name)!r} must be one of {known}"
         flags = ("weight_signed", "has_min", "has_offset", "act_signed", "out_signed")
-        for name in (*flags, "row_zeros", "adds_shift"):
+        for name in (*flags, "row_zeros", "adds_shift", "has_bias"):
             if not isinstance(getattr(self, name), bool):
                 return f"{name} must be true or false"
         lowest = dict.fromkeys(("m", "n", "k"), 1)
         lowest |= dict.fromkeys(("group_size", "block_rows", "out_chunk"), 0)
-        anywhere = ("centre", "out_centre", "out_zero", "out_low", "out_high")
+        anywhere = ("centre", "out_centre", "out_zero", "out_low", "out_high", *_MID)
         lowest |= dict.fromkeys(anywhere, -_SIZE_LIMIT)
         for name, low in lowest.items():
             if not is_whole(getattr(self, name), low, _SIZE_LIMIT):
@@ -174,7 +186,8 @@ class DenseOp:
     def _encoding_problem(self) -> str:
         low, high = self.out_low, self.out_high
         if self.output != "encoded":
-            numbers = (self.out_chunk, self.out_centre, self.out_zero, low, high)
+            numbers = (self.out_chunk, self.out_centre, self.out_zero, low, high, self.has_bias)
+            numbers += tuple(getattr(self, name) for name in _MID)
             plain = self.out_window == PLAIN and self.out_signed and not any(numbers)
             return "" if plain else "only encoded outputs have a format"
         smallest, largest = bounds(self.digit_bits, self.out_signed)
@@ -182,6 +195,9 @@ class DenseOp:
             return f"limits [{low}, {high}] of the outputs must lie in [{smallest}, {largest}]"
         if not smallest <= self.out_zero <= largest:
             return f"out_zero = {self.out_zero} must lie in [{smallest}, {largest}]"
+        mid = (self.mid_low, self.mid_zero, self.mid_high)
+        if max(map(abs, mid)) > GRID_LIMIT or self.mid_low > self.mid_high:
+            return f"limits [{self.mid_low}, {self.mid_high}] of the sums' grid are none"
         return self._centre_problem("out_centre", self.out_signed, self.out_window)
 
     def _centre_problem(self, name: str, signed: bool, window: str) -> str:
@@ -272,6 +288,20 @@ class DenseOp:
         return self.output != "int32"
 
     @property
+    def has_mid(self) -> bool:
+        """Whether scaled sums are brought onto a grid before the bias is added."""
+        return self.mid_low < self.mid_high
+
+    @property
+    def drain_operations(self) -> int:
+        """Float operations of the drain on an output besides its scales.
+
+        Of encoded outputs the division by their scale, the sum with a bias, and of a grid before
+        that the division by its step and the product with it.
+        """
+        return (self.output == "encoded") + self.has_bias + 2 * self.has_mid
+
+    @property
     def accumulator_dtype(self) -> str:
         """``int32``, or ``float64`` where scaled group sums are added."""
         return "float64" if self.group_size else "int32"
@@ -295,12 +325,11 @@ class DenseOp:
     def channel_parameter_bytes(self) -> int:
         """Bytes that the drain needs of an output channel; 0: it needs none.
 
-        A float32 scale if there are no groups, an offset, and with `adds_shift` the sum of its
-        weights; the last two are int32, float64 with groups.
+        A float32 scale if there are no groups, an offset, with `adds_shift` the sum of its weights
+        (those two are int32, float64 with groups), and with `has_bias` a float32.
         """
-        if self.group_size:
-            return 8 * (self.has_offset + self.adds_shift)
-        return 4 * (self.scaled + self.has_offset + self.adds_shift)
+        own = self.accumulator_bytes * (self.has_offset + self.adds_shift)
+        return own + 4 * (self.scaled and not self.group_size) + 4 * self.has_bias
 
     @property
     def out_dtype(self) -> str:

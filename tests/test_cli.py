@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -322,6 +324,23 @@ def test_every_help_fits_80_columns(monkeypatch):
     for words, parser in found.items():
         wide = [line for line in parser.format_help().splitlines() if len(line) > 80]
         assert not wide, (words, wide)
+        if words and words[0] != "target":
+            assert "examples:" in parser.epilog, words
+
+
+def test_examples_of_help_are_commands():
+    parser = _parser()
+    for _, below in all_parsers(parser):
+        text = (below.epilog or "").replace("\\\n", " ")
+        for line in re.findall(r"^  sparqle (.*)$", text, re.M):
+            parser.parse_args(shlex.split(line))
+
+
+def test_what_the_parser_refuses_is_one_line(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["estimate", "--seq", "x"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sparqle: error: argument --seq: invalid int value: 'x'; see sparqle ")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,10 @@ def scalar(value: Any, dtype: str) -> relax.Expr:
 
 
 def quantized_mlp(widths: tuple[int, ...], tokens: Any) -> tvm.IRModule:
-    """Layers as frontends give them: int8, static scales, a ReLU between two layers."""
+    """Layers as frontends give them: int8, static scales, a bias and a ReLU between two layers.
+
+    The result of the second is quantized before its bias is added.
+    """
     rng, builder = np.random.default_rng(0), relax.BlockBuilder()
     x = relax.Var("x", relax.TensorType((1, tokens, widths[0]), "float32"))
     with builder.function("main", [x]):
@@ -43,6 +46,11 @@ def quantized_mlp(widths: tuple[int, ...], tokens: Any) -> tvm.IRModule:
                 zeros = relax.const(np.zeros(channels, np.int8))
                 y = builder.emit(op.matmul(q, op.dequantize(w, steps, zeros, axis=1)))
                 if channels != widths[-1]:
+                    if channels == widths[2]:
+                        grid = scalar(0.13, "float32"), scalar(9, "int8")
+                        y = op.dequantize(builder.emit(op.quantize(y, *grid)), *grid)
+                    bias = relax.const(rng.normal(0, 2, channels).astype(np.float32))
+                    y = builder.emit(op.add(builder.emit(y), bias))
                     y = builder.emit(op.nn.relu(y))
                 scale, zero = 0.11, zero - 60
             y = builder.emit_output(y)

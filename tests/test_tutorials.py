@@ -7,11 +7,12 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
+from jupyter_client.manager import KernelManager
 
 TUTORIALS = sorted((Path(__file__).parent.parent / "tutorials").glob("*.ipynb"))
 CELL_TIMEOUT_SECONDS = 900
-# The code of an answer to an exercise.
-FOLDED = r"<details>.*?```python\n(.*?)```.*?</details>"
+# The code of an answer to an exercise, and what it prints.
+ANSWER = r"<details>.*?```python\n(.*?)```\s+```text\n(.*?)```\s+</details>"
 
 
 def test_there_are_tutorials():
@@ -50,15 +51,30 @@ def test_imports_what_the_documentation_names(path):
                 assert {found, node.module} & {*names, "sparqle_tvm.passes", "sparqle_tvm"}, found
 
 
+@pytest.fixture(scope="module")
+def kernel():
+    """One kernel for all, so that each library is imported once; every tutorial clears it."""
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel()
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
 @pytest.mark.slow
 # Jupyter's kernel channel warns of missing encryption and of its own event loop; not our code.
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
-def test_runs(path, tmp_path):
+def test_runs(path, tmp_path, kernel):
     notebook = nbformat.read(path, as_version=4)
-    answers = [re.findall(FOLDED, cell.source, re.S) for cell in notebook.cells]
-    notebook.cells += [nbformat.v4.new_code_cell(code) for found in answers for code in found]
-    resources = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(
-        notebook, timeout=CELL_TIMEOUT_SECONDS, kernel_name="python3", resources=resources
-    ).execute()
+    ((code, shown),) = re.findall(ANSWER, notebook.cells[-1].source, re.S)
+    first = nbformat.v4.new_code_cell(f"%reset -f\n%cd -q {tmp_path}")
+    notebook.cells = [first, *notebook.cells, nbformat.v4.new_code_cell(code)]
+    nbclient.NotebookClient(notebook, timeout=CELL_TIMEOUT_SECONDS, km=kernel).execute()
+    outputs = [(cell, out) for cell in notebook.cells for out in cell.get("outputs", ())]
+    streams = [out for cell, out in outputs if cell.source == code and out.get("name") == "stdout"]
+    printed = "".join(out.text for out in streams)
+    assert printed.rstrip() == shown.rstrip()
+    for cell, out in outputs:
+        if "image/png" in out.get("data", ()):
+            # What those are told who do not see the picture.
+            assert cell.metadata.mystnb.image.alt

@@ -56,7 +56,7 @@ class CheckCalibration:
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Compare, and return ``mod`` itself."""
         describe = passes.CollectActivations()
-        tvm.transform.Sequential([describe])(mod)
+        tvm.transform.Sequential([passes.InlineLayers(), describe])(mod)
         digests: dict[str, str] = {}
         for observations in describe.collected.values():
             for info, _, kind in observations:

@@ -29,12 +29,24 @@ MODEL_NAMES = "smollm2-135m, bitnet-3b, llama2-7b, llama2-13b, llama2-70b, llama
 """Names of `models.shapes.MODELS`, which takes a while to import."""
 
 
+EXAMPLES = "examples:\n"
+"""How a text begins whose lines stay as they are."""
+
+
+def examples(*lines: str) -> str:
+    """Commands to begin with, a line each, as the end of a help text."""
+    return EXAMPLES + "\n".join(f"  sparqle {line}" for line in lines) + "\n"
+
+
 class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults of options, but where there is none the help text says what happens."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         unset = action.default is None or isinstance(action.default, bool)
         return action.help if unset else super()._get_help_string(action)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(EXAMPLES) else super()._fill_text(text, width, indent)
 
 
 def add_command(

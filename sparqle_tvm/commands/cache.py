@@ -14,6 +14,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
         commands,
         "cache",
         _cache,
+        epilog=shared.examples(
+            "cache",
+            "cache clear",
+        ),
         help="list or remove the compiled models that are kept",
         description="What `sparqle run` and `sparqle generate` compile is kept, so that the same "
         "model with the same options is not compiled again. Entries are found by content: of the "

@@ -18,6 +18,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
         _calibrate,
         files=("out",),
         kept=lambda arguments: f"{arguments.out} is as it was; a calibration begins anew",
+        epilog=shared.examples(
+            "calibrate --tokens 1024 --out calib.npz",
+            "run --calibration calib.npz --max-perplexity-increase 1%",
+        ),
         help="learn from text how coarse scales may be, for sparser MSBs",
         description="Run text through a model with int8 activations, and write what the choice of "
         "scale factors needs: for sparqle run --calibration and for sparqle pareto.",

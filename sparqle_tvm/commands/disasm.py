@@ -15,6 +15,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
         commands,
         "disasm",
         _disasm,
+        epilog=shared.examples(
+            "disasm --rows 64 --n 576 --k 576 --target sparqle/edge",
+        ),
         help="print the accelerator program of a dense layer",
         description="Schedule a dense layer for an accelerator and print its program: buffers, "
         "loops, loads, multiplies, drains and stores, and the tokens between the engines.",

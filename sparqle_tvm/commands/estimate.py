@@ -21,6 +21,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
         commands,
         "estimate",
         _estimate,
+        epilog=shared.examples(
+            "estimate --model qwen2.5-7b --phase both --html qwen.html",
+            "estimate --model config.json --target mine.toml --sensitivity",
+            "estimate --phase decode --batch 64 --msb-sparsity 0.8",
+        ),
         help="estimate seconds and joules of a published model, and what limits it",
         description="Count a pass of a published model by formula: split precision beside two "
         "dense passes (dense), wider multipliers on the same area (native) and activations of one "

@@ -17,6 +17,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
         commands,
         "generate",
         _generate,
+        epilog=shared.examples(
+            'generate --prompt "A dog is" --tokens 16',
+            "generate --batch prompts.txt --engine analytical",
+        ),
         help="generate text, and count tokens per second and joules per token",
         description="Generate text with a language model (GGUF) in split precision. Tokens are "
         "printed as they come; then tokens per second and joules per token of the accelerator, "

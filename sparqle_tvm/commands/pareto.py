@@ -15,6 +15,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "pareto",
         _pareto,
         files=("picture",),
+        epilog=shared.examples(
+            "calibrate --tokens 4096 --out calib.npz",
+            "pareto --calibration calib.npz --picture pareto.png",
+        ),
         help="loss against cycles and energy, for a row of budgets",
         description="Measure what coarser scales lose (perplexity and KL divergence against int8, "
         "with standard errors) and count what they save, for no loss and a row of budgets.",

@@ -15,6 +15,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
         commands,
         "report",
         _report,
+        epilog=shared.examples(
+            "report run.json",
+            "report run.json --html run.html --pictures pictures",
+            "report prefill.json decode.json sweep.json --html all.html",
+        ),
         help="show what a command found: a page with pictures, Markdown, CSV, JSON",
         description="Show what a command wrote with --json (run, generate, calibrate, pareto, "
         "estimate, sweep, tune, target check): figures, pictures and tables as one page that "

@@ -18,6 +18,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "rtl",
         _rtl,
         folders=("out",),
+        epilog=shared.examples(
+            "rtl --out rtl --target sparqle/edge",
+        ),
         help="write the array as Verilog, with a testbench",
         description="Write the array of an accelerator as Verilog into a folder, with a testbench "
         "that runs tiles of a layer of SmolLM2-135M (fetched on first use) and compares cycles and "

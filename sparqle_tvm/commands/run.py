@@ -17,6 +17,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
         _run,
         folders=("dump",),
         usage="sparqle run [options]",  # argparse cannot break a group of exclusive ones
+        epilog=shared.examples(
+            "run --tokens 64",
+            "run --tokens 512 --json run.json",
+            "run --model model.onnx --shape input_ids=1x16",
+        ),
         help="run a model, and count what split precision saves",
         description="Run a language model (GGUF) on a text with float, int8 and split int8 "
         "activations, or any quantized model (ONNX, PyTorch) on arrays. Prints whether the split "

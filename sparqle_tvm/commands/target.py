@@ -13,6 +13,12 @@ def add(commands: Any) -> list[argparse.ArgumentParser]:
     """Add the command, and the commands below it, to the parser."""
     target = commands.add_parser(
         "target",
+        formatter_class=shared.DefaultsFormatter,
+        epilog=shared.examples(
+            "target show sparqle/edge",
+            "target new mine.toml --from sparqle/edge",
+            "target check mine.toml",
+        ),
         help="list, show, describe and check accelerators",
         description="The accelerators that come with the package, and one of your own: a TOML "
         "file for --target.",

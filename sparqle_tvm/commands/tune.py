@@ -20,6 +20,11 @@ def add(commands: Any) -> argparse.ArgumentParser:
             f"measured schedules are kept in {arguments.database}; the same command goes on from "
             "there"
         ),
+        epilog=shared.examples(
+            "tune --trials 200 --database schedules",
+            "run --database schedules",
+            "tune --model llama3-8b --engine analytical --tokens 2048",
+        ),
         help="search better schedules for the dense layers of a model",
         description="Search tiles, loop order, buffers and dataflow of a model's dense layers with "
         "TVM's MetaSchedule and the simulator, for prefill and decode. The best schedules are kept "

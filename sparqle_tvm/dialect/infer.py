@@ -13,6 +13,7 @@ from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.numerics.attention import SCALE_BYTES
 from sparqle_tvm.numerics.integers import CONTAINER, bounds, container
 from sparqle_tvm.numerics.kv_cache import HeadStorage
+from sparqle_tvm.numerics.requantize import GRID_LIMIT
 from sparqle_tvm.numerics.window import WINDOWS, largest_integer
 
 
@@ -231,6 +232,15 @@ def infer_split_dense_encoded(op: ops.SplitDenseEncoded) -> relax.TupleType:
     low = _require(op, "out_low", lambda v: smallest <= v <= largest, rule)
     _require(op, "out_high", lambda v: low <= v <= largest, f"in {low}..{largest}")
     _require_zero_point(op, "out_zero", k, signed)
+    if op.bias is not None:
+        _expect(op, "bias", [shape[-1]], "float32")
+    if not 0 <= op.mid_scale < math.inf:
+        raise op.error(f"attribute mid_scale={op.mid_scale} is no step of a grid")
+    edge = GRID_LIMIT if op.mid_scale else 0
+    for name in ("mid_low", "mid_zero", "mid_high"):
+        _require(op, name, lambda v: -edge <= v <= edge, f"in {-edge}..{edge}")
+    if op.mid_scale:
+        _require(op, "mid_high", lambda v: op.mid_low < v, f"above {op.mid_low}")
     return relax.TupleType(_plane_types(shape[:-1], int(shape[-1]), k))
 
 

@@ -522,9 +522,11 @@ def _shared(op: ScaledDense) -> dict[str, Any]:
 class SplitDenseEncoded(ScaledDense):
     """Multiply as `SplitDenseScaled`, quantize with a static scale, and slice.
 
-    ``q = min(max(round_half_even(y / out_scale) + out_zero, out_low), out_high)`` with y the
-    float32 of `SplitDenseScaled` and a float32 division; the result is the tuple of `Encode` of q,
-    without group sums. Parameters not named here are those of `SplitDenseScaled`.
+    ``q = min(max(round_half_even((y + bias) / out_scale) + out_zero, out_low), out_high)`` with y
+    the float32 of `SplitDenseScaled`, every operation rounded to float32 by itself; the result is
+    the tuple of `Encode` of q, without group sums. With ``mid_scale``, y comes onto a grid of its
+    own before the bias is added; `numerics.requantize` defines all of it. Parameters not named here
+    are those of `SplitDenseScaled`.
 
     A scale per row depends on all of a row's outputs, which no tile of the accelerator has at
     once: such rows are quantized by `QuantizeEncode`, on the vector unit.
@@ -533,6 +535,12 @@ class SplitDenseEncoded(ScaledDense):
     ----------
     out_scale : relax.Expr
         One number, () float32.
+    bias : relax.Expr, optional
+        (N,) float32.
+    mid_scale : float
+        Step of that grid, a float32; 0: there is none.
+    mid_zero, mid_low, mid_high : int
+        Its zero point and limits.
     out_window : str
         Window of the result, as of `Encode`.
     out_low, out_high : int
@@ -546,9 +554,15 @@ class SplitDenseEncoded(ScaledDense):
     """
 
     NAME: ClassVar[str] = "split_dense_encoded"
-    FORMS: ClassVar[tuple[tuple[str, ...], ...]] = ((), ("w_min", "group_sums"))
+    FORMS: ClassVar[tuple[tuple[str, ...], ...]] = (
+        (),
+        ("bias",),
+        ("w_min", "group_sums"),
+        ("bias", "w_min", "group_sums"),
+    )
 
     out_scale: relax.Expr
+    bias: relax.Expr | None = None
     w_min: relax.Expr | None = None
     group_sums: relax.Expr | None = None
     _: KW_ONLY
@@ -557,6 +571,10 @@ class SplitDenseEncoded(ScaledDense):
     out_high: int
     out_zero: int = 0
     out_signed: int = 1
+    mid_scale: float = 0.0
+    mid_zero: int = 0
+    mid_low: int = 0
+    mid_high: int = 0
     out_label: str = ""
 
     @property

@@ -79,10 +79,14 @@ def from_onnx(
     params = mod["main"].params
     return GraphModel(
         mod=mod,
-        name=model.graph.name or name,
+        name=name if model.graph.name in _NO_NAMES else model.graph.name,
         inputs=tuple(graph_input(*each) for each in zip(names, params, strict=True)),
         outputs=tuple(each.name for each in model.graph.output),
     )
+
+
+_NO_NAMES = ("", "main", "main_graph", "torch_jit", "torch-jit-export")
+"""What exporters call any graph."""
 
 
 def label_of(name: str, op: str) -> str:

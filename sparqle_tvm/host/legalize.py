@@ -20,7 +20,7 @@ from sparqle_tvm.host.attention import AttentionSpec, attention_kernel, quantize
 from sparqle_tvm.host.encode import EncodeSpec, encode_kernel
 from sparqle_tvm.host.matmul import matmul_kernel
 from sparqle_tvm.host.matmul_tile import INTEGER_LIMITS, MatmulSpec
-from sparqle_tvm.host.panels import panel_kernel
+from sparqle_tvm.host.panels import nibble_panel_kernel, panel_kernel
 from sparqle_tvm.host.planes import SplitForm
 from sparqle_tvm.host.processor import require_cpu
 from sparqle_tvm.host.register_tile import host_tile, static_int
@@ -104,7 +104,13 @@ def legalize_split_dense(
     zeros = _zeros(bb, form, op)
     args += [zeros] if zeros is not None else []
     args += [scaled.act_scale] if scaled else []
-    args.append(_arrange(bb, op.weight, cols, "int8"))
+    if kernel.nibbles:
+        dtype, *shape = kernel.weight
+        nibbles = nibble_panel_kernel(described.n, described.k, cols)
+        packed = relax.TensorType(shape, dtype)
+        args.append(bb.emit(_call(bb, nibbles, "nibble_panels", [op.weight], packed)))
+    else:
+        args.append(_arrange(bb, op.weight, cols, "int8"))
     args += [_arrange(bb, scaled.w_scale, cols, "float32")] if scaled else []
     args.append(_arrange(bb, op.offset, cols))
     if op.has_min:
@@ -121,11 +127,22 @@ def legalize_split_dense_encoded(
     floats are theirs, bit for bit.
     """
     ops = relax.op
+
+    def on_grid(x: relax.Expr, scale: relax.Expr, zero: int, low: int, high: int) -> relax.Var:
+        q = bb.emit(ops.round(bb.emit(ops.divide(x, scale))))
+        if zero:
+            q = bb.emit(ops.add(q, relax.const(float(zero), "float32")))
+        return bb.emit(ops.clip(q, low, high))
+
     y = bb.emit(legalize(bb, bb.normalize(op.scaled())))
-    q = bb.emit(ops.round(bb.emit(ops.divide(y, op.out_scale))))
-    if op.out_zero:
-        q = bb.emit(ops.add(q, relax.const(float(op.out_zero), "float32")))
-    clipped = bb.emit(ops.clip(q, op.out_low, op.out_high))
+    if op.mid_scale:
+        step = relax.const(op.mid_scale, "float32")
+        q = on_grid(y, step, op.mid_zero, op.mid_low, op.mid_high)
+        steps = bb.emit(ops.subtract(q, relax.const(float(op.mid_zero), "float32")))
+        y = bb.emit(legalize_scale(bb, bb.normalize(ops.multiply(steps, step))))
+    if op.bias is not None:
+        y = bb.emit(ops.add(y, op.bias))
+    clipped = on_grid(y, op.out_scale, op.out_zero, op.out_low, op.out_high)
     digits = op.out_digits
     integers = bb.emit(ops.astype(clipped, container(op.k, digits.signed)))
     encode = dialect.encode(integers, k=op.k, window=op.out_window, zero_point=op.out_zero)
@@ -185,6 +202,15 @@ def legalize_scale(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     kernel, args, ty = gen_call_tir_inputs(topi.multiply, *call.args)
     gv = bb.add_func(kernel.with_attr("op_pattern", OPAQUE_PATTERN), "scale")
     return relax.call_tir(gv, args, ty)
+
+
+def legalize_dequantize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Lower ``R.dequantize`` by one scale with the product in a kernel that stays alone."""
+    q, scale, zero = call.args
+    ops, steps = relax.op, bb.emit(relax.op.astype(q, "int32"))
+    steps = bb.emit(ops.subtract(steps, bb.emit(ops.astype(zero, "int32"))))
+    wide = bb.emit(ops.astype(steps, "float32"))
+    return legalize_scale(bb, bb.normalize(ops.multiply(wide, scale)))
 
 
 def has_matmul_kernel(call: relax.Call) -> bool:

@@ -10,8 +10,9 @@ import math
 from functools import cache
 
 from tvm import tirx
+from tvm.tirx.script import builder as T
 
-from sparqle_tvm.tirscript import Array, build, cast, either, loop, parallel
+from sparqle_tvm.tirscript import Array, Scalar, build, cast, either, loop, parallel, when
 
 
 @cache
@@ -45,3 +46,44 @@ def panel_kernel(shape: tuple[int, ...], dtype: str, panel_dtype: str, cols: int
         "panel": (panel_dtype, panels, *shape[1:], cols),
     }
     return build("panels", parameters, body)
+
+
+@cache
+def nibble_panel_kernel(channels: int, columns: int, cols: int) -> tirx.PrimFunc:
+    """Build int8 (N, K) -> uint8 (ceil(N / cols), K + 1, cols / 2), two weights in a byte.
+
+    Weights are -8..7 or 0..15. Byte j of a row holds channel j of the panel in its low bits and
+    channel j + cols / 2 in its high ones, each plus the panel's shift; the last row holds that, 8
+    if any of the panel's weights is negative, else 0.
+
+    Parameters
+    ----------
+    channels, columns : int
+        N and K.
+    cols : int
+        Channels of a panel.
+    """
+    panels, half = -(-channels // cols), cols // 2
+
+    def body(source: Array, panel: Array) -> None:
+        with parallel(panels) as p:
+            least = Scalar("int32", 0)
+            with loop(cols) as c, when(p * cols + c < channels), loop(columns) as i:
+                least.set(T.min(least.value, cast("int32", source[p * cols + c, i])))
+            shift = Scalar("int32", T.Select(least.value < 0, T.int32(8), T.int32(0)))
+
+            def stored(channel: tirx.PrimExpr, i: tirx.PrimExpr) -> tirx.PrimExpr:
+                weight = cast("int32", source[T.min(channel, channels - 1), i])
+                return T.Select(channel < channels, weight, T.int32(0)) + shift.value
+
+            with loop(half) as c:
+                panel[p, columns, c] = cast("uint8", shift.value)
+            with loop(columns) as i, loop(half) as c:
+                low, high = (stored(p * cols + (c + part), i) for part in (0, half))
+                panel[p, i, c] = cast("uint8", T.bitwise_or(low, T.shift_left(high, T.int32(4))))
+
+    parameters = {
+        "source": ("int8", channels, columns),
+        "panel": ("uint8", panels, columns + 1, half),
+    }
+    return build("nibble_panels", parameters, body)

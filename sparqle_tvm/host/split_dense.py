@@ -5,7 +5,7 @@ parallel over rows. Phase 2 runs in parallel over panels of output channels: it 
 weights to float32 once, then multiplies tile after tile. A tile has an LSB and an MSB accumulator
 row for every activation row; after a chunk of K, within which float32 is exact, they are added up
 in int32 (one scale per channel) or, times the group's scale, in float64. A single row takes the
-weights straight from int8.
+weights straight from memory. Weights of at most 4 bits lie there two in a byte (`panels`).
 """
 
 from __future__ import annotations
@@ -74,6 +74,18 @@ class DenseKernel:
         return -(-self.op.n // self.tile.cols)
 
     @property
+    def nibbles(self) -> bool:
+        """Whether weights lie two in a byte, as `nibble_panel_kernel` arranges them."""
+        return self.op.weight_bits <= 4
+
+    @property
+    def weight(self) -> tuple[Any, ...]:
+        """Dtype and shape of the arranged weights."""
+        if self.nibbles:
+            return ("uint8", self.panels, self.op.k + 1, self.tile.lanes)
+        return ("int8", self.panels, self.op.k, self.tile.cols)
+
+    @property
     def exact(self) -> tuple[int, bool]:
         """Columns whose products are summed exactly, and whether both sums may be added."""
         return plane_chunk(self.form.k, self.op.weight_bits, self.form.largest_digit)
@@ -113,7 +125,8 @@ def split_dense_kernel(spec: DenseKernel) -> tirx.PrimFunc:
         If the form has some.
     act_scale : float32 (.., 1) or ``spec.scale_shape``
         Unless the output is int32.
-    weight : int8 (P, K, cols)
+    weight : ``spec.weight``
+        int8 (P, K, cols), or uint8 (P, K + 1, cols / 2) if weights have at most 4 bits.
     w_scale : float32 (P, cols), or (P, G, cols) with groups
         Unless the output is int32.
     offset : int32 (P, cols), or float64 with groups
@@ -154,7 +167,7 @@ def split_dense_kernel(spec: DenseKernel) -> tirx.PrimFunc:
                     tile = _Tile(spec, tile_rows, operands, planes, block_sums, panel)
                     wide = tile.widen()
                     with loop((count + (tile_rows - 1)) // tile_rows) as t:
-                        tile.multiply(t * tile_rows, lambda i, at: wide[i, at])
+                        tile.multiply(t * tile_rows, tile.read(wide))
                         tile.store(first + t * tile_rows, first + count)
 
         either(rows == 1, one_row, blocks_of_rows)
@@ -175,7 +188,7 @@ def _parameters(spec: DenseKernel, dims: list[Any], rows: Any) -> dict[str, tupl
         "row_ptr": ("int32", rows + 1),
         "zero_points": spec.form.parameter(dims),
         "act_scale": ("float32", *scale_shape) if scaled else None,
-        "weight": ("int8", panels, spec.op.k, cols),
+        "weight": spec.weight,
         "w_scale": ("float32", *w_scale_shape) if scaled else None,
         "offset": (spec.op.accumulator_dtype, panels, cols),
         "w_min": ("float32", panels, groups, cols) if spec.op.has_min else None,
@@ -225,23 +238,36 @@ class _Tile:
         self.lanes = spec.tile.lanes
         self.starts = range(0, spec.tile.cols, self.lanes)
         self.merge = spec.exact[1]
-        self.acc = scratch("float32", rows * 2, spec.tile.cols)
+        # A single row alone would wait for each sum before the next: it has two sets of them.
+        self.sets = 2 if rows == 1 else 1
+        self.acc = scratch("float32", self.sets * rows * 2, spec.tile.cols)
         self.total = scratch(spec.op.accumulator_dtype, rows, spec.tile.cols)
 
-    def narrow_weight(self, column: Any, at: Any) -> Any:
-        """A vector of weights, converted from int8."""
-        return cast("float32", self.operands.weight[self.panel, column, at], self.lanes)
+    def narrow_weight(self, column: Any, start: int) -> Any:
+        """A vector of weights, from channel `start` of the panel on, converted from integers."""
+        weight, at = self.operands.weight, vector(0, self.lanes)
+        if not self.spec.nibbles:
+            found = weight[self.panel, column, vector(start, self.lanes)]
+            return cast("float32", found, self.lanes)
+        both = cast("int32", weight[self.panel, column, at], self.lanes)
+        shift = cast("int32", weight[self.panel, self.spec.op.k, at], self.lanes)
+        four, mask = (T.broadcast(T.int32(n), self.lanes) for n in (4, 15))
+        found = T.shift_right(both, four) if start else T.bitwise_and(both, mask)
+        return cast("float32", found - shift, self.lanes)
 
     def widen(self) -> Array:
         """The panel's weights as float32."""
         wide = scratch("float32", self.spec.op.k, self.spec.tile.cols)
         with loop(self.spec.op.k) as column:
             for start in self.starts:
-                at = vector(start, self.lanes)
-                wide[column, at] = self.narrow_weight(column, at)
+                wide[column, vector(start, self.lanes)] = self.narrow_weight(column, start)
         return wide
 
-    def multiply(self, row: Any, weight: Callable[[Any, Any], Any]) -> None:
+    def read(self, wide: Array) -> Callable[[Any, int], Any]:
+        """How `multiply` gets a vector of widened weights."""
+        return lambda column, start: wide[column, vector(start, self.lanes)]
+
+    def multiply(self, row: Any, weight: Callable[[Any, int], Any]) -> None:
         """Fill `total` for the rows of `planes` from `row` on."""
         spec, chunk = self.spec, self.spec.chunk
         self._each(lambda r, at: self._set_total(r, at, self.operands.offset[self.panel, at]))
@@ -294,19 +320,24 @@ class _Tile:
                 work(r, vector(start, self.lanes))
 
     def _accumulate(
-        self, row: Any, weight: Callable[[Any, Any], Any], start: Any, count: int
+        self, row: Any, weight: Callable[[Any, int], Any], start: Any, count: int
     ) -> None:
         """Set the accumulators to the products of `count` columns: LSB and MSB rows alternate."""
-        zero = T.broadcast(T.float32(0), self.lanes)
-        for r in range(self.rows * 2):
-            for n in self.starts:
-                self.acc[r, vector(n, self.lanes)] = zero
-        with loop(count) as i:
-            for r in range(self.rows * 2):
-                digit = T.broadcast(self.planes[row * 2 + r, start + i], self.lanes)
-                for n in self.starts:
-                    at = vector(n, self.lanes)
-                    self.acc[r, at] = self.acc[r, at] + digit * weight(start + i, at)
+        rows, zero = self.rows * 2, T.broadcast(T.float32(0), self.lanes)
+        sets = self.sets if count % self.sets == 0 else 1
+        cells = [(r, vector(n, self.lanes), n) for r in range(rows) for n in self.starts]
+        for each in range(sets):
+            for r, at, _ in cells:
+                self.acc[each * rows + r, at] = zero
+        with loop(count // sets) as i:
+            for each in range(sets):
+                column = start + (i * sets + each)
+                for r, at, n in cells:
+                    digit = T.broadcast(self.planes[row * 2 + r, column], self.lanes)
+                    sums = self.acc[each * rows + r, at]
+                    self.acc[each * rows + r, at] = sums + digit * weight(column, n)
+        for r, at, _ in cells if sets > 1 else []:
+            self.acc[r, at] = self.acc[r, at] + self.acc[rows + r, at]
 
     def _partial_sum(self, r: int, at: Any) -> Any:
         dtype = self.spec.op.accumulator_dtype

@@ -27,6 +27,7 @@ from sparqle_tvm.numerics.quantization import (
     require_finite,
     unpack_int4,
 )
+from sparqle_tvm.numerics.requantize import Grid, requantize
 from sparqle_tvm.numerics.row_order import is_row_order, sorted_rows
 from sparqle_tvm.numerics.slicing import (
     SlicedTensor,
@@ -41,6 +42,7 @@ __all__ = [
     "WINDOWS",
     "Digits",
     "EncodingChoice",
+    "Grid",
     "QuantizedWeights",
     "SlicedTensor",
     "Window",
@@ -64,6 +66,7 @@ __all__ = [
     "quantize_per_token",
     "quantize_weights",
     "quantize_with_choice",
+    "requantize",
     "require_finite",
     "scale_weights",
     "sorted_rows",

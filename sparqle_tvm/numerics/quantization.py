@@ -24,6 +24,7 @@ from sparqle_tvm.numerics.integers import (
     sign_extend,
     unpack_digits,
 )
+from sparqle_tvm.numerics.requantize import Grid
 from sparqle_tvm.numerics.window import largest_integer
 
 SMALLEST_AMAX = float(np.float32(1e-30))
@@ -235,10 +236,7 @@ def quantize_per_tensor(
         )
     require_matrix(x, ("float32",), name)
     require_finite(x, name)
-    # A quotient that overflows float32 becomes infinite and is clipped like any other large value.
-    with np.errstate(over="ignore"):
-        rounded = np.rint(x / step) + np.float32(zero_point)
-    return np.asarray(np.clip(rounded, qmin, qmax).astype(np.int8))
+    return Grid(float(step), zero_point, qmin, qmax).quantize(x).astype(np.int8)
 
 
 def quantize_weights(

@@ -29,8 +29,8 @@ def stored_as(found: RunResult | Generation) -> str:
         return f"{found.kv} (nothing smaller was measured within {choice.budget})"
     return (
         f"{found.kv} (chosen by {choice.budget}; on {loss.tokens} tokens of "
-        f"{choice.calibration_text} {loss.perplexity_increase:+.2%} ± "
-        f"{loss.perplexity_increase_error:.2%} against int8)"
+        f"{choice.calibration_text} {formats.loss(loss.perplexity_increase)} ± "
+        f"{formats.loss(loss.perplexity_increase_error).lstrip('+')} against int8)"
     )
 
 

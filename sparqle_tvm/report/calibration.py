@@ -34,11 +34,11 @@ def calibration_document(found: CalibrationSummary, path: str) -> Document:
     )
     tables = (table, kv) if found.measured_kv else (table,)
     return Document(
-        title=found.model,
+        title=f"{found.model}, calibrated",
         subtitle=f"{len(found.encodings)} encodings over {found.tokens} tokens of {found.text}; "
         f"MSB sparsity {formats.percent(found.msb_sparsity)}, unsigned window better for "
         f"{unsigned}.",
-        sections=(Section("", (*tables, f"written to {path}")),),
+        sections=(Section("", (*tables, f"Written to {path}")),),
     )
 
 

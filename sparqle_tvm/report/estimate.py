@@ -49,7 +49,7 @@ def estimate_document(
     """
     first = found[0]
     sequences = "1 sequence" if first.batch == 1 else f"{first.batch} sequences"
-    by_type = ", ".join(f"{kind} {s:.0%}" for kind, s in first.digits.layer_types.items())
+    by_type = ", ".join(f"{kind} {100 * s:.0f} %" for kind, s in first.digits.layer_types.items())
     source = first.digits.source + (" (transferred)" if first.digits.transferred else "")
     return Document(
         title=f"{first.model.name}: {'; '.join(one.name for one in found)}, {sequences}",

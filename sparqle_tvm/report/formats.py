@@ -11,10 +11,15 @@ def percent(value: float) -> str:
     return f"{round(value, 3) + 0.0:.1%}".replace("%", " %").replace("-", MINUS)
 
 
-def signed_percent(value: float) -> str:
+def signed_percent(value: float, digits: int = 1) -> str:
     """``0.174`` -> ``+17.4 %``, with a real minus sign; what rounds to nothing has no sign."""
-    shown = round(value, 3) + 0.0
-    return f"{shown:{'+' if shown else ''}.1%}".replace("%", " %").replace("-", MINUS)
+    shown = round(value, digits + 2) + 0.0
+    return f"{shown:{'+' if shown else ''}.{digits}%}".replace("%", " %").replace("-", MINUS)
+
+
+def loss(value: float) -> str:
+    """What perplexity grows by, finely: ``0.0225`` -> ``+2.25 %``."""
+    return signed_percent(value, 2)
 
 
 def change(saved: float) -> str:

@@ -33,7 +33,7 @@ def to_html(document: Document, *, progress: Callable[[], None] = lambda: None) 
     links = [
         f'<a href="#{anchor}">{for_html(section.title)}</a>'
         for anchor, section in zip(anchors, document.sections, strict=True)
-        if section.level == 1
+        if section.level == 1 and section.title
     ]
     # One section needs no list of sections.
     shown = ['<nav aria-label="Sections">', *links, "</nav>"] if len(links) > 1 else []
@@ -55,8 +55,7 @@ def to_html(document: Document, *, progress: Callable[[], None] = lambda: None) 
 <body>
 <header>
 <h1>{for_html(document.title)}</h1>
-{_verdict(document)}<p class="subtitle">{_text(document.subtitle)}</p>
-{_cards(document)}
+{_verdict(document)}{_subtitle(document)}{_cards(document)}
 {nav}
 </header>
 <main>
@@ -73,6 +72,10 @@ def _verdict(document: Document) -> str:
         return ""
     sentences = "\n".join(f"<li>{_led(text)}</li>" for text in document.verdict)
     return f'<ul class="verdict">\n{sentences}\n</ul>\n'
+
+
+def _subtitle(document: Document) -> str:
+    return f'<p class="subtitle">{_text(document.subtitle)}</p>\n' if document.subtitle else ""
 
 
 def _led(text: str) -> str:
@@ -95,8 +98,8 @@ def _cards(document: Document) -> str:
 def _section(anchor: str, section: Section, progress: Callable[[], None]) -> str:
     parts = "\n".join(_part(part, progress) for part in section.parts)
     heading = f"h{section.level + 1}"
-    title = f'<{heading} id="{anchor}">{for_html(section.title)}</{heading}>'
-    return f"<section>\n{title}\n{parts}\n</section>"
+    title = f'<{heading} id="{anchor}">{for_html(section.title)}</{heading}>\n'
+    return f"<section>\n{title if section.title else ''}{parts}\n</section>"
 
 
 def _part(part: Part, progress: Callable[[], None]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
@@ -110,10 +110,14 @@ class Place:
     saved : mapping of str to mapping of str to tuple of float
         By part (`results.passes.PARTS`) and figure (``prefill latency``), for each of
         `paper.MODELS`.
+    same_tiles : mapping of str to tuple of float
+        By part, of the prefill's energy with the same tiles for both schemes; empty if that was
+        not asked.
     """
 
     machine: Machine
     saved: Mapping[str, Mapping[str, tuple[float, ...]]]
+    same_tiles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def missing(self, part: str) -> dict[str, tuple[float, ...]]:
         """By figure and model, how far it is from the least that the paper reports; 0: reached."""
@@ -268,10 +272,14 @@ def _listed(values: Sequence[float]) -> str:
 
 def _answer(found: PaperMap, part: str) -> str:
     """How many machines reach all, or what the closest lacks."""
-    name = PARTS[part].capitalize()
+    name, first = PARTS[part].capitalize(), found.closest[part][0]
+    tiles = ""
+    if part in first.same_tiles:
+        tiles = f" With the same tiles for both schemes it saves {_span(first.same_tiles[part])} "
+        tiles += "of the prefill's energy: the rest is tiles."
     if found.reaching[part]:
-        return f"{name}: {found.reaching[part]:,} of them reach all 12."
-    first = found.closest[part][0]
+        text = f"{name}: {found.reaching[part]:,} of them reach all 12."
+        return f"{text}{tiles.replace(' it saves', ' the first of the table saves')}"
     lacks = "; ".join(
         f"{what} by up to {100 * max(values):.1f} points"
         for what, values in first.missing(part).items()
@@ -279,8 +287,12 @@ def _answer(found: PaperMap, part: str) -> str:
     )
     return (
         f"{name}: none of them reaches all 12. The closest ({machine_name(first.machine)}) reaches "
-        f"{first.reached(part)} and misses {lacks}."
+        f"{first.reached(part)} and misses {lacks}.{tiles}"
     )
+
+
+def _span(values: Sequence[float]) -> str:
+    return f"{formats.percent(min(values)).removesuffix(' %')} to {formats.percent(max(values))}"
 
 
 def machine_name(machine: Machine) -> str:
@@ -313,10 +325,7 @@ def _closest_table(found: PaperMap, part: str) -> Table:
 
 
 def _closest_row(place: Place, part: str) -> Row:
-    spans = {
-        name: f"{formats.percent(min(values)).removesuffix(' %')} to {formats.percent(max(values))}"
-        for name, values in place.saved[part].items()
-    }
+    spans = {name: _span(values) for name, values in place.saved[part].items()}
     return {
         "machine": machine_name(place.machine),
         "reached": place.reached(part),

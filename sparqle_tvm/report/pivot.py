@@ -50,7 +50,7 @@ def of_model(shared: Mapping[str, Value], varying: Collection[str], title: str) 
     model = str({**DEFAULTS, **shared}["model"])
     path = Path(model).resolve()
     own = path.parent.name if path.name == "config.json" else path.stem
-    return f"{MODELS[model].name if model in MODELS else own}: {title}"
+    return f"{MODELS[model].name if model in MODELS else own}: {title[0].lower()}{title[1:]}"
 
 
 def phase_of(shared: Mapping[str, Value], varying: Collection[str] = ()) -> str:

@@ -151,7 +151,7 @@ def perplexity_section(run: RunResult) -> Section:
         notes.append(
             "int8 and split int8 compute attention in int8, too, with keys and values stored as "
             f"{stored_as(run)}; that alone makes of float {alone:.4f}, "
-            f"{alone / p['float'] - 1:+.2%}."
+            f"{formats.loss(alone / p['float'] - 1)}."
         )
     if run.float_kept:
         notes.append(
@@ -170,9 +170,9 @@ def perplexity_section(run: RunResult) -> Section:
         columns=(
             figure("float", "float", "{:.4f}".format),
             figure("int8", "int8", "{:.4f}".format),
-            figure("int8_increase", "to float", "{:+.2%}".format),
+            figure("int8_increase", "to float", formats.loss),
             figure("sparqle", "split int8", "{:.4f}".format),
-            figure("sparqle_increase", "to float", "{:+.2%}".format),
+            figure("sparqle_increase", "to float", formats.loss),
             Column("exact", "split = int8", lambda exact: "bit for bit" if exact else "NO"),
         ),
         rows=(row,),
@@ -201,7 +201,7 @@ def loss_columns(prefix: str = "", where: str = "") -> tuple[Column, ...]:
     increase, kl = f"{prefix}perplexity_increase", f"{prefix}kl_nats"
     perplexity, divergence = (f"{name} {where}".rstrip() for name in ("perplexity", "KL"))
     return (
-        figure(increase, perplexity, "{:+.2%}".format, error=f"{increase}_error"),
+        figure(increase, perplexity, formats.loss, error=f"{increase}_error"),
         figure(kl, f"{divergence}, nats", "{:.4f}".format, error=f"{kl}_error"),
     )
 
@@ -374,7 +374,7 @@ def _sorting_note(sorting: SortingResult, dense_cycles: int) -> str:
 def _tuning_note(gain: TuningGain) -> str:
     phases = (
         f"{name} {cycles.default:,} -> {cycles.tuned:,} cycles "
-        f"({cycles.tuned / cycles.default - 1:+.1%})"
+        f"({formats.signed_percent(cycles.tuned / cycles.default - 1)})"
         for name, cycles in (("prefill", gain.prefill.cycles), ("decode", gain.decode.cycles))
     )
     return (

@@ -10,6 +10,7 @@ from sparqle_tvm.report.passes import Row, figure, saving
 from sparqle_tvm.report.pictures import drawing
 from sparqle_tvm.results.passes import BASELINE
 from sparqle_tvm.results.sensitivity import FieldChange, Sensitivity
+from sparqle_tvm.target.cost.tiling import TOLERANCE
 
 FACTOR_NAMES = {2.0: "doubled", 0.5: "halved"}
 _SIGNS = {2.0: "\N{MULTIPLICATION SIGN}2", 0.5: "\N{DIVISION SIGN}2"}
@@ -62,10 +63,11 @@ def sensitivity_table(found: Sensitivity) -> Table:
         ),
         rows=tuple(_row(found, change) for field in ranked_fields(found) for change in field),
         note=f"Energy: {base.table.name}. As it is, split precision saves {time} of the time and "
-        f"{energy} of the energy. Tiles are chosen anew for every change, of those within 1 % of "
-        "the least time the ones of least energy: that alone moves energy by some percent either "
-        "way. Bandwidth is in bytes per cycle: it grows with the clock. Area: array and "
-        "buffers; DRAM, its channel and the vector unit cost nothing there."
+        f"{energy} of the energy. Tiles are chosen anew for every change, of those within "
+        f"{formats.percent(TOLERANCE)} of the least time the ones of least energy: that alone "
+        "moves energy by some percent either way. Bandwidth is in bytes per cycle: it grows with "
+        "the clock. Area: array and buffers; DRAM, its channel and the vector unit cost nothing "
+        "there."
         f"{one_memory if base.accelerator.scratchpad else ''}",
         group="field",
         repeated=2,
@@ -83,7 +85,7 @@ def sensitivity_verdicts(found: Sequence[Sensitivity]) -> Iterator[str]:
                 shown = formats.signed_percent(change)
                 knobs.append(f"{_named(best)} in {one.base.phase} ({shown})")
         if knobs:
-            texts.append(f"for the {what} of the split form {' and '.join(knobs)}")
+            texts.append(f"for the {what} of the split form, {' and '.join(knobs)}")
     if texts:
         yield f"The next knob, the clock aside: {'; '.join(texts)}."
 

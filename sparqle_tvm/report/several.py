@@ -11,7 +11,7 @@ from sparqle_tvm.report.document import Document, Part, Picture, Section, Table
 def together(documents: Sequence[Document]) -> Document:
     """Put documents together; one alone remains as it is.
 
-    Tables and pictures get the number of their chapter before their names. A table that stood in
+    Answers, figures, tables and pictures get the number of their chapter. A table that stood in
     an earlier chapter already is left out.
     """
     if len(documents) == 1:
@@ -22,19 +22,27 @@ def together(documents: Sequence[Document]) -> Document:
     return Document(
         title=f"{shared}: what split precision saves" if shared else "What split precision saves",
         subtitle=f"{len(documents)} results of sparqle in one page.",
-        cards=tuple(card for document in documents for card in document.cards),
+        cards=tuple(
+            replace(card, label=f"{number}. {card.label}")
+            for number, document in enumerate(documents, 1)
+            for card in document.cards
+        ),
         sections=tuple(
             section
             for number, document in enumerate(documents, 1)
             for section in _chapter(number, document, shared, seen)
         ),
-        verdict=tuple(dict.fromkeys(text for document in documents for text in document.verdict)),
+        verdict=tuple(
+            f"{number}. {text}"
+            for number, document in enumerate(documents, 1)
+            for text in document.verdict
+        ),
     )
 
 
 def _chapter(number: int, document: Document, shared: str, seen: list[Table]) -> Iterator[Section]:
     title = document.title.removeprefix(f"{shared}: ") if shared else document.title
-    yield Section(f"{title[0].upper()}{title[1:]}", (document.subtitle,))
+    yield Section(f"{number}. {title[0].upper()}{title[1:]}", (document.subtitle,))
     for section in document.sections:
         parts = [_numbered(part, number) for part in section.parts if part not in seen]
         seen += [part for part in section.parts if isinstance(part, Table)]

@@ -85,8 +85,8 @@ def _verdict(
         parts.append(f"{ends} of the {name.removesuffix('_saved')}")
     best = max(rows, key=lambda row: float(row[quantity(FIGURES[0]).column]))
     where = shown_point({n: best[n] for n in varying if n in best})
-    about = f"over {' and '.join(varying).replace('_', ' ')}"
-    over = ", ".join(filter(None, (phase_of(shared, varying), about)))
+    names = " and ".join(filter(None, (", ".join(varying[:-1]), varying[-1]))).replace("_", " ")
+    over = ", ".join(filter(None, (phase_of(shared, varying), f"over {names}")))
     saves = f"split precision saves {' and '.join(parts)}; most time with {where}."
     yield f"{over[0].upper()}{over[1:]}: {saves}"
 

@@ -30,8 +30,8 @@ def tuning_document(result: TuningSummary) -> Document:
             Column("op", "M x N x K"),
             figure("layers", "layers", str),
             figure("cycles", "cycles", formats.grouped),
-            figure("cycles_change", "change", "{:+.1%}".format),
-            figure("energy_change", "energy", "{:+.1%}".format),
+            figure("cycles_change", "change", formats.signed_percent),
+            figure("energy_change", "energy", formats.signed_percent),
             Column("tile", "tile"),
         ),
         rows=tuple(rows),
@@ -50,10 +50,10 @@ def tuning_document(result: TuningSummary) -> Document:
                     table,
                     *(Notice(f"{t.name}: {t.message}") for t in result.tasks if t.message),
                     f"All layers: {all_before.cycles:,.0f} -> {all_after.cycles:,.0f} cycles "
-                    f"({all_after.cycles / all_before.cycles - 1:+.1%}), "
+                    f"({formats.signed_percent(all_after.cycles / all_before.cycles - 1)}), "
                     f"{formats.joules(all_before.energy_pj * 1e-12)} -> "
                     f"{formats.joules(all_after.energy_pj * 1e-12)} "
-                    f"({all_after.energy_pj / all_before.energy_pj - 1:+.1%}). "
+                    f"({formats.signed_percent(all_after.energy_pj / all_before.energy_pj - 1)}). "
                     f"Use them: sparqle run --database {result.work_dir}",
                 ),
             ),

@@ -170,6 +170,18 @@ class Executable:
         """Forget them, for the memory that they take."""
         self._last.encodings = records
 
+    def __call__(self, *args: Any) -> Any:
+        """Refuse: what is called are its functions.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Always.
+        """
+        raise InvalidArgumentError(
+            'an executable holds functions that are called by name: executable["main"](...)'
+        )
+
     def __getitem__(self, name: str) -> Any:
         """The compiled function ``name``, as a callable."""
         with self._lock:

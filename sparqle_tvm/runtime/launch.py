@@ -104,7 +104,8 @@ def launch(label: str, bundle: Any, *operands: Any) -> None:
         w_scale; with minima w_min and group_sums; zero points if rows have their own (or one for
         all); sums of the weights if the op adds shifts; the row order if there is one; last the
         output, which is written. The weight is packed uint8, or int8 (N, K). Encoded outputs take
-        what float32 ones do, then out_scale; written are lsb, pbm, msb and row_ptr.
+        what float32 ones do, then bias and mid_scale if the op has them, and out_scale; written are
+        lsb, pbm, msb and row_ptr.
 
     Raises
     ------
@@ -259,6 +260,7 @@ def _tensors(
     """
     count = 5 + header.op.has_offset + 2 * header.op.scaled + 2 * header.op.has_min + ordered
     count += header.op.row_zeros + header.op.adds_shift + (header.op.output == "encoded")
+    count += header.op.has_bias + header.op.has_mid
     if len(inputs) != count:
         raise ProgramError(
             f"{header.label!r} takes {count} operands and an output, {len(inputs) + 1} came; "
@@ -274,6 +276,10 @@ def _tensors(
         by_channel[Tensor.OFFSET] = others.pop(0)
     if header.op.output == "encoded":
         by_channel[Tensor.OUT_SCALE] = others.pop().reshape(1)
+    if header.op.has_mid:
+        by_channel[Tensor.MID_SCALE] = others.pop().reshape(1)
+    if header.op.has_bias:
+        by_channel[Tensor.BIAS] = others.pop()
     if header.op.scaled:
         act_scale, by_channel[Tensor.W_SCALE] = others.pop(0), others.pop(0)
         by_row[Tensor.ACT_SCALE] = np.ascontiguousarray(

@@ -37,7 +37,7 @@ from sparqle_tvm.results.estimate import (
     Estimate,
     OtherSparsity,
 )
-from sparqle_tvm.results.passes import BASELINE, PHASES, Phase
+from sparqle_tvm.results.passes import PHASES, Phase
 from sparqle_tvm.studies.attention import counted_attention, written_token
 from sparqle_tvm.studies.same_tiles import saved_with_same_tiles
 from sparqle_tvm.target.accelerator import Accelerator
@@ -55,7 +55,7 @@ from sparqle_tvm.target.op import DenseOp
 if TYPE_CHECKING:
     from tvm.target import Target
 
-COMPARED: tuple[Scheme, ...] = (BASELINE, "sparqle")
+COMPARED: tuple[Scheme, ...] = ("dense", "sparqle")
 AROUND = 0.1
 """How much sparser and denser `estimate_around` takes the MSB digits."""
 MAX_COUNTS = 1 << 27

@@ -111,7 +111,7 @@ class Tuner:
         if not tasks or trials < len(tasks):
             raise InvalidArgumentError(
                 f"{trials} trials for {len(tasks)} different dense ops; every op needs at least "
-                "one, its default schedule"
+                f"one, its default schedule: take {len(tasks)} or more"
             )
         done = Counter(entry.task for entry in self.known.entries)
         left = trials - sum(done[task] for task in tasks)

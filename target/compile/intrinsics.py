@@ -18,6 +18,7 @@ op, and registered with TVM once, under a name that says both.
 ``ld_channel`` scale per channel
 ``ld_offset``  constant per channel: a bias
 ``ld_wsum``    sum of a channel's weights
+``ld_bias``    float bias of a channel
 ``zero``       clear accumulators
 ``mma_lsb``    add low digits times weights, per group times its scale
 ``mma_msb``    the same for high digits, times 2^k
@@ -57,6 +58,7 @@ SCOPES = {
     "w_min": "global.sparqle_par",
     "offset": "global.sparqle_par",
     "w_sum": "global.sparqle_par",
+    "bias": "global.sparqle_par",
     "acc": "global.sparqle_acc",
 }
 """Memory scope of the on-chip copy of each array of `tir.split_dense_primfunc`."""
@@ -73,6 +75,7 @@ LOADS = {
     "w_min": "ld_min",
     "offset": "ld_offset",
     "w_sum": "ld_wsum",
+    "bias": "ld_bias",
 }
 """Intrinsic that loads each array; a `w_scale` per channel is loaded by ``ld_channel``."""
 
@@ -144,8 +147,10 @@ def _variant(op: DenseOp) -> str:
     limits = ""
     if op.output == "encoded":
         limits = f"_{op.out_dtype}_{op.out_zero}_{op.out_low}_{op.out_high}"
+        limits += f"_mid_{op.mid_zero}_{op.mid_low}_{op.mid_high}" if op.has_mid else ""
     flags = ("_min" if op.has_min else "") + ("_offset" if op.has_offset else "")
     flags += "_shift" if op.adds_shift else ""
+    flags += "_bias" if op.has_bias else ""
     digits = f"{op.scheme}{op.digit_bits}_{op.act_dtype}_{op.window}"
     return f"{digits}_g{op.group_size}_s{op.scale_bytes}{flags}_{op.output}{limits}"
 

@@ -136,7 +136,7 @@ class _Planner:
         if call.name != "drain":
             yield from zip(call.tiles, _AXES[call.name], strict=False)
             return
-        # The scale of encoded outputs lies in a register, it has no axis.
+        # The scales of encoded outputs and of their sums' grid lie in registers, without an axis.
         for tile in (tile for tile in call.tiles if not tile.dram):
             rows = self.plan.names.get(tile.buffer) == LOADED["ld_row"]
             yield tile, "mn" if len(tile.shape) == 2 else ("m" if rows else "n")
@@ -326,13 +326,13 @@ def _load_queue(call: CallNode) -> Queue | None:
     return STORAGES[LOADED[call.name][0]].free if call.name in LOADED else None
 
 
-_TOGETHER = (("ld_row", "ld_zero"), ("ld_channel", "ld_offset", "ld_wsum"))
+_TOGETHER = (("ld_row", "ld_zero"), ("ld_channel", "ld_offset", "ld_wsum", "ld_bias"))
 """Loads that one instruction does: that of the first of them which a function has."""
 
 _AXES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("ld_lsb", "ld_msb", "ld_act"), ("mk", "mk")),
     **dict.fromkeys(("ld_scale", "ld_min"), ("ng", "ng")),
-    **dict.fromkeys(("ld_channel", "ld_offset", "ld_wsum"), ("n", "n")),
+    **dict.fromkeys(("ld_channel", "ld_offset", "ld_wsum", "ld_bias"), ("n", "n")),
     **dict.fromkeys(("mma_lsb", "mma_msb"), ("mn", "mk", "nk", "ng")),
     "ld_sums": ("mg", "mg"),
     **dict.fromkeys(("ld_row", "ld_zero"), ("m", "m")),

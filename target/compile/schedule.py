@@ -250,6 +250,8 @@ class _Scheduler:
         if self.op.adds_shift:
             self._load("zero", [self.drain], row_loop, 0, slots)
             self._load("w_sum", [self.drain], col_loop, 0, slots)
+        if self.op.has_bias:
+            self._load("bias", [self.drain], col_loop, 0, slots)
 
     def _load(self, array: str, users: list[Any], at: Any, columns: int, slots: int) -> None:
         """Copy what `users` read of an array to the chip at a loop, `columns` columns at a time."""

@@ -44,6 +44,8 @@ def split_dense_primfunc(op: DenseOp, multiple: tuple[int, int, int] = (1, 1, 1)
     ``offset``        (N,) int32         if ``has_offset``; float64 with groups
     ``zero``          (M,) act_dtype     if ``adds_shift``: zero points
     ``w_sum``         (N,) int32         if ``adds_shift``: sums of weights; float64 with groups
+    ``mid_scale``     (1,) float32       if ``has_mid``
+    ``bias``          (N,) float32       if ``has_bias``
     ``out_scale``     (1,) float32       if the output is encoded
     ``out``           (M, N)             the result; quantized integers if encoded
     ================  =================  ======================================================
@@ -117,6 +119,8 @@ def arrays_of(op: DenseOp) -> dict[str, tuple[str, str]]:
         ("offset", op.has_offset, "n", op.accumulator_dtype),
         ("zero", op.adds_shift, "m", op.act_dtype),
         ("w_sum", op.adds_shift, "n", op.accumulator_dtype),
+        ("mid_scale", op.has_mid, "1", "float32"),
+        ("bias", op.has_bias, "n", "float32"),
         ("out_scale", op.output == "encoded", "1", "float32"),
     )
     return {name: (axes, dtype) for name, exists, axes, dtype in arrays if exists}
@@ -151,6 +155,8 @@ DRAIN_INDEX = {
     "w_sum": "n",
     "act_scale": "m",
     "w_scale": "n",
+    "mid_scale": "1",
+    "bias": "n",
     "out_scale": "1",
 }
 """Parameters of the drain in the order in which it reads them, and the axis of each."""
@@ -158,7 +164,9 @@ DRAIN_INDEX = {
 
 def drained(op: DenseOp, total: Any, **given: Any) -> Any:
     """What the drain makes of a sum and the `DRAIN_INDEX` parameters that the op has."""
-    offset, zero, w_sum, act_scale, w_scale, out_scale = map(given.get, DRAIN_INDEX)
+    offset, zero, w_sum, act_scale, w_scale, mid_scale, bias, out_scale = map(
+        given.get, DRAIN_INDEX
+    )
     if offset is not None:
         total = total + offset
     if zero is not None:
@@ -172,9 +180,18 @@ def drained(op: DenseOp, total: Any, **given: Any) -> Any:
     value = value if w_scale is None else value * w_scale
     if out_scale is None:
         return value
-    rounded = tirx.nearbyint(value / out_scale) + tirx.const(op.out_zero, "float32")
-    low, high = (tirx.const(limit, "float32") for limit in (op.out_low, op.out_high))
-    return tirx.max(tirx.min(rounded, high), low).astype(op.out_dtype)
+    if mid_scale is not None:
+        on_grid = _quantized(value, mid_scale, op.mid_zero, op.mid_low, op.mid_high)
+        value = (on_grid - tirx.const(op.mid_zero, "float32")) * mid_scale
+    value = value if bias is None else value + bias
+    on_grid = _quantized(value, out_scale, op.out_zero, op.out_low, op.out_high)
+    return on_grid.astype(op.out_dtype)
+
+
+def _quantized(value: Any, scale: Any, *numbers: int) -> Any:
+    """``min(max(round(value / scale) + zero, low), high)`` in float32."""
+    zero, low, high = (tirx.const(number, "float32") for number in numbers)
+    return tirx.max(tirx.min(tirx.nearbyint(value / scale) + zero, high), low)
 
 
 def _digit_pass(op: DenseOp, arrays: Mapping[str, Any], name: str) -> Any:

@@ -237,6 +237,7 @@ def _prepared(
     _check_nnz(op, nnz)
     if outputs is not None:
         _check_nnz(replace(op, k=op.n), outputs)
+        op = replace(op, output="encoded")
     if block_rows:
         nnz = nnz.sorted(block_rows, accelerator.lanes)
     tiling, split = Tiling(op, schedule), schedule.row_split

@@ -200,6 +200,8 @@ def _array_prices(accelerator: Accelerator, table: EnergyTable) -> Iterator[Pric
     yield Price("scale", "scale_operations", Band.exact(table.add_pj(64)))
     drain = 2 * table.operation_pj("fp32_multiply") + table.operation_pj("int32_add")
     yield Price("scale", "drained_elements", Band.exact(drain))
+    # Additions of biases cost less than a product, exact divisions by a constant a little more.
+    yield Price("scale", "drain_operations", Band.exact(table.operation_pj("fp32_multiply")))
 
 
 def _multiply(table: EnergyTable, bits: int, other_bits: int) -> Band:

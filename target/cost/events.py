@@ -54,6 +54,8 @@ class Events:
         Traffic of the DRAM.
     drained_elements : int
         Outputs that the drain path scales.
+    drain_operations : int
+        Float operations of the drain path besides: it adds biases, and quantizes.
     encoded_elements : int
         Activations that are split, marked in the bitmap and compressed.
     vector_operations, vector_macs : int
@@ -77,6 +79,7 @@ class Events:
     dram_read_bytes: Count = 0
     dram_write_bytes: Count = 0
     drained_elements: Count = 0
+    drain_operations: Count = 0
     encoded_elements: Count = 0
     vector_operations: Count = 0
     vector_macs: Count = 0
@@ -148,6 +151,8 @@ def op_events(
         scale_operations=op.m * op.n * groups * (all_passes + op.has_min),
         find_first_steps=stored * blocks,
         drained_elements=op.m * op.n,
+        drain_operations=op.m * op.n * op.drain_operations,
+        encoded_elements=op.m * op.n * (op.output == "encoded"),
         **buffer_bytes(op, planes, Tiling(op, schedule), accelerator, scheme, block_rows),
     )
 
@@ -210,6 +215,7 @@ def simulated_events(result: SimResult) -> Events:
         dram_read_bytes=sum(counts.dram_read_bytes.values()),
         dram_write_bytes=sum(counts.dram_write_bytes.values()),
         drained_elements=counts.drained_elements,
+        drain_operations=counts.drain_operations,
         vector_operations=counts.vector_operations,
         encoded_elements=counts.encoded_elements,
         **buffers,

@@ -39,8 +39,9 @@ class Tensor(IntEnum):
 
     Encoded outputs (`DenseOp.output`): OUT_LSB, OUT_PBM, OUT_MSB and OUT_MSB_PTR have the formats
     of LSB, PBM, MSB and MSB_PTR with K = N and chunks of `DenseOp.out_chunk`, so that they are the
-    inputs of a next program as they are. OUT_SCALE (1,) float32 is no tensor in DRAM but an
-    argument of the launch, as M is: STORE has it in a register.
+    inputs of a next program as they are. BIAS (N,) float32 if `DenseOp.has_bias`. OUT_SCALE (1,)
+    float32 is no tensor in DRAM but an argument of the launch, as M is: STORE has it in a register,
+    and so MID_SCALE (1,) float32, if `DenseOp.has_mid`.
 
     Of attention (H key heads, T keys, D channels): QUERIES (bytes,) uint8, block behind block, each
     as it lies on chip (`isa.attention_header`); QUERY_PTR (blocks + 1,) int32, where they begin.
@@ -77,6 +78,8 @@ class Tensor(IntEnum):
     KEY_SCALES = 24
     KEY_PTR = 25
     VALUE_PTR = 26
+    BIAS = 27
+    MID_SCALE = 28
 
 
 class Values(Protocol):

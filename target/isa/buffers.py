@@ -101,6 +101,7 @@ LOADED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "ld_channel": ("chn",),
         "ld_offset": ("chn",),
         "ld_wsum": ("chn",),
+        "ld_bias": ("chn",),
     }
 )
 """Kinds of tiles that the intrinsic of each load fills, as far as an op needs them."""

@@ -308,16 +308,20 @@ class Drain(Instruction):
     int32: ``acc + offset``. float32 without groups: ``(float32(acc + offset) * row) * w_scale``;
     with groups ``float32(acc + offset) * row``; offset 0 if not `has_offset`. With `adds_shift`,
     ``acc + shift * w_sum`` takes the place of acc: shift is what `Digits` says for the row's zero
-    point, which a comparison with two constants gives. encoded: the int32
-    ``min(max(round(y / out_scale) + out_zero, out_low), out_high)`` with y as for float32, a
-    float32 division and ties to even.
+    point, which a comparison with two constants gives. encoded: the int32 of
+    `numerics.requantize` with y as for float32: with `has_mid` y becomes
+    ``(min(max(round(y / mid_scale) + mid_zero, mid_low), mid_high) - mid_zero) * mid_scale``, with
+    `has_bias` ``y + bias``, and the output is
+    ``min(max(round(y / out_scale) + out_zero, out_low), out_high)``. Divisions, products and sums
+    are float32, each rounded by itself, ties of `round` go to even.
 
     Only a static scale: one per row depends on all N outputs of the row, which a tile does not
     have. Such outputs leave as float32, and the vector unit quantizes them.
 
     Cycles: ``m * ceil(n / drain_elements_per_cycle)`` on the STORE engine, row by row; scaling,
-    quantizing and cutting into digits are stages of one pipeline, as wide as that. Encoded: one
-    more, in which the last word of MSB digits leaves.
+    the grid between, the bias, quantizing and cutting into digits are stages of one pipeline, as
+    wide as that: what a bias needs is area and energy (`DenseOp.drain_operations`), and its bytes.
+    Encoded: one more cycle, in which the last word of MSB digits leaves.
 
     Attributes
     ----------
@@ -367,7 +371,9 @@ class Drain(Instruction):
     @classmethod
     def events(cls, header: Header, values: Values) -> Mapping[str, Any]:
         """Every output is drained."""
-        return {"drained_elements": values["m"] * values["n"]}
+        elements = values["m"] * values["n"]
+        operations = header.op.drain_operations * elements
+        return {"drained_elements": elements, "drain_operations": operations}
 
 
 @dataclass(frozen=True)
@@ -494,6 +500,11 @@ class StEnc(_Store):
     rows: Extent
     col: Affine
     cols: Extent
+
+    @classmethod
+    def events(cls, header: Header, values: Values) -> Mapping[str, Any]:
+        """Every output is cut into digits."""
+        return {"encoded_elements": values["rows"] * values["cols"]}
 
     @classmethod
     def requirements(cls, header: Header, rows: int, values: Values) -> Iterator[Requirement]:

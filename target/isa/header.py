@@ -280,6 +280,7 @@ class Header(ProgramHeader):
             weights += f", a {wide}scale{minimum} per {op.group_size} along K"
         yield f"M <= {op.m}, N = {op.n}, K = {op.k} in chunks of {self.k_chunk}, out {op.output}"
         offset = "with offset" if op.has_offset else "no offset"
+        offset += ", a float bias" * op.has_bias
         bits = 2 * op.digit_bits
         window = _window(op.act_signed, bits, op.window, op.centre)
         window += ", a zero point per row" if op.row_zeros else ""
@@ -290,6 +291,8 @@ class Header(ProgramHeader):
                 f"outputs in chunks of {op.out_chunk}, {window}, "
                 f"zero {op.out_zero}, in [{op.out_low}, {op.out_high}]"
             )
+        if op.has_mid:
+            yield f"sums on a grid first, zero {op.mid_zero}, in [{op.mid_low}, {op.mid_high}]"
 
 
 def _window(signed: bool, bits: int, window: str, centre: int) -> str:

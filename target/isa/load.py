@@ -300,8 +300,9 @@ class LdChn(_VectorLoad):
     """Load what DRAIN needs of `rows` channels from `row` on into WGT.
 
     Without groups (rows,) float32 weight scales if the output is float32; behind them (rows,)
-    offsets if `has_offset`; behind those, with `adds_shift`, (rows,) sums of weights. Offsets and
-    sums are int32, float64 with groups. Refused where that is nothing: `Header.channel_bytes` is 0.
+    offsets if `has_offset`; behind those, with `adds_shift`, (rows,) sums of weights; last, with
+    `has_bias`, (rows,) float32 biases. Offsets and sums are int32, float64 with groups. Refused
+    where that is nothing: `Header.channel_bytes` is 0.
     """
 
     OPCODE: ClassVar[int] = 12
@@ -315,4 +316,5 @@ class LdChn(_VectorLoad):
         ),
         _element(Tensor.OFFSET, lambda header: header.op.has_offset * header.accumulator_bytes),
         _element(Tensor.W_SUM, lambda header: header.op.adds_shift * header.accumulator_bytes),
+        _element(Tensor.BIAS, lambda header: 4 * header.op.has_bias),
     )

@@ -132,7 +132,7 @@ def _plan(bound: BoundProgram, timing: Timing, spec: ValueSpec) -> ActionPlan:
         table=np.concatenate([table for _, table, _ in b.parts]),
         tensor=np.concatenate([tensor for _, _, tensor in b.parts]),
         pools=b.pools,
-        scratch=int(max(3 * n + m, m * groups, row_bytes // 8 + 2)),
+        scratch=int(max(4 * n + m, m * groups, row_bytes // 8 + 2)),
     )
     return plan
 
@@ -267,9 +267,11 @@ def _overlap(ranges: Int64s, others: Int64s) -> NDArray[np.bool_]:
 
 
 def _fill_encoded(tensors: dict[Tensor, NDArray[Any]], table: Int64s, begins: Int64s) -> None:
-    """Fill in the scale of the outputs, and where the parts of their encoding begin."""
-    scale = tensors[Tensor.OUT_SCALE].view(np.int32)[0]
-    table[table[:, 0] == x.number("drain"), x.column("drain", "scale")] = scale
+    """Fill in the scales of drains, and where the parts of the encoding begin."""
+    drains = table[:, 0] == x.number("drain")
+    for operand, tensor in (("scale", Tensor.OUT_SCALE), ("mid_scale", Tensor.MID_SCALE)):
+        if tensor in tensors:
+            table[drains, x.column("drain", operand)] = tensors[tensor].view(np.int32)[0]
     stores = table[:, 0] == x.number("encode")
     for operand, tensor in (
         ("pbm", Tensor.OUT_PBM),
@@ -343,6 +345,9 @@ def _add_drains(b: _Builder, operands: Operands) -> None:
         "zero": op.out_zero,
         "low": op.out_low,
         "high": op.out_high,
+        "mid_zero": op.mid_zero,
+        "mid_low": op.mid_low,
+        "mid_high": op.mid_high,
     }
     b.add(operands, "drain", columns)
 

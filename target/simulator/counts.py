@@ -103,6 +103,8 @@ class Counts:
         MACs and idle lanes per plane.
     drained_elements : int
         Outputs that DRAIN made.
+    drain_operations : int
+        Float operations of DRAIN besides scaling (`DenseOp.drain_operations`).
     scale_operations : int
         Partial sums of weight groups (of group sums in MMA.MIN) that were scaled and added.
     find_first_steps : int
@@ -111,7 +113,7 @@ class Counts:
     vector_operations : int
         Elementwise operations of the vector unit.
     encoded_elements : int
-        Probabilities that the vector unit cuts into digits.
+        Outputs that ST.ENC, and probabilities that the vector unit cuts into digits.
     """
 
     dram_read_bytes: Mapping[Tensor, int]
@@ -122,6 +124,7 @@ class Counts:
     lsb: PlaneCounts
     msb: PlaneCounts
     drained_elements: int = 0
+    drain_operations: int = 0
     scale_operations: int = 0
     find_first_steps: int = 0
     vector_operations: int = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from tvm.tirx.script import builder as T
@@ -32,11 +31,12 @@ _ROUND_BITS = 0x4B400000
 def drain(spec: ValueSpec, a: Action) -> None:
     """Emit the conversion of (m, n) accumulators, see `isa.compute.Drain`.
 
-    Takes 3n + m float64 of scratch, for what does not lie aligned in the buffers.
+    Takes 4n + m float64 of scratch, for what does not lie aligned in the buffers.
     """
     acc, scratch, cell, m, n = a.memory.acc, a.memory.scratch, a["cell"], a["m"], a["n"]
     has_offset, as_float = a["has_offset"], a["as_float"]
-    quantize = _quantizer(a) if spec.encoded else None
+    quantize = _Grid(a, "") if spec.encoded else None
+    mid = _Grid(a, "mid_") if spec.has_mid else None
 
     def channels(offset: Any) -> Any:
         return a.memory.wgt.at(a["channel"] + offset)
@@ -56,10 +56,14 @@ def drain(spec: ValueSpec, a: Action) -> None:
         if not spec.grouped:
             copy_bytes(floats.at(weight_scales), channels(T.int64(0)), 4 * n)
     weight_sums = 2 * n + m if spec.grouped else 2 * (2 * n + m)
+    # Behind the offsets.
+    begin = scale_bytes + (8 if spec.grouped else 4) * n * has_offset
     if spec.adds_shift:
-        # Behind the offsets.
-        begin = scale_bytes + (8 if spec.grouped else 4) * n * has_offset
         copy_bytes(offsets.at(weight_sums), channels(begin), n * (8 if spec.grouped else 4))
+        begin = begin + (8 if spec.grouped else 4) * n
+    biases = 2 * (3 * n + m)
+    if spec.has_bias:
+        copy_bytes(floats.at(biases), channels(begin), 4 * n)
     outputs, stride = a.memory.cells, a.memory.cell_stride
 
     def drain_row(row: Any) -> None:
@@ -81,8 +85,18 @@ def drain(spec: ValueSpec, a: Action) -> None:
                 value = cast("float32", acc[first + j] + added(j)) * scale.value
                 if not spec.grouped:
                     value = value * floats[weight_scales + j]
-                bits = quantize(value) if quantize else T.reinterpret("int32", value)
+                value = mid.snap(value) if mid else value
+                bits = T.reinterpret("int32", value)
+                if quantize and not spec.has_bias:
+                    bits = quantize(value)
                 outputs[stride * (first + j)] = bits
+            if quantize and spec.has_bias:
+                # In a loop of its own: LLVM would contract the product and the sum to one operation
+                # that rounds once.
+                with loop(n) as j:
+                    at = stride * (first + j)
+                    value = T.reinterpret("float32", outputs[at])
+                    outputs[at] = quantize(value + floats[biases + j])
 
         def to_int() -> None:
             with loop(n) as j:
@@ -96,23 +110,32 @@ def drain(spec: ValueSpec, a: Action) -> None:
     spread(m, m * n >= _PARALLEL_ELEMENTS, drain_row)
 
 
-def _quantizer(a: Action) -> Callable[[Any], Any]:
-    """The quantization of a float32 with a static scale: its integer within the limits."""
-    scale = T.reinterpret("float32", cast("int32", a["scale"]))
-    zero, low, high = (cast("int32", a[name]) for name in ("zero", "low", "high"))
-    divisor = Scalar("float32", scale)
-    bounds = [Scalar("int32", limit - zero) for limit in (low, high)]
-    floor, ceiling = (Scalar("float32", cast("float32", bound.value)) for bound in bounds)
-    shift = Scalar("int32", zero)
+class _Grid:
+    """A `numerics.requantize.Grid` of a float32, from operands of the action with a prefix."""
 
-    def quantize(value: Any) -> Any:
+    def __init__(self, a: Action, prefix: str) -> None:
+        names = (f"{prefix}{name}" for name in ("scale", "zero", "low", "high"))
+        scale, zero, low, high = (cast("int32", a[name]) for name in names)
+        self.step = Scalar("float32", T.reinterpret("float32", scale))
+        self.bounds = [Scalar("int32", limit - zero) for limit in (low, high)]
+        self.edges = [Scalar("float32", cast("float32", bound.value)) for bound in self.bounds]
+        self.zero = Scalar("int32", zero)
+
+    def steps(self, value: Any) -> Any:
+        """How many steps from the zero point a value is, within the limits: int32."""
         # Limits are integers: it is the same to clip before rounding, and there are fewer bits.
-        clipped = T.max(T.min(value / divisor.value, ceiling.value), floor.value)
+        (floor, ceiling), (low, high) = self.edges, self.bounds
+        clipped = T.max(T.min(value / self.step.value, ceiling.value), floor.value)
         rounded = T.reinterpret("int32", clipped + T.float32(_ROUND)) - _ROUND_BITS
-        inside = T.max(T.min(rounded, bounds[1].value), bounds[0].value)
-        return inside + shift.value
+        return T.max(T.min(rounded, high.value), low.value)
 
-    return quantize
+    def __call__(self, value: Any) -> Any:
+        """Its integer."""
+        return self.steps(value) + self.zero.value
+
+    def snap(self, value: Any) -> Any:
+        """The float that its integer stands for."""
+        return cast("float32", self.steps(value)) * self.step.value
 
 
 def store_outputs(spec: ValueSpec, a: Action) -> None:

@@ -244,7 +244,13 @@ def _encoded_formats(header: Header, rows: int) -> dict[Tensor, tuple[tuple[int,
     k, channels, chunk = header.op.digit_bits, header.op.n, header.op.out_chunk
     widths = [min(chunk, channels - begin) for begin in range(0, channels, chunk)]
     row_groups = ceil_div(rows, header.accelerator.rows)
+    bias: dict[Tensor, tuple[tuple[int, ...], str]] = {}
+    if header.op.has_bias:
+        bias[Tensor.BIAS] = ((channels,), "float32")
+    if header.op.has_mid:
+        bias[Tensor.MID_SCALE] = ((1,), "float32")
     return {
+        **bias,
         Tensor.OUT_SCALE: ((1,), "float32"),
         Tensor.OUT_LSB: ((rows, plane_bytes(channels, k)), "uint8"),
         Tensor.OUT_PBM: ((rows, plane_bytes(channels, 1)), "uint8"),

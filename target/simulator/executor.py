@@ -50,6 +50,7 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
     "drain": (
         *("cell", "m", "n", "row", "channel", "has_offset", "as_float"),
         *("zeros", "scale", "zero", "low", "high"),
+        *("mid_scale", "mid_zero", "mid_low", "mid_high"),
     ),
     "store": ("cell", "rows", "cols", "pitch", "order", "order_bytes"),
     # Addresses in memory are those of OUT_LSB (dram), OUT_PBM, OUT_MSB and OUT_MSB_PTR.

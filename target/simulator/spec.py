@@ -90,6 +90,8 @@ class ValueSpec:
         Whether the drain adds what centres differ from zero points by.
     row_centres : bool
         Whether the digits of every row have a centre of their own.
+    has_bias, has_mid : bool
+        Whether the drain adds a float bias, and brings sums onto a grid before.
     """
 
     k: int
@@ -104,6 +106,8 @@ class ValueSpec:
     zeros: RowZeros | None = None
     adds_shift: bool = False
     row_centres: bool = False
+    has_bias: bool = False
+    has_mid: bool = False
 
     @classmethod
     def of(cls, header: Header) -> ValueSpec:
@@ -125,6 +129,8 @@ class ValueSpec:
             zeros=zeros,
             adds_shift=op.adds_shift,
             row_centres=op.scheme == "sparqle" and op.row_centres,
+            has_bias=op.has_bias,
+            has_mid=op.has_mid,
         )
 
     @property

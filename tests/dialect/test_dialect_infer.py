@@ -301,6 +301,12 @@ ENCODED_ERRORS = {
     "out_low=-8 is not in 0..255": lambda: encoded_dense(out_signed=0),
     "out_signed=2 is not 0 or 1": lambda: encoded_dense(out_signed=2),
     "out_zero=128 is not in -128..127": lambda: encoded_dense(out_zero=128),
+    "the bias has shape [4], [5]": lambda: encoded_dense(bias=tensor((4,), "float32")),
+    "the bias is int32": lambda: encoded_dense(bias=tensor((5,), "int32")),
+    "mid_scale=-0.5 is no step": lambda: encoded_dense(mid_scale=-0.5),
+    "mid_zero=3 is not in 0..0": lambda: encoded_dense(mid_zero=3),
+    "mid_low=-65537 is not in": lambda: encoded_dense(mid_scale=0.5, mid_low=-65537),
+    "mid_high=0 is not above 0": lambda: encoded_dense(mid_scale=0.5),
 }
 
 

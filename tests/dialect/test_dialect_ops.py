@@ -102,6 +102,25 @@ class AllOps:
         return y
 
     @R.function
+    def biased(
+        x: R.Tensor(("n", 64), "int8"),
+        w: R.Tensor((5, 64), "int8"),
+        scale: R.Tensor((5,), "float32"),
+        offset: R.Tensor((5,), "int32"),
+        bias: R.Tensor((5,), "float32"),
+    ):
+        with R.dataflow():
+            enc = R.sparqle.encode(x, window="unsigned")
+            y = R.sparqle.split_dense_encoded(
+                enc, R.const(0.3, "float32"), w, scale, offset, R.const(0.3, "float32"), bias,
+                k=4, window="unsigned", in_features=64, group_size=0, weight_bits=4,
+                out_low=0, out_high=255, out_signed=0,
+                mid_scale=0.027904016897082329, mid_low=-128, mid_high=127, mid_zero=7,
+            )  # fmt: skip
+            R.output(y)
+        return y
+
+    @R.function
     def attention(
         q: R.Tensor(("t", 6, 32), "float32"),
         k: R.Tensor(("n", 2, 32), "float32"),

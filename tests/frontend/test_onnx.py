@@ -65,8 +65,12 @@ def test_dynamic_quantization_equals_onnxruntime(
 
 
 @pytest.mark.parametrize("activations", [QuantType.QInt8, QuantType.QUInt8])
-def test_layers_with_bias_and_relu_are_drained(activations: Any, tmp_path: Path) -> None:
-    path = static(mlp(gemms=2), tmp_path, activations=activations)
+@pytest.mark.parametrize("gemms", [0, 2])
+def test_layers_with_bias_and_relu_are_drained(
+    gemms: int, activations: Any, tmp_path: Path
+) -> None:
+    """A Gemm has an int32 bias in steps of its sums; a MatMul is quantized before an Add."""
+    path = static(mlp(gemms=gemms), tmp_path, activations=activations)
     compiled = sparqle_tvm.compile(from_onnx(path).mod, engine="simulator")
     assert compiled.report.rewritten["DrainEncoded"] == 1
     assert compiled.report.skipped == []

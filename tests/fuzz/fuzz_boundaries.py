@@ -221,7 +221,7 @@ class Onnx(Boundary):
     """ONNX models: damaged bytes, and parts of the graph that are others."""
 
     name, share = "onnx", 6
-    CALLED = 1.0
+    CALLED = 0.3
     """Of files that are imported; compiling takes seconds."""
 
     def prepare(self, folder: Path) -> None:

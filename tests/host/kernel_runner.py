@@ -53,6 +53,16 @@ def panels(array: np.ndarray, cols: int, dtype: str | None = None) -> np.ndarray
     return arranged[:, 0] if array.ndim == 1 else arranged
 
 
+def nibble_panels(weight: np.ndarray, cols: int) -> np.ndarray:
+    """(N, K) of 4 bits -> (ceil(N / cols), K + 1, cols / 2): two in a byte, then what was added."""
+    half, wide = cols // 2, panels(weight, cols).astype(np.int32)
+    shift = np.where(wide.min(axis=(1, 2), keepdims=True) < 0, 8, 0)
+    stored = wide + shift
+    packed = stored[..., :half] + 16 * stored[..., half:]
+    rows = np.broadcast_to(shift, (len(wide), 1, half))
+    return np.concatenate([packed, rows], axis=1).astype(np.uint8)
+
+
 def with_threads(count: int, work: Callable[[], Any]) -> Any:
     """The result of `work`, its kernels run with so many threads."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_runner import GENERIC, panels, run_kernel
+from kernel_runner import GENERIC, nibble_panels, panels, run_kernel
 
-from sparqle_tvm.host.panels import panel_kernel
+from sparqle_tvm.host.panels import nibble_panel_kernel, panel_kernel
 
 
 @pytest.mark.parametrize(("channels", "inner", "cols"), [(16, 5, 8), (21, 7, 16), (3, 1, 8)])
@@ -32,3 +32,17 @@ def test_panel_vector(dtype: str) -> None:
     kernel = panel_kernel((11,), dtype, dtype, 8)
     (found,) = run_kernel(kernel, [source], [((2, 8), dtype)], GENERIC)
     np.testing.assert_array_equal(found, panels(source, 8))
+
+
+@pytest.mark.parametrize(("channels", "inner", "cols"), [(16, 5, 8), (37, 7, 32), (3, 1, 8)])
+def test_two_weights_lie_in_a_byte(channels: int, inner: int, cols: int) -> None:
+    """Each panel says whether its weights are signed; what pads it stands for zeros."""
+    rng = np.random.default_rng(channels)
+    source = rng.integers(0, 16, (channels, inner)).astype(np.int8)
+    source[:cols] = rng.integers(-8, 8, source[:cols].shape)
+    source[0, 0] = -8
+    expected = nibble_panels(source, cols)
+    kernel = nibble_panel_kernel(channels, inner, cols)
+    (found,) = run_kernel(kernel, [source], [(expected.shape, "uint8")], GENERIC)
+    np.testing.assert_array_equal(found, expected)
+    assert set(found[:, -1, 0]) == ({0, 8} if channels > cols else {8})

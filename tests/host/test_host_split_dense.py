@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_runner import GENERIC, NATIVE, panels, run_kernel, with_threads
+from kernel_runner import GENERIC, NATIVE, nibble_panels, panels, run_kernel, with_threads
 
 from sparqle_tvm.host.planes import SplitForm
 from sparqle_tvm.host.register_tile import HostTile, host_tile
@@ -63,7 +63,8 @@ class Problem:
         self.q = q.astype(integer)
         spec = replace(spec, form=SplitForm(window, k, signed, zeros))
         bits = spec.op.weight_bits
-        span = (-128, 128) if bits == 8 else (0, 2**bits)
+        half = 2 ** (bits - 1)
+        span = (-half, half) if bits == 8 or seed % 2 else (0, 2 * half)
         self.w = rng.integers(*span, (spec.op.n, spec.op.k)).astype(np.int8)
         self.spec, self.window = spec, window
         self.encode()
@@ -86,7 +87,8 @@ class Problem:
         found = [sliced.lsb, sliced.pbm, msb, sliced.row_ptr]
         if spec.form.zeros:
             found.append(self.zeros if spec.form.zeros == "row" else self.zeros[0])
-        weight, offset = panels(self.w, cols), self.offset()
+        arranged = nibble_panels if spec.op.weight_bits <= 4 else panels
+        weight, offset = arranged(self.w, cols), self.offset()
         bias = self.w.sum(axis=1, dtype=np.int32) * offset
         if not spec.op.scaled:
             return [*found, weight, panels(bias, cols)]

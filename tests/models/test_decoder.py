@@ -95,23 +95,6 @@ def test_all_weight_types_and_untied_output_equal_torch(
     assert np.median(relative_error(logits_of(path, activations, tokens), expected)) < 1e-5
 
 
-def test_yarn_equals_torch(tmp_path: Path) -> None:
-    tiny = TinyLlama(
-        layers=1,
-        dense_kind=Kind.F32,
-        embed_kind=Kind.F32,
-        overrides={
-            "llama.rope.freq_base": 100.0,
-            "llama.rope.scaling.type": "yarn",
-            "llama.rope.scaling.factor": 4.0,
-            "llama.rope.scaling.original_context_length": 64,
-        },
-    )
-    path, tokens = tiny.write(tmp_path / "yarn.gguf"), random_tokens(90)
-    expected = TorchLlama(path).logits(tokens)
-    assert relative_error(logits_of(path, "float32", tokens), expected).max() < 1e-5
-
-
 def test_rope_variants_equal_torch(tmp_path: Path) -> None:
     """Part of the head rotated, frequencies with factors, positions scaled; multi-head."""
     tiny = TinyLlama(

@@ -44,9 +44,6 @@ class TorchLlama:
         self.scale = 1.0
         if "llama.rope.scaling.factor" in reader.fields:
             self.scale = value("rope.scaling.factor")
-        self.yarn = None
-        if "llama.rope.scaling.type" in reader.fields and value("rope.scaling.type") == "yarn":
-            self.yarn = value("rope.scaling.original_context_length")
         self.rope_dim = value("rope.dimension_count")
         self.head_dim = value("embedding_length") // self.heads
 
@@ -62,30 +59,11 @@ class TorchLlama:
         inverse = 1.0 / self.base ** (torch.arange(half, dtype=torch.float64) * 2 / self.rope_dim)
         if "rope_freqs.weight" in self.weights:
             inverse = inverse / self.weights["rope_freqs.weight"]
-        inverse, length = self._scaled(inverse)
-        angle = torch.outer(torch.arange(x.shape[1], dtype=torch.float64), inverse)
-        turns = (f(torch.cat([angle, angle], dim=-1)) for f in (torch.cos, torch.sin))
-        cos, sin = ((turn * length).float() for turn in turns)
+        positions = torch.arange(x.shape[1], dtype=torch.float64) / self.scale
+        angle = torch.outer(positions, inverse)
+        cos, sin = (f(torch.cat([angle, angle], dim=-1)).float() for f in (torch.cos, torch.sin))
         rotated = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
         return torch.cat([x * cos + rotated * sin, rest], dim=-1)
-
-    def _scaled(self, inverse: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Frequencies of a longer context, and what lengths are multiplied with.
-
-        With YaRN a pair that turns more than 32 times over the original context keeps its
-        frequency, one that turns less than once is scaled, and those between are mixed.
-        """
-        if self.yarn is None:
-            return inverse / self.scale, 1.0
-        dim, places = self.rope_dim, torch.arange(len(inverse), dtype=torch.float64)
-
-        def place(turns: float) -> float:
-            return dim * np.log(self.yarn / (turns * 2 * np.pi)) / (2 * np.log(self.base))
-
-        low, high = max(np.floor(place(32)), 0), min(np.ceil(place(1)), dim - 1)
-        kept = 1 - torch.clamp((places - low) / max(high - low, 0.001), 0, 1)
-        mixed = inverse / self.scale * (1 - kept) + inverse * kept
-        return mixed, 0.1 * float(np.log(self.scale)) + 1
 
     def _split(self, x: torch.Tensor, heads: int) -> torch.Tensor:
         return x.view(x.shape[0], heads, self.head_dim).transpose(0, 1)

@@ -79,12 +79,12 @@ class SmallExpected:
     def main(x: R.Tensor(("n", 8), "float32"), q: R.Tensor(("n", 8), "int8")):
         R.func_attr({"sparqle_collected": True})
         enc_x = R.sparqle.quantize_encode(x, qmax=119, label="up")
-        enc_q = R.sparqle.encode(q, k=4, window="signed", label="down")
-        y = enc_x[0]
-        z = enc_q[0]
         pbm_x = enc_x[1]
         scale_x = enc_x[4]
+        enc_q = R.sparqle.encode(q, k=4, window="signed", label="down")
         pbm_q = enc_q[1]
+        y = enc_x[0]
+        z = enc_q[0]
         return ((y, z), (pbm_x, scale_x, pbm_q))
 
     @R.function

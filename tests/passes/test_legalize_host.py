@@ -273,3 +273,22 @@ def test_a_scale_is_rounded_before_a_residual_is_added(split: bool) -> None:
     found = sparqle_tvm.compile(builder.get(), split=split)["main"](q, residual).numpy()
     expected = (q.astype(np.int32) @ weight).astype(np.float32) * step + residual
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_integers_stand_for_is_rounded_before_something_is_added(turned: bool) -> None:
+    rng, emit = np.random.default_rng(1), relax.op
+    q = rng.integers(0, 256, (3, 64)).astype(np.uint8)
+    residual = rng.standard_normal((3, 64), dtype=np.float32)
+    given = [relax.Var("q", relax.TensorType((3, 64), "uint8"))]
+    given.append(relax.Var("r", relax.TensorType((3, 64), "float32")))
+    step, builder = np.float32(0.0123), relax.BlockBuilder()
+    with builder.function("main", given):
+        with builder.dataflow():
+            form = relax.const(step), relax.const(131, "uint8")
+            pair = [builder.emit(emit.dequantize(given[0], *form)), given[1]]
+            y = builder.emit_output(emit.add(*(pair[::-1] if turned else pair)))
+        builder.emit_func_output(y)
+    found = sparqle_tvm.compile(builder.get())["main"](q, residual).numpy()
+    expected = (q.astype(np.int32) - 131).astype(np.float32) * step + residual
+    np.testing.assert_array_equal(found, expected)

@@ -1,4 +1,4 @@
-"""Equal layers of a decoder go through the split passes once, and are then what they were."""
+"""Equal layers of a decoder go through all passes once, and are what they were without that."""
 
 from __future__ import annotations
 
@@ -16,38 +16,65 @@ from tvm import relax
 import sparqle_tvm
 from sparqle_tvm import compiler
 from sparqle_tvm.frontend.gguf import from_gguf
-from sparqle_tvm.passes import InlineLayers, OutlineLayers
-from sparqle_tvm.passes._rewrite import relax_functions
+from sparqle_tvm.passes import CollectEncodings, InlineLayers, OutlineLayers
+from sparqle_tvm.passes._rewrite import has_mark, relax_functions
+from sparqle_tvm.passes._segments import segments_of
+from sparqle_tvm.passes.outline_repeats import REPEAT
+from sparqle_tvm.target.accelerator import Accelerator
 
-SPLIT = ("SplitGroupedDense", "SplitPrecision", "FuseQuantize", "FoldScales", "ShareEncodings")
 
-
-def test_the_split_passes_see_one_of_equal_layers(tmp_path: Path) -> None:
-    """The integer products and encodings that each pass finds do not depend on the layers."""
+def _counted(path: Path, **options: Any) -> list[tuple[str, int, int]]:
+    """Each pass of a compilation, the bindings of layers that it sees, and those of all others."""
+    stack: list[str] = []
+    found = []
 
     @tvm.instrument.pass_instrument
     class Count:
-        def __init__(self) -> None:
-            self.found: dict[str, int] = {}
-
         def run_before_pass(self, mod: tvm.IRModule, info: Any) -> None:
-            text = mod.script(show_meta=False) if str(info.name) in SPLIT else ""
-            ops = ("R.matmul(", "R.sparqle.", "R.nn.rms_norm(")
-            self.found[str(info.name)] = sum(text.count(op) for op in ops)
+            stack.append(str(info.name))
+            if len(stack) != 2:  # what passes do within, and the phases as one
+                return
+            counts = [0, 0]
+            for _, func in relax_functions(mod):
+                once = bool(segments_of(func)) or has_mark(func, REPEAT)
+                counts[not once] += sum(len(block.bindings) for block in func.body.blocks)
+            found.append((stack[-1], *counts))
 
-    found = []
-    for layers in (3, 30):
-        path = TinyLlama(layers=layers).write(tmp_path / f"{layers}.gguf")
-        model, count = from_gguf(path, progress=False), Count()
-        hidden = tvm.IRModule({"hidden": model.template["hidden"]})
-        with tvm.transform.PassContext(instruments=[count]):
-            split = sparqle_tvm.compile(hidden, stop_after="split")
-        found.append({name: count.found[name] for name in SPLIT})
-        labels = [f"blk_{i}_ffn_down" for i in range(layers)]
-        text = split.script(show_meta=False)
-        assert all(text.count(f'label="{label}"') for label in labels)
-    assert found[0] == found[1]
-    assert min(found[0].values()) > 10
+        def run_after_pass(self, mod: tvm.IRModule, info: Any) -> None:
+            stack.pop()
+
+    model = from_gguf(path, progress=False)
+    names = ("create_cache", "prefill", "token_limits")
+    functions = tvm.IRModule({name: model.template[name] for name in names})
+    with tvm.transform.PassContext(opt_level=3, instruments=[Count()]):
+        sparqle_tvm.compile(
+            functions, weights=model.weights, attention="int8", stop_after="lower", **options
+        )
+    return found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"engine": "simulator", "collect_encodings": True, "default_window": "unsigned"},
+        {"split": False},
+    ],
+)
+def test_every_pass_sees_one_of_equal_layers(tmp_path: Path, options: dict[str, Any]) -> None:
+    """The first finds them. Of 30 layers, others see as many bindings as of 3, and the calls."""
+    few, many = (
+        _counted(TinyLlama(layers=layers).write(tmp_path / f"{layers}.gguf"), **options)
+        for layers in (3, 30)
+    )
+    given = {"CheckTarget", "OutlineLayers"}
+    names = [name for name, *_ in few]
+    assert [name for name, *_ in many] == names and len(names) > 28
+    assert names[:2] == ["CheckTarget", "OutlineLayers"]
+    assert options.get("split") is False or {"BalanceRows", "OffloadAttention"} <= set(names)
+    for (name, layers, others), (_, more_layers, more_others) in zip(few, many, strict=True):
+        assert more_layers == layers and (layers > 60 or name in given), name
+        # Two calls, and what is made of the layer's weights or returned of its encodings.
+        assert (more_others - others) / 27 < 70 or name in given, (name, others, more_others)
 
 
 def _simplified(mod: tvm.IRModule) -> dict[str, Any]:
@@ -70,18 +97,33 @@ def test_layers_that_were_split_together_are_those_that_were_split_alone(
     path = TinyLlama(layers=4, kinds=kinds).write(tmp_path / "t.gguf")
     template = from_gguf(path, progress=False).template
     reports = [sparqle_tvm.passes.PassReport() for _ in range(2)]
-    modules = []
+    modules, collected = [], []
     for report, layers in zip(reports, (True, False), strict=True):
-        found = compiler.phases(compiler.Options(attention="int8", report=report))
-        steps = [each for name in ("import", "split") for each in found[name]]
+        options = compiler.Options(
+            attention="int8",
+            report=report,
+            engine="simulator",
+            accelerator=Accelerator.from_target("sparqle/edge"),
+            collect=CollectEncodings(report=report),
+            windows={"blk_3_ffn_down": "unsigned"},
+        )
+        found = compiler.phases(options)
+        steps = [each for name in list(found)[:-2] for each in found[name]]
         if not layers:
-            once = ("OutlineLayers", "InlineLayers")
-            steps = [each for each in steps if str(each.info.name) not in once]
+            steps = [each for each in steps if str(each.info.name) != "OutlineLayers"]
+        collected.append(options.collect.collected)
         with tvm.target.Target("llvm"):
-            modules.append(tvm.transform.Sequential(steps)(template))
+            drained = tvm.transform.Sequential(steps)(template)
+            modules.append(tvm.transform.Sequential([InlineLayers()])(drained))
+            # Programs are named by the first op that has them: which that is may differ.
+            offloaded = tvm.transform.Sequential([*found["offload"], InlineLayers()])(drained)
+        assert offloaded.script(show_meta=False).count('R.str("blk_3_ffn_down")') == 3
     # Symbols that were bound anew may stand on the other side of a product.
     tvm.ir.assert_structural_equal(*map(_simplified, modules))
+    assert reports[0].rows() == reports[1].rows()
     assert reports[0] == reports[1]
+    assert collected[0] == collected[1]
+    assert len(collected[0]["prefill"]) == 17
     assert reports[0].split
     assert modules[0].script(show_meta=False).count('label="blk_2_attn"') > 2
 

@@ -49,14 +49,14 @@ def printed(document, width: int) -> str:
 @pytest.mark.parametrize("width", [80, 100])
 def test_pareto(width):
     text = printed(pareto_document(PARETO), width)
-    for figure in ("90.2 %", "+2.25%", "± 0.72%", "0.0899", "43.1 %", "21.0 %", "13.0 %", "4096"):
+    for figure in ("90.2 %", "+2.25 %", "± 0.72 %", "0.0899", "43.1 %", "21.0 %", "13.0 %", "4096"):
         assert figure in text
 
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_calibration(width):
     text = printed(calibration_document(CALIBRATION, "calib.npz"), width)
-    for words in ("unsigned window better for 1", "93.8 %", "0.0218", "+2.25%", "to calib.npz"):
+    for words in ("unsigned window better for 1", "93.8 %", "0.0218", "+2.25 %", "to calib.npz"):
         assert words in text
 
 
@@ -89,10 +89,10 @@ def test_tuning(width):
     text = printed(tuning_document(TuningSummary.from_json(data)), width)
     for words in (
         "tuned for latency on sparqle/edge",
-        "180,000 -5.7% +10.0%",
+        "180,000 \N{MINUS SIGN}5.7 % +10.0 %",
         "512 x 1536 x 1536",
         "(dense): the default stays",
-        "2,000 -> 1,900 cycles (-5.0%), 4.00 µJ -> 4.20 µJ (+5.0%)",
+        "2,000 -> 1,900 cycles (\N{MINUS SIGN}5.0 %), 4.00 µJ -> 4.20 µJ (+5.0 %)",
         "--database folder",
     ):
         assert words in text

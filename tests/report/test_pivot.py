@@ -97,7 +97,7 @@ def test_break_even_is_told_in_words(width):
         "3 everywhere 0 20.0 % 30.0 %",
         "4 up to 2, 3 to 4 3 10.0 % 30.0 %",
         "5 no estimate 0",
-        "Time saved, whole model: at least 20.0 %, over dram bytes per cycle",
+        "time saved, whole model: at least 20.0 %, over dram bytes per cycle",
         "More than one crossing",
         "Without an estimate: no tile fits",
         "Looked for from 1 to 8",
@@ -126,7 +126,7 @@ def test_the_command_pivots(tmp_path, capsys):
     more = ["--pivot", "batch", "msb_sparsity", "time_saved", "--json", str(data)]
     more += ["--markdown", str(tmp_path / "out.md"), "--csv", str(tmp_path / "csv")]
     assert main(["sweep", *FIXED, *axes, *more, "--out", out, "--workers", "1"]) == 0
-    assert "Time saved, whole model, over batch and msb sparsity" in capsys.readouterr().out
+    assert "time saved, whole model, over batch and msb sparsity" in capsys.readouterr().out
     found = json.loads(data.read_text())
     rows = {(r["batch"], r["msb_sparsity"]): r[SAVED.column] for r in found["rows"]}
     (panel,) = found["pivot"]["panels"]

@@ -41,7 +41,7 @@ def test_figures_and_units():
         for share in (saved.cycles, saved.dram_bytes, saved.energy.mid):
             assert formats.percent(share) in text
     for expected in (
-        "20.5000 +2.50%",
+        "20.5000 +2.50 %",
         "bit for bit",
         "prefill, 24 tokens",
         "decode, 1 token after 23",
@@ -73,12 +73,12 @@ def test_what_tuning_gained_is_said():
     gain = PhaseGain(BeforeAfter(1000, 900), BeforeAfter(10, 10))
     text = printed(run_result(tuning=TuningGain("folder", gain, gain)))
     assert "Schedules from folder" in text
-    assert "prefill 1,000 -> 900 cycles (-10.0%); decode 1,000 -> 900" in text
+    assert "prefill 1,000 -> 900 cycles (\N{MINUS SIGN}10.0 %); decode 1,000 -> 900" in text
 
 
 def test_attention_in_int8_says_what_it_costs_alone():
     perplexity = {"float": 20.0, "int8_attention": 20.1, "int8": 20.5, "sparqle": 20.5}
     (table,) = perplexity_section(run_result(perplexity=perplexity, kv="planes:2")).parts
-    assert "stored as planes:2; that alone makes of float 20.1000, +0.50%." in table.note
+    assert "stored as planes:2; that alone makes of float 20.1000, +0.50 %." in table.note
     (table,) = perplexity_section(run_result()).parts
     assert table.note == ""

@@ -131,10 +131,10 @@ def chapter(title, number):
 def test_several_documents_are_chapters_of_one():
     found = together([chapter("M: prefill", 1), chapter("M: decode", 2)])
     assert found.title == "M: what split precision saves"
-    assert found.verdict == ("verdict 1.", "verdict 2.")
+    assert found.verdict == ("1. verdict 1.", "2. verdict 2.")
     assert len(found.cards) == 2
     heads = [(section.level, section.title) for section in found.sections]
-    assert heads == [(1, "Prefill"), (2, "One"), (2, "Two"), (1, "Decode"), (2, "One")]
+    assert heads == [(1, "1. Prefill"), (2, "One"), (2, "Two"), (1, "2. Decode"), (2, "One")]
     assert [table.name for table in found.tables] == ["1_t", "1_c", "2_t"]
     assert [picture.name for picture in found.pictures] == ["1-p", "2-p"]
 

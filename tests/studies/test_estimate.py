@@ -83,6 +83,15 @@ def test_an_estimate_is_what_the_cost_model_counts(phase):
             assert figures.energy.joules == spent.joules
 
 
+def test_llama2_saves_what_was_aimed_at_while_dense_is_no_slower_than_it_was():
+    found = estimate("llama2-7b", "prefill", seq=2048, schemes=("dense", "sparqle"))
+    # What dense layers took before schedules were chosen by a walk and by energy.
+    assert found.schemes["dense"].dense_layers.cycles <= 6_598_184_130
+    assert found.saved("sparqle", "dense_layers").cycles >= 0.31
+    assert found.saved("sparqle").cycles >= 0.27
+    assert found.saved("sparqle").energy.mid >= 0.13
+
+
 def test_part_of_the_saving_that_other_tiles_make():
     found = llama("prefill", schemes=("dense", "sparqle"), attention="vector")
     dense, split = (found.schemes[s].dense_layers for s in ("dense", "sparqle"))

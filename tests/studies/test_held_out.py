@@ -57,7 +57,7 @@ def test_budgets_of_the_command_line(saved, monkeypatch, capsys):
     command = ["run", "--calibration", "c.npz"]
     assert main([*command, "--max-perplexity-increase", "1%"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "+5.00% ± 1.05%" in printed and "measured on unseen" in printed
+    assert "+5.00 % ± 1.05 %" in printed and "measured on unseen" in printed
     assert main([*command, "--target-msb-sparsity", "0.85", "--loss-tokens", "99"]) == 0
     assert main([*command, "--loss", "none"]) == 0
     assert main(command) == 0

@@ -120,7 +120,8 @@ class Operands:
     """Random operands of an op.
 
     q (M, K) integers, weights, act_scale (M,) float32, offset (N,) or None, constant (N,), which
-    is the offset or zeros, zero, what q stands for 0: a number, or one for each row (M,).
+    is the offset or zeros, zero, what q stands for 0: a number, or one for each row (M,), bias (N,)
+    float32, in the order of the sums.
     """
 
     q: Any
@@ -129,6 +130,7 @@ class Operands:
     offset: Any
     constant: Any
     zero: Any = 0
+    bias: Any = None
 
 
 def random_operands(spec: DenseOp, seed: int) -> Operands:
@@ -160,7 +162,8 @@ def random_operands(spec: DenseOp, seed: int) -> Operands:
     constant = rng.integers(-50, 50, spec.n) * spec.has_offset
     offset = constant.astype(spec.accumulator_dtype) if spec.has_offset else None
     act_scale = (rng.random(spec.m) * 0.2 + 0.01).astype(np.float32)
-    return Operands(q, weights, act_scale, offset, constant, zero)
+    bias = rng.normal(0, 20, spec.n).astype(np.float32) if spec.has_bias else None
+    return Operands(q, weights, act_scale, offset, constant, zero, bias)
 
 
 def activation_range(spec: DenseOp) -> tuple[int, int]:
@@ -212,6 +215,7 @@ def primfunc_inputs(
     operands: Operands,
     multiple: tuple[int, int, int] = (1, 1, 1),
     out_scale: Any = None,
+    mid_scale: Any = None,
 ) -> tuple[list[Any], tuple[int, int]]:
     """Arguments of `split_dense_primfunc` without the output, padded; the output's shape."""
     m, n, k = (
@@ -241,6 +245,10 @@ def primfunc_inputs(
     if spec.adds_shift:
         arrays.append((operands.zero.astype(spec.act_dtype), (m,)))
         arrays.append((weight_sums(spec, weights), (n,)))
+    if spec.has_mid:
+        arrays.append((mid_scale, (1,)))
+    if spec.has_bias:
+        arrays.append((operands.bias, (n,)))
     if spec.output == "encoded":
         arrays.append((out_scale, (1,)))
     return [_padded(array, shape) for array, shape in arrays], (m, n)
@@ -264,12 +272,12 @@ def run_primfunc(
     spec: DenseOp,
     operands: Operands,
     multiple: tuple[int, int, int] = (1, 1, 1),
-    out_scale: Any = None,
+    *scales: Any,
 ) -> Any:
     """Compile a PrimFunc (or module) of the op for the host, run it, cut the padding off."""
     import tvm
 
-    inputs, shape = primfunc_inputs(spec, operands, multiple, out_scale)
+    inputs, shape = primfunc_inputs(spec, operands, multiple, *scales)
     out = tvm.runtime.tensor(np.zeros(shape, dtype=spec.out_dtype))
     compiled = tvm.compile(function, target="llvm")
     compiled(*[tvm.runtime.tensor(array) for array in inputs], out)

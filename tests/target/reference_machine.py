@@ -15,7 +15,7 @@ import numpy as np
 from sparqle_tvm.numerics.integers import pack_digits, sign_extend, unpack_digits
 from sparqle_tvm.target.isa import INSTRUCTIONS
 from sparqle_tvm.target.isa.base import TRACE_ENGINE, TRACE_OPCODE, TRACE_OPERANDS, Signal, Wait
-from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, MmaMin, StOut
+from sparqle_tvm.target.isa.compute import Drain, MmaDns, MmaLsb, MmaMin, StEnc, StOut
 from sparqle_tvm.target.isa.header import Engine, Header, Queue
 from sparqle_tvm.target.isa.load import (
     LdAct,
@@ -39,7 +39,9 @@ class Tensors:
 
     `q` are the activations, of all values of their type alike; `zero` is what they are counted
     from, row by row, (rows, 1). Of `low` and `high` each is what a digit adds to a product, stored
-    in k bits as `lsb` and `msb`. `w_sums` are the sums of a channel's weights.
+    in k bits as `lsb` and `msb`. `w_sums` are the sums of a channel's weights. Of encoded outputs
+    `step` is the scale, and 1.3 of it that of the grid before: `bias` and outputs are a few dozen
+    steps large.
     """
 
     q: Any
@@ -57,6 +59,8 @@ class Tensors:
     offset: Any
     order: Any
     w_sums: Any
+    bias: Any = None
+    step: Any = None
 
     @classmethod
     def random(cls, header: Header, rows: int, rng: np.random.Generator) -> Tensors:
@@ -80,7 +84,7 @@ class Tensors:
         scales = rng.integers(1, 99, (n, groups))
         by_group = np.repeat(scales, max(header.op.group_size, columns // groups), axis=1)
         w_sums = (weights * (by_group if header.op.group_size else 1)).sum(axis=1)
-        return cls(
+        tensors = cls(
             q=q,
             zero=zero,
             low=low,
@@ -100,10 +104,20 @@ class Tensors:
             ),
             order=_random_order(header, rows, rng),
         )
+        if header.op.output == "encoded":
+            largest = np.abs(tensors._outputs_in_order(header)).max()
+            tensors.step = np.float32(max(largest, 1) / 99)
+            tensors.bias = (rng.normal(0, 30, n) * tensors.step).astype(np.float32)
+        return tensors
 
     def outputs(self, header: Header) -> Any:
-        """What the op is: (rows, out_features) int32 or float32, rows in their own order."""
+        """What the op is: (rows, out_features) int32 or float32, rows in their own order.
+
+        Of encoded outputs the integers that are cut into digits.
+        """
         outputs = self._outputs_in_order(header)
+        if header.op.output == "encoded":
+            return integers(header, outputs, self.bias, self.step)
         if header.op.block_rows:
             outputs[self.order] = outputs.copy()
         return outputs
@@ -128,6 +142,24 @@ class Tensors:
                 minima = self.minima[:, group].astype(np.float64)
                 acc += np.outer(self.sums[:, group].astype(np.float64), minima)
         return acc.astype(np.float32) * self.row[:, None]
+
+
+def integers(header: Header, y: Any, bias: Any, step: Any) -> Any:
+    """What the drain makes of scaled sums, number by number: Python rounds ties to even, too."""
+    op = header.op
+
+    def level(x: Any, of: Any, zero: int, low: int, high: int) -> int:
+        return sorted((low, round(float(np.float32(x) / np.float32(of))) + zero, high))[1]
+
+    found = np.empty(y.shape, dtype=np.int32)
+    for (row, channel), x in np.ndenumerate(y):
+        if op.mid_high > op.mid_low:
+            of = step * np.float32(1.3)
+            steps = level(x, of, op.mid_zero, op.mid_low, op.mid_high) - op.mid_zero
+            x = np.float32(steps) * of
+        x = x + bias[channel] if op.has_bias else x
+        found[row, channel] = level(x, step, op.out_zero, op.out_low, op.out_high)
+    return found
 
 
 def factor_type(header: Header) -> type:
@@ -217,7 +249,7 @@ class Machine:
         self.memory = {
             b: rng.integers(0, 256, self.header.buffer_bytes(b)).astype(np.uint8) for b in Buffer
         }
-        dtype = np.int32 if self.header.op.output == "int32" else np.float32
+        dtype = np.float32 if self.header.op.output == "float32" else np.int32
         self.out = np.full((rows, self.header.op.n), 7, dtype=dtype)
         self.tokens = list(self.header.tokens)
         self.trace = program.bind(rows)
@@ -258,7 +290,8 @@ class Machine:
             self._put(buffer, o["dst"], self._tile(cls, o))
         elif cls is Drain:
             self._drain(o)
-        elif cls is StOut:
+        elif cls in (StOut, StEnc):
+            # Of encoded outputs the integers, not how they are cut and packed.
             cells = self._cells(o["acc"], o["rows"], o["cols"])
             values = np.ascontiguousarray(cells[:, :, :4]).view(self.out.dtype)[:, :, 0]
             rows = np.arange(o["row"], o["row"] + o["rows"])
@@ -306,10 +339,11 @@ class Machine:
         if cls is LdZro:
             return self._zeros(rows)
         if cls is LdChn:
-            scaled = h.op.output == "float32" and not h.op.group_size
+            scaled = h.op.output != "int32" and not h.op.group_size
             parts = [t.scales[rows, 0]] if scaled else []
             parts += [t.offset[rows]] if h.op.has_offset else []
             parts += [t.w_sums[rows]] if h.op.adds_shift else []
+            parts += [t.bias[rows]] if h.op.has_bias else []
             return np.concatenate([as_bytes(part) for part in parts])
         groups = slice(o["col"] // h.op.group_size, -(-(o["col"] + o["cols"]) // h.op.group_size))
         if cls is LdSum:
@@ -424,6 +458,9 @@ class Machine:
             zeros = self._read_zeros(o["row"] + (4 * scaled + h.order_bytes) * m, m)
             acc += np.outer(centre_of(h, zeros) - zeros, channels(acc.dtype.type))
         out = acc.astype(np.float32) * row * scales if scaled else acc
+        if h.op.output == "encoded":
+            bias = channels(np.float32) if h.op.has_bias else None
+            out = integers(h, out, bias, self.tensors.step)
         cells[:, :, :4] = np.ascontiguousarray(out)[:, :, None].view(np.uint8)
 
 

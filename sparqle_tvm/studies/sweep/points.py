@@ -46,6 +46,7 @@ ESTIMATE_KINDS: Mapping[str, tuple[type, ...]] = {
     "node": (str,),
     "memory": (str,),
 }
+_KINDS = {str: "word", int: "whole number", float: "number", bool: "true or false"}
 ACCELERATOR_NAMES = tuple(f.name for f in fields(Accelerator) if f.name != "name")
 DEFAULTS: Point = {
     "model": "llama2-7b",
@@ -95,7 +96,7 @@ class Sweep:
             kinds = ESTIMATE_KINDS.get(name, (int, float, bool))
             other = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
             if other or (isinstance(value, float) and not math.isfinite(value)):
-                names = " or ".join(kind.__name__ for kind in kinds)
+                names = " or ".join(_KINDS[kind] for kind in kinds)
                 raise InvalidArgumentError(f"sweep: {name} = {value!r} is no {names}")
             if name in ("seq", "batch") and int(value) < 1:
                 raise InvalidArgumentError(f"sweep: {name} = {value!r} must be at least 1")

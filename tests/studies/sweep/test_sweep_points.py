@@ -64,9 +64,9 @@ def test_malformed_axis_is_refused(text):
     ("text", "reason"),
     [
         ("[grid]\nseqq = [1]\n", "'seqq' is unknown; did you mean seq? known: "),
-        ("[grid]\nseq = [1.5]\n", "seq = 1.5 is no int"),
-        ("[grid]\nmodel = [7]\n", "model = 7 is no str"),
-        ('[grid]\nrows = ["many"]\n', "rows = 'many' is no int or float or bool"),
+        ("[grid]\nseq = [1.5]\n", "seq = 1.5 is no whole number"),
+        ("[grid]\nmodel = [7]\n", "model = 7 is no word"),
+        ('[grid]\nrows = ["many"]\n', "rows = 'many' is no whole number or number or"),
         ("[grid]\nseq = []\n", "seq has no values"),
         ("[grid]\nseq = 1\n", "Expected `array`, got `int` - at `$.grid[...]`"),
         ("[grid]\nseq = [[1]]\n", "got `array` - at `$.grid[...][0]`"),

@@ -93,20 +93,37 @@ FORMS["uint8"] = DenseOp(
     out_high=255,
 )
 FORMS["rows"] = replace(FORMS["uint8"], centre=0, row_zeros=True, adds_shift=True)
+BIASED = {"has_bias": True, "has_offset": True}
+MIDWAY = {"mid_low": 0, "mid_high": 255, "mid_zero": 117}
+FORMS["bias"] = replace(FORMS["uint8"], **BIASED)
+FORMS["bias and groups"] = replace(FORMS["groups"], **BIASED)
+FORMS["bias and rows"] = replace(FORMS["rows"], **BIASED)
+FORMS["grid"] = replace(FORMS["relu"], **MIDWAY)
+FORMS["grid and bias"] = replace(FORMS["rows"], **BIASED, **MIDWAY)
+FORMS["grid, bias and groups"] = replace(FORMS["bias and groups"], **MIDWAY)
 OUT_SCALE = np.array([0.7], np.float32)
+MID_SCALE = np.array([0.83], np.float32)
 CASES = 7
 
 
 def quantized(spec: DenseOp, operands: Operands, scale: Any = OUT_SCALE) -> Any:
     """What the drain makes of the float outputs: (M, N) int8 or int16, in plain NumPy."""
     y = expected(replace(spec, output="float32", **NO_FORMAT), operands)
+    if spec.has_mid:
+        steps = np.round(y / MID_SCALE) + np.float32(spec.mid_zero)
+        y = (np.clip(steps, spec.mid_low, spec.mid_high) - spec.mid_zero).astype(np.float32)
+        y = y * MID_SCALE
+    if spec.has_bias:
+        y = y + operands.bias
+    assert y.dtype == np.float32
     q = np.clip(np.round(y / scale) + np.float32(spec.out_zero), spec.out_low, spec.out_high)
     return q.astype(spec.out_dtype)
 
 
 NO_FORMAT = {
     **{"out_chunk": 0, "out_window": "unsigned", "out_zero": 0, "out_low": 0, "out_high": 0},
-    **{"out_signed": True, "out_centre": 0},
+    **{"out_signed": True, "out_centre": 0, "has_bias": False},
+    **{"mid_zero": 0, "mid_low": 0, "mid_high": 0},
 }
 
 
@@ -119,7 +136,8 @@ def run(program: Program, operands: Operands, rows: int) -> SimResult:
     sliced = encoded(header.op, operands, rows)
     tensors = activation_tensors(header, sliced, operands.act_scale[:rows])
     tensors |= weight_tensors(header, operands.weights, operands.offset)
-    return simulate(program, {**tensors, Tensor.OUT_SCALE: OUT_SCALE})
+    drain = {Tensor.OUT_SCALE: OUT_SCALE, Tensor.MID_SCALE: MID_SCALE, Tensor.BIAS: operands.bias}
+    return simulate(program, {**tensors, **drain})
 
 
 def reader(header: Header) -> Header:
@@ -209,7 +227,7 @@ def test_fuzzed_programs_store_what_the_next_op_reads(name: str) -> None:
             assert most.total_cycles >= timed.total_cycles
 
 
-@pytest.mark.parametrize("name", ["relu", "groups"])
+@pytest.mark.parametrize("name", ["relu", "groups", "grid and bias"])
 def test_the_function_computes_the_same(name: str) -> None:
     """The scheduled TIR, compiled for the host without intrinsics."""
     spec = replace(FORMS[name], m=9, n=20, k=32, out_chunk=8)
@@ -217,7 +235,7 @@ def test_the_function_computes_the_same(name: str) -> None:
     decisions = Decisions(m=4, n=8, k=16, rows_outer=False)
     scheduled = schedule_with(spec, TINY, decisions, tensorize=False).mod
     for function, multiple in ((split_dense_primfunc(spec), (1, 1, 1)), (scheduled, (4, 8, 16))):
-        found = run_primfunc(function, spec, operands, multiple, OUT_SCALE)
+        found = run_primfunc(function, spec, operands, multiple, OUT_SCALE, MID_SCALE)
         np.testing.assert_array_equal(found, quantized(spec, operands))
 
 
@@ -243,7 +261,8 @@ def test_ties_and_limits() -> None:
 
 
 SPEC = replace(FORMS["relu"], m=16, n=24, k=32, out_chunk=16)
-PROGRAM = compiled(SPEC, Decisions(m=8, n=16, k=32, rows_outer=False))
+PROGRAM_DECISIONS = Decisions(m=8, n=16, k=32, rows_outer=False)
+PROGRAM = compiled(SPEC, PROGRAM_DECISIONS)
 
 
 def test_cycles_of_a_store_by_hand() -> None:
@@ -269,8 +288,31 @@ def test_cycles_of_a_store_by_hand() -> None:
     assert engine.busy_cycles["DRAIN"] == 8 * sum(words) + 4
 
 
+def test_bytes_and_events_of_a_bias() -> None:
+    """A float per channel with every tile of rows; no cycles; operations besides scaling."""
+    form = replace(SPEC, n=16, out_chunk=16)
+    decisions, operands = Decisions(m=8, n=16, k=32, rows_outer=False), random_operands(form, 1)
+    plain = run(compiled(form, decisions), operands, 16)
+    for more, operations in ((BIASED, 2), ({**BIASED, **MIDWAY}, 4)):
+        spec = replace(form, **{**more, "has_offset": False})
+        biased = run(compiled(spec, decisions), random_operands(spec, 1), 16)
+        read = biased.counts.dram_read_bytes
+        # They stay while the rows walk: once.
+        assert read.pop(Tensor.BIAS) == read[Tensor.W_SCALE] == 16 * 4
+        assert read == plain.counts.dram_read_bytes
+        drains = [
+            next(time for e, time in each.engines.items() if e.name == "STORE").busy_cycles["DRAIN"]
+            for each in (biased, plain)
+        ]
+        assert drains[0] == drains[1]
+        assert biased.counts.drain_operations == operations * 16 * 16
+        assert plain.counts.drain_operations == plain.counts.encoded_elements == 16 * 16
+
+
 def test_listing(golden: Any) -> None:
     golden("codegen_encoded", PROGRAM.disassemble())
+    spec = replace(SPEC, **BIASED, **MIDWAY)
+    golden("codegen_biased", compiled(spec, PROGRAM_DECISIONS).disassemble())
 
 
 def with_stores(change: Any) -> Program:
@@ -336,6 +378,9 @@ def test_schedules_that_break_the_stream_are_refused(
         ({"out_zero": 0.5}, "out_zero = 0.5 must be a whole number"),
         ({"out_window": "odd"}, "out_window"),
         ({"output": "float32"}, "only encoded outputs have a format"),
+        ({"has_bias": 1}, "has_bias must be true or false"),
+        ({"mid_low": 1}, r"limits \[1, 0\] of the sums' grid"),
+        ({"mid_high": 2**16 + 1}, "of the sums' grid are none"),
         ({"block_rows": 8}, "sorted rows need .* output 'float32'"),
     ],
 )
@@ -379,11 +424,13 @@ def test_tensors_that_do_not_fit() -> None:
 
 def test_damaged_programs_are_refused_or_right() -> None:
     """Never a crash, nor another result than that of the program."""
-    operands, mutate = random_operands(SPEC, seed=2), Mutator(5)
-    q, refused = quantized(SPEC, operands), 0
+    spec = replace(SPEC, **BIASED, **MIDWAY)
+    whole = compiled(spec, PROGRAM_DECISIONS)
+    operands, mutate = random_operands(spec, seed=2), Mutator(5)
+    q, refused = quantized(spec, operands), 0
     for _ in range(100):
         try:
-            program = mutate(PROGRAM)
+            program = mutate(whole)
             found = run(program, operands, 16)
         except SparqleError:
             refused += 1
@@ -393,16 +440,23 @@ def test_damaged_programs_are_refused_or_right() -> None:
 
 
 @pytest.mark.parametrize(
-    ("m", "n", "k", "density"),
-    [(1, 1536, 576, 0.3), (64, 1536, 576, 0.1), (300, 1000, 512, 0.4), (512, 3072, 768, 0.3)],
+    ("m", "n", "k", "density", "form"),
+    [
+        (1, 1536, 576, 0.3, {}),
+        (64, 1536, 576, 0.1, BIASED),
+        (300, 1000, 512, 0.4, {}),
+        (512, 3072, 768, 0.3, {**BIASED, **MIDWAY}),
+    ],
 )
-def test_the_formulas_know_encoded_outputs(m: int, n: int, k: int, density: float) -> None:
+def test_the_formulas_know_encoded_outputs(
+    m: int, n: int, k: int, density: float, form: dict[str, Any]
+) -> None:
     """Bytes and the array's cycles equal, the time nearly."""
     rng = np.random.default_rng(m)
-    shape, reader_shape = DenseOp(m, n, k), DenseOp(m, 576, n)
+    reader_shape = DenseOp(m, 576, n)
     digits, outputs = (draw_digits(rng, density, m, columns) for columns in (k, n))
     library = ProgramLibrary(EDGE)
-    spec = replace(FORMS["relu"], m=m, n=n, k=k, out_chunk=n)
+    spec = replace(FORMS["relu"], m=m, n=n, k=k, out_chunk=n, **form)
     reading = DenseOp(m=m, n=reader_shape.n, k=n)
     own = library.default(spec, [spec])
     chosen = choose_drained(spec, own.k, (reader_shape,), EDGE)
@@ -410,7 +464,7 @@ def test_the_formulas_know_encoded_outputs(m: int, n: int, k: int, density: floa
     assert (spec.out_chunk, decisions) == (chosen.n, chosen)
     assert library.default(reading, [reading], spec.out_chunk).k == spec.out_chunk
     result = simulate_timing(library.program(spec, decisions), m, digits, outputs)
-    cost = dense_op_cost(shape, digits, chosen, EDGE, "sparqle", outputs=outputs)
+    cost = dense_op_cost(spec, digits, chosen, EDGE, "sparqle", outputs=outputs)
     array = next(time for e, time in result.engines.items() if e.name == "MMA")
     assert cost.mma_cycles == array.busy
     assert cost.dram_bytes == result.counts.dram_bytes

@@ -13,7 +13,11 @@ from sparqle_tvm.numerics.row_nnz import RowNnz
 from sparqle_tvm.target.accelerator import PRESETS
 from sparqle_tvm.target.cost.analytical import encoding_costs
 from sparqle_tvm.target.cost.block_rows import choose_block_rows
-from sparqle_tvm.target.cost.expected import typical_digits
+from sparqle_tvm.target.cost.expected import (
+    TYPICAL_DENSITY,
+    rounded_density,
+    typical_digits,
+)
 from sparqle_tvm.target.cost.model import EncodedActivation, pass_cost
 from sparqle_tvm.target.cost.sorting import block_waits, max_block_rows, sort_work
 from sparqle_tvm.target.cost.vector import TransformerShape
@@ -65,7 +69,8 @@ def test_blocks_pass_vector_unit_and_store_one_after_the_other() -> None:
 
 @pytest.mark.parametrize("block", [32, 128])
 def test_costs_of_a_sorted_encoding(block: int) -> None:
-    nnz = typical_digits(512, 576, 576)
+    # The digits that choices are made by.
+    nnz = typical_digits(512, 576, 576, rounded_density(TYPICAL_DENSITY))
     before, (waiting,) = encoding_costs("x", nnz, [WIDE], EDGE, "sparqle")
     after, (ordered,) = encoding_costs("x", nnz, [WIDE], EDGE, "sparqle", block)
     assert (before.block_rows, before.waiting_cycles, after.block_rows) == (0, 0, block)
@@ -108,7 +113,8 @@ def test_where_sorting_is_chosen() -> None:
 
 @pytest.mark.parametrize("goal", ["array", "time"])
 def test_of_all_blocks_the_best_is_chosen(goal: str) -> None:
-    nnz = typical_digits(512, 576, 576)
+    # The digits that choices are made by.
+    nnz = typical_digits(512, 576, 576, rounded_density(TYPICAL_DENSITY))
 
     def cycles(block: int) -> int:
         encode, (op,) = encoding_costs("x", nnz, [WIDE], EDGE, "sparqle", block)

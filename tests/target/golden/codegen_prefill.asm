@@ -10,10 +10,10 @@
 ;   sum      1 x 18432    at 331776
 ;   row      1 x 2048     at 350208
 ; WGT
-;   wgt      2 x 9216     at 0
-;   grp      2 x 2304     at 18432
+;   wgt      2 x 4608     at 0
+;   grp      2 x 1152     at 9216
 ; ACC
-;   acc      2 x 131072   at 0
+;   acc      2 x 65536    at 0
 ; tokens ACT_FREE 1, WGT_FREE 2, ACC_FREE 2, ROW_FREE 1
  0: WAIT     LOAD, ACT_FREE
  1: LD.LSB   ACT[0] <- LSB[0 : +min(512, M), 0 : +576]
@@ -26,21 +26,21 @@
  8: SIGNAL   LOAD, ROW_READY
  9: WAIT     MMA, ACT_READY
 10: WAIT     STORE, ROW_READY
-11: LOOP     i0 < n0 = ceil(1536 / 32)
+11: LOOP     i0 < n0 = ceil(1536 / 16)
 12:   WAIT     LOAD, WGT_FREE
-13:   LD.WGT   WGT[0 + 9216*(i0 mod 2)] <- WGT[32*i0 : +32, 0 : +576]
-14:   LD.GRP   WGT[18432 + 2304*(i0 mod 2)] <- W_SCALE[32*i0 : +32, 0 : +576]
+13:   LD.WGT   WGT[0 + 4608*(i0 mod 2)] <- WGT[16*i0 : +16, 0 : +576]
+14:   LD.GRP   WGT[9216 + 1152*(i0 mod 2)] <- W_SCALE[16*i0 : +16, 0 : +576]
 15:   SIGNAL   LOAD, WGT_READY
 16:   WAIT     MMA, WGT_READY
 17:   WAIT     MMA, ACC_FREE
-18:   MMA.LSB  acc=ACC[0 + 131072*(i0 mod 2)], lsb=ACT[0], wgt=WGT[0 + 9216*(i0 mod 2)], grp=WGT[18432 + 2304*(i0 mod 2)], m=min(512, M), n=32, k=576, zero=always, row_split=1
-19:   MMA.MSB  acc=ACC[0 + 131072*(i0 mod 2)], pbm=ACT[147456], msb=ACT[184320], zro=None, wgt=WGT[0 + 9216*(i0 mod 2)], grp=WGT[18432 + 2304*(i0 mod 2)], m=min(512, M), n=32, k=576, zero=never, row_split=1
-20:   MMA.MIN  acc=ACC[0 + 131072*(i0 mod 2)], sum=ACT[331776], grp=WGT[18432 + 2304*(i0 mod 2)], m=min(512, M), n=32, k=576, zero=never
+18:   MMA.LSB  acc=ACC[0 + 65536*(i0 mod 2)], lsb=ACT[0], wgt=WGT[0 + 4608*(i0 mod 2)], grp=WGT[9216 + 1152*(i0 mod 2)], m=min(512, M), n=16, k=576, zero=always, row_split=1
+19:   MMA.MSB  acc=ACC[0 + 65536*(i0 mod 2)], pbm=ACT[147456], msb=ACT[184320], zro=None, wgt=WGT[0 + 4608*(i0 mod 2)], grp=WGT[9216 + 1152*(i0 mod 2)], m=min(512, M), n=16, k=576, zero=never, row_split=1
+20:   MMA.MIN  acc=ACC[0 + 65536*(i0 mod 2)], sum=ACT[331776], grp=WGT[9216 + 1152*(i0 mod 2)], m=min(512, M), n=16, k=576, zero=never
 21:   SIGNAL   MMA, WGT_FREE
 22:   SIGNAL   MMA, ACC_READY
 23:   WAIT     STORE, ACC_READY
-24:   DRAIN    acc=ACC[0 + 131072*(i0 mod 2)], row=ACT[350208], chn=None, m=min(512, M), n=32
-25:   ST.OUT   OUT[0 : +min(512, M), 32*i0 : +32] <- ACC[0 + 131072*(i0 mod 2)]
+24:   DRAIN    acc=ACC[0 + 65536*(i0 mod 2)], row=ACT[350208], chn=None, m=min(512, M), n=16
+25:   ST.OUT   OUT[0 : +min(512, M), 16*i0 : +16] <- ACC[0 + 65536*(i0 mod 2)]
 26:   SIGNAL   STORE, ACC_FREE
 27: END ; i0
 28: SIGNAL   MMA, ACT_FREE

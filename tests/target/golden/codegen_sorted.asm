@@ -9,10 +9,10 @@
 ;   msb      1 x 147456   at 184320
 ;   row      1 x 3072     at 331776
 ; WGT
-;   wgt      2 x 9216     at 0
-;   grp      2 x 1152     at 18432
+;   wgt      2 x 4608     at 0
+;   grp      2 x 576      at 9216
 ; ACC
-;   acc      2 x 131072   at 0
+;   acc      2 x 65536    at 0
 ; tokens ACT_FREE 1, WGT_FREE 2, ACC_FREE 2, ROW_FREE 1
  0: WAIT     LOAD, ACT_FREE
  1: LD.LSB   ACT[0] <- LSB[0 : +min(512, M), 0 : +576]
@@ -24,20 +24,20 @@
  7: SIGNAL   LOAD, ROW_READY
  8: WAIT     MMA, ACT_READY
  9: WAIT     STORE, ROW_READY
-10: LOOP     i0 < n0 = ceil(960 / 32)
+10: LOOP     i0 < n0 = ceil(960 / 16)
 11:   WAIT     LOAD, WGT_FREE
-12:   LD.WGT   WGT[0 + 9216*(i0 mod 2)] <- WGT[32*i0 : +32, 0 : +576]
-13:   LD.GRP   WGT[18432 + 1152*(i0 mod 2)] <- W_SCALE[32*i0 : +32, 0 : +576]
+12:   LD.WGT   WGT[0 + 4608*(i0 mod 2)] <- WGT[16*i0 : +16, 0 : +576]
+13:   LD.GRP   WGT[9216 + 576*(i0 mod 2)] <- W_SCALE[16*i0 : +16, 0 : +576]
 14:   SIGNAL   LOAD, WGT_READY
 15:   WAIT     MMA, WGT_READY
 16:   WAIT     MMA, ACC_FREE
-17:   MMA.LSB  acc=ACC[0 + 131072*(i0 mod 2)], lsb=ACT[0], wgt=WGT[0 + 9216*(i0 mod 2)], grp=WGT[18432 + 1152*(i0 mod 2)], m=min(512, M), n=32, k=576, zero=always, row_split=1
-18:   MMA.MSB  acc=ACC[0 + 131072*(i0 mod 2)], pbm=ACT[147456], msb=ACT[184320], zro=None, wgt=WGT[0 + 9216*(i0 mod 2)], grp=WGT[18432 + 1152*(i0 mod 2)], m=min(512, M), n=32, k=576, zero=never, row_split=1
+17:   MMA.LSB  acc=ACC[0 + 65536*(i0 mod 2)], lsb=ACT[0], wgt=WGT[0 + 4608*(i0 mod 2)], grp=WGT[9216 + 576*(i0 mod 2)], m=min(512, M), n=16, k=576, zero=always, row_split=1
+18:   MMA.MSB  acc=ACC[0 + 65536*(i0 mod 2)], pbm=ACT[147456], msb=ACT[184320], zro=None, wgt=WGT[0 + 4608*(i0 mod 2)], grp=WGT[9216 + 576*(i0 mod 2)], m=min(512, M), n=16, k=576, zero=never, row_split=1
 19:   SIGNAL   MMA, WGT_FREE
 20:   SIGNAL   MMA, ACC_READY
 21:   WAIT     STORE, ACC_READY
-22:   DRAIN    acc=ACC[0 + 131072*(i0 mod 2)], row=ACT[331776], chn=None, m=min(512, M), n=32
-23:   ST.OUT   OUT[0 : +min(512, M), 32*i0 : +32] <- ACC[0 + 131072*(i0 mod 2)], rows by ACT[331776]
+22:   DRAIN    acc=ACC[0 + 65536*(i0 mod 2)], row=ACT[331776], chn=None, m=min(512, M), n=16
+23:   ST.OUT   OUT[0 : +min(512, M), 16*i0 : +16] <- ACC[0 + 65536*(i0 mod 2)], rows by ACT[331776]
 24:   SIGNAL   STORE, ACC_FREE
 25: END ; i0
 26: SIGNAL   MMA, ACT_FREE

@@ -84,9 +84,25 @@ TILES = (
     Tiles(20, 10),
 )
 
+# What leaves encoded is stored in whole chunks of channels, those in the outer loop.
+TO_UINT8 = {"output": "encoded", "out_chunk": 8, "out_signed": False, "out_high": 255}
+ENCODED = {
+    "encoded": {**TO_UINT8, "out_zero": 100},
+    "encoded, bias": {**TO_UINT8, "has_bias": True, "has_offset": True},
+    "encoded, groups": {**TO_UINT8, "has_bias": True, "group_size": 8, "has_min": True},
+    "encoded, rows": {**TO_UINT8, "act_signed": False, **SHIFTED, "has_bias": True},
+    "encoded, grid": {
+        **TO_UINT8,
+        "out_zero": 20,
+        "has_bias": True,
+        **{"mid_low": -60, "mid_high": 99, "mid_zero": -2},
+    },
+}
+FORMATS_OF = FORMATS | ENCODED
+
 
 def op(name: str, k_chunk: int = 16) -> Header:
-    return make_header(20, 10, 40, k_chunk, **FORMATS[name])
+    return make_header(20, 10, 40, k_chunk, **FORMATS_OF[name])
 
 
 MINIMA = dense_program(op("minima"), Tiles(8, 4))
@@ -102,6 +118,14 @@ def test_programs_that_compute_their_op_are_accepted(name):
 @pytest.mark.parametrize(("tiles", "k_chunk"), [(TILES[0], 16), (TILES[5], 40)])
 def test_they_compute_it_in_every_timing(name, tiles, k_chunk):
     assert run_everywhere(dense_program(op(name, k_chunk), tiles), ROWS)
+
+
+@pytest.mark.parametrize("name", ENCODED)
+@pytest.mark.parametrize("tiles", [Tiles(8, 8, rows_outer=False), Tiles(20, 8, slots=1)])
+def test_encoded_outputs_in_every_timing(name, tiles):
+    program = dense_program(op(name), tiles)
+    verify(program)
+    assert run_everywhere(program, ROWS)
 
 
 @pytest.mark.parametrize("m", range(1, 21))
@@ -508,6 +532,7 @@ FUZZED = [
     dense_program(op("uint8"), Tiles(8, 4)),
     dense_program(op("sorted rows"), Tiles(8, 4)),
     dense_program(op("rows in groups"), Tiles(8, 4, stay=True)),
+    dense_program(op("encoded, grid"), Tiles(8, 8, rows_outer=False)),
 ]
 
 
