@@ -261,7 +261,8 @@ def written_token(attention: Sequence[CountedAttention], scheme: Scheme) -> Cach
         return CacheToken(caches[0].plain_bytes, 0.0)
     nbytes = np.average([c.key_bytes + c.value_bytes for c in caches], weights=times)
     encoded = np.average([c.encoded_elements for c in caches], weights=times)
-    return CacheToken(float(nbytes), float(encoded))
+    queries = np.average([a.left is None for a in attention], weights=times)
+    return CacheToken(float(nbytes), float(encoded), float(queries))
 
 
 def _cost(

@@ -96,10 +96,13 @@ class CacheToken:
         Of its keys and values with their pointers, without their scales.
     encoded_elements : float
         Elements that are cut into digits.
+    encoded_queries : float
+        Share of the layers whose queries are, too: not those whose attention is left dense.
     """
 
     bytes: float
     encoded_elements: float
+    encoded_queries: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -252,6 +255,7 @@ def vector_costs(
     if not attention:
         encoded = queries if scheme == "sparqle" else 0
         if stored is not None:
+            encoded = round(encoded * stored.encoded_queries)
             encoded += round(rows * stored.encoded_elements)
             cached = math.ceil(rows * stored.bytes)
         rotated += QUANTIZE_OPS * (queries + 2 * keys) + ENCODE_OPS * encoded

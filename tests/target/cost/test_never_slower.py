@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from bench_never_slower import random_accelerator
 
+from sparqle_tvm.studies.estimate import estimate
+from sparqle_tvm.studies.sensitivity import COMPARED
 from sparqle_tvm.target.accelerator import PRESETS, Accelerator
 from sparqle_tvm.target.cost.analytical import OpCost, costs_with, dense_op_cost, encoding_costs
 from sparqle_tvm.target.cost.baselines import Scheme
@@ -49,6 +51,16 @@ def test_split_precision_is_hardly_slower_on_random_accelerators(seed: int) -> N
                 for scheme in ("dense", "sparqle")
             )
             assert 1 - split / dense >= LEAST, (accelerator, rows)
+
+
+def test_attention_that_is_left_dense_costs_what_dense_attention_does() -> None:
+    # Its queries are not encoded: where the vector unit is the limit, that would be lost.
+    machine = replace(EDGE, rows=64, cols=32, lanes=32, dram_bytes_per_cycle=800.0)
+    found = estimate("smollm2-135m", "prefill", seq=512, target=machine, schemes=COMPARED)
+    rest = [work for work in found.others if work.part in ("attention", "vector")]
+    assert all(work.left_dense for work in rest if work.part == "attention")
+    for work in rest:
+        assert work.costs["sparqle"].total_cycles == work.costs["dense"].total_cycles
 
 
 @pytest.mark.parametrize("scheme", ["dense", "sparqle"])
