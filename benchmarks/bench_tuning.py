@@ -86,7 +86,7 @@ SPACES = (
     (1, 768, 576, CRAMPED),
 )
 # Programs with more tiles take the simulator too long here.
-MOST_TILES = 4000
+MOST_TILES = 20_000
 SECTIONS = ("spaces", "models", "optimum", "tolerance")
 PAIR: tuple[Scheme, ...] = ("dense", "sparqle")
 TOLERANCES = (0.0, 0.003, 0.01, 0.02)

@@ -85,7 +85,7 @@ def sensitivity_verdicts(found: Sequence[Sensitivity]) -> Iterator[str]:
                 shown = formats.signed_percent(change)
                 knobs.append(f"{_named(best)} in {one.base.phase} ({shown})")
         if knobs:
-            texts.append(f"for the {what} of the split form {' and '.join(knobs)}")
+            texts.append(f"for the {what} of the split form, {' and '.join(knobs)}")
     if texts:
         yield f"The next knob, the clock aside: {'; '.join(texts)}."
 

@@ -3,7 +3,7 @@
 The space is that of `cost.schedule.Decisions`: tiles that split the op evenly, both loop orders,
 the operand of the outer loop kept or not, two slots of everything where two fit, else one. Time is
 that of `cost.overlap.Timeline`, which the simulator is held against; digits are those to expect
-(`cost.expected`), and half as many more, while buffers hold all of them.
+(`cost.expected`), and `SPREAD` times as many, while buffers hold all of them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sparqle_tvm.target.isa.header import SIZE_LIMIT
 from sparqle_tvm.target.isa.operands import Buffer
 from sparqle_tvm.target.op import DenseOp
 
-SPREAD = 1.5
+SPREAD = 1.3
 """Digits of layers and texts differ: schedules have to be good with so many times more, too."""
 
 _FINENESS = 1.06

@@ -83,8 +83,8 @@ def test_the_next_knob_is_named_in_a_sentence():
     knobs = [c for c in found[0].changes if c.parts and c.field != EVERYTHING]
     best = min(knobs, key=lambda c: c.parts["whole_model"].seconds["sparqle"])
     word = {2.0: "doubled", 0.5: "halved"}[best.factor]
-    assert f"for the time of the split form {best.field} {word} to" in sentence
-    assert "; for the time x area of the split form " in sentence
+    assert f"for the time of the split form, {best.field} {word} to" in sentence
+    assert "; for the time x area of the split form, " in sentence
 
 
 @pytest.mark.parametrize("narrow", [False, True])

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from sparqle_tvm.cli import main
+from sparqle_tvm.report.pivot import of_model
 from sparqle_tvm.report.sweep import SHOWN_ROWS, sweep_document
 from sparqle_tvm.report.writers import print_document
 from sparqle_tvm.studies.sweep import Sweep, SweepResult, evaluate_point
@@ -57,6 +58,7 @@ def test_a_sweep_without_any_estimate_is_an_error(tmp_path, capsys, monkeypatch,
     assert not list(tmp_path.iterdir())
     one_is_possible = ["weight_buffer_bytes=8,1048576" if "=8,16" in a else a for a in asked]
     assert main(one_is_possible) == 0
+    assert not list(tmp_path.iterdir())  # nobody asked for a table
 
 
 def test_command_writes_what_it_prints_as_json(tmp_path, capsys):
@@ -83,3 +85,17 @@ def test_command_refuses_in_one_line(capsys, arguments, reason):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert reason in error
+
+
+@pytest.mark.parametrize(
+    ("shared", "varying", "title"),
+    [
+        ({}, ["seq"], "Llama2 7B: saved"),
+        ({"model": "qwen2.5-7b"}, [], "Qwen2.5 7B: saved"),
+        ({"model": "models/mine/config.json"}, [], "mine: saved"),
+        ({"model": "tiny.gguf"}, [], "tiny: saved"),
+        ({"seq": 8}, ["model"], "Saved"),
+    ],
+)
+def test_a_title_names_the_model_that_all_points_share(shared, varying, title):
+    assert of_model(shared, varying, "Saved") == title

@@ -94,8 +94,8 @@ def _draw_bar(axes: Axes, result: Estimate, scheme: str, x: float, width: float)
         bottom += share
     if scheme != BASELINE:
         text = formats.change(result.saved(scheme).cycles)
-        look: dict[str, Any] = {"ha": "center", "fontsize": 7.5, "textcoords": "offset points"}
-        axes.annotate(text, (x, bottom), xytext=(0, 3), **look)
+        look: dict[str, Any] = {"ha": "center", "textcoords": "offset points"}
+        axes.annotate(text, (x, bottom), xytext=(0, 3), fontsize=6 + 2.5 * width, **look)
 
 
 def _look(limit: str) -> dict[str, Any]:
