@@ -378,8 +378,12 @@ def open_for_tuning(folder: Path, settings: Settings) -> TuningDatabase:
         drop_torn_line(folder / name)
     database = TuningDatabase(folder)
     if database.settings != settings:
-        theirs, ours = database.settings.to_json(), settings.to_json()
-        different = sorted(key for key in ours if ours[key] != theirs[key])
+        before, now = vars(database.settings), vars(settings)
+        different = []
+        for key in sorted(key for key in now if now[key] != before[key]):
+            old, new = (getattr(which[key], "name", which[key]) for which in (before, now))
+            names = isinstance(old, str) and old != new
+            different.append(f"{key} ({old!r}, now {new!r})" if names else key)
         raise TuningError(
             f"{folder} was tuned with another {' and '.join(different)}; use another folder"
         )

@@ -7,7 +7,7 @@ the tile, loop order, slots, and the terms of the prediction.
 What is learned is what `ms.cost_model.XGBModel` learns, with its settings: boosted trees of speed
 relative to the best of a task. Ours are fitted when they are asked for, and not after every batch,
 by XGBoost's own loss: that of TVM, for candidates of many stores, and its early stopping are
-Python functions, which took as long as ten simulations for each batch.
+Python functions, which took 20 ms after every batch.
 """
 
 from __future__ import annotations

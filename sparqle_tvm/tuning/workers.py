@@ -12,7 +12,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -99,6 +99,11 @@ class Workers:
             return sys.maxsize
         return self.workers or len(allowed_cpus())
 
+    @cached_property
+    def packed(self) -> bytes:
+        """The meter as the processes take it: packed once, as with a calibration it is large."""
+        return _packed(self.meter.bare())
+
     def calls(self) -> Calls:
         """What submits to the workers and waits for them, see `processes.on_workers`."""
         if self._calls is None:
@@ -124,7 +129,7 @@ class _Batch:
 
     def _submit(self) -> None:
         self.calls = self.workers.calls()
-        submit, packed = self.calls[0], _packed(self.workers.meter.bare())
+        submit, packed = self.calls[0], self.workers.packed
         left = [i for i in range(len(self.candidates)) if i not in self.found]
         parts = min(self.workers.parts, len(left))
         pieces = [left[number::parts] for number in range(parts)]

@@ -265,9 +265,9 @@ def test_an_old_database_is_converted_or_refused(tuned, tmp_path):
 
 def test_settings_are_held(tuned, tmp_path):
     folder = copied(tuned[0], tmp_path)
-    with pytest.raises(TuningError, match="another objective"):
+    with pytest.raises(TuningError, match=r"another objective \('latency', now 'energy'\); use"):
         Tuner(Meter(STARVED), "energy", folder)
-    with pytest.raises(TuningError, match="another accelerator"):
+    with pytest.raises(TuningError, match=r"another accelerator \('starved', now 'cramped'\)"):
         Tuner(Meter(CRAMPED), "latency", folder)
     with pytest.raises(TuningError, match=r"'starved'.*'cramped'"):
         TuningDatabase(folder).check_accelerator(CRAMPED)

@@ -14,7 +14,7 @@ from sparqle_tvm.errors import InvalidArgumentError
 from sparqle_tvm.processes import WorkerLostError
 from sparqle_tvm.target.cost.energy_table import energy_table
 from sparqle_tvm.target.cost.schedule import Decisions
-from sparqle_tvm.tuning import Measurement, Meter, Tuner, TuningTask, default_of
+from sparqle_tvm.tuning import Measurement, Meter, Tuner, TuningTask, default_of, workers
 from sparqle_tvm.tuning.workers import Workers
 
 TRIALS = 24
@@ -100,7 +100,10 @@ def test_a_dask_worker_that_dies_costs_a_second_run_and_nothing_else(
     assert runs == len(candidates) + 1
 
 
-def test_workers_that_always_die_are_an_error(tmp_path: Path) -> None:
+def test_workers_that_always_die_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_LOSSES", 1)
     deadly = Deadly(STARVED, deaths=1000, file=str(tmp_path / "count"))
     with Workers(deadly, 1 + 1) as there, pytest.raises(WorkerLostError, match="before its time"):
         list(there.measure([(TASK, POINTS[0])]))
