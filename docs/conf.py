@@ -92,7 +92,7 @@ def _give_room(_: Any, document: nodes.document) -> None:
         columns = list(zip(*rows, strict=False))
         for column in columns:
             longest = max(len(entry.astext()) for entry in column)
-            if longest > 16:
+            if longest > 12:
                 for entry in column:
                     entry["classes"].append("long" if longest > 60 else "middle")
         if len(columns) > 4:

@@ -151,7 +151,10 @@ class _Drain(Rewriter):
         """Whether an integer tensor is a dense op's result quantized: else nothing is left."""
         call = self.value(expr)
         while op_name(call) in _QUANTIZING:
-            call = self.value(call.args[0])
+            first = call.args[0]
+            if op_name(call) == "relax.add" and self.constants.value(first) is not None:
+                first = call.args[1]
+            call = self.value(first)
         return dialect.Dense.of(call) is not None
 
     def _quantize(self, q: Any) -> _Quantize:

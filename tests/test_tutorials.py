@@ -69,7 +69,9 @@ def test_runs(path, tmp_path, kernel):
     ((code, shown),) = re.findall(ANSWER, notebook.cells[-1].source, re.S)
     first = nbformat.v4.new_code_cell(f"%reset -f\n%cd -q {tmp_path}")
     notebook.cells = [first, *notebook.cells, nbformat.v4.new_code_cell(code)]
-    nbclient.NotebookClient(notebook, timeout=CELL_TIMEOUT_SECONDS, km=kernel).execute()
+    client = nbclient.NotebookClient(notebook, timeout=CELL_TIMEOUT_SECONDS, km=kernel)
+    client.execute()
+    client.kc.stop_channels()
     outputs = [(cell, out) for cell in notebook.cells for out in cell.get("outputs", ())]
     streams = [out for cell, out in outputs if cell.source == code and out.get("name") == "stdout"]
     printed = "".join(out.text for out in streams)

@@ -258,7 +258,7 @@ def test_uint8_by_hand_is_clipped_to_its_type() -> None:
         ({"quantize": lambda y: op.astype(op.clip(y, 0, 9), "int8")}, "one of the known forms"),
         ({"between": lambda y: op.maximum(y, scalar(1))}, "not the scaled result"),
         ({"between": lambda y: op.add(y, ROWS)}, "is no bias, one constant per channel"),
-        ({"between": lambda y: op.add(y, scalar(np.inf))}, "the bias is not finite"),
+        ({"between": lambda y: op.add(scalar(np.inf), y)}, "the bias is not finite"),
         ({"between": on_grid(op.add, 0.5)}, "made floats again by other numbers"),
         ({"encode": {"group_size": 3}}, "need group sums, which a drain does not make"),
         ({"encode": {"k": 2}}, "digits of 2 bits, the dense op has 4"),

@@ -124,6 +124,20 @@ def test_the_section_says_who_reaches_all_or_what_is_missing(missing):
     assert [table.rows[0]["reached"] for table in tables] == [one.reached(part) for part in PARTS]
 
 
+@pytest.mark.parametrize("missing", [{}, {"decode_latency_1": 0.031}])
+def test_the_section_says_what_planes_save_without_other_tiles(missing):
+    one = replace(place(EDGE, **missing), same_tiles={"whole_model": (0.1, 0.12, 0.11)})
+    parts = dict.fromkeys(PARTS, (one,))
+    texts = map_section(PaperMap(1, {p: one.reached(p) == 12 for p in PARTS}, parts, parts)).parts
+    whole, dense = (
+        next(t for t in texts if isinstance(t, str) and t.startswith(name))
+        for name in ("Whole model:", "Dense layers:")
+    )
+    assert "With the same tiles for both schemes" in whole
+    assert whole.endswith("saves 10.0 to 12.0 % of the prefill's energy: the rest is tiles.")
+    assert "same tiles" not in dense
+
+
 def test_the_picture_has_a_number_for_every_cell():
     some = [Machine(a, b, 1, True, 1, 2048) for a in ARRAYS for b in BYTES_PER_1024_MACS]
     best = tuple(place(m, decode_latency_0=0.012) for m in some)
