@@ -79,18 +79,18 @@ def _reason(one: PassResult) -> str:
         return f"{share} of the time goes to {work}, which does not change"
     fallen = {work: (before[work] - after[work]) / dense.cycles for work in _WORK}
     most, least = max(fallen, key=fallen.__getitem__), min(fallen, key=fallen.__getitem__)
-    text = f"what waits for {most} falls {_share(before, after, most, dense)}"
+    text = f"the wait for {most} falls {_share(before, after, most, dense)} of the baseline's time"
     if fallen[least] <= -_MOVED:
-        text += f", what waits for {least} rises {_share(before, after, least, dense)}"
+        text += f", and that for {least} rises {_share(before, after, least, dense)}"
     if most == _CACHE:
         text += "; values whose probability is 0 are not loaded, which needs no planes"
     return text
 
 
 def _share(before: Mapping[str, int], after: Mapping[str, int], work: str, dense: PartCost) -> str:
-    """``from 82.6 % to 50.9 % of the baseline's time``."""
+    """``from 82.6 % to 50.9 %``, of the time of the baseline."""
     shares = (formats.percent(of[work] / dense.cycles) for of in (before, after))
-    return f"from {' to '.join(shares)} of the baseline's time"
+    return f"from {' to '.join(shares)}"
 
 
 def _cycles(part: PartCost, work: str) -> int:

@@ -34,7 +34,7 @@ def test_a_prefill_gains_where_the_array_works_less():
     dense, split = (one.schemes[s].whole_model for s in ("dense", "sparqle"))
     array = [c.limits["array"] + c.limits["waiting_rows"] for c in (dense, split)]
     shares = " to ".join(f"{cycles / dense.cycles:.1%}".replace("%", " %") for cycles in array)
-    because = f"because what waits for the array falls from {shares} of the baseline's time"
+    because = f"because the wait for the array falls from {shares} of the baseline's time"
     assert because in sentence
 
 
@@ -55,7 +55,7 @@ def test_values_that_are_not_loaded_are_no_gain_of_planes():
     dense, split = (one.schemes[s].whole_model for s in ("dense", "sparqle"))
     cache = [part.limits["kv_cache"] / dense.cycles for part in (dense, split)]
     shares = " to ".join(f"{share:.1%}".replace("%", " %") for share in cache)
-    assert f"what waits for loading keys and values falls from {shares} of" in sentence
+    assert f"the wait for loading keys and values falls from {shares} of" in sentence
     assert "values whose probability is 0 are not loaded, which needs no planes" in sentence
 
 
