@@ -579,15 +579,21 @@ def _labelled(gv: tvm.ir.GlobalVar, func: relax.Function) -> tuple[_Labelled, re
         param = given.setdefault(label, relax.Var(f"label{len(given)}", relax.AnyType()))
         return relax.VarBinding(binding.var, with_label(binding.value, param))
 
-    blocks = [type(block)(list(map(changed, block.bindings))) for block in func.body.blocks]
-    body = relax.SeqExpr(blocks, func.body.body)
-    uses = count_uses(relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs))
+    whole = _with_bindings(func, changed)
+    uses = count_uses(whole)
     shapes = [isinstance(param.ty, relax.ShapeType) for param in func.params]
     kept = [at for at, param in enumerate(func.params) if uses[param] or shapes[at]]
     params = [*(func.params[at] for at in kept), *given.values()]
-    made = relax.Function(params, body, func.ret_ty, func.is_pure, func.attrs)
+    made = relax.Function(params, whole.body, func.ret_ty, func.is_pure, func.attrs)
     made = made.without_attr(SEGMENTS).without_attr(WEIGHTS)
     return _Labelled(function_variable(str(gv.name_hint), made), kept, list(given)), made
+
+
+def _with_bindings(func: relax.Function, changed: Callable[[Any], Any]) -> relax.Function:
+    """The function with every binding changed."""
+    blocks = [type(block)(list(map(changed, block.bindings))) for block in func.body.blocks]
+    body = relax.SeqExpr(blocks, func.body.body)
+    return relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs)
 
 
 def _with_labels_given(mod: tvm.IRModule) -> tvm.IRModule:
@@ -612,10 +618,7 @@ def _with_labels_given(mod: tvm.IRModule) -> tvm.IRModule:
     for gv, func in relax_functions(mod):
         if gv in layers or not any(each in layers for each in relax.analysis.all_global_vars(func)):
             continue
-        blocks = [type(block)(list(map(changed, block.bindings))) for block in func.body.blocks]
-        body = relax.SeqExpr(blocks, func.body.body)
-        whole = relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs)
-        functions[gv] = remove_unused(whole)
+        functions[gv] = remove_unused(_with_bindings(func, changed))
     return tvm.IRModule(functions, mod.attrs, mod.global_infos)
 
 
