@@ -187,7 +187,8 @@ def in_program_order(report: PassReport, mod: tvm.IRModule) -> Iterator[None]:
     """What is noted within is brought into the order of the program that a module stands for."""
     skipped, tuned, split = len(report.skipped), len(report.tuned), len(report.split)
     yield
-    if not layers_of(mod):
+    nothing = skipped == len(report.skipped) and tuned == len(report.tuned)
+    if (nothing and split == len(report.split)) or not layers_of(mod):
         return
     place = program_order(mod)
     report.skipped[skipped:] = sorted(
